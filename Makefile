@@ -1,0 +1,28 @@
+# make demo    README command one: .venv, install, `parspike demo`
+# make test    README command two: the tests, in the same .venv
+# make check   everything a change must pass
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check lint
+.DELETE_ON_ERROR:
+
+# One install serves every target: the stamp is newer than what it was made from.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/parspike demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+check: lint test

@@ -1,0 +1,370 @@
+"""`parspike plan`, `convert` and `eval`. torch is imported inside them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parspike.cli import console
+from parspike.errors import FileError, InputError, OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from parspike.cli.data import Images, Preprocessing
+    from parspike.cli.spec import Network
+
+__all__ = ["convert", "evaluate", "plan"]
+
+Spec = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPEC", help="package.module:factory, file.py:factory, timm:NAME, torchvision:NAME"
+    ),
+]
+Weights = Annotated[str | None, typer.Option(help="safetensors, or a state dict saved by torch.save")]
+Shape = Annotated[str | None, typer.Option(help="one sample without batch, such as 3,224,224")]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="keep these layers' activations analog (repeatable)"),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="refuse what a spike cannot do instead of keeping it analog")
+]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, also for an error")]
+Data = "a folder of class folders, a .zip of one, an .npz, digits or photos"
+Split = Annotated[str | None, typer.Option(help="train, test or val, where the data are divided so")]
+Side = Annotated[int | None, typer.Option("--size", help="resize the short side to this many pixels")]
+Crop = Annotated[int | None, typer.Option(help="then cut this square from the centre")]
+Mean = Annotated[str | None, typer.Option(help="then (x/255 − mean) / std: one value, or one a channel")]
+Std = Annotated[str | None, typer.Option(help="see --mean")]
+BatchSize = Annotated[int, typer.Option(help="images at a time")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="leave out images that cannot be decoded")]
+Seed = Annotated[int, typer.Option(help="chooses which images, and their order")]
+
+
+def plan(
+    spec: Spec,
+    weights: Weights = None,
+    shape: Shape = None,
+    keep: Keep = None,
+    strict: Strict = False,
+    json: Json = False,
+) -> None:
+    """Show what becomes of every layer, before any data is read. Exit code 1 if a layer is refused."""
+    import parspike
+
+    network = _network(spec, weights)
+    table = parspike.plan(network.model, _example(network, shape), layers=_kept(keep), strict=strict)
+    console.result(json, table.to_dict(), str(table))
+    if not table.ok:
+        raise typer.Exit(1)
+
+
+def convert(
+    spec: Spec,
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE", help="the file to write, net.parspike")
+    ],
+    data: Annotated[str | None, typer.Option(help=f"for the calibration: {Data}")] = None,
+    T: Annotated[int, typer.Option("-T", "--T", help="time-steps")] = 8,
+    weights: Weights = None,
+    recipe: Annotated[str | None, typer.Option(help="how to calibrate: a name, or a recipe as JSON")] = None,
+    passes: Annotated[int | None, typer.Option(help="how often the calibration sees the data")] = None,
+    keep: Keep = None,
+    strict: Strict = False,
+    calibration_images: Annotated[int, typer.Option(help="take at most this many of the images")] = 1024,
+    split: Split = None,
+    shape: Shape = None,
+    size: Side = None,
+    crop: Crop = None,
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: BatchSize = 32,
+    skip_broken: SkipBroken = False,
+    seed: Seed = 0,
+    force: Annotated[bool, typer.Option("--force", help="write over FILE if it exists")] = False,
+    json: Json = False,
+) -> None:
+    """Turn a trained network into a spiking one and write it to FILE."""
+    import parspike
+    from parspike.cli.data import open_images
+
+    _check_output(Path(output), force)
+    network = _network(spec, weights)
+    preprocess = _preprocess(network.preprocess, shape, size, crop, mean, std)
+    images = None
+    if data is not None:
+        images = open_images(
+            data,
+            preprocess,
+            split=split,
+            prefer="train",
+            batch_size=batch_size,
+            limit=calibration_images,
+            shuffle=True,
+            seed=seed,
+            skip_broken=skip_broken,
+        )
+    start = time.perf_counter()
+    with console.progress("calibrating") as progress:
+        snn = parspike.convert(
+            network.model,
+            calibration=images,
+            T=T,
+            recipe=_recipe(recipe, passes),
+            layers=_kept(keep),
+            example=None if images else _example(network, shape),
+            strict=strict,
+            seed=seed,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - start
+    snn.save(output, force=force)
+    fields = {
+        "output": output,
+        "spec": spec,
+        "T": snn.T,
+        "images": len(images) - len(images.broken) if images else 0,
+        "seconds": round(seconds, 3),
+        "bytes": Path(output).stat().st_size,
+        "preprocessing": preprocess.to_json() if images else None,
+        "skipped": _skipped(images),
+        "provenance": snn.provenance,
+    }
+    text = {
+        "written": f"{output} ({fields['bytes'] / 1e6:.1f} MB)",
+        "T": snn.T,
+        "calibrated on": f"{fields['images']} images of {data}" if data else "nothing: no data given",
+        "preprocessing": preprocess if images else None,
+        "time": f"{seconds:.1f} s",
+    }
+    console.result(json, fields, console.table(text))
+
+
+def evaluate(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="what `parspike convert` wrote")],
+    data: Annotated[str, typer.Option(help=Data)],
+    against: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="also run the network it came from")
+    ] = None,
+    weights: Weights = None,
+    engine: Annotated[
+        str, typer.Option(help="count, parallel, serial, or serial-if for comparison")
+    ] = "count",
+    split: Split = None,
+    limit: Annotated[int | None, typer.Option(help="take at most this many of the images")] = None,
+    shape: Shape = None,
+    size: Side = None,
+    crop: Crop = None,
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: BatchSize = 32,
+    skip_broken: SkipBroken = False,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Run a converted network on images: accuracy, agreement with the network it came from, spikes, time."""
+    import parspike
+    from parspike.cli.data import open_images
+
+    if weights is not None and against is None:
+        raise OptionError(
+            "--weights belongs to the network of --against SPEC; the spiking network has its own"
+        )
+    snn = parspike.load(file)
+    network = _network(against, weights) if against else None
+    images = open_images(
+        data,
+        _preprocess(network and network.preprocess, shape, size, crop, mean, std),
+        split=split,
+        prefer="test",
+        batch_size=batch_size,
+        limit=limit,
+        seed=seed,
+        skip_broken=skip_broken,
+    )
+    score = _Score()
+    with console.progress("evaluating") as progress:
+        for x, y in images:
+            score.add(snn, network, engine, x, y)
+            progress("", score.images, len(images) - len(images.broken))
+    fields = {
+        "file": file,
+        "T": snn.T,
+        "engine": engine,
+        **score.fields(),
+        "preprocessing": images.preprocess.to_json(),
+        "skipped": _skipped(images),
+    }
+    console.result(json, fields, score.text(file, snn.T, engine, images.preprocess))
+
+
+class _Score:
+    """Sums over batches; a share is None where it cannot be told."""
+
+    def __init__(self) -> None:
+        self.images = self.spikes = self.neurons = 0
+        self.right = self.right_network = self.same = 0
+        self.labelled = self.compared = False
+        self.seconds = self.seconds_network = 0.0
+
+    def add(self, snn: Any, network: Network | None, engine: str, x: Tensor, y: Tensor | None) -> None:
+        import torch
+
+        start = time.perf_counter()
+        run = snn.run(x, engine=engine, record=True)
+        self.seconds += time.perf_counter() - start
+        said = self._classes(run.logits, y)
+        self.images += len(x)
+        self.spikes += sum(float(c.sum()) for c in run.counts.values())
+        self.neurons += sum(c.numel() for c in run.counts.values())
+        if y is not None:
+            self.labelled, self.right = True, self.right + int((said == y).sum())
+        if network is None:
+            return
+        start = time.perf_counter()
+        with torch.inference_mode():
+            logits = network.model(x)
+        self.seconds_network += time.perf_counter() - start
+        network_said = self._classes(logits, y)
+        self.compared, self.same = True, self.same + int((said == network_said).sum())
+        if y is not None:
+            self.right_network += int((network_said == y).sum())
+
+    @staticmethod
+    def _classes(logits: Any, y: Tensor | None) -> Tensor:
+        if getattr(logits, "ndim", 0) != 2:
+            raise InputError(
+                "eval scores classifiers: the network has to give one tensor of logits (B, classes)"
+            )
+        if y is not None and int(y.max()) >= logits.shape[1]:
+            raise InputError(
+                f"the data have a class {int(y.max())} but the network knows {logits.shape[1]} classes "
+                "(0 … n−1): the two do not belong together"
+            )
+        return logits.argmax(1)
+
+    def fields(self) -> dict[str, Any]:
+        n = self.images
+        return {
+            "images": n,
+            "accuracy": self.right / n if self.labelled else None,
+            "network_accuracy": self.right_network / n if self.labelled and self.compared else None,
+            "agreement": self.same / n if self.compared else None,
+            "spikes_per_neuron": self.spikes / self.neurons if self.neurons else None,
+            "seconds_per_image": self.seconds / n,
+            "network_seconds_per_image": self.seconds_network / n if self.compared else None,
+        }
+
+    def text(self, file: str, T: int, engine: str, preprocess: Preprocessing) -> str:
+        fields = self.fields()
+
+        def percent(name: str) -> str | None:
+            return None if fields[name] is None else f"{100 * fields[name]:.2f} %"
+
+        def milliseconds(name: str) -> str | None:
+            return None if fields[name] is None else f"{1000 * fields[name]:.2f} ms an image"
+
+        spikes = fields["spikes_per_neuron"]
+        return console.table(
+            {
+                "file": file,
+                "T, engine": f"{T}, {engine}",
+                "images": fields["images"],
+                "accuracy": percent("accuracy"),
+                "network's accuracy": percent("network_accuracy"),
+                "agreement": percent("agreement"),
+                "spikes per neuron": None if spikes is None else f"{spikes:.3f} of {T}",
+                "time": milliseconds("seconds_per_image"),
+                "network's time": milliseconds("network_seconds_per_image"),
+                "preprocessing": preprocess,
+            }
+        )
+
+
+def _network(spec: str, weights: str | None) -> Network:
+    from parspike.cli.spec import load_network
+
+    network = load_network(spec, weights)
+    if network.random_weights:
+        console.warn(f"{spec} has random weights: give trained ones with --weights FILE")
+    return network
+
+
+def _example(network: Network, shape: str | None) -> Tensor:
+    """Two samples of zeros in the shape asked for, else in the one that the library states."""
+    import torch
+
+    from parspike.cli.spec import parse_shape
+
+    one = parse_shape(shape) if shape else network.shape
+    if one is None:
+        raise OptionError(
+            f"the input of {network.spec} is not known: give one sample's shape, such as --shape 3,224,224"
+        )
+    return torch.zeros(2, *one)
+
+
+def _preprocess(
+    base: Preprocessing | None,
+    shape: str | None,
+    size: int | None,
+    crop: int | None,
+    mean: str | None,
+    std: str | None,
+) -> Preprocessing:
+    """What the options ask, over what the network's library states."""
+    from parspike.cli.data import Preprocessing
+    from parspike.cli.spec import parse_shape
+
+    asked: dict[str, Any] = {
+        "size": size,
+        "crop": crop,
+        "mean": _numbers("--mean", mean),
+        "std": _numbers("--std", std),
+    }
+    if shape and len(parsed := parse_shape(shape)) == 3 and parsed[0] in (1, 3):
+        asked["channels"] = parsed[0]
+    return replace(base or Preprocessing(), **{k: v for k, v in asked.items() if v is not None})
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionError(
+            f"{option} {text}: expected numbers with commas, such as 0.485,0.456,0.406"
+        ) from error
+
+
+def _kept(patterns: list[str] | None) -> dict[str, Any]:
+    import parspike
+
+    return {pattern: parspike.Keep() for pattern in patterns or ()}
+
+
+def _check_output(path: Path, force: bool) -> None:
+    """Before minutes of calibration, not after."""
+    if path.exists() and not force:
+        raise FileError(f"{path} exists: write over it with --force, or choose another name")
+    if not path.parent.is_dir():
+        raise FileError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def _skipped(images: Images | None) -> list[str]:
+    """The files left out, said once on stderr."""
+    names = images.broken if images else []
+    if names:
+        console.warn(f"{len(names)} images could not be decoded and were left out: {', '.join(names)}")
+    return names
+
+
+def _recipe(recipe: str | None, passes: int | None) -> Any:
+    return recipe

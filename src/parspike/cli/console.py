@@ -1,0 +1,68 @@
+"""What the command line writes: one result on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+__all__ = ["fail", "progress", "result", "warn"]
+
+
+def result(as_json: bool, fields: dict[str, Any], text: str) -> None:
+    """The command's answer: `fields` as one JSON object, or `text` for a person."""
+    typer.echo(json.dumps(fields, ensure_ascii=False) if as_json else text)
+
+
+def table(rows: dict[str, Any]) -> str:
+    """Names and values in two columns; None is left out.
+
+    >>> print(table({"T": 8, "accuracy": None, "images": 761}))
+    T       8
+    images  761
+    """
+    shown = {name: str(value) for name, value in rows.items() if value is not None}
+    width = max(map(len, shown), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
+
+
+def warn(message: str) -> None:
+    """A remark on stderr."""
+    _say("warning", "yellow", message)
+
+
+def fail(as_json: bool, kind: str, message: str) -> None:
+    """An error, on stderr for a person, as a JSON object on stdout for a program."""
+    if as_json:
+        result(True, {"error": {"type": kind, "message": message}}, "")
+    else:
+        _say("error", "red", message)
+
+
+def _say(word: str, style: str, message: str) -> None:
+    # Messages hold [brackets] and long paths: neither is markup nor to be broken.
+    stderr = Console(stderr=True, highlight=False)
+    stderr.print(Text.assemble((f"{word}: ", f"bold {style}"), message), soft_wrap=True)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr with the time left; call it with (what, done, total). Silent where nobody watches."""
+    stderr = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=f"{title} {what}".rstrip(), completed=done, total=total
+        )

@@ -1,0 +1,31 @@
+"""What all tests share: real data beside the project, torchvision on the CPU build, quiet threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# torchvision's wheel from PyPI was built for another torch than the CPU build: it imports once these two
+# operators are declared. The matching pair declares them itself, hence the guard.
+for name in ("nms", "qnms"):
+    with contextlib.suppress(RuntimeError):
+        torch.library.define(
+            f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and weights beside the project; the test skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real data in {SHARED}, which are not part of the project")
+    return SHARED
