@@ -1,0 +1,36 @@
+"""parspike: trained networks → spiking networks by parallel conversion.
+
+>>> import torch, parspike
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+>>> snn = parspike.convert(model, calibration=torch.rand(64, 4), T=8)
+>>> snn(torch.rand(5, 4)).shape
+torch.Size([5, 2])
+"""
+
+from parspike import errors
+from parspike.calibrate import DAQCFS, MaxThreshold, Recipe, recipe_from_json, recipe_to_json
+from parspike.convert import convert
+from parspike.engines import Run
+from parspike.errors import ParspikeError
+from parspike.file import load
+from parspike.neurons import QCFS
+from parspike.plan import Keep, Plan, plan
+from parspike.snn import SNN
+
+__all__ = [
+    "DAQCFS",
+    "QCFS",
+    "SNN",
+    "Keep",
+    "MaxThreshold",
+    "ParspikeError",
+    "Plan",
+    "Recipe",
+    "Run",
+    "convert",
+    "errors",
+    "load",
+    "plan",
+    "recipe_from_json",
+    "recipe_to_json",
+]

@@ -1,0 +1,7 @@
+"""Data → parameters of each neuron. A recipe is a small frozen dataclass; `convert` calls its `fit`."""
+
+from parspike.calibrate.batches import Batches
+from parspike.calibrate.daqcfs import DAQCFS, MaxThreshold
+from parspike.calibrate.recipe import RECIPES, Draft, Recipe, recipe_from_json, recipe_to_json
+
+__all__ = ["DAQCFS", "RECIPES", "Batches", "Draft", "MaxThreshold", "Recipe", "recipe_from_json", "recipe_to_json"]

@@ -1,0 +1,247 @@
+"""Thresholds from channel maxima, and Algorithm 1 of the paper: the shift δ and the scale φ of equation (9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from parspike.calibrate.batches import Batches
+from parspike.calibrate.recipe import Draft, Recipe
+from parspike.errors import CalibrationError, OptionError
+from parspike.graph import Clip, Node, Quantised, Schedule, Stream, walk
+from parspike.graph.ops import call
+from parspike.neurons import ParallelNeuron, qcfs
+
+__all__ = ["DAQCFS", "MaxThreshold", "channel_maxima", "initial_neurons"]
+
+
+@dataclass(frozen=True)
+class MaxThreshold(Recipe):
+    """ClipReLU thresholds from the channel maxima and nothing else: the start of every recipe."""
+
+    name: ClassVar[str] = "max"
+
+    def fit(self, draft: Draft, batches: Batches | None) -> None:
+        initial_neurons(draft, batches)
+
+
+@dataclass(frozen=True)
+class DAQCFS(Recipe):
+    """Algorithm 1 (method.md, Calibration), for QCFS with T ≠ T̃ and for ReLU networks.
+
+    momentum: α of the moving averages. passes: times over the calibration set. means: "moving" as the paper's
+    averages over batches, "exact" for their limit, layer after layer, each from the whole set (L times the cost;
+    independent of the order and size of batches).
+    """
+
+    name: ClassVar[str] = "daqcfs"
+    momentum: float = 0.99
+    passes: int = 1
+    means: Literal["moving", "exact"] = "moving"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise OptionError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if isinstance(self.passes, bool) or not isinstance(self.passes, int) or self.passes < 1:
+            raise OptionError(f"passes must be an integer of at least 1, got {self.passes!r}")
+        if self.means not in ("moving", "exact"):
+            raise OptionError(f"means must be 'moving' or 'exact', got {self.means!r}")
+
+    def fit(self, draft: Draft, batches: Batches | None) -> None:
+        initial_neurons(draft, batches)
+        if draft.lossless:
+            return
+        if batches is None:
+            raise CalibrationError("this network needs calibration data at this T: pass calibration=")
+        for node in draft.graph.neurons:
+            if node.name in draft.neurons:
+                _per_channel(draft.neurons[node.name], node)
+        if self.means == "exact":
+            self._exact(draft, batches)
+        else:
+            self._moving(draft, batches)
+
+    def _moving(self, draft: Draft, batches: Batches) -> None:
+        graph, alpha = draft.graph, self.momentum
+
+        def fire(node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
+            neuron, z, z_student = draft.neurons[node.name], teacher[0], student[0]
+            a = clipped(draft, node, z, teacher)
+            _blend(neuron.shift, channel_mean(z - z_student, node), node, alpha)
+            a_student = neuron.value(neuron.count(z_student))
+            # φ blends into v_post = θ + φ: θ + αφ + (1−α)e = α v_post + (1−α)(θ + e).
+            theta = neuron.v_threshold.expand_as(neuron.v_post).flatten()
+            _blend(neuron.v_post, theta + channel_mean(a - a_student, node), node, alpha)
+            return [a, a_student]
+
+        schedule = Schedule.of(graph.nodes, graph.outputs)
+        at = dict.fromkeys(draft.neurons, fire)
+        for number in range(self.passes):
+            done = 0
+            for env in batches:
+                walk(schedule, _pair(draft, env), at)
+                done += 1
+                draft.progress(f"algorithm 1, pass {number + 1} of {self.passes}", done, 0)
+
+    def _exact(self, draft: Draft, batches: Batches) -> None:
+        graph = draft.graph
+        names = [node.name for node in graph.neurons if node.name in draft.neurons]
+        for position, name in enumerate(names):
+            node = graph.by_name[name]
+            neuron = draft.neurons[name]
+            draft.progress(node.layer, position, len(names))
+            for _ in range(self.passes):
+                error = _Mean()
+                for z, z_student, _ in _inputs_of(draft, node, batches):
+                    error.add(z - z_student, node)
+                neuron.shift.copy_(node_shape(error.mean, node, neuron.shift))
+                wanted, fired = _Mean(), _Mean()
+                for z, z_student, teacher in _inputs_of(draft, node, batches):
+                    wanted.add(clipped(draft, node, z, teacher) - neuron.offset, node)
+                    fired.add(neuron.count(z_student), node)
+                # The fixed point of step 3: φ = mean(a) − mean(k)(θ + φ)/T.
+                rate = fired.mean / draft.T
+                theta = neuron.v_threshold.double().expand_as(neuron.v_post).flatten()
+                phi = (wanted.mean - rate * theta) / (1 + rate)
+                neuron.v_post.copy_(node_shape(theta + phi, node, neuron.v_post))
+        draft.progress("algorithm 1", len(names), len(names))
+
+
+def channel_maxima(draft: Draft, batches: Batches) -> dict[str, Tensor]:
+    """The largest output of every channel of every activation, (C,) by node name."""
+    largest: dict[str, Tensor] = {}
+
+    def record(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
+        a = call(node.target, args, node.kwargs)
+        now = _over_channels(a, node).amax(1)
+        largest[node.name] = torch.maximum(largest[node.name], now) if node.name in largest else now
+        return [a]
+
+    graph = draft.graph
+    schedule = Schedule.of(graph.nodes, graph.outputs)
+    at = dict.fromkeys(draft.activations, record)
+    for done, env in enumerate(batches, 1):
+        walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], at)
+        draft.progress("recording maxima", done, 0)
+    for node in graph.neurons:
+        if node.name in largest and not torch.isfinite(largest[node.name]).all():
+            raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
+    return largest
+
+
+def initial_neurons(draft: Draft, batches: Batches | None) -> None:
+    """Neurons with θ from the network (QCFS) or from the channel maxima (ClipReLU), δ = φ = 0."""
+    clips = [name for name, a in draft.activations.items() if isinstance(a, Clip)]
+    maxima: dict[str, Tensor] = {}
+    if clips:
+        if batches is None:
+            layer = draft.graph.by_name[clips[0]].layer
+            raise CalibrationError(f"layer '{layer}' has no threshold of its own: pass calibration= (images, no labels)")
+        maxima = channel_maxima(draft, batches)
+    for name, activation in draft.activations.items():
+        node = draft.graph.by_name[name]
+        if isinstance(activation, Quantised):
+            theta = draft.graph.tensors[activation.v_threshold]
+            if not bool((theta > 0).all()):
+                raise CalibrationError(f"layer '{node.layer}' has a threshold that is not above 0")
+            draft.neurons[name] = ParallelNeuron(draft.T, theta)
+        else:
+            theta = _above_zero(maxima[name] - activation.low)
+            draft.neurons[name] = ParallelNeuron(
+                draft.T, node_shape(theta, node), offset=activation.low
+            )
+
+
+def _above_zero(theta: Tensor) -> Tensor:
+    # A channel that never fired on the calibration data gets the layer's largest threshold: it stays silent
+    # unless its current is large on the scale of its layer.
+    largest = theta.max()
+    return torch.where(theta > 0, theta, largest if largest > 0 else torch.ones_like(largest))
+
+
+def node_shape(vector: Tensor, node: Node, like: Tensor | None = None) -> Tensor:
+    """A vector (C,) in the shape that broadcasts against one sample of the node's output."""
+    shaped = node.per_channel(vector).squeeze(0)
+    return shaped if like is None else shaped.to(like.dtype).reshape(like.shape)
+
+
+def _per_channel(neuron: ParallelNeuron, node: Node) -> None:
+    """Give δ and φ one entry a channel; θ stays as it is (method.md: QCFS keeps its scalar)."""
+    shape = node_shape(torch.zeros(node.channels), node).shape
+    neuron.shift.data = neuron.shift.expand(shape).clone()
+    neuron.v_post.data = neuron.v_post.expand(shape).clone()
+
+
+def _over_channels(x: Tensor, node: Node) -> Tensor:
+    return x.movedim(node.channel_dim, 0).flatten(1)
+
+
+def channel_mean(x: Tensor, node: Node) -> Tensor:
+    """Mean over batch and space: (C,)."""
+    return _over_channels(x, node).mean(1)
+
+
+def _blend(parameter: Tensor, target: Tensor, node: Node, alpha: float) -> None:
+    parameter.mul_(alpha).add_(node_shape(target, node, parameter), alpha=1 - alpha)
+
+
+def clipped(draft: Draft, node: Node, z: Tensor, args: tuple[Any, ...]) -> Tensor:
+    """The teacher's activation: QCFS with T̃ levels, or ClipReLU with the recorded thresholds."""
+    activation, neuron = draft.activations[node.name], draft.neurons[node.name]
+    if isinstance(activation, Quantised):
+        return qcfs(z, args[1], activation.levels)
+    low = neuron.offset
+    return torch.minimum(z.clamp(min=low), neuron.v_threshold + low if low else neuron.v_threshold)
+
+
+def _pair(draft: Draft, env: dict[str, Tensor]) -> list[Stream]:
+    sizes = draft.graph.sizes(env)
+    return [Stream(dict(env), draft.graph.tensors, sizes), Stream(dict(env), draft.tensors, sizes)]
+
+
+def _inputs_of(draft: Draft, node: Node, batches: Batches) -> Any:
+    """z, z', and the teacher's arguments at one neuron layer, batch by batch; layers before it are calibrated."""
+    before = _ancestors(draft, node)
+    source = node.refs[0]
+    schedule = Schedule.of(before, [source])
+
+    def fire(n: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
+        neuron = draft.neurons[n.name]
+        return [clipped(draft, n, teacher[0], teacher), neuron.value(neuron.count(student[0]))]
+
+    for env in batches:
+        pair = _pair(draft, env)
+        walk(schedule, pair, dict.fromkeys(draft.neurons, fire))
+        yield pair[0].env[source], pair[1].env[source], pair[0].arguments(node)[0]
+
+
+def _ancestors(draft: Draft, node: Node) -> list[Node]:
+    needed, todo = set(), list(node.refs)
+    while todo:
+        name = todo.pop()
+        if name not in needed and name in draft.graph.by_name:
+            needed.add(name)
+            todo.extend(draft.graph.by_name[name].refs)
+    return [n for n in draft.graph.nodes if n.name in needed]
+
+
+class _Mean:
+    """Mean per channel over all batches, in float64: independent of how the data are cut into batches."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.number = 0
+
+    def add(self, x: Tensor, node: Node) -> None:
+        rows = _over_channels(x, node).double()
+        self.total = rows.sum(1) if self.total is None else self.total + rows.sum(1)
+        self.number += rows.shape[1]
+
+    @property
+    def mean(self) -> Tensor:
+        if self.total is None:
+            raise CalibrationError("the calibration set is empty")
+        return self.total / self.number

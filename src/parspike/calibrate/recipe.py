@@ -1,0 +1,87 @@
+"""What every recipe is given and how recipes are written down."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from parspike.calibrate.batches import Batches
+from parspike.errors import OptionError
+from parspike.graph import Graph, Quantised
+from parspike.graph.ops import Activation
+from parspike.neurons import ParallelNeuron
+
+__all__ = ["RECIPES", "Draft", "Progress", "Recipe", "recipe_from_json", "recipe_to_json"]
+
+Progress = Callable[[str, int, int], None]
+"""progress(what, done, total)"""
+
+RECIPES: dict[str, type[Recipe]] = {}
+
+
+@dataclass
+class Draft:
+    """A conversion in the making.
+
+    graph: the network; its tensors are the teacher's and never change. tensors: the student's synapses, at first
+    the same; a recipe may replace entries. activations: by the name of every node that shall spike, what it
+    computed. neurons: filled by the recipe, one for each of them.
+    """
+
+    graph: Graph
+    activations: Mapping[str, Activation]
+    T: int
+    tensors: dict[str, Tensor]
+    neurons: dict[str, ParallelNeuron]
+    progress: Progress
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the network was trained for this T, so that nothing needs data: QCFS with T = T̃ everywhere."""
+        return all(isinstance(a, Quantised) and a.levels == self.T for a in self.activations.values())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Base of the recipes: options, validated when made, and one method."""
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        RECIPES[cls.name] = cls
+
+    @abstractmethod
+    def fit(self, draft: Draft, batches: Batches | None) -> None:
+        """Fill `draft.neurons` (and change `draft.tensors` where the recipe re-fits synapses)."""
+
+
+def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON-able data: its name and its options."""
+    return {"name": recipe.name, **asdict(recipe)}
+
+
+def recipe_from_json(value: str | Mapping[str, Any]) -> Recipe:
+    """A recipe from its name, or from a JSON object (or its text) with "name" and options.
+
+    >>> recipe_from_json("daqcfs")
+    DAQCFS(momentum=0.99, passes=1, means='moving')
+    """
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise OptionError(f"the recipe is not valid JSON: {error}") from error
+    options = {"name": value} if isinstance(value, str) else dict(value)
+    name = options.pop("name", None)
+    if name not in RECIPES:
+        raise OptionError(f"there is no recipe '{name}': choose one of {', '.join(sorted(RECIPES))}")
+    try:
+        return RECIPES[name](**options)
+    except TypeError as error:
+        fields = ", ".join(RECIPES[name].__dataclass_fields__)
+        raise OptionError(f"recipe '{name}' has the options {fields or '(none)'}: {error}") from error

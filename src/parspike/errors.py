@@ -1,0 +1,65 @@
+"""Every error that parspike raises on purpose.
+
+    ParspikeError
+    ├── TraceError          the network could not be turned into a graph
+    ├── UnsupportedError    the graph holds operators that no spiking network can carry (all listed at once)
+    ├── InputError          a tensor, a model or a batch is not what it should be (also a ValueError)
+    ├── OptionError         an option is out of its range or names nothing (also a ValueError)
+    ├── CalibrationError    the calibration data cannot be used (also a ValueError)
+    ├── FileError           a file cannot be read or written as asked (also an OSError)
+    └── MissingExtraError   an optional dependency is absent; says the command that installs it
+
+Each message names the place and says what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CalibrationError",
+    "FileError",
+    "InputError",
+    "MissingExtraError",
+    "OptionError",
+    "ParspikeError",
+    "TraceError",
+    "UnsupportedError",
+]
+
+
+class ParspikeError(Exception):
+    """Base of every error that parspike raises on purpose."""
+
+
+class TraceError(ParspikeError):
+    """`torch.export` could not capture the network; names the user's line and the remedy."""
+
+
+class UnsupportedError(ParspikeError):
+    """The network holds operators that cannot be converted; lists every one with its remedy."""
+
+
+class InputError(ParspikeError, ValueError):
+    """A tensor, model or batch has the wrong shape, dtype or values."""
+
+
+class OptionError(ParspikeError, ValueError):
+    """An option is out of range, or a pattern matches nothing."""
+
+
+class CalibrationError(ParspikeError, ValueError):
+    """The calibration data are empty or unusable."""
+
+
+class FileError(ParspikeError, OSError):
+    """A file is truncated, tampered with, too new, in the way, or cannot be written."""
+
+
+class MissingExtraError(ParspikeError, ImportError):
+    """An optional dependency is missing.
+
+    >>> print(MissingExtraError("timm", extra="vision"))
+    'timm' is not installed: run  pip install 'parspike[vision]'
+    """
+
+    def __init__(self, module: str, *, extra: str) -> None:
+        super().__init__(f"'{module}' is not installed: run  pip install 'parspike[{extra}]'")

@@ -1,0 +1,316 @@
+"""The graph of a network, and the one walk over it.
+
+A `Graph` is a list of `Node`s in the order in which they run. A node's arguments are plain values and three
+kinds of reference: `Ref` (the value of an earlier node or of an input), `Param` (a tensor of the network) and
+`Size` (an integer that depends on the sizes of the inputs, such as the batch).
+
+`walk` runs the nodes. What parspike does to a network (recording, calibrating, counting spikes, running in
+time, counting operations) is a function placed `at` some nodes of this walk, never another interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parspike.graph import ops
+
+__all__ = ["Device", "Graph", "Input", "Node", "Param", "Ref", "Schedule", "Size", "Stream", "map_tree", "walk"]
+
+BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The value of the node or input `name`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Param:
+    """The tensor `path` of the network (a parameter, a buffer or a folded constant)."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device that the network runs on."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """An integer computed from the input sizes.
+
+    `tree` is an int, a symbol ("batch", or "x.2" for dimension 2 of input x), or (operation, operand, operand …).
+    """
+
+    tree: Any
+
+    def __call__(self, sizes: Mapping[str, int]) -> int:
+        return _evaluate(self.tree, sizes)
+
+    def __str__(self) -> str:
+        return "B" if self.tree == BATCH else _format(self.tree)
+
+
+def _evaluate(tree: Any, sizes: Mapping[str, int]) -> Any:
+    if isinstance(tree, str):
+        return sizes[tree]
+    if isinstance(tree, int):
+        return tree
+    operation, *operands = tree
+    values = [_evaluate(operand, sizes) for operand in operands]
+    result = values[0]
+    for value in values[1:]:
+        if operation == "+":
+            result = result + value
+        elif operation == "*":
+            result = result * value
+        elif operation == "//":
+            result = result // value
+        elif operation == "%":
+            result = result % value
+        elif operation == "max":
+            result = max(result, value)
+        else:
+            result = min(result, value)
+    return result
+
+
+def _format(tree: Any) -> str:
+    if isinstance(tree, str):
+        return "B" if tree == BATCH else tree
+    if isinstance(tree, int):
+        return str(tree)
+    operation, *operands = tree
+    return "(" + f" {operation} ".join(_format(operand) for operand in operands) + ")"
+
+
+SIZE_OPERATIONS = ("+", "*", "//", "%", "max", "min")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tensor input of the network: its per-sample shape has `Size`s where it may vary."""
+
+    name: str
+    shape: tuple[Any, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation.
+
+    name: unique in the graph. target: the operator's name in the op table. args, kwargs: trees of plain values,
+    `Ref`, `Param`, `Size`. role: what it is for a spiking network (see `ops.Role`). layer: where in the user's
+    model. source: the user's source line. shape: of the (first) output, `Size` where it varies. channel_dim: the
+    dimension that per-channel parameters of a neuron run along. reason: why the role is analog or unknown.
+    """
+
+    name: str
+    target: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    role: ops.Role
+    layer: str
+    source: str = ""
+    shape: tuple[Any, ...] = ()
+    channel_dim: int = 1
+    reason: str = ""
+
+    @property
+    def refs(self) -> tuple[str, ...]:
+        """Names of the nodes and inputs that this node reads."""
+        return tuple(leaf.name for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Ref))
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        """Paths of the network's tensors that this node reads."""
+        return tuple(leaf.path for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Param))
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of this node's output along `channel_dim`."""
+        return self.shape[self.channel_dim]
+
+    def per_channel(self, vector: Tensor) -> Tensor:
+        """Reshape a vector (C,) so that it broadcasts along the channels of this node's output (B, …)."""
+        shape = [1] * len(self.shape)
+        shape[self.channel_dim] = -1
+        return vector.reshape(shape)
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """Every leaf of a tree of tuples, lists and dicts."""
+    if isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from leaves(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from leaves(item)
+    else:
+        yield tree
+
+
+def map_tree(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The same tree with `function` applied to its leaves."""
+    if isinstance(tree, (tuple, list)):
+        return type(tree)([map_tree(function, item) for item in tree])
+    if isinstance(tree, dict):
+        return {key: map_tree(function, item) for key, item in tree.items()}
+    return function(tree)
+
+
+@dataclass
+class Graph:
+    """A network as data: inputs, nodes in running order, the tree of outputs, and the tensors that nodes read."""
+
+    inputs: tuple[Input, ...]
+    nodes: tuple[Node, ...]
+    output: Any
+    tensors: dict[str, Tensor] = field(repr=False)
+    signature: tuple[int, tuple[str, ...]] = (1, ())
+    """Number of positional inputs, then the names of the keyword inputs."""
+
+    def __post_init__(self) -> None:
+        self.by_name = {node.name: node for node in self.nodes}
+
+    @property
+    def neurons(self) -> tuple[Node, ...]:
+        """The activations, in order."""
+        return tuple(node for node in self.nodes if node.role is ops.Role.NEURON)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the nodes that the output tree refers to."""
+        return tuple(leaf.name for leaf in leaves(self.output) if isinstance(leaf, Ref))
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """For every value, the nodes that read it (a node that reads it twice stands there twice)."""
+        table: dict[str, list[Node]] = {name: [] for name in (*(i.name for i in self.inputs), *self.by_name)}
+        for node in self.nodes:
+            for name in node.refs:
+                table[name].append(node)
+        return table
+
+    def __str__(self) -> str:
+        lines = [f"input {i.name}: {_shape(i.shape)} {str(i.dtype).removeprefix('torch.')}" for i in self.inputs]
+        for node in self.nodes:
+            reads = ", ".join((*node.refs, *node.params))
+            lines.append(f"{node.name} = {node.target}({reads})  [{node.role}] {node.layer} {_shape(node.shape)}")
+        return "\n".join((*lines, "output " + ", ".join(self.outputs)))
+
+    def run(self, *args: Tensor, **kwargs: Tensor) -> Any:
+        """The network itself, without any neuron: same outputs as the model that was traced."""
+        env = self.bind(args, kwargs)
+        walk(Schedule.of(self.nodes, self.outputs), [Stream(env, self.tensors, self.sizes(env))])
+        return self.collect(env)
+
+    def bind(self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Inputs by name."""
+        positional, names = self.signature
+        env = {i.name: arg for i, arg in zip(self.inputs[:positional], args, strict=False)}
+        for i, name in zip(self.inputs[positional:], names, strict=True):
+            if name in kwargs:
+                env[i.name] = kwargs[name]
+        return env
+
+    def sizes(self, env: Mapping[str, Tensor]) -> dict[str, int]:
+        """The value of every symbol of the input shapes."""
+        return {
+            dim.tree: env[i.name].shape[position]
+            for i in self.inputs
+            for position, dim in enumerate(i.shape)
+            if isinstance(dim, Size) and isinstance(dim.tree, str)
+        }
+
+    def collect(self, env: Mapping[str, Any]) -> Any:
+        """The output tree with the values put in."""
+        return map_tree(lambda leaf: env[leaf.name] if isinstance(leaf, Ref) else leaf, self.output)
+
+
+def _shape(shape: tuple[Any, ...]) -> str:
+    return "(" + ", ".join(str(dim) for dim in shape) + ")"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Nodes to run in order, each with the names that nobody reads after it (so memory can go)."""
+
+    steps: tuple[tuple[Node, tuple[str, ...]], ...]
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node], keep: Sequence[str], *, seeds: Sequence[str] = ()) -> Schedule:
+        """Run `nodes`; values named in `keep` stay, and so do `seeds`, values that the caller put in and owns."""
+        held, last = {*keep, *seeds}, {}
+        for node in nodes:
+            for name in (node.name, *node.refs):
+                last[name] = node.name
+        dead: dict[str, list[str]] = {}
+        for name, node_name in last.items():
+            if name not in held:
+                dead.setdefault(node_name, []).append(name)
+        return cls(tuple((node, tuple(dead.get(node.name, ()))) for node in nodes))
+
+
+@dataclass
+class Stream:
+    """One run of the graph in progress: values so far, the tensors it reads, the input sizes."""
+
+    env: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    sizes: Mapping[str, int]
+
+    def arguments(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The node's arguments with the values put in."""
+        return self._resolve(node.args), self._resolve(node.kwargs)
+
+    def _resolve(self, tree: Any) -> Any:
+        if isinstance(tree, Ref):
+            return self.env[tree.name]
+        if isinstance(tree, Param):
+            return self.tensors[tree.path]
+        if isinstance(tree, Size):
+            return tree(self.sizes)
+        if isinstance(tree, Device):
+            return next(value.device for value in (*self.env.values(), *self.tensors.values()) if isinstance(value, Tensor))
+        if isinstance(tree, tuple):
+            return tuple([self._resolve(item) for item in tree])
+        if isinstance(tree, list):
+            return [self._resolve(item) for item in tree]
+        if isinstance(tree, dict):
+            return {key: self._resolve(item) for key, item in tree.items()}
+        return tree
+
+
+Hook = Callable[..., Sequence[Any]]
+"""hook(node, *args of each stream) -> output of each stream"""
+
+
+def walk(schedule: Schedule, streams: Sequence[Stream], at: Mapping[str, Hook] | None = None) -> None:
+    """Run a schedule, all streams in lockstep.
+
+    Where a node's name is in `at`, that function is called with the node and, for every stream, the tuple of the
+    node's arguments; it returns the outputs, one a stream. Elsewhere the operator itself runs.
+    """
+    at = at or {}
+    for node, dead in schedule.steps:
+        hook = at.get(node.name)
+        if hook is None:
+            for stream in streams:
+                args, kwargs = stream.arguments(node)
+                stream.env[node.name] = ops.call(node.target, args, kwargs)
+        else:
+            outputs = hook(node, *[stream.arguments(node)[0] for stream in streams])
+            for stream, output in zip(streams, outputs, strict=True):
+                stream.env[node.name] = output
+        for stream in streams:
+            for name in dead:
+                stream.env.pop(name, None)

@@ -1,0 +1,180 @@
+"""Rewriting that leaves the network's function as it is and its spikes fewer.
+
+- a per-channel scale and shift (batch norm) goes into the weights of the synapse before it, else into those of
+  the synapse after it (batch norm behind an activation), else stays, which is exact too;
+- a max-pool behind an activation goes before it: both are monotone, so they commute exactly, and the neurons
+  are those of the pooled map (method.md, facts beyond the paper).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parspike.graph.ir import Graph, Node, Param, Ref, leaves, map_tree
+from parspike.graph.ops import Role
+
+__all__ = ["rewrite"]
+
+CONV = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.conv1d.padding",
+        "aten.conv2d.padding", "aten.conv3d.padding")  # fmt: skip
+LINEAR = "aten.linear.default"
+POOLS = ("aten.max_pool1d.default", "aten.max_pool2d.default", "aten.max_pool3d.default")
+KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default",
+                  "aten.adaptive_avg_pool3d.default", "aten.mean.dim", "aten.view.default")  # fmt: skip
+
+
+def rewrite(graph: Graph) -> Graph:
+    """Fold batch norms and move max-pools before their neuron. Same outputs up to rounding."""
+    draft = _Draft(graph)
+    for step in (_merge_backward, _pool_first, _merge_forward):
+        for node in list(draft.nodes.values()):
+            if node.name in draft.nodes:
+                step(draft, draft.nodes[node.name])
+    return draft.graph()
+
+
+@dataclass
+class _Draft:
+    source: Graph
+
+    def __post_init__(self) -> None:
+        self.nodes = {node.name: node for node in self.source.nodes}
+        self.tensors = dict(self.source.tensors)
+        self.output = self.source.output
+
+    def readers(self, name: str) -> list[Node]:
+        found = [node for node in self.nodes.values() for ref in node.refs if ref == name]
+        outputs = [leaf for leaf in leaves(self.output) if isinstance(leaf, Ref) and leaf.name == name]
+        return found + [replace(self.nodes[name], target="output") for _ in outputs]
+
+    def only_reader(self, name: str) -> Node | None:
+        readers = self.readers(name)
+        return readers[0] if len(readers) == 1 and readers[0].target != "output" else None
+
+    def drop(self, node: Node, instead: str) -> None:
+        """Remove a node; who read it reads `instead`."""
+        del self.nodes[node.name]
+        swap = _renaming({node.name: instead})
+        self.nodes = {name: _map(n, swap) for name, n in self.nodes.items()}
+        self.output = map_tree(swap, self.output)
+
+    def own(self, node: Node, position: int, suffix: str) -> Param:
+        """The tensor at an argument, under a name that only this node reads."""
+        param = node.args[position]
+        users = [n for n in self.nodes.values() for path in n.params if path == param.path]
+        path = param.path if len(users) == 1 else f"{node.name}.{suffix}"
+        self.tensors[path] = self.tensors[param.path]
+        return Param(path)
+
+    def graph(self) -> Graph:
+        nodes = tuple(self.nodes.values())
+        read = dict.fromkeys(path for node in nodes for path in node.params)
+        return replace(
+            self.source, nodes=nodes, output=self.output, tensors={path: self.tensors[path] for path in read}
+        )
+
+
+def _renaming(names: dict[str, str]) -> Callable[[Any], Any]:
+    return lambda leaf: Ref(names.get(leaf.name, leaf.name)) if isinstance(leaf, Ref) else leaf
+
+
+def _map(node: Node, function: Callable[[Any], Any]) -> Node:
+    return replace(node, args=map_tree(function, node.args), kwargs=map_tree(function, node.kwargs))
+
+
+def _scales(draft: _Draft, node: Node) -> tuple[Tensor, Tensor]:
+    scale, shift = (draft.tensors[param.path].double() for param in node.args[1:3])
+    return scale, shift
+
+
+def _bias_of(node: Node) -> Param | None:
+    return node.args[2] if len(node.args) > 2 else None
+
+
+def _set_synapse(draft: _Draft, node: Node, weight: Tensor, bias: Tensor) -> None:
+    """Give a synapse other weights, keeping the dtype it had."""
+    param = draft.own(node, 1, "weight")
+    dtype = draft.tensors[param.path].dtype
+    old = _bias_of(node)
+    bias_param = draft.own(node, 2, "bias") if old is not None else Param(param.path.rpartition(".")[0] + ".bias")
+    draft.tensors[param.path], draft.tensors[bias_param.path] = weight.to(dtype), bias.to(dtype)
+    draft.nodes[node.name] = replace(node, args=(node.args[0], param, bias_param, *node.args[3:]))
+
+
+def _foldable(draft: _Draft, node: Node | None) -> bool:
+    return node is not None and (node.target in CONV or node.target == LINEAR) and isinstance(node.args[1], Param)
+
+
+def _merge_backward(draft: _Draft, node: Node) -> None:
+    if node.target != "parspike.scale_shift" or not isinstance(node.args[0], Ref):
+        return
+    before = draft.nodes.get(node.args[0].name)
+    if before is None or draft.only_reader(before.name) is None or not _foldable(draft, before):
+        return
+    if before.target == LINEAR and len(before.shape) != 2:
+        return
+    scale, shift = _scales(draft, node)
+    weight = draft.tensors[before.args[1].path].double()
+    old = _bias_of(before)
+    bias = torch.zeros_like(shift) if old is None else draft.tensors[old.path].double()
+    _set_synapse(draft, before, weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias * scale + shift)
+    draft.drop(node, before.name)
+
+
+def _merge_forward(draft: _Draft, node: Node) -> None:
+    """Fold into the next convolution without padding, or linear layer, directly or behind an average pool."""
+    if node.target != "parspike.scale_shift" or not isinstance(node.args[0], Ref):
+        return
+    path: list[Node] = []
+    reader = draft.only_reader(node.name)
+    while reader is not None and reader.target in KEEPS_CHANNELS:
+        if reader.target == "aten.mean.dim" and 1 in [d % len(node.shape) for d in reader.args[1]]:
+            return
+        path.append(reader)
+        reader = draft.only_reader(reader.name)
+    if reader is None or not _foldable(draft, reader):
+        return
+    scale, shift = _scales(draft, node)
+    weight = draft.tensors[reader.args[1].path].double()
+    if reader.target in CONV:
+        padding = reader.args[4] if len(reader.args) > 4 else 0
+        groups = reader.args[6] if len(reader.args) > 6 else 1
+        padded = padding not in (0, "valid") and (isinstance(padding, str) or any(padding))
+        if path or groups != 1 or (padded and bool(shift.any())):
+            return  # zero padding is put in behind the shift, so the shift cannot move past it
+    elif reader.target == LINEAR:
+        if len(reader.shape) != 2 or weight.shape[1] % len(scale):
+            return
+        repeat = weight.shape[1] // len(scale)  # flattened maps: each channel's pixels lie side by side
+        if any(step.target == "aten.view.default" and len(step.shape) != 2 for step in path):
+            return
+        scale, shift = scale.repeat_interleave(repeat), shift.repeat_interleave(repeat)
+    extra = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+    old = _bias_of(reader)
+    bias = extra @ shift + (0 if old is None else draft.tensors[old.path].double())
+    _set_synapse(draft, reader, weight * scale.reshape(1, -1, *[1] * (weight.dim() - 2)), bias)
+    draft.drop(node, node.args[0].name)
+
+
+def _pool_first(draft: _Draft, node: Node) -> None:
+    """neuron → max-pool becomes max-pool → neuron, where nobody else reads the neuron."""
+    if node.target not in POOLS or not isinstance(node.args[0], Ref):
+        return
+    neuron = draft.nodes.get(node.args[0].name)
+    if neuron is None or neuron.role is not Role.NEURON or draft.only_reader(neuron.name) is None:
+        return
+    pool = replace(node, name=neuron.name, args=(neuron.args[0], *node.args[1:]), channel_dim=neuron.channel_dim)
+    fire = replace(
+        neuron, name=node.name, args=(Ref(pool.name), *neuron.args[1:]), shape=node.shape
+    )
+    swapped = {}
+    for name, n in draft.nodes.items():
+        swapped[name] = pool if name == neuron.name else fire if name == node.name else n
+    draft.nodes = swapped
+
+

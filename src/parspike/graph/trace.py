@@ -1,0 +1,389 @@
+"""`torch.export` with a dynamic batch → `Graph`."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import operator
+import re
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from parspike.errors import InputError, TraceError
+from parspike.graph import ops
+from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves
+from parspike.graph.ops import Role
+
+__all__ = ["trace"]
+
+BATCH_NORMS = ("aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default")
+IDENTITIES = ("aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.detach.default",
+              "aten.lift_fresh_copy.default", "aten.dropout.default", "aten.feature_dropout.default",
+              "aten._assert_tensor_metadata.default")  # fmt: skip
+
+
+def trace(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor] | None = None) -> Graph:
+    """Capture a network as a `Graph` with a dynamic batch (dimension 0 of every input).
+
+    args, kwargs: an example batch, tensors of shape (B, …), B ≥ 1. The model is not changed.
+    Raises `InputError` for a model in train mode or with NaN or Inf in its tensors, `TraceError` where
+    `torch.export` cannot follow the code or the network mixes samples of a batch.
+    """
+    kwargs = dict(kwargs or {})
+    check_model(model)
+    args, kwargs = two_samples(args), dict(zip(kwargs, two_samples(list(kwargs.values())), strict=True))
+    exported = _export(model, args, kwargs)
+    graph = _Reader(model, exported, len(args), tuple(kwargs)).graph()
+    _check_batch(graph, args, kwargs)
+    return graph
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what would make a silently wrong network: train mode, NaN and Inf."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        stateful = nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd
+        if isinstance(module, stateful) and module.training:
+            raise InputError(
+                f"layer '{name}' ({type(module).__name__}) is in train mode, where its output depends on the rest of "
+                "the batch or on chance: call model.eval() first, then convert"
+            )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise InputError(f"'{name}' is not initialised yet: run the model once on a batch, then convert")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"'{name}' holds NaN or Inf: the network cannot be converted; check its weights")
+
+
+def two_samples(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors with at least two different samples, since torch.export fixes a batch of one."""
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"example inputs must be tensors of shape (batch, …), got {type(tensor).__name__}")
+        if tensor.dim() == 0 or tensor.shape[0] == 0:
+            raise InputError(f"an example input has shape {tuple(tensor.shape)}: it needs at least one sample, (B, …)")
+    if all(tensor.shape[0] > 1 for tensor in tensors):
+        return tuple(tensors)
+    return tuple(torch.cat([t[:1], t[:1].flip(-1)]) if t.dim() > 1 else t[:1].repeat(2) for t in tensors)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Any:
+    shapes = (tuple({0: Dim.AUTO} for _ in args), {name: {0: Dim.AUTO} for name in kwargs})
+    generator = torch.random.get_rng_state()
+    try:
+        with _quiet():
+            exported = torch.export.export(
+                model, args, kwargs, dynamic_shapes=_by_parameter(model, *shapes), strict=False
+            )
+            return exported.run_decompositions({})
+    except Exception as error:
+        raise TraceError(_explain(model, error)) from error
+    finally:
+        torch.random.set_rng_state(generator)
+
+
+def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    parameters = inspect.signature(model.forward).parameters
+    variadic = next((n for n, p in parameters.items() if p.kind is p.VAR_POSITIONAL), None)
+    if variadic is not None:
+        return {variadic: args, **kwargs}
+    names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    text = str(error)
+    line = _user_line(text) or _user_line("".join(_frames(error)))
+    place = f" at {line}" if line else ""
+    first = next((part.strip() for part in text.splitlines() if part.strip()), type(error).__name__)
+    name = type(model).__name__
+    if "data-dependent" in text or "GuardOnDataDependent" in text or "Could not guard" in text:
+        return (
+            f"{name}: the code branches on the values of a tensor{place} ({first}). A spiking network has one fixed "
+            "graph: replace the branch by tensor operations, or convert the part of the model around it"
+        )
+    return f"{name} could not be traced{place}: {first}"
+
+
+def _frames(error: Exception) -> Iterator[str]:
+    for frame in traceback.extract_tb(error.__traceback__):
+        yield f'File "{frame.filename}", line {frame.lineno}, in {frame.name}\n    {frame.line}\n'
+
+
+def _user_line(stack: str) -> str:
+    """The innermost line of a stack that is not torch's or parspike's own."""
+    found = ""
+    pattern = r'File "([^"]+)", line (\d+), in (\S+)(?:\s*\n\s+(?!File)(\S[^\n]*))?'
+    for path, line, _, code in re.findall(pattern, stack):
+        if f"{Path(torch.__file__).parent}" in path or f"{Path(__file__).parent}" in path or path.startswith("<"):
+            continue
+        found = f"{'/'.join(Path(path).parts[-2:])}:{line}" + (f"  {code.strip()}" if code else "")
+    return found
+
+
+def _check_batch(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
+    """The time dimension is folded into the batch, so a network that mixes samples cannot be run in time."""
+    if any(node.role is Role.UNKNOWN for node in graph.nodes):
+        return
+    with _quiet():
+        straight = [leaf for leaf in leaves(graph.run(*args, **kwargs)) if isinstance(leaf, Tensor)]
+        turned = graph.run(*[a.flip(0) for a in args], **{name: a.flip(0) for name, a in kwargs.items()})
+    for one, other in zip(straight, (leaf for leaf in leaves(turned) if isinstance(leaf, Tensor)), strict=True):
+        scale = one.abs().max().clamp(min=1e-12) if one.is_floating_point() else 1
+        if one.dim() == 0 or one.shape[0] != args_batch(args, kwargs) or (one - other.flip(0)).abs().max() > 1e-2 * scale:
+            raise TraceError(
+                "the network mixes the samples of a batch (its output for one sample depends on the others, or has no "
+                "batch dimension first): the first dimension of every input and output must be the batch"
+            )
+
+
+def args_batch(args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> int:
+    """Batch size of the example."""
+    return next(iter((*args, *kwargs.values()))).shape[0]
+
+
+class _Reader:
+    """Turns one exported program into a `Graph`."""
+
+    def __init__(self, model: nn.Module, exported: Any, positional: int, names: tuple[str, ...]) -> None:
+        self.model, self.exported = model, exported
+        self.signature = (positional, names)
+        self.tensors: dict[str, Tensor] = {}
+        self.symbols: dict[Any, str] = {}
+        self.value: dict[str, Any] = {}  # fx name -> Ref, Param, Size or plain value
+        self.nodes: list[Node] = []
+        self.by_name: dict[str, Node] = {}
+        self.inputs: list[Input] = []
+        self.varying: set[str] = set()
+        self.norms: set[str] = set()
+        self.used_layers: dict[str, int] = {}
+        self.paths = {name for name, _ in model.named_modules()}
+
+    def graph(self) -> Graph:
+        output: Any = None
+        self._placeholders()
+        for fx in self.exported.graph.nodes:
+            if fx.op == "call_function":
+                self._call(fx)
+            elif fx.op == "output":
+                output = self._arguments(fx.args[0])
+        structure = pytree.tree_unflatten(list(output), self.exported.call_spec.out_spec)
+        nodes = _live(self.nodes, structure)
+        return Graph(tuple(self.inputs), nodes, structure, self._used(nodes), self.signature)
+
+    def _placeholders(self) -> None:
+        signature = self.exported.graph_signature
+        state = {**self.exported.state_dict, **self.exported.constants}
+        paths = {spec.arg.name: spec.target for spec in signature.input_specs if spec.target is not None}
+        for fx in self.exported.graph.nodes:
+            if fx.op == "placeholder":
+                path = paths.get(fx.name)
+                if path is not None:
+                    self.tensors[path] = state[path].detach()
+                    self.value[fx.name] = Param(path)
+                else:
+                    self._input(fx)
+
+    def _input(self, fx: Any) -> None:
+        value = fx.meta.get("val")
+        if not isinstance(value, Tensor):
+            raise TraceError(f"input '{fx.name}' is a {type(value).__name__}: inputs must be tensors (B, …)")
+        if isinstance(value.shape[0], int):
+            raise TraceError(
+                f"the network fixes the batch size of input '{fx.name}' at {value.shape[0]} (a shape written as a "
+                "number, or a loop over samples): use x.shape[0] or -1 where the batch size stands in the code"
+            )
+        for position, dim in enumerate(value.shape):
+            if not isinstance(dim, int):
+                expression = dim.node.expr
+                self.symbols.setdefault(expression, BATCH if position == 0 else f"{fx.name}.{position}")
+        self.value[fx.name] = Ref(fx.name)
+        self.varying.add(fx.name)
+        self.inputs.append(Input(fx.name, tuple(self._size(dim) for dim in value.shape), value.dtype))
+
+    def _size(self, value: Any) -> Any:
+        return value if isinstance(value, int) else self._expression(value.node.expr)
+
+    def _expression(self, expression: Any) -> Any:
+        tree = self._tree(expression)
+        return tree if isinstance(tree, int) else Size(tree)
+
+    def _tree(self, expression: Any) -> Any:
+        if expression in self.symbols:
+            return self.symbols[expression]
+        if expression.is_Integer:
+            return int(expression)
+        operations = {"Add": "+", "Mul": "*", "FloorDiv": "//", "CleanDiv": "//", "Mod": "%", "PythonMod": "%",
+                      "Max": "max", "Min": "min"}  # fmt: skip
+        kind = operations.get(type(expression).__name__)
+        if kind is None:
+            raise TraceError(f"a tensor's size is {expression}, which depends on the data: not supported")
+        return (kind, *(self._tree(operand) for operand in expression.args))
+
+    def _arguments(self, tree: Any) -> Any:
+        if isinstance(tree, tuple):
+            return tuple(self._arguments(item) for item in tree)
+        if isinstance(tree, list):  # fx's immutable lists become plain ones
+            return [self._arguments(item) for item in tree]
+        if isinstance(tree, dict):
+            return {key: self._arguments(item) for key, item in tree.items()}
+        if isinstance(tree, torch.fx.Node):
+            return self.value[tree.name]
+        if isinstance(tree, torch.device):
+            return Device()
+        return self._size(tree) if isinstance(tree, torch.SymInt) else tree
+
+    def _call(self, fx: Any) -> None:
+        meta = fx.meta.get("val")
+        if isinstance(meta, torch.SymInt) or isinstance(meta, (int, float, bool)):
+            self.value[fx.name] = self._size(meta) if isinstance(meta, torch.SymInt) else meta
+            return
+        target = _target(fx.target)
+        args, kwargs = self._arguments(fx.args), self._arguments(fx.kwargs)
+        if target in IDENTITIES and not (target == "aten.dropout.default" and args[2]):
+            self.value[fx.name] = args[0] if fx.users else None
+            return
+        if meta is None and not fx.users:
+            return
+        if target == "getitem" and self._is_norm(args[0]):  # of its three outputs only the first is used
+            self.value[fx.name] = args[0]
+            return
+        if target == "getitem" and isinstance(args[0], list):  # folded
+            self.value[fx.name] = args[0][args[1]]
+            return
+        if target in BATCH_NORMS:
+            target, args, kwargs = "parspike.scale_shift", (args[0], *self._batch_norm(fx.name, args)), {}
+            self.norms.add(fx.name)
+        refs = [leaf.name for leaf in leaves((args, kwargs)) if isinstance(leaf, Ref)]
+        sized = any(isinstance(leaf, Size) for leaf in leaves((args, kwargs)))
+        random = torch.Tag.nondeterministic_seeded in getattr(fx.target, "tags", ())
+        if not refs and not sized and not random:
+            self._fold(fx, args, kwargs)
+            return
+        varying = [any(isinstance(le, Ref) and le.name in self.varying for le in leaves(arg)) for arg in args]
+        if any(varying) or any(name in self.varying for name in refs):
+            self.varying.add(fx.name)
+        role, reason = ops.judge(target, varying)
+        shape = meta if isinstance(meta, Tensor) else next((m for m in meta if isinstance(m, Tensor)), None)
+        layer = self._layer(fx, target)
+        node = Node(
+            name=fx.name, target=target, args=args, kwargs=kwargs, role=role, layer=layer,
+            source=_user_line(fx.meta.get("stack_trace") or ""),
+            shape=tuple(self._size(dim) for dim in shape.shape) if shape is not None else (),
+            reason=reason,
+        )  # fmt: skip
+        node = replace(node, channel_dim=self._channel_dim(node))
+        row = ops.TABLE.get(target)
+        if row is not None and row.activation is not None and role is Role.NEURON:
+            activation = row.activation(node)
+            if isinstance(activation, str):
+                node = replace(node, role=Role.UNKNOWN, reason=activation)
+        self.nodes.append(node)
+        self.by_name[node.name] = node
+        self.value[fx.name] = Ref(fx.name)
+
+    def _is_norm(self, value: Any) -> bool:
+        return isinstance(value, Ref) and value.name in self.norms
+
+    def _batch_norm(self, name: str, args: Any) -> tuple[Param, Param]:
+        # In evaluation a batch norm is (x − mean)·weight/√(var + eps) + bias, computed once in float64.
+        if isinstance(args[5], bool) and args[5]:
+            raise TraceError("a batch norm uses the statistics of its batch: call model.eval() first")
+        eps = args[7] if isinstance(args[5], bool) else args[6]
+        weight, bias, mean, var = (self.tensors[a.path] if isinstance(a, Param) else None for a in args[1:5])
+        if mean is None or var is None:
+            raise TraceError("a batch norm without running statistics depends on its batch: train it with them")
+        scale = 1 / torch.sqrt(var.double() + eps)
+        scale = scale if weight is None else scale * weight.double()
+        shift = -mean.double() * scale if bias is None else bias.double() - mean.double() * scale
+        return tuple(self._constant(f"{name}.{kind}", value.to(mean.dtype))
+                     for kind, value in (("scale", scale), ("shift", shift)))  # type: ignore[return-value]  # fmt: skip
+
+    def _fold(self, fx: Any, args: Any, kwargs: Any) -> None:
+        stream = Stream({}, self.tensors, {})
+        node = Node(fx.name, "", args, kwargs, Role.SYNAPSE, "")
+        with torch.no_grad():
+            result = fx.target(*stream.arguments(node)[0], **stream.arguments(node)[1])
+        if isinstance(result, Tensor):
+            self.value[fx.name] = self._constant(fx.name, result)
+        else:  # several tensors: each taken by a getitem, folded when it comes
+            self.value[fx.name] = [self._constant(f"{fx.name}_{i}", item) for i, item in enumerate(result)]
+
+    def _constant(self, name: str, tensor: Tensor) -> Param:
+        self.tensors[f"constants.{name}"] = tensor
+        return Param(f"constants.{name}")
+
+    def _layer(self, fx: Any, target: str) -> str:
+        stack = [path for path, _ in (fx.meta.get("nn_module_stack") or {}).values()]
+        path = next((p for p in reversed(stack) if p in self.paths), "")
+        kind = target.split(".")[1] if "." in target else target
+        module = self.model.get_submodule(path) if path else self.model
+        leaf = path and not any(True for _ in module.children())
+        name = path if leaf else f"{path}.{kind}".lstrip(".")
+        self.used_layers[name] = count = self.used_layers.get(name, 0) + 1
+        return name if count == 1 else f"{name}@{count}"
+
+    def _channel_dim(self, node: Node) -> int:
+        dims = len(node.shape)
+        if node.target in ("aten.linear.default", "aten.matmul.default", "aten.mm.default", "aten.bmm.default"):
+            return max(dims - 1, 0)
+        if "conv" in node.target or node.target == "parspike.scale_shift":
+            return 1
+        before = self._first_read(node)
+        if before is None or not before.shape:
+            return min(1, max(dims - 1, 0))
+        if node.target == "aten.permute.default":
+            order = [d % dims for d in node.args[1]]
+            return order.index(before.channel_dim)
+        if node.target == "aten.transpose.int":
+            one, two = (d % dims for d in node.args[1:3])
+            return {one: two, two: one}.get(before.channel_dim, before.channel_dim)
+        dim = before.channel_dim
+        if dims > dim and len(before.shape) > dim and before.shape[dim] == node.shape[dim]:
+            return dim
+        last = dims == 2 or dim == len(before.shape) - 1
+        return dims - 1 if last else min(1, dims - 1)
+
+    def _first_read(self, node: Node) -> Node | None:
+        return self.by_name.get(node.refs[0]) if node.refs else None
+
+    def _used(self, nodes: Sequence[Node]) -> dict[str, Tensor]:
+        """The tensors that nodes read, copied, so that training the model later changes nothing here."""
+        names = dict.fromkeys(path for node in nodes for path in node.params)
+        return {name: self.tensors[name].clone() for name in names}
+
+
+def _target(target: Any) -> str:
+    if target is operator.getitem:
+        return "getitem"
+    name = str(target)
+    return "parspike.qcfs" if name == "parspike.qcfs.default" else name
+
+
+def _live(nodes: Sequence[Node], output: Any) -> tuple[Node, ...]:
+    needed = {leaf.name for leaf in leaves(output) if isinstance(leaf, Ref)}
+    kept = []
+    for node in reversed(nodes):
+        if node.name in needed:
+            needed.update(node.refs)
+            kept.append(node)
+    return tuple(reversed(kept))
+

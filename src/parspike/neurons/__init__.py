@@ -1,0 +1,51 @@
+"""The mathematics of the neurons as functions of tensors: no graph.
+
+``serial``     step by step: equation (1), the identity (3)-(4)
+``quantised``  the staircase over all steps: equations (5), (9), the closed-form spike count, ``QCFS``
+``parallel``   all steps at once: equations (2), (6)-(8), theorem 4.1, charging and firing of section 4.3
+``trains``     sorted spike trains and their counts: equation (7)
+``layer``      the neurons of one layer with their parameters, the one module with state
+
+Time is the first axis, ``(T, ...)``; thresholds broadcast against one step. ``docs/equations.md`` lists
+each equation with its function and the test that proves it.
+"""
+
+from .layer import ParallelNeuron
+from .parallel import (
+    bisect_count,
+    charge,
+    fire,
+    fused_matrix,
+    lif_matrix,
+    optimal_shift,
+    parallel_neuron,
+    pc_matrix,
+    pre_matrix,
+)
+from .quantised import QCFS, da_qcfs, qcfs, spike_count
+from .serial import average_rate, if_neuron, lif_neuron, soft_reset_step
+from .trains import count_of, first_spike, sorted_train
+
+__all__ = [
+    "QCFS",
+    "ParallelNeuron",
+    "average_rate",
+    "bisect_count",
+    "charge",
+    "count_of",
+    "da_qcfs",
+    "fire",
+    "first_spike",
+    "fused_matrix",
+    "if_neuron",
+    "lif_matrix",
+    "lif_neuron",
+    "optimal_shift",
+    "parallel_neuron",
+    "pc_matrix",
+    "pre_matrix",
+    "qcfs",
+    "soft_reset_step",
+    "sorted_train",
+    "spike_count",
+]

@@ -1,0 +1,156 @@
+"""The artefact: a converted network as an `nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parspike import engines
+from parspike.engines import Run
+from parspike.engines.stages import Stages
+from parspike.errors import InputError, OptionError
+from parspike.graph import Graph, Schedule, Size
+from parspike.neurons import ParallelNeuron
+
+__all__ = ["SNN"]
+
+
+class SNN(nn.Module):
+    """A spiking network: graph, synapses, neurons and where they come from. Made by `parspike.convert`.
+
+    `snn(x)` gives the logits (B, K) of the count engine; `snn.run(x, engine=…, record=True)` also the spikes.
+    T: time-steps. provenance: recipe, seed, versions, hash of the calibration data.
+    State dict: `synapses.` with the names of the original network, `spiking.` with the layers of the neurons.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        neurons: Mapping[str, ParallelNeuron],
+        *,
+        T: int,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.T, self.provenance = T, dict(provenance or {})
+        self._paths = tuple(graph.tensors)
+        self._layers = {name: graph.by_name[name].layer for name in neurons}
+        self.synapses, self.spiking = nn.Module(), nn.Module()
+        for path, tensor in graph.tensors.items():
+            _place(self.synapses, path, tensor)
+        for name, neuron in neurons.items():
+            _place(self.spiking, self._layers[name], neuron)
+        # The module holds the tensors; the graph keeps only their names.
+        self.graph = Graph(graph.inputs, graph.nodes, graph.output, {}, graph.signature)
+        self._schedule = Schedule.of(graph.nodes, graph.outputs)
+        self._stages = Stages.of(graph, tuple(neurons))
+        self.eval()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The synapses' tensors by the names that the graph uses."""
+        return {path: _find(self.synapses, path) for path in self._paths}
+
+    def neurons(self) -> dict[str, ParallelNeuron]:
+        """The spiking neurons by node name, in order."""
+        return {name: _find(self.spiking, layer) for name, layer in self._layers.items()}
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
+        """Logits for a batch (B, …): the count engine, one pass whatever T is."""
+        return engines.count(self, self._inputs(args, kwargs), self._schedule)
+
+    @torch.no_grad()
+    def run(
+        self, *args: Tensor, engine: str = "count", record: bool = False, chunk: int | None = None, **kwargs: Tensor
+    ) -> Run:
+        """Run a batch (B, …) and return logits and, with record=True, counts and spike trains by layer.
+
+        engine: "count", one pass; "parallel", all spike trains with time folded into the batch; "serial", the
+        same trains step by step; "serial-if", the twin with soft-reset IF neurons. chunk: time-steps at once in
+        "parallel" (default: what keeps the largest tensor under 128 MiB). Same results in the first three.
+        """
+        env = self._inputs(args, kwargs)
+        if engine == "count":
+            return engines.record_count(self, env, self._schedule) if record else Run(
+                engines.count(self, env, self._schedule), self.T, engine)  # fmt: skip
+        if engine == "parallel":
+            run = engines.parallel(self, env, self._stages, chunk)
+        elif engine == "serial":
+            run = engines.serial(self, env, self._stages)
+        elif engine == "serial-if":
+            run = engines.serial_if(self, env, self._stages, record=record)
+        else:
+            raise OptionError(f"engine '{engine}' is unknown: choose one of {', '.join(engines.ENGINES)}")
+        return run if record else Run(run.logits, run.T, run.engine)
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write a `.parspike` file (docs/format.md); an existing file is replaced only with force=True."""
+        from parspike.file import save
+
+        return save(self, path, force=force)
+
+    def extra_repr(self) -> str:
+        recipe = self.provenance.get("recipe", {})
+        name = recipe.get("name", "?") if isinstance(recipe, Mapping) else recipe
+        return f"T={self.T}, neuron layers={len(self._layers)}, recipe={name}"
+
+    def __repr__(self) -> str:
+        lines = [f"SNN({self.extra_repr()})"]
+        for name, neuron in self.neurons().items():
+            node = self.graph.by_name[name]
+            theta = neuron.v_threshold.detach()
+            shape = "×".join(str(dim) for dim in node.shape[1:])
+            lines.append(f"  {node.layer}: {shape} neurons, θ {theta.min():.4g} … {theta.max():.4g}")
+        return "\n".join(lines)
+
+    def _inputs(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Any]:
+        graph = self.graph
+        positional, names = graph.signature
+        if len(args) != positional or set(kwargs) != set(names):
+            wanted = ", ".join((*(i.name for i in graph.inputs[:positional]), *(f"{name}=" for name in names)))
+            raise InputError(f"this network takes the inputs ({wanted}), got {len(args)} positional, {list(kwargs)}")
+        env = graph.bind(args, kwargs)
+        if torch.compiler.is_compiling():
+            return env
+        for i in graph.inputs:
+            x = env[i.name]
+            if not isinstance(x, Tensor):
+                raise InputError(f"input '{i.name}' must be a tensor, got {type(x).__name__}")
+            shape = "(" + ", ".join(str(dim) for dim in i.shape) + ")"
+            fixed = [(d, n) for d, n in zip(i.shape, x.shape, strict=False) if not isinstance(d, Size) and d != n]
+            if x.dim() != len(i.shape) or fixed or x.shape[0] == 0:
+                raise InputError(f"input '{i.name}' has shape {tuple(x.shape)}, this network takes {shape}, B ≥ 1")
+            if x.is_floating_point() != i.dtype.is_floating_point:
+                raise InputError(f"input '{i.name}' is {x.dtype}, this network takes {i.dtype}")
+        floats = [p.dtype for p in self.parameters() if p.is_floating_point()]
+        for i in graph.inputs:
+            x = env[i.name]
+            if floats and x.is_floating_point() and x.dtype != floats[0]:
+                raise InputError(f"input '{i.name}' is {x.dtype}, the network's weights are {floats[0]}: convert one")
+            if x.is_floating_point() and not torch.isfinite(x).all():
+                raise InputError(f"input '{i.name}' holds NaN or Inf")
+        return env
+
+
+def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        child = root._modules.get(parent)
+        if child is None:
+            root.add_module(parent, child := nn.Module())
+        root = child
+    if isinstance(value, nn.Module):
+        root.add_module(name, value)
+    elif value.is_floating_point():
+        root.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    else:
+        root.register_buffer(name, value)
+
+
+def _find(root: nn.Module, path: str) -> Any:
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
