@@ -42,7 +42,6 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "neighbour.py").write_text("WIDTH = 3\n")
     (tmp_path / "mynet.py").write_text(FILE)
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
     return str(tmp_path / "mynet.py")
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from parspike.cli import console
-from parspike.errors import FileError, InputError, OptionError
+from parspike.errors import CalibrationError, FileError, InputError, OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,38 +112,52 @@ def convert(
         )
     start = time.perf_counter()
     with console.progress("calibrating") as progress:
-        snn = parspike.convert(
-            network.model,
-            calibration=images,
-            T=T,
-            recipe=_recipe(recipe, passes),
-            layers=_kept(keep),
-            example=None if images else _example(network, shape),
-            strict=strict,
-            seed=seed,
-            progress=progress,
-        )
+        try:
+            snn = parspike.convert(
+                network.model,
+                calibration=images,
+                T=T,
+                recipe=_recipe(recipe, passes),
+                layers=_kept(keep),
+                example=None if images else _example(network, shape),
+                strict=strict,
+                seed=seed,
+                progress=progress,
+            )
+        except CalibrationError as error:
+            if images is None:
+                raise CalibrationError(f"{error}; on the command line, images with --data") from error
+            raise
     seconds = time.perf_counter() - start
+    # `eval` prepares its images in the same way, without being told.
+    snn.provenance["command_line"] = {
+        "spec": spec,
+        "weights": weights,
+        "data": data,
+        "preprocessing": preprocess.to_json(),
+    }
     snn.save(output, force=force)
-    fields = {
+    answer = {
         "output": output,
         "spec": spec,
         "T": snn.T,
         "images": len(images) - len(images.broken) if images else 0,
         "seconds": round(seconds, 3),
         "bytes": Path(output).stat().st_size,
-        "preprocessing": preprocess.to_json() if images else None,
+        "spiking_layers": len(snn.neurons()),
+        "preprocessing": preprocess.to_json(),
         "skipped": _skipped(images),
         "provenance": snn.provenance,
     }
     text = {
-        "written": f"{output} ({fields['bytes'] / 1e6:.1f} MB)",
+        "written": f"{output} ({answer['bytes'] / 1e3:,.0f} kB)",
         "T": snn.T,
-        "calibrated on": f"{fields['images']} images of {data}" if data else "nothing: no data given",
-        "preprocessing": preprocess if images else None,
+        "spiking layers": answer["spiking_layers"],
+        "calibrated on": f"{answer['images']} images of {data}" if data else "nothing: no data given",
+        "preprocessing": preprocess,
         "time": f"{seconds:.1f} s",
     }
-    console.result(json, fields, console.table(text))
+    console.result(json, answer, console.table(text))
 
 
 def evaluate(
@@ -180,7 +194,7 @@ def evaluate(
     network = _network(against, weights) if against else None
     images = open_images(
         data,
-        _preprocess(network and network.preprocess, shape, size, crop, mean, std),
+        _preprocess(_stored(snn) or (network and network.preprocess), shape, size, crop, mean, std),
         split=split,
         prefer="test",
         batch_size=batch_size,
@@ -193,7 +207,7 @@ def evaluate(
         for x, y in images:
             score.add(snn, network, engine, x, y)
             progress("", score.images, len(images) - len(images.broken))
-    fields = {
+    answer = {
         "file": file,
         "T": snn.T,
         "engine": engine,
@@ -201,7 +215,7 @@ def evaluate(
         "preprocessing": images.preprocess.to_json(),
         "skipped": _skipped(images),
     }
-    console.result(json, fields, score.text(file, snn.T, engine, images.preprocess))
+    console.result(json, answer, score.text(file, snn.T, engine, images.preprocess))
 
 
 class _Score:
@@ -216,6 +230,8 @@ class _Score:
     def add(self, snn: Any, network: Network | None, engine: str, x: Tensor, y: Tensor | None) -> None:
         import torch
 
+        if not self.images:  # the first call prepares kernels and memory: not what an image costs
+            snn.run(x[:1], engine=engine)
         start = time.perf_counter()
         run = snn.run(x, engine=engine, record=True)
         self.seconds += time.perf_counter() - start
@@ -262,20 +278,20 @@ class _Score:
         }
 
     def text(self, file: str, T: int, engine: str, preprocess: Preprocessing) -> str:
-        fields = self.fields()
+        score = self.fields()
 
         def percent(name: str) -> str | None:
-            return None if fields[name] is None else f"{100 * fields[name]:.2f} %"
+            return None if score[name] is None else f"{100 * score[name]:.2f} %"
 
         def milliseconds(name: str) -> str | None:
-            return None if fields[name] is None else f"{1000 * fields[name]:.2f} ms an image"
+            return None if score[name] is None else f"{1000 * score[name]:.2f} ms an image"
 
-        spikes = fields["spikes_per_neuron"]
+        spikes = score["spikes_per_neuron"]
         return console.table(
             {
                 "file": file,
                 "T, engine": f"{T}, {engine}",
-                "images": fields["images"],
+                "images": score["images"],
                 "accuracy": percent("accuracy"),
                 "network's accuracy": percent("network_accuracy"),
                 "agreement": percent("agreement"),
@@ -333,6 +349,14 @@ def _preprocess(
     return replace(base or Preprocessing(), **{k: v for k, v in asked.items() if v is not None})
 
 
+def _stored(snn: Any) -> Preprocessing | None:
+    """How `parspike convert` prepared the images of the calibration."""
+    from parspike.cli.data import Preprocessing
+
+    said = snn.provenance.get("command_line")
+    return Preprocessing.from_json(said["preprocessing"]) if said else None
+
+
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
@@ -367,4 +391,12 @@ def _skipped(images: Images | None) -> list[str]:
 
 
 def _recipe(recipe: str | None, passes: int | None) -> Any:
-    return recipe
+    """The recipe by name or JSON, `passes` put into it."""
+    import parspike
+
+    made = parspike.recipe_from_json(recipe) if recipe else parspike.DAQCFS()
+    if passes is None:
+        return made
+    if "passes" not in (field.name for field in fields(made)):
+        raise OptionError(f"--passes {passes}: the recipe '{made.name}' makes no passes")
+    return replace(made, passes=passes)

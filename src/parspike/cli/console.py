@@ -53,7 +53,10 @@ def _say(word: str, style: str, message: str) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr with the time left; call it with (what, done, total). Silent where nobody watches."""
+    """A bar on stderr with the time left, silent where nobody watches.
+
+    It gives a function to call with (what, done, total), total 0 while it is not known.
+    """
     stderr = Console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -64,5 +67,5 @@ def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task(title, total=None)
         yield lambda what, done, total: bar.update(
-            task, description=f"{title} {what}".rstrip(), completed=done, total=total
+            task, description=f"{title} {what}".rstrip(), completed=done, total=total or None
         )

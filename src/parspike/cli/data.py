@@ -96,7 +96,10 @@ class Preprocessing:
         True
         """
         as_made: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**as_made)
+        try:
+            return cls(**as_made)
+        except TypeError as error:
+            raise OptionError(f"the preprocessing {fields} cannot be understood: {error}") from error
 
     def __call__(self, image: np.ndarray | Image.Image) -> Tensor:
         """One image, (H, W[, C]) uint8, → (C, H, W) float32."""

@@ -1,0 +1,273 @@
+"""The commands end to end: a network in a file, images in a file, a converted file, and every exit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+import parspike
+from parspike.cli import app
+from parspike.errors import CalibrationError
+
+NET = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+    )
+
+def analog():
+    return nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(-1))
+
+def quantised():
+    from parspike import QCFS
+    return nn.Sequential(nn.Flatten(), nn.Linear(108, 8), QCFS(4), nn.Linear(8, 3))
+"""
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def answer(*arguments: object, exit_code: int = 0) -> dict[str, Any]:
+    """The one JSON object on stdout."""
+    outcome = run(*arguments, "--json")
+    assert outcome.exit_code == exit_code, outcome.stderr
+    return json.loads(outcome.stdout)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with mynet.py, its weights, and twelve labelled images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mynet.py").write_text(NET)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(36, 3)
+    )
+    save_file({k.replace("3.", "4."): v for k, v in model.state_dict().items()}, "w.safetensors")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
+    np.savez("data.npz", images=images, labels=rng.integers(0, 3, 12))
+    return tmp_path
+
+
+@pytest.fixture
+def converted(here: Path) -> Path:
+    made = run(
+        "convert", "mynet.py:net", "--weights", "w.safetensors", "--data", "data.npz", "-o", "n.parspike"
+    )
+    assert made.exit_code == 0, made.stderr
+    return here / "n.parspike"
+
+
+def test_plan_shows_every_layer(here: Path) -> None:
+    shown = run("plan", "mynet.py:net", "--shape", "3,6,6")
+    assert shown.exit_code == 0
+    for word in ("conv2d", "relu", "max_pool2d", "parallel spiking neuron", "1 spiking"):
+        assert word in shown.stdout
+    said = answer("plan", "mynet.py:net", "--shape", "3,6,6")
+    assert said["ok"]
+    assert "relu" in [row["operator"] for row in said["rows"]]
+
+
+def test_plan_ends_with_1_where_a_layer_is_refused(here: Path) -> None:
+    refused = run("plan", "mynet.py:analog", "--shape", "3,6,6", "--strict")
+    assert refused.exit_code == 1
+    assert "softmax" in refused.stdout
+    assert not answer("plan", "mynet.py:analog", "--shape", "3,6,6", "--strict", exit_code=1)["ok"]
+
+
+def test_convert_writes_what_the_library_would_make(converted: Path) -> None:
+    snn = parspike.load(converted)
+    assert snn.T == 8
+    assert snn.provenance["calibration"]["samples"] == 12
+    assert snn.provenance["command_line"]["spec"] == "mynet.py:net"
+
+
+def test_eval_agrees_with_the_network_after_many_steps(here: Path) -> None:
+    common = ("--weights", "w.safetensors", "--data", "data.npz")
+    said = answer("convert", "mynet.py:net", *common, "-T", 512, "-o", "n.parspike")
+    assert (said["T"], said["images"], said["spiking_layers"]) == (512, 12, 1)
+    assert said["bytes"] == (here / "n.parspike").stat().st_size
+    score = answer("eval", "n.parspike", *common, "--against", "mynet.py:net")
+    assert score["agreement"] == 1
+    assert score["accuracy"] == score["network_accuracy"]
+    assert score["images"] == 12
+    assert 0 < score["spikes_per_neuron"] < 512
+    assert score["seconds_per_image"] > 0
+    text = run("eval", "n.parspike", "--data", "data.npz").stdout
+    assert "spikes per neuron" in text
+    assert "agreement" not in text
+
+
+def test_engines_give_one_answer(converted: Path) -> None:
+    scores = [
+        answer("eval", converted, "--data", "data.npz", "--engine", engine)
+        for engine in ("count", "parallel", "serial")
+    ]
+    assert len({(s["accuracy"], s["spikes_per_neuron"]) for s in scores}) == 1
+    assert answer("eval", converted, "--data", "data.npz", "--engine", "serial-if")["engine"] == "serial-if"
+
+
+def test_eval_prepares_images_as_convert_did(here: Path) -> None:
+    prepared = ("--data", "data.npz", "--mean", "0.5,0.4,0.3", "--std", "0.2")
+    answer("convert", "mynet.py:net", *prepared, "-o", "n.parspike")
+    told = answer("eval", "n.parspike", *prepared)
+    untold = answer("eval", "n.parspike", "--data", "data.npz")
+    assert untold["preprocessing"]["mean"] == [0.5, 0.4, 0.3]
+    assert untold["spikes_per_neuron"] == told["spikes_per_neuron"]
+    other = answer("eval", "n.parspike", "--data", "data.npz", "--mean", "0")
+    assert other["preprocessing"] | {"mean": None} == untold["preprocessing"] | {"mean": None}
+    assert other["spikes_per_neuron"] != told["spikes_per_neuron"]
+
+
+def test_convert_twice_gives_the_same_file(here: Path) -> None:
+    common = ("convert", "mynet.py:net", "--data", "data.npz", "--weights", "w.safetensors")
+    answer(*common, "-o", "a.parspike", "--batch-size", 5)
+    answer(*common, "-o", "b.parspike", "--batch-size", 5)
+    assert (here / "a.parspike").read_bytes() == (here / "b.parspike").read_bytes()
+
+
+def test_recipe_and_passes_reach_the_file(here: Path) -> None:
+    said = answer(
+        "convert",
+        "mynet.py:net",
+        "--data",
+        "data.npz",
+        "-o",
+        "n.parspike",
+        "--recipe",
+        "daqcfs",
+        "--passes",
+        3,
+    )
+    assert "3" in json.dumps(said["provenance"]["recipe"])
+    error = answer("convert", "mynet.py:net", "--data", "data.npz", "-o", "m.parspike", "--recipe", "max",
+                   "--passes", 3, exit_code=1)["error"]  # fmt: skip
+    assert error["type"] == "OptionError"
+    assert "makes no passes" in error["message"]
+
+
+def test_a_qcfs_network_needs_no_data_at_its_own_levels(here: Path) -> None:
+    common = ("convert", "mynet.py:quantised", "--shape", "3,6,6", "-o", "n.parspike")
+    assert answer(*common, "-T", 4)["images"] == 0
+    error = answer(*common, "-T", 8, "--force", exit_code=1)["error"]
+    assert error["type"] == "CalibrationError"
+    assert "--data" in error["message"]
+
+
+def test_an_existing_file_stays_unless_forced(converted: Path) -> None:
+    before = converted.read_bytes()
+    common = ("convert", "mynet.py:net", "--data", "data.npz", "-T", 4, "-o", converted)
+    refused = run(*common)
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("error: ")
+    assert "--force" in refused.stderr
+    assert refused.stdout == ""
+    assert converted.read_bytes() == before
+    assert run(*common, "--force").exit_code == 0
+    assert parspike.load(converted).T == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "says"),
+    [
+        ("plan mynet.py:net", "OptionError", "--shape 3,224,224"),
+        ("plan mynet.py:net --shape 3,x", "OptionError", "--shape 3,x"),
+        ("convert mynet.py:net --data data.npz -o n.parspike -T 0", "OptionError", "at least 1"),
+        ("convert mynet.py:net --data data.npz -o n.parspike -T many", "BadParameter", "-T"),
+        ("convert mynet.py:net --data data.npz", "MissingParameter", "--output"),
+        ("convert mynet.py:net --data data.npz -o no/n.parspike", "FileError", "no folder no"),
+        ("convert mynet.py:net --data data.npz -o n.parspike --keep zz", "OptionError", "zz"),
+        ("convert mynet.py:net --data data.npz -o n.parspike --recipe zz", "OptionError", "zz"),
+        ("convert mynet.py:net --data data.npz -o n.parspike --mean a,b", "OptionError", "--mean a,b"),
+        ("convert mynet.py:net --data data.npz -o n --calibration-images 0", "OptionError", "at least 1"),
+        ("eval absent.parspike --data data.npz", "FileError", "absent.parspike"),
+        ("eval data.npz --data data.npz", "FileError", "data.npz"),
+    ],
+)  # fmt: skip
+def test_one_clear_error(here: Path, arguments: str, kind: str, says: str) -> None:
+    error = answer(*arguments.split(), exit_code=1)["error"]
+    assert kind in error["type"]
+    assert says in error["message"]
+    assert list(here.glob("*.parspike*")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--engine warp", "engine 'warp'"),
+        ("--weights w.safetensors", "--against"),
+        ("--size 9 --crop 9", r"shape"),
+        ("--against mynet.py:net --limit 0", "at least 1"),
+    ],
+)
+def test_eval_refuses(converted: Path, arguments: str, says: str) -> None:
+    error = answer("eval", converted, "--data", "data.npz", *arguments.split(), exit_code=1)["error"]
+    assert says in error["message"]
+
+
+def test_eval_refuses_labels_that_the_network_does_not_know(converted: Path) -> None:
+    np.savez("other.npz", images=np.zeros((2, 6, 6, 3), np.uint8), labels=np.array([0, 7]))
+    error = answer("eval", converted, "--data", "other.npz", exit_code=1)["error"]
+    assert "a class 7 but the network knows 3" in error["message"]
+
+
+def test_random_weights_are_said_on_stderr_only(here: Path) -> None:
+    pytest.importorskip("timm")
+    outcome = run("plan", "timm:resnet18", "--json")
+    assert "random weights" in outcome.stderr
+    assert json.loads(outcome.stdout)["ok"]
+
+
+def test_interrupted_leaves_no_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parspike, "convert", interrupted)
+    outcome = run("convert", "mynet.py:net", "--data", "data.npz", "-o", "n.parspike")
+    assert outcome.exit_code == 130
+    assert "interrupted" in outcome.stderr
+    assert list(here.glob("*.parspike*")) == []
+
+
+def test_a_defect_is_json_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defective(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(parspike, "plan", defective)
+    outcome = run("plan", "mynet.py:net", "--shape", "3,6,6", "--json")
+    assert outcome.exit_code == 1
+    assert json.loads(outcome.stdout)["error"] == {"type": "RuntimeError", "message": "a bug"}
+
+
+def test_an_error_keeps_its_brackets(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise CalibrationError("x[0] and 'parspike[demo]' " + "w" * 100)
+
+    monkeypatch.setattr(parspike, "plan", refuse)
+    stderr = run("plan", "mynet.py:net", "--shape", "3,6,6").stderr
+    assert stderr == "error: x[0] and 'parspike[demo]' " + "w" * 100 + "\n"
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys; sys.modules['parspike'] = p = type(sys)('parspike'); p.__path__ = [sys.argv[1]]\n"
+        "import parspike.cli\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    package = str(Path(parspike.__file__).parent)
+    assert subprocess.run([sys.executable, "-c", code, package], check=False, timeout=60).returncode == 0
