@@ -22,8 +22,7 @@ def count(net: Network, env: dict[str, Any], schedule: Schedule) -> Any:
     """The network's output for the inputs in `env`."""
 
     def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
-        neuron = neurons[node.name]
-        return [neuron.value(neuron.count(args[0]))]
+        return [neurons[node.name](args[0])]
 
     neurons: Mapping[str, ParallelNeuron] = net.neurons()
     stream = Stream(env, net.tensors(), net.graph.sizes(env))

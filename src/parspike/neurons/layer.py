@@ -17,8 +17,8 @@ class ParallelNeuron(nn.Module):
     """Parallel spiking neurons with sorted trains, equations (7)-(9).
 
     T: time-steps. offset: the activation's smallest output (0 for ReLU), a constant current.
-    v_threshold: θ, pre-threshold. shift: δ. v_post: θ + φ, the amplitude of a spike (post-threshold). Each is a
-    scalar or broadcasts against one sample, such as (C, 1, 1).
+    v_threshold: θ, pre-threshold. shift: δ. v_post: θ + φ, the amplitude of a spike (post-threshold). Each is
+    a scalar or broadcasts against one sample, such as (C, 1, 1).
     """
 
     def __init__(self, T: int, v_threshold: Tensor, *, offset: float = 0.0) -> None:
@@ -38,6 +38,11 @@ class ParallelNeuron(nn.Module):
         mean = count * (self.v_post / self.T)
         return mean + self.offset if self.offset else mean
 
+
+    def forward(self, z: Tensor) -> Tensor:
+        """`value(count(z))`, without a tensor of its own for the counts."""
+        mean = self.count(z).mul_(self.v_post / self.T)
+        return mean.add_(self.offset) if self.offset else mean
 
     def spikes(self, count: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Spikes of steps start … stop − 1: bool (stop − start, B, …)."""

@@ -21,12 +21,12 @@ WINDOWS = ("inner", "outer")
 
 
 def _levels_reached(z: Tensor, theta: Tensor, T: int, shift: Tensor | None) -> Tensor:
-    """u = (z + δ) T/θ + 1/2, unrounded; the only new tensor of z's size, and the caller's to overwrite."""
+    """u = (δ T/θ + 1/2) + z T/θ, unrounded; the only new tensor of z's size, and the caller's to overwrite."""
     # Detached, because a count is constant between its jumps: autograd has nothing to follow, and would
-    # otherwise keep a copy for every step in place.
-    z, ratio = z.detach(), T / theta.detach()
-    u = z * ratio if shift is None else (z + shift.detach()).mul_(ratio)
-    return u.add_(0.5)
+    # otherwise keep a copy for every step in place. One pass over z, since counting is bound by memory.
+    ratio = T / theta.detach()
+    start = torch.full_like(ratio, 0.5) if shift is None else torch.add(shift.detach() * ratio, 0.5)
+    return torch.addcmul(start, z.detach(), ratio)
 
 
 def spike_count(
@@ -42,7 +42,7 @@ def spike_count(
     broadcast against it. Returns whole numbers in z's dtype (exact up to T = 2048 in float16, 256 in
     bfloat16), without gradient; NaN stays NaN. Allocates one tensor of z's size.
 
-    Evaluated as ``(z + shift) * (T / v_threshold) + 0.5``, then floor, then clamp: ``qcfs``, ``da_qcfs`` and
+    Evaluated as ``(shift * (T / v_threshold) + 0.5) + z * (T / v_threshold)``, then floor, then clamp: ``qcfs``, ``da_qcfs`` and
     ``bisect_count`` share it, so their counts are equal bit for bit. A compiler that fuses the product and
     the sum rounds once instead of twice: z within an ulp of a jump may then count one differently.
 
