@@ -1,7 +1,8 @@
 """The `.parspike` file: one safetensors file whose metadata hold the graph as JSON (docs/format.md).
 
-Loading runs no code from the file: operators are looked up by name in parspike's own table, and whatever does
-not fit is a `FileError`.
+Loading runs no code from the file: operators are looked up by name in parspike's own table, every field is
+checked, the network is run once on tensors without data, and whatever does not fit is a `FileError`. Saving
+passes the same checks, so that no file is written that could not be read.
 """
 
 from __future__ import annotations
@@ -11,67 +12,86 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from parspike.errors import FileError
-from parspike.graph import Device, Graph, Input, Node, Param, Ref, Role, Size, leaves
-from parspike.graph.ir import SIZE_OPERATIONS
-from parspike.graph.ops import TABLE
+from parspike.graph import Device, Graph, Input, Node, Param, Ref, Role, Schedule, Size, Stream, leaves, walk
+from parspike.graph.ir import BATCH, SIZE_OPERATIONS
+from parspike.graph.ops import TABLE, judge
 from parspike.neurons import ParallelNeuron
 from parspike.snn import SNN
 
 __all__ = ["VERSION", "load", "save"]
 
 VERSION = 1
-CONSTANTS = {str(value): value for value in (torch.float16, torch.bfloat16, torch.float32, torch.float64,
-             torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
-             torch.strided, torch.contiguous_format, torch.preserve_format, torch.channels_last)}  # fmt: skip
+MAX_T = 1 << 24
+"""Largest T: counts above it are not whole numbers in float32."""
+MAX_DEPTH = 64
+"""Deepest nesting of an argument; a traced network has a handful."""
+
+# The file starts with the header's length, this, 64 hexadecimal digits, and the version.
+MAGIC = b'{"__metadata__":{"format":"parspike","sha256":"'
+DIGEST = slice(8 + len(MAGIC), 8 + len(MAGIC) + 64)
+VERSION_FIELD = re.compile(rb'","version":"([1-9][0-9]{0,5})",')
+
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+          torch.bool: "BOOL"}  # fmt: skip
+DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES}
+LAYOUTS = (torch.strided, torch.contiguous_format, torch.preserve_format, torch.channels_last)
+CONSTANTS = {**DTYPE_NAMES, **{str(value): value for value in LAYOUTS}}
+NEURON_TENSORS = ("v_threshold", "shift", "v_post")
 
 
 def save(snn: SNN, path: str | Path, *, force: bool = False) -> Path:
-    """Write an SNN. The file appears whole or not at all; an existing one is replaced only with force=True."""
+    """Write an SNN. The file appears whole or not at all; force=True replaces an existing one."""
     path = Path(path)
     if path.exists() and not force:
         raise FileError(f"'{path}' exists: choose another name, or pass force=True (command line: --force)")
     tensors = {f"synapses.{name}": tensor for name, tensor in snn.tensors().items()}
-    neurons = {}
     for name, neuron in snn.neurons().items():
-        neurons[name] = neuron.config()
-        tensors |= {f"neurons.{name}.{key}": value for key, value in neuron.state_dict().items()}
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    body = {
-        "T": snn.T,
-        "graph": _graph_to_json(snn.graph),
-        "neurons": neurons,
-        "provenance": snn.provenance,
-    }
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    metadata = {"format": "parspike", "version": str(VERSION), "network": text, "sha256": _digest(text, tensors)}
-    write_whole(path, to_bytes(tensors, metadata))
+        tensors |= {f"neurons.{name}.{key}": getattr(neuron, key) for key in NEURON_TENSORS}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        body = {
+            "T": snn.T,
+            "graph": _graph_to_json(snn.graph),
+            "neurons": {name: neuron.config() for name, neuron in snn.neurons().items()},
+            "provenance": snn.provenance,
+        }
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        _network(_parse(text), tensors)
+        chunks = _container(text, tensors)
+    except (ValueError, TypeError, RecursionError, FileError) as error:
+        raise FileError(f"cannot save this network as '{path}': {error}") from error
+    write_whole(path, chunks)
     return path
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """Write a file so that the name holds either the old content or all of the new."""
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
             temporary = Path(stream.name)
-            stream.write(content)
+            stream.writelines(chunks)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise FileError(f"cannot write '{path}': {error.strerror or error}; the old file, if any, is as it was") from error
+        reason = error.strerror if path.parent.is_dir() else f"there is no folder '{path.parent}'"
+        raise FileError(f"cannot write '{path}': {reason or error}; the old file, if any, is as it was") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -84,49 +104,101 @@ def _umask() -> int:
     return mask
 
 
+def _container(text: str, tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
+    """The bytes of the file, in pieces."""
+    # Not by safetensors' own writer: the order of its metadata changes from run to run.
+    # Wide types first, so that every tensor is aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "parspike", "sha256": "0" * 64, "version": str(VERSION), "network": text}
+    }
+    data: list[memoryview] = []
+    start = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in DTYPES:
+            raise FileError(f"the tensor '{name}' is {tensor.dtype}, which the format does not have")
+        stop = start + tensor.numel() * tensor.element_size()
+        entry = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, stop]}
+        header[name] = entry
+        data.append(tensor.flatten().view(torch.uint8).numpy().data)
+        start = stop
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    head = len(encoded).to_bytes(8, "little") + encoded
+    digest = hashlib.sha256(head)
+    for piece in data:
+        digest.update(piece)
+    return [head[: DIGEST.start], digest.hexdigest().encode(), head[DIGEST.stop :], *data]
+
+
 def load(path: str | Path) -> SNN:
     """Read an SNN from a `.parspike` file. Raises `FileError` on anything but a whole, untouched file."""
     path = Path(path)
     if not path.is_file():
         raise FileError(f"'{path}' is not a file")
     try:
-        with safe_open(path, framework="pt") as content:
-            metadata = content.metadata() or {}
-            if metadata.get("format") != "parspike":
-                raise FileError(f"'{path}' is not a parspike file")
-            _check_version(path, metadata.get("version", ""))
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"'{path}' is truncated or not a parspike file ({error}); write or copy it again") from error
-    text = metadata.get("network", "")
-    if _digest(text, tensors) != metadata.get("sha256"):
-        raise FileError(f"'{path}' was changed after it was written: its checksum differs; write or copy it again")
-    try:
-        return _network(json.loads(text), tensors)
+        header, tensors = _contents(path)
+        text = header["__metadata__"]["network"]
+        if set(header["__metadata__"]) != {"format", "sha256", "version", "network"}:
+            raise FileError("its metadata have unknown entries")
+        body = _parse(text)
+        json.dumps(body, ensure_ascii=False).encode()  # refuses half characters, which could not be shown
+        return _network(body, tensors)
     except FileError as error:
         raise FileError(f"'{path}': {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise FileError(f"'{path}' does not hold a valid network ({type(error).__name__}: {error})") from error
+    except MemoryError as error:
+        raise FileError(f"'{path}' does not fit into memory") from error
+    except OSError as error:
+        raise FileError(f"cannot read '{path}': {error.strerror or error}") from error
+    # Whatever a forged network raises says that it is none; the cause is chained.
+    except Exception as error:
+        raise FileError(f"'{path}' holds no valid network ({type(error).__name__}: {error})") from error
 
 
-def _check_version(path: Path, text: str) -> None:
-    if not text.isdecimal():
-        raise FileError(f"'{path}' has no format version")
-    if int(text) > VERSION:
-        raise FileError(
-            f"'{path}' has format version {text}, this parspike reads up to {VERSION}: pip install --upgrade parspike"
-        )
+def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors, of one reading, so that what was checked is what is used."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(DIGEST.stop + 20)  # 20: the version at its longest
+        length = int.from_bytes(start[:8], "little")
+        if start[8 : DIGEST.start] != MAGIC[: max(0, len(start) - 8)] or not start:
+            raise FileError("this is not a parspike file")
+        version = VERSION_FIELD.match(start, DIGEST.stop)
+        if version is not None and int(version[1]) > VERSION:
+            raise FileError(
+                f"its format has version {int(version[1])}, this parspike reads up to {VERSION}: "
+                "pip install --upgrade parspike"
+            )
+        if version is None or 8 + length > size:
+            raise FileError("it is truncated or damaged; write or copy it again")
+        content = start + stream.read()
+    digest = hashlib.sha256(content[: DIGEST.start])
+    digest.update(b"0" * 64)
+    digest.update(memoryview(content)[DIGEST.stop :])
+    if digest.hexdigest().encode() != content[DIGEST]:
+        raise FileError("it is truncated, or was changed after it was written: write or copy it again")
+    try:
+        return _parse(content[8 : 8 + length].decode()), from_bytes(content)
+    except SafetensorError as error:
+        raise FileError(f"it is no valid safetensors file ({error})") from error
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
+def _parse(text: str) -> Any:
+    """JSON of one meaning: no repeated keys, no NaN, no number beyond a float."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            raise FileError("a JSON object has the same key twice")
+        return table
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise FileError(f"{number} is no finite number")
+        return value
+
+    return json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)
 
 
 def _encode(value: Any) -> Any:
@@ -139,7 +211,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, tuple):
         return {"tuple": [_encode(item) for item in value]}
     if isinstance(value, dict):
-        return {"dict": {str(key): _encode(item) for key, item in value.items()}}
+        return {"dict": [[key, _encode(item)] for key, item in value.items()]}
     if isinstance(value, Ref):
         return {"ref": value.name}
     if isinstance(value, Param):
@@ -148,37 +220,80 @@ def _encode(value: Any) -> Any:
         return {"size": value.tree}
     if isinstance(value, Device):
         return {"device": None}
-    if str(value) in CONSTANTS:
+    if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)) and str(value) in CONSTANTS:
         return {"constant": str(value)}
     raise FileError(f"a value of type {type(value).__name__} cannot be saved")
 
 
-def _decode(value: Any) -> Any:
+def _decode(value: Any, depth: int = 0) -> Any:
+    if depth > MAX_DEPTH:
+        raise FileError(f"values are nested more than {MAX_DEPTH} deep")
     if isinstance(value, list):
-        return [_decode(item) for item in value]
+        return [_decode(item, depth + 1) for item in value]
     if not isinstance(value, dict):
         return value
+    if len(value) != 1:
+        raise FileError(f"a value has the kinds {sorted(value)}, expected one")
     ((kind, content),) = value.items()
     if kind == "tuple":
-        return tuple(_decode(item) for item in content)
+        return tuple(_decode(_is(content, list, kind), depth + 1))
     if kind == "dict":
-        return {key: _decode(item) for key, item in content.items()}
+        table = {_is(key, (str, int), "a key"): _decode(item, depth + 1) for key, item in _is(content, list, kind)}
+        if len(table) != len(content):
+            raise FileError("a dict has the same key twice")
+        return table
     if kind == "size":
         return Size(_decode_size(content))
-    plain = {"ref": Ref, "param": Param, "float": float, "device": lambda _: Device(), "constant": CONSTANTS.__getitem__}
-    if kind not in plain:
-        raise FileError(f"unknown kind of value '{kind}'")
-    return plain[kind](content)
+    if kind == "device" and content is None:
+        return Device()
+    text = _is(content, str, f"a {kind}")
+    if kind == "ref":
+        return Ref(text)
+    if kind == "param":
+        return Param(text)
+    if kind == "float" and text in ("inf", "-inf", "nan"):
+        return float(text)
+    if kind == "constant" and text in CONSTANTS:
+        return CONSTANTS[text]
+    raise FileError(f"unknown value {kind} {text!r}")
 
 
-def _decode_size(tree: Any) -> Any:
-    if isinstance(tree, list):
-        if len(tree) < 3 or tree[0] not in SIZE_OPERATIONS:
-            raise FileError(f"unknown size expression {tree}")
-        return (tree[0], *(_decode_size(operand) for operand in tree[1:]))
-    if isinstance(tree, bool) or not isinstance(tree, (int, str)):
-        raise FileError(f"unknown size expression {tree}")
-    return tree
+def _decode_size(tree: Any, depth: int = 0) -> Any:
+    if isinstance(tree, list) and len(tree) >= 3 and tree[0] in SIZE_OPERATIONS and depth < MAX_DEPTH:
+        return (tree[0], *(_decode_size(operand, depth + 1) for operand in tree[1:]))
+    if tree == BATCH or (isinstance(tree, int) and not isinstance(tree, bool)):
+        return tree
+    raise FileError(f"unknown size expression {str(tree)[:80]}")
+
+
+def _is(value: Any, kind: type | tuple[type, ...], what: str) -> Any:
+    """The value, which must be of this type; true and false are no integers."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise FileError(f"{what} is {str(value)[:80]!r}, expected {' or '.join(k.__name__ for k in kinds)}")
+    return value
+
+
+def _fields(value: Any, what: str, **kinds: Any) -> list[Any]:
+    """The values of an object that has these keys, of these types, and no others."""
+    if set(_is(value, dict, what)) != set(kinds):
+        odd = set(value) ^ set(kinds)
+        raise FileError(f"{what} has missing or unknown entries: {', '.join(sorted(odd))[:200]}")
+    return [_is(value[key], kind, f"{what}, {key}") for key, kind in kinds.items()]
+
+
+def _name(value: Any, what: str, taken: Iterable[str]) -> str:
+    if not re.fullmatch(r"\w{1,200}", _is(value, str, what)) or value in taken:
+        raise FileError(f"{what} has the name '{value[:80]}', which is no name or is given twice")
+    return value
+
+
+def _shape(value: Any, what: str) -> tuple[Any, ...]:
+    shape = tuple(_decode(_is(value, list, what)))
+    for dim in shape:
+        if not isinstance(dim, Size) and _is(dim, int, what) < 0:
+            raise FileError(f"{what} has a negative size")
+    return shape
 
 
 def _graph_to_json(graph: Graph) -> dict[str, Any]:
@@ -191,7 +306,8 @@ def _graph_to_json(graph: Graph) -> dict[str, Any]:
             {
                 "name": node.name, "target": node.target, "role": str(node.role), "layer": node.layer,
                 "source": node.source, "reason": node.reason, "channel_dim": node.channel_dim,
-                "args": _encode(list(node.args)), "kwargs": _encode(node.kwargs), "shape": _encode(list(node.shape)),
+                "args": _encode(list(node.args)), "kwargs": _encode(node.kwargs),
+                "shape": _encode(list(node.shape)),
             }
             for node in graph.nodes
         ],
@@ -199,79 +315,177 @@ def _graph_to_json(graph: Graph) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _graph_from_json(body: Mapping[str, Any], tensors: dict[str, Tensor]) -> Graph:
-    inputs = tuple(Input(i["name"], tuple(_decode(i["shape"])), CONSTANTS[i["dtype"]]) for i in body["inputs"])
-    known = {i.name for i in inputs}
-    symbols = {d.tree for i in inputs for d in i.shape if isinstance(d, Size) and isinstance(d.tree, str)}
+def _graph_from_json(body: Any, tensors: dict[str, Tensor]) -> Graph:
+    inputs, signature, items, output = _fields(
+        body, "the graph", inputs=list, signature=list, nodes=list, output=object
+    )
+    known: set[str] = set()
+    made = []
+    for item in inputs:
+        name, shape, dtype = _fields(item, "an input", name=str, shape=list, dtype=str)
+        shape = _shape(shape, f"the shape of input '{name}'")
+        if not shape or not isinstance(shape[0], Size) or dtype not in DTYPE_NAMES:
+            raise FileError(f"input '{name}' has no batch dimension or the unknown type {dtype}")
+        made.append(Input(_name(name, "an input", known), shape, DTYPE_NAMES[dtype]))
+        known.add(name)
+    positional, names = signature
+    keywords = {_is(name, str, "a name of the signature") for name in _is(names, list, "the signature")}
+    if len(keywords) != len(names) or not 0 <= _is(positional, int, "the signature") == len(made) - len(names):
+        raise FileError("the signature does not match the inputs")
+    varying = set(known)
     nodes = []
-    for item in body["nodes"]:
-        node = Node(
-            name=item["name"], target=item["target"], args=tuple(_decode(item["args"])), kwargs=_decode(item["kwargs"]),
-            role=Role(item["role"]), layer=item["layer"], source=item["source"], shape=tuple(_decode(item["shape"])),
-            channel_dim=int(item["channel_dim"]), reason=item["reason"],
-        )  # fmt: skip
-        if node.target not in TABLE or node.role is Role.UNKNOWN:
-            raise FileError(f"node '{node.name}' uses the operator '{node.target}', which is not in the table")
-        if node.name in known:
-            raise FileError(f"two nodes are named '{node.name}'")
-        _check_leaves(node.name, (node.args, node.kwargs, node.shape), known, tensors, symbols)
+    for item in items:
+        node = _node(item, known)
+        _check_leaves(f"node '{node.name}'", (node.args, node.kwargs, node.shape), known, tensors)
+        _check_role(node, varying)
+        if any(name in varying for name in node.refs):
+            varying.add(node.name)
         known.add(node.name)
         nodes.append(node)
-    output = _decode(body["output"])
-    _check_leaves("output", output, known, tensors, symbols)
-    positional, names = body["signature"]
-    if positional + len(names) != len(inputs):
-        raise FileError("the signature does not match the inputs")
-    return Graph(inputs, tuple(nodes), output, tensors, (int(positional), tuple(names)))
+    tree = _decode(output)
+    _check_leaves("the output", tree, known, tensors)
+    if not all(isinstance(leaf, (Ref, str, int, float, type(None))) for leaf in leaves(tree)):
+        raise FileError("the output is no tree of values of the network")
+    if not any(isinstance(leaf, Ref) for leaf in leaves(tree)) or not made:
+        raise FileError("the network has no input or no output")
+    unread = set(tensors).difference(*(node.params for node in nodes))
+    if unread:
+        raise FileError(f"no node reads the tensor '{unread.pop()}'")
+    return Graph(tuple(made), tuple(nodes), tree, tensors, (positional, tuple(names)))
 
 
-def _check_leaves(place: str, tree: Any, known: set[str], tensors: Mapping[str, Tensor], symbols: set[str]) -> None:
+def _node(item: Any, known: set[str]) -> Node:
+    name, target, role, layer, source, reason, channel_dim, args, kwargs, shape = _fields(
+        item, "a node", name=str, target=str, role=str, layer=str, source=str, reason=str, channel_dim=int,
+        args=list, kwargs=dict, shape=list,
+    )  # fmt: skip
+    _name(name, "a node", known)
+    if target not in TABLE:
+        raise FileError(f"node '{name}' uses the operator '{target[:80]}', which is not in the table")
+    if role not in list(Role):
+        raise FileError(f"node '{name}' has the unknown role '{role[:80]}'")
+    shape = _shape(shape, f"the shape of node '{name}'")
+    if not 0 <= channel_dim < max(1, len(shape)):
+        raise FileError(f"node '{name}' has no dimension {channel_dim}")
+    keywords = _is(_decode(kwargs), dict, f"the keywords of node '{name}'")
+    if not all(isinstance(key, str) for key in keywords):
+        raise FileError(f"a keyword of node '{name}' is no text")
+    made = tuple(_decode(args))
+    return Node(name, target, made, keywords, Role(role), layer, source, shape, channel_dim, reason)
+
+
+def _check_role(node: Node, varying: set[str]) -> None:
+    """The role in the file must be what the table says, as if the network had just been traced.
+
+    varying: names of the values that depend on the network's input.
+    """
+    if any(isinstance(leaf, Ref) for leaf in leaves(node.kwargs)):  # the table judges positional arguments
+        raise FileError(f"node '{node.name}' takes a value of the network by keyword")
+    changes = [any(isinstance(leaf, Ref) and leaf.name in varying for leaf in leaves(arg)) for arg in node.args]
+    role, reason = judge(node.target, changes)
+    describe = TABLE[node.target].activation
+    if role is Role.NEURON and describe is not None and isinstance(answer := describe(node), str):
+        role, reason = Role.UNKNOWN, answer
+    if role is not node.role or role is Role.UNKNOWN:
+        said = f"{role}, {reason}" if reason else role
+        raise FileError(f"node '{node.name}' ({node.target}) has the role {node.role}, the table says {said}")
+
+
+def _check_leaves(place: str, tree: Any, known: set[str], tensors: Mapping[str, Tensor]) -> None:
     for leaf in leaves(tree):
         if isinstance(leaf, Ref) and leaf.name not in known:
-            raise FileError(f"'{place}' reads '{leaf.name}', which no earlier node gives")
+            raise FileError(f"{place} reads '{leaf.name[:80]}', which no earlier node gives")
         if isinstance(leaf, Param) and leaf.path not in tensors:
-            raise FileError(f"'{place}' reads the tensor '{leaf.path}', which is not in the file")
-        if isinstance(leaf, Size):
-            unknown = _symbols(leaf.tree) - symbols
-            if unknown:
-                raise FileError(f"'{place}' depends on the unknown size '{unknown.pop()}'")
+            raise FileError(f"{place} reads the tensor '{leaf.path[:80]}', which is not in the file")
 
 
-def _symbols(tree: Any) -> set[str]:
-    if isinstance(tree, str):
-        return {tree}
-    return set().union(*(_symbols(item) for item in tree[1:])) if isinstance(tree, tuple) else set()
-
-
-def _network(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SNN:
-    synapses = {name.removeprefix("synapses."): t for name, t in tensors.items() if name.startswith("synapses.")}
-    graph = _graph_from_json(body["graph"], synapses)
-    T = body["T"]
-    neurons = {}
-    for node in graph.neurons:
-        if node.name in body["neurons"]:
-            neurons[node.name] = _neuron(node, body["neurons"][node.name], tensors)
-    unknown = set(body["neurons"]) - set(neurons)
+def _network(body: Any, tensors: Mapping[str, Tensor]) -> SNN:
+    steps, graph, configs, provenance = _fields(body, "the network", T=int, graph=dict, neurons=dict, provenance=dict)
+    if not 1 <= steps <= MAX_T:
+        raise FileError(f"T is {steps}, expected 1 … {MAX_T}")
+    for name, tensor in tensors.items():
+        # Constants may hold infinities (masks, paddings); weights and thresholds may not.
+        bad = torch.isnan(tensor) if name.startswith("synapses.constants.") else ~torch.isfinite(tensor)
+        if bool(bad.any()):
+            raise FileError(f"the tensor '{name}' holds NaN or Inf")
+    synapses: dict[str, Tensor] = {}
+    states: dict[str, dict[str, Tensor]] = {name: {} for name in configs}
+    for name, tensor in tensors.items():
+        room, _, rest = name.partition(".")
+        node, _, key = rest.partition(".")
+        if room == "synapses":
+            synapses[rest] = tensor
+        elif room == "neurons" and node in states and key in NEURON_TENSORS:
+            states[node][key] = tensor
+        else:
+            raise FileError(f"the tensor '{name[:80]}' belongs to nothing in the network")
+    made = _graph_from_json(graph, synapses)
+    neurons = {
+        node.name: _neuron(node, configs[node.name], states[node.name], steps)
+        for node in made.neurons
+        if node.name in configs
+    }
+    unknown = set(configs) - set(neurons)
     if unknown:
-        raise FileError(f"neurons stand at '{unknown.pop()}', which is no activation of the graph")
-    if isinstance(T, bool) or not isinstance(T, int) or T < 1:
-        raise FileError(f"T is {T!r}")
-    if not isinstance(body["provenance"], dict):
-        raise FileError("the provenance is no object")
-    return SNN(graph, neurons, T=T, provenance=body["provenance"])
+        raise FileError(f"neurons stand at '{unknown.pop()[:80]}', which is no activation of the graph")
+    snn = SNN(made, neurons, T=steps, provenance=provenance)
+    if any(snn.neurons()[name] is not neuron for name, neuron in neurons.items()):
+        raise FileError("two layers of neurons have the same name")
+    _check_run(snn)
+    return snn
 
 
-def _neuron(node: Node, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ParallelNeuron:
-    place = f"neurons.{node.name}."
-    state = {name.removeprefix(place): t for name, t in tensors.items() if name.startswith(place)}
-    if config["kind"] != "parallel":
-        raise FileError(f"layer '{node.layer}' has neurons of the unknown kind '{config['kind']}'")
-    theta = state["v_threshold"]
-    channels = 1
-    for dim in theta.shape:
-        channels *= dim
-    if channels not in (1, node.shape[node.channel_dim]) or not bool((theta > 0).all()):
-        raise FileError(f"layer '{node.layer}' has thresholds that do not fit its channels or are not above 0")
-    neuron = ParallelNeuron(int(config["T"]), theta, offset=float(config["offset"]))
-    neuron.to(theta.dtype).load_state_dict(state)
+def _neuron(node: Node, config: Any, state: Mapping[str, Tensor], steps: int) -> ParallelNeuron:
+    kind, T, offset = _fields(config, f"the neurons of '{node.layer}'", kind=str, T=int, offset=(int, float))
+    if kind != "parallel" or steps != T:
+        raise FileError(f"layer '{node.layer}' has neurons of the unknown kind '{kind[:80]}' or of another T")
+    if set(state) != set(NEURON_TENSORS):
+        raise FileError(f"layer '{node.layer}' lacks tensors of its neurons, {', '.join(NEURON_TENSORS)}")
+    for name, tensor in state.items():
+        sample = node.shape[1:]
+        dims = tuple(tensor.shape)
+        fits = len(dims) <= len(sample) and all(
+            dim == 1 or dim == size for dim, size in zip(reversed(dims), reversed(sample), strict=False)
+        )
+        if not fits or not tensor.is_floating_point():
+            raise FileError(f"layer '{node.layer}': {name} {dims} {tensor.dtype} does not fit its channels")
+    if not bool((state["v_threshold"] > 0).all()):
+        raise FileError(f"layer '{node.layer}' has a threshold that is not above 0")
+    neuron = ParallelNeuron(T, state["v_threshold"], offset=float(offset))
+    for name, tensor in state.items():
+        setattr(neuron, name, nn.Parameter(tensor, requires_grad=False))
     return neuron
+
+
+def _check_run(snn: SNN) -> None:
+    """Run the network on two samples without data: operators take their arguments, shapes are as stated."""
+    graph, neurons, sizes = snn.graph, snn.neurons(), {BATCH: 2}
+
+    def size(shape: Iterable[Any]) -> tuple[int, ...]:
+        return tuple(dim(sizes) if isinstance(dim, Size) else dim for dim in shape)
+
+    def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
+        neuron = neurons[node.name]
+        return [neuron.value(neuron.count(args[0]))]
+
+    # The mode that torch.export traces in, so every operator of a traced network can run in it.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        floats = [p.dtype for p in snn.parameters()]
+        env: dict[str, Any] = {}
+        for i in graph.inputs:
+            dtype = floats[0] if floats and i.dtype.is_floating_point else i.dtype
+            env[i.name] = torch.empty(size(i.shape), dtype=dtype)
+        stream = Stream(env, snn.tensors(), sizes)
+        for node in graph.nodes:
+            try:
+                walk(Schedule(((node, ()),)), [stream], dict.fromkeys(neurons, fire))
+                first = next(leaf for leaf in leaves(env[node.name]) if isinstance(leaf, Tensor))
+            except Exception as error:  # torch raises whatever it likes on forged arguments
+                text = (str(error).splitlines() or [""])[0][:200]
+                raise FileError(f"node '{node.name}' ({node.target}) cannot run: {text}") from error
+            if tuple(first.shape) != size(node.shape):
+                wrong = f"gives {tuple(first.shape)}, the file says {str(size(node.shape))[:80]}"
+                raise FileError(f"node '{node.name}' {wrong}")
+        for name in graph.outputs:
+            if env[name].dim() == 0 or env[name].shape[0] != 2:
+                raise FileError(f"the output '{name}' has no batch dimension")
