@@ -1,6 +1,6 @@
 """ResNets of He et al. for CIFAR with option-A shortcuts, as in the published weights in ../shared/weights.
 
-    parspike plan examples/cifar_resnet.py:resnet20 --weights ../shared/weights/cifar10-resnet20.safetensors
+parspike plan examples/cifar_resnet.py:resnet20 --weights ../shared/weights/cifar10-resnet20.safetensors
 """
 
 import torch

@@ -87,7 +87,7 @@ class Plan:
 
     def __str__(self) -> str:
         head = ("layer", "operator", "role", "becomes", "shape", "source")
-        table = [head]
+        table: list[tuple[str, ...]] = [head]
         for row in self.rows:
             shape = "×".join(str(dim) for dim in row.shape)
             table.append((row.layer, row.operator, row.role, row.becomes, shape, row.source))
@@ -144,7 +144,9 @@ def _options(graph: Graph, layers: Mapping[str, LayerOption]) -> dict[str, Layer
         if not matched:
             names = [node.layer for node in graph.neurons]
             near = difflib.get_close_matches(pattern, names, n=3) or names[:5]
-            raise OptionError(f"the pattern '{pattern}' matches no activation; there are, for example: {', '.join(near)}")
+            raise OptionError(
+                f"the pattern '{pattern}' matches no activation; there are, for example: {', '.join(near)}"
+            )
         chosen.update({node.name: option for node in matched})
     return chosen
 

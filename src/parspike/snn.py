@@ -13,7 +13,7 @@ from parspike import engines
 from parspike.engines import Run
 from parspike.engines.stages import Stages
 from parspike.errors import InputError, OptionError
-from parspike.graph import Graph, Schedule, Size
+from parspike.graph import Graph, Schedule
 from parspike.neurons import ParallelNeuron
 
 __all__ = ["SNN"]
@@ -64,7 +64,12 @@ class SNN(nn.Module):
 
     @torch.no_grad()
     def run(
-        self, *args: Tensor, engine: str = "count", record: bool = False, chunk: int | None = None, **kwargs: Tensor
+        self,
+        *args: Tensor,
+        engine: str = "count",
+        record: bool = False,
+        chunk: int | None = None,
+        **kwargs: Tensor,
     ) -> Run:
         """Run a batch (B, …) and return logits and, with record=True, counts and spike trains by layer.
 
@@ -115,23 +120,7 @@ class SNN(nn.Module):
         env = graph.bind(args, kwargs)
         if torch.compiler.is_compiling():
             return env
-        for i in graph.inputs:
-            x = env[i.name]
-            if not isinstance(x, Tensor):
-                raise InputError(f"input '{i.name}' must be a tensor, got {type(x).__name__}")
-            shape = "(" + ", ".join(str(dim) for dim in i.shape) + ")"
-            fixed = [(d, n) for d, n in zip(i.shape, x.shape, strict=False) if not isinstance(d, Size) and d != n]
-            if x.dim() != len(i.shape) or fixed or x.shape[0] == 0:
-                raise InputError(f"input '{i.name}' has shape {tuple(x.shape)}, this network takes {shape}, B ≥ 1")
-            if x.is_floating_point() != i.dtype.is_floating_point:
-                raise InputError(f"input '{i.name}' is {x.dtype}, this network takes {i.dtype}")
-        floats = [p.dtype for p in self.parameters() if p.is_floating_point()]
-        for i in graph.inputs:
-            x = env[i.name]
-            if floats and x.is_floating_point() and x.dtype != floats[0]:
-                raise InputError(f"input '{i.name}' is {x.dtype}, the network's weights are {floats[0]}: convert one")
-            if x.is_floating_point() and not torch.isfinite(x).all():
-                raise InputError(f"input '{i.name}' holds NaN or Inf")
+        graph.check(env, "run", dtype=next((p.dtype for p in self.parameters() if p.is_floating_point()), None))
         return env
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from parspike.errors import CalibrationError, InputError
-from parspike.graph import Graph, Size
+from parspike.errors import CalibrationError
+from parspike.graph import Graph
 
 __all__ = ["Batches"]
 
@@ -39,6 +38,11 @@ class Batches:
         self.count = 0  # samples, known after the first pass
         self.hash = ""  # of the inputs, known after the first pass
 
+    @property
+    def length(self) -> int:
+        """Number of batches, 0 where the source does not say."""
+        return len(self.source) if isinstance(self.source, Sized) else 0
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         count, digest = 0, hashlib.sha256()
         for number, item in enumerate(self.source):
@@ -54,25 +58,14 @@ class Batches:
 
     def _item(self, item: Any, number: int) -> dict[str, Tensor]:
         place = f"calibration batch {number}"
-        args = self._arguments(item, place)
+        args: Any = self._arguments(item, place)
         positional, names = self.graph.signature
-        values = dict(args) if isinstance(args, Mapping) else None
-        args = () if values is not None else args if isinstance(args, tuple) else (args,)
-        if values is None and len(args) < positional or values is not None and set(values) < set(names):
-            raise CalibrationError(f"{place} does not give the {len(self.graph.inputs)} inputs of the network")
-        env = self.graph.bind(args[:positional], values or {})
-        for i in self.graph.inputs:
-            x = env.get(i.name)
-            if not isinstance(x, Tensor):
-                raise CalibrationError(f"{place}: input '{i.name}' is {type(x).__name__}, expected a tensor (B, …)")
-            fixed = [d for d, n in zip(i.shape, x.shape, strict=False) if not isinstance(d, Size) and d != n]
-            if x.dim() != len(i.shape) or fixed:
-                shape = "(" + ", ".join(str(dim) for dim in i.shape) + ")"
-                raise InputError(f"{place}: input '{i.name}' has shape {tuple(x.shape)}, the network takes {shape}")
-            if x.is_floating_point() != i.dtype.is_floating_point or (x.is_floating_point() and x.dtype != i.dtype):
-                raise InputError(f"{place}: input '{i.name}' is {x.dtype}, the network takes {i.dtype}")
-            if x.is_floating_point() and not torch.isfinite(x).all():
-                raise InputError(f"{place}: input '{i.name}' holds NaN or Inf")
+        if isinstance(args, Mapping):
+            args, kwargs = (), {name: args[name] for name in names if name in args}
+        else:
+            args, kwargs = args if isinstance(args, tuple) else (args,), {}
+        env = self.graph.bind(args[:positional], kwargs)
+        self.graph.check(env, place)
         return env
 
     def _arguments(self, item: Any, place: str) -> Any:

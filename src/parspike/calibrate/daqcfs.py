@@ -80,11 +80,9 @@ class DAQCFS(Recipe):
         schedule = Schedule.of(graph.nodes, graph.outputs)
         at = dict.fromkeys(draft.neurons, fire)
         for number in range(self.passes):
-            done = 0
-            for env in batches:
+            for done, env in enumerate(batches, 1):
                 walk(schedule, _pair(draft, env), at)
-                done += 1
-                draft.progress(f"algorithm 1, pass {number + 1} of {self.passes}", done, 0)
+                draft.progress(f"algorithm 1, pass {number + 1} of {self.passes}", done, batches.length)
 
     def _exact(self, draft: Draft, batches: Batches) -> None:
         graph = draft.graph
@@ -125,7 +123,7 @@ def channel_maxima(draft: Draft, batches: Batches) -> dict[str, Tensor]:
     at = dict.fromkeys(draft.activations, record)
     for done, env in enumerate(batches, 1):
         walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], at)
-        draft.progress("recording maxima", done, 0)
+        draft.progress("recording maxima", done, batches.length)
     for node in graph.neurons:
         if node.name in largest and not torch.isfinite(largest[node.name]).all():
             raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
@@ -139,7 +137,9 @@ def initial_neurons(draft: Draft, batches: Batches | None) -> None:
     if clips:
         if batches is None:
             layer = draft.graph.by_name[clips[0]].layer
-            raise CalibrationError(f"layer '{layer}' has no threshold of its own: pass calibration= (images, no labels)")
+            raise CalibrationError(
+                f"layer '{layer}' has no threshold of its own: pass calibration= (images, no labels)"
+            )
         maxima = channel_maxima(draft, batches)
     for name, activation in draft.activations.items():
         node = draft.graph.by_name[name]
@@ -150,9 +150,7 @@ def initial_neurons(draft: Draft, batches: Batches | None) -> None:
             draft.neurons[name] = ParallelNeuron(draft.T, theta)
         else:
             theta = _above_zero(maxima[name] - activation.low)
-            draft.neurons[name] = ParallelNeuron(
-                draft.T, node_shape(theta, node), offset=activation.low
-            )
+            draft.neurons[name] = ParallelNeuron(draft.T, node_shape(theta, node), offset=activation.low)
 
 
 def _above_zero(theta: Tensor) -> Tensor:

@@ -203,5 +203,3 @@ def _repeat(value: Any, steps: int) -> Any:
     if isinstance(value, Tensor):
         return value.expand(steps, *value.shape).flatten(0, 1)
     return type(value)([_repeat(item, steps) for item in leaves(value)])
-
-

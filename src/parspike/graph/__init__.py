@@ -1,6 +1,19 @@
 """Networks as data: `torch.export` → `Graph`, the op table, the rewriting, the walk."""
 
-from parspike.graph.ir import Device, Graph, Input, Node, Param, Ref, Schedule, Size, Stream, leaves, map_tree, walk
+from parspike.graph.ir import (
+    Device,
+    Graph,
+    Input,
+    Node,
+    Param,
+    Ref,
+    Schedule,
+    Size,
+    Stream,
+    leaves,
+    map_tree,
+    walk,
+)
 from parspike.graph.ops import Activation, Clip, Quantised, Role
 from parspike.graph.rewrite import rewrite
 from parspike.graph.trace import trace

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parspike.errors import InputError
 from parspike.graph import ops
 
 __all__ = ["Device", "Graph", "Input", "Node", "Param", "Ref", "Schedule", "Size", "Stream", "map_tree", "walk"]
@@ -222,6 +223,26 @@ class Graph:
                 env[i.name] = kwargs[name]
         return env
 
+    def check(self, env: Mapping[str, Any], place: str, *, dtype: torch.dtype | None = None) -> None:
+        """Raise `InputError` naming `place` unless `env` holds every input in its shape and dtype, without NaN or Inf.
+
+        dtype: of floating inputs, where the network was cast since it was traced.
+        """
+        for i in self.inputs:
+            x = env.get(i.name)
+            if not isinstance(x, Tensor):
+                raise InputError(f"{place}: input '{i.name}' is {type(x).__name__}, expected a tensor (B, …)")
+            fixed = [d for d, n in zip(i.shape, x.shape, strict=False) if not isinstance(d, Size) and d != n]
+            if x.dim() != len(i.shape) or fixed or x.shape[0] == 0:
+                raise InputError(
+                    f"{place}: input '{i.name}' has shape {tuple(x.shape)}, this network takes {_shape(i.shape)}, B ≥ 1"
+                )
+            wanted = dtype if dtype is not None and i.dtype.is_floating_point else i.dtype
+            if x.dtype != wanted:
+                raise InputError(f"{place}: input '{i.name}' is {x.dtype}, this network takes {wanted}")
+            if x.is_floating_point() and not torch.isfinite(x).all():
+                raise InputError(f"{place}: input '{i.name}' holds NaN or Inf")
+
     def sizes(self, env: Mapping[str, Tensor]) -> dict[str, int]:
         """The value of every symbol of the input shapes."""
         return {
@@ -280,7 +301,9 @@ class Stream:
         if isinstance(tree, Size):
             return tree(self.sizes)
         if isinstance(tree, Device):
-            return next(value.device for value in (*self.env.values(), *self.tensors.values()) if isinstance(value, Tensor))
+            return next(
+                value.device for value in (*self.env.values(), *self.tensors.values()) if isinstance(value, Tensor)
+            )
         if isinstance(tree, tuple):
             return tuple([self._resolve(item) for item in tree])
         if isinstance(tree, list):

@@ -129,7 +129,7 @@ _rows(Role.SYNAPSE, "avg_pool1d.default avg_pool2d.default avg_pool3d.default ad
       "upsample_nearest1d.default upsample_nearest2d.default upsample_nearest2d.vec upsample_bilinear2d.default "
       "upsample_bilinear2d.vec pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default",
       varying=(0,))  # fmt: skip
-_rows(Role.SYNAPSE, "view.default reshape.default _unsafe_view.default flatten.using_ints unflatten.int "
+_rows(Role.SYNAPSE, "reshape.default flatten.using_ints unflatten.int "
       "permute.default transpose.int t.default squeeze.dim squeeze.dims squeeze.default unsqueeze.default "
       "expand.default slice.Tensor select.int split.Tensor split_with_sizes.default chunk.default unbind.int "
       "narrow.default index_select.default roll.default flip.default repeat.default constant_pad_nd.default "

@@ -25,7 +25,7 @@ CONV = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "at
 LINEAR = "aten.linear.default"
 POOLS = ("aten.max_pool1d.default", "aten.max_pool2d.default", "aten.max_pool3d.default")
 KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default",
-                  "aten.adaptive_avg_pool3d.default", "aten.mean.dim", "aten.view.default")  # fmt: skip
+                  "aten.adaptive_avg_pool3d.default", "aten.mean.dim", "aten.reshape.default")  # fmt: skip
 
 
 def rewrite(graph: Graph) -> Graph:
@@ -151,7 +151,7 @@ def _merge_forward(draft: _Draft, node: Node) -> None:
         if len(reader.shape) != 2 or weight.shape[1] % len(scale):
             return
         repeat = weight.shape[1] // len(scale)  # flattened maps: each channel's pixels lie side by side
-        if any(step.target == "aten.view.default" and len(step.shape) != 2 for step in path):
+        if any(step.target == "aten.reshape.default" and len(step.shape) != 2 for step in path):
             return
         scale, shift = scale.repeat_interleave(repeat), shift.repeat_interleave(repeat)
     extra = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
@@ -169,12 +169,8 @@ def _pool_first(draft: _Draft, node: Node) -> None:
     if neuron is None or neuron.role is not Role.NEURON or draft.only_reader(neuron.name) is None:
         return
     pool = replace(node, name=neuron.name, args=(neuron.args[0], *node.args[1:]), channel_dim=neuron.channel_dim)
-    fire = replace(
-        neuron, name=node.name, args=(Ref(pool.name), *neuron.args[1:]), shape=node.shape
-    )
+    fire = replace(neuron, name=node.name, args=(Ref(pool.name), *neuron.args[1:]), shape=node.shape)
     swapped = {}
     for name, n in draft.nodes.items():
         swapped[name] = pool if name == neuron.name else fire if name == node.name else n
     draft.nodes = swapped
-
-

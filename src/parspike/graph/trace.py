@@ -59,7 +59,7 @@ def check_model(model: nn.Module) -> None:
                 "the batch or on chance: call model.eval() first, then convert"
             )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if torch.nn.parameter.is_lazy(tensor):
             raise InputError(f"'{name}' is not initialised yet: run the model once on a batch, then convert")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"'{name}' holds NaN or Inf: the network cannot be converted; check its weights")
@@ -148,7 +148,11 @@ def _check_batch(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tens
         turned = graph.run(*[a.flip(0) for a in args], **{name: a.flip(0) for name, a in kwargs.items()})
     for one, other in zip(straight, (leaf for leaf in leaves(turned) if isinstance(leaf, Tensor)), strict=True):
         scale = one.abs().max().clamp(min=1e-12) if one.is_floating_point() else 1
-        if one.dim() == 0 or one.shape[0] != args_batch(args, kwargs) or (one - other.flip(0)).abs().max() > 1e-2 * scale:
+        if (
+            one.dim() == 0
+            or one.shape[0] != args_batch(args, kwargs)
+            or (one - other.flip(0)).abs().max() > 1e-2 * scale
+        ):
             raise TraceError(
                 "the network mixes the samples of a batch (its output for one sample depends on the others, or has no "
                 "batch dimension first): the first dimension of every input and output must be the batch"
@@ -253,7 +257,7 @@ class _Reader:
 
     def _call(self, fx: Any) -> None:
         meta = fx.meta.get("val")
-        if isinstance(meta, torch.SymInt) or isinstance(meta, (int, float, bool)):
+        if isinstance(meta, (torch.SymInt, int, float, bool)):
             self.value[fx.name] = self._size(meta) if isinstance(meta, torch.SymInt) else meta
             return
         target = _target(fx.target)
@@ -282,7 +286,7 @@ class _Reader:
         if any(varying) or any(name in self.varying for name in refs):
             self.varying.add(fx.name)
         role, reason = ops.judge(target, varying)
-        shape = meta if isinstance(meta, Tensor) else next((m for m in meta if isinstance(m, Tensor)), None)
+        shape = meta if isinstance(meta, Tensor) else next((m for m in meta or () if isinstance(m, Tensor)), None)
         layer = self._layer(fx, target)
         node = Node(
             name=fx.name, target=target, args=args, kwargs=kwargs, role=role, layer=layer,
@@ -375,6 +379,8 @@ def _target(target: Any) -> str:
     if target is operator.getitem:
         return "getitem"
     name = str(target)
+    if name in ("aten.view.default", "aten._unsafe_view.default"):
+        return "aten.reshape.default"  # a view's strides hold for the traced layout alone
     return "parspike.qcfs" if name == "parspike.qcfs.default" else name
 
 
@@ -386,4 +392,3 @@ def _live(nodes: Sequence[Node], output: Any) -> tuple[Node, ...]:
             needed.update(node.refs)
             kept.append(node)
     return tuple(reversed(kept))
-

@@ -38,7 +38,6 @@ class ParallelNeuron(nn.Module):
         mean = count * (self.v_post / self.T)
         return mean + self.offset if self.offset else mean
 
-
     def forward(self, z: Tensor) -> Tensor:
         """`value(count(z))`, without a tensor of its own for the counts."""
         mean = self.count(z).mul_(self.v_post / self.T)

@@ -119,9 +119,7 @@ def optimal_shift(v_threshold: float | Tensor, T: int, shift: float | Tensor | N
     return bias / left.reshape(T, *[1] * bias.ndim)
 
 
-def charge(
-    current: Float[Tensor, "T *n"], method: Literal["matrix", "hadamard"] = "hadamard"
-) -> Float[Tensor, "T *n"]:
+def charge(current: Float[Tensor, "T *n"], method: Literal["matrix", "hadamard"] = "hadamard") -> Float[Tensor, "T *n"]:
     """Charging phase of equation (8): m_x = Σ_t I(t) / (T − x + 1) for x = 1..T; unit of ``current``.
 
     ``"matrix"`` is the product Λ̂ I, T² multiply-accumulates a neuron. ``"hadamard"`` uses that all columns
@@ -152,9 +150,7 @@ def _over_time(shift: Tensor, reference: Tensor) -> Tensor:
     return shift.reshape(T, *[1] * (reference.ndim - shift.ndim), *rest)
 
 
-def _first_step(
-    fires: Callable[[Tensor], Tensor], shape: Sequence[int], T: int, device: torch.device
-) -> Tensor:
+def _first_step(fires: Callable[[Tensor], Tensor], shape: Sequence[int], T: int, device: torch.device) -> Tensor:
     """First step (from 0) at which ``fires`` holds, T if none, by bisection: section 4.3.
 
     ``fires(step)`` must be False up to some step and True from there on. ⌈log₂(T + 1)⌉ calls.
@@ -233,9 +229,7 @@ def parallel_neuron(
     """
     T = check_over_time(current)
     if matrix.shape != (T, T):
-        raise ValueError(
-            f"matrix must be (T, T) = ({T}, {T}) for a current of {T} steps, got {tuple(matrix.shape)}"
-        )
+        raise ValueError(f"matrix must be (T, T) = ({T}, {T}) for a current of {T} steps, got {tuple(matrix.shape)}")
     return fire(torch.tensordot(like(matrix, current), current, dims=1), v_threshold, shift)
 
 

@@ -42,9 +42,10 @@ def spike_count(
     broadcast against it. Returns whole numbers in z's dtype (exact up to T = 2048 in float16, 256 in
     bfloat16), without gradient; NaN stays NaN. Allocates one tensor of z's size.
 
-    Evaluated as ``(shift * (T / v_threshold) + 0.5) + z * (T / v_threshold)``, then floor, then clamp: ``qcfs``, ``da_qcfs`` and
-    ``bisect_count`` share it, so their counts are equal bit for bit. A compiler that fuses the product and
-    the sum rounds once instead of twice: z within an ulp of a jump may then count one differently.
+    Evaluated as ``(shift * (T / v_threshold) + 0.5) + z * (T / v_threshold)``, then floor, then clamp:
+    ``qcfs``, ``da_qcfs`` and ``bisect_count`` share it, so their counts are equal bit for bit. A compiler that
+    fuses the product and the sum rounds once instead of twice: z within an ulp of a jump may then count one
+    differently.
 
     Raises ``TypeError`` on a current that isn't floating, ``ValueError`` on T below 1 or a threshold that
     is a number and not above 0, ``RuntimeError`` (torch) on shapes that don't broadcast.
@@ -74,9 +75,7 @@ class _Staircase(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        z: Tensor, theta: Tensor, shift: Tensor | None, scale: Tensor | None, T: int, window: Window
-    ) -> Tensor:
+    def forward(z: Tensor, theta: Tensor, shift: Tensor | None, scale: Tensor | None, T: int, window: Window) -> Tensor:
         amplitude = theta if scale is None else theta + scale
         return spike_count(z, theta, T, shift).mul_(amplitude / T)
 
@@ -160,9 +159,7 @@ def da_qcfs(
     return _staircase(z, threshold_like(v_threshold, z), like(shift, z), like(scale, z), T, "outer")
 
 
-def _staircase(
-    z: Tensor, theta: Tensor, shift: Tensor | None, scale: Tensor | None, T: int, window: Window
-) -> Tensor:
+def _staircase(z: Tensor, theta: Tensor, shift: Tensor | None, scale: Tensor | None, T: int, window: Window) -> Tensor:
     # torch leaves Function.apply untyped.
     return _Staircase.apply(z, theta, shift, scale, T, window)  # pyright: ignore[reportReturnType]
 

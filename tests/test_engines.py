@@ -1,0 +1,196 @@
+"""Law: the engines agree; trains exist, are sorted and add up; QCFS at T = T̃ is lossless; memory does not grow with T."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import SHAPES, Dense, PreActivation, Quantised, Residual, exact, made
+from torch import nn
+
+import parspike
+from parspike.neurons import spike_count
+
+TRAINED = ("count", "parallel", "serial")
+
+
+def assert_counts_agree(snn, one, other, *, ulps=64):
+    """Equal counts, except where the current lies within `ulps` of the threshold that would change the count."""
+    for layer, count in one.counts.items():
+        different = count != other.counts[layer]
+        assert (count - other.counts[layer]).abs().max() <= 1
+        share = different.float().mean()
+        assert share <= ulps * torch.finfo(count.dtype).eps * snn.T * 100, (layer, float(share))
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("T", [1, 2, 8])
+def test_engines_are_equal_where_sums_are_exact(kind, T):
+    model, x = made(kind)
+    model = exact(model)
+    x = torch.randint(-3, 4, x.shape).to(x.dtype)
+    snn = parspike.convert(model, x, T=T, recipe="max")
+    for neuron in snn.neurons().values():  # powers of two, so that every sum and product is exact
+        for parameter in (neuron.v_threshold, neuron.v_post):
+            parameter.copy_(torch.full_like(parameter, 4.0))
+        neuron.shift.copy_(torch.full_like(neuron.shift, 0.5))
+    runs = {engine: snn.run(x, engine=engine, record=True) for engine in TRAINED}
+    assert torch.equal(snn(x), runs["count"].logits)
+    for engine in ("parallel", "serial"):
+        for layer, count in runs["count"].counts.items():
+            assert torch.equal(count, runs[engine].counts[layer]), (engine, layer)
+        assert torch.equal(runs[engine].logits, runs["count"].logits)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_engines_agree_on_real_weights(kind):
+    model, x = made(kind, seed=1, batch=16)
+    model, x = model.double(), x.double()
+    snn = parspike.convert(model, x, T=6)
+    count = snn.run(x, record=True)
+    for engine in ("parallel", "serial"):
+        run = snn.run(x, engine=engine, record=True)
+        assert_counts_agree(snn, count, run)
+        torch.testing.assert_close(run.logits, count.logits, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(T=st.integers(1, 12), chunk=st.integers(1, 14), seed=st.integers(0, 5))
+def test_chunks_of_time_do_not_matter(T, chunk, seed):
+    model, x = made(PreActivation, seed=seed, batch=3)
+    snn = parspike.convert(model.double(), x.double(), T=T, recipe="max")
+    whole = snn.run(x.double(), engine="parallel", record=True)
+    cut = snn.run(x.double(), engine="parallel", record=True, chunk=chunk)
+    assert_counts_agree(snn, whole, cut)
+    torch.testing.assert_close(cut.logits, whole.logits, rtol=1e-9, atol=1e-9)
+
+
+def test_qcfs_at_its_own_T_is_lossless():
+    model, x = made(Quantised, batch=32)
+    snn = parspike.convert(model, T=4, example=x)
+    with torch.no_grad():
+        torch.testing.assert_close(snn(x), model(x), rtol=1e-5, atol=1e-5)
+    seen = {}
+    model.conv1.register_forward_hook(lambda _m, _i, z: seen.update(act1=z))
+    with torch.no_grad():
+        model(x)
+    counts = snn.run(x, engine="parallel", record=True).counts
+    assert torch.equal(counts["act1"], spike_count(seen["act1"], model.act1.v_threshold, 4))
+
+
+def test_trains_are_sorted_and_carry_the_counts():
+    model, x = made(Residual)
+    snn = parspike.convert(model, x, T=5)
+    for engine in TRAINED:
+        run = snn.run(x, engine=engine, record=True)
+        for layer, train in run.spikes.items():
+            assert train.shape == (5, *run.counts[layer].shape)
+            assert train.dtype == torch.bool
+            assert torch.equal(train.sum(0).to(x.dtype), run.counts[layer])
+            assert bool((train[1:] >= train[:-1]).all())
+
+
+def test_what_travels_is_the_train():
+    """The parallel engine sends the trains: a neuron whose train lies changes its successors' counts."""
+    model, x = made(Residual)
+    snn = parspike.convert(model, x, T=4)
+    honest = snn.run(x, engine="parallel", record=True)
+    first = snn.neurons()[next(iter(snn.neurons()))]
+    original = type(first).spikes
+    try:
+        type(first).spikes = lambda self, count, start=0, stop=None: ~original(self, count, start, stop)
+        lying = snn.run(x, engine="parallel")
+    finally:
+        type(first).spikes = original
+    assert not torch.allclose(lying.logits, honest.logits)
+
+
+def test_serial_if_twin_is_the_published_neuron():
+    """On a chain whose first layer has constant input, it fires as v(0) = θ/2 and soft reset say."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x, T = torch.randn(5, 3), 7
+    snn = parspike.convert(model, x, T=T, recipe="max")
+    run = snn.run(x, engine="serial-if", record=True)
+    theta = next(iter(snn.neurons().values())).v_threshold
+    z, v, total = model[0](x), theta / 2, 0
+    for t in range(T):
+        m = v + z
+        s = (m >= theta).float()
+        v = m - theta * s
+        assert torch.equal(run.spikes["1"][t], s.bool())
+        total = total + model[2](theta * s)
+    torch.testing.assert_close(run.logits, total / T)
+
+
+def test_serial_if_approaches_the_network_with_max_pool_between():
+    model, x = made(Dense, batch=4)
+    snn = parspike.convert(model, x, T=256, recipe="max")
+    out = snn.run(x, engine="serial-if").logits
+    assert (out - model(x)).abs().max() < 0.05 * model(x).abs().max()
+
+
+def test_large_T_runs_and_approaches_the_network():
+    model, x = made(Residual, batch=2)
+    snn = parspike.convert(model, x, T=1024)
+    reference = model(x)
+    for engine in ("count", "parallel", "serial", "serial-if"):
+        run = snn.run(x, engine=engine)
+        assert (run.logits - reference).norm() < 0.01 * reference.norm(), engine
+
+
+def test_parallel_engine_folds_no_more_than_the_chunk_into_the_batch(monkeypatch):
+    from parspike.graph import ops
+
+    model, x = made(Residual, batch=2)
+    snn = parspike.convert(model, x, T=64)
+    seen = []
+    original = ops.TABLE["aten.conv2d.default"].run
+    spy = lambda z, *rest: (seen.append(z.shape[0]), original(z, *rest))[1]  # noqa: E731
+    row = copy.copy(ops.TABLE["aten.conv2d.default"])
+    object.__setattr__(row, "run", spy)
+    monkeypatch.setitem(ops.TABLE, "aten.conv2d.default", row)
+    snn.run(x, engine="parallel", chunk=8)
+    assert seen[0] == 2  # the first synapse, on a constant input, runs once
+    assert max(seen) == 16
+    assert seen.count(16) == 2 * 64 // 8
+    seen.clear()
+    snn.run(x, engine="serial")
+    assert set(seen) == {2}
+
+
+def test_kept_activations_stay_analog():
+    model, x = made(Residual)
+    snn = parspike.convert(model, x, T=4, layers={"act": parspike.Keep(), "relu6": parspike.Keep()})
+    run = snn.run(x, record=True)
+    assert set(run.counts) == {"act@2", "clamp", "hardtanh"}
+    for engine in ("parallel", "serial"):
+        torch.testing.assert_close(snn.run(x, engine=engine).logits, run.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_snn_is_a_module(tmp_path):
+    model, x = made(Residual)
+    snn = parspike.convert(model, x, T=4)
+    keys = set(snn.state_dict())
+    assert {"synapses.conv1.weight", "spiking.act.v_threshold", "spiking.act@2.shift"} <= keys
+    twin = copy.deepcopy(snn)
+    twin.load_state_dict(snn.state_dict())
+    assert torch.equal(twin(x), snn(x))
+    twin.spiking.act.v_threshold.mul_(2)
+    assert not torch.equal(twin(x), snn(x))
+    assert snn.double()(x.double()).dtype == torch.float64
+    replica = nn.parallel.DataParallel(twin)
+    assert torch.equal(replica(x), twin(x))
+
+
+def test_count_engine_is_one_graph():
+    model, x = made(Residual)
+    snn = parspike.convert(model, x, T=4)
+    exported = torch.export.export(snn, (x,), dynamic_shapes={"args": ({0: torch.export.Dim.AUTO},)}, strict=False)
+    y = torch.randn(9, *x.shape[1:])
+    assert torch.equal(exported.module()(y), snn(y))
+    compiled = torch.compile(snn, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), snn(x))
