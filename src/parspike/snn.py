@@ -60,7 +60,7 @@ class SNN(nn.Module):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
         """Logits for a batch (B, …): the count engine, one pass whatever T is."""
-        return engines.count(self, self._inputs(args, kwargs), self._schedule)
+        return engines.count(self, self._inputs(args, kwargs), self._schedule).logits
 
     @torch.no_grad()
     def run(
@@ -79,17 +79,14 @@ class SNN(nn.Module):
         """
         env = self._inputs(args, kwargs)
         if engine == "count":
-            return engines.record_count(self, env, self._schedule) if record else Run(
-                engines.count(self, env, self._schedule), self.T, engine)  # fmt: skip
+            return engines.count(self, env, self._schedule, record=record)
         if engine == "parallel":
-            run = engines.parallel(self, env, self._stages, chunk)
-        elif engine == "serial":
-            run = engines.serial(self, env, self._stages)
-        elif engine == "serial-if":
-            run = engines.serial_if(self, env, self._stages, record=record)
-        else:
-            raise OptionError(f"engine '{engine}' is unknown: choose one of {', '.join(engines.ENGINES)}")
-        return run if record else Run(run.logits, run.T, run.engine)
+            return engines.parallel(self, env, self._stages, chunk=chunk, record=record)
+        if engine == "serial":
+            return engines.serial(self, env, self._stages, record=record)
+        if engine == "serial-if":
+            return engines.serial_if(self, env, self._stages, record=record)
+        raise OptionError(f"engine '{engine}' is unknown: choose one of {', '.join(engines.ENGINES)}")
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write a `.parspike` file (docs/format.md); an existing file is replaced only with force=True."""

@@ -6,40 +6,28 @@ those of the next (method.md, facts beyond the paper).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from parspike.engines.base import Network, Run, recorded
 from parspike.graph import Node, Schedule, Stream, walk
-from parspike.neurons import ParallelNeuron
 
-__all__ = ["count", "record_count"]
-
-
-def count(net: Network, env: dict[str, Any], schedule: Schedule) -> Any:
-    """The network's output for the inputs in `env`."""
-
-    def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
-        return [neurons[node.name](args[0])]
-
-    neurons: Mapping[str, ParallelNeuron] = net.neurons()
-    stream = Stream(env, net.tensors(), net.graph.sizes(env))
-    walk(schedule, [stream], dict.fromkeys(neurons, fire))
-    return net.graph.collect(stream.env)
+__all__ = ["count"]
 
 
-def record_count(net: Network, env: dict[str, Any], schedule: Schedule) -> Run:
-    """The same, with every count kept."""
-    counts: dict[str, Tensor] = {}
+def count(net: Network, env: dict[str, Any], schedule: Schedule, *, record: bool = False) -> Run:
+    """One pass for the inputs in `env`."""
+    neurons = net.neurons()
+    kept: dict[str, Tensor] = {}
 
     def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         neuron = neurons[node.name]
-        counts[node.name] = neuron.count(args[0])
-        return [neuron.value(counts[node.name])]
+        if not record:
+            return [neuron(args[0])]
+        kept[node.name] = neuron.count(args[0])
+        return [neuron.value(kept[node.name])]
 
-    neurons = net.neurons()
     stream = Stream(env, net.tensors(), net.graph.sizes(env))
     walk(schedule, [stream], dict.fromkeys(neurons, fire))
-    return recorded(net.graph.collect(stream.env), net, "count", counts)
+    return recorded(net.graph.collect(stream.env), net, "count", kept)

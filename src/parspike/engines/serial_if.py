@@ -36,13 +36,11 @@ def serial_if(net: Network, env: dict[str, Any], stages: Stages, *, record: bool
     schedule = Schedule.of(moving, [n for n in graph.outputs if n in changing], seeds=tuple(first.env))
     state: dict[str, Any] = {}
     spikes: dict[str, list[Tensor]] = {name: [] for name in neurons}
-    counts: dict[str, Tensor] = {}
 
     def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         neuron, z = neurons[node.name], args[0]
         v = state[node.name] if node.name in state else (neuron.v_threshold / 2).expand_as(z)
         spike, state[node.name] = soft_reset_step(v, z - neuron.offset if neuron.offset else z, neuron.v_threshold)
-        counts[node.name] = counts[node.name] + spike if node.name in counts else spike.to(z.dtype)
         if record:
             spikes[node.name].append(spike)
         current = spike * neuron.v_threshold
@@ -71,12 +69,10 @@ def serial_if(net: Network, env: dict[str, Any], stages: Stages, *, record: bool
             if name in changing:
                 totals[name] = totals[name] + stream.env[name] if name in totals else stream.env[name]
     outputs = {name: totals[name] / net.T if name in totals else first.env[name] for name in graph.outputs}
-    layer = {node.name: node.layer for node in graph.neurons}
-    return Run(
-        graph.collect(outputs), net.T, "serial-if",
-        {layer[name]: count for name, count in counts.items()},
-        {layer[name]: torch.stack(train) for name, train in spikes.items() if train},
-    )  # fmt: skip
+    trains = {graph.by_name[name].layer: torch.stack(train) for name, train in spikes.items() if train}
+    counts = {graph.by_name[name].layer: torch.stack(train).sum(0).to(neurons[name].v_threshold.dtype)
+              for name, train in spikes.items() if train}  # fmt: skip
+    return Run(graph.collect(outputs), net.T, "serial-if", counts, trains)
 
 
 def _changing(net: Network) -> set[str]:

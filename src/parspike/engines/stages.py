@@ -29,57 +29,92 @@ CHUNK_ELEMENTS = 1 << 25
 
 
 @dataclass(frozen=True)
-class Stages:
-    """How values of a graph behave over time, for a given set of spiking nodes.
+class Stage:
+    """The nodes that make one value from what is held: spike counts, and means over time."""
 
-    constant: depends on input sizes alone, made anew at every batch size. mean: held as one tensor (B, …), its
-    average over time. Other nodes live inside a stage, as currents (t·B, …).
+    schedule: Schedule
+    seeds: tuple[str, ...]
+    timed: bool
+
+
+@dataclass(frozen=True)
+class Stages:
+    """How a graph with given spiking nodes runs over time.
+
+    fires: the spiking nodes. held: values kept as one tensor (B, …), their mean over time; other values live
+    inside a stage, as currents (t·B, …). ends: for every node to evaluate, in order, the values whose means it
+    needs. stages: how to make each of those. dead: what nobody needs after a node.
     """
 
-    constant: frozenset[str]
-    mean: frozenset[str]
-    temporal: frozenset[str]
+    fires: frozenset[str]
+    held: frozenset[str]
+    ends: dict[str, tuple[str, ...]]
+    stages: dict[str, Stage]
+    dead: dict[str, tuple[str, ...]]
 
     @classmethod
     def of(cls, graph: Graph, spiking: Sequence[str]) -> Stages:
         """Sort the values of a graph."""
-        fires, inputs = set(spiking), {i.name for i in graph.inputs}
-        constant: set[str] = set()
-        temporal: set[str] = set()  # changes from step to step, neurons' own trains included
-        ends: set[str] = set()  # temporal input, but held as its mean
+        fires, inputs = frozenset(spiking), {i.name for i in graph.inputs}
+        constant: set[str] = set()  # depends on input sizes alone, so it is made anew at every batch size
+        timed: set[str] = set()
         for node in graph.nodes:
-            refs = node.refs
             if node.name in fires:
-                temporal.add(node.name)
-            elif all(ref in constant for ref in refs) and not any(ref in inputs for ref in refs):
+                timed.add(node.name)
+            elif all(ref in constant for ref in node.refs):
                 constant.add(node.name)
-            elif any(ref in temporal for ref in refs):
-                if node.role is Role.SYNAPSE or (node.role is Role.ORDER and _nested(graph, node, fires)):
-                    temporal.add(node.name)
-                else:
-                    ends.add(node.name)
-        cut = _shared(graph, fires, temporal)
-        means = inputs | ends | cut | {n.name for n in graph.nodes if n.name not in temporal | constant}
-        return cls(frozenset(constant), frozenset(means), frozenset(temporal - cut))
-
-    def segment(self, graph: Graph, target: str, fires: set[str]) -> tuple[Schedule, tuple[str, ...]]:
-        """The nodes to run for `target`, and the values they start from."""
-        needed, seeds, todo = set(), set(), [target]
-        first = True
-        while todo:
-            name = todo.pop()
-            node = graph.by_name.get(name)
-            if not first and (node is None or name in self.mean or name in fires):
-                seeds.add(name)
-            elif node is not None and name not in needed:
-                needed.add(name)
-                todo.extend(node.refs)
-            first = False
-        nodes = [node for node in graph.nodes if node.name in needed]
-        return Schedule.of(nodes, [target], seeds=()), tuple(sorted(seeds))
+            elif any(ref in timed for ref in node.refs) and (
+                node.role is Role.SYNAPSE or (node.role is Role.ORDER and _nested(graph, node, fires))
+            ):
+                timed.add(node.name)
+        cut = _shared(graph, fires, timed)
+        held = frozenset(inputs | cut | {node.name for node in graph.nodes if node.name not in timed | constant})
+        ends: dict[str, tuple[str, ...]] = {}
+        for node in graph.nodes:
+            if node.name in fires:
+                ends[node.name] = node.refs[:1]
+            elif node.name in held:
+                jumps = node.name not in cut and any(ref in timed for ref in node.refs)
+                ends[node.name] = tuple(dict.fromkeys(node.refs)) if jumps else (node.name,)
+        wanted = dict.fromkeys((*(name for names in ends.values() for name in names), *graph.outputs))
+        stages = {name: _stage(graph, name, fires, held, timed) for name in wanted}
+        return cls(fires, held, ends, stages, _dead(graph, ends, stages, fires | held))
 
 
-def _nested(graph: Graph, node: Node, fires: set[str]) -> bool:
+def _stage(graph: Graph, target: str, fires: frozenset[str], held: frozenset[str], timed: set[str]) -> Stage:
+    needed: set[str] = set()
+    seeds: set[str] = set()
+    todo = [target]
+    while todo:
+        name = todo.pop()
+        if name not in graph.by_name or (name != target and (name in held or name in fires)):
+            seeds.add(name)
+        elif name not in needed:
+            needed.add(name)
+            todo.extend(graph.by_name[name].refs)
+    nodes = [node for node in graph.nodes if node.name in needed]
+    return Stage(Schedule.of(nodes, [target]), tuple(sorted(seeds)), any(seed in timed for seed in seeds))
+
+
+def _dead(
+    graph: Graph, ends: dict[str, tuple[str, ...]], stages: dict[str, Stage], held: frozenset[str]
+) -> dict[str, tuple[str, ...]]:
+    """For every node, the held values that no later node needs."""
+    last: dict[str, str] = {}
+    for name, targets in ends.items():
+        for target in targets:
+            for value in (target,) if target in held and target != name else stages[target].seeds:
+                last[value] = name
+    for target in graph.outputs:
+        for value in (target, *stages[target].seeds):
+            last.pop(value, None)
+    dead: dict[str, list[str]] = {}
+    for value, name in last.items():
+        dead.setdefault(name, []).append(value)
+    return {name: tuple(values) for name, values in dead.items()}
+
+
+def _nested(graph: Graph, node: Node, fires: frozenset[str]) -> bool:
     """Whether the trains that a maximum compares are nested: of neurons that share thresholds and a scale.
 
     True where the way back to one neuron layer passes only operators that act on every pixel of a channel alike.
@@ -94,7 +129,7 @@ def _nested(graph: Graph, node: Node, fires: set[str]) -> bool:
     return True
 
 
-def _shared(graph: Graph, fires: set[str], temporal: set[str]) -> set[str]:
+def _shared(graph: Graph, fires: frozenset[str], timed: set[str]) -> set[str]:
     """Currents behind a weighted synapse that more than one node reads."""
     heavy: set[str] = set()
     cut: set[str] = set()
@@ -104,7 +139,7 @@ def _shared(graph: Graph, fires: set[str], temporal: set[str]) -> set[str]:
         return bool(readers[name]) and all(node.target == "getitem" for node in readers[name])
 
     for node in graph.nodes:
-        if node.name not in temporal or node.name in fires:
+        if node.name not in timed or node.name in fires:
             continue
         ways = sum(len(readers[reader.name]) if tuple_valued(reader.name) else 1 for reader in readers[node.name])
         if TABLE[node.target].weighted or any(ref in heavy for ref in node.refs):
@@ -112,80 +147,74 @@ def _shared(graph: Graph, fires: set[str], temporal: set[str]) -> set[str]:
     return cut
 
 
-def parallel(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None = None) -> Run:
+def parallel(
+    net: Network, env: dict[str, Any], stages: Stages, *, chunk: int | None = None, record: bool = False
+) -> Run:
     """The paper's own run: time folded into the batch, as many steps at once as `chunk` (default: what fits)."""
-    return _run(net, env, stages, chunk, "parallel")
+    return _run(net, env, stages, chunk, "parallel", record)
 
 
-def serial(net: Network, env: dict[str, Any], stages: Stages) -> Run:
+def serial(net: Network, env: dict[str, Any], stages: Stages, *, record: bool = False) -> Run:
     """The same trains, one step at a time."""
-    return _run(net, env, stages, 1, "serial")
+    return _run(net, env, stages, 1, "serial", record)
 
 
-def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, engine: str) -> Run:
+def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, engine: str, record: bool) -> Run:
     if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
         raise OptionError(f"chunk must be a number of time-steps of at least 1, got {chunk!r}")
     graph, neurons, tensors = net.graph, net.neurons(), net.tensors()
-    fires = set(neurons)
     sizes = graph.sizes(env)
     batch = next(iter(env.values())).shape[0]
-    means, counts = dict(env), {}
-
-    def steps_for(nodes: Schedule) -> int:
-        if chunk is not None:
-            return min(chunk, net.T)
-        largest = max((_elements(node) for node, _ in nodes.steps), default=1)
-        return max(1, min(net.T, CHUNK_ELEMENTS // max(1, largest * batch)))
-
-    def once(name: str) -> Any:
-        """A value (B, …) from values that do not change over time."""
-        schedule, seeds = stages.segment(graph, name, fires)
-        stream = Stream({seed: means[seed] for seed in seeds}, tensors, sizes)
-        walk(schedule, [stream])
-        return stream.env[name]
+    means: dict[str, Any] = dict(env)
+    counts: dict[str, Tensor] = {}
+    kept: dict[str, Tensor] = {}
 
     def mean(name: str) -> Any:
-        """A value's average over time (B, …), its segment run chunk by chunk."""
+        """A value's average over time (B, …), its stage run chunk by chunk."""
         if name in means:
             return means[name]
-        if name in fires:
+        if name in counts:
             return neurons[name].value(counts[name])
-        if name not in stages.temporal and name not in stages.mean:
-            return once(name)
-        schedule, seeds = stages.segment(graph, name, fires)
-        total: Tensor | None = None
-        size = steps_for(schedule)
+        stage = stages.stages[name]
+        if not stage.timed:
+            stream = Stream({seed: means[seed] for seed in stage.seeds}, tensors, sizes)
+            walk(stage.schedule, [stream])
+            return stream.env[name]
+        size = min(net.T, _chunk(stage.schedule, batch) if chunk is None else chunk)
+        total: Any = 0
         for start in range(0, net.T, size):
             stop = min(start + size, net.T)
             stream = Stream({}, tensors, {key: _timed(key, value, stop - start) for key, value in sizes.items()})
-            for seed in seeds:
-                if seed in fires:
+            for seed in stage.seeds:
+                if seed in counts:
                     stream.env[seed] = neurons[seed].current(counts[seed], start, stop).flatten(0, 1)
                 else:
                     stream.env[seed] = _repeat(means[seed], stop - start)
-            walk(schedule, [stream])
-            part = stream.env[name].unflatten(0, (stop - start, batch)).sum(0)
-            total = part if total is None else total + part
-        if total is None:
-            raise OptionError("T must be at least 1")
+            walk(stage.schedule, [stream])
+            total = total + stream.env[name].unflatten(0, (stop - start, batch)).sum(0)
         return total / net.T
 
-    for node in graph.nodes:
-        name = node.name
-        if name in fires:
-            counts[name] = neurons[name].count(mean(node.refs[0]))
-        elif name in stages.mean:
-            if any(ref in stages.temporal for ref in node.refs) and node.role is not Role.SYNAPSE:
-                held = {ref: mean(ref) for ref in dict.fromkeys(node.refs)}
-                stream = Stream(held, tensors, sizes)
-                walk(Schedule.of([node], [name]), [stream])
-                means[name] = stream.env[name]
-            elif any(ref in stages.temporal for ref in node.refs):
-                means[name] = mean(name)
-            else:
-                means[name] = once(name)
-    outputs = {name: mean(name) for name in graph.outputs}
-    return recorded(graph.collect(outputs), net, engine, counts)
+    for name, targets in stages.ends.items():
+        values = {target: mean(target) for target in targets}
+        if name in stages.fires:
+            counts[name] = neurons[name].count(values[targets[0]])
+            if record:
+                kept[name] = counts[name]
+        elif targets == (name,):
+            means[name] = values[name]
+        else:
+            stream = Stream(values, tensors, sizes)
+            walk(Schedule.of([graph.by_name[name]], [name]), [stream])
+            means[name] = stream.env[name]
+        for value in stages.dead.get(name, ()):
+            means.pop(value, None)
+            counts.pop(value, None)
+    return recorded(graph.collect({name: mean(name) for name in graph.outputs}), net, engine, kept)
+
+
+def _chunk(schedule: Schedule, batch: int) -> int:
+    largest = max((_elements(node) for node, _ in schedule.steps), default=1)
+    return max(1, CHUNK_ELEMENTS // max(1, largest * batch))
 
 
 def _elements(node: Node) -> int:

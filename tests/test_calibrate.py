@@ -1,0 +1,184 @@
+"""Algorithm 1 against an independent transcription, thresholds, independence of batches, options."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Quantised, Residual, made
+from torch import nn
+
+import parspike
+from parspike.errors import OptionError
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 3, 3), nn.Linear(3 * 4 * 4, 5)
+        self.out = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.out(F.relu(self.fc(F.relu(self.conv(x)).flatten(1))))
+
+
+def transcription(model, batches, T, alpha, passes):
+    """Algorithm 1 for the network above, written out from method.md without any of the package."""
+    conv, fc = model.conv, model.fc
+    theta = [0.0, 0.0]
+    for x in batches:
+        a1 = F.relu(conv(x))
+        a2 = F.relu(fc(a1.flatten(1)))
+        theta[0] = torch.maximum(torch.as_tensor(theta[0]), a1.amax((0, 2, 3)))
+        theta[1] = torch.maximum(torch.as_tensor(theta[1]), a2.amax(0))
+    delta = [torch.zeros(3), torch.zeros(5)]
+    phi = [torch.zeros(3), torch.zeros(5)]
+
+    def student(z, l):
+        shape = (1, -1, 1, 1) if z.dim() == 4 else (1, -1)
+        t, d, p = (v.view(shape) for v in (theta[l], delta[l], phi[l]))
+        return (t + p) / T * torch.clamp(torch.floor(((z + d) * T + t / 2) / t), 0, T)
+
+    for _ in range(passes):
+        for x in batches:
+            a, s = x, x
+            for l, layer in enumerate((conv, fc)):
+                if l == 1:
+                    a, s = a.flatten(1), s.flatten(1)
+                dims = (0, 2, 3) if l == 0 else (0,)
+                z, zs = layer(a), layer(s)
+                delta[l] = alpha * delta[l] + (1 - alpha) * (z - zs).mean(dims)
+                a, s = F.relu(z), student(zs, l)
+                phi[l] = alpha * phi[l] + (1 - alpha) * (a - s).mean(dims)
+    return theta, delta, phi
+
+
+@pytest.mark.parametrize(("alpha", "passes"), [(0.99, 1), (0.5, 3)])
+@torch.no_grad()
+def test_algorithm_1_is_the_papers(alpha, passes):
+    torch.manual_seed(0)
+    model = Two().eval()
+    batches = [torch.randn(8, 2, 6, 6) for _ in range(4)]
+    snn = parspike.convert(model, batches, T=4, recipe=parspike.DAQCFS(momentum=alpha, passes=passes))
+    theta, delta, phi = transcription(model, batches, 4, alpha, passes)
+    for l, neuron in enumerate(snn.neurons().values()):
+        torch.testing.assert_close(neuron.v_threshold.flatten(), theta[l])
+        torch.testing.assert_close(neuron.shift.flatten(), delta[l], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(neuron.v_post.flatten(), theta[l] + phi[l], rtol=1e-3, atol=1e-5)
+    assert any(bool(d.abs().max() > 1e-4) for d in delta)
+
+
+@torch.no_grad()
+def test_exact_means_do_not_depend_on_order_or_size_of_batches():
+    torch.manual_seed(0)
+    model, x = Two().eval().double(), torch.randn(24, 2, 6, 6).double()
+    recipe = parspike.DAQCFS(means="exact")
+    one = parspike.convert(model, x.split(24), T=3, recipe=recipe)
+    other = parspike.convert(model, x.flip(0).split(5), T=3, recipe=recipe)
+    for key, value in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_exact_means_are_the_fixed_point_of_the_moving_ones():
+    torch.manual_seed(1)
+    model, x = Two().eval(), torch.randn(16, 2, 6, 6)
+    exact = parspike.convert(model, [x], T=4, recipe=parspike.DAQCFS(means="exact"))
+    moving = parspike.convert(model, [x], T=4, recipe=parspike.DAQCFS(momentum=0.9, passes=400))
+    for one, other in zip(exact.neurons().values(), moving.neurons().values(), strict=True):
+        torch.testing.assert_close(one.shift, other.shift, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(one.v_post, other.v_post, rtol=1e-2, atol=1e-3)
+
+
+def test_qcfs_at_another_T_calibrates_shift_per_channel_and_keeps_its_threshold():
+    model, x = made(Quantised, batch=32)
+    snn = parspike.convert(model, x, T=2)
+    first = next(iter(snn.neurons().values()))
+    assert first.v_threshold.shape == ()
+    assert float(first.v_threshold) == pytest.approx(1.3)
+    assert first.shift.shape == first.v_post.shape == (6, 1, 1)
+    assert bool(first.v_post.ne(1.3).any())
+
+
+def test_thresholds_are_the_channel_maxima():
+    model, x = made(Residual)
+    snn = parspike.convert(model, x.split(2), T=8, recipe="max")
+    with torch.no_grad():
+        a = F.relu(model.bn1(model.conv1(x)))
+    torch.testing.assert_close(snn.spiking.act.v_threshold.flatten(), a.amax((0, 2, 3)))
+
+
+def test_a_silent_channel_gets_a_threshold_above_zero():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        model[0].bias[1] = -100.0
+    x = torch.rand(16, 3)
+    snn = parspike.convert(model, x, T=4)
+    theta = next(iter(snn.neurons().values())).v_threshold
+    assert bool((theta > 0).all())
+    assert torch.isfinite(snn(x)).all()
+
+
+@pytest.mark.parametrize(
+    "options", [{"momentum": 1.0}, {"momentum": -0.1}, {"passes": 0}, {"passes": True}, {"means": "exactly"}]
+)
+def test_options_are_checked_when_made(options):
+    with pytest.raises(OptionError):
+        parspike.DAQCFS(**options)
+
+
+def test_recipes_round_trip_as_json():
+    recipe = parspike.DAQCFS(passes=3, means="exact")
+    assert parspike.recipe_from_json(parspike.recipe_to_json(recipe)) == recipe
+    assert parspike.recipe_from_json('{"name": "daqcfs", "passes": 3, "means": "exact"}') == recipe
+
+
+@pytest.mark.parametrize("source", ["list", "pairs", "dicts", "loader", "generator"])
+def test_calibration_sources_give_the_same_network(source):
+    model, x = made(Residual, batch=8)
+    parts = list(x.split(4))
+    data = {
+        "list": parts,
+        "pairs": [(p, torch.zeros(4)) for p in parts],
+        "dicts": [{"image": p} for p in parts],
+        "loader": torch.utils.data.DataLoader(x, batch_size=4),
+        "generator": (p for p in parts),
+    }[source]
+    reference = parspike.convert(model, parts, T=4)
+    snn = parspike.convert(model, data, T=4, example=x)
+    assert torch.equal(snn(x), reference(x))
+    assert snn.provenance["calibration"] == reference.provenance["calibration"]
+    assert snn.provenance["calibration"]["samples"] == 8
+
+
+def test_progress_names_layers_and_totals():
+    model, x = made(Residual, batch=8)
+    seen = []
+    parspike.convert(model, x.split(2), T=2, recipe=parspike.DAQCFS(means="exact"), progress=lambda *a: seen.append(a))
+    assert ("recording maxima", 4, 4) in seen
+    assert ("act@2", 1, 5) in seen
+
+
+def test_memory_holds_one_batch_not_the_set():
+    """Activations of one batch at a time: the walk frees what nobody reads any more."""
+    import weakref
+
+    model, x = made(Residual, batch=8)
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def batches():
+        nonlocal most
+        for part in x.split(1):
+            most = max(most, sum(ref() is not None for ref in alive))
+            part = part.clone()
+            alive.append(weakref.ref(part))
+            yield part
+
+    class Source:
+        def __iter__(self):
+            return batches()
+
+    parspike.convert(model, Source(), T=2, example=x)
+    assert most <= 3
