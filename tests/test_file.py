@@ -473,12 +473,16 @@ FORGED: dict[str, tuple[Edit, str]] = {
 
 
 @pytest.mark.parametrize("name", FORGED)
-def test_forgery(name: str, saved: Path, tmp_path: Path) -> None:
+def test_forgery(
+    name: str, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
     edit, expected = FORGED[name]
     body, tensors = read(saved)
     edit(body, tensors)
     message = refused(write(tmp_path / "forged.parspike", json.dumps(body), tensors))
     assert any(part in message for part in expected.split("|")), message
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from parspike.errors import FileError
 from parspike.graph import Device, Graph, Input, Node, Param, Ref, Role, Schedule, Size, Stream, leaves, walk
 from parspike.graph.ir import BATCH, SIZE_OPERATIONS
 from parspike.graph.ops import TABLE, judge
-from parspike.neurons import ParallelNeuron
+from parspike.neurons import Neuron, neuron_from
 from parspike.snn import SNN
 
 __all__ = ["VERSION", "load", "save"]
@@ -50,7 +51,6 @@ DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torc
 DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES}
 LAYOUTS = (torch.strided, torch.contiguous_format, torch.preserve_format, torch.channels_last)
 CONSTANTS = {**DTYPE_NAMES, **{str(value): value for value in LAYOUTS}}
-NEURON_TENSORS = ("v_threshold", "shift", "v_post")
 
 
 def save(snn: SNN, path: str | Path, *, force: bool = False) -> Path:
@@ -60,7 +60,7 @@ def save(snn: SNN, path: str | Path, *, force: bool = False) -> Path:
         raise FileError(f"'{path}' exists: choose another name, or pass force=True (command line: --force)")
     tensors = {f"synapses.{name}": tensor for name, tensor in snn.tensors().items()}
     for name, neuron in snn.neurons().items():
-        tensors |= {f"neurons.{name}.{key}": getattr(neuron, key) for key in NEURON_TENSORS}
+        tensors |= {f"neurons.{name}.{key}": value for key, value in neuron.state_dict().items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         body = {
@@ -415,7 +415,7 @@ def _network(body: Any, tensors: Mapping[str, Tensor]) -> SNN:
         node, _, key = rest.partition(".")
         if room == "synapses":
             synapses[rest] = tensor
-        elif room == "neurons" and node in states and key in NEURON_TENSORS:
+        elif room == "neurons" and node in states:
             states[node][key] = tensor
         else:
             raise FileError(f"the tensor '{name[:80]}' belongs to nothing in the network")
@@ -435,26 +435,34 @@ def _network(body: Any, tensors: Mapping[str, Tensor]) -> SNN:
     return snn
 
 
-def _neuron(node: Node, config: Any, state: Mapping[str, Tensor], steps: int) -> ParallelNeuron:
-    kind, T, offset = _fields(config, f"the neurons of '{node.layer}'", kind=str, T=int, offset=(int, float))
-    if kind != "parallel" or steps != T:
-        raise FileError(f"layer '{node.layer}' has neurons of the unknown kind '{kind[:80]}' or of another T")
-    if set(state) != set(NEURON_TENSORS):
-        raise FileError(f"layer '{node.layer}' lacks tensors of its neurons, {', '.join(NEURON_TENSORS)}")
+def _neuron(node: Node, config: Any, state: Mapping[str, Tensor], steps: int) -> Neuron:
+    place = f"the neurons of '{node.layer}'"
+    sample = node.shape[1:]
     for name, tensor in state.items():
-        sample = node.shape[1:]
-        dims = tuple(tensor.shape)
-        fits = len(dims) <= len(sample) and all(
-            dim == 1 or dim == size for dim, size in zip(reversed(dims), reversed(sample), strict=False)
-        )
+        dims = tuple(tensor.shape)[-len(sample) :] if sample else ()
+        fits = all(d == 1 or d == n for d, n in zip(reversed(dims), reversed(sample), strict=False))
         if not fits or not tensor.is_floating_point():
-            raise FileError(f"layer '{node.layer}': {name} {dims} {tensor.dtype} does not fit its channels")
-    if not bool((state["v_threshold"] > 0).all()):
-        raise FileError(f"layer '{node.layer}' has a threshold that is not above 0")
-    neuron = ParallelNeuron(T, state["v_threshold"], offset=float(offset))
-    for name, tensor in state.items():
-        setattr(neuron, name, nn.Parameter(tensor, requires_grad=False))
+            raise FileError(f"{place}: {name} {tuple(tensor.shape)} {tensor.dtype} does not fit the layer's channels")
+    try:
+        neuron = neuron_from(config, state)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise FileError(f"{place} cannot be read: {str(error)[:200]}") from error
+    if neuron.config() != config or set(neuron.state_dict()) != set(state):
+        raise FileError(f"{place} hold fields or tensors of another kind of neuron")
+    if neuron.T > steps:
+        raise FileError(f"{place} take {neuron.T} steps, the network {steps}")
     return neuron
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own report of an operator that refuses its arguments: the error says it."""
+    logger = logging.getLogger(FakeTensorMode.__module__)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _check_run(snn: SNN) -> None:
@@ -469,7 +477,8 @@ def _check_run(snn: SNN) -> None:
         return [neuron.value(neuron.count(args[0]))]
 
     # The mode that torch.export traces in, so every operator of a traced network can run in it.
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    mode = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
+    with _quiet(), mode, torch.no_grad():
         floats = [p.dtype for p in snn.parameters()]
         env: dict[str, Any] = {}
         for i in graph.inputs:
