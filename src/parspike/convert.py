@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from parspike.calibrate import DAQCFS, Batches, Draft, Recipe, recipe_from_json, recipe_to_json
 from parspike.calibrate.recipe import Progress
 from parspike.errors import CalibrationError, OptionError
+from parspike.neurons import CODES, Code
+from parspike.neurons.layer import MAX_WEIGHTED
 from parspike.plan import LayerOption, Plan, plan
 from parspike.snn import SNN
 
@@ -24,6 +26,7 @@ def convert(
     calibration: Any = None,
     T: int = 8,
     *,
+    code: Code = "sorted",
     recipe: Recipe | str | None = None,
     layers: Mapping[str, LayerOption] | None = None,
     example: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None,
@@ -37,7 +40,8 @@ def convert(
     calibration: inputs without labels, as an iterable of tensors (B, …), (x, y) tuples or dicts, or one tensor
     (N, …); None where none are needed (QCFS networks with T = T̃, given an `example`). inputs: a function from an
     item of calibration to the model's inputs. recipe: how parameters are found, an object, a name or JSON
-    (default: Algorithm 1 of the paper). layers: options by pattern of layer name, {"stem.*": Keep()}. example: a
+    (default: Algorithm 1 of the paper). code: how a count is sent as spikes, "sorted" as in the paper, "weighted"
+    (2^T − 1 levels in T steps) or "onset" (one spike a neuron); see `neurons.layer`. layers: options by pattern of layer name, {"stem.*": Keep()}. example: a
     batch of inputs for tracing (default: the first of calibration). strict: refuse analog operators. seed: for
     recipes and shuffling loaders; the global random state is left as it was. progress: called as
     progress(what, done, total).
@@ -46,6 +50,10 @@ def convert(
     """
     if isinstance(T, bool) or not isinstance(T, int) or T < 1:
         raise OptionError(f"T must be an integer of at least 1, got {T!r}")
+    if code not in CODES:
+        raise OptionError(f"code must be one of {', '.join(CODES)}, got {code!r}")
+    if code == "weighted" and T > MAX_WEIGHTED:
+        raise OptionError(f"the weighted code takes at most {MAX_WEIGHTED} steps (2^T − 1 levels), got T={T}")
     chosen = DAQCFS() if recipe is None else recipe_from_json(recipe) if isinstance(recipe, str) else recipe
     if not isinstance(chosen, Recipe):
         raise OptionError(f"recipe must be a recipe, its name or its JSON, got {type(chosen).__name__}")
@@ -59,12 +67,13 @@ def convert(
         draft = Draft(
             graph,
             {node.name: made.activation(node) for node in graph.neurons if node.name in made.spiking},
-            T, dict(graph.tensors), {}, progress or (lambda what, done, total: None),
+            T, code, dict(graph.tensors), {}, progress or (lambda what, done, total: None),
         )  # fmt: skip
         chosen.fit(draft, batches)
     provenance = {
         "recipe": recipe_to_json(chosen),
         "T": T,
+        "code": code,
         "seed": seed,
         "model": "" if isinstance(model, Plan) else f"{type(model).__module__}.{type(model).__qualname__}",
         "kept": [graph.by_name[name].layer for name in made.kept],

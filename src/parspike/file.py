@@ -449,6 +449,9 @@ def _neuron(node: Node, config: Any, state: Mapping[str, Tensor], steps: int) ->
         raise FileError(f"{place} cannot be read: {str(error)[:200]}") from error
     if neuron.config() != config or set(neuron.state_dict()) != set(state):
         raise FileError(f"{place} hold fields or tensors of another kind of neuron")
+    for name, tensor in state.items():
+        if tensor.dim() > len(sample) + (name in neuron.per_level):
+            raise FileError(f"{place}: {name} {tuple(tensor.shape)} has more dimensions than one sample")
     if neuron.T > steps:
         raise FileError(f"{place} take {neuron.T} steps, the network {steps}")
     return neuron

@@ -14,7 +14,7 @@ from parspike.engines import Run
 from parspike.engines.stages import Stages
 from parspike.errors import InputError, OptionError
 from parspike.graph import Graph, Schedule
-from parspike.neurons import ParallelNeuron
+from parspike.neurons import Neuron
 
 __all__ = ["SNN"]
 
@@ -30,7 +30,7 @@ class SNN(nn.Module):
     def __init__(
         self,
         graph: Graph,
-        neurons: Mapping[str, ParallelNeuron],
+        neurons: Mapping[str, Neuron],
         *,
         T: int,
         provenance: Mapping[str, Any] | None = None,
@@ -47,14 +47,15 @@ class SNN(nn.Module):
         # The module holds the tensors; the graph keeps only their names.
         self.graph = Graph(graph.inputs, graph.nodes, graph.output, {}, graph.signature)
         self._schedule = Schedule.of(graph.nodes, graph.outputs)
-        self._stages = Stages.of(graph, tuple(neurons))
+        sorted_code = [name for name, neuron in neurons.items() if neuron.code == "sorted"]
+        self._stages = Stages.of(graph, tuple(neurons), sorted_code)
         self.eval()
 
     def tensors(self) -> dict[str, Tensor]:
         """The synapses' tensors by the names that the graph uses."""
         return {path: _find(self.synapses, path) for path in self._paths}
 
-    def neurons(self) -> dict[str, ParallelNeuron]:
+    def neurons(self) -> dict[str, Neuron]:
         """The spiking neurons by node name, in order."""
         return {name: _find(self.spiking, layer) for name, layer in self._layers.items()}
 
@@ -85,7 +86,7 @@ class SNN(nn.Module):
         if engine == "serial":
             return engines.serial(self, env, self._stages, record=record)
         if engine == "serial-if":
-            return engines.serial_if(self, env, self._stages, record=record)
+            return engines.serial_if(self, env, record=record)
         raise OptionError(f"engine '{engine}' is unknown: choose one of {', '.join(engines.ENGINES)}")
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:

@@ -101,7 +101,7 @@ class DAQCFS(Recipe):
                     wanted.add(clipped(draft, node, z, teacher) - neuron.offset, node)
                     fired.add(neuron.count(z_student), node)
                 # The fixed point of step 3: φ = mean(a) − mean(k)(θ + φ)/T.
-                rate = fired.mean / draft.T
+                rate = fired.mean / neuron.levels
                 theta = neuron.v_threshold.double().expand_as(neuron.v_post).flatten()
                 phi = (wanted.mean - rate * theta) / (1 + rate)
                 neuron.v_post.copy_(node_shape(theta + phi, node, neuron.v_post))
@@ -147,10 +147,12 @@ def initial_neurons(draft: Draft, batches: Batches | None) -> None:
             theta = draft.graph.tensors[activation.v_threshold]
             if not bool((theta > 0).all()):
                 raise CalibrationError(f"layer '{node.layer}' has a threshold that is not above 0")
-            draft.neurons[name] = ParallelNeuron(draft.T, theta)
+            draft.neurons[name] = ParallelNeuron(draft.T, theta, code=draft.code)
         else:
             theta = _above_zero(maxima[name] - activation.low)
-            draft.neurons[name] = ParallelNeuron(draft.T, node_shape(theta, node), offset=activation.low)
+            draft.neurons[name] = ParallelNeuron(
+                draft.T, node_shape(theta, node), offset=activation.low, code=draft.code
+            )
 
 
 def _above_zero(theta: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from parspike.calibrate.batches import Batches
 from parspike.errors import OptionError
 from parspike.graph import Graph, Quantised
 from parspike.graph.ops import Activation
-from parspike.neurons import ParallelNeuron
+from parspike.neurons import Code, Neuron
 
 __all__ = ["RECIPES", "Draft", "Progress", "Recipe", "recipe_from_json", "recipe_to_json"]
 
@@ -36,14 +36,20 @@ class Draft:
     graph: Graph
     activations: Mapping[str, Activation]
     T: int
+    code: Code
     tensors: dict[str, Tensor]
-    neurons: dict[str, ParallelNeuron]
+    neurons: dict[str, Neuron]
     progress: Progress
 
     @property
     def lossless(self) -> bool:
         """Whether the network was trained for this T, so that nothing needs data: QCFS with T = T̃ everywhere."""
-        return all(isinstance(a, Quantised) and a.levels == self.T for a in self.activations.values())
+        return all(isinstance(a, Quantised) and a.levels == self.levels for a in self.activations.values())
+
+    @property
+    def levels(self) -> int:
+        """The largest count that the code can send in T steps."""
+        return 2**self.T - 1 if self.code == "weighted" else self.T
 
 
 @dataclass(frozen=True)

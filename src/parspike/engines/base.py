@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from parspike.graph import Graph
-from parspike.neurons import ParallelNeuron
+from parspike.neurons import Neuron
 
 __all__ = ["ENGINES", "LazyTrains", "Network", "Run"]
 
@@ -26,7 +26,7 @@ class Network(Protocol):
         """The tensors of the synapses, by the names that the graph uses."""
         ...
 
-    def neurons(self) -> Mapping[str, ParallelNeuron]:
+    def neurons(self) -> Mapping[str, Neuron]:
         """The spiking neurons, by node name, in order."""
         ...
 

@@ -1,7 +1,7 @@
 """The serial IF twin: the same network with soft-reset integrate-and-fire neurons, equation (1) with λ = 1.
 
 v(0) = θ/2, thresholds as they are, no calibrated shift or amplitude: what parallel conversion is compared with.
-Operators that are not linear in time (max-pool, analog ones) emit at step t the increase of t · f(mean of the
+Operators that are not linear in time (max-pool, analog ones, staircases that no IF neuron has) emit at step t the increase of t · f(mean of the
 inputs so far), so that their average output is f of the average input.
 """
 
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from parspike.engines.base import Network, Run
-from parspike.engines.stages import Stages
 from parspike.graph import Node, Role, Schedule, Stream, leaves, map_tree, walk
 from parspike.graph.ops import call
-from parspike.neurons import soft_reset_step
+from parspike.neurons import ParallelNeuron, soft_reset_step
 
 __all__ = ["serial_if"]
 
 
-def serial_if(net: Network, env: dict[str, Any], stages: Stages, *, record: bool = False) -> Run:
+def serial_if(net: Network, env: dict[str, Any], *, record: bool = False) -> Run:
     """T steps through the whole network, one after the other. record: keep every spike (T, B, …)."""
-    graph, neurons, tensors = net.graph, net.neurons(), net.tensors()
+    graph, tensors = net.graph, net.tensors()
+    neurons = {name: neuron for name, neuron in net.neurons().items() if isinstance(neuron, ParallelNeuron)}
     sizes = graph.sizes(env)
     changing = _changing(net)
     still = [node for node in graph.nodes if node.name not in changing]

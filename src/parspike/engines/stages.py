@@ -11,7 +11,7 @@ Values that do not change over time (a constant input up to its first neuron) ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,8 @@ class Stages:
     dead: dict[str, tuple[str, ...]]
 
     @classmethod
-    def of(cls, graph: Graph, spiking: Sequence[str]) -> Stages:
-        """Sort the values of a graph."""
+    def of(cls, graph: Graph, spiking: Sequence[str], nested: Collection[str]) -> Stages:
+        """Sort the values of a graph. nested: the spiking nodes whose trains are nested (the sorted code)."""
         fires, inputs = frozenset(spiking), {i.name for i in graph.inputs}
         constant: set[str] = set()  # depends on input sizes alone, so it is made anew at every batch size
         timed: set[str] = set()
@@ -64,7 +64,7 @@ class Stages:
             elif all(ref in constant for ref in node.refs):
                 constant.add(node.name)
             elif any(ref in timed for ref in node.refs) and (
-                node.role is Role.SYNAPSE or (node.role is Role.ORDER and _nested(graph, node, fires))
+                node.role is Role.SYNAPSE or (node.role is Role.ORDER and _nested(graph, node, fires, nested))
             ):
                 timed.add(node.name)
         cut = _shared(graph, fires, timed)
@@ -114,7 +114,7 @@ def _dead(
     return {name: tuple(values) for name, values in dead.items()}
 
 
-def _nested(graph: Graph, node: Node, fires: frozenset[str]) -> bool:
+def _nested(graph: Graph, node: Node, fires: frozenset[str], nested: Collection[str]) -> bool:
     """Whether the trains that a maximum compares are nested: of neurons that share thresholds and a scale.
 
     True where the way back to one neuron layer passes only operators that act on every pixel of a channel alike.
@@ -126,7 +126,7 @@ def _nested(graph: Graph, node: Node, fires: frozenset[str]) -> bool:
         if before is None or before.target not in same:
             return False
         name = before.refs[0]
-    return True
+    return name in nested
 
 
 def _shared(graph: Graph, fires: frozenset[str], timed: set[str]) -> set[str]:
@@ -187,7 +187,7 @@ def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, e
             stream = Stream({}, tensors, {key: _timed(key, value, stop - start) for key, value in sizes.items()})
             for seed in stage.seeds:
                 if seed in counts:
-                    stream.env[seed] = neurons[seed].current(counts[seed], start, stop).flatten(0, 1)
+                    stream.env[seed] = neurons[seed].current(counts[seed], start, stop, net.T).flatten(0, 1)
                 else:
                     stream.env[seed] = _repeat(means[seed], stop - start)
             walk(stage.schedule, [stream])

@@ -10,7 +10,7 @@ Time is the first axis, ``(T, ...)``; thresholds broadcast against one step. ``d
 each equation with its function and the test that proves it.
 """
 
-from .layer import ParallelNeuron
+from .layer import CODES, Code, Neuron, ParallelNeuron, neuron_from
 from .parallel import (
     bisect_count,
     charge,
@@ -27,7 +27,10 @@ from .serial import average_rate, if_neuron, lif_neuron, soft_reset_step
 from .trains import count_of, first_spike, sorted_train
 
 __all__ = [
+    "CODES",
     "QCFS",
+    "Code",
+    "Neuron",
     "ParallelNeuron",
     "average_rate",
     "bisect_count",
@@ -40,6 +43,7 @@ __all__ = [
     "if_neuron",
     "lif_matrix",
     "lif_neuron",
+    "neuron_from",
     "optimal_shift",
     "parallel_neuron",
     "pc_matrix",

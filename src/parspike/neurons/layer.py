@@ -1,57 +1,185 @@
-"""The spiking neurons of one layer: the parameters of (7), (9) and what they compute."""
+"""The spiking neurons of one layer: their parameters, what they count, and the spikes they send.
+
+A neuron maps its mean input current to a *count* k in 0 … `levels`, and sends k as spikes over T steps in a *code*:
+
+- ``sorted``: k spikes, silent first (7): T levels in T steps, trains nested;
+- ``weighted``: the binary digits of k, most significant first: 2^T − 1 levels in T steps, one spike a step at most;
+- ``onset``: one spike, whose time is k: T levels in T steps, one event a neuron.
+
+Whatever the code, a spike of step t carries the amplitude `amplitudes()[t]`, one scale for all neurons of a
+channel, so a synapse only ever accumulates; the mean over the T steps of these currents is `value(k)`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_choice, check_steps
 from .quantised import spike_count
-from .trains import sorted_train
+from .trains import first_spike, sorted_train
 
-__all__ = ["ParallelNeuron"]
+__all__ = ["CODES", "Code", "Neuron", "ParallelNeuron", "neuron_from"]
+
+Code = Literal["sorted", "weighted", "onset"]
+CODES: tuple[str, ...] = get_args(Code)
+MAX_WEIGHTED = 20
+"""Steps of the weighted code: counts up to 2^20 − 1 are exact in float32 with room for sums."""
+
+KINDS: dict[str, type[Neuron]] = {}
 
 
-class ParallelNeuron(nn.Module):
-    """Parallel spiking neurons with sorted trains, equations (7)-(9).
+class Neuron(nn.Module):
+    """Base of the spiking neurons of a layer. T: time-steps. code: how a count is sent."""
 
-    T: time-steps. offset: the activation's smallest output (0 for ReLU), a constant current.
-    v_threshold: θ, pre-threshold. shift: δ. v_post: θ + φ, the amplitude of a spike (post-threshold). Each is
-    a scalar or broadcasts against one sample, such as (C, 1, 1).
-    """
+    kind: ClassVar[str]
+    per_level: ClassVar[tuple[str, ...]] = ()
+    """Names of the tensors whose first dimension runs over levels."""
 
-    def __init__(self, T: int, v_threshold: Tensor, *, offset: float = 0.0) -> None:
+    def __init_subclass__(cls) -> None:
+        KINDS[cls.kind] = cls
+
+    def __init__(self, T: int, code: Code = "sorted") -> None:
         super().__init__()
-        self.T, self.offset = T, offset
-        self.v_threshold = nn.Parameter(v_threshold.clone(), requires_grad=False)
-        self.shift = nn.Parameter(torch.zeros_like(v_threshold), requires_grad=False)
-        self.v_post = nn.Parameter(v_threshold.clone(), requires_grad=False)
+        self.T = check_steps(T)
+        self.code: Code = code
+        check_choice(code, CODES, "code")
+        if code == "weighted" and T > MAX_WEIGHTED:
+            raise ValueError(f"the weighted code takes at most T = {MAX_WEIGHTED} steps (2^T − 1 levels), got T={T}")
 
+    @property
+    def levels(self) -> int:
+        """The largest count."""
+        return 2**self.T - 1 if self.code == "weighted" else self.T
+
+    @abstractmethod
     def count(self, z: Tensor) -> Tensor:
-        """Spikes in T steps for a mean input current z (B, …), in z's dtype."""
-        shift = self.shift - self.offset if self.offset else self.shift
-        return spike_count(z, self.v_threshold, self.T, shift)
+        """Whole numbers 0 … levels for a mean input current z (B, …), in z's dtype."""
 
+    @abstractmethod
     def value(self, count: Tensor) -> Tensor:
-        """Mean output current of neurons that fire `count` times in T steps."""
-        mean = count * (self.v_post / self.T)
-        return mean + self.offset if self.offset else mean
+        """Mean output current of neurons that count `count`."""
+
+    @abstractmethod
+    def amplitudes(self) -> Tensor:
+        """What a spike of each step carries: (T, …), broadcasting against (T, one sample)."""
+
+    @abstractmethod
+    def rest(self) -> float:
+        """The constant current of a silent neuron: the activation's smallest output."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What the tensors do not say, as JSON-able data: arguments of `restore`."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Neuron:
+        """The neurons that `config` and `state_dict` describe. Raises ValueError or KeyError on anything else."""
 
     def forward(self, z: Tensor) -> Tensor:
-        """`value(count(z))`, without a tensor of its own for the counts."""
-        mean = self.count(z).mul_(self.v_post / self.T)
-        return mean.add_(self.offset) if self.offset else mean
+        """`value(count(z))`."""
+        return self.value(self.count(z))
 
     def spikes(self, count: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Spikes of steps start … stop − 1: bool (stop − start, B, …)."""
-        return sorted_train(count, self.T, start=start, stop=stop)
+        stop = self.T if stop is None else stop
+        if self.code == "sorted":
+            return sorted_train(count, self.T, start=start, stop=stop)
+        steps = torch.arange(start, stop, device=count.device).reshape(-1, *[1] * count.dim())
+        if self.code == "onset":
+            return steps == first_spike(count, self.T)
+        digits = torch.bitwise_right_shift(count.to(torch.int64), self.T - 1 - steps)
+        return (digits % 2).bool()
 
-    def current(self, count: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Output current of steps start … stop − 1: (stop − start, B, …)."""
-        current = self.spikes(count, start, stop) * self.v_post
-        return current + self.offset if self.offset else current
+    def current(self, count: Tensor, start: int = 0, stop: int | None = None, window: int | None = None) -> Tensor:
+        """Output current of steps start … stop − 1: (stop − start, B, …).
+
+        window: steps that the network runs, at least T; the neuron is silent after its T and its spikes carry
+        window/T as much, so that the mean over the window is `value(count)`.
+        """
+        window = self.T if window is None else window
+        stop = window if stop is None else stop
+        begin, end = min(start, self.T), min(stop, self.T)
+        amplitudes = self.amplitudes()[begin:end] * (window / self.T)
+        missing = count.dim() - amplitudes.dim() + 1
+        amplitudes = amplitudes.reshape(len(amplitudes), *[1] * missing, *amplitudes.shape[1:])
+        current = self.spikes(count, begin, end) * amplitudes
+        if stop - start > end - begin:
+            current = torch.cat([current, current.new_zeros(stop - start - end + begin, *count.shape)])
+        return current + self.rest() if self.rest() else current
+
+
+class ParallelNeuron(Neuron):
+    """Parallel spiking neurons with evenly spaced levels, equations (7)-(9).
+
+    offset: the activation's smallest output (0 for ReLU), a constant current. v_threshold: θ, pre-threshold.
+    shift: δ. v_post: θ + φ, the sum of a full count's amplitudes divided by T (post-threshold). Each is a scalar
+    or broadcasts against one sample, such as (C, 1, 1).
+    """
+
+    kind = "parallel"
+
+    def __init__(self, T: int, v_threshold: Tensor, *, offset: float = 0.0, code: Code = "sorted") -> None:
+        super().__init__(T, code)
+        self.offset = float(offset)
+        self.v_threshold = nn.Parameter(v_threshold.detach().clone(), requires_grad=False)
+        self.shift = nn.Parameter(torch.zeros_like(v_threshold), requires_grad=False)
+        self.v_post = nn.Parameter(v_threshold.detach().clone(), requires_grad=False)
+
+    def count(self, z: Tensor) -> Tensor:
+        shift = self.shift - self.offset if self.offset else self.shift
+        return spike_count(z, self.v_threshold, self.levels, shift)
+
+    def value(self, count: Tensor) -> Tensor:
+        mean = count * (self.v_post / self.levels)
+        return mean + self.offset if self.offset else mean
+
+    def forward(self, z: Tensor) -> Tensor:
+        # In place on the counts, which nobody else sees: the cost of a neuron is memory traffic.
+        mean = self.count(z).mul_(self.v_post / self.levels)
+        return mean.add_(self.offset) if self.offset else mean
+
+    def amplitudes(self) -> Tensor:
+        steps = torch.arange(self.T, dtype=self.v_post.dtype, device=self.v_post.device)
+        if self.code == "sorted":
+            scale = torch.ones_like(steps)
+        elif self.code == "onset":
+            scale = self.T - steps
+        else:
+            scale = 2.0 ** (self.T - 1 - steps) * (self.T / self.levels)
+        return scale.reshape(-1, *[1] * self.v_post.dim()) * self.v_post
+
+    def rest(self) -> float:
+        return self.offset
 
     def config(self) -> dict[str, Any]:
-        """What the tensors do not say, as JSON-able data."""
-        return {"kind": "parallel", "T": self.T, "offset": self.offset}
+        return {"kind": self.kind, "T": self.T, "code": self.code, "offset": self.offset}
+
+    @classmethod
+    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ParallelNeuron:
+        theta = tensors["v_threshold"]
+        if not math.isfinite(config["offset"]):
+            raise ValueError("the offset must be finite")
+        if not bool((theta > 0).all()):
+            raise ValueError("thresholds must be above 0")
+        neuron = cls(config["T"], theta, offset=config["offset"], code=config["code"])
+        for name in ("shift", "v_post"):
+            value = tensors[name]
+            if value.dtype != theta.dtype:
+                raise ValueError(f"{name} and v_threshold have unlike dtypes")
+            setattr(neuron, name, nn.Parameter(value.clone(), requires_grad=False))
+        return neuron
+
+
+def neuron_from(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Neuron:
+    """Neurons of any kind from their `config` and `state_dict`. Raises ValueError or KeyError."""
+    kind = config["kind"]
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of neuron '{kind}'")
+    return KINDS[kind].restore(config, tensors)

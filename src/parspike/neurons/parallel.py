@@ -1,6 +1,5 @@
 """Neurons that compute all T steps at once: equations (2), (6)-(8), theorem 4.1 and section 4.3."""
 
-# ruff: noqa: UP037  (jaxtyping's shapes are strings, not quoted names)
 
 from __future__ import annotations
 

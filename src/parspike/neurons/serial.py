@@ -5,7 +5,6 @@ in ``docs/equations.md``. Spikes are ``bool``; their amplitude is the caller's f
 functions has a surrogate gradient.
 """
 
-# ruff: noqa: UP037  (jaxtyping's shapes are strings, not quoted names)
 
 from __future__ import annotations
 
