@@ -1,0 +1,231 @@
+"""`parspike train` and `parspike data check`. torch is imported inside them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json as json_format
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parspike.cli import console
+from parspike.errors import FileError, OptionError
+
+if TYPE_CHECKING:
+    from parspike.cli.data import Images
+    from parspike.train import Arrays, Recipe
+
+__all__ = ["data_app", "train"]
+
+DATA = "a folder of class folders, a .zip of one, an .npz, or digits"
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, also for an error")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="leave out images that cannot be decoded")]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe's name, or a .toml file")],
+    data: Annotated[str, typer.Option(help=DATA)],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FOLDER", help="weights, checkpoint and log go here")
+    ],
+    test_data: Annotated[str | None, typer.Option(help="the images to score on (default: --data's test split)")] = None,
+    network: Annotated[str | None, typer.Option(metavar="SPEC", help="train this one instead of the recipe's")] = None,
+    weights: Annotated[str | None, typer.Option("--from", help="start from these weights of the ReLU network")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="change the recipe: optimiser.epochs=30")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in FOLDER")] = False,
+    devices: Annotated[str, typer.Option(help="how many devices, or auto")] = "auto",
+    nodes: Annotated[int, typer.Option(help="machines; start each with torchrun")] = 1,
+    strategy: Annotated[str, typer.Option(help="auto, ddp or fsdp, as Lightning Fabric names them")] = "auto",
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    save_every: Annotated[float, typer.Option(help="seconds between checkpoints")] = 60.0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also log for TensorBoard")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="compile the whole network")] = False,
+    cache: Annotated[Path, typer.Option(help="decoded images are kept here")] = Path("runs/cache"),
+    skip_broken: SkipBroken = False,
+    json: Json = False,
+) -> None:
+    """Train a network whose activations are QCFS, so that it converts without loss."""
+    from parspike.train import Devices, fit, load_recipe
+
+    made = load_recipe(recipe).replace(_changes(change))
+    if network is not None:
+        made = made.replace({"network": network})
+    if (output / "last.ckpt").exists() and not resume:
+        raise FileError(f"{output} holds a training: go on with --resume, or choose another folder")
+    number = devices if devices == "auto" else _number("--devices", devices)
+    with console.progress("") as progress:
+        training = _arrays(data, "train", made, cache, skip_broken, progress)
+        test = _arrays(test_data or data, "test", made, cache, skip_broken, progress)
+        model = _network(made, weights, training)
+        result = fit(
+            made, model, training, test, output,
+            devices=Devices(accelerator, number, nodes, strategy),
+            resume=resume, save_every=save_every, tensorboard=tensorboard, compile=compile, progress=progress,
+        )  # fmt: skip
+    fields = {
+        "recipe": made.to_json(), "accuracy": result.accuracy, "epoch": result.epoch, "step": result.step,
+        "seconds": round(result.seconds, 1), "weights": str(result.weights),
+    }  # fmt: skip
+    text = {
+        "accuracy": f"{100 * result.accuracy:.2f} % of {len(test)} test images",
+        "epochs, steps": f"{result.epoch}, {result.step}",
+        "time": f"{result.seconds:.0f} s",
+        "weights": result.weights,
+        "log": output / "log.csv",
+    }
+    console.result(json, fields, console.table(text))
+
+
+def _changes(texts: list[str] | None) -> dict[str, Any]:
+    """NAME=VALUE, the value as TOML would read it, else as text."""
+    changes: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise OptionError(f"--set {text}: expected NAME=VALUE, such as optimiser.epochs=30")
+        try:
+            changes[name] = json_format.loads(value)
+        except json_format.JSONDecodeError:
+            changes[name] = value
+    return changes
+
+
+def _number(option: str, text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise OptionError(f"{option} {text}: expected a number of at least 1, or auto")
+    return int(text)
+
+
+def _network(recipe: Recipe, weights: str | None, training: Arrays) -> Any:
+    import torch
+
+    from parspike.cli.spec import _set_state, load_network
+    from parspike.train import make_network
+    from parspike.train.networks import NETWORKS, build
+
+    base = None
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        if recipe.network not in NETWORKS:
+            base = load_network(recipe.network, weights).model
+        elif weights is not None:
+            base = build(recipe.network, recipe.data.classes)
+            _set_state(base, recipe.network, weights)
+    few = torch.arange(0, len(training), max(1, len(training) // 256))[:256]
+    x = training.take(few)[0]
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (recipe.data.mean, recipe.data.std))
+    return make_network(recipe, base, (x - mean) / std)
+
+
+def _arrays(data: str, split: str, recipe: Recipe, cache: Path, skip_broken: bool, progress: Any) -> Arrays:
+    from parspike.train import decode
+
+    images = _open(data, split, recipe, skip_broken)
+    path = Path(data)
+    where = None
+    if path.exists():
+        about = path.stat()
+        key = f"{path.resolve()} {about.st_mtime_ns} {about.st_size} {split} {recipe.data.size} {recipe.data.crop}"
+        where = cache / f"{path.stem}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    arrays = decode(images, len(images), where, progress)
+    if images.broken:
+        console.warn(f"{len(images.broken)} images could not be decoded and were left out: {', '.join(images.broken)}")
+    return arrays
+
+
+def _open(data: str, split: str, recipe: Recipe, skip_broken: bool) -> Images:
+    from parspike.cli.data import Preprocessing, open_images
+
+    preprocess = Preprocessing(size=recipe.data.size, crop=recipe.data.crop)
+    return open_images(data, preprocess, prefer=split, batch_size=256, skip_broken=skip_broken)
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before they are used.")
+
+
+@data_app.command()
+def check(
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA)],
+    size: Annotated[int | None, typer.Option(help="resize the short side to this many pixels")] = None,
+    crop: Annotated[int | None, typer.Option(help="then cut this square from the centre")] = None,
+    skip_broken: SkipBroken = False,
+    json: Json = False,
+) -> None:
+    """Say what is in the data: images, classes and sizes of each split, and what training would stumble over.
+
+    Exit code 1 if there is something of the kind.
+    """
+    with console.progress("reading") as progress:
+        splits = {name: _look(images, progress) for name, images in _splits(data, size, crop)}
+    problems = [p for name, split in splits.items() for p in _problems(name, split, skip_broken)]
+    problems += _between(splits)
+    rows: dict[str, Any] = {}
+    for name, split in splits.items():
+        counts = split["classes"].values()
+        rows[name or data] = f"{split['images']} images" + (
+            f", {len(counts)} classes with {min(counts)} to {max(counts)} images each" if counts else ", no labels"
+        )
+        rows[f"{name} sizes".strip()] = ", ".join(f"{size} ({n})" for size, n in split["sizes"].items())
+        rows[f"{name} broken".strip()] = ", ".join(split["broken"]) or None
+    rows |= {f"problem {number}": problem for number, problem in enumerate(problems, 1)}
+    console.result(json, {"data": data, "splits": splits, "problems": problems}, console.table(rows))
+    if problems:
+        raise typer.Exit(1)
+
+
+def _splits(data: str, size: int | None, crop: int | None) -> list[tuple[str, Images]]:
+    from parspike.cli.data import SPLITS, Preprocessing, open_images
+
+    preprocess, found = Preprocessing(size=size, crop=crop), []
+    for split in SPLITS:
+        try:
+            found.append((split, open_images(data, preprocess, split=split)))
+        except OptionError:  # the data have no such split
+            continue
+    return found or [("", open_images(data, preprocess))]
+
+
+def _look(images: Images, progress: Any) -> dict[str, Any]:
+    """Every image read once, one at a time."""
+    from parspike.cli.data import BROKEN
+
+    source, sizes, classes, broken = images.source, Counter(), Counter(), []
+    for index, name in enumerate(source.names):
+        try:
+            shape = source.read(index, images.preprocess).shape
+        except BROKEN as error:
+            broken.append(f"{name} ({str(error) or type(error).__name__})")
+            continue
+        sizes["×".join(map(str, shape))] += 1
+        if source.labels is not None:
+            classes[str(source.labels[index])] += 1
+        progress("", index + 1, len(source.names))
+    ordered = sorted(classes.items(), key=lambda item: int(item[0]))
+    return {"images": sizes.total(), "classes": dict(ordered), "sizes": dict(sizes.most_common()), "broken": broken}
+
+
+def _problems(name: str, split: dict[str, Any], skip_broken: bool) -> list[str]:
+    where = f"{name}: " if name else ""
+    problems = []
+    if split["broken"] and not skip_broken:
+        problems.append(f"{where}{len(split['broken'])} images cannot be decoded; replace them, or use --skip-broken")
+    if len(split["sizes"]) > 1:
+        problems.append(f"{where}images of {len(split['sizes'])} sizes; give size and crop")
+    if not split["classes"]:
+        problems.append(f"{where}no labels; put the images into one folder a class")
+    elif len(split["classes"]) == 1:
+        problems.append(f"{where}all images are of one class")
+    return problems
+
+
+def _between(splits: dict[str, dict[str, Any]]) -> list[str]:
+    """What one split has and the training images lack."""
+    if "train" not in splits:
+        return []
+    known = set(splits["train"]["classes"])
+    unknown = {name: sorted(set(split["classes"]) - known) for name, split in splits.items()}
+    return [f"{name}: classes {', '.join(c)} have no training images" for name, c in unknown.items() if c]

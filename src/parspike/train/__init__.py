@@ -1,0 +1,30 @@
+"""Networks made for conversion: QCFS in place of the activations, and a loop that trains them.
+
+    with_qcfs    any network → the same with trainable QCFS activations
+    load_recipe  a readable file → Recipe
+    fit          Recipe, network, data → weights, on one device or many (extra: train)
+
+`docs/training.md` shows it from the command line.
+"""
+
+from parspike.train.activation import TrainQCFS
+from parspike.train.data import Arrays, decode
+from parspike.train.loop import Devices, DivergedError, Result, fit
+from parspike.train.make import make_network
+from parspike.train.recipe import Recipe, load_recipe, recipe_names
+from parspike.train.replace import with_qcfs
+
+__all__ = [
+    "Arrays",
+    "Devices",
+    "DivergedError",
+    "Recipe",
+    "Result",
+    "TrainQCFS",
+    "decode",
+    "fit",
+    "load_recipe",
+    "make_network",
+    "recipe_names",
+    "with_qcfs",
+]

@@ -1,0 +1,142 @@
+"""Training data: decoded once into a memory-mapped file, then any order costs nothing.
+
+A `Source` gives images as the network's library decodes them; `decode` writes them as uint8 beside their labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parspike.errors import FileError, InputError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64, UInt8
+
+__all__ = ["Arrays", "decode"]
+
+Batch = tuple[Tensor, "Tensor | None"]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images (N, C, H, W) uint8 and their labels (N,) int64; `digest` identifies both."""
+
+    images: UInt8[Tensor, "N C H W"]
+    labels: Int64[Tensor, "N"]
+    digest: str
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != torch.uint8 or len(self.images) != len(self.labels):
+            raise InputError(
+                f"expected images (N, C, H, W) uint8 and as many labels, got {tuple(self.images.shape)} "
+                f"{self.images.dtype} and {len(self.labels)} labels"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor) -> Arrays:
+        """From tensors in memory."""
+        digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+        return cls(images, labels, digest)
+
+    def check_labels(self, classes: int) -> None:
+        """Refuse what a classifier of so many classes cannot learn from."""
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= classes:
+            raise InputError(f"the labels run from {low} to {high}, but the recipe has classes = {classes} (0 … n−1)")
+        if low == high:
+            raise InputError(f"all {len(self)} images are of one class ({low}): there is nothing to learn")
+
+    def batches(self, size: int) -> Iterator[tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]]:
+        """In order, as floats in [0, 1]."""
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            yield self.images[rows].float().div_(255), self.labels[rows]
+
+    def take(self, rows: Tensor) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
+        """These rows, as floats in [0, 1]."""
+        return self.images[rows].float().div_(255), self.labels[rows]
+
+
+def decode(
+    batches: Iterable[Batch],
+    count: int,
+    cache: Path | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Arrays:
+    """The images of a source, decoded once.
+
+    batches: (x, y) with x (B, C, H, W) in [0, 1] and labels y; every image of one shape. count: images expected
+    (fewer is fine). cache: a path without suffix; PATH.images, PATH.labels.npy and PATH.json are written, and read
+    instead of decoding when they exist. None: in memory.
+    """
+    if cache is not None and cache.with_suffix(".json").is_file():
+        return _cached(cache)
+    labels: list[Tensor] = []
+    images: Any = None
+    done = 0
+    digest = hashlib.sha256()
+    try:
+        for x, y in batches:
+            if y is None:
+                raise InputError("the images have no labels: put them into one folder a class")
+            if x.ndim != 4:
+                raise InputError(f"expected images (C, H, W), got {tuple(x.shape[1:])}")
+            pixels = x.mul(255).round_().clamp_(0, 255).to(torch.uint8).numpy()
+            if images is None:
+                images = _room(cache, (count, *pixels.shape[1:]))
+            elif pixels.shape[1:] != images.shape[1:]:
+                raise InputError(
+                    f"images of unlike size: {pixels.shape[1:]} and {images.shape[1:]}; give size and crop"
+                )
+            images[done : done + len(pixels)] = pixels
+            digest.update(pixels.tobytes())
+            labels.append(y)
+            done += len(pixels)
+            progress("decoding", done, count)
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{cache}: the decoded images cannot be written ({error}); free some space") from error
+    if images is None:
+        raise InputError("there are no images")
+    y = torch.cat(labels)
+    digest.update(y.numpy().tobytes())
+    if cache is None:
+        return Arrays(torch.from_numpy(images[:done]), y, digest.hexdigest())
+    images.flush()
+    np.save(cache.with_suffix(".labels.npy"), y.numpy())
+    # Written last: without it, a killed decoding is begun again.
+    about = {"shape": [done, *images.shape[1:]], "sha256": digest.hexdigest()}
+    temporary = cache.with_suffix(".json.part")
+    temporary.write_text(json.dumps(about))
+    os.replace(temporary, cache.with_suffix(".json"))
+    return _cached(cache)
+
+
+def _room(cache: Path | None, shape: Sequence[int]) -> Any:
+    if cache is None:
+        return np.empty(shape, np.uint8)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    return np.memmap(cache.with_suffix(".images"), np.uint8, "w+", shape=tuple(shape))
+
+
+def _cached(cache: Path) -> Arrays:
+    about = json.loads(cache.with_suffix(".json").read_text())
+    # Copy on write, because torch has no read-only tensors.
+    images = np.memmap(cache.with_suffix(".images"), np.uint8, "c", shape=tuple(about["shape"]))
+    return Arrays(
+        torch.from_numpy(images), torch.from_numpy(np.load(cache.with_suffix(".labels.npy"))), about["sha256"]
+    )

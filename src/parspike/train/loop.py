@@ -1,0 +1,414 @@
+"""The loop, on Lightning Fabric: devices, precision and collectives are Fabric's, the order of things is here.
+
+**What one step draws by chance is a function of the seed and the number of the step**, never of what happened
+before. A checkpoint is therefore the network, the optimiser and a number, and a run that was killed anywhere goes on
+to the same weights, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError
+from parspike.neurons import QCFS
+from parspike.train.augment import Augmentation
+from parspike.train.data import Arrays
+from parspike.train.recipe import Recipe
+
+__all__ = ["Devices", "DivergedError", "Result", "fit"]
+
+Progress = Callable[[str, int, int], None]
+
+
+class DivergedError(ParspikeError):
+    """The loss became NaN or Inf; names the step and the layer."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where to train, as Fabric names it. strategy: "auto", "ddp", "fsdp", …"""
+
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    nodes: int = 1
+    strategy: str = "auto"
+
+
+@dataclass(frozen=True)
+class Result:
+    """accuracy: of the last epoch, on the test images. step, seconds: with those of the runs it went on from."""
+
+    accuracy: float
+    epoch: int
+    step: int
+    seconds: float
+    weights: Path
+
+
+def fit(
+    recipe: Recipe,
+    network: nn.Module,
+    train: Arrays,
+    test: Arrays,
+    folder: str | Path,
+    *,
+    devices: Devices | None = None,
+    resume: bool = False,
+    save_every: float = 60.0,
+    tensorboard: bool = False,
+    compile: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> Result:
+    """Train `network` (as `build_network` made it) and write weights.safetensors and log.csv into `folder`.
+
+    resume: go on from folder/last.ckpt if there is one. save_every: seconds between checkpoints; one is also written
+    at the end of every epoch. tensorboard: also log for TensorBoard. compile: the whole network by torch.compile.
+    Under torchrun each process calls this with the same arguments.
+    Raises `DivergedError`, `FileError` (a full disk: the last checkpoint stays), `InputError`, `OptionError`.
+    """
+    folder = Path(folder)
+    fabric = _fabric(recipe, devices or Devices())
+    train.check_labels(recipe.data.classes)
+    test.check_labels(recipe.data.classes)
+    run = _Run(recipe, network, train, test, folder, fabric, save_every, tensorboard, compile, progress)
+    return run.go(resume)
+
+
+def _fabric(recipe: Recipe, devices: Devices) -> Any:
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        raise MissingExtraError("lightning-fabric", extra="train") from error
+    fabric = Fabric(
+        accelerator=devices.accelerator, devices=devices.devices, num_nodes=devices.nodes,
+        strategy=devices.strategy, precision=recipe.precision,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+    if not fabric.strategy.__class__.__name__.startswith("SingleDevice"):
+        fabric.launch()
+    return fabric
+
+
+class _Run:
+    """One training: what does not change is set here, what does is `self.state`."""
+
+    def __init__(self, recipe: Recipe, network: nn.Module, train: Arrays, test: Arrays, folder: Path, fabric: Any,
+                 save_every: float, tensorboard: bool, compile: bool, progress: Progress) -> None:  # fmt: skip
+        self.recipe, self.train, self.test, self.folder = recipe, train, test, folder
+        self.fabric, self.save_every, self.progress = fabric, save_every, progress
+        options = recipe.optimiser
+        micro, rest = divmod(options.batch_size, options.accumulate * fabric.world_size)
+        if rest:
+            raise OptionError(
+                f"batch_size = {options.batch_size} cannot be shared by {fabric.world_size} devices "
+                f"× accumulate = {options.accumulate}"
+            )
+        self.micro = micro
+        self.steps_per_epoch = len(train) // options.batch_size
+        if not self.steps_per_epoch:
+            raise InputError(f"{len(train)} training images are fewer than batch_size = {options.batch_size}")
+        optimiser = torch.optim.SGD(
+            network.parameters(), lr=options.lr, momentum=options.momentum,
+            nesterov=options.nesterov, weight_decay=options.weight_decay,
+        )  # fmt: skip
+        self.plain = network
+        if compile:
+            network.compile()
+        self.network, self.optimiser = fabric.setup(network, optimiser)
+        self.augment = Augmentation(recipe.augment, recipe.data.mean)
+        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": 0.0, "best_epoch": 0, "accuracy": 0.0}
+        self.logger = _tensorboard(folder) if tensorboard else None
+        self.order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    def go(self, resume: bool) -> Result:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if resume and self.checkpoint.exists():
+            self._load()
+        elif self.checkpoint.exists():
+            raise FileError(f"{self.checkpoint} exists: go on with it (--resume), or choose another folder")
+        total = self.recipe.optimiser.epochs * self.steps_per_epoch
+        began, saved = time.monotonic() - self.state["seconds"], time.monotonic()
+        running: list[float] = []
+        while self.state["step"] < total:
+            step = self.state["step"]
+            running.append(self._step(step, total))
+            self.state["step"] = step = step + 1
+            self.state["seconds"] = time.monotonic() - began
+            self.progress(f"epoch {1 + (step - 1) // self.steps_per_epoch}, loss {running[-1]:.3f}", step, total)
+            stop, ended = False, step % self.steps_per_epoch == 0
+            if ended:
+                stop, running = self._end_of_epoch(step // self.steps_per_epoch, running), []
+            # The clock of one process decides for all: saving gathers the weights from everyone.
+            if self.fabric.broadcast(ended or time.monotonic() - saved > self.save_every):
+                self._save()
+                saved = time.monotonic()
+            if stop:
+                break
+        return self._finish()
+
+    def _step(self, step: int, total: int) -> float:
+        options, fabric = self.recipe.optimiser, self.fabric
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(options.lr, step, total, options.warmup * self.steps_per_epoch)
+        self.network.train()
+        loss_sum = 0.0
+        for part in range(options.accumulate):
+            _seed(self.recipe.seed, step, part, fabric.global_rank)
+            x, y = self._batch(step, part)
+            with fabric.no_backward_sync(self.network, enabled=part < options.accumulate - 1):
+                loss = self._loss(x, y)
+                if not math.isfinite(value := loss.item()):
+                    self._diverged(step, x)
+                fabric.backward(loss / options.accumulate)
+            loss_sum += value
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return loss_sum / options.accumulate
+
+    def _batch(self, step: int, part: int) -> tuple[Tensor, Tensor]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self.order[0] != epoch:
+            generator = torch.Generator().manual_seed(_mix(self.recipe.seed, epoch))
+            self.order = (epoch, torch.randperm(len(self.train), generator=generator))
+        start = place * self.recipe.optimiser.batch_size
+        start += (part * self.fabric.world_size + self.fabric.global_rank) * self.micro
+        x, y = self.train.take(self.order[1][start : start + self.micro])
+        x, y = x.to(self.fabric.device), y.to(self.fabric.device)
+        return self._normalise(self.augment(x)), y
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        mean, std = (
+            torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.recipe.data.mean, self.recipe.data.std)
+        )
+        x = (x - mean) / std
+        return x.double() if self.recipe.precision == "64-true" else x
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        logits = self.network(x)
+        if logits.ndim != 2 or logits.shape[1] < self.recipe.data.classes:
+            raise InputError(
+                f"the network gives {tuple(logits.shape)}; expected logits (B, {self.recipe.data.classes}): "
+                "set data.classes in the recipe or another last layer"
+            )
+        return F.cross_entropy(logits.float(), y, label_smoothing=self.recipe.optimiser.label_smoothing)
+
+    def _end_of_epoch(self, epoch: int, losses: list[float]) -> bool:
+        """Score, log; whether to stop early."""
+        accuracy = self._accuracy()
+        patience = self.recipe.optimiser.patience
+        if accuracy > self.state["best"]:
+            self.state |= {"best": accuracy, "best_epoch": epoch}
+        self.state["accuracy"] = accuracy
+        row = {
+            "epoch": epoch, "step": self.state["step"], "loss": sum(losses) / len(losses), "accuracy": accuracy,
+            "lr": self.optimiser.param_groups[0]["lr"], "seconds": round(self.state["seconds"], 1),
+        }  # fmt: skip
+        if self.fabric.is_global_zero:
+            _log(self.folder / "log.csv", row)
+            if self.logger is not None:
+                self.logger.log_metrics({k: v for k, v in row.items() if k != "step"}, row["step"])
+        return bool(patience) and epoch - self.state["best_epoch"] >= patience
+
+    @torch.no_grad()
+    def _accuracy(self) -> float:
+        self.network.eval()
+        right = torch.zeros((), dtype=torch.int64, device=self.fabric.device)
+        for number, (x, y) in enumerate(self.test.batches(max(self.micro, 256))):
+            if number % self.fabric.world_size == self.fabric.global_rank:
+                x, y = self._normalise(x.to(self.fabric.device)), y.to(self.fabric.device)
+                right += (self.network(x).argmax(1) == y).sum()
+        return float(self.fabric.all_reduce(right, reduce_op="sum")) / len(self.test)
+
+    def _diverged(self, step: int, x: Tensor) -> None:
+        where = _first_bad(self.plain, self.network, x)
+        epoch = 1 + step // self.steps_per_epoch
+        raise DivergedError(
+            f"the loss is not finite at step {step} (epoch {epoch}): {where}{self._stays()}. Lower the learning "
+            "rate, or raise optimiser.warmup"
+        )
+
+    def _save(self) -> None:
+        bad = next((n for n, p in self.plain.named_parameters() if not torch.isfinite(p).all()), None)
+        if bad is not None:
+            raise DivergedError(
+                f"'{bad}' is not finite after step {self.state['step']}{self._stays()}. "
+                "Lower the learning rate, or raise optimiser.warmup"
+            )
+        temporary = self.checkpoint.with_suffix(".part")
+        everything = {
+            "network": self.network, "optimiser": self.optimiser, **self.state,
+            "recipe": json.dumps(self.recipe.to_json()), "data": self.train.digest,
+        }  # fmt: skip
+        try:
+            self.fabric.save(temporary, everything)
+            if self.fabric.is_global_zero:
+                _replace(temporary, self.checkpoint)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "write" not in str(error).lower():
+                raise
+            with suppress(OSError):
+                temporary.unlink()
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            why = "the disk is full" if full else str(error).splitlines()[0]
+            raise FileError(
+                f"the checkpoint of step {self.state['step']} cannot be written "
+                f"({why}){self._stays()}. Free some space and resume"
+            ) from error
+        self.fabric.barrier()
+
+    def _stays(self) -> str:
+        return f"; the last good checkpoint, {self.checkpoint}, stays" if self.checkpoint.exists() else ""
+
+    def _load(self) -> None:
+        check_checkpoint(self.checkpoint, self.recipe, self.plain, self.train.digest)
+        state = {"network": self.network, "optimiser": self.optimiser}
+        rest = self.fabric.load(self.checkpoint, state, strict=True, weights_only=True)
+        self.state = {name: rest[name] for name in self.state}
+
+    def _finish(self) -> Result:
+        weights = self.folder / "weights.safetensors"
+        if self.fabric.is_global_zero:
+            # From the file, where the weights lie whole also if the devices hold a part each.
+            saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            save_weights(weights, saved["network"], self.recipe, self.state, self.train.digest)
+        self.fabric.barrier()
+        state = self.state
+        return Result(
+            state["accuracy"], state["step"] // self.steps_per_epoch, state["step"], state["seconds"], weights
+        )
+
+
+def learning_rate(highest: float, step: int, total: int, warmup: float) -> float:
+    """Linear rise over `warmup` steps, then half a cosine that reaches 0 after `total`.
+
+    >>> [round(learning_rate(1.0, step, 8, 2), 3) for step in range(9)]
+    [0.5, 1.0, 1.0, 0.933, 0.75, 0.5, 0.25, 0.067, 0.0]
+    """
+    if step < warmup:
+        return highest * (step + 1) / warmup
+    return highest * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def check_checkpoint(path: Path, recipe: Recipe, network: nn.Module, data: str) -> None:
+    """Refuse to go on with another network, another recipe or other data; everything that differs is listed."""
+    try:
+        # mmap: only the recipe and the names are read.
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        before, state = Recipe.from_json(json.loads(saved["recipe"])), saved["network"]
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FileError(f"{path}: not a readable checkpoint ({reason})") from error
+    expected = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    have = {name: tuple(t.shape) for name, t in state.items()}
+    problems = [f"missing: {name}" for name in expected if name not in have]
+    problems += [f"unexpected: {name}" for name in have if name not in expected]
+    problems += [
+        f"{name} is {have[name]}, expected {expected[name]}"
+        for name in expected if name in have and have[name] != expected[name]
+    ]  # fmt: skip
+    if problems:
+        raise InputError(f"{path} is a checkpoint of another network:\n  " + "\n  ".join(problems))
+    if different := recipe.differences(before):
+        raise OptionError(
+            f"{path} was begun with another recipe (now and then):\n  " + "\n  ".join(different)
+            + "\nresume with the old recipe, or train into another folder"
+        )  # fmt: skip
+    if saved["data"] != data:
+        raise InputError(f"{path} was begun with other training images: resume with those, or choose another folder")
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor], recipe: Recipe, state: dict[str, Any], data: str) -> None:
+    """weights.safetensors, and weights.json beside it with how they were made."""
+    from safetensors.torch import save_file
+
+    tensors = {name: t.contiguous().clone() for name, t in tensors.items()}
+    about = {
+        "recipe": recipe.to_json(), "seed": recipe.seed, "accuracy": state["accuracy"], "step": state["step"],
+        "seconds": round(state["seconds"]), "data_sha256": data, "torch": torch.__version__,
+    }  # fmt: skip
+    try:
+        temporary = path.with_suffix(".part")
+        save_file(tensors, temporary)
+        _replace(temporary, path)
+        path.with_suffix(".json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise FileError(f"{path}: the weights cannot be written ({error})") from error
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """So that the name always holds a whole file, also after a power cut."""
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def _seed(*numbers: int) -> None:
+    torch.manual_seed(_mix(*numbers))
+
+
+def _mix(*numbers: int) -> int:
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed * 1_000_003 + number + 1) % (2**63 - 25)
+    return mixed
+
+
+def _log(path: Path, row: dict[str, Any]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from lightning_fabric.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(folder, name="", version="")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("tensorboard", extra="train") from error
+
+
+@torch.no_grad()
+def _first_bad(plain: nn.Module, network: nn.Module, x: Tensor) -> str:
+    """Which layer is the first with NaN or Inf, in its weights or its output."""
+    for name, tensor in plain.named_parameters():
+        if not torch.isfinite(tensor).all():
+            return f"'{name}' holds NaN or Inf"
+    for name, module in plain.named_modules():
+        if isinstance(module, QCFS) and bool((module.v_threshold <= 0).any()):
+            return f"the threshold of layer '{name}' fell to 0 or below"
+    bad: list[str] = []
+    handles = []
+    for name, module in plain.named_modules():
+
+        def look(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            if not bad and isinstance(output, Tensor) and not torch.isfinite(output).all():
+                bad.append(name)
+
+        handles.append(module.register_forward_hook(look))
+    try:
+        network(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"the first layer with NaN or Inf is '{bad[0] or 'the network'}'" if bad else "in the loss itself"
