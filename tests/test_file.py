@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import resource
 import struct
 import subprocess
@@ -26,7 +27,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import parspike
+from parspike import file
 from parspike.errors import FileError
+from parspike.graph.ir import SIZE_OPERATIONS
+from parspike.neurons.layer import CODES, KINDS
 
 # ------------------------------------------------------------------------------------------------ networks
 
@@ -85,6 +89,9 @@ def converted(kind: str, seed: int = 0) -> tuple[parspike.SNN, tuple[tuple[Any, 
     if kind == "keyword inputs":
         example = {"x": x, "y": y}
         return parspike.convert(TwoInputs().eval(), [example], T=8, example=example), ((), example)
+    if kind in ("weighted", "onset"):
+        model = nn.Sequential(nn.Linear(4, 6), nn.Hardtanh(), nn.Linear(6, 3)).eval()
+        return parspike.convert(model, rows, T=4, code=kind), ((rows,), {})
     if kind == "double":
         return parspike.convert(linear().double(), rows.double(), T=8), ((rows.double(),), {})
     if kind == "half":
@@ -94,7 +101,7 @@ def converted(kind: str, seed: int = 0) -> tuple[parspike.SNN, tuple[tuple[Any, 
 
 
 KINDS = ["residual", "linear", "qcfs, T = levels", "qcfs, T ≠ levels", "kept", "two inputs", "keyword inputs",
-         "double", "half", "no neuron"]  # fmt: skip
+         "double", "half", "no neuron", "weighted", "onset"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +184,14 @@ def test_safetensors_reads_it_too(saved: Path) -> None:
         assert {name: content.get_tensor(name).shape for name in content.keys()} == {  # noqa: SIM118
             name: array.shape for name, array in tensors.items()
         }
+
+
+def test_the_page_names_everything_that_a_file_may_hold() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
+    words = set(re.findall(r"[\w%*/+.]+", page))
+    assert {f"torch.{word}" for word in words} >= set(file.CONSTANTS)
+    assert words >= {*file.DTYPES.values(), *SIZE_OPERATIONS, *KINDS, *CODES}
+    assert f"# The `.parspike` format, version {file.VERSION}" in page
 
 
 # ---------------------------------------------------------------------------------------------- round trip
@@ -341,6 +356,11 @@ def entry(name: str, index: int, value: float) -> Edit:
     return edit
 
 
+def weigh(body: Body, _: Tensors) -> None:
+    body["T"] = 99
+    body["neurons"]["relu"].update(T=99, code="weighted")
+
+
 THETA, WEIGHT = "neurons.relu.v_threshold", "synapses.conv.weight"
 FORGED: dict[str, tuple[Edit, str]] = {
     # T
@@ -376,7 +396,7 @@ FORGED: dict[str, tuple[Edit, str]] = {
     "no such tensor": (set_argument("conv2d", 1, {"param": "nothing"}), "not in the file"),
     "missing tensor": (lambda _, tensors: tensors.pop(WEIGHT), "not in the file"),
     "extra synapse": (set_tensor("synapses.more", np.zeros(3)), "no node reads the tensor 'more'"),
-    "extra neuron tensor": (set_tensor("neurons.relu.more", np.zeros(3)), "belongs to nothing"),
+    "extra neuron tensor": (set_tensor("neurons.relu.more", np.zeros(1)), "tensors of another kind"),
     "extra tensor": (set_tensor("more", np.zeros(3)), "belongs to nothing"),
     # names
     "duplicate node": (set_node("conv2d", name="x"), "given twice"),
@@ -450,24 +470,35 @@ FORGED: dict[str, tuple[Edit, str]] = {
     "nodes an object": (set_graph(nodes={}), "expected list"),
     "a node a number": (set_graph(nodes=[1]), "expected dict"),
     # neurons
-    "unknown neuron": (set_neuron(kind="serial"), "unknown kind 'serial'"),
-    "neuron of another T": (set_neuron(T=4), "another T"),
-    "offset of text": (set_neuron(offset="0"), "expected int or float"),
+    "unknown neuron": (set_neuron(kind="serial"), "unknown kind of neuron 'serial'"),
+    "neuron of another T": (set_neuron(T=9), "take 9 steps, the network 8"),
+    "neuron without time": (set_neuron(T=0), "T must be"),
+    "neuron of T true": (set_neuron(T=True), "T must be"),
+    "unknown code": (set_neuron(code="morse"), "code must be one of"),
+    "weighted code of many steps": (weigh, "at most T = 20"),
+    "neurons a list": (lambda body, _: body["neurons"].update(relu=[]), "cannot be read"),
+    "kind a list": (set_neuron(kind=[]), "cannot be read"),
+    "offset beyond a float": (set_neuron(offset=10**400), "OverflowError|cannot be read"),
+    "field of another kind": (set_neuron(more=1), "fields or tensors of another kind"),
+    "offset of text": (set_neuron(offset="0"), "cannot be read"),
     "offset missing": (lambda body, _: body["neurons"]["relu"].pop("offset"), "offset"),
-    "neurons nowhere": (lambda body, _: body["neurons"].update(conv2d=body["neurons"]["relu"]), "lacks|activation"),
+    "neurons nowhere": (
+        lambda body, _: body["neurons"].update(conv2d=body["neurons"]["relu"]),
+        "cannot be read|activation",
+    ),
     "neurons at nothing": (lambda body, _: body["neurons"].update(no=body["neurons"]["relu"]), "no activation"),
     "neurons forgotten": (lambda body, _: body["neurons"].pop("relu"), "belongs to nothing"),
-    "threshold missing": (lambda _, tensors: tensors.pop(THETA), "lacks tensors"),
-    "threshold zero": (entry(THETA, 1, 0.0), "not above 0"),
-    "threshold negative": (entry(THETA, 0, -1.0), "not above 0"),
+    "threshold missing": (lambda _, tensors: tensors.pop(THETA), "cannot be read: 'v_threshold'"),
+    "threshold zero": (entry(THETA, 1, 0.0), "above 0"),
+    "threshold negative": (entry(THETA, 0, -1.0), "above 0"),
     "threshold NaN": (entry(THETA, 0, np.nan), "NaN or Inf"),
     "threshold Inf": (entry(THETA, 0, np.inf), "NaN or Inf"),
     "amplitude NaN": (entry("neurons.relu.v_post", 0, np.nan), "NaN or Inf"),
     "weight NaN": (entry(WEIGHT, 3, np.nan), f"'{WEIGHT}' holds NaN or Inf"),
-    "threshold of other channels": (set_tensor(THETA, np.ones((3, 1, 1), np.float32)), "does not fit its channels"),
-    "threshold of a batch": (set_tensor(THETA, np.ones((2, 4, 1, 1), np.float32)), "does not fit its channels"),
-    "threshold of whole numbers": (set_tensor(THETA, np.ones((4, 1, 1), np.int64)), "does not fit its channels"),
-    "threshold of nothing": (set_tensor(THETA, np.ones((0, 1, 1), np.float32)), "does not fit its channels"),
+    "threshold of other channels": (set_tensor(THETA, np.ones((3, 1, 1), np.float32)), "does not fit|dimensions"),
+    "threshold of a batch": (set_tensor(THETA, np.ones((2, 4, 1, 1), np.float32)), "does not fit|dimensions"),
+    "threshold of whole numbers": (set_tensor(THETA, np.ones((4, 1, 1), np.int64)), "does not fit|dimensions"),
+    "threshold of nothing": (set_tensor(THETA, np.ones((0, 1, 1), np.float32)), "does not fit|dimensions"),
     "weight of another shape": (set_tensor(WEIGHT, np.ones((4, 9), np.float32)), "cannot run"),
 }  # fmt: skip
 
@@ -652,11 +683,11 @@ def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="cannot save"):
         snn.save(path)
     snn, _ = converted("linear")
-    next(iter(snn.neurons().values())).v_threshold[0] = 0
-    with pytest.raises(FileError, match="layer '1' has a threshold that is not above 0"):
+    snn.get_parameter("spiking.1.v_threshold")[0] = 0
+    with pytest.raises(FileError, match=r"neurons of '1'.*above 0"):
         snn.save(path)
     snn, _ = converted("linear")
-    snn.T = 9
-    with pytest.raises(FileError, match="another T"):
+    snn.T = 7
+    with pytest.raises(FileError, match="take 8 steps, the network 7"):
         snn.save(path)
     assert only(tmp_path)
