@@ -100,7 +100,7 @@ def converted(kind: str, seed: int = 0) -> tuple[parspike.SNN, tuple[tuple[Any, 
     return parspike.convert(nn.Linear(4, 2).eval(), rows, T=8), ((rows,), {})
 
 
-KINDS = ["residual", "linear", "qcfs, T = levels", "qcfs, T ≠ levels", "kept", "two inputs", "keyword inputs",
+NETWORKS = ["residual", "linear", "qcfs, T = levels", "qcfs, T ≠ levels", "kept", "two inputs", "keyword inputs",
          "double", "half", "no neuron", "weighted", "onset"]  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def test_the_page_names_everything_that_a_file_may_hold() -> None:
 # ---------------------------------------------------------------------------------------------- round trip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_round_trip(kind: str, tmp_path: Path) -> None:
     snn, (args, kwargs) = converted(kind)
     path = snn.save(tmp_path / "net.parspike")
