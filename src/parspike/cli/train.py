@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json as json_format
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from parspike.cli import console
-from parspike.errors import FileError, OptionError
+from parspike.errors import FileError, InputError, OptionError
 
 if TYPE_CHECKING:
     from parspike.cli.data import Images
@@ -58,8 +58,11 @@ def train(
         raise FileError(f"{output} holds a training: go on with --resume, or choose another folder")
     number = devices if devices == "auto" else _number("--devices", devices)
     with console.progress("") as progress:
-        training = _arrays(data, "train", made, cache, skip_broken, progress)
-        test = _arrays(test_data or data, "test", made, cache, skip_broken, progress)
+        splits = _open(data, "train", made, skip_broken), _open(test_data or data, "test", made, skip_broken)
+        if unlike := _unlike_folders(*splits):
+            raise InputError(f"training and test images are labelled differently: {unlike}")
+        training = _arrays(splits[0], data, "train", made, cache, progress)
+        test = _arrays(splits[1], test_data or data, "test", made, cache, progress)
         model = _network(made, weights, training)
         result = fit(
             made, model, training, test, output,
@@ -121,10 +124,9 @@ def _network(recipe: Recipe, weights: str | None, training: Arrays) -> Any:
     return make_network(recipe, base, (x - mean) / std)
 
 
-def _arrays(data: str, split: str, recipe: Recipe, cache: Path, skip_broken: bool, progress: Any) -> Arrays:
+def _arrays(images: Images, data: str, split: str, recipe: Recipe, cache: Path, progress: Any) -> Arrays:
     from parspike.train import decode
 
-    images = _open(data, split, recipe, skip_broken)
     path = Path(data)
     where = None
     if path.exists():
@@ -159,10 +161,15 @@ def check(
 
     Exit code 1 if there is something of the kind.
     """
+    opened = _splits(data, size, crop)
     with console.progress("reading") as progress:
-        splits = {name: _look(images, progress) for name, images in _splits(data, size, crop)}
+        splits = {name: _look(images, progress) for name, images in opened.items()}
     problems = [p for name, split in splits.items() for p in _problems(name, split, skip_broken)]
-    problems += _between(splits)
+    problems += [
+        f"{name}: labelled otherwise than train: {unlike}"
+        for name, images in opened.items()
+        if "train" in opened and (unlike := _unlike_folders(opened["train"], images))
+    ]
     rows: dict[str, Any] = {}
     for name, split in splits.items():
         counts = split["classes"].values()
@@ -177,16 +184,16 @@ def check(
         raise typer.Exit(1)
 
 
-def _splits(data: str, size: int | None, crop: int | None) -> list[tuple[str, Images]]:
+def _splits(data: str, size: int | None, crop: int | None) -> dict[str, Images]:
     from parspike.cli.data import SPLITS, Preprocessing, open_images
 
-    preprocess, found = Preprocessing(size=size, crop=crop), []
+    preprocess, found = Preprocessing(size=size, crop=crop), {}
     for split in SPLITS:
         try:
-            found.append((split, open_images(data, preprocess, split=split)))
+            found[split] = open_images(data, preprocess, split=split)
         except OptionError:  # the data have no such split
             continue
-    return found or [("", open_images(data, preprocess))]
+    return found or {"": open_images(data, preprocess)}
 
 
 def _look(images: Images, progress: Any) -> dict[str, Any]:
@@ -222,10 +229,24 @@ def _problems(name: str, split: dict[str, Any], skip_broken: bool) -> list[str]:
     return problems
 
 
-def _between(splits: dict[str, dict[str, Any]]) -> list[str]:
-    """What one split has and the training images lack."""
-    if "train" not in splits:
-        return []
-    known = set(splits["train"]["classes"])
-    unknown = {name: sorted(set(split["classes"]) - known) for name, split in splits.items()}
-    return [f"{name}: classes {', '.join(c)} have no training images" for name, c in unknown.items() if c]
+def _unlike_folders(train: Images, other: Images) -> str:
+    """Classes are numbered within each split, so a class that one of them lacks shifts all labels after it."""
+    ours, theirs = _folders(train), _folders(other)
+    if not ours or not theirs:
+        return ""
+    unlike = [
+        f"{name} is {ours[name]} and {theirs[name]}" if name in ours else f"{name} has no training images"
+        for name in theirs
+        if ours.get(name) != theirs[name]
+    ]
+    return ", ".join(unlike)
+
+
+def _folders(images: Images) -> dict[str, int]:
+    """The label of each class folder; empty where folders don't tell."""
+    labels: dict[str, int] = {}
+    for name, label in zip(images.source.names, images.source.labels or (), strict=False):
+        folder = PurePosixPath(name).parent.name
+        if not folder or labels.setdefault(folder, label) != label:
+            return {}
+    return labels

@@ -183,7 +183,7 @@ class _Replacing(TorchFunctionMode):
         if kind == "replace":
             z = _input(args, kwargs)
             a = self.answer(z, _name(func))
-            return z.copy_(a) if _in_place(func) else a
+            return _overwrite(z, a) if _in_place(func) else a
         if self.pool == "avg" and func in _POOLS:
             return _average_pool(func, *args, **kwargs)
         return func(*args, **kwargs)
@@ -237,6 +237,11 @@ def _name(func: Any) -> str:
 
 def _in_place(func: Any) -> bool:
     return func in _IN_PLACE or func in _CLAMPS_IN_PLACE
+
+
+def _overwrite(z: Tensor, a: Tensor) -> Tensor:
+    # The op table has no row for aten.copy; what an export sees must be affine.
+    return z.mul_(0).add_(a) if torch.compiler.is_exporting() else z.copy_(a)
 
 
 def _average_pool(

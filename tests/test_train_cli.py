@@ -1,0 +1,193 @@
+"""`parspike train` and `parspike data check`, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from parspike.cli import app
+from parspike.train.networks import build
+
+pytest.importorskip("lightning_fabric", reason="needs pip install 'parspike[train]'")
+pytest.importorskip("sklearn", reason="the digits need pip install 'parspike[demo]'")
+
+SHORT = ("--data", "digits", "--devices", "1", "--accelerator", "cpu", "--set", "optimiser.epochs=2")
+PROGRAM = "from parspike.cli import main; main()"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr("parspike.train.activation._can_compile", lambda device: False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(*args: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def answer(*args: object, code: int = 0) -> dict:
+    return json.loads(run(*args, "--json", code=code).splitlines()[-1])
+
+
+def error(*args: object) -> str:
+    return answer(*args, code=1)["error"]["message"]
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (8, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+
+
+def test_digits(tmp_path):
+    said = answer("train", "digits", *SHORT, "-o", tmp_path / "run")
+    assert said["accuracy"] > 0.85
+    assert said["recipe"]["optimiser"]["epochs"] == 2
+    assert load_file(said["weights"])["act1.v_threshold"].shape == ()
+    text = run("train", "digits", *SHORT, "-o", tmp_path / "run", "--resume")
+    assert f"{100 * said['accuracy']:.2f} % of 360 test images" in text
+    assert "--resume" in error("train", "digits", *SHORT, "-o", tmp_path / "run")
+
+
+def test_a_run_killed_by_the_system_goes_on_to_the_same_weights(tmp_path):
+    def command(folder: str, *more: str) -> list[str]:
+        args = ["train", "digits", *SHORT, "--set", "optimiser.epochs=40", "--save-every", "0", "-o"]
+        return [sys.executable, "-c", PROGRAM, *args, str(tmp_path / folder), *more]
+
+    environment = os.environ | {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(command("killed"), env=environment, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if (tmp_path / "killed" / "last.ckpt").exists():
+            break
+        time.sleep(0.1)
+    time.sleep(0.3)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    done = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["step"]
+    assert 0 < done < 880
+    args = ["train", "digits", *SHORT, "--set", "optimiser.epochs=40"]
+    run(*args, "-o", tmp_path / "killed", "--resume")
+    run(*args, "-o", tmp_path / "whole")
+    one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("killed", "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_processes_train_one_network(tmp_path):
+    args = ["train", "digits", *SHORT, "--devices", "2", "--strategy", "ddp", "-o", str(tmp_path), "--json"]
+    environment = os.environ | {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29571",
+                "--no-python", sys.executable, "-c", PROGRAM]  # fmt: skip
+    done = subprocess.run([*launcher, *args], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert answers[0]["accuracy"] > 0.8
+    assert answers[0]["step"] == 44
+
+
+def test_fine_tuning_from_a_relu_network(tmp_path):
+    relu = answer("train", "digits", *SHORT, "--set", "activation.method=relu", "-o", tmp_path / "relu")
+    fine = answer(
+        "train", "digits", *SHORT, "--from", relu["weights"], "-o", tmp_path / "qcfs",
+        "--set", "activation.v_threshold=99.9%", "--set", "optimiser.epochs=1", "--set", "optimiser.lr=0.001",
+    )  # fmt: skip
+    assert fine["accuracy"] > relu["accuracy"] - 0.05
+
+
+def test_weights_of_another_network_are_listed(tmp_path):
+    state = build("digits", 10).state_dict()
+    state["fc.weight"] = torch.zeros(10, 3)
+    state["extra"] = torch.zeros(1)
+    del state["bn1.weight"]
+    save_file(state, tmp_path / "other.safetensors")
+    text = error("train", "digits", *SHORT, "-o", tmp_path / "run", "--from", tmp_path / "other.safetensors")
+    for part in ("missing (1): bn1.weight", "unexpected (1): extra", "fc.weight is (10, 3), expected (10, 512)"):
+        assert part in text
+
+
+def test_a_network_of_the_user(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch.nn.functional as F\nfrom torch import nn\n"
+        "class Mine(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__(); self.a = nn.Linear(64, 32); self.b = nn.Linear(32, 10)\n"
+        "    def forward(self, x):\n        return self.b(F.relu(self.a(x.flatten(1))))\n"
+    )
+    said = answer("train", "digits", *SHORT, "--network", f"{tmp_path}/mine.py:Mine", "-o", tmp_path / "run")
+    assert "qcfs.0.v_threshold" in load_file(said["weights"])
+
+
+def test_wrong_arguments(tmp_path):
+    out = ("-o", tmp_path / "run")
+    assert "choose" in error("train", "nothing", *SHORT, *out)
+    assert "NAME=VALUE" in error("train", "digits", *SHORT, *out, "--set", "seed")
+    assert "unknown epoch" in error("train", "digits", *SHORT, *out, "--set", "optimiser.epoch=3")
+    assert "--devices none" in error("train", "digits", "--data", "digits", *out, "--devices", "none")
+    assert "classes = 5" in error("train", "digits", *SHORT, *out, "--set", "data.classes=5")
+
+
+def test_a_broken_image_is_named_and_can_be_left_out(tmp_path):
+    for split, count in (("train", 40), ("test", 10)):
+        for number in range(count):
+            picture(tmp_path / "data" / split / f"class{number % 2}" / f"{number:02d}.png", number)
+    broken = tmp_path / "data" / "train" / "class1" / "05.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef net():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 2))\n"
+    )
+    args = ("train", "digits", *SHORT, "--data", tmp_path / "data", "--set", "data.classes=2",
+            "--set", "optimiser.batch_size=13",
+            "--network", f"{tmp_path}/net.py:net", "--cache", tmp_path / "cache")  # fmt: skip
+    assert "train/class1/05.png: cannot be decoded" in error(*args, "-o", tmp_path / "run")
+    said = answer(*args, "-o", tmp_path / "run", "--skip-broken")
+    assert said["step"] == 6
+    picture(tmp_path / "data" / "test" / "class00" / "a.png", 0)
+    text = error(*args, "-o", tmp_path / "again", "--skip-broken")
+    assert "class00 has no training images" in text
+    assert "class1 is 1 and 2" in text
+
+
+def test_data_check_says_what_is_there(tmp_path):
+    for number in range(6):
+        picture(tmp_path / "train" / f"class{number % 2}" / f"{number}.png", number)
+    picture(tmp_path / "test" / "class0" / "a.png", 0)
+    picture(tmp_path / "test" / "class2" / "b.png", 0, (9, 8))
+    (tmp_path / "test" / "class0" / "c.png").write_bytes(b"no image")
+    said = answer("data", "check", tmp_path, code=1)
+    assert said["splits"]["train"]["classes"] == {"0": 3, "1": 3}
+    assert said["splits"]["test"]["sizes"] == {"3×8×8": 1, "3×9×8": 1}
+    assert said["splits"]["test"]["broken"][0].startswith("test/class0/c.png")
+    text = "\n".join(said["problems"])
+    assert "1 images cannot be decoded" in text
+    assert "2 sizes" in text
+    assert "class2 has no training images" in text
+    assert "2 sizes" not in "\n".join(answer("data", "check", tmp_path, "--size", 8, "--crop", 8, code=1)["problems"])
+
+
+def test_data_check_one_class_and_no_labels(tmp_path):
+    picture(tmp_path / "one" / "cat" / "a.png", 0)
+    assert answer("data", "check", tmp_path / "one", code=1)["problems"] == ["all images are of one class"]
+    picture(tmp_path / "flat" / "a.png", 0)
+    assert "one folder a class" in answer("data", "check", tmp_path / "flat", code=1)["problems"][0]
+    picture(tmp_path / "flat" / "cat" / "a.png", 0)
+    assert "lies beside class folders" in error("data", "check", tmp_path / "flat")
+
+
+def test_data_check_of_good_data():
+    text = run("data", "check", "digits")
+    assert "1437 images, 10 classes with" in text

@@ -1,0 +1,295 @@
+"""The loop: a killed run goes on to the same weights, and what goes wrong stops with its place."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import parspike
+from parspike.errors import FileError, InputError, OptionError
+from parspike.train import Arrays, Devices, DivergedError, Recipe, decode, fit, make_network
+
+pytest.importorskip("lightning_fabric", reason="needs pip install 'parspike[train]'")
+
+CPU = Devices("cpu", 1)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Compiling takes seconds, and test_train_activation shows that it changes nothing; two threads would only wait
+    for each other on networks of this size."""
+    monkeypatch.setattr("parspike.train.activation._can_compile", lambda device: False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def stripes(count: int, seed: int = 0) -> Arrays:
+    """8×8 images of two classes, horizontal and vertical stripes under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 2, (count,), generator=generator)
+    pattern = (torch.arange(8) % 2 * 120).expand(8, 8)
+    x = torch.where(y.view(-1, 1, 1) == 1, pattern, pattern.T) + torch.randint(
+        0, 130, (count, 8, 8), generator=generator
+    )
+    return Arrays.of(x.to(torch.uint8).unsqueeze(1), y)
+
+
+TRAIN, TEST = stripes(96), stripes(64, seed=1)
+
+
+def recipe(**changes: object) -> Recipe:
+    names = {name.replace("__", "."): value for name, value in changes.items()}
+    base = {"data.classes": 2, "optimiser.epochs": 3, "optimiser.batch_size": 16, "optimiser.lr": 0.05,
+            "activation.levels": 4, "activation.v_threshold": 2.0, "augment.crop_padding": 1, "augment.flip": True,
+            "augment.cutout": 2}  # fmt: skip
+    return Recipe("digits").replace(base | names)
+
+
+class Network(nn.Module):
+    """With dropout, so that chance inside the network counts too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.act1, self.drop = nn.ReLU(), nn.Dropout(0.2)
+        self.fc = nn.Linear(4 * 64, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.drop(self.act1(self.bn1(self.conv1(x)))).flatten(1))
+
+
+def network(made: Recipe) -> Any:
+    torch.manual_seed(0)
+    return make_network(made, Network())
+
+
+def train(folder: Path, made: Recipe | None = None, **options: object):
+    made = made or recipe()
+    return fit(made, network(made), TRAIN, TEST, folder, devices=CPU, **options)  # pyright: ignore[reportArgumentType]
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_after(steps: int):
+    def progress(what: str, done: int, total: int) -> None:
+        if done == steps:
+            raise KilledError
+
+    return progress
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("steps", [4, 6, 11])
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, steps, accumulate):
+    made = recipe(optimiser__accumulate=accumulate)
+    whole = train(tmp_path / "whole", made)
+    with pytest.raises(KilledError):
+        train(tmp_path / "killed", made, progress=killed_after(steps), save_every=0.0)
+    torch.manual_seed(steps)  # the state of the generator must not matter
+    torch.rand(7)
+    resumed = train(tmp_path / "killed", made, resume=True)
+    one, other = load_file(whole.weights), load_file(resumed.weights)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert whole.step == resumed.step == 18
+    assert whole.accuracy == resumed.accuracy
+    rows = [list(csv.DictReader((tmp_path / run / "log.csv").open())) for run in ("whole", "killed")]
+    assert [r["epoch"] for r in rows[1]] == ["1", "2", "3"]
+
+
+def test_it_learns_and_converts_without_loss(tmp_path):
+    result = train(tmp_path, recipe(optimiser__epochs=6))
+    assert result.accuracy > 0.9
+    made = network(recipe())
+    made.load_state_dict(load_file(result.weights))
+    made = made.double().eval()
+    x = TEST.images.double() / 255
+    snn = parspike.convert(made, example=x, T=4)
+    assert torch.allclose(snn(x), made(x), atol=1e-12)
+    assert float((snn(x).argmax(1) == TEST.labels).double().mean()) == result.accuracy
+    about = json.loads((tmp_path / "weights.json").read_text())
+    assert about["recipe"]["optimiser"]["epochs"] == 6
+    assert about["accuracy"] == result.accuracy
+    assert about["data_sha256"] == TRAIN.digest
+
+
+def test_accumulated_parts_make_the_same_step(tmp_path):
+    # Without batch norm and chance, a batch in four parts has the same gradient.
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.act, self.fc2 = nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(self.act(self.fc1(x.flatten(1))))
+
+    ends = []
+    for parts in (1, 4):
+        made = recipe(optimiser__accumulate=parts, precision="64-true").replace(
+            {"augment.crop_padding": 0, "augment.flip": False, "augment.cutout": 0, "activation.method": "relu"}
+        )
+        torch.manual_seed(0)
+        result = fit(made, make_network(made, Plain()), TRAIN, TEST, tmp_path / str(parts), devices=CPU)
+        ends.append(load_file(result.weights))
+    assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-9) for name in ends[0])
+
+
+def test_mixed_precision_runs(tmp_path):
+    assert train(tmp_path, recipe(precision="bf16-mixed", optimiser__epochs=6)).accuracy > 0.8
+
+
+def test_early_stop(tmp_path):
+    result = train(tmp_path, recipe(optimiser__epochs=50, optimiser__patience=2, optimiser__lr=1e-9))
+    assert result.epoch < 50
+    assert len(list(csv.DictReader((tmp_path / "log.csv").open()))) == result.epoch
+
+
+def test_a_folder_with_a_training_is_not_written_over(tmp_path):
+    train(tmp_path, recipe(optimiser__epochs=1))
+    with pytest.raises(FileError, match="--resume"):
+        train(tmp_path, recipe(optimiser__epochs=1))
+
+
+def test_resume_with_another_recipe_is_refused(tmp_path):
+    train(tmp_path, recipe(optimiser__epochs=1))
+    with pytest.raises(
+        OptionError, match=r"optimiser\.epochs: 2 and 1\n.*seed: 5 and 0|seed: 5 and 0\n.*epochs: 2 and 1"
+    ):
+        train(tmp_path, recipe(optimiser__epochs=2, seed=5), resume=True)
+
+
+def test_resume_with_another_network_lists_the_keys(tmp_path):
+    train(tmp_path, made := recipe(optimiser__epochs=1))
+    other: Any = Network()
+    other.fc, other.extra = nn.Linear(4 * 64, 3), nn.Linear(2, 2)
+    del other.bn1
+    other.bn1 = nn.Identity()
+    with pytest.raises(InputError) as error:
+        fit(made, make_network(made, other), TRAIN, TEST, tmp_path, devices=CPU, resume=True)
+    text = str(error.value)
+    assert "missing: extra.weight" in text
+    assert "unexpected: bn1.running_mean" in text
+    assert "fc.weight is (2, 256), expected (3, 256)" in text
+
+
+def test_resume_with_other_data_is_refused(tmp_path):
+    train(tmp_path, made := recipe(optimiser__epochs=1))
+    with pytest.raises(InputError, match="other training images"):
+        fit(made, network(made), stripes(96, seed=7), TEST, tmp_path, devices=CPU, resume=True)
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(tmp_path):
+    train(tmp_path, made := recipe(optimiser__epochs=1))
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(FileError, match="not a readable checkpoint"):
+        train(tmp_path, made, resume=True)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
+    made = recipe(optimiser__epochs=2)
+    old_limit, old_handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def fill(what: str, done: int, total: int) -> None:
+        if done == 7:  # after the checkpoint of the first epoch
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old_limit[1]))
+
+    try:
+        with pytest.raises(FileError, match=r"checkpoint of step 12 cannot be written.*last\.ckpt, stays"):
+            train(tmp_path, made, progress=fill, save_every=1e9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
+        signal.signal(signal.SIGXFSZ, old_handler)
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "log.csv"]
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["step"] == 6
+    assert train(tmp_path, made, resume=True).step == 12
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_layer(tmp_path):
+    made = recipe()
+    model = network(made)
+
+    def poison(what: str, done: int, total: int) -> None:
+        if done == 8:
+            model.conv1.register_forward_hook(lambda m, a, out: out * float("inf"))
+
+    with pytest.raises(DivergedError, match=r"step 8 \(epoch 2\): .*'conv1'; the last good checkpoint, .*last\.ckpt"):
+        fit(made, model, TRAIN, TEST, tmp_path, devices=CPU, progress=poison)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["step"] == 6
+    assert all(torch.isfinite(t).all() for t in saved["network"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    made = recipe(optimiser__epochs=2)
+    model = network(made)
+
+    def poison(what: str, done: int, total: int) -> None:
+        if done == 12:
+            model.fc.weight.data[0, 0] = float("nan")
+
+    with pytest.raises(DivergedError, match=r"'fc\.weight' is not finite after step 12"):
+        fit(made, model, TRAIN, TEST, tmp_path, devices=CPU, progress=poison)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 6
+
+
+def test_labels_the_classifier_cannot_learn(tmp_path):
+    made = recipe()
+    far = Arrays.of(TRAIN.images, TRAIN.labels * 5)
+    with pytest.raises(InputError, match="labels run from 0 to 5, but the recipe has classes = 2"):
+        fit(made, network(made), far, TEST, tmp_path, devices=CPU)
+    one = Arrays.of(TRAIN.images, TRAIN.labels * 0)
+    with pytest.raises(InputError, match=r"one class \(0\)"):
+        fit(made, network(made), one, TEST, tmp_path, devices=CPU)
+
+
+def test_options_that_do_not_fit_the_data(tmp_path):
+    made = recipe(optimiser__batch_size=128)
+    with pytest.raises(InputError, match="96 training images are fewer than batch_size = 128"):
+        fit(made, network(made), TRAIN, TEST, tmp_path, devices=CPU)
+    many = recipe(data__classes=10)
+    with pytest.raises(InputError, match=r"gives \(16, 2\); expected logits \(B, 10\)"):
+        fit(many, network(many), TRAIN, TEST, tmp_path, devices=CPU)
+
+
+def test_decoded_images_are_kept_and_read_again(tmp_path):
+    def batches():
+        for x, y in TRAIN.batches(40):
+            read.append(len(y))
+            yield x, y
+
+    read: list[int] = []
+    first = decode(batches(), 96, tmp_path / "cache" / "stripes")
+    again = decode(batches(), 96, tmp_path / "cache" / "stripes")
+    assert read == [40, 40, 16]
+    for arrays in (first, again):
+        assert torch.equal(arrays.images, TRAIN.images)
+        assert torch.equal(arrays.labels, TRAIN.labels)
+        assert arrays.digest == TRAIN.digest
+
+
+def test_what_cannot_be_decoded_into_one_array():
+    with pytest.raises(InputError, match="no labels"):
+        decode([(torch.rand(2, 1, 4, 4), None)], 2)
+    with pytest.raises(InputError, match="unlike size"):
+        decode([(torch.rand(2, 1, 4, 4), torch.zeros(2)), (torch.rand(2, 1, 4, 5), torch.zeros(2))], 4)
+    with pytest.raises(InputError, match="no images"):
+        decode([], 0)
+    with pytest.raises(InputError, match="uint8"):
+        replace(TRAIN, images=TRAIN.images.float())
