@@ -128,7 +128,7 @@ def test_a_network_of_the_user(tmp_path):
         "    def forward(self, x):\n        return self.b(F.relu(self.a(x.flatten(1))))\n"
     )
     said = answer("train", "digits", *SHORT, "--network", f"{tmp_path}/mine.py:Mine", "-o", tmp_path / "run")
-    assert "qcfs.0.v_threshold" in load_file(said["weights"])
+    assert "neurons.0.v_threshold" in load_file(said["weights"])
 
 
 def test_wrong_arguments(tmp_path):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import parspike
 from parspike.errors import FileError, InputError, OptionError
-from parspike.train import Arrays, Devices, DivergedError, Recipe, decode, fit, make_network
+from parspike.train import LIF, Arrays, Devices, DivergedError, Recipe, decode, fit, make_network
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'parspike[train]'")
 
@@ -293,3 +293,26 @@ def test_what_cannot_be_decoded_into_one_array():
         decode([], 0)
     with pytest.raises(InputError, match="uint8"):
         replace(TRAIN, images=TRAIN.images.float())
+
+
+def test_direct_training_runs_in_the_same_loop(tmp_path):
+    made = recipe(activation__method="stbp", activation__T=3, optimiser__epochs=6)
+    model = network(made)
+    assert model.T == 3
+    result = fit(made, model, TRAIN, TEST, tmp_path, devices=CPU)
+    assert result.accuracy > 0.9
+
+
+def test_lif_neurons_by_hand():
+    lif = LIF(3, tau=0.5, v_threshold=1.0)
+    current = torch.tensor([[0.8], [0.8], [0.2]], requires_grad=True)
+    spikes = lif(current)  # u = 0.8, then 0.4 + 0.8 = 1.2 fires, then 0 + 0.2
+    assert spikes.flatten().tolist() == [0.0, 1.0, 0.0]
+    spikes[1].sum().backward()
+    # The rectangle is 1 at u(2) = 1.2; u(1) reaches it through the leak, and through the reset at u(1) = 0.8.
+    assert current.grad is not None
+    assert torch.allclose(current.grad.flatten(), torch.tensor([0.5 - 0.5 * 0.8, 1.0, 0.0]))
+    with pytest.raises(InputError, match="no multiple of T = 3"):
+        lif(torch.rand(4, 2))
+    with pytest.raises(OptionError, match="T = 0"):
+        LIF(0)

@@ -121,7 +121,7 @@ def test_without_an_example_a_module_used_twice_is_said(images):
     with pytest.warns(UserWarning, match="used several times"):
         again(images)
     with_example = with_qcfs(Twice(), levels=4, example=images)
-    assert len(with_example.qcfs) == 2
+    assert len(with_example.neurons) == 2
 
 
 def test_what_is_not_replaced_is_named(images):

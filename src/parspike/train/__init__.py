@@ -9,12 +9,14 @@
 
 from parspike.train.activation import TrainQCFS
 from parspike.train.data import Arrays, decode
+from parspike.train.direct import LIF, with_lif
 from parspike.train.loop import Devices, DivergedError, Result, fit
 from parspike.train.make import make_network
 from parspike.train.recipe import Recipe, load_recipe, recipe_names
 from parspike.train.replace import with_qcfs
 
 __all__ = [
+    "LIF",
     "Arrays",
     "Devices",
     "DivergedError",
@@ -26,5 +28,6 @@ __all__ = [
     "load_recipe",
     "make_network",
     "recipe_names",
+    "with_lif",
     "with_qcfs",
 ]

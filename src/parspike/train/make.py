@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from parspike.train.direct import with_lif
 from parspike.train.networks import build
 from parspike.train.recipe import Recipe
 from parspike.train.replace import with_qcfs
@@ -24,6 +25,8 @@ def make_network(recipe: Recipe, base: nn.Module | None = None, example: Tensor 
         network = build(recipe.network, recipe.data.classes) if base is None else base
         if chosen.method == "relu":
             return network
+        if chosen.method == "stbp":
+            return with_lif(network, chosen.T, example=example)
         return with_qcfs(
             network, chosen.levels, v_threshold=chosen.v_threshold, per_channel=chosen.per_channel,
             window=chosen.window, pool=chosen.pool, example=example,

@@ -4,7 +4,7 @@ An activation is a call: `nn.ReLU`, `F.relu`, `x.relu_()` and `torch.clamp(x, mi
 functions, which a `TorchFunctionMode` sees. One run on an example therefore finds every activation, with the layer
 it stands in and the user's line. Where each is a module of its own, called once, the modules are replaced and the
 network keeps its code. Otherwise (functions, or one module called several times) the network is wrapped, and the
-wrapper puts QCFS number i in the place of call number i; each use has its own threshold.
+wrapper puts neuron number i in the place of call number i; each use has its own threshold.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from parspike.errors import InputError, OptionError
 from parspike.neurons import QCFS
 from parspike.train.activation import TrainQCFS
 
-__all__ = ["Activations", "QCFSNetwork", "with_qcfs"]
+__all__ = ["Activations", "Rewired", "replace_activations", "with_qcfs"]
 
 _RELU = (F.relu, F.relu6, F.leaky_relu, F.rrelu, F.prelu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus,
          F.hardswish, torch.relu, torch.prelu, torch.selu, torch.celu, torch.rrelu, Tensor.relu)  # fmt: skip
@@ -101,6 +101,27 @@ def with_qcfs(
     Parameter containing:
     tensor(8., requires_grad=True)
     """
+    make = partial(TrainQCFS, levels, window=window, fused=fused)  # pyright: ignore[reportArgumentType]
+    return replace_activations(
+        model,
+        lambda start: make(v_threshold=start),
+        example=example,
+        v_threshold=v_threshold,
+        per_channel=per_channel,
+        pool=pool,
+    )
+
+
+def replace_activations(
+    model: nn.Module,
+    make: Callable[[float | Tensor], nn.Module],
+    *,
+    example: Any = None,
+    v_threshold: float | str = 8.0,
+    per_channel: bool = False,
+    pool: str = "keep",
+) -> nn.Module:
+    """A copy of the network with `make(start value of the threshold)` for each activation; see `with_qcfs`."""
     if pool not in ("keep", "avg"):
         raise OptionError(f"pool = {pool!r}: choose keep or avg")
     share = _share(v_threshold)
@@ -109,20 +130,19 @@ def with_qcfs(
     model = copy.deepcopy(model)
     if any(isinstance(m, QCFS) for m in model.modules()):
         raise InputError("the network holds QCFS activations already")
-    make = partial(TrainQCFS, levels, window=window, fused=fused)  # pyright: ignore[reportArgumentType]
     if example is None:
         found = _modules(model)
-        start = [float(v_threshold)] * len(found.replaced)
+        start: list[float | Tensor] = [float(v_threshold)] * len(found.replaced)
     else:
         found, start = _look(model, example, share, v_threshold, per_channel)
     if not found.replaced:
         remedy = f"; if they are functions in its code, {REMEDY}" if example is None else ""
         raise InputError(
-            "no activation was found that QCFS can replace" + "".join(f"; {t}" for t in found.kept) + remedy
+            "no activation was found that can be replaced" + "".join(f"; {t}" for t in found.kept) + remedy
         )
     for text in found.kept:
-        warnings.warn(f"not replaced by QCFS: {text}", stacklevel=2)
-    made = [make(v_threshold=value) for value in start]
+        warnings.warn(f"not replaced: {text}", stacklevel=3)
+    made = [make(value) for value in start]
     layers = [use.layer for use in found.replaced]
     if pool == "avg":
         _average(model)
@@ -132,20 +152,22 @@ def with_qcfs(
         if example is None:
             _watch_first_forward(model)
     else:
-        model = QCFSNetwork(model, made, found.replaced, pool)
+        model = Rewired(model, made, found.replaced, pool)
     model.activations = found  # pyright: ignore[reportArgumentType]
     return model
 
 
-class QCFSNetwork(nn.Module):
-    """A network whose i-th activation call is answered by `qcfs[i]`, whatever its code looks like.
+class Rewired(nn.Module):
+    """A network whose i-th activation call is answered by `neurons[i]`, whatever its code looks like.
 
     The network's own parameters keep their names behind `network.`.
     """
 
-    def __init__(self, network: nn.Module, qcfs: Sequence[TrainQCFS], uses: Sequence[Use], pool: str = "keep") -> None:
+    def __init__(
+        self, network: nn.Module, neurons: Sequence[nn.Module], uses: Sequence[Use], pool: str = "keep"
+    ) -> None:
         super().__init__()
-        self.network, self.qcfs = network, nn.ModuleList(qcfs)
+        self.network, self.neurons = network, nn.ModuleList(neurons)
         self.uses, self.pool = tuple(uses), pool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -156,7 +178,7 @@ class QCFSNetwork(nn.Module):
             if number >= len(self.uses):
                 raise InputError(f"activation {number + 1} ({name}) was not called on the example: {REMEDY_STATIC}")
             number += 1
-            return self.qcfs[number - 1](z)
+            return self.neurons[number - 1](z)
 
         with _Replacing(answer, self.pool):
             output = self.network(*args, **kwargs)
@@ -378,12 +400,13 @@ class _FirstForward(_Looking):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(self.complain)
         self.calls: dict[str, int] = {}
-        self.inside = 0  # of a QCFS, whose own arithmetic is no activation
+        self.inside = 0  # of a replacement, whose own arithmetic is no activation
         self.handles = []
-        for name, module in model.named_modules():
-            if isinstance(module, TrainQCFS):
-                self.handles.append(module.register_forward_pre_hook(partial(self.enter, name)))
-                self.handles.append(module.register_forward_hook(self.leave, always_call=True))
+        found: Any = model.activations
+        for name in (use.layer for use in found.replaced):
+            module = model.get_submodule(name)
+            self.handles.append(module.register_forward_pre_hook(partial(self.enter, name)))
+            self.handles.append(module.register_forward_hook(self.leave, always_call=True))
 
     def enter(self, name: str, module: nn.Module, args: Any) -> None:
         self.inside += 1
@@ -397,8 +420,8 @@ class _FirstForward(_Looking):
             return
         text = f"{_name(func)} at {_user_line()}"
         if kind == "replace":
-            raise InputError(f"{text} is an activation that is no module, so QCFS did not replace it: {REMEDY}")
-        warnings.warn(f"not replaced by QCFS: {text}: {kind}", stacklevel=2)
+            raise InputError(f"{text} is an activation that is no module, so it was not replaced: {REMEDY}")
+        warnings.warn(f"not replaced: {text}: {kind}", stacklevel=2)
 
     def finish(self) -> None:
         for handle in self.handles:
