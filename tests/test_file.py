@@ -92,6 +92,8 @@ def converted(kind: str, seed: int = 0) -> tuple[parspike.SNN, tuple[tuple[Any, 
     if kind in ("weighted", "onset"):
         model = nn.Sequential(nn.Linear(4, 6), nn.Hardtanh(), nn.Linear(6, 3)).eval()
         return parspike.convert(model, rows, T=4, code=kind), ((rows,), {})
+    if kind == "staircase":
+        return parspike.convert(nn.Sequential(nn.Linear(4, 6), nn.Sigmoid()).eval(), rows, T=4), ((rows,), {})
     if kind == "double":
         return parspike.convert(linear().double(), rows.double(), T=8), ((rows.double(),), {})
     if kind == "half":
@@ -101,7 +103,7 @@ def converted(kind: str, seed: int = 0) -> tuple[parspike.SNN, tuple[tuple[Any, 
 
 
 NETWORKS = ["residual", "linear", "qcfs, T = levels", "qcfs, T ≠ levels", "kept", "two inputs", "keyword inputs",
-         "double", "half", "no neuron", "weighted", "onset"]  # fmt: skip
+         "double", "half", "no neuron", "weighted", "onset", *({"staircase"} & set(KINDS))]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +264,7 @@ def test_every_region_flipped(saved: Path, tmp_path: Path) -> None:
         refused(path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_edit_of_the_bytes(saved: Path, tmp_path: Path, data: st.DataObject) -> None:
     content, path = saved.read_bytes(), tmp_path / "edited"
@@ -293,6 +295,10 @@ def test_a_huge_declared_header_costs_nothing(saved: Path, tmp_path: Path) -> No
     for length in (2**63 - 1, 2**64 - 1, len(content)):
         path.write_bytes(struct.pack("<Q", length) + content[8:])
         assert "truncated" in refused(path)
+        forged = path.read_bytes()
+        digest = hashlib.sha256(forged[:55] + b"0" * 64 + forged[119:]).hexdigest().encode()
+        path.write_bytes(forged[:55] + digest + forged[119:])
+        assert "holds no valid network" in refused(path)
 
 
 def test_versions(saved: Path, tmp_path: Path) -> None:
@@ -362,6 +368,7 @@ def weigh(body: Body, _: Tensors) -> None:
 
 
 THETA, WEIGHT = "neurons.relu.v_threshold", "synapses.conv.weight"
+MISFIT = "does not fit|cannot be read|another kind"
 FORGED: dict[str, tuple[Edit, str]] = {
     # T
     "T zero": (set_body(T=0), "T is 0"),
@@ -495,10 +502,10 @@ FORGED: dict[str, tuple[Edit, str]] = {
     "threshold Inf": (entry(THETA, 0, np.inf), "NaN or Inf"),
     "amplitude NaN": (entry("neurons.relu.v_post", 0, np.nan), "NaN or Inf"),
     "weight NaN": (entry(WEIGHT, 3, np.nan), f"'{WEIGHT}' holds NaN or Inf"),
-    "threshold of other channels": (set_tensor(THETA, np.ones((3, 1, 1), np.float32)), "does not fit|dimensions"),
-    "threshold of a batch": (set_tensor(THETA, np.ones((2, 4, 1, 1), np.float32)), "does not fit|dimensions"),
-    "threshold of whole numbers": (set_tensor(THETA, np.ones((4, 1, 1), np.int64)), "does not fit|dimensions"),
-    "threshold of nothing": (set_tensor(THETA, np.ones((0, 1, 1), np.float32)), "does not fit|dimensions"),
+    "threshold of other channels": (set_tensor(THETA, np.ones((3, 1, 1), np.float32)), MISFIT),
+    "threshold of a batch": (set_tensor(THETA, np.ones((2, 4, 1, 1), np.float32)), MISFIT),
+    "threshold of whole numbers": (set_tensor(THETA, np.ones((4, 1, 1), np.int64)), MISFIT),
+    "threshold of nothing": (set_tensor(THETA, np.ones((0, 1, 1), np.float32)), MISFIT),
     "weight of another shape": (set_tensor(WEIGHT, np.ones((4, 9), np.float32)), "cannot run"),
 }  # fmt: skip
 
@@ -549,7 +556,7 @@ def json_values() -> st.SearchStrategy[Any]:
     )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_anywhere_is_read_or_refused(saved: Path, tmp_path: Path, data: st.DataObject) -> None:
     """Whatever stands in the JSON: a network that runs, or FileError; never another error."""

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from parspike.errors import FileError
@@ -158,7 +158,6 @@ def load(path: str | Path) -> SNN:
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors, of one reading, so that what was checked is what is used."""
-    size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(DIGEST.stop + 20)  # 20: the version at its longest
         length = int.from_bytes(start[:8], "little")
@@ -170,7 +169,7 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 f"its format has version {int(version[1])}, this parspike reads up to {VERSION}: "
                 "pip install --upgrade parspike"
             )
-        if version is None or 8 + length > size:
+        if version is None:
             raise FileError("it is truncated or damaged; write or copy it again")
         content = start + stream.read()
     digest = hashlib.sha256(content[: DIGEST.start])
@@ -437,22 +436,20 @@ def _network(body: Any, tensors: Mapping[str, Tensor]) -> SNN:
 
 def _neuron(node: Node, config: Any, state: Mapping[str, Tensor], steps: int) -> Neuron:
     place = f"the neurons of '{node.layer}'"
-    sample = node.shape[1:]
-    for name, tensor in state.items():
-        dims = tuple(tensor.shape)[-len(sample) :] if sample else ()
-        fits = all(d == 1 or d == n for d, n in zip(reversed(dims), reversed(sample), strict=False))
-        if not fits or not tensor.is_floating_point():
-            raise FileError(f"{place}: {name} {tuple(tensor.shape)} {tensor.dtype} does not fit the layer's channels")
+    floats = all(tensor.is_floating_point() for tensor in state.values())
     try:
         neuron = neuron_from(config, state)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
         raise FileError(f"{place} cannot be read: {str(error)[:200]}") from error
-    if neuron.config() != config or set(neuron.state_dict()) != set(state):
+    if neuron.config() != config or set(neuron.state_dict()) != set(state) or not floats:
         raise FileError(f"{place} hold fields or tensors of another kind of neuron")
+    sample = node.shape[1:]
     for name, tensor in state.items():
-        if tensor.dim() > len(sample) + (name in neuron.per_level):
-            raise FileError(f"{place}: {name} {tuple(tensor.shape)} has more dimensions than one sample")
-    if neuron.T > steps:
+        dims = tuple(tensor.shape)[1 if name in neuron.per_level else 0 :]
+        sizes = zip(reversed(dims), reversed(sample), strict=False)
+        if len(dims) > len(sample) or not all(dim in (1, size) for dim, size in sizes):
+            raise FileError(f"{place}: {name} {tuple(tensor.shape)} does not fit the layer's channels")
+    if steps < neuron.T:
         raise FileError(f"{place} take {neuron.T} steps, the network {steps}")
     return neuron
 
