@@ -402,10 +402,6 @@ RARE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 # Reported, not yet mended. A name leaves this set with its defect; the test then holds the new error.
 DEFECTS = {
-    "samples mixed by statistics of the batch",
-    "two samples exchanged",
-    "a batch of fixed size",
-    "a loop over samples",
     "an example of another dtype",
     "calibration that is no iterable",
     "calibration dict of unknown keys",
@@ -413,9 +409,6 @@ DEFECTS = {
     "chunk True",
     "momentum of text",
     "recipe of a list",
-    "network without an output",
-    "output that is a parameter",
-    "output that is a size",
 }
 
 

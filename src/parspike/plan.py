@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from parspike.errors import OptionError, UnsupportedError
-from parspike.graph import Clip, Graph, Node, Quantised, Role, rewrite, trace
-from parspike.graph.ops import REMEDY, TABLE
+from parspike.graph import Activation, Graph, Node, Role, rewrite, trace
+from parspike.graph.ops import TABLE, remedy
 
 __all__ = ["Keep", "LayerOption", "Plan", "PlanRow", "plan"]
 
@@ -73,7 +73,7 @@ class Plan:
             lines.append(f"      remedy: {row.remedy}")
         raise UnsupportedError("\n".join(lines))
 
-    def activation(self, node: Node) -> Clip | Quantised:
+    def activation(self, node: Node) -> Activation:
         """What the activation of a neuron node computes."""
         describe = TABLE[node.target].activation
         result = describe(node) if describe is not None else "no activation"
@@ -155,7 +155,7 @@ def _row(node: Node, kept: bool) -> PlanRow | None:
     row = TABLE.get(node.target)
     operator = node.target.removeprefix("aten.").split(".")[0]
     shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in node.shape)
-    remedy = ""
+    what = ""
     if node.role is Role.SYNAPSE:
         if row is None or not row.weighted:
             return None
@@ -165,7 +165,7 @@ def _row(node: Node, kept: bool) -> PlanRow | None:
     elif node.role is Role.ORDER:
         becomes = "max, exact"
     elif node.role is Role.ANALOG:
-        becomes, remedy = f"analog on the time-mean: {node.reason}", "convert with strict=False to accept it"
+        becomes, what = f"analog on the time-mean: {node.reason}", remedy(node.target, node.role)
     else:
-        becomes, remedy = f"refused: {node.reason}", REMEDY[Role.UNKNOWN]
-    return PlanRow(node.layer, operator, str(node.role), becomes, node.source, shape, remedy)
+        becomes, what = f"refused: {node.reason}", remedy(node.target, node.role)
+    return PlanRow(node.layer, operator, str(node.role), becomes, node.source, shape, what)

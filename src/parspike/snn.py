@@ -104,9 +104,8 @@ class SNN(nn.Module):
         lines = [f"SNN({self.extra_repr()})"]
         for name, neuron in self.neurons().items():
             node = self.graph.by_name[name]
-            theta = neuron.v_threshold.detach()
             shape = "×".join(str(dim) for dim in node.shape[1:])
-            lines.append(f"  {node.layer}: {shape} neurons, θ {theta.min():.4g} … {theta.max():.4g}")
+            lines.append(f"  {node.layer}: {shape} neurons, {neuron.extra_repr()}")
         return "\n".join(lines)
 
     def _inputs(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Any]:

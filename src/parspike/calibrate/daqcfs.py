@@ -10,8 +10,9 @@ from torch import Tensor
 
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.recipe import Draft, Recipe
+from parspike.calibrate.staircase import add_staircases
 from parspike.errors import CalibrationError, OptionError
-from parspike.graph import Clip, Node, Quantised, Schedule, Stream, walk
+from parspike.graph import Clip, Curve, Node, Quantised, Schedule, Stream, walk
 from parspike.graph.ops import call
 from parspike.neurons import ParallelNeuron, qcfs
 
@@ -57,8 +58,8 @@ class DAQCFS(Recipe):
         if batches is None:
             raise CalibrationError("this network needs calibration data at this T: pass calibration=")
         for node in draft.graph.neurons:
-            if node.name in draft.neurons:
-                _per_channel(draft.neurons[node.name], node)
+            if isinstance(neuron := draft.neurons.get(node.name), ParallelNeuron):
+                _per_channel(neuron, node)
         if self.means == "exact":
             self._exact(draft, batches)
         else:
@@ -70,6 +71,8 @@ class DAQCFS(Recipe):
         def fire(node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
             neuron, z, z_student = draft.neurons[node.name], teacher[0], student[0]
             a = clipped(draft, node, z, teacher)
+            if not isinstance(neuron, ParallelNeuron):
+                return [a, neuron(z_student)]
             _blend(neuron.shift, channel_mean(z - z_student, node), node, alpha)
             a_student = neuron.value(neuron.count(z_student))
             # φ blends into v_post = θ + φ: θ + αφ + (1−α)e = α v_post + (1−α)(θ + e).
@@ -86,7 +89,7 @@ class DAQCFS(Recipe):
 
     def _exact(self, draft: Draft, batches: Batches) -> None:
         graph = draft.graph
-        names = [node.name for node in graph.neurons if node.name in draft.neurons]
+        names = [node.name for node in graph.neurons if isinstance(draft.neurons.get(node.name), ParallelNeuron)]
         for position, name in enumerate(names):
             node = graph.by_name[name]
             neuron = draft.neurons[name]
@@ -141,8 +144,11 @@ def initial_neurons(draft: Draft, batches: Batches | None) -> None:
                 f"layer '{layer}' has no threshold of its own: pass calibration= (images, no labels)"
             )
         maxima = channel_maxima(draft, batches)
+    add_staircases(draft, batches)
     for name, activation in draft.activations.items():
         node = draft.graph.by_name[name]
+        if isinstance(activation, Curve):
+            continue
         if isinstance(activation, Quantised):
             theta = draft.graph.tensors[activation.v_threshold]
             if not bool((theta > 0).all()):
@@ -176,7 +182,7 @@ def _per_channel(neuron: ParallelNeuron, node: Node) -> None:
 
 
 def _over_channels(x: Tensor, node: Node) -> Tensor:
-    return x.movedim(node.channel_dim, 0).flatten(1)
+    return node.over_channels(x)
 
 
 def channel_mean(x: Tensor, node: Node) -> Tensor:
@@ -193,6 +199,8 @@ def clipped(draft: Draft, node: Node, z: Tensor, args: tuple[Any, ...]) -> Tenso
     activation, neuron = draft.activations[node.name], draft.neurons[node.name]
     if isinstance(activation, Quantised):
         return qcfs(z, args[1], activation.levels)
+    if isinstance(activation, Curve):
+        return call(node.target, args, node.kwargs)
     low = neuron.offset
     return torch.minimum(z.clamp(min=low), neuron.v_threshold + low if low else neuron.v_threshold)
 

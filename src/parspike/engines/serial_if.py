@@ -1,8 +1,8 @@
 """The serial IF twin: the same network with soft-reset integrate-and-fire neurons, equation (1) with λ = 1.
 
 v(0) = θ/2, thresholds as they are, no calibrated shift or amplitude: what parallel conversion is compared with.
-Operators that are not linear in time (max-pool, analog ones, staircases that no IF neuron has) emit at step t the increase of t · f(mean of the
-inputs so far), so that their average output is f of the average input.
+Operators that are not linear in time (max-pool, analog ones, staircases that no IF neuron has) emit at step t the
+increase of t · f(mean of the inputs so far), so that their average output is f of the average input.
 """
 
 from __future__ import annotations

@@ -187,11 +187,17 @@ def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, e
             stream = Stream({}, tensors, {key: _timed(key, value, stop - start) for key, value in sizes.items()})
             for seed in stage.seeds:
                 if seed in counts:
-                    stream.env[seed] = neurons[seed].current(counts[seed], start, stop, net.T).flatten(0, 1)
+                    stream.env[seed] = _fold(
+                        neurons[seed].current(counts[seed], start, stop, net.T), graph.by_name[seed].batch_dim or 0
+                    )
                 else:
-                    stream.env[seed] = _repeat(means[seed], stop - start)
+                    stream.env[seed] = _repeat(means[seed], stop - start, _batch_dim(graph, seed))
             walk(stage.schedule, [stream])
-            total = total + stream.env[name].unflatten(0, (stop - start, batch)).sum(0)
+            place = _batch_dim(graph, name)
+            value = stream.env[name]
+            total = total + (
+                value * (stop - start) if place is None else value.unflatten(place, (stop - start, -1)).sum(place)
+            )
         return total / net.T
 
     for name, targets in stages.ends.items():
@@ -228,7 +234,18 @@ def _timed(symbol: str, value: int, steps: int) -> int:
     return value * steps if symbol == "batch" else value
 
 
-def _repeat(value: Any, steps: int) -> Any:
+def _batch_dim(graph: Graph, name: str) -> int | None:
+    return graph.by_name[name].batch_dim if name in graph.by_name else 0
+
+
+def _fold(current: Tensor, place: int) -> Tensor:
+    """(t, B, …) → (t·B, …), time outermost; place: the dimension of the batch in one step."""
+    return current.movedim(0, place).flatten(place, place + 1)
+
+
+def _repeat(value: Any, steps: int, place: int | None) -> Any:
+    if place is None:
+        return value
     if isinstance(value, Tensor):
-        return value.expand(steps, *value.shape).flatten(0, 1)
-    return type(value)([_repeat(item, steps) for item in leaves(value)])
+        return _fold(value.expand(steps, *value.shape), place) if value.dim() > place else value
+    return type(value)([_repeat(item, steps, place) for item in leaves(value)])

@@ -14,13 +14,14 @@ from parspike.graph.ir import (
     map_tree,
     walk,
 )
-from parspike.graph.ops import Activation, Clip, Quantised, Role
+from parspike.graph.ops import Activation, Clip, Curve, Quantised, Role
 from parspike.graph.rewrite import rewrite
 from parspike.graph.trace import trace
 
 __all__ = [
     "Activation",
     "Clip",
+    "Curve",
     "Device",
     "Graph",
     "Input",

@@ -56,6 +56,11 @@ class Size:
     def __call__(self, sizes: Mapping[str, int]) -> int:
         return _evaluate(self.tree, sizes)
 
+    @property
+    def symbols(self) -> set[str]:
+        """The input sizes that it depends on."""
+        return {leaf for leaf in leaves(self.tree) if isinstance(leaf, str) and leaf not in SIZE_OPERATIONS}
+
     def __str__(self) -> str:
         return "B" if self.tree == BATCH else _format(self.tree)
 
@@ -137,15 +142,29 @@ class Node:
         return tuple(leaf.path for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Param))
 
     @property
+    def batch_dim(self) -> int | None:
+        """The dimension of the output that the batch runs along, None where the output does not depend on it."""
+        return next((d for d, dim in enumerate(self.shape) if isinstance(dim, Size) and BATCH in dim.symbols), None)
+
+    @property
+    def _has_channels(self) -> bool:
+        return 0 < self.channel_dim < len(self.shape) and isinstance(self.shape[self.channel_dim], int)
+
+    @property
     def channels(self) -> int:
-        """Number of channels of this node's output along `channel_dim`."""
-        return self.shape[self.channel_dim]
+        """Number of channels of this node's output along `channel_dim`; 1 where their number is not fixed."""
+        return self.shape[self.channel_dim] if self._has_channels else 1
 
     def per_channel(self, vector: Tensor) -> Tensor:
         """Reshape a vector (C,) so that it broadcasts along the channels of this node's output (B, …)."""
-        shape = [1] * len(self.shape)
-        shape[self.channel_dim] = -1
+        shape = [1] * max(1, len(self.shape))
+        if self._has_channels:
+            shape[self.channel_dim] = -1
         return vector.reshape(shape)
+
+    def over_channels(self, x: Tensor) -> Tensor:
+        """A value of this node's shape as (C, everything else)."""
+        return x.movedim(self.channel_dim, 0).flatten(1) if self._has_channels else x.reshape(1, -1)
 
 
 def leaves(tree: Any) -> Iterator[Any]:
@@ -301,9 +320,8 @@ class Stream:
         if isinstance(tree, Size):
             return tree(self.sizes)
         if isinstance(tree, Device):
-            return next(
-                value.device for value in (*self.env.values(), *self.tensors.values()) if isinstance(value, Tensor)
-            )
+            tensors = (*self.env.values(), *self.tensors.values())
+            return next((value.device for value in tensors if isinstance(value, Tensor)), torch.device("cpu"))
         if isinstance(tree, tuple):
             return tuple([self._resolve(item) for item in tree])
         if isinstance(tree, list):

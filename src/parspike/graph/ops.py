@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from parspike import neurons
 if TYPE_CHECKING:
     from parspike.graph.ir import Node
 
-__all__ = ["TABLE", "Activation", "Clip", "Op", "Quantised", "Role", "call", "judge"]
+__all__ = ["TABLE", "Activation", "Clip", "Curve", "Op", "Quantised", "Role", "call", "judge"]
 
 
 class Role(StrEnum):
@@ -54,7 +54,12 @@ class Quantised:
     v_threshold: str
 
 
-Activation = Clip | Quantised
+@dataclass(frozen=True)
+class Curve:
+    """Any other activation that never falls; its operator computes it."""
+
+
+Activation = Clip | Quantised | Curve
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,9 @@ class Op:
 
     varying: positions of the arguments that may depend on the input (None: any). product: affine only while a
     single argument depends on the input. weighted: its cost is worth counting and not worth repeating.
+    activation: what a neuron's node computes, or why it cannot be one. turn: of an activation that falls, then
+    rises, from its keyword arguments: where it turns, and its value there. readout: no neuron where it is the last
+    step of the network. reason: why it is analog.
     """
 
     role: Role
@@ -71,6 +79,8 @@ class Op:
     product: bool = False
     weighted: bool = False
     activation: Callable[[Node], Activation | str] | None = None
+    turn: Callable[[dict[str, Any]], tuple[float, float]] | None = None
+    readout: bool = False
     reason: str = ""
 
 
@@ -90,12 +100,11 @@ def _number(value: Any, default: float) -> float:
 
 
 def _clamp(node: Node) -> Activation | str:
-    bounds = [*node.args[1:], *([None] * 3)]
-    low = _number(node.kwargs.get("min", bounds[0]), -math.inf)
-    high = _number(node.kwargs.get("max", bounds[1]), math.inf)
-    if not math.isfinite(low):
-        return "a clamp without a lower bound has no smallest output, so no silent neuron"
-    return Clip(low, high) if high > low else "the clamp's bounds leave no room between them"
+    low, high = [*node.args[1:], None, None][:2]
+    low, high = _number(low, -math.inf), _number(high, math.inf)
+    if high <= low:
+        return "the clamp's bounds leave no room between them"
+    return Clip(low, high) if math.isfinite(low) else Curve()
 
 
 def _hardtanh(node: Node) -> Activation | str:
@@ -109,6 +118,42 @@ def _qcfs(node: Node) -> Activation | str:
     return "its threshold is not a tensor of the network" if path is None else Quantised(levels, path)
 
 
+def _threshold(node: Node) -> Activation | str:
+    limit, value = node.args[1:3]
+    return Curve() if value <= limit else "it falls at its threshold, so it is not monotone"
+
+
+def _gelu_turn(options: dict[str, Any]) -> tuple[float, float]:
+    if options.get("approximate", "none") == "tanh":
+        return -0.7524614220710163, -0.17004075057125405
+    return -0.7517915246935645, -0.16997120747990366
+
+
+def rising(x: Tensor, name: str, **options: Any) -> Tensor:
+    """The part of an activation right of its turning point: 0 up to there, then what it rises."""
+    at, lowest = _turn(name, options)
+    return TABLE[name].run(x.clamp(min=at), **options) - lowest
+
+
+def falling(x: Tensor, name: str, **options: Any) -> Tensor:
+    """The part left of the turning point, mirrored, so that it rises: f(x) = lowest + rising(x) + falling(−x)."""
+    at, lowest = _turn(name, options)
+    return TABLE[name].run((-x).clamp(max=at), **options) - lowest
+
+
+def _turn(name: str, options: dict[str, Any]) -> tuple[float, float]:
+    turn = TABLE[name].turn
+    if turn is None:
+        raise ValueError(f"{name} has no turning point")
+    return turn(options)
+
+
+def _part(node: Node) -> Activation | str:
+    name = node.args[1]
+    known = isinstance(name, str) and name in TABLE and TABLE[name].turn is not None
+    return Curve() if known else f"'{name}' is no activation that turns"
+
+
 TABLE: dict[str, Op] = {}
 
 
@@ -117,41 +162,117 @@ def _rows(role: Role, names: str, **options: Any) -> None:
         TABLE[f"aten.{name}"] = Op(role, _aten(f"aten.{name}"), **options)
 
 
+# Synapses: weighted sums with constant weights.
 _rows(Role.SYNAPSE, "conv1d.default conv2d.default conv3d.default conv2d.padding conv1d.padding conv3d.padding "
       "conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input linear.default",
       varying=(0,), weighted=True)  # fmt: skip
-_rows(Role.SYNAPSE, "matmul.default mm.default bmm.default einsum.default", product=True, weighted=True)
-_rows(Role.SYNAPSE, "mul.Tensor mul.Scalar", product=True)
+_rows(Role.SYNAPSE, "matmul.default mm.default bmm.default mv.default dot.default einsum.default addmm.default "
+      "baddbmm.default addbmm.default", product=True, weighted=True)  # fmt: skip
+_rows(Role.SYNAPSE, "mul.Tensor mul.Scalar addcmul.default", product=True)
 _rows(Role.SYNAPSE, "div.Tensor div.Scalar", varying=(0,))
-_rows(Role.SYNAPSE, "add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar neg.default cat.default stack.default")
+_rows(Role.SYNAPSE, "add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar rsub.Tensor neg.default cat.default "
+      "stack.default cumsum.default diff.default lerp.Scalar")  # fmt: skip
 _rows(Role.SYNAPSE, "avg_pool1d.default avg_pool2d.default avg_pool3d.default adaptive_avg_pool1d.default "
       "adaptive_avg_pool2d.default adaptive_avg_pool3d.default mean.dim mean.default sum.dim_IntList sum.default "
-      "upsample_nearest1d.default upsample_nearest2d.default upsample_nearest2d.vec upsample_bilinear2d.default "
-      "upsample_bilinear2d.vec pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default",
+      "upsample_nearest1d.default upsample_nearest1d.vec upsample_nearest2d.default upsample_nearest2d.vec "
+      "upsample_nearest3d.default upsample_nearest3d.vec _upsample_nearest_exact2d.default "
+      "_upsample_nearest_exact2d.vec upsample_linear1d.default upsample_linear1d.vec upsample_bilinear2d.default "
+      "upsample_bilinear2d.vec _upsample_bilinear2d_aa.default _upsample_bilinear2d_aa.vec "
+      "upsample_trilinear3d.default upsample_trilinear3d.vec upsample_bicubic2d.default upsample_bicubic2d.vec "
+      "_upsample_bicubic2d_aa.default _upsample_bicubic2d_aa.vec grid_sampler.default grid_sampler_2d.default im2col.default col2im.default "
+      "pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default native_channel_shuffle.default",
       varying=(0,))  # fmt: skip
-_rows(Role.SYNAPSE, "reshape.default flatten.using_ints unflatten.int "
-      "permute.default transpose.int t.default squeeze.dim squeeze.dims squeeze.default unsqueeze.default "
-      "expand.default slice.Tensor select.int split.Tensor split_with_sizes.default chunk.default unbind.int "
-      "narrow.default index_select.default roll.default flip.default repeat.default constant_pad_nd.default "
-      "pad.default reflection_pad2d.default replication_pad2d.default clone.default contiguous.default "
-      "alias.default detach.default _to_copy.default to.dtype lift_fresh_copy.default index.Tensor",
+_rows(Role.SYNAPSE, "reshape.default flatten.using_ints unflatten.int view_as.default reshape_as.default "
+      "permute.default transpose.int t.default numpy_T.default movedim.int movedim.intlist swapaxes.default "
+      "squeeze.dim squeeze.dims squeeze.default unsqueeze.default "
+      "expand.default expand_as.default broadcast_to.default slice.Tensor select.int split.Tensor split.sizes "
+      "split_with_sizes.default chunk.default tensor_split.sections unsafe_split.Tensor unsafe_chunk.default "
+      "unbind.int narrow.default index_select.default gather.default take_along_dim.default roll.default flip.default "
+      "repeat.default tile.default repeat_interleave.self_int constant_pad_nd.default pad.default "
+      "reflection_pad1d.default reflection_pad2d.default reflection_pad3d.default replication_pad1d.default "
+      "replication_pad2d.default replication_pad3d.default unfold.default tril.default triu.default diagonal.default "
+      "clone.default contiguous.default alias.default detach.default _to_copy.default to.dtype to.dtype_layout "
+      "to.device type_as.default lift_fresh_copy.default index.Tensor masked_fill.Scalar slice_scatter.default "
+      "select_scatter.default index_put.default copy.default rot90.default atleast_2d.default meshgrid.indexing",
       varying=(0,))  # fmt: skip
-_rows(Role.SYNAPSE, "zeros.default ones.default full.default arange.default arange.start arange.start_step",
-      varying=())  # fmt: skip
+TABLE["aten.slice_scatter.default"] = replace(TABLE["aten.slice_scatter.default"], varying=(0, 1))
+TABLE["aten.select_scatter.default"] = replace(TABLE["aten.select_scatter.default"], varying=(0, 1))
+TABLE["aten.copy.default"] = replace(TABLE["aten.copy.default"], varying=(0, 1))
+TABLE["aten.index_put.default"] = replace(TABLE["aten.index_put.default"], varying=(0, 2))
+_rows(Role.SYNAPSE, "where.self where.ScalarOther where.ScalarSelf", varying=(1, 2))
+_rows(Role.SYNAPSE, "embedding.default", varying=(1,))  # a table looked up by tokens: a constant current
+_rows(Role.SYNAPSE, "zeros.default ones.default full.default arange.default arange.start arange.start_step "
+      "empty.memory_format eye.default eye.m linspace.default scalar_tensor.default", varying=())  # fmt: skip
+
+# Neurons: activations. A row with `turn` falls, then rises: rewriting makes two monotone ones of it.
 _rows(Role.NEURON, "relu.default", activation=lambda node: Clip(0.0, math.inf))
 _rows(Role.NEURON, "relu6.default", activation=lambda node: Clip(0.0, 6.0))
-_rows(Role.NEURON, "clamp.default clamp_min.default", activation=_clamp)
-_rows(Role.NEURON, "hardtanh.default", activation=_hardtanh)
-_rows(Role.ORDER, "max_pool1d.default max_pool2d.default max_pool3d.default")
+_rows(Role.NEURON, "clamp.default clamp_min.default", varying=(0,), activation=_clamp)
+_rows(Role.NEURON, "hardtanh.default", varying=(0,), activation=_hardtanh)
+_rows(Role.NEURON, "clamp_max.default elu.default celu.default selu.default hardsigmoid.default "
+      "atan.default asinh.default erf.default expm1.default",
+      varying=(0,), activation=lambda node: Curve())  # fmt: skip
+_rows(Role.NEURON, "sigmoid.default tanh.default softplus.default log_sigmoid.default", varying=(0,),
+      activation=lambda node: Curve(), readout=True)  # fmt: skip
+_rows(Role.NEURON, "threshold.default", varying=(0,), activation=_threshold)
+# Rewriting splits a leaky ReLU whose slope is negative, and makes two ReLUs of a PReLU.
+_rows(Role.NEURON, "leaky_relu.default", varying=(0,), activation=lambda node: Curve())
+_rows(Role.NEURON, "prelu.default", varying=(0,))
+_rows(Role.NEURON, "silu.default", turn=lambda options: (-1.2784645427610738, -0.27846454276107379))
+_rows(Role.NEURON, "mish.default", turn=lambda options: (-1.19243121451549521, -0.30884341301725041))
+_rows(Role.NEURON, "hardswish.default", turn=lambda options: (-1.5, -0.375))
+_rows(Role.NEURON, "gelu.default", turn=_gelu_turn)
+
+# Order: maxima.
+_rows(Role.ORDER, "max_pool1d.default max_pool2d.default max_pool3d.default adaptive_max_pool1d.default "
+      "adaptive_max_pool2d.default adaptive_max_pool3d.default amax.default amin.default maximum.default "
+      "minimum.default")  # fmt: skip
+
+# Analog: computed on the time-means, and named.
+_analog = {
+    "a softmax weighs its values against each other": "softmax.int _softmax.default",
+    "the logarithm of a softmax": "log_softmax.int _log_softmax.default logsumexp.default",
+    "a normalisation divides by a deviation that depends on the input":
+        "layer_norm.default native_layer_norm.default group_norm.default native_group_norm.default "
+        "instance_norm.default rms_norm.default _fused_rms_norm.default var.correction std.correction "
+        "var_mean.correction var.dim std.dim linalg_vector_norm.default norm.ScalarOpt_dim norm.Scalar "
+        "cosine_similarity.default",
+    "attention multiplies values that all depend on the input":
+        "scaled_dot_product_attention.default _scaled_dot_product_flash_attention_for_cpu.default",
+    "a product of two values that both depend on the input":
+        "glu.default cumprod.default prod.dim_int prod.default bilinear.default cdist.default square.default",
+    "a function that is not piecewise monotone in the table":
+        "exp.default exp2.default log.default log2.default log1p.default sqrt.default rsqrt.default "
+        "pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar reciprocal.default abs.default sin.default cos.default "
+        "softshrink.default hardshrink.default "
+        "round.default floor.default ceil.default sign.default remainder.Scalar remainder.Tensor "
+        "fmod.Scalar div.Tensor_mode div.Scalar_mode floor_divide.default",
+    "sorting and choosing":
+        "argmax.default argmin.default topk.default sort.default argsort.default max.dim min.dim max.default "
+        "min.default median.dim scatter.src scatter.value scatter_add.default nonzero_numpy.default "
+        "one_hot.default bucketize.Tensor searchsorted.Tensor",
+    "a comparison":
+        "eq.Scalar eq.Tensor ne.Scalar ne.Tensor lt.Scalar lt.Tensor le.Scalar le.Tensor gt.Scalar gt.Tensor "
+        "ge.Scalar ge.Tensor logical_not.default logical_and.default logical_or.default bitwise_not.default "
+        "bitwise_and.Tensor bitwise_or.Tensor bitwise_and.Scalar isnan.default any.dim any.default all.dim all.default "
+        "masked_fill.Tensor any.dims isinf.default __and__.Tensor __or__.Tensor __xor__.Tensor logical_xor.default "
+        "bitwise_xor.Tensor bitwise_or.Scalar fill.Scalar fill.Tensor",
+}  # fmt: skip
+for _reason, _names in _analog.items():
+    _rows(Role.ANALOG, _names, reason=_reason)
+
 TABLE["getitem"] = Op(Role.SYNAPSE, operator.getitem, varying=(0,))
 TABLE["parspike.scale_shift"] = Op(Role.SYNAPSE, scale_shift, varying=(0,))
+TABLE["parspike.rising"] = Op(Role.NEURON, rising, varying=(0,), activation=_part)
+TABLE["parspike.falling"] = Op(Role.NEURON, falling, varying=(0,), activation=_part)
 TABLE["parspike.qcfs"] = Op(Role.NEURON, neurons.qcfs, varying=(0,), activation=_qcfs)
 
-REMEDY = {
-    Role.UNKNOWN: "replace it by an operator of the table (docs/operators.md), or keep the part of the network "
-    "that needs it outside the model that is converted",
-    Role.ANALOG: "",
-}
+REFUSED = dict.fromkeys(
+    ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
+     "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell", "mkldnn_rnn_layer"),
+    "a recurrent cell carries a state along the sequence, and a parallel neuron has none",
+)  # fmt: skip
+"""Operators that are refused for a reason of their own, by name."""
 
 
 def call(target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -163,10 +284,25 @@ def judge(target: str, varying: Sequence[bool]) -> tuple[Role, str]:
     """Role of an operator whose positional arguments depend on the network's input as `varying` says, and why."""
     row = TABLE.get(target)
     if row is None:
-        return Role.UNKNOWN, f"no rule for {target}"
-    count = sum(varying)
-    if row.product and count > 1:
-        return Role.UNKNOWN, "a product of two values that both depend on the input"
+        packet = target.split(".")[1] if "." in target else target
+        return Role.UNKNOWN, REFUSED.get(packet, f"no rule for {target}")
+    if not any(varying):
+        return Role.SYNAPSE, ""  # a constant, whatever makes it
+    if row.product and sum(varying) > 1:
+        return Role.ANALOG, "a product of two values that both depend on the input"
     if row.varying is not None and any(v for i, v in enumerate(varying) if i not in row.varying):
-        return Role.UNKNOWN, "a weight or divisor that depends on the input"
+        return Role.ANALOG, "a weight or divisor that depends on the input"
     return row.role, row.reason
+
+
+def remedy(target: str, role: Role) -> str:
+    """What the user can do about an operator that stands in the way."""
+    packet = target.split(".")[1] if "." in target else target
+    if role is Role.ANALOG:
+        return "convert with strict=False to accept it"
+    if packet in REFUSED:
+        return "use convolutions or attention along the sequence, or convert the parts before and after the cell"
+    return (
+        "replace it by an operator of the table (docs/operators.md), or keep the part of the network that needs it "
+        "outside the model that is converted"
+    )

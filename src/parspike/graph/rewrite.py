@@ -3,7 +3,9 @@
 - a per-channel scale and shift (batch norm) goes into the weights of the synapse before it, else into those of
   the synapse after it (batch norm behind an activation), else stays, which is exact too;
 - a max-pool behind an activation goes before it: both are monotone, so they commute exactly, and the neurons
-  are those of the pooled map (method.md, facts beyond the paper).
+  are those of the pooled map (method.md, facts beyond the paper);
+- an activation that falls and then rises (SiLU, GELU …) becomes lowest + rising(x) + falling(−x), PReLU becomes
+  ReLU(x) − w·ReLU(−x): two layers of neurons, each silent where the other fires.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from parspike.graph.ir import Graph, Node, Param, Ref, leaves, map_tree
-from parspike.graph.ops import Role
+from parspike.graph.ops import TABLE, Role
 
 __all__ = ["rewrite"]
 
@@ -31,7 +33,7 @@ KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.
 def rewrite(graph: Graph) -> Graph:
     """Fold batch norms and move max-pools before their neuron. Same outputs up to rounding."""
     draft = _Draft(graph)
-    for step in (_merge_backward, _pool_first, _merge_forward):
+    for step in (_merge_backward, _monotone, _pool_first, _merge_forward):
         for node in list(draft.nodes.values()):
             if node.name in draft.nodes:
                 step(draft, draft.nodes[node.name])
@@ -62,6 +64,13 @@ class _Draft:
         swap = _renaming({node.name: instead})
         self.nodes = {name: _map(n, swap) for name, n in self.nodes.items()}
         self.output = map_tree(swap, self.output)
+
+    def insert(self, name: str, made: list[Node]) -> None:
+        """Put nodes in the place of one; the last of them has its name."""
+        nodes: dict[str, Node] = {}
+        for key, node in self.nodes.items():
+            nodes.update({n.name: n for n in made} if key == name else {key: node})
+        self.nodes = nodes
 
     def own(self, node: Node, position: int, suffix: str) -> Param:
         """The tensor at an argument, under a name that only this node reads."""
@@ -159,6 +168,46 @@ def _merge_forward(draft: _Draft, node: Node) -> None:
     bias = extra @ shift + (0 if old is None else draft.tensors[old.path].double())
     _set_synapse(draft, reader, weight * scale.reshape(1, -1, *[1] * (weight.dim() - 2)), bias)
     draft.drop(node, node.args[0].name)
+
+
+def _monotone(draft: _Draft, node: Node) -> None:
+    """An activation that is not monotone → the sum of two that are."""
+    row = TABLE.get(node.target)
+    if row is None or node.role is not Role.NEURON or not isinstance(node.args[0], Ref):
+        return
+    x = node.args[0]
+    mirrored = replace(node, name=f"{node.name}_mirrored", target="aten.neg.default", args=(x,), kwargs={},
+                       role=Role.SYNAPSE)  # fmt: skip
+    left = replace(node, name=f"{node.name}_left", args=(Ref(mirrored.name),), layer=f"{node.layer}-")
+    right = replace(node, name=f"{node.name}_right", args=(x,), layer=f"{node.layer}+")
+    total = replace(node, target="aten.add.Tensor", args=(Ref(right.name), Ref(left.name)), role=Role.SYNAPSE)
+    if row.turn is not None:
+        left = replace(left, target="parspike.falling", args=(*left.args, node.target))
+        right = replace(right, target="parspike.rising", args=(*right.args, node.target))
+        both = replace(total, name=f"{node.name}_both", kwargs={})
+        lowest = row.turn(node.kwargs)[1]
+        total = replace(total, target="aten.add.Scalar", args=(Ref(both.name), lowest), kwargs={})
+        made = [right, mirrored, left, both, total]
+    elif node.target in ("aten.prelu.default", "aten.leaky_relu.default"):
+        slope = node.args[1] if len(node.args) > 1 else 0.01
+        values = draft.tensors[slope.path] if isinstance(slope, Param) else torch.tensor(float(slope))
+        if bool((values >= 0).all()) and values.numel() == 1:
+            draft.nodes[node.name] = replace(node, target="aten.leaky_relu.default", args=(x, float(values)))
+            return
+        relu = "aten.relu.default"
+        left, right = replace(left, target=relu), replace(right, target=relu)
+        if isinstance(slope, Param):
+            shape = [1] * max(1, len(node.shape))
+            shape[1 if len(shape) > 1 else 0] = -1
+            draft.tensors[f"constants.{node.name}"] = -values.reshape(shape)
+            slope, times = Param(f"constants.{node.name}"), "aten.mul.Tensor"
+        else:
+            slope, times = -float(slope), "aten.mul.Scalar"
+        scaled = replace(mirrored, name=f"{node.name}_scaled", target=times, args=(Ref(left.name), slope))
+        made = [right, mirrored, left, scaled, replace(total, args=(Ref(right.name), Ref(scaled.name)))]
+    else:
+        return
+    draft.insert(node.name, made)
 
 
 def _pool_first(draft: _Draft, node: Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import operator
 import re
@@ -15,12 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from parspike.errors import InputError, TraceError
 from parspike.graph import ops
-from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves
+from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Schedule, Size, Stream, leaves, walk
 from parspike.graph.ops import Role
 
 __all__ = ["trace"]
@@ -29,6 +31,11 @@ BATCH_NORMS = ("aten._native_batch_norm_legit_no_training.default", "aten.batch_
 IDENTITIES = ("aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.detach.default",
               "aten.lift_fresh_copy.default", "aten.dropout.default", "aten.feature_dropout.default",
               "aten._assert_tensor_metadata.default")  # fmt: skip
+
+BLANKS = {f"aten.{form}.default": kind for kind, forms in {
+    "zeros": ("zeros_like", "new_zeros", "empty_like", "new_empty"), "ones": ("ones_like", "new_ones"),
+    "full": ("full_like", "new_full"),
+}.items() for form in forms}  # fmt: skip
 
 
 def trace(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor] | None = None) -> Graph:
@@ -43,8 +50,7 @@ def trace(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]
     args, kwargs = two_samples(args), dict(zip(kwargs, two_samples(list(kwargs.values())), strict=True))
     exported = _export(model, args, kwargs)
     graph = _Reader(model, exported, len(args), tuple(kwargs)).graph()
-    _check_batch(graph, args, kwargs)
-    return graph
+    return _fold(graph, args, kwargs)
 
 
 def check_model(model: nn.Module) -> None:
@@ -90,6 +96,7 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
     generator = torch.random.get_rng_state()
     try:
         with _quiet():
+            _register_outputs(model, args, kwargs)
             exported = torch.export.export(
                 model, args, kwargs, dynamic_shapes=_by_parameter(model, *shapes), strict=False
             )
@@ -98,6 +105,18 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
         raise TraceError(_explain(model, error)) from error
     finally:
         torch.random.set_rng_state(generator)
+
+
+def _register_outputs(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    """Tell torch.export about the data classes that the network returns."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = pytree.tree_map(mode.from_tensor, (args, kwargs))
+        try:
+            output = model(*fake[0], **fake[1])
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, torch.export says it better
+            return
+    if dataclasses.is_dataclass(output) and type(output) not in pytree.SUPPORTED_NODES:
+        torch.export.register_dataclass(type(output))
 
 
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -139,29 +158,82 @@ def _user_line(stack: str) -> str:
     return found
 
 
-def _check_batch(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
-    """The time dimension is folded into the batch, so a network that mixes samples cannot be run in time."""
+def _fold(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Graph:
+    """The graph, proved to run with time folded into its batch; operators that cannot are marked as analog.
+
+    Two batches are run by themselves and as one, time outermost. An operator that gives another result on both
+    together (it joins or splits along the batch) runs on the time-means. A network whose output for a sample
+    changes with its place or its neighbour mixes samples, and is refused.
+    """
     if any(node.role is Role.UNKNOWN for node in graph.nodes):
-        return
+        return graph
+    one = {name: _unlike(value[:2]) for name, value in graph.bind(args, kwargs).items()}
+    two = {name: value[1:].repeat(2, *[1] * (value.dim() - 1)) for name, value in one.items()}
+    both = {name: torch.cat([one[name], two[name]]) for name in one}
+    streams = [Stream(env, graph.tensors, graph.sizes(env)) for env in (one, two, both)]
+    varying, unfoldable = set(one), set()
     with _quiet():
-        straight = [leaf for leaf in leaves(graph.run(*args, **kwargs)) if isinstance(leaf, Tensor)]
-        turned = graph.run(*[a.flip(0) for a in args], **{name: a.flip(0) for name, a in kwargs.items()})
-    for one, other in zip(straight, (leaf for leaf in leaves(turned) if isinstance(leaf, Tensor)), strict=True):
-        scale = one.abs().max().clamp(min=1e-12) if one.is_floating_point() else 1
-        if (
-            one.dim() == 0
-            or one.shape[0] != args_batch(args, kwargs)
-            or (one - other.flip(0)).abs().max() > 1e-2 * scale
-        ):
+        for step in Schedule.of(graph.nodes, graph.outputs).steps:
+            node = step[0]
+            try:
+                walk(Schedule((step,)), streams)
+            except (RuntimeError, IndexError, ValueError) as error:
+                raise TraceError(
+                    f"layer '{node.layer}', {node.target} at {node.source or 'unknown line'} takes no other batch size "
+                    "than the example's (a shape written as a number, or a loop over samples): use x.shape[0] or -1 "
+                    f"where the batch size stands in the code ({str(error).splitlines()[0]})"
+                ) from error
+            if node.name not in both or not any(ref in varying for ref in node.refs):
+                continue  # made of sizes alone, so made anew for every batch
+            varying.add(node.name)
+            if node.batch_dim is None:
+                continue
+            joined = _joined(one[node.name], two[node.name], node.batch_dim)
+            if node.role is not Role.ANALOG and not _alike(joined, both[node.name]):
+                unfoldable.add(node.name)
+            both[node.name] = joined
+    _check_samples(graph.collect(one), graph.collect(two))
+    reason = "joins or splits values along the batch"
+    nodes = [replace(n, role=Role.ANALOG, reason=reason) if n.name in unfoldable else n for n in graph.nodes]
+    return replace(graph, nodes=tuple(nodes))
+
+
+def _joined(one: Any, two: Any, dim: int) -> Any:
+    if isinstance(one, Tensor):
+        return torch.cat([one, two], dim) if one.dim() > dim else one
+    return type(one)([_joined(a, b, dim) for a, b in zip(one, two, strict=True)])
+
+
+def _alike(wanted: Any, found: Any) -> bool:
+    for a, b in zip(leaves(wanted), leaves(found), strict=True):
+        if a.shape != b.shape:
+            return False
+        if not a.is_floating_point():
+            if not torch.equal(a, b):
+                return False
+            continue
+        size = torch.nan_to_num(a, posinf=0, neginf=0).abs().max() if a.numel() else 0
+        if not torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(size), equal_nan=True):
+            return False
+    return True
+
+
+def _unlike(x: Tensor) -> Tensor:
+    """Two samples that differ, since an example's values are the user's and may all be zero."""
+    if not x.is_floating_point() or not torch.equal(x[0], x[1]):
+        return x
+    noise = torch.randn(x[1:].shape, generator=torch.Generator().manual_seed(0)).to(x)
+    return torch.cat([x[:1], x[1:] + noise])
+
+
+def _check_samples(one: Any, two: Any) -> None:
+    """one: outputs for two samples; two: for the second of them, twice."""
+    for a, b in zip(leaves(one), leaves(two), strict=True):
+        if isinstance(a, Tensor) and (a.dim() == 0 or a.shape[0] != 2 or not _alike(torch.cat([a[1:], a[1:]]), b)):
             raise TraceError(
                 "the network mixes the samples of a batch (its output for one sample depends on the others, or has no "
                 "batch dimension first): the first dimension of every input and output must be the batch"
             )
-
-
-def args_batch(args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> int:
-    """Batch size of the example."""
-    return next(iter((*args, *kwargs.values()))).shape[0]
 
 
 class _Reader:
@@ -189,7 +261,13 @@ class _Reader:
                 self._call(fx)
             elif fx.op == "output":
                 output = self._arguments(fx.args[0])
-        structure = pytree.tree_unflatten(list(output), self.exported.call_spec.out_spec)
+        structure = _plain(pytree.tree_unflatten(list(output), self.exported.call_spec.out_spec))
+        found = list(leaves(structure))
+        if not any(isinstance(leaf, Ref) for leaf in found) or any(isinstance(leaf, (Param, Size)) for leaf in found):
+            raise TraceError(
+                f"{type(self.model).__name__} returns {_kinds(found)}: every output must be a tensor (B, …) that "
+                "depends on the input; return the others by another method"
+            )
         nodes = _live(self.nodes, structure)
         return Graph(tuple(self.inputs), nodes, structure, self._used(nodes), self.signature)
 
@@ -262,11 +340,14 @@ class _Reader:
             return
         target = _target(fx.target)
         args, kwargs = self._arguments(fx.args), self._arguments(fx.kwargs)
+        args, kwargs = _positional(fx.target, args, kwargs)
         if target in IDENTITIES and not (target == "aten.dropout.default" and args[2]):
             self.value[fx.name] = args[0] if fx.users else None
             return
         if meta is None and not fx.users:
             return
+        if target in BLANKS:  # takes only the type and the sizes of its first argument, not its values
+            target, args, kwargs = self._blank(target, args, meta)
         if target == "getitem" and self._is_norm(args[0]):  # of its three outputs only the first is used
             self.value[fx.name] = args[0]
             return
@@ -280,7 +361,7 @@ class _Reader:
         sized = any(isinstance(leaf, Size) for leaf in leaves((args, kwargs)))
         random = torch.Tag.nondeterministic_seeded in getattr(fx.target, "tags", ())
         if not refs and not sized and not random:
-            self._fold(fx, args, kwargs)
+            self._fold(fx, target, args, kwargs)
             return
         varying = [any(isinstance(le, Ref) and le.name in self.varying for le in leaves(arg)) for arg in args]
         if any(varying) or any(name in self.varying for name in refs):
@@ -304,6 +385,12 @@ class _Reader:
         self.by_name[node.name] = node
         self.value[fx.name] = Ref(fx.name)
 
+    def _blank(self, target: str, args: tuple[Any, ...], meta: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        shape = [self._size(dim) for dim in meta.shape]
+        kind = BLANKS[target]
+        value = (args[2 if "new" in target else 1],) if kind == "full" else ()
+        return f"aten.{kind}.default", (shape, *value), {"dtype": meta.dtype, "device": Device()}
+
     def _is_norm(self, value: Any) -> bool:
         return isinstance(value, Ref) and value.name in self.norms
 
@@ -321,11 +408,12 @@ class _Reader:
         return tuple(self._constant(f"{name}.{kind}", value.to(mean.dtype))
                      for kind, value in (("scale", scale), ("shift", shift)))  # type: ignore[return-value]  # fmt: skip
 
-    def _fold(self, fx: Any, args: Any, kwargs: Any) -> None:
+    def _fold(self, fx: Any, target: str, args: Any, kwargs: Any) -> None:
         stream = Stream({}, self.tensors, {})
         node = Node(fx.name, "", args, kwargs, Role.SYNAPSE, "")
         with torch.no_grad():
-            result = fx.target(*stream.arguments(node)[0], **stream.arguments(node)[1])
+            run = ops.TABLE[target].run if target in ops.TABLE else fx.target
+            result = run(*stream.arguments(node)[0], **stream.arguments(node)[1])
         if isinstance(result, Tensor):
             self.value[fx.name] = self._constant(fx.name, result)
         else:  # several tensors: each taken by a getitem, folded when it comes
@@ -375,6 +463,22 @@ class _Reader:
         return {name: self.tensors[name].clone() for name in names}
 
 
+def _plain(tree: Any) -> Any:
+    """Tuples, lists and dicts in place of named tuples and data classes, whose classes a file cannot hold."""
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, (Ref, Param, Size)):
+        return {field.name: _plain(getattr(tree, field.name)) for field in dataclasses.fields(tree)}
+    if isinstance(tree, tuple) and (names := getattr(tree, "_fields", None)) is not None:
+        return {name: _plain(value) for name, value in zip(names, tree, strict=True)}
+    if isinstance(tree, dict):
+        return {key: _plain(value) for key, value in tree.items()}
+    return type(tree)([_plain(item) for item in tree]) if isinstance(tree, (tuple, list)) else tree
+
+
+def _kinds(found: Sequence[Any]) -> str:
+    names = {Ref: "a tensor", Param: "a parameter of its own", Size: "a size"}
+    return ", ".join(names.get(type(leaf), repr(leaf)) for leaf in found) or "nothing"
+
+
 def _target(target: Any) -> str:
     if target is operator.getitem:
         return "getitem"
@@ -382,6 +486,18 @@ def _target(target: Any) -> str:
     if name in ("aten.view.default", "aten._unsafe_view.default"):
         return "aten.reshape.default"  # a view's strides hold for the traced layout alone
     return "parspike.qcfs" if name == "parspike.qcfs.default" else name
+
+
+def _positional(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call with every argument in its place, so that the table can judge it."""
+    schema = getattr(target, "_schema", None)
+    if schema is None or not kwargs:
+        return args, kwargs
+    places = [argument for argument in schema.arguments if not argument.kwarg_only]
+    named = [number for number, argument in enumerate(places) if argument.name in kwargs]
+    missing = places[len(args) : max(named, default=-1) + 1]
+    filled = (*args, *(kwargs.get(argument.name, argument.default_value) for argument in missing))
+    return filled, {k: v for k, v in kwargs.items() if k not in {argument.name for argument in places}}
 
 
 def _live(nodes: Sequence[Node], output: Any) -> tuple[Node, ...]:

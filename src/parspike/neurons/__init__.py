@@ -4,6 +4,7 @@
 ``quantised``  the staircase over all steps: equations (5), (9), the closed-form spike count, ``QCFS``
 ``parallel``   all steps at once: equations (2), (6)-(8), theorem 4.1, charging and firing of section 4.3
 ``trains``     sorted spike trains and their counts: equation (7)
+``staircase``  neurons with a free threshold for every level, for any monotone activation
 ``layer``      the neurons of one layer with their parameters, the one module with state
 
 Time is the first axis, ``(T, ...)``; thresholds broadcast against one step. ``docs/equations.md`` lists
@@ -24,6 +25,7 @@ from .parallel import (
 )
 from .quantised import QCFS, da_qcfs, qcfs, spike_count
 from .serial import average_rate, if_neuron, lif_neuron, soft_reset_step
+from .staircase import Staircase
 from .trains import count_of, first_spike, sorted_train
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "Code",
     "Neuron",
     "ParallelNeuron",
+    "Staircase",
     "average_rate",
     "bisect_count",
     "charge",

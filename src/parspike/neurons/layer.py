@@ -158,6 +158,9 @@ class ParallelNeuron(Neuron):
     def rest(self) -> float:
         return self.offset
 
+    def extra_repr(self) -> str:
+        return f"θ {float(self.v_threshold.min()):.4g} … {float(self.v_threshold.max()):.4g}"
+
     def config(self) -> dict[str, Any]:
         return {"kind": self.kind, "T": self.T, "code": self.code, "offset": self.offset}
 

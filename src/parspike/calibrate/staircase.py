@@ -1,0 +1,151 @@
+"""Staircases for monotone activations: where the steps go, from what the layer was seen to compute.
+
+Optimal one-dimensional quantisation (Lloyd and Max): an output is the mean of the activations that are counted as
+it, a threshold lies where two neighbouring outputs are equally far. Started from the density of levels that is
+optimal for many of them (the cube root of the density of values, Panter and Dite), a few rounds suffice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parspike.calibrate.batches import Batches
+from parspike.calibrate.recipe import Draft
+from parspike.errors import CalibrationError
+from parspike.graph import Curve, Node, Schedule, Stream, walk
+from parspike.graph.ops import call
+from parspike.neurons import Code, Staircase
+
+__all__ = ["Sample", "add_staircases", "lloyd_max", "staircase"]
+
+ROUNDS = 60
+BINS = 4096
+
+
+@dataclass
+class Sample:
+    """At most 2·`limit` of the values that a layer was given, evenly thinned, and their extremes."""
+
+    limit: int = 1 << 17
+    stride: int = 1
+    values: list[Tensor] = field(default_factory=list)
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    def add(self, x: Tensor) -> None:
+        """Take in a batch."""
+        low, high = x.aminmax()
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        self.values.append(x.flatten()[:: self.stride].clone())
+        if sum(len(part) for part in self.values) > 2 * self.limit:
+            # By three, because an even stride would see only some columns of every map.
+            thin = max(3, sum(len(part) for part in self.values) // self.limit) | 1
+            self.values = [torch.cat(self.values)[::thin].clone()]
+            self.stride *= thin
+
+    def sorted(self) -> Tensor:
+        """The values kept and the extremes, in order."""
+        values = torch.cat(self.values)
+        return torch.cat([values, values.new_tensor([self.low, self.high])]).sort().values
+
+
+def add_staircases(draft: Draft, batches: Batches | None) -> None:
+    """Make the neurons of every activation that only a staircase can stand for, from one walk of the network."""
+    curves = [draft.graph.by_name[name] for name, a in draft.activations.items() if isinstance(a, Curve)]
+    if not curves:
+        return
+    if batches is None:
+        raise CalibrationError(
+            f"layer '{curves[0].layer}' needs to see what it computes: pass calibration= (images, no labels)"
+        )
+    samples = {node.name: Sample() for node in curves}
+
+    def record(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
+        samples[node.name].add(args[0])
+        return [call(node.target, args, node.kwargs)]
+
+    graph = draft.graph
+    schedule = Schedule.of(graph.nodes, graph.outputs)
+    for done, env in enumerate(batches, 1):
+        walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], dict.fromkeys(samples, record))
+        draft.progress("recording activations", done, batches.length)
+    for node in curves:
+        sample = samples[node.name]
+        if not torch.isfinite(torch.tensor([sample.low, sample.high])).all():
+            raise CalibrationError(f"layer '{node.layer}' is given NaN or Inf on the calibration data")
+        draft.neurons[node.name] = staircase(_function(node, graph.tensors), sample.sorted(), draft.T, draft.code)
+
+
+def _function(node: Node, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    def run(z: Tensor) -> Tensor:
+        args, kwargs = Stream({node.refs[0]: z}, tensors, {}).arguments(node)
+        return call(node.target, args, kwargs)
+
+    return run
+
+
+def staircase(function: Callable[[Tensor], Tensor], z: Tensor, T: int, code: Code = "sorted") -> Staircase:
+    """Neurons that stand for a non-decreasing elementwise function of currents distributed like z (sorted).
+
+    Outputs are placed optimally where that lowers the mean squared error over evenly spaced ones, and the code
+    allows it.
+    """
+    levels = 2**T - 1 if code == "weighted" else T
+    a = function(z).double()
+    even = torch.linspace(0, 1, levels + 1, dtype=a.dtype, device=a.device) * (a[-1] - a[0]) + a[0]
+    outputs, uniform_error = even, _error(a, even)
+    error = uniform_error
+    if code != "weighted":
+        placed = lloyd_max(a, levels)
+        if (placed_error := _error(a, placed)) < uniform_error:
+            outputs, error = placed, placed_error
+    thresholds = _inverse(function, (outputs[1:] + outputs[:-1]) / 2, z)
+    return Staircase(T, thresholds, outputs.to(z.dtype), code=code, error=error, uniform_error=uniform_error)
+
+
+def lloyd_max(a: Tensor, levels: int) -> Tensor:
+    """Outputs (levels + 1,) of a quantiser of the sorted values `a` that no small change improves."""
+    if a[0] == a[-1]:
+        return a[:1].repeat(levels + 1)
+    outputs = _panter_dite(a, levels + 1)
+    total = torch.cat([a.new_zeros(1), a.cumsum(0)])
+    for _ in range(ROUNDS):
+        cuts = torch.searchsorted(a, (outputs[1:] + outputs[:-1]) / 2)
+        cuts = torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), len(a))])
+        number = cuts.diff()
+        means = (total[cuts[1:]] - total[cuts[:-1]]) / number
+        # A level without values stays where it is, between its neighbours.
+        outputs = torch.where(number > 0, means, outputs).sort().values
+    return outputs
+
+
+def _panter_dite(a: Tensor, number: int) -> Tensor:
+    """Values at even steps of the integral of the cube root of the density."""
+    edges = torch.linspace(0, 1, BINS + 1, dtype=a.dtype, device=a.device) * (a[-1] - a[0]) + a[0]
+    seen = torch.searchsorted(a, edges[1:-1])
+    seen = torch.cat([seen.new_zeros(1), seen, seen.new_full((1,), len(a))]).diff()
+    mass = torch.cat([a.new_zeros(1), seen.to(a.dtype).pow(1 / 3).cumsum(0)])
+    wanted = (torch.arange(number, dtype=a.dtype, device=a.device) + 0.5) / number * mass[-1]
+    place = (torch.searchsorted(mass, wanted) - 1).clamp(0, BINS - 1)
+    width = (mass[place + 1] - mass[place]).clamp(min=1e-30)
+    return edges[place] + (wanted - mass[place]) / width * (edges[1] - edges[0])
+
+
+def _error(a: Tensor, outputs: Tensor) -> float:
+    nearest = torch.searchsorted((outputs[1:] + outputs[:-1]) / 2, a, right=True)
+    return float((a - outputs[nearest]).square().mean())
+
+
+def _inverse(function: Callable[[Tensor], Tensor], wanted: Tensor, z: Tensor) -> Tensor:
+    """The smallest current, to the precision of its dtype, at which the function reaches each wanted output."""
+    low, high = z[0].expand_as(wanted), z[-1].expand_as(wanted)
+    for _ in range(64):
+        middle = low + (high - low) / 2
+        reached = function(middle) >= wanted
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    return high.clone()
