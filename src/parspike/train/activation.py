@@ -1,8 +1,9 @@
 """QCFS for training: equation (5) at the price of a ReLU, in time and in memory.
 
 `neurons.QCFS` keeps its whole input for the backward pass, where a ReLU keeps nothing that the next layer does not
-keep anyway. `TrainQCFS` keeps one byte a neuron: all that the two gradients ask of z is whether it lies below,
-inside or above the window, and for θ how far it is from the last jump.
+keep anyway. `TrainQCFS` keeps four bits a neuron: all that the two gradients ask of z is whether it lies below, inside or
+above the window, and for θ how far it is from the last jump. That distance is kept in fourteenths of a level; θ's
+gradient is a sum over all neurons of a layer, in which the rounding averages out.
 
     u = z L/θ + 1/2,  k = clip(⌊u⌋, 0, L),  a = k θ/L
     ∂a/∂z = 1 inside                    ∂a/∂θ = k/L − z/θ = (1/2 − (u − k))/L inside, 0 below, 1 above
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainQCFS"]
 
-BELOW, ABOVE, STEPS = 0, 255, 253
-"""The byte kept for a neuron: below the window, above it, or 1 + 253 (u − k)."""
+BELOW, ABOVE, STEPS = 0, 15, 14
+"""The four bits kept for a neuron: below the window, above it, or 1 + ⌊14 (u − k)⌋."""
 
 
 def _forward(z: Tensor, theta: Tensor, levels: int, inner: bool) -> tuple[Tensor, Tensor]:
@@ -38,24 +39,43 @@ def _forward(z: Tensor, theta: Tensor, levels: int, inner: bool) -> tuple[Tensor
     wide = z if z.dtype == torch.float64 else z.float()
     u = wide * (levels / theta) + 0.5
     k = u.floor().clamp(0, levels)
-    code = ((u - k) * STEPS + 1.5).clamp(1, ABOVE - 1)
+    code = ((u - k) * STEPS + 1).floor().clamp(1, STEPS)
     low, high = (0.5, levels + 0.5) if inner else (0.0, levels + 1.0)
     code = torch.where(u < low, BELOW, torch.where(u > high if inner else u >= high, ABOVE, code))
-    return (k * (theta / levels)).to(z.dtype), code.to(torch.uint8)
+    return (k * (theta / levels)).to(z.dtype), _pack(code.to(torch.uint8))
 
 
-def _backward(grad: Tensor, code: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """∂loss/∂z, and the summands of ∂loss/∂θ."""
-    inside = (code != BELOW) & (code != ABOVE)
+def _pack(code: Tensor) -> Tensor:
+    """Two neurons a byte: the halves along the first even dimension, so that neither is strided."""
+    dim = _even(code.shape)
+    if dim is None:
+        return code
+    low, high = code.chunk(2, dim)
+    return low | (high << 4)
+
+
+def _even(shape: Sequence[int]) -> int | None:
+    return next((dim for dim, size in enumerate(shape) if size % 2 == 0), None)
+
+
+def _backward(grad: Tensor, packed: Tensor, levels: int, of_layer: bool) -> tuple[Tensor, Tensor]:
+    """∂loss/∂z, and ∂loss/∂θ or, unless θ is one number for the layer, its summands."""
+    dim = _even(grad.shape)
+    # Each half by itself, and joined at the end: the compiler then writes both into their places.
+    grads, codes = ((grad,), (packed,)) if dim is None else (grad.chunk(2, dim), (packed & 15, packed >> 4))
+    parts = [_gradients(*part, levels) for part in zip(grads, codes, strict=True)]
+    to_z = torch.cat([z for z, _ in parts], dim or 0) if dim is not None else parts[0][0]
+    if of_layer:
+        return to_z, torch.stack([theta.sum() for _, theta in parts]).sum()
+    return to_z, torch.cat([theta for _, theta in parts], dim) if dim is not None else parts[0][1]
+
+
+def _gradients(grad: Tensor, code: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     wide = grad if grad.dtype == torch.float64 else grad.float()
-    slope = (0.5 - (code.to(wide.dtype) - 1) / STEPS) / levels
-    slope = torch.where(inside, slope, torch.where(code == ABOVE, 1.0, 0.0))
+    c = code.to(wide.dtype)  # compared as floats, which the CPU does faster than as bytes
+    inside, above = (c > BELOW + 0.5) & (c < ABOVE - 0.5), c > ABOVE - 0.5
+    slope = torch.where(inside, (0.5 - (c - 0.5) / STEPS) / levels, torch.where(above, 1.0, 0.0))
     return torch.where(inside, grad, 0.0), wide * slope
-
-
-def _backward_scalar(grad: Tensor, code: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    to_z, to_theta = _backward(grad, code, levels)
-    return to_z, to_theta.sum()
 
 
 @functools.cache
@@ -67,17 +87,17 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, theta: Tensor, levels: int, inner: bool, fused: bool) -> Tensor:
         wide = theta if z.dtype == torch.float64 else theta.float()
-        a, code = (_compiled(_forward) if fused else _forward)(z, wide, levels, inner)
-        ctx.save_for_backward(code)
+        a, packed = (_compiled(_forward) if fused else _forward)(z, wide, levels, inner)
+        ctx.save_for_backward(packed)
         ctx.levels, ctx.fused, ctx.theta = levels, fused, (theta.shape, theta.dtype)
         return a
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (code,) = ctx.saved_tensors
+        (packed,) = ctx.saved_tensors
         shape, dtype = ctx.theta
-        function = _backward_scalar if shape.numel() == 1 else _backward
-        to_z, to_theta = (_compiled(function) if ctx.fused else function)(grads[0], code, ctx.levels)
+        run = _compiled(_backward) if ctx.fused else _backward
+        to_z, to_theta = run(grads[0], packed, ctx.levels, shape.numel() == 1)
         return to_z, to_theta.sum_to_size(shape).to(dtype), None, None, None
 
 
