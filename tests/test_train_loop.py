@@ -11,14 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import parspike
 from parspike.errors import FileError, InputError, OptionError
-from parspike.train import LIF, Arrays, Devices, DivergedError, Recipe, decode, fit, make_network
+from parspike.train import LIF, Arrays, Devices, DivergedError, Hub, OnDemand, Recipe, decode, fit, make_network
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'parspike[train]'")
 
@@ -316,3 +318,64 @@ def test_lif_neurons_by_hand():
         lif(torch.rand(4, 2))
     with pytest.raises(OptionError, match="T = 0"):
         LIF(0)
+
+
+class Photos:
+    """A source of images of unlike size."""
+
+    names = tuple(f"photo {i}" for i in range(96))
+    labels: Any = TRAIN.labels.tolist()
+
+    def __init__(self) -> None:
+        self.read_rows: list[int] = []
+
+    def read(self, index: int, preprocess: Any) -> Tensor:
+        self.read_rows.append(index)
+        return torch.nn.functional.pad(TRAIN.images[index] / 255, (0, index % 3, 0, index % 2))
+
+
+def test_images_decoded_on_demand_resume_to_the_same_weights(tmp_path):
+    made = recipe(augment__resized_crop=8, augment__crop_padding=0)
+
+    def go(folder: str, **options: Any) -> tuple[Any, Photos]:
+        source = Photos()
+        data = OnDemand(source, None, resized_crop=8, threads=3)
+        return fit(made, network(made), data, TEST, tmp_path / folder, devices=CPU, **options), source
+
+    whole, _ = go("whole")
+    with pytest.raises(KilledError):
+        go("killed", progress=killed_after(10), save_every=0.0)
+    resumed, source = go("killed", resume=True)
+    one, other = load_file(whole.weights), load_file(resumed.weights)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert len(source.read_rows) <= (18 - 9 + 1) * 16  # what came before the checkpoint is not read again
+
+
+def test_images_decoded_on_demand_say_what_is_wrong():
+    rows = torch.arange(8)
+    with pytest.raises(InputError, match=r"photo 1 is \(1, 9, 9\) but photo 0 is \(1, 8, 8\).*resized_crop"):
+        OnDemand(Photos(), None).take(rows, 0)
+    data = OnDemand(Photos(), None, resized_crop=6)
+    assert data.take(rows, 0)[0].shape == (8, 1, 6, 6)
+    assert torch.equal(data.take(rows, 1)[0], data.take(rows, 1)[0])
+    assert not torch.equal(data.take(rows, 1)[0], data.take(rows, 2)[0])
+    unlabelled = Photos()
+    unlabelled.labels = None
+    with pytest.raises(InputError, match="no labels"):
+        OnDemand(unlabelled, None)
+
+
+def test_hugging_face_rows(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    pictures = [Image.fromarray(x[0].numpy()) for x in TRAIN.images[:12]]
+    rows = datasets.Dataset.from_dict({"img": pictures, "label": TRAIN.labels[:12].tolist()}, features=features)
+    rows.to_parquet(tmp_path / "some.parquet")
+    source = Hub(str(tmp_path / "some.parquet"), "train")
+    assert source.labels == TRAIN.labels[:12].tolist()
+    data = OnDemand(source, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255)
+    x, y = data.take(torch.tensor([3, 1]), 0)
+    assert torch.equal((x * 255).round().to(torch.uint8)[:, :1], TRAIN.images[[3, 1]])
+    assert torch.equal(y, TRAIN.labels[[3, 1]])
+    with pytest.raises(OptionError, match="hf:nowhere"):
+        Hub(str(tmp_path / "nowhere.parquet").replace(str(tmp_path / "nowhere"), "nowhere"), "train")

@@ -15,11 +15,12 @@ from parspike.errors import FileError, InputError, OptionError
 
 if TYPE_CHECKING:
     from parspike.cli.data import Images
-    from parspike.train import Arrays, Recipe
+    from parspike.train import Recipe
+    from parspike.train.data import Data
 
 __all__ = ["data_app", "train"]
 
-DATA = "a folder of class folders, a .zip of one, an .npz, or digits"
+DATA = "a folder of class folders, a .zip of one, an .npz, digits, or hf:NAME of Hugging Face datasets"
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, also for an error")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="leave out images that cannot be decoded")]
 
@@ -45,6 +46,9 @@ def train(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also log for TensorBoard")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="compile the whole network")] = False,
     cache: Annotated[Path, typer.Option(help="decoded images are kept here")] = Path("runs/cache"),
+    on_demand: Annotated[
+        bool, typer.Option("--on-demand", help="decode images when they are needed, not all of them once (ImageNet)")
+    ] = False,
     skip_broken: SkipBroken = False,
     json: Json = False,
 ) -> None:
@@ -61,8 +65,11 @@ def train(
         splits = _open(data, "train", made, skip_broken), _open(test_data or data, "test", made, skip_broken)
         if unlike := _unlike_folders(*splits):
             raise InputError(f"training and test images are labelled differently: {unlike}")
-        training = _arrays(splits[0], data, "train", made, cache, progress)
-        test = _arrays(splits[1], test_data or data, "test", made, cache, progress)
+        if on_demand:
+            training, test = _on_demand(splits[0], made, True), _on_demand(splits[1], made, False)
+        else:
+            training = _arrays(splits[0], data, "train", made, cache, progress)
+            test = _arrays(splits[1], test_data or data, "test", made, cache, progress)
         model = _network(made, weights, training)
         result = fit(
             made, model, training, test, output,
@@ -103,7 +110,15 @@ def _number(option: str, text: str) -> int:
     return int(text)
 
 
-def _network(recipe: Recipe, weights: str | None, training: Arrays) -> Any:
+def _on_demand(images: Images, recipe: Recipe, training: bool) -> Data:
+    from parspike.cli.data import Preprocessing
+    from parspike.train import OnDemand
+
+    crop = recipe.augment.resized_crop if training else 0
+    return OnDemand(images.source, Preprocessing() if crop else images.preprocess, crop)
+
+
+def _network(recipe: Recipe, weights: str | None, training: Data) -> Any:
     import torch
 
     from parspike.cli.spec import _set_state, load_network
@@ -119,12 +134,12 @@ def _network(recipe: Recipe, weights: str | None, training: Arrays) -> Any:
             base = build(recipe.network, recipe.data.classes)
             _set_state(base, recipe.network, weights)
     few = torch.arange(0, len(training), max(1, len(training) // 256))[:256]
-    x = training.take(few)[0]
+    x = training.take(few, 0)[0]
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (recipe.data.mean, recipe.data.std))
     return make_network(recipe, base, (x - mean) / std)
 
 
-def _arrays(images: Images, data: str, split: str, recipe: Recipe, cache: Path, progress: Any) -> Arrays:
+def _arrays(images: Images, data: str, split: str, recipe: Recipe, cache: Path, progress: Any) -> Data:
     from parspike.train import decode
 
     path = Path(data)
@@ -140,9 +155,12 @@ def _arrays(images: Images, data: str, split: str, recipe: Recipe, cache: Path, 
 
 
 def _open(data: str, split: str, recipe: Recipe, skip_broken: bool) -> Images:
-    from parspike.cli.data import Preprocessing, open_images
+    from parspike.cli.data import Images, Preprocessing, open_images
+    from parspike.train import Hub
 
     preprocess = Preprocessing(size=recipe.data.size, crop=recipe.data.crop)
+    if data.startswith("hf:"):
+        return Images(Hub(data.removeprefix("hf:"), split), preprocess, batch_size=256, skip_broken=skip_broken)
     return open_images(data, preprocess, prefer=split, batch_size=256, skip_broken=skip_broken)
 
 

@@ -12,6 +12,7 @@ from parspike.train.data import Arrays, decode
 from parspike.train.direct import LIF, with_lif
 from parspike.train.loop import Devices, DivergedError, Result, fit
 from parspike.train.make import make_network
+from parspike.train.ondemand import Hub, OnDemand
 from parspike.train.recipe import Recipe, load_recipe, recipe_names
 from parspike.train.replace import with_qcfs
 
@@ -20,6 +21,8 @@ __all__ = [
     "Arrays",
     "Devices",
     "DivergedError",
+    "Hub",
+    "OnDemand",
     "Recipe",
     "Result",
     "TrainQCFS",

@@ -1,9 +1,9 @@
 """QCFS for training: equation (5) at the price of a ReLU, in time and in memory.
 
 `neurons.QCFS` keeps its whole input for the backward pass, where a ReLU keeps nothing that the next layer does not
-keep anyway. `TrainQCFS` keeps four bits a neuron: all that the two gradients ask of z is whether it lies below, inside or
-above the window, and for θ how far it is from the last jump. That distance is kept in fourteenths of a level; θ's
-gradient is a sum over all neurons of a layer, in which the rounding averages out.
+keep anyway. `TrainQCFS` keeps four bits a neuron: all that the two gradients ask of z is whether it lies below,
+inside or above the window, and for θ how far it is from the last jump. That distance is kept in fourteenths of a
+level; θ's gradient is a sum over all neurons of a layer, in which the rounding averages out.
 
     u = z L/θ + 1/2,  k = clip(⌊u⌋, 0, L),  a = k θ/L
     ∂a/∂z = 1 inside                    ∂a/∂θ = k/L − z/θ = (1/2 − (u − k))/L inside, 0 below, 1 above

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,9 +22,35 @@ from parspike.errors import FileError, InputError
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64, UInt8
 
-__all__ = ["Arrays", "decode"]
+__all__ = ["Arrays", "Data", "check_labels", "decode"]
 
 Batch = tuple[Tensor, "Tensor | None"]
+
+
+class Data(Protocol):
+    """What the loop reads: `Arrays`, decoded beforehand, or `OnDemand`."""
+
+    @property
+    def labels(self) -> Int64[Tensor, "N"]:
+        """The class of each image."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Tells these data from others."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def take(self, rows: Tensor, seed: int) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
+        """These rows for training, in [0, 1]; chance comes from the seed alone."""
+        ...
+
+    def batches(self, size: int) -> Iterator[tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]]:
+        """All in order, for scoring."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,23 +77,24 @@ class Arrays:
         digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
         return cls(images, labels, digest)
 
-    def check_labels(self, classes: int) -> None:
-        """Refuse what a classifier of so many classes cannot learn from."""
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= classes:
-            raise InputError(f"the labels run from {low} to {high}, but the recipe has classes = {classes} (0 … n−1)")
-        if low == high:
-            raise InputError(f"all {len(self)} images are of one class ({low}): there is nothing to learn")
-
     def batches(self, size: int) -> Iterator[tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]]:
         """In order, as floats in [0, 1]."""
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
             yield self.images[rows].float().div_(255), self.labels[rows]
 
-    def take(self, rows: Tensor) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
-        """These rows, as floats in [0, 1]."""
+    def take(self, rows: Tensor, seed: int = 0) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
+        """These rows, as floats in [0, 1]; nothing here depends on the seed."""
         return self.images[rows].float().div_(255), self.labels[rows]
+
+
+def check_labels(labels: Int64[Tensor, "N"], classes: int) -> None:
+    """Refuse what a classifier of so many classes cannot learn from."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise InputError(f"the labels run from {low} to {high}, but the recipe has classes = {classes} (0 … n−1)")
+    if low == high:
+        raise InputError(f"all {len(labels)} images are of one class ({low}): there is nothing to learn")
 
 
 def decode(

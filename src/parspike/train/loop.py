@@ -14,8 +14,9 @@ import math
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from torch import Tensor, nn
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError
 from parspike.neurons import QCFS
 from parspike.train.augment import Augmentation
-from parspike.train.data import Arrays
+from parspike.train.data import Data, check_labels
+from parspike.train.ondemand import OnDemand
 from parspike.train.recipe import Recipe
 
 __all__ = ["Devices", "DivergedError", "Result", "fit"]
@@ -62,8 +64,8 @@ class Result:
 def fit(
     recipe: Recipe,
     network: nn.Module,
-    train: Arrays,
-    test: Arrays,
+    train: Data,
+    test: Data,
     folder: str | Path,
     *,
     devices: Devices | None = None,
@@ -82,8 +84,8 @@ def fit(
     """
     folder = Path(folder)
     fabric = _fabric(recipe, devices or Devices())
-    train.check_labels(recipe.data.classes)
-    test.check_labels(recipe.data.classes)
+    for data in (train, test):
+        check_labels(data.labels, recipe.data.classes)
     run = _Run(recipe, network, train, test, folder, fabric, save_every, tensorboard, compile, progress)
     return run.go(resume)
 
@@ -105,7 +107,7 @@ def _fabric(recipe: Recipe, devices: Devices) -> Any:
 class _Run:
     """One training: what does not change is set here, what does is `self.state`."""
 
-    def __init__(self, recipe: Recipe, network: nn.Module, train: Arrays, test: Arrays, folder: Path, fabric: Any,
+    def __init__(self, recipe: Recipe, network: nn.Module, train: Data, test: Data, folder: Path, fabric: Any,
                  save_every: float, tensorboard: bool, compile: bool, progress: Progress) -> None:  # fmt: skip
         self.recipe, self.train, self.test, self.folder = recipe, train, test, folder
         self.fabric, self.save_every, self.progress = fabric, save_every, progress
@@ -128,7 +130,10 @@ class _Run:
         if compile:
             network.compile()
         self.network, self.optimiser = fabric.setup(network, optimiser)
-        self.augment = Augmentation(recipe.augment, recipe.data.mean)
+        # Images that are decoded on demand are cropped there, since they come in all sizes.
+        steps = replace(recipe.augment, resized_crop=0) if isinstance(train, OnDemand) else recipe.augment
+        self.augment = Augmentation(steps, recipe.data.mean)
+        self.reader, self.ahead = ThreadPoolExecutor(1), {}
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": 0.0, "best_epoch": 0, "accuracy": 0.0}
         self.logger = _tensorboard(folder) if tensorboard else None
         self.order: tuple[int, Tensor] = (-1, torch.empty(0))
@@ -183,15 +188,22 @@ class _Run:
         return loss_sum / options.accumulate
 
     def _batch(self, step: int, part: int) -> tuple[Tensor, Tensor]:
+        x, y = (self.ahead.pop((step, part), None) or self._read(step, part)).result()
+        # The next one is read while this one is computed.
+        following = (step, part + 1) if part + 1 < self.recipe.optimiser.accumulate else (step + 1, 0)
+        self.ahead = {following: self._read(*following)}
+        x, y = x.to(self.fabric.device), y.to(self.fabric.device)
+        return self._normalise(self.augment(x)), y
+
+    def _read(self, step: int, part: int) -> Future[tuple[Tensor, Tensor]]:
         epoch, place = divmod(step, self.steps_per_epoch)
         if self.order[0] != epoch:
             generator = torch.Generator().manual_seed(_mix(self.recipe.seed, epoch))
             self.order = (epoch, torch.randperm(len(self.train), generator=generator))
         start = place * self.recipe.optimiser.batch_size
         start += (part * self.fabric.world_size + self.fabric.global_rank) * self.micro
-        x, y = self.train.take(self.order[1][start : start + self.micro])
-        x, y = x.to(self.fabric.device), y.to(self.fabric.device)
-        return self._normalise(self.augment(x)), y
+        rows = self.order[1][start : start + self.micro]
+        return self.reader.submit(self.train.take, rows, _mix(self.recipe.seed, epoch))
 
     def _normalise(self, x: Tensor) -> Tensor:
         mean, std = (
