@@ -2,6 +2,19 @@
 
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.daqcfs import DAQCFS, MaxThreshold
+from parspike.calibrate.layerwise import ClosedForm
 from parspike.calibrate.recipe import RECIPES, Draft, Recipe, recipe_from_json, recipe_to_json
+from parspike.calibrate.reconstruct import Reconstruct
 
-__all__ = ["DAQCFS", "RECIPES", "Batches", "Draft", "MaxThreshold", "Recipe", "recipe_from_json", "recipe_to_json"]
+__all__ = [
+    "DAQCFS",
+    "RECIPES",
+    "Batches",
+    "ClosedForm",
+    "Draft",
+    "MaxThreshold",
+    "Recipe",
+    "Reconstruct",
+    "recipe_from_json",
+    "recipe_to_json",
+]

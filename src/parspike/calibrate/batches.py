@@ -6,35 +6,59 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parspike.errors import CalibrationError
 from parspike.graph import Graph
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "arguments_of", "readable_again"]
 
 DICT_KEYS = ("input", "inputs", "image", "images", "x", "pixel_values")
 
 
-class Batches:
-    """An iterable of the network's inputs by name, from what a user has.
+def readable_again(source: Any, batch_size: int = 64) -> Iterable[Any]:
+    """A calibration source as an iterable of items that can be read several times.
 
-    source: tensors (B, …), (x, y) tuples, dicts with one of the usual keys, or one tensor (N, …) that is cut into
-    batches of `batch_size`. inputs: a function from an item to the model's input, a tuple of inputs or a dict of
-    keyword inputs. The source is read several times; a generator, which can be read once, is kept as a list.
+    One tensor (N, …) is cut into batches of `batch_size`; a generator, which can be read once, is kept as a list.
+    """
+    if isinstance(source, Tensor):
+        return source.split(batch_size)
+    if not isinstance(source, Iterable) or isinstance(source, (str, bytes, Mapping)):
+        raise CalibrationError(f"calibration must be an iterable of batches, got {type(source).__name__}")
+    return list(source) if iter(source) is source else source
+
+
+def arguments_of(
+    item: Any, place: str, inputs: Callable[[Any], Any] | None = None, signature: tuple[int, tuple[str, ...]] = (1, ())
+) -> Any:
+    """The model's input in one item: a tensor, a tuple of inputs, or a dict of keyword inputs."""
+    positional, names = signature
+    if inputs is not None:
+        return inputs(item)
+    if isinstance(item, Mapping):
+        if names and set(names) <= set(item):
+            return {name: item[name] for name in names}
+        key = next((key for key in DICT_KEYS if key in item), None)
+        if key is None:
+            raise CalibrationError(
+                f"{place} is a dict with the keys {list(item)}: none is one of {', '.join(DICT_KEYS)}; pass inputs="
+            )
+        return item[key]
+    if isinstance(item, (tuple, list)):
+        return tuple(item[: max(1, positional)])
+    return item
+
+
+class Batches:
+    """An iterable of the network's inputs by name, each batch checked.
+
+    source: what `readable_again` gives. inputs: a function from an item to the model's input, a tuple of inputs or
+    a dict of keyword inputs; by default an item is a tensor (B, …), an (x, y) tuple or a dict with a usual key.
     """
 
-    def __init__(
-        self, source: Any, graph: Graph, *, inputs: Callable[[Any], Any] | None = None, batch_size: int = 64
-    ) -> None:
-        self.graph, self.inputs = graph, inputs
-        if isinstance(source, Tensor):
-            source = source.split(batch_size)
-        elif not isinstance(source, Iterable):
-            raise CalibrationError(f"calibration must be an iterable of batches, got {type(source).__name__}")
-        elif iter(source) is source:
-            source = list(source)
-        self.source: Iterable[Any] = source
+    def __init__(self, source: Iterable[Any], graph: Graph, *, inputs: Callable[[Any], Any] | None = None) -> None:
+        self.source, self.graph, self.inputs = source, graph, inputs
         self.count = 0  # samples, known after the first pass
         self.hash = ""  # of the inputs, known after the first pass
 
@@ -46,20 +70,21 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         count, digest = 0, hashlib.sha256()
         for number, item in enumerate(self.source):
-            env = self._item(item, number)
+            env = self._inputs(item, f"calibration batch {number}")
             if not self.hash:
                 for name, x in env.items():
-                    digest.update(name.encode() + x.detach().cpu().contiguous().numpy().tobytes())
+                    digest.update(
+                        name.encode() + x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                    )
             count += next(iter(env.values())).shape[0]
             yield env
         if count == 0:
             raise CalibrationError("the calibration set is empty: give at least one batch of inputs")
         self.count, self.hash = count, self.hash or digest.hexdigest()
 
-    def _item(self, item: Any, number: int) -> dict[str, Tensor]:
-        place = f"calibration batch {number}"
-        args: Any = self._arguments(item, place)
+    def _inputs(self, item: Any, place: str) -> dict[str, Tensor]:
         positional, names = self.graph.signature
+        args: Any = arguments_of(item, place, self.inputs, self.graph.signature)
         if isinstance(args, Mapping):
             args, kwargs = (), {name: args[name] for name in names if name in args}
         else:
@@ -67,20 +92,3 @@ class Batches:
         env = self.graph.bind(args[:positional], kwargs)
         self.graph.check(env, place)
         return env
-
-    def _arguments(self, item: Any, place: str) -> Any:
-        if self.inputs is not None:
-            return self.inputs(item)
-        if isinstance(item, Mapping):
-            names = self.graph.signature[1]
-            if names and set(names) <= set(item):
-                return {name: item[name] for name in names}
-            key = next((key for key in DICT_KEYS if key in item), None)
-            if key is None:
-                raise CalibrationError(
-                    f"{place} is a dict with the keys {list(item)}: none is one of {', '.join(DICT_KEYS)}; pass inputs="
-                )
-            return item[key]
-        if isinstance(item, (tuple, list)):
-            return tuple(item[: max(1, self.graph.signature[0])])
-        return item

@@ -44,8 +44,8 @@ class DAQCFS(Recipe):
     means: Literal["moving", "exact"] = "moving"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise OptionError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if not isinstance(self.momentum, (int, float)) or not 0 <= self.momentum < 1:
+            raise OptionError(f"momentum must be a number in [0, 1), got {self.momentum!r}")
         if isinstance(self.passes, bool) or not isinstance(self.passes, int) or self.passes < 1:
             raise OptionError(f"passes must be an integer of at least 1, got {self.passes!r}")
         if self.means not in ("moving", "exact"):

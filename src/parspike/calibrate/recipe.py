@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from parspike.calibrate.batches import Batches
 from parspike.errors import OptionError
-from parspike.graph import Graph, Quantised
-from parspike.graph.ops import Activation
+from parspike.graph import Graph, Node, Quantised
+from parspike.graph.ops import Activation, call
 from parspike.neurons import Code, Neuron
 
 __all__ = ["RECIPES", "Draft", "Progress", "Recipe", "recipe_from_json", "recipe_to_json"]
@@ -40,6 +41,10 @@ class Draft:
     tensors: dict[str, Tensor]
     neurons: dict[str, Neuron]
     progress: Progress
+
+    def teacher(self, node: Node, args: tuple[Any, ...]) -> Tensor:
+        """What the network's own activation gives."""
+        return call(node.target, args, node.kwargs)
 
     @property
     def lossless(self) -> bool:
@@ -82,6 +87,8 @@ def recipe_from_json(value: str | Mapping[str, Any]) -> Recipe:
             value = json.loads(value)
         except json.JSONDecodeError as error:
             raise OptionError(f"the recipe is not valid JSON: {error}") from error
+    if not isinstance(value, (str, Mapping)):
+        raise OptionError(f"a recipe is an object, its name or its JSON, got {type(value).__name__}")
     options = {"name": value} if isinstance(value, str) else dict(value)
     name = options.pop("name", None)
     if name not in RECIPES:
@@ -89,5 +96,5 @@ def recipe_from_json(value: str | Mapping[str, Any]) -> Recipe:
     try:
         return RECIPES[name](**options)
     except TypeError as error:
-        fields = ", ".join(RECIPES[name].__dataclass_fields__)
+        fields = ", ".join(field.name for field in dataclasses.fields(RECIPES[name]))
         raise OptionError(f"recipe '{name}' has the options {fields or '(none)'}: {error}") from error

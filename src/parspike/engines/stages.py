@@ -19,7 +19,7 @@ from torch import Tensor
 
 from parspike.engines.base import Network, Run, recorded
 from parspike.errors import OptionError
-from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, walk
+from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, nested, walk
 from parspike.graph.ops import TABLE
 
 __all__ = ["Stages", "parallel", "serial"]
@@ -53,8 +53,8 @@ class Stages:
     dead: dict[str, tuple[str, ...]]
 
     @classmethod
-    def of(cls, graph: Graph, spiking: Sequence[str], nested: Collection[str]) -> Stages:
-        """Sort the values of a graph. nested: the spiking nodes whose trains are nested (the sorted code)."""
+    def of(cls, graph: Graph, spiking: Sequence[str], sorted_code: Collection[str]) -> Stages:
+        """Sort the values of a graph. sorted_code: the spiking nodes of that code."""
         fires, inputs = frozenset(spiking), {i.name for i in graph.inputs}
         constant: set[str] = set()  # depends on input sizes alone, so it is made anew at every batch size
         timed: set[str] = set()
@@ -64,7 +64,7 @@ class Stages:
             elif all(ref in constant for ref in node.refs):
                 constant.add(node.name)
             elif any(ref in timed for ref in node.refs) and (
-                node.role is Role.SYNAPSE or (node.role is Role.ORDER and _nested(graph, node, fires, nested))
+                node.role is Role.SYNAPSE or (node.role is Role.ORDER and nested(graph, node, sorted_code))
             ):
                 timed.add(node.name)
         cut = _shared(graph, fires, timed)
@@ -114,21 +114,6 @@ def _dead(
     return {name: tuple(values) for name, values in dead.items()}
 
 
-def _nested(graph: Graph, node: Node, fires: frozenset[str], nested: Collection[str]) -> bool:
-    """Whether the trains that a maximum compares are nested: of neurons that share thresholds and a scale.
-
-    True where the way back to one neuron layer passes only operators that act on every pixel of a channel alike.
-    """
-    name = node.refs[0]
-    while name not in fires:
-        before = graph.by_name.get(name)
-        same = ("parspike.scale_shift", *[t for t, row in TABLE.items() if row.role is Role.ORDER])
-        if before is None or before.target not in same:
-            return False
-        name = before.refs[0]
-    return name in nested
-
-
 def _shared(graph: Graph, fires: frozenset[str], timed: set[str]) -> set[str]:
     """Currents behind a weighted synapse that more than one node reads."""
     heavy: set[str] = set()
@@ -160,7 +145,7 @@ def serial(net: Network, env: dict[str, Any], stages: Stages, *, record: bool = 
 
 
 def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, engine: str, record: bool) -> Run:
-    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise OptionError(f"chunk must be a number of time-steps of at least 1, got {chunk!r}")
     graph, neurons, tensors = net.graph, net.neurons(), net.tensors()
     sizes = graph.sizes(env)

@@ -32,10 +32,17 @@ IDENTITIES = ("aten.clone.default", "aten.contiguous.default", "aten.alias.defau
               "aten.lift_fresh_copy.default", "aten.dropout.default", "aten.feature_dropout.default",
               "aten._assert_tensor_metadata.default")  # fmt: skip
 
+REDUCTIONS = ("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default", "aten.amin.default")
 BLANKS = {f"aten.{form}.default": kind for kind, forms in {
     "zeros": ("zeros_like", "new_zeros", "empty_like", "new_empty"), "ones": ("ones_like", "new_ones"),
     "full": ("full_like", "new_full"),
 }.items() for form in forms}  # fmt: skip
+
+# Operators that also give the places of their maxima: what they are called where those are used.
+WITH_PLACES = {
+    "aten.max.dim": "aten.max.dim", "aten.min.dim": "aten.min.dim",
+    **{f"aten.adaptive_max_pool{d}d.default": f"aten.adaptive_max_pool{d}d.places" for d in "123"},
+}  # fmt: skip
 
 
 def trace(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor] | None = None) -> Graph:
@@ -47,6 +54,10 @@ def trace(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]
     """
     kwargs = dict(kwargs or {})
     check_model(model)
+    weights = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    for x in (*args, *kwargs.values()):
+        if isinstance(x, Tensor) and x.is_floating_point() and len(weights) == 1 and x.dtype not in weights:
+            raise InputError(f"the example input is {x.dtype}, the network's weights are {weights.pop()}: convert one")
     args, kwargs = two_samples(args), dict(zip(kwargs, two_samples(list(kwargs.values())), strict=True))
     exported = _export(model, args, kwargs)
     graph = _Reader(model, exported, len(args), tuple(kwargs)).graph()
@@ -249,7 +260,7 @@ class _Reader:
         self.by_name: dict[str, Node] = {}
         self.inputs: list[Input] = []
         self.varying: set[str] = set()
-        self.norms: set[str] = set()
+        self.firsts: set[str] = set()
         self.used_layers: dict[str, int] = {}
         self.paths = {name for name, _ in model.named_modules()}
 
@@ -346,9 +357,11 @@ class _Reader:
             return
         if meta is None and not fx.users:
             return
+        if target in WITH_PLACES:
+            target, args = self._largest(fx, target, args)
         if target in BLANKS:  # takes only the type and the sizes of its first argument, not its values
             target, args, kwargs = self._blank(target, args, meta)
-        if target == "getitem" and self._is_norm(args[0]):  # of its three outputs only the first is used
+        if target == "getitem" and self._is_first(args[0]):  # of its outputs only the first is used
             self.value[fx.name] = args[0]
             return
         if target == "getitem" and isinstance(args[0], list):  # folded
@@ -356,7 +369,7 @@ class _Reader:
             return
         if target in BATCH_NORMS:
             target, args, kwargs = "parspike.scale_shift", (args[0], *self._batch_norm(fx.name, args)), {}
-            self.norms.add(fx.name)
+            self.firsts.add(fx.name)
         refs = [leaf.name for leaf in leaves((args, kwargs)) if isinstance(leaf, Ref)]
         sized = any(isinstance(leaf, Size) for leaf in leaves((args, kwargs)))
         random = torch.Tag.nondeterministic_seeded in getattr(fx.target, "tags", ())
@@ -385,14 +398,24 @@ class _Reader:
         self.by_name[node.name] = node
         self.value[fx.name] = Ref(fx.name)
 
+    def _largest(self, fx: Any, target: str, args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+        """A maximum as an operator with one output, where nobody asks for the places."""
+        asked = {user.args[1] for user in fx.users if _target(user.target) == "getitem"}
+        if asked != {0}:
+            return WITH_PLACES[target], args
+        self.firsts.add(fx.name)
+        if target in ("aten.max.dim", "aten.min.dim"):
+            return f"aten.a{target[5:8]}.default", (args[0], [args[1]], *args[2:])
+        return target, args
+
     def _blank(self, target: str, args: tuple[Any, ...], meta: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         shape = [self._size(dim) for dim in meta.shape]
         kind = BLANKS[target]
         value = (args[2 if "new" in target else 1],) if kind == "full" else ()
         return f"aten.{kind}.default", (shape, *value), {"dtype": meta.dtype, "device": Device()}
 
-    def _is_norm(self, value: Any) -> bool:
-        return isinstance(value, Ref) and value.name in self.norms
+    def _is_first(self, value: Any) -> bool:
+        return isinstance(value, Ref) and value.name in self.firsts
 
     def _batch_norm(self, name: str, args: Any) -> tuple[Param, Param]:
         # In evaluation a batch norm is (x − mean)·weight/√(var + eps) + bias, computed once in float64.
@@ -449,6 +472,10 @@ class _Reader:
             one, two = (d % dims for d in node.args[1:3])
             return {one: two, two: one}.get(before.channel_dim, before.channel_dim)
         dim = before.channel_dim
+        if node.target in REDUCTIONS and len(node.args) > 1 and node.args[1] is not None:
+            gone = [d % len(before.shape) for d in node.args[1]]
+            keep = len(node.args) > 2 and node.args[2]
+            return min(dim if keep else dim - sum(d < dim for d in gone), max(dims - 1, 0))
         if dims > dim and len(before.shape) > dim and before.shape[dim] == node.shape[dim]:
             return dim
         last = dims == 2 or dim == len(before.shape) - 1

@@ -1,0 +1,25 @@
+"""Tensors of a layer seen channel by channel."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from parspike.graph import Node
+
+__all__ = ["by_channel", "channel_mean", "node_shape"]
+
+
+def by_channel(x: Tensor, node: Node) -> Tensor:
+    """(B, …) → (C, everything else)."""
+    return x.movedim(node.channel_dim, 0).flatten(1)
+
+
+def channel_mean(x: Tensor, node: Node) -> Tensor:
+    """Mean over batch and space: (C,)."""
+    return by_channel(x, node).mean(1)
+
+
+def node_shape(vector: Tensor, node: Node, like: Tensor | None = None) -> Tensor:
+    """A vector (C,) in the shape that broadcasts against one sample of the node's output."""
+    shaped = node.per_channel(vector).squeeze(0)
+    return shaped if like is None else shaped.to(like.dtype).reshape(like.shape)

@@ -1,0 +1,74 @@
+"""Layer after layer: re-fit the synapse on the spikes it will get, then choose the neuron for what it will see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from parspike.calibrate.batches import Batches
+from parspike.calibrate.daqcfs import initial_neurons
+from parspike.calibrate.lockstep import Lockstep
+from parspike.calibrate.recipe import Draft, Recipe
+from parspike.calibrate.refit import Refit, features, refittable
+from parspike.calibrate.thresholds import Samples, fit_neuron
+from parspike.errors import CalibrationError, OptionError
+from parspike.graph import Role
+from parspike.neurons import ParallelNeuron
+
+__all__ = ["ClosedForm"]
+
+
+@dataclass(frozen=True)
+class ClosedForm(Recipe):
+    """MSE-optimal thresholds, shifts and amplitudes, and synapses re-fitted in closed form.
+
+    refit: re-fit the synapses. shift: search the shift δ too. granularity: one threshold a "channel" or a
+    "layer". ridge: λ as a fraction of the mean of the Gram matrix' diagonal (None: chosen on held-out images).
+    held_out: share of the batches that λ is chosen on.
+    """
+
+    name: ClassVar[str] = "closed-form"
+    refit: bool = True
+    shift: bool = True
+    granularity: Literal["channel", "layer"] = "channel"
+    ridge: float | None = None
+    held_out: float = 0.2
+
+    def fit(self, draft: Draft, batches: Batches | None) -> None:
+        initial_neurons(draft, batches)
+        if batches is None:
+            if draft.lossless:
+                return
+            raise CalibrationError("this recipe needs calibration data: pass calibration=")
+        lockstep = Lockstep(draft, batches)
+        graph = draft.graph
+        spiked = False
+        for position, node in enumerate(graph.nodes):
+            draft.progress(node.layer, position, len(graph.nodes))
+            if self.refit and spiked and node.role is Role.SYNAPSE and refittable(graph, node):
+                self._refit(draft, lockstep, node, batches)
+            neuron = draft.neurons.get(node.name)
+            if isinstance(neuron, ParallelNeuron):
+                samples = Samples(node, per_batch=max(64, 4096 // max(1, batches.length)))
+                for teacher, student in lockstep.visit(node):
+                    source = node.refs[0]
+                    samples.add(draft.teacher(node, teacher.arguments(node)[0]), student.env[source])
+                fit_neuron(neuron, samples, shift=self.shift, layer=self.granularity == "layer")
+                spiked = True
+
+    def _refit(self, draft: Draft, lockstep: Lockstep, node: object, batches: Batches) -> None:
+        path = node.args[1].path
+        weight = draft.tensors[path]
+        rows = max(256, 24 * features(node, weight) // max(1, batches.length), 40_000 // max(1, batches.length))
+        refit = Refit(draft.graph, node, weight, rows)
+        every = max(2, round(1 / self.held_out))
+        for number, (teacher, student) in enumerate(lockstep.visit(node)):
+            refit.add(teacher, student, number=number, held_out=number % every == every - 1)
+        bias = node.args[2] if len(node.args) > 2 else None
+        new, shift, _ = refit.solve(weight, None if bias is None else draft.tensors[bias.path], self.ridge)
+        draft.tensors[path] = new
+        if bias is not None:
+            draft.tensors[bias.path] = shift
+
+
+_ = OptionError

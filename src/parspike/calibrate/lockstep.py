@@ -1,0 +1,82 @@
+"""Teacher and student side by side, layer after layer over the whole calibration set.
+
+A recipe that fits one layer after the other needs, at each layer, the values of all calibration images in the
+network as it is (teacher) and in the network of spikes made so far (student). `Lockstep.visit(node)` brings both
+to that node, batch by batch. What later nodes still need is held between visits, so that each node runs once;
+where that would take more than `memory` bytes, every visit starts again from the images instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from parspike.calibrate.batches import Batches
+from parspike.calibrate.recipe import Draft
+from parspike.graph import Node, Schedule, Stream, walk
+
+__all__ = ["Lockstep"]
+
+MEMORY = 6 << 30
+
+
+class Lockstep:
+    """Walks teacher and student through the calibration set together.
+
+    draft: the conversion in the making; its tensors and neurons may be changed between visits, but only at or
+    after the last node visited. memory: bytes that held values may take.
+    """
+
+    def __init__(self, draft: Draft, batches: Batches, *, memory: int = MEMORY) -> None:
+        self.draft, self.batches = draft, batches
+        self.index = {node.name: i for i, node in enumerate(draft.graph.nodes)}
+        self.steps = Schedule.of(draft.graph.nodes, draft.graph.outputs).steps
+        self.position = 0
+        self.held: list[list[Stream]] | None = None
+        self.memory = memory
+        self.hold: bool | None = None
+
+    def visit(self, node: Node) -> Iterator[tuple[Stream, Stream]]:
+        """Teacher's and student's stream of every batch, with all nodes before `node` done."""
+        target = self.index[node.name]
+        if self.hold is None:
+            samples = sum(next(iter(env.values())).shape[0] for env in self.batches)
+            self.hold = samples * 2 * _largest_frontier(self.draft) * 4 <= self.memory
+        schedule = Schedule(self.steps[self.position : target])
+        if self.hold and self.held is None:
+            self.held = [self._pair(env) for env in self.batches]
+        pairs = self.held if self.held is not None else (self._pair(env) for env in self.batches)
+        at = dict.fromkeys(self.draft.neurons, self._fire)
+        for pair in pairs:
+            walk(schedule, pair, at)
+            yield pair[0], pair[1]
+        if self.held is not None:
+            self.position = target
+
+    def _pair(self, env: dict[str, Tensor]) -> list[Stream]:
+        sizes = self.draft.graph.sizes(env)
+        return [Stream(dict(env), self.draft.graph.tensors, sizes), Stream(dict(env), self.draft.tensors, sizes)]
+
+    def _fire(self, node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
+        return [self.draft.teacher(node, teacher), self.draft.neurons[node.name](student[0])]
+
+
+def _largest_frontier(draft: Draft) -> int:
+    """Elements of the values alive at once for one sample, at most."""
+    sizes = {i.name: _elements(i.shape) for i in draft.graph.inputs}
+    alive, largest = dict(sizes), 0
+    for node, dead in Schedule.of(draft.graph.nodes, draft.graph.outputs).steps:
+        alive[node.name] = _elements(node.shape)
+        largest = max(largest, sum(alive.values()))
+        for name in dead:
+            alive.pop(name, None)
+    return largest
+
+
+def _elements(shape: tuple[Any, ...]) -> int:
+    product = 1
+    for dim in shape:
+        product *= dim if isinstance(dim, int) else 1
+    return product

@@ -1,0 +1,244 @@
+"""Gradient steps without labels: the student learns the teacher's activations and outputs.
+
+Weights, biases, thresholds, shifts and amplitudes move; the staircase passes its gradient straight through
+(equation (9)). It starts from the closed form and ends with the best state that held-out calibration images have
+seen, the start among them, so it never ends worse than it began on those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from parspike.calibrate.batches import Batches
+from parspike.calibrate.layerwise import ClosedForm
+from parspike.calibrate.recipe import Draft, Recipe
+from parspike.errors import CalibrationError, OptionError
+from parspike.graph import Node, Schedule, Stream, leaves, walk
+from parspike.neurons import ParallelNeuron, da_qcfs
+
+__all__ = ["Reconstruct"]
+
+
+@dataclass(frozen=True)
+class Reconstruct(Recipe):
+    """Closed form, then `steps` gradient steps on unlabelled calibration images.
+
+    batch_size: images a step. rate: step size as a share of a tensor's root mean square (Adam, cosine to 0).
+    augment: "none", or "flip" and "crop" for images that may be mirrored, or also shifted by up to an eighth.
+    held_out: share of the images that choose the best state. features: weight of the activations' error beside
+    the outputs'. checkpoint: a file to resume from after a break ("" for none).
+    """
+
+    name: ClassVar[str] = "reconstruct"
+    steps: int = 400
+    batch_size: int = 64
+    rate: float = 0.01
+    augment: Literal["none", "flip", "crop"] = "none"
+    held_out: float = 0.1
+    features: float = 1.0
+    checkpoint: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(f"{name} must be an integer of at least 1, got {value!r}")
+        if not 0 < self.held_out < 1 or self.rate <= 0 or self.features < 0:
+            raise OptionError("held_out must lie between 0 and 1, rate above 0, features at or above 0")
+        if self.augment not in ("none", "flip", "crop"):
+            raise OptionError(f"augment must be 'none', 'flip' or 'crop', got {self.augment!r}")
+
+    def fit(self, draft: Draft, batches: Batches | None) -> None:
+        ClosedForm().fit(draft, batches)
+        if batches is None:
+            return
+        images = _Images(batches, self.held_out, self.batch_size)
+        trained = _Trained(draft)
+        with torch.enable_grad():
+            self._train(draft, images, trained)
+
+    def _train(self, draft: Draft, images: _Images, trained: _Trained) -> None:
+        groups = [{"params": [p], "lr": self.rate * _rms(p), "initial": self.rate * _rms(p)} for p in trained.tensors()]
+        optimiser = torch.optim.Adam(groups)
+        run = _Run(draft, self.features)
+        best, best_loss = trained.state(), run.held_out(images)
+        start = 0
+        path = Path(self.checkpoint) if self.checkpoint else None
+        if path is not None and path.is_file():
+            saved = torch.load(path, weights_only=True)
+            trained.restore(saved["now"])
+            optimiser.load_state_dict(saved["optimiser"])
+            best, best_loss, start = saved["best"], saved["best_loss"], saved["step"]
+        every = max(10, self.steps // 10)
+        for step in range(start, self.steps):
+            for group in optimiser.param_groups:
+                warm = min(1.0, (step + 1) / 20)
+                group["lr"] = group["initial"] * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+            # The step's own seed, so that a resumed run draws what the broken one would have drawn.
+            generator = torch.Generator().manual_seed(torch.initial_seed() % 2**31 + step)
+            loss = run.loss(images.draw(generator, self.augment))
+            if not math.isfinite(loss.item()):
+                break
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            trained.keep_positive()
+            draft.progress("reconstruction", step + 1, self.steps)
+            if (step + 1) % every == 0 or step + 1 == self.steps:
+                now = run.held_out(images)
+                if now < best_loss:
+                    best, best_loss = trained.state(), now
+                if path is not None:
+                    content = {"now": trained.state(), "best": best, "best_loss": best_loss, "step": step + 1}
+                    torch.save({**content, "optimiser": optimiser.state_dict()}, path)
+        trained.restore(best)
+        trained.freeze()
+
+
+class _Images:
+    """The calibration images, the held-out ones apart."""
+
+    def __init__(self, batches: Batches, held_out: float, batch_size: int) -> None:
+        parts = list(batches)
+        self.data = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self.count = len(next(iter(self.data.values())))
+        if self.count < 4:
+            raise CalibrationError(f"{self.count} calibration images are too few to hold some out: give at least 4")
+        every = max(2, round(1 / held_out))
+        index = torch.arange(self.count)
+        self.out, self.kept = index[index % every == every - 1], index[index % every != every - 1]
+        self.batch_size = batch_size
+
+    def draw(self, generator: torch.Generator, augment: str) -> dict[str, Tensor]:
+        rows = self.kept[torch.randint(len(self.kept), (min(self.batch_size, len(self.kept)),), generator=generator)]
+        return {name: _augmented(x[rows], generator, augment) for name, x in self.data.items()}
+
+    def held_out(self) -> Iterator[dict[str, Tensor]]:
+        for rows in self.out.split(self.batch_size):
+            yield {name: x[rows] for name, x in self.data.items()}
+
+
+def _augmented(x: Tensor, generator: torch.Generator, how: str) -> Tensor:
+    if how == "none" or x.dim() != 4:
+        return x
+    mirrored = torch.rand(len(x), generator=generator) < 0.5
+    x = torch.where(mirrored.view(-1, 1, 1, 1).to(x.device), x.flip(-1), x)
+    if how == "flip":
+        return x
+    most = max(1, x.shape[-1] // 8)
+    padded = F.pad(x, [most] * 4, mode="reflect")
+    shifts = torch.randint(2 * most + 1, (len(x), 2), generator=generator).tolist()
+    height, width = x.shape[-2:]
+    return torch.stack([p[:, i : i + height, j : j + width] for p, (i, j) in zip(padded, shifts, strict=True)])
+
+
+class _Trained:
+    """What moves: the student's floating tensors that nodes read as weights, and the neurons' parameters."""
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        weights = [path for node in draft.graph.nodes for path in node.params if not path.startswith("constants.")]
+        self.paths = [path for path in dict.fromkeys(weights) if draft.tensors[path].is_floating_point()]
+        for path in self.paths:
+            draft.tensors[path] = draft.tensors[path].clone().requires_grad_()
+        self.neurons = {n: c for n, c in draft.neurons.items() if isinstance(c, ParallelNeuron)}
+        for neuron in self.neurons.values():
+            neuron.requires_grad_(True)
+
+    def tensors(self) -> list[Tensor]:
+        own = [parameter for neuron in self.neurons.values() for parameter in neuron.parameters()]
+        return [self.draft.tensors[path] for path in self.paths] + own
+
+    def state(self) -> list[Tensor]:
+        return [tensor.detach().clone() for tensor in self.tensors()]
+
+    @torch.no_grad()
+    def restore(self, state: list[Tensor]) -> None:
+        for tensor, value in zip(self.tensors(), state, strict=True):
+            tensor.copy_(value)
+
+    @torch.no_grad()
+    def keep_positive(self) -> None:
+        for neuron in self.neurons.values():
+            neuron.v_threshold.clamp_(min=1e-6)
+
+    def freeze(self) -> None:
+        for path in self.paths:
+            self.draft.tensors[path] = self.draft.tensors[path].detach()
+        for neuron in self.neurons.values():
+            neuron.requires_grad_(False)
+
+
+class _Run:
+    """Teacher and student on one batch, and how far apart they are."""
+
+    def __init__(self, draft: Draft, features: float) -> None:
+        self.draft, self.features = draft, features
+        self.schedule = Schedule.of(draft.graph.nodes, draft.graph.outputs)
+
+    def loss(self, env: Mapping[str, Tensor]) -> Tensor:
+        errors: list[Tensor] = []
+
+        def fire(node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
+            a, neuron = draft.teacher(node, teacher), draft.neurons[node.name]
+            if not isinstance(neuron, ParallelNeuron):
+                return [a, neuron(student[0])]
+            z = student[0] - neuron.offset if neuron.offset else student[0]
+            phi = neuron.v_post - neuron.v_threshold
+            b = da_qcfs(z, neuron.v_threshold, neuron.shift, phi, neuron.levels) + neuron.offset
+            errors.append(_relative(b, a))
+            return [a, b]
+
+        draft = self.draft
+        teacher, student = self._walk(env, fire)
+        outputs = [_apart(s, t) for s, t in zip(student, teacher, strict=True)]
+        return sum(outputs, torch.zeros(())) + self.features * torch.stack(errors).mean()
+
+    def held_out(self, images: _Images) -> float:
+        """Distance of the outputs on the held-out images, with the neurons as they will run."""
+
+        def fire(node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
+            return [self.draft.teacher(node, teacher), self.draft.neurons[node.name](student[0])]
+
+        total = 0.0
+        with torch.no_grad():
+            for env in images.held_out():
+                teacher, student = self._walk(env, fire)
+                total += sum(float(_apart(s, t)) for s, t in zip(student, teacher, strict=True)) * len(student[0])
+        return total / len(images.out)
+
+    def _walk(self, env: Mapping[str, Tensor], fire: Any) -> tuple[list[Tensor], list[Tensor]]:
+        graph, sizes = self.draft.graph, self.draft.graph.sizes(env)
+        pair = [Stream(dict(env), graph.tensors, sizes), Stream(dict(env), self.draft.tensors, sizes)]
+        walk(self.schedule, pair, dict.fromkeys(self.draft.neurons, fire))
+        teacher, student = ([leaf for leaf in leaves(graph.collect(s.env)) if _floating(leaf)] for s in pair)
+        return teacher, student
+
+
+def _relative(x: Tensor, target: Tensor) -> Tensor:
+    return (x - target).square().mean() / target.square().mean().clamp(min=1e-12)
+
+
+def _apart(student: Tensor, teacher: Tensor) -> Tensor:
+    """Relative squared error of an output and, for logits (B, K), the divergence of their softmax."""
+    error = _relative(student, teacher)
+    if teacher.dim() == 2 and teacher.shape[1] > 1:
+        log_p, log_q = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
+        error = error + F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    return error
+
+
+def _floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _rms(tensor: Tensor) -> float:
+    return max(float(tensor.detach().square().mean().sqrt()), 1e-3)
