@@ -192,7 +192,7 @@ def test_wrong_options():
         with_qcfs(nn.ReLU(), v_threshold="max", example=-torch.rand(2, 4))
 
 
-@pytest.mark.parametrize("name", ["resnet18-cifar", "vgg11-small-cifar"])
+@pytest.mark.parametrize("name", ["resnet18-cifar", "vgg-small-cifar"])
 def test_networks_of_the_paper_convert_without_loss(name, images):
     x = F.interpolate(images[:2], size=32)
     assert same_counts(with_qcfs(build(name, 10), 4, v_threshold="max", example=x).eval(), x, 4)

@@ -19,12 +19,20 @@ from parspike.errors import OptionError
 __all__ = ["NETWORKS", "VGG", "ResNet", "build"]
 
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
+VGG_SMALL = (32, 32, "pool", 64, 64, "pool", 96, 96, "pool", 128, 128, "pool")
 
 
 class VGG(nn.Module):
     """3×3 convolutions with batch norm between poolings, three linear layers. size: height and width of the input."""
 
-    def __init__(self, classes: int, size: int = 32, plan: Sequence[int | str] = VGG16, hidden: int = 4096) -> None:
+    def __init__(
+        self,
+        classes: int,
+        size: int = 32,
+        plan: Sequence[int | str] = VGG16,
+        hidden: int = 4096,
+        dropout: float = 0.5,
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -37,8 +45,8 @@ class VGG(nn.Module):
                 channels = entry
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
-            nn.Linear(channels * size * size, hidden), nn.ReLU(), nn.Dropout(),
-            nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(),
+            nn.Linear(channels * size * size, hidden), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout),
             nn.Linear(hidden, classes),
         )  # fmt: skip
 
@@ -152,9 +160,7 @@ class DigitsNet(nn.Module):
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "digits": DigitsNet,
     "vgg16-cifar": partial(VGG, size=32),
-    "vgg11-small-cifar": partial(
-        VGG, size=32, plan=(32, "pool", 64, "pool", 128, 128, "pool", 256, 256, "pool"), hidden=256
-    ),
+    "vgg-small-cifar": partial(VGG, size=32, plan=VGG_SMALL, hidden=128, dropout=0.1),
     "resnet18-cifar": partial(ResNet, blocks=(2, 2, 2, 2)),
     "resnet20-cifar": partial(ResNet, blocks=(3, 3, 3), width=16, shortcut="pad", classifier="linear"),
     "vgg16-imagenet": partial(VGG, size=224),
