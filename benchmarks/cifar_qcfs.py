@@ -20,24 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import parspike
 from parspike.cli.data import Preprocessing, open_images
 from parspike.neurons import QCFS
-from parspike.train import Arrays, Recipe, decode, make_network
+from parspike.train import Arrays, Recipe, decode, load_trained
 
 RECIPES = ('{"name": "daqcfs", "passes": 5}', '{"name": "daqcfs", "means": "exact"}')
 
 
 def load(folder: Path) -> tuple[nn.Module, Recipe, dict[str, Any]]:
     about = json.loads((folder / "weights.json").read_text())
-    recipe = Recipe.from_json(about["recipe"])
-    # The thresholds come from the file: no data are needed to start them.
-    model = make_network(recipe.replace({"activation.v_threshold": 8.0}))
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
-    return model.eval(), recipe, about
+    return load_trained(folder), Recipe.from_json(about["recipe"]), about
 
 
 def images(data: str, split: str, cache: Path) -> Arrays:

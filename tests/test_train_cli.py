@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from parspike.cli import app
+from parspike.errors import FileError, InputError
+from parspike.train import load_trained
 from parspike.train.networks import build
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'parspike[train]'")
@@ -63,6 +65,26 @@ def test_digits(tmp_path):
     text = run("train", "digits", *SHORT, "-o", tmp_path / "run", "--resume")
     assert f"{100 * said['accuracy']:.2f} % of 360 test images" in text
     assert "--resume" in error("train", "digits", *SHORT, "-o", tmp_path / "run")
+
+
+def test_what_was_trained_converts_from_the_command_line(tmp_path):
+    trained = answer("train", "digits", *SHORT, "-o", tmp_path / "run")
+    spec, spiking = f"{tmp_path}/run/network.py:network", tmp_path / "net.parspike"
+    answer("convert", spec, "--shape", "1,8,8", "-T", 4, "-o", spiking)
+    scored = answer("eval", spiking, "--data", "digits", "--against", spec)
+    assert scored["accuracy"] == scored["network_accuracy"] == pytest.approx(trained["accuracy"])
+    assert scored["agreement"] == 1.0
+
+
+def test_weights_that_do_not_fit_their_recipe(tmp_path):
+    trained = answer("train", "digits", *SHORT, "-o", tmp_path / "run")
+    about = Path(trained["weights"]).with_suffix(".json")
+    about.write_text(about.read_text().replace('"classes": 10', '"classes": 12'))
+    with pytest.raises(InputError, match=r"these differ: fc\.bias, fc\.weight"):
+        load_trained(tmp_path / "run")
+    about.unlink()
+    with pytest.raises(FileError, match=r"needs its \.json"):
+        load_trained(tmp_path / "run")
 
 
 def test_a_run_killed_by_the_system_goes_on_to_the_same_weights(tmp_path):

@@ -3,6 +3,7 @@
     with_qcfs    any network → the same with trainable QCFS activations
     load_recipe  a readable file → Recipe
     fit          Recipe, network, data → weights, on one device or many (extra: train)
+    load_trained weights → network, ready for `parspike.convert`
 
 `docs/training.md` shows it from the command line.
 """
@@ -11,7 +12,7 @@ from parspike.train.activation import TrainQCFS
 from parspike.train.data import Arrays, decode
 from parspike.train.direct import LIF, with_lif
 from parspike.train.loop import Devices, DivergedError, Result, fit
-from parspike.train.make import make_network
+from parspike.train.make import load_trained, make_network
 from parspike.train.ondemand import Hub, OnDemand
 from parspike.train.recipe import Recipe, load_recipe, recipe_names
 from parspike.train.replace import with_qcfs
@@ -29,6 +30,7 @@ __all__ = [
     "decode",
     "fit",
     "load_recipe",
+    "load_trained",
     "make_network",
     "recipe_names",
     "with_lif",

@@ -28,12 +28,25 @@ from parspike.errors import FileError, InputError, MissingExtraError, OptionErro
 from parspike.neurons import QCFS
 from parspike.train.augment import Augmentation
 from parspike.train.data import Data, check_labels
+from parspike.train.networks import NETWORKS
 from parspike.train.ondemand import OnDemand
 from parspike.train.recipe import Recipe
 
 __all__ = ["Devices", "DivergedError", "Result", "fit"]
 
 Progress = Callable[[str, int, int], None]
+
+
+FACTORY = '''"""`network.py:network` is the SPEC of the network trained here."""
+
+from pathlib import Path
+
+from parspike.train import load_trained
+
+
+def network():
+    return load_trained(Path(__file__).parent)
+'''
 
 
 class DivergedError(ParspikeError):
@@ -75,7 +88,7 @@ def fit(
     compile: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Result:
-    """Train `network` (as `build_network` made it) and write weights.safetensors and log.csv into `folder`.
+    """Train `network` (as `build_network` made it) and write its weights, log.csv and network.py into `folder`.
 
     resume: go on from folder/last.ckpt if there is one. save_every: seconds between checkpoints; one is also written
     at the end of every epoch. tensorboard: also log for TensorBoard. compile: the whole network by torch.compile.
@@ -300,6 +313,8 @@ class _Run:
             # From the file, where the weights lie whole also if the devices hold a part each.
             saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
             save_weights(weights, saved["network"], self.recipe, self.state, self.train.digest)
+            if self.recipe.network in NETWORKS:
+                (self.folder / "network.py").write_text(FACTORY)
         self.fabric.barrier()
         state = self.state
         return Result(

@@ -1,19 +1,26 @@
-"""Recipe → network."""
+"""Recipe → network, and trained weights → network."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from parspike.errors import FileError, InputError
 from parspike.train.direct import with_lif
 from parspike.train.networks import build
 from parspike.train.recipe import Recipe
 from parspike.train.replace import with_qcfs
 
-__all__ = ["make_network"]
+__all__ = ["load_trained", "make_network"]
 
 
-def make_network(recipe: Recipe, base: nn.Module | None = None, example: Tensor | None = None) -> nn.Module:
+def make_network(recipe: Recipe, base: nn.Module | None = None, example: Any = None) -> nn.Module:
     """The network that a recipe trains: its own by name, or `base`, a ReLU network (perhaps trained already).
 
     example: inputs, normalised; needed for thresholds from data and for networks that call activations as functions.
@@ -31,3 +38,29 @@ def make_network(recipe: Recipe, base: nn.Module | None = None, example: Tensor 
             network, chosen.levels, v_threshold=chosen.v_threshold, per_channel=chosen.per_channel,
             window=chosen.window, pool=chosen.pool, example=example,
         )  # fmt: skip
+
+
+def load_trained(weights: str | Path, base: nn.Module | None = None, example: Tensor | None = None) -> nn.Module:
+    """What `parspike train` made, in evaluation.
+
+    weights: the folder that was trained into, or its weights.safetensors; the .json beside it says how the network
+    is made. base, example: as in `make_network`, where the network was the user's own.
+    """
+    path = Path(weights)
+    path = path / "weights.safetensors" if path.is_dir() else path
+    try:
+        recipe = Recipe.from_json(json.loads(path.with_suffix(".json").read_text("utf-8"))["recipe"])
+        state = load_file(path)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FileError(f"{path}: no weights of `parspike train` ({reason}); it also needs its .json") from error
+    if recipe.activation.per_channel and example is None:
+        raise InputError(f"{path} has thresholds a channel: pass example=, a batch of inputs, to find their shapes")
+    # The file has the thresholds: no data are needed to start them.
+    model = make_network(recipe.replace({"activation.v_threshold": 8.0}), base, example)
+    expected = {name: t.shape for name, t in model.state_dict().items()}
+    unlike = [n for n in expected.keys() | state.keys() if n not in state or expected.get(n) != state[n].shape]
+    if unlike:
+        raise InputError(f"{path} does not fit {recipe.network}; these differ: {', '.join(sorted(unlike))}")
+    model.load_state_dict(state)
+    return model.eval()
