@@ -371,7 +371,7 @@ def test_hugging_face_rows(tmp_path):
     pictures = [Image.fromarray(x[0].numpy()) for x in TRAIN.images[:12]]
     rows = datasets.Dataset.from_dict({"img": pictures, "label": TRAIN.labels[:12].tolist()}, features=features)
     rows.to_parquet(tmp_path / "some.parquet")
-    source = Hub(str(tmp_path / "some.parquet"), "train")
+    source = Hub(f"{tmp_path}/some.parquet@train", "test")
     assert source.labels == TRAIN.labels[:12].tolist()
     data = OnDemand(source, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255)
     x, y = data.take(torch.tensor([3, 1]), 0)

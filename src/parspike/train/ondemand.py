@@ -131,7 +131,7 @@ def _box(height: int, width: int, generator: torch.Generator) -> tuple[int, int,
 
 
 class Hub:
-    """A data set of Hugging Face `datasets`: by its name on the hub, a folder of images, or a .parquet file.
+    """A data set of Hugging Face `datasets`: NAME, NAME:CONFIG or a .parquet file, and @SPLIT where it is another.
 
     Rows lie memory-mapped on the disk and are decoded one at a time. The columns are found by their types: the first
     of images, and the first of class labels (else one called label, labels, fine_label or y).
@@ -142,6 +142,8 @@ class Hub:
             import datasets
         except ImportError as error:
             raise MissingExtraError("datasets", extra="train") from error
+        name, _, other = name.partition("@")
+        split = other or split
         try:
             if name.endswith(".parquet"):
                 rows: Any = datasets.load_dataset("parquet", data_files={split: name}, split=split)
