@@ -79,6 +79,7 @@ def convert(
         "code": code,
         "seed": seed,
         "model": "" if isinstance(model, Plan) else f"{type(model).__module__}.{type(model).__qualname__}",
+        **({"search": draft.notes} if draft.notes else {}),
         "kept": [graph.by_name[name].layer for name in made.kept],
         "calibration": None if batches is None else {"samples": batches.count, "sha256": batches.hash},
         "versions": {"parspike": _version(), "torch": torch.__version__, "python": platform.python_version()},

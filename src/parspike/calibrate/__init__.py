@@ -1,5 +1,6 @@
 """Data → parameters of each neuron. A recipe is a small frozen dataclass; `convert` calls its `fit`."""
 
+from parspike.calibrate.auto import Auto
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.daqcfs import DAQCFS, MaxThreshold
 from parspike.calibrate.layerwise import ClosedForm
@@ -9,6 +10,7 @@ from parspike.calibrate.reconstruct import Reconstruct
 __all__ = [
     "DAQCFS",
     "RECIPES",
+    "Auto",
     "Batches",
     "ClosedForm",
     "Draft",

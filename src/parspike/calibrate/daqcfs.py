@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
+from parspike.calibrate.channels import by_channel, channel_mean, node_shape
+from parspike.calibrate.lockstep import Lockstep, pair_of
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.staircase import add_staircases
 from parspike.errors import CalibrationError, OptionError
@@ -34,8 +36,8 @@ class DAQCFS(Recipe):
     """Algorithm 1 (method.md, Calibration), for QCFS with T ≠ T̃ and for ReLU networks.
 
     momentum: α of the moving averages. passes: times over the calibration set. means: "moving" as the paper's
-    averages over batches, "exact" for their limit, layer after layer, each from the whole set (L times the cost;
-    independent of the order and size of batches).
+    averages over batches, "exact" for their limit, layer after layer, each from the whole set (independent of the
+    order and size of batches).
     """
 
     name: ClassVar[str] = "daqcfs"
@@ -84,25 +86,27 @@ class DAQCFS(Recipe):
         at = dict.fromkeys(draft.neurons, fire)
         for number in range(self.passes):
             for done, env in enumerate(batches, 1):
-                walk(schedule, _pair(draft, env), at)
+                walk(schedule, pair_of(draft, env), at)
                 draft.progress(f"algorithm 1, pass {number + 1} of {self.passes}", done, batches.length)
 
     def _exact(self, draft: Draft, batches: Batches) -> None:
         graph = draft.graph
         names = [node.name for node in graph.neurons if isinstance(draft.neurons.get(node.name), ParallelNeuron)]
+        lockstep = Lockstep(draft, batches, teacher=lambda node, args: clipped(draft, node, args[0], args))
         for position, name in enumerate(names):
-            node = graph.by_name[name]
-            neuron = draft.neurons[name]
+            node, neuron = graph.by_name[name], draft.neurons[name]
+            source = node.refs[0]
             draft.progress(node.layer, position, len(names))
             for _ in range(self.passes):
                 error = _Mean()
-                for z, z_student, _ in _inputs_of(draft, node, batches):
-                    error.add(z - z_student, node)
+                for teacher, student in lockstep.visit(node):
+                    error.add(teacher.env[source] - student.env[source], node)
                 neuron.shift.copy_(node_shape(error.mean, node, neuron.shift))
                 wanted, fired = _Mean(), _Mean()
-                for z, z_student, teacher in _inputs_of(draft, node, batches):
-                    wanted.add(clipped(draft, node, z, teacher) - neuron.offset, node)
-                    fired.add(neuron.count(z_student), node)
+                for teacher, student in lockstep.visit(node):
+                    a = clipped(draft, node, teacher.env[source], teacher.arguments(node)[0])
+                    wanted.add(a - neuron.offset, node)
+                    fired.add(neuron.count(student.env[source]), node)
                 # The fixed point of step 3: φ = mean(a) − mean(k)(θ + φ)/T.
                 rate = fired.mean / neuron.levels
                 theta = neuron.v_threshold.double().expand_as(neuron.v_post).flatten()
@@ -117,7 +121,7 @@ def channel_maxima(draft: Draft, batches: Batches) -> dict[str, Tensor]:
 
     def record(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         a = call(node.target, args, node.kwargs)
-        now = _over_channels(a, node).amax(1)
+        now = by_channel(a, node).amax(1)
         largest[node.name] = torch.maximum(largest[node.name], now) if node.name in largest else now
         return [a]
 
@@ -168,26 +172,11 @@ def _above_zero(theta: Tensor) -> Tensor:
     return torch.where(theta > 0, theta, largest if largest > 0 else torch.ones_like(largest))
 
 
-def node_shape(vector: Tensor, node: Node, like: Tensor | None = None) -> Tensor:
-    """A vector (C,) in the shape that broadcasts against one sample of the node's output."""
-    shaped = node.per_channel(vector).squeeze(0)
-    return shaped if like is None else shaped.to(like.dtype).reshape(like.shape)
-
-
 def _per_channel(neuron: ParallelNeuron, node: Node) -> None:
     """Give δ and φ one entry a channel; θ stays as it is (method.md: QCFS keeps its scalar)."""
     shape = node_shape(torch.zeros(node.channels), node).shape
     neuron.shift.data = neuron.shift.expand(shape).clone()
     neuron.v_post.data = neuron.v_post.expand(shape).clone()
-
-
-def _over_channels(x: Tensor, node: Node) -> Tensor:
-    return node.over_channels(x)
-
-
-def channel_mean(x: Tensor, node: Node) -> Tensor:
-    """Mean over batch and space: (C,)."""
-    return _over_channels(x, node).mean(1)
 
 
 def _blend(parameter: Tensor, target: Tensor, node: Node, alpha: float) -> None:
@@ -205,37 +194,6 @@ def clipped(draft: Draft, node: Node, z: Tensor, args: tuple[Any, ...]) -> Tenso
     return torch.minimum(z.clamp(min=low), neuron.v_threshold + low if low else neuron.v_threshold)
 
 
-def _pair(draft: Draft, env: dict[str, Tensor]) -> list[Stream]:
-    sizes = draft.graph.sizes(env)
-    return [Stream(dict(env), draft.graph.tensors, sizes), Stream(dict(env), draft.tensors, sizes)]
-
-
-def _inputs_of(draft: Draft, node: Node, batches: Batches) -> Any:
-    """z, z', and the teacher's arguments at one neuron layer, batch by batch; layers before it are calibrated."""
-    before = _ancestors(draft, node)
-    source = node.refs[0]
-    schedule = Schedule.of(before, [source])
-
-    def fire(n: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
-        neuron = draft.neurons[n.name]
-        return [clipped(draft, n, teacher[0], teacher), neuron.value(neuron.count(student[0]))]
-
-    for env in batches:
-        pair = _pair(draft, env)
-        walk(schedule, pair, dict.fromkeys(draft.neurons, fire))
-        yield pair[0].env[source], pair[1].env[source], pair[0].arguments(node)[0]
-
-
-def _ancestors(draft: Draft, node: Node) -> list[Node]:
-    needed, todo = set(), list(node.refs)
-    while todo:
-        name = todo.pop()
-        if name not in needed and name in draft.graph.by_name:
-            needed.add(name)
-            todo.extend(draft.graph.by_name[name].refs)
-    return [n for n in draft.graph.nodes if n.name in needed]
-
-
 class _Mean:
     """Mean per channel over all batches, in float64: independent of how the data are cut into batches."""
 
@@ -244,7 +202,7 @@ class _Mean:
         self.number = 0
 
     def add(self, x: Tensor, node: Node) -> None:
-        rows = _over_channels(x, node).double()
+        rows = by_channel(x, node).double()
         self.total = rows.sum(1) if self.total is None else self.total + rows.sum(1)
         self.number += rows.shape[1]
 

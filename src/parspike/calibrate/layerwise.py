@@ -11,7 +11,7 @@ from parspike.calibrate.lockstep import Lockstep
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.refit import Refit, features, refittable
 from parspike.calibrate.thresholds import Samples, fit_neuron
-from parspike.errors import CalibrationError, OptionError
+from parspike.errors import CalibrationError
 from parspike.graph import Role
 from parspike.neurons import ParallelNeuron
 
@@ -69,6 +69,3 @@ class ClosedForm(Recipe):
         draft.tensors[path] = new
         if bias is not None:
             draft.tensors[bias.path] = shift
-
-
-_ = OptionError

@@ -8,7 +8,7 @@ where that would take more than `memory` bytes, every visit starts again from th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,9 @@ from parspike.calibrate.batches import Batches
 from parspike.calibrate.recipe import Draft
 from parspike.graph import Node, Schedule, Stream, walk
 
-__all__ = ["Lockstep"]
+__all__ = ["Lockstep", "pair_of"]
+
+Teacher = Callable[[Node, tuple[Any, ...]], Tensor]
 
 MEMORY = 6 << 30
 
@@ -26,11 +28,12 @@ class Lockstep:
     """Walks teacher and student through the calibration set together.
 
     draft: the conversion in the making; its tensors and neurons may be changed between visits, but only at or
-    after the last node visited. memory: bytes that held values may take.
+    after the last node visited. teacher: what the teacher's activations give, by default what the network's own do.
+    memory: bytes that held values may take.
     """
 
-    def __init__(self, draft: Draft, batches: Batches, *, memory: int = MEMORY) -> None:
-        self.draft, self.batches = draft, batches
+    def __init__(self, draft: Draft, batches: Batches, *, teacher: Teacher | None = None, memory: int = MEMORY) -> None:
+        self.draft, self.batches, self.teacher = draft, batches, teacher or draft.teacher
         self.index = {node.name: i for i, node in enumerate(draft.graph.nodes)}
         self.steps = Schedule.of(draft.graph.nodes, draft.graph.outputs).steps
         self.position = 0
@@ -46,8 +49,8 @@ class Lockstep:
             self.hold = samples * 2 * _largest_frontier(self.draft) * 4 <= self.memory
         schedule = Schedule(self.steps[self.position : target])
         if self.hold and self.held is None:
-            self.held = [self._pair(env) for env in self.batches]
-        pairs = self.held if self.held is not None else (self._pair(env) for env in self.batches)
+            self.held = [pair_of(self.draft, env) for env in self.batches]
+        pairs = self.held if self.held is not None else (pair_of(self.draft, env) for env in self.batches)
         at = dict.fromkeys(self.draft.neurons, self._fire)
         for pair in pairs:
             walk(schedule, pair, at)
@@ -55,12 +58,14 @@ class Lockstep:
         if self.held is not None:
             self.position = target
 
-    def _pair(self, env: dict[str, Tensor]) -> list[Stream]:
-        sizes = self.draft.graph.sizes(env)
-        return [Stream(dict(env), self.draft.graph.tensors, sizes), Stream(dict(env), self.draft.tensors, sizes)]
-
     def _fire(self, node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
-        return [self.draft.teacher(node, teacher), self.draft.neurons[node.name](student[0])]
+        return [self.teacher(node, teacher), self.draft.neurons[node.name](student[0])]
+
+
+def pair_of(draft: Draft, env: dict[str, Tensor]) -> list[Stream]:
+    """The teacher's and the student's stream for one batch of inputs."""
+    sizes = draft.graph.sizes(env)
+    return [Stream(dict(env), draft.graph.tensors, sizes), Stream(dict(env), draft.tensors, sizes)]
 
 
 def _largest_frontier(draft: Draft) -> int:

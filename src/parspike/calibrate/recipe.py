@@ -6,7 +6,7 @@ import dataclasses
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -31,7 +31,7 @@ class Draft:
 
     graph: the network; its tensors are the teacher's and never change. tensors: the student's synapses, at first
     the same; a recipe may replace entries. activations: by the name of every node that shall spike, what it
-    computed. neurons: filled by the recipe, one for each of them.
+    computed. neurons: filled by the recipe, one for each of them. notes: what the recipe wants to be remembered.
     """
 
     graph: Graph
@@ -41,6 +41,7 @@ class Draft:
     tensors: dict[str, Tensor]
     neurons: dict[str, Neuron]
     progress: Progress
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def teacher(self, node: Node, args: tuple[Any, ...]) -> Tensor:
         """What the network's own activation gives."""

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
+from parspike.calibrate.distance import Distance, apart, relative_error
 from parspike.calibrate.layerwise import ClosedForm
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.errors import CalibrationError, OptionError
-from parspike.graph import Node, Schedule, Stream, leaves, walk
+from parspike.graph import Node
 from parspike.neurons import ParallelNeuron, da_qcfs
 
 __all__ = ["Reconstruct"]
@@ -68,8 +69,8 @@ class Reconstruct(Recipe):
     def _train(self, draft: Draft, images: _Images, trained: _Trained) -> None:
         groups = [{"params": [p], "lr": self.rate * _rms(p), "initial": self.rate * _rms(p)} for p in trained.tensors()]
         optimiser = torch.optim.Adam(groups)
-        run = _Run(draft, self.features)
-        best, best_loss = trained.state(), run.held_out(images)
+        distance = _Loss(draft, self.features)
+        best, best_loss = trained.state(), distance.held_out(images)
         start = 0
         path = Path(self.checkpoint) if self.checkpoint else None
         if path is not None and path.is_file():
@@ -84,7 +85,7 @@ class Reconstruct(Recipe):
                 group["lr"] = group["initial"] * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
             # The step's own seed, so that a resumed run draws what the broken one would have drawn.
             generator = torch.Generator().manual_seed(torch.initial_seed() % 2**31 + step)
-            loss = run.loss(images.draw(generator, self.augment))
+            loss = distance(images.draw(generator, self.augment))
             if not math.isfinite(loss.item()):
                 break
             optimiser.zero_grad()
@@ -93,7 +94,7 @@ class Reconstruct(Recipe):
             trained.keep_positive()
             draft.progress("reconstruction", step + 1, self.steps)
             if (step + 1) % every == 0 or step + 1 == self.steps:
-                now = run.held_out(images)
+                now = distance.held_out(images)
                 if now < best_loss:
                     best, best_loss = trained.state(), now
                 if path is not None:
@@ -177,67 +178,32 @@ class _Trained:
             neuron.requires_grad_(False)
 
 
-class _Run:
-    """Teacher and student on one batch, and how far apart they are."""
+class _Loss:
+    """The distance of the outputs and of every activation, with the gradient of (9) through the staircases."""
 
     def __init__(self, draft: Draft, features: float) -> None:
-        self.draft, self.features = draft, features
-        self.schedule = Schedule.of(draft.graph.nodes, draft.graph.outputs)
+        self.draft, self.features, self.distance = draft, features, Distance(draft)
 
-    def loss(self, env: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, env: Mapping[str, Tensor]) -> Tensor:
         errors: list[Tensor] = []
 
         def fire(node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
-            a, neuron = draft.teacher(node, teacher), draft.neurons[node.name]
+            a, neuron = self.draft.teacher(node, teacher), self.draft.neurons[node.name]
             if not isinstance(neuron, ParallelNeuron):
                 return [a, neuron(student[0])]
             z = student[0] - neuron.offset if neuron.offset else student[0]
             phi = neuron.v_post - neuron.v_threshold
             b = da_qcfs(z, neuron.v_threshold, neuron.shift, phi, neuron.levels) + neuron.offset
-            errors.append(_relative(b, a))
+            errors.append(relative_error(b, a))
             return [a, b]
 
-        draft = self.draft
-        teacher, student = self._walk(env, fire)
-        outputs = [_apart(s, t) for s, t in zip(student, teacher, strict=True)]
-        return sum(outputs, torch.zeros(())) + self.features * torch.stack(errors).mean()
+        teacher, student = self.distance.outputs(env, fire)
+        outputs = torch.stack([apart(s, t) for s, t in zip(student, teacher, strict=True)]).sum()
+        return outputs + self.features * torch.stack(errors).mean() if errors else outputs
 
     def held_out(self, images: _Images) -> float:
         """Distance of the outputs on the held-out images, with the neurons as they will run."""
-
-        def fire(node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
-            return [self.draft.teacher(node, teacher), self.draft.neurons[node.name](student[0])]
-
-        total = 0.0
-        with torch.no_grad():
-            for env in images.held_out():
-                teacher, student = self._walk(env, fire)
-                total += sum(float(_apart(s, t)) for s, t in zip(student, teacher, strict=True)) * len(student[0])
-        return total / len(images.out)
-
-    def _walk(self, env: Mapping[str, Tensor], fire: Any) -> tuple[list[Tensor], list[Tensor]]:
-        graph, sizes = self.draft.graph, self.draft.graph.sizes(env)
-        pair = [Stream(dict(env), graph.tensors, sizes), Stream(dict(env), self.draft.tensors, sizes)]
-        walk(self.schedule, pair, dict.fromkeys(self.draft.neurons, fire))
-        teacher, student = ([leaf for leaf in leaves(graph.collect(s.env)) if _floating(leaf)] for s in pair)
-        return teacher, student
-
-
-def _relative(x: Tensor, target: Tensor) -> Tensor:
-    return (x - target).square().mean() / target.square().mean().clamp(min=1e-12)
-
-
-def _apart(student: Tensor, teacher: Tensor) -> Tensor:
-    """Relative squared error of an output and, for logits (B, K), the divergence of their softmax."""
-    error = _relative(student, teacher)
-    if teacher.dim() == 2 and teacher.shape[1] > 1:
-        log_p, log_q = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
-        error = error + F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-    return error
-
-
-def _floating(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return self.distance.to_teacher(images.held_out())[0]
 
 
 def _rms(tensor: Tensor) -> float:

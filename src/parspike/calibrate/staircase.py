@@ -18,7 +18,7 @@ from parspike.calibrate.batches import Batches
 from parspike.calibrate.recipe import Draft
 from parspike.errors import CalibrationError
 from parspike.graph import Curve, Node, Schedule, Stream, walk
-from parspike.graph.ops import call
+from parspike.graph.ops import TABLE, call
 from parspike.neurons import Code, Staircase
 
 __all__ = ["Sample", "add_staircases", "lloyd_max", "staircase"]
@@ -78,7 +78,9 @@ def add_staircases(draft: Draft, batches: Batches | None) -> None:
         sample = samples[node.name]
         if not torch.isfinite(torch.tensor([sample.low, sample.high])).all():
             raise CalibrationError(f"layer '{node.layer}' is given NaN or Inf on the calibration data")
-        draft.neurons[node.name] = staircase(_function(node, graph.tensors), sample.sorted(), draft.T, draft.code)
+        draft.neurons[node.name] = staircase(
+            _function(node, graph.tensors), sample.sorted(), draft.T, draft.code, inverse=TABLE[node.target].inverse
+        )
 
 
 def _function(node: Node, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
@@ -89,10 +91,13 @@ def _function(node: Node, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], T
     return run
 
 
-def staircase(function: Callable[[Tensor], Tensor], z: Tensor, T: int, code: Code = "sorted") -> Staircase:
+def staircase(
+    function: Callable[[Tensor], Tensor], z: Tensor, T: int, code: Code = "sorted",
+    *, inverse: Callable[[Tensor], Tensor] | None = None,
+) -> Staircase:  # fmt: skip
     """Neurons that stand for a non-decreasing elementwise function of currents distributed like z (sorted).
 
-    Outputs are placed optimally where that lowers the mean squared error over evenly spaced ones, and the code
+    inverse: the function's own, if it is known; bisection else. Outputs are placed optimally where that lowers the mean squared error over evenly spaced ones, and the code
     allows it.
     """
     levels = 2**T - 1 if code == "weighted" else T
@@ -104,7 +109,8 @@ def staircase(function: Callable[[Tensor], Tensor], z: Tensor, T: int, code: Cod
         placed = lloyd_max(a, levels)
         if (placed_error := _error(a, placed)) < uniform_error:
             outputs, error = placed, placed_error
-    thresholds = _inverse(function, (outputs[1:] + outputs[:-1]) / 2, z)
+    between = (outputs[1:] + outputs[:-1]) / 2
+    thresholds = _inverse(function, between, z) if inverse is None else inverse(between.to(z.dtype))
     return Staircase(T, thresholds, outputs.to(z.dtype), code=code, error=error, uniform_error=uniform_error)
 
 
