@@ -161,6 +161,12 @@ def test_early_stop(tmp_path):
     assert len(list(csv.DictReader((tmp_path / "log.csv").open()))) == result.epoch
 
 
+def test_a_log_for_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    train(tmp_path, recipe(optimiser__epochs=1), tensorboard=True)
+    assert any(path.name.startswith("events.out") for path in tmp_path.rglob("*"))
+
+
 def test_a_folder_with_a_training_is_not_written_over(tmp_path):
     train(tmp_path, recipe(optimiser__epochs=1))
     with pytest.raises(FileError, match="--resume"):

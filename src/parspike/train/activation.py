@@ -131,7 +131,11 @@ class TrainQCFS(QCFS):
     def forward(self, z: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         if torch.compiler.is_exporting() or not torch.is_grad_enabled():
             return super().forward(z)
-        fused = _can_compile(z.device.type) if self.fused is None else self.fused
+        fused = self.fused
+        if torch.compiler.is_compiling():
+            fused = False  # whoever compiles the network fuses this with the rest
+        elif fused is None:
+            fused = _can_compile(z.device.type)
         # torch leaves Function.apply untyped.
         return _Fused.apply(z, self.v_threshold, self.levels, self.window == "inner", fused)  # pyright: ignore[reportReturnType]
 
