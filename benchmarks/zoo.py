@@ -6,8 +6,10 @@
     python benchmarks/zoo.py --page             write docs/zoo.md from the results that are there
 
 Weights are random (nothing is downloaded), the input is noise, arithmetic is float64. The error is that of the
-output at T = 1024 with thresholds from the test input itself, ‖snn(x) − net(x)‖ / ‖net(x)‖; "engines" is the largest
-difference of `parallel` and `serial` from `count` at T = 3, relative to the largest output.
+output at T = 1024 with thresholds from the test input itself, ‖snn(x) − net(x)‖ / ‖net(x)‖, and where that is above
+1 %, also at T = 16384. "gain" is what the network itself makes of a small relative change of its input: a network of
+random weights may be chaotic (50), and then every error of the first layers is seen 50 times at the output.
+"engines" is the largest relative difference of `parallel` and `serial` from `count` at T = 3.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import resource
 import subprocess
@@ -35,7 +38,8 @@ for _name in ("nms", "qnms"):  # torchvision from PyPI beside the CPU build of t
 
 RESULTS = Path("runs/zoo")
 PAGE = Path("docs/zoo.md")
-FINE, COARSE = 1024, 3
+FINE, FINEST, COARSE = 1024, 16384, 3
+GOOD, ASLEEP = 0.01, 0.02
 SECONDS = 1500
 MEMORY = 14 << 30
 
@@ -251,17 +255,17 @@ for _row in TIMM.split():
 def run(name: str) -> dict[str, Any]:
     """Plan, convert, compare one network."""
     import parspike
-    from parspike.graph.ir import leaves
 
     torch.manual_seed(0)
     model, args, kwargs = ZOO[name]()
     args = tuple(arg.double() for arg in args)
-    model = _awake(model.eval().double(), args, kwargs)
+    model = model.eval().double()
     example: Any = kwargs or args
     result: dict[str, Any] = {
         "name": name, "class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters()),
         "input": [list(t.shape) for t in (*args, *kwargs.values())],
     }  # fmt: skip
+    result["gain"] = round(_awake(model, args, kwargs), 3)
     start = time.perf_counter()
     try:
         plan = parspike.plan(model, example)
@@ -274,13 +278,14 @@ def run(name: str) -> dict[str, Any]:
     except parspike.ParspikeError as error:
         return result | {"refused": f"{type(error).__name__}: {error}"[:2000]}
     with torch.no_grad():
-        wanted = [t for t in leaves(_plain(model(*args, **kwargs))) if isinstance(t, Tensor)]
+        wanted = _tensors(model(*args, **kwargs))
 
         def outputs(snn: Any, engine: str = "count") -> list[Tensor]:
-            return [t for t in leaves(_plain(snn.run(*args, engine=engine, **kwargs).logits)) if isinstance(t, Tensor)]
+            return _tensors(snn.run(*args, engine=engine, **kwargs).logits)
 
-        snn = parspike.convert(plan, [example], T=FINE, recipe="max")
-        result["error"] = _distance(outputs(snn), wanted)
+        result["error"] = _distance(outputs(parspike.convert(plan, [example], T=FINE, recipe="max")), wanted)
+        if result["error"] > GOOD:
+            result["finer"] = _distance(outputs(parspike.convert(plan, [example], T=FINEST, recipe="max")), wanted)
         snn = parspike.convert(plan, [example], T=COARSE, recipe="max")
         count = outputs(snn)
         result["engines"] = max(_distance(outputs(snn, engine), count) for engine in ("parallel", "serial"))
@@ -288,23 +293,37 @@ def run(name: str) -> dict[str, Any]:
     return result
 
 
-def _awake(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> nn.Module:
-    """A network in which every part counts, as in a trained one.
+def _awake(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> float:
+    """See that every part counts, as in a trained network; return the gain.
 
-    Weights that start as nothing (layer scale, the last norm of a block) are drawn anew, and batch norms take the
-    statistics of noise, without which the signal of a random network dies within a few layers.
+    Weights that start as nothing (layer scale, the last norm of a block) are drawn anew. Where the output hardly
+    depends on the input all the same, batch norms take the statistics of noise, which brings the signal through.
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "bias" not in name and weight.dim() and float(weight.abs().max()) < 2e-3:
                 _ = weight.uniform_(0.5, 1) if weight.dim() == 1 else weight.normal_(std=weight[0].numel() ** -0.5)
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if norms and not kwargs:
-            for norm in norms:
-                norm.train()
-                norm.momentum = 1.0
-            model(*[torch.cat([arg, *torch.randn(6, *arg.shape[1:]).to(arg).split(2)]) for arg in args])
-    return model.eval()
+        if kwargs or (gain := _gain(model, args)) > ASLEEP or not norms:
+            return math.nan if kwargs else gain
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0
+        model(*[torch.cat([arg, *torch.randn(6, *arg.shape[1:]).to(arg).split(2)]) for arg in args])
+        model.eval()
+        return _gain(model, args)
+
+
+def _gain(model: nn.Module, args: tuple[Tensor, ...]) -> float:
+    """Relative change of the output by a relative change of the input by 1e-3, over the latter."""
+    noisy = [arg * (1 + 1e-3 * torch.randn(arg.shape).to(arg)) for arg in args]
+    return _distance(_tensors(model(*noisy)), _tensors(model(*args))) / 1e-3
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    from parspike.graph import leaves
+
+    return [t for t in leaves(_plain(output)) if isinstance(t, Tensor)]
 
 
 def _plain(output: Any) -> Any:
@@ -343,30 +362,36 @@ def page(results: list[dict[str, Any]]) -> str:
     import torchvision
 
     converted = [r for r in results if "error" in r]
-    good = [r for r in converted if r["error"] < 0.01]
+    good = [r for r in converted if r["error"] < GOOD]
+    fine = [r for r in converted if r.get("finer", r["error"]) < GOOD]
     lines = [
         "# The zoo: what converts",
         "",
         "Made by `make zoo` (`benchmarks/zoo.py`), which says how: random weights, noise as input, float64, thresholds "
-        f"from the test input itself. *error* is ‖snn(x) − net(x)‖ / ‖net(x)‖ at T = {FINE}; *engines* the largest "
-        f"relative difference of `parallel` and `serial` from `count` at T = {COARSE}. *analog* counts the operators that "
-        "are computed on the time-means; *read-out* those behind the last neuron. "
+        f"from the test input itself. *error* is ‖snn(x) − net(x)‖ / ‖net(x)‖ at T = {FINE}, in brackets at "
+        f"T = {FINEST} where it is above 1 %. *gain* is what the network itself makes of a small relative change of its "
+        "input: random weights may be chaotic, and no error of the first layers is then small at the output. *engines* "
+        f"is the largest relative difference of `parallel` and `serial` from `count` at T = {COARSE}. *analog* counts the "
+        "operators that are computed on the time-means; *read-out* those behind the last neuron. "
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}.",
         "",
-        f"{len(results)} networks: {len(converted)} converted, {len(good)} of them with an error below 1 %.",
+        f"{len(results)} networks: {len(converted)} converted, {len(good)} of them with an error below 1 % at T = {FINE}, "
+        f"{len(fine)} at T = {FINEST}.",
         "",
-        "| network | parameters | neuron layers | analog operators | read-out | error | engines |",
-        "|---|---|---|---|---|---|---|",
+        "| network | parameters | neuron layers | analog operators | read-out | gain | error | engines |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in sorted(results, key=lambda r: r["name"]):
         millions = f"{r['parameters'] / 1e6:.1f} M" if "parameters" in r else ""
         if "error" in r:
-            cells = [str(r["neurons"]), _counted(r["analog"]), _counted(r.get("readout", {})),
-                     f"{100 * r['error']:.2g} %", f"{r['engines']:.0e}"]  # fmt: skip
+            error = f"{100 * r['error']:.2g} %" + (f" ({100 * r['finer']:.2g} %)" if "finer" in r else "")
+            gain = "" if math.isnan(r["gain"]) else f"{r['gain']:.2g}"
+            cells = [str(r["neurons"]), _counted(r["analog"]), _counted(r.get("readout", {})), gain, error,
+                     f"{r['engines']:.0e}"]  # fmt: skip
         else:
             why = r.get("refused") or r.get("failed") or ""
             why = " ".join(line.strip() for line in why.splitlines()).replace("|", "/")
-            cells = ["–", f"{'refused' if 'refused' in r else 'failed'}: {why[:240]}", "", "–", "–"]
+            cells = ["–", f"{'refused' if 'refused' in r else 'failed'}: {why[:240]}", "", "", "–", "–"]
         lines.append("| " + " | ".join([f"{r['name']} ({r.get('class', '?')})", millions, *cells]) + " |")
     return "\n".join(lines) + "\n"
 

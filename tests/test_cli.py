@@ -28,7 +28,7 @@ def net():
     )
 
 def analog():
-    return nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(-1))
+    return nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.ReLU(), nn.Softmax(-1), nn.Linear(8, 3))
 
 def quantised():
     from parspike import QCFS

@@ -13,6 +13,7 @@ from parspike.convert import convert
 from parspike.engines import Run
 from parspike.errors import ParspikeError
 from parspike.file import load
+from parspike.graph import register
 from parspike.neurons import QCFS
 from parspike.plan import Keep, Plan, plan
 from parspike.snn import SNN
@@ -33,4 +34,5 @@ __all__ = [
     "plan",
     "recipe_from_json",
     "recipe_to_json",
+    "register",
 ]

@@ -360,7 +360,9 @@ def _node(item: Any, known: set[str]) -> Node:
     )  # fmt: skip
     _name(name, "a node", known)
     if target not in TABLE:
-        raise FileError(f"node '{name}' uses the operator '{target[:80]}', which is not in the table")
+        own = target.startswith("parspike.")
+        hint = ": register the activation first, with parspike.register" if own else ""
+        raise FileError(f"node '{name}' uses the operator '{target[:80]}', which is not in the table{hint}")
     if role not in list(Role):
         raise FileError(f"node '{name}' has the unknown role '{role[:80]}'")
     shape = _shape(shape, f"the shape of node '{name}'")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,10 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from parspike.errors import OptionError, UnsupportedError
-from parspike.graph import Activation, Graph, Node, Role, rewrite, trace
+from parspike.graph import Activation, Curve, Graph, Node, Role, nested, rewrite, trace
 from parspike.graph.ops import TABLE, remedy
 
-__all__ = ["Keep", "LayerOption", "Plan", "PlanRow", "plan"]
+__all__ = ["READOUT", "Keep", "LayerOption", "Plan", "PlanRow", "plan"]
+
+
+READOUT = "readout"
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,11 @@ LayerOption = Keep
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One line of the plan. role: see `graph.Role`; becomes: what stands there in the SNN; shape: per batch."""
+    """One line of the plan. becomes: what stands there in the SNN; shape: per batch.
+
+    role: see `graph.Role`, or `READOUT`: an analog operator behind the last neuron and synapse, which acts on the
+    network's output as a decision would.
+    """
 
     layer: str
     operator: str
@@ -43,7 +51,7 @@ class Plan:
     """What a conversion will do with every operator of a network.
 
     graph: the rewritten graph. spiking: names of the nodes that become spiking neurons. kept: of those that stay
-    analog by the user's wish. rows: the table.
+    analog by the user's wish. rows: the table. strict: whether analog operators between neurons are refused.
     """
 
     graph: Graph
@@ -97,10 +105,10 @@ class Plan:
             for line in table
         ]
         lines.insert(1, "  ".join("─" * w for w in (*widths, len(head[-1]))))
-        count = {role: sum(row.role == role for row in self.rows) for role in Role}
+        count = Counter(row.role for row in self.rows)
         lines.append(
             f"{len(self.spiking)} spiking, {len(self.kept)} kept analog, {count[Role.ORDER]} max, "
-            f"{count[Role.ANALOG]} analog operators, {len(self.refusals)} refused"
+            f"{count[Role.ANALOG]} analog operators, {count[READOUT]} read-out, {len(self.refusals)} refused"
         )
         lines.extend(f"refused: layer '{row.layer}', {row.operator}: {row.remedy}" for row in self.refusals)
         return "\n".join(lines)
@@ -123,9 +131,44 @@ def plan(
     graph = rewrite(trace(model, args, kwargs))
     options = _options(graph, layers or {})
     kept = tuple(name for name, option in options.items() if isinstance(option, Keep))
-    spiking = tuple(node.name for node in graph.neurons if node.name not in kept)
-    rows = tuple(row for node in graph.nodes if (row := _row(node, node.name in kept)) is not None)
+    last = _readout(graph, kept)
+    spiking = tuple(node.name for node in graph.neurons if node.name not in kept and node.name not in last)
+    place = _Place(graph, frozenset(spiking), frozenset(kept), last, _reached(graph, spiking))
+    rows = tuple(row for node in graph.nodes if (row := _row(node, place)) is not None)
     return Plan(graph, spiking, kept, rows, strict)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a row needs to know beside its node. readout: see `PlanRow`. reached: the values that spikes act on."""
+
+    graph: Graph
+    spiking: frozenset[str]
+    kept: frozenset[str]
+    readout: frozenset[str]
+    reached: frozenset[str]
+
+
+def _readout(graph: Graph, kept: Collection[str]) -> frozenset[str]:
+    """Analog operators and squashing activations behind which neither a neuron nor a weighted synapse comes."""
+    readers = graph.consumers()
+    tail: set[str] = set()
+    for node in reversed(graph.nodes):
+        row = TABLE.get(node.target)
+        if row is None or not all(reader.name in tail for reader in readers[node.name]):
+            continue
+        ends = node.role in (Role.ANALOG, Role.ORDER) or (node.role is Role.SYNAPSE and not row.weighted)
+        if ends or node.name in kept or (node.role is Role.NEURON and row.readout):
+            tail.add(node.name)
+    return frozenset(name for name in tail if graph.by_name[name].role in (Role.ANALOG, Role.NEURON)) - set(kept)
+
+
+def _reached(graph: Graph, spiking: Collection[str]) -> frozenset[str]:
+    reached: set[str] = set()
+    for node in graph.nodes:
+        if node.name in spiking or any(name in reached for name in node.refs):
+            reached.add(node.name)
+    return frozenset(reached)
 
 
 def arguments(example: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -140,7 +183,7 @@ def _options(graph: Graph, layers: Mapping[str, LayerOption]) -> dict[str, Layer
     for pattern, option in layers.items():
         if not isinstance(option, LayerOption):
             raise OptionError(f"layers['{pattern}'] is {option!r}: expected parspike.Keep()")
-        matched = [node for node in graph.neurons if fnmatchcase(node.layer, pattern)]
+        matched = [node for node in graph.neurons if _matches(node.layer, pattern)]
         if not matched:
             names = [node.layer for node in graph.neurons]
             near = difflib.get_close_matches(pattern, names, n=3) or names[:5]
@@ -151,21 +194,45 @@ def _options(graph: Graph, layers: Mapping[str, LayerOption]) -> dict[str, Layer
     return chosen
 
 
-def _row(node: Node, kept: bool) -> PlanRow | None:
+def _matches(layer: str, pattern: str) -> bool:
+    """Whether a pattern means a layer; the two halves "act+" and "act-" of an activation are also meant by "act"."""
+    return fnmatchcase(layer, pattern) or (layer[-1:] in ("+", "-") and fnmatchcase(layer[:-1], pattern))
+
+
+def _row(node: Node, place: _Place) -> PlanRow | None:
     row = TABLE.get(node.target)
-    operator = node.target.removeprefix("aten.").split(".")[0]
+    operator = node.target.removeprefix("aten.").removeprefix("parspike.").split(".")[0]
     shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in node.shape)
-    what = ""
+    role, what = str(node.role), ""
     if node.role is Role.SYNAPSE:
         if row is None or not row.weighted:
             return None
         becomes = "synapse"
+    elif node.name in place.readout:
+        role, becomes = READOUT, "read-out, computed on the mean output"
     elif node.role is Role.NEURON:
-        becomes = "kept analog" if kept else "parallel spiking neuron"
+        becomes = "kept analog" if node.name in place.kept else _neuron(node)
     elif node.role is Role.ORDER:
-        becomes = "max, exact"
+        becomes = _order(node, place)
     elif node.role is Role.ANALOG:
-        becomes, what = f"analog on the time-mean: {node.reason}", remedy(node.target, node.role)
+        where = "on the time-mean" if node.name in place.reached else "once, before any spike"
+        becomes, what = f"analog {where}: {node.reason}", remedy(node.target, node.role)
     else:
         becomes, what = f"refused: {node.reason}", remedy(node.target, node.role)
-    return PlanRow(node.layer, operator, str(node.role), becomes, node.source, shape, what)
+    return PlanRow(node.layer, operator, role, becomes, node.source, shape, what)
+
+
+def _neuron(node: Node) -> str:
+    describe = TABLE[node.target].activation
+    if describe is None or not isinstance(describe(node), Curve):
+        return "parallel spiking neuron"
+    return "parallel spiking neuron, a threshold for every level"
+
+
+def _order(node: Node, place: _Place) -> str:
+    if node.refs[0] in place.reached and nested(place.graph, node, place.spiking):
+        return "max of nested spike trains, exact"
+    readers = place.graph.consumers()[node.name]
+    if len(node.refs) == 1 and readers and all(reader.name in place.spiking for reader in readers):
+        return "max of the current, before the neuron, exact"
+    return "max of the time-means: these trains are not nested"

@@ -97,8 +97,8 @@ def staircase(
 ) -> Staircase:  # fmt: skip
     """Neurons that stand for a non-decreasing elementwise function of currents distributed like z (sorted).
 
-    inverse: the function's own, if it is known; bisection else. Outputs are placed optimally where that lowers the mean squared error over evenly spaced ones, and the code
-    allows it.
+    inverse: the function's own, if it is known; bisection else. Outputs are placed optimally where that lowers the
+    mean squared error over evenly spaced ones, and the code allows it.
     """
     levels = 2**T - 1 if code == "weighted" else T
     a = function(z).double()

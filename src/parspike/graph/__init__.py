@@ -15,6 +15,8 @@ from parspike.graph.ir import (
     walk,
 )
 from parspike.graph.ops import Activation, Clip, Curve, Quantised, Role
+from parspike.graph.order import nested
+from parspike.graph.register import register
 from parspike.graph.rewrite import rewrite
 from parspike.graph.trace import trace
 
@@ -35,6 +37,8 @@ __all__ = [
     "Stream",
     "leaves",
     "map_tree",
+    "nested",
+    "register",
     "rewrite",
     "trace",
     "walk",

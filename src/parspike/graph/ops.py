@@ -70,7 +70,7 @@ class Op:
     single argument depends on the input. weighted: its cost is worth counting and not worth repeating.
     activation: what a neuron's node computes, or why it cannot be one. turn: of an activation that falls, then
     rises, from its keyword arguments: where it turns, and its value there. readout: no neuron where it is the last
-    step of the network. reason: why it is analog.
+    step of the network. inverse: of a user's activation, where they gave one. reason: why it is analog.
     """
 
     role: Role
@@ -81,6 +81,7 @@ class Op:
     activation: Callable[[Node], Activation | str] | None = None
     turn: Callable[[dict[str, Any]], tuple[float, float]] | None = None
     readout: bool = False
+    inverse: Callable[[Tensor], Tensor] | None = None
     reason: str = ""
 
 
@@ -129,29 +130,23 @@ def _gelu_turn(options: dict[str, Any]) -> tuple[float, float]:
     return -0.7517915246935645, -0.16997120747990366
 
 
-def rising(x: Tensor, name: str, **options: Any) -> Tensor:
-    """The part of an activation right of its turning point: 0 up to there, then what it rises."""
-    at, lowest = _turn(name, options)
-    return TABLE[name].run(x.clamp(min=at), **options) - lowest
+def rising(x: Tensor, name: str, at: float, lowest: float, *rest: Any, **options: Any) -> Tensor:
+    """The part of an activation right of where it turns: 0 up to there, then what it rises."""
+    return TABLE[name].run(x.clamp(min=at), *rest, **options) - lowest
 
 
-def falling(x: Tensor, name: str, **options: Any) -> Tensor:
-    """The part left of the turning point, mirrored, so that it rises: f(x) = lowest + rising(x) + falling(−x)."""
-    at, lowest = _turn(name, options)
-    return TABLE[name].run((-x).clamp(max=at), **options) - lowest
-
-
-def _turn(name: str, options: dict[str, Any]) -> tuple[float, float]:
-    turn = TABLE[name].turn
-    if turn is None:
-        raise ValueError(f"{name} has no turning point")
-    return turn(options)
+def falling(x: Tensor, name: str, at: float, lowest: float, *rest: Any, **options: Any) -> Tensor:
+    """The part left of it, mirrored, so that it rises: f(x) = lowest + rising(x) + falling(−x)."""
+    return TABLE[name].run((-x).clamp(max=at), *rest, **options) - lowest
 
 
 def _part(node: Node) -> Activation | str:
-    name = node.args[1]
-    known = isinstance(name, str) and name in TABLE and TABLE[name].turn is not None
-    return Curve() if known else f"'{name}' is no activation that turns"
+    name, rest = node.args[1], node.args[4:]
+    row = TABLE.get(name) if isinstance(name, str) else None
+    if row is None or row.role is not Role.NEURON:
+        return "its activation is not in the table"
+    answer = None if row.activation is None else row.activation(replace(node, args=(node.args[0], *rest)))
+    return answer if isinstance(answer, str) else Curve()
 
 
 TABLE: dict[str, Op] = {}
@@ -179,7 +174,8 @@ _rows(Role.SYNAPSE, "avg_pool1d.default avg_pool2d.default avg_pool3d.default ad
       "_upsample_nearest_exact2d.vec upsample_linear1d.default upsample_linear1d.vec upsample_bilinear2d.default "
       "upsample_bilinear2d.vec _upsample_bilinear2d_aa.default _upsample_bilinear2d_aa.vec "
       "upsample_trilinear3d.default upsample_trilinear3d.vec upsample_bicubic2d.default upsample_bicubic2d.vec "
-      "_upsample_bicubic2d_aa.default _upsample_bicubic2d_aa.vec grid_sampler.default grid_sampler_2d.default im2col.default col2im.default "
+      "_upsample_bicubic2d_aa.default _upsample_bicubic2d_aa.vec grid_sampler.default grid_sampler_2d.default "
+      "im2col.default col2im.default "
       "pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default native_channel_shuffle.default",
       varying=(0,))  # fmt: skip
 _rows(Role.SYNAPSE, "reshape.default flatten.using_ints unflatten.int view_as.default reshape_as.default "
@@ -218,14 +214,14 @@ _rows(Role.NEURON, "threshold.default", varying=(0,), activation=_threshold)
 # Rewriting splits a leaky ReLU whose slope is negative, and makes two ReLUs of a PReLU.
 _rows(Role.NEURON, "leaky_relu.default", varying=(0,), activation=lambda node: Curve())
 _rows(Role.NEURON, "prelu.default", varying=(0,))
+_rows(Role.NEURON, "abs.default", turn=lambda options: (0.0, 0.0))
 _rows(Role.NEURON, "silu.default", turn=lambda options: (-1.2784645427610738, -0.27846454276107379))
 _rows(Role.NEURON, "mish.default", turn=lambda options: (-1.19243121451549521, -0.30884341301725041))
 _rows(Role.NEURON, "hardswish.default", turn=lambda options: (-1.5, -0.375))
 _rows(Role.NEURON, "gelu.default", turn=_gelu_turn)
 
 # Order: maxima.
-_rows(Role.ORDER, "max_pool1d.default max_pool2d.default max_pool3d.default adaptive_max_pool1d.default "
-      "adaptive_max_pool2d.default adaptive_max_pool3d.default amax.default amin.default maximum.default "
+_rows(Role.ORDER, "max_pool1d.default max_pool2d.default max_pool3d.default amax.default amin.default maximum.default "
       "minimum.default")  # fmt: skip
 
 # Analog: computed on the time-means, and named.
@@ -243,7 +239,7 @@ _analog = {
         "glu.default cumprod.default prod.dim_int prod.default bilinear.default cdist.default square.default",
     "a function that is not piecewise monotone in the table":
         "exp.default exp2.default log.default log2.default log1p.default sqrt.default rsqrt.default "
-        "pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar reciprocal.default abs.default sin.default cos.default "
+        "pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar reciprocal.default sin.default cos.default "
         "softshrink.default hardshrink.default "
         "round.default floor.default ceil.default sign.default remainder.Scalar remainder.Tensor "
         "fmod.Scalar div.Tensor_mode div.Scalar_mode floor_divide.default",
@@ -261,13 +257,33 @@ _analog = {
 for _reason, _names in _analog.items():
     _rows(Role.ANALOG, _names, reason=_reason)
 
+for _dims in "123":  # their second output, the places, is dropped in tracing
+    _both = _aten(f"aten.adaptive_max_pool{_dims}d.default")
+    TABLE[f"aten.adaptive_max_pool{_dims}d.default"] = Op(Role.ORDER, lambda *args, both=_both: both(*args)[0])
+
+# Elementwise operators: what a function written by hand may be made of (graph/pointwise.py).
+_pointwise = """
+    mul.Tensor mul.Scalar div.Tensor div.Scalar add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar rsub.Tensor
+    neg.default abs.default square.default pow.Tensor_Scalar reciprocal.default exp.default expm1.default log1p.default
+    sqrt.default rsqrt.default sin.default cos.default erf.default atan.default asinh.default sigmoid.default
+    tanh.default softplus.default log_sigmoid.default relu.default relu6.default clamp.default clamp_min.default
+    clamp_max.default hardtanh.default hardsigmoid.default elu.default celu.default selu.default leaky_relu.default
+    silu.default mish.default gelu.default hardswish.default threshold.default gt.Scalar ge.Scalar lt.Scalar le.Scalar
+    where.self where.ScalarOther where.ScalarSelf maximum.default minimum.default _to_copy.default to.dtype
+    type_as.default softshrink.default hardshrink.default sign.default masked_fill.Scalar zeros.default ones.default
+    full.default
+"""
+POINTWISE = frozenset(f"aten.{name}" for name in _pointwise.split())
+
 TABLE["getitem"] = Op(Role.SYNAPSE, operator.getitem, varying=(0,))
 TABLE["parspike.scale_shift"] = Op(Role.SYNAPSE, scale_shift, varying=(0,))
+USER: dict[str, Op] = {}
+"""Rows that `parspike.register` added, by target."""
 TABLE["parspike.rising"] = Op(Role.NEURON, rising, varying=(0,), activation=_part)
 TABLE["parspike.falling"] = Op(Role.NEURON, falling, varying=(0,), activation=_part)
 TABLE["parspike.qcfs"] = Op(Role.NEURON, neurons.qcfs, varying=(0,), activation=_qcfs)
 
-REFUSED = dict.fromkeys(
+REFUSED: dict[str, str] = dict.fromkeys(
     ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
      "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell", "mkldnn_rnn_layer"),
     "a recurrent cell carries a state along the sequence, and a parallel neuron has none",

@@ -5,7 +5,8 @@
 - a max-pool behind an activation goes before it: both are monotone, so they commute exactly, and the neurons
   are those of the pooled map (method.md, facts beyond the paper);
 - an activation that falls and then rises (SiLU, GELU …) becomes lowest + rising(x) + falling(−x), PReLU becomes
-  ReLU(x) − w·ReLU(−x): two layers of neurons, each silent where the other fires.
+  ReLU(x) − w·ReLU(−x): two layers of neurons, each silent where the other fires;
+- an activation written by hand (x·σ(x), x·(x > 0) …) becomes one activation.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ import torch
 from torch import Tensor
 
 from parspike.graph.ir import Graph, Node, Param, Ref, leaves, map_tree
-from parspike.graph.ops import TABLE, Role
+from parspike.graph.ops import POINTWISE, TABLE, Role
+from parspike.graph.order import spans_channels
+from parspike.graph.pointwise import evaluate, function_of, turn_of
 
 __all__ = ["rewrite"]
 
 CONV = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.conv1d.padding",
         "aten.conv2d.padding", "aten.conv3d.padding")  # fmt: skip
 LINEAR = "aten.linear.default"
-POOLS = ("aten.max_pool1d.default", "aten.max_pool2d.default", "aten.max_pool3d.default")
 KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default",
                   "aten.adaptive_avg_pool3d.default", "aten.mean.dim", "aten.reshape.default")  # fmt: skip
 
@@ -33,8 +35,10 @@ KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.
 def rewrite(graph: Graph) -> Graph:
     """Fold batch norms and move max-pools before their neuron. Same outputs up to rounding."""
     draft = _Draft(graph)
-    for step in (_merge_backward, _monotone, _pool_first, _merge_forward):
-        for node in list(draft.nodes.values()):
+    for step in (_merge_backward, _written, _monotone, _pool_first, _merge_forward):
+        nodes = list(draft.nodes.values())
+        # A function written by hand is found at its last operator.
+        for node in reversed(nodes) if step is _written else nodes:
             if node.name in draft.nodes:
                 step(draft, draft.nodes[node.name])
     return draft.graph()
@@ -71,6 +75,19 @@ class _Draft:
         for key, node in self.nodes.items():
             nodes.update({n.name: n for n in made} if key == name else {key: node})
         self.nodes = nodes
+
+    def now(self) -> Graph:
+        """The graph as it stands, nothing copied."""
+        return replace(self.source, nodes=tuple(self.nodes.values()), output=self.output, tensors=self.tensors)
+
+    def prune(self) -> None:
+        """Forget the nodes that nobody reads any more."""
+        needed = {leaf.name for leaf in leaves(self.output) if isinstance(leaf, Ref)}
+        for name in reversed(list(self.nodes)):
+            if name in needed:
+                needed.update(self.nodes[name].refs)
+            else:
+                del self.nodes[name]
 
     def own(self, node: Node, position: int, suffix: str) -> Param:
         """The tensor at an argument, under a name that only this node reads."""
@@ -170,55 +187,95 @@ def _merge_forward(draft: _Draft, node: Node) -> None:
     draft.drop(node, node.args[0].name)
 
 
+def _written(draft: _Draft, node: Node) -> None:
+    """A function written by hand, with a product or a condition in it → one activation."""
+    if node.role is not Role.ANALOG or node.target not in POINTWISE:
+        return
+    found = function_of(draft.now(), node)
+    if found is None:
+        return
+    source, tree = found
+    grid = torch.linspace(-8, 8, 4097, dtype=torch.float64)
+    if torch.equal(evaluate(grid, tree), grid.relu()):
+        draft.nodes[node.name] = replace(
+            node, target="aten.relu.default", args=(Ref(source),), kwargs={}, role=Role.NEURON, reason=""
+        )
+        draft.prune()
+        return
+    turn = turn_of(lambda x: evaluate(x, tree))
+    made = replace(node, target="parspike.pointwise", args=(Ref(source), tree), kwargs={}, role=Role.NEURON, reason="")
+    if turn is None:
+        draft.nodes[node.name] = made
+    elif isinstance(turn, tuple):
+        draft.insert(node.name, _halves(made, turn))
+    draft.prune()
+
+
 def _monotone(draft: _Draft, node: Node) -> None:
     """An activation that is not monotone → the sum of two that are."""
     row = TABLE.get(node.target)
     if row is None or node.role is not Role.NEURON or not isinstance(node.args[0], Ref):
         return
-    x = node.args[0]
-    mirrored = replace(node, name=f"{node.name}_mirrored", target="aten.neg.default", args=(x,), kwargs={},
-                       role=Role.SYNAPSE)  # fmt: skip
-    left = replace(node, name=f"{node.name}_left", args=(Ref(mirrored.name),), layer=f"{node.layer}-")
-    right = replace(node, name=f"{node.name}_right", args=(x,), layer=f"{node.layer}+")
-    total = replace(node, target="aten.add.Tensor", args=(Ref(right.name), Ref(left.name)), role=Role.SYNAPSE)
     if row.turn is not None:
-        left = replace(left, target="parspike.falling", args=(*left.args, node.target))
-        right = replace(right, target="parspike.rising", args=(*right.args, node.target))
-        both = replace(total, name=f"{node.name}_both", kwargs={})
-        lowest = row.turn(node.kwargs)[1]
-        total = replace(total, target="aten.add.Scalar", args=(Ref(both.name), lowest), kwargs={})
-        made = [right, mirrored, left, both, total]
+        draft.insert(node.name, _halves(node, row.turn(node.kwargs)))
     elif node.target in ("aten.prelu.default", "aten.leaky_relu.default"):
-        slope = node.args[1] if len(node.args) > 1 else 0.01
+        x, slope = (*node.args, 0.01)[:2]
         values = draft.tensors[slope.path] if isinstance(slope, Param) else torch.tensor(float(slope))
         if bool((values >= 0).all()) and values.numel() == 1:
-            draft.nodes[node.name] = replace(node, target="aten.leaky_relu.default", args=(x, float(values)))
-            return
-        relu = "aten.relu.default"
-        left, right = replace(left, target=relu), replace(right, target=relu)
-        if isinstance(slope, Param):
-            shape = [1] * max(1, len(node.shape))
-            shape[1 if len(shape) > 1 else 0] = -1
-            draft.tensors[f"constants.{node.name}"] = -values.reshape(shape)
-            slope, times = Param(f"constants.{node.name}"), "aten.mul.Tensor"
+            leaky = "aten.leaky_relu.default"
+            draft.nodes[node.name] = replace(node, target=leaky, args=(x, float(values)))
         else:
-            slope, times = -float(slope), "aten.mul.Scalar"
-        scaled = replace(mirrored, name=f"{node.name}_scaled", target=times, args=(Ref(left.name), slope))
-        made = [right, mirrored, left, scaled, replace(total, args=(Ref(right.name), Ref(scaled.name)))]
-    else:
-        return
-    draft.insert(node.name, made)
+            draft.insert(node.name, _two_relus(draft, node, values))
+
+
+def _halves(node: Node, turn: tuple[float, float]) -> list[Node]:
+    """f(x) = lowest + rising(x) + falling(−x), f falling up to where it turns and rising from there."""
+    x = node.args[0]
+    function = (node.target, *turn, *node.args[1:])
+    mirrored, right, left = _sides(node, x)
+    right = replace(right, target="parspike.rising", args=(x, *function))
+    left = replace(left, target="parspike.falling", args=(Ref(mirrored.name), *function))
+    both = _linear(node, "both", "aten.add.Tensor", Ref(right.name), Ref(left.name))
+    return [right, mirrored, left, both, replace(_linear(node, "", "aten.add.Scalar", Ref(both.name), turn[1]))]
+
+
+def _two_relus(draft: _Draft, node: Node, slope: Tensor) -> list[Node]:
+    """ReLU(x) − slope·ReLU(−x), exact whatever the slopes of the channels."""
+    mirrored, right, left = _sides(node, node.args[0])
+    right = replace(right, target="aten.relu.default", args=(node.args[0],))
+    left = replace(left, target="aten.relu.default", args=(Ref(mirrored.name),))
+    shape = [1] * max(1, len(node.shape))
+    shape[1 if len(shape) > 1 else 0] = -1
+    path = f"constants.{node.name}_slope"
+    draft.tensors[path] = -slope.reshape(shape)
+    scaled = _linear(node, "scaled", "aten.mul.Tensor", Ref(left.name), Param(path))
+    return [right, mirrored, left, scaled, _linear(node, "", "aten.add.Tensor", Ref(right.name), Ref(scaled.name))]
+
+
+def _sides(node: Node, x: Any) -> tuple[Node, Node, Node]:
+    mirrored = _linear(node, "mirrored", "aten.neg.default", x)
+    right = replace(node, name=f"{node.name}_right", layer=f"{node.layer}+")
+    return mirrored, right, replace(node, name=f"{node.name}_left", layer=f"{node.layer}-")
+
+
+def _linear(node: Node, suffix: str, target: str, *args: Any) -> Node:
+    name = f"{node.name}_{suffix}" if suffix else node.name
+    return replace(node, name=name, target=target, args=args, kwargs={}, role=Role.SYNAPSE)
 
 
 def _pool_first(draft: _Draft, node: Node) -> None:
     """neuron → max-pool becomes max-pool → neuron, where nobody else reads the neuron."""
-    if node.target not in POOLS or not isinstance(node.args[0], Ref):
+    if node.role is not Role.ORDER or len(node.refs) != 1 or not isinstance(node.args[0], Ref):
         return
     neuron = draft.nodes.get(node.args[0].name)
     if neuron is None or neuron.role is not Role.NEURON or draft.only_reader(neuron.name) is None:
         return
-    pool = replace(node, name=neuron.name, args=(neuron.args[0], *node.args[1:]), channel_dim=neuron.channel_dim)
-    fire = replace(neuron, name=node.name, args=(Ref(pool.name), *neuron.args[1:]), shape=node.shape)
+    if spans_channels(neuron, node):
+        return
+    pool = replace(node, name=neuron.name, args=(neuron.args[0], *node.args[1:]))
+    fire = replace(
+        neuron, name=node.name, args=(Ref(pool.name), *neuron.args[1:]), shape=node.shape, channel_dim=node.channel_dim
+    )
     swapped = {}
     for name, n in draft.nodes.items():
         swapped[name] = pool if name == neuron.name else fire if name == node.name else n

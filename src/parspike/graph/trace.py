@@ -512,7 +512,7 @@ def _target(target: Any) -> str:
     name = str(target)
     if name in ("aten.view.default", "aten._unsafe_view.default"):
         return "aten.reshape.default"  # a view's strides hold for the traced layout alone
-    return "parspike.qcfs" if name == "parspike.qcfs.default" else name
+    return name.removesuffix(".default") if name.startswith("parspike.") else name
 
 
 def _positional(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
