@@ -8,7 +8,16 @@ torch.Size([5, 2])
 """
 
 from parspike import errors
-from parspike.calibrate import DAQCFS, MaxThreshold, Recipe, recipe_from_json, recipe_to_json
+from parspike.calibrate import (
+    DAQCFS,
+    Auto,
+    ClosedForm,
+    MaxThreshold,
+    Recipe,
+    Reconstruct,
+    recipe_from_json,
+    recipe_to_json,
+)
 from parspike.convert import convert
 from parspike.engines import Run
 from parspike.errors import ParspikeError
@@ -22,11 +31,14 @@ __all__ = [
     "DAQCFS",
     "QCFS",
     "SNN",
+    "Auto",
+    "ClosedForm",
     "Keep",
     "MaxThreshold",
     "ParspikeError",
     "Plan",
     "Recipe",
+    "Reconstruct",
     "Run",
     "convert",
     "errors",

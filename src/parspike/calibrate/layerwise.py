@@ -12,7 +12,7 @@ from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.refit import Refit, features, refittable
 from parspike.calibrate.thresholds import Samples, fit_neuron
 from parspike.errors import CalibrationError
-from parspike.graph import Role
+from parspike.graph import Node, Role
 from parspike.neurons import ParallelNeuron
 
 __all__ = ["ClosedForm"]
@@ -24,7 +24,6 @@ class ClosedForm(Recipe):
 
     refit: re-fit the synapses. shift: search the shift δ too. granularity: one threshold a "channel" or a
     "layer". ridge: λ as a fraction of the mean of the Gram matrix' diagonal (None: chosen on held-out images).
-    held_out: share of the batches that λ is chosen on.
     """
 
     name: ClassVar[str] = "closed-form"
@@ -32,7 +31,6 @@ class ClosedForm(Recipe):
     shift: bool = True
     granularity: Literal["channel", "layer"] = "channel"
     ridge: float | None = None
-    held_out: float = 0.2
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches)
@@ -56,14 +54,13 @@ class ClosedForm(Recipe):
                 fit_neuron(neuron, samples, shift=self.shift, layer=self.granularity == "layer")
                 spiked = True
 
-    def _refit(self, draft: Draft, lockstep: Lockstep, node: object, batches: Batches) -> None:
+    def _refit(self, draft: Draft, lockstep: Lockstep, node: Node, batches: Batches) -> None:
         path = node.args[1].path
         weight = draft.tensors[path]
         rows = max(256, 24 * features(node, weight) // max(1, batches.length), 40_000 // max(1, batches.length))
         refit = Refit(draft.graph, node, weight, rows)
-        every = max(2, round(1 / self.held_out))
         for number, (teacher, student) in enumerate(lockstep.visit(node)):
-            refit.add(teacher, student, number=number, held_out=number % every == every - 1)
+            refit.add(teacher, student, number)
         bias = node.args[2] if len(node.args) > 2 else None
         new, shift, _ = refit.solve(weight, None if bias is None else draft.tensors[bias.path], self.ridge)
         draft.tensors[path] = new

@@ -67,7 +67,7 @@ class Reconstruct(Recipe):
             self._train(draft, images, trained)
 
     def _train(self, draft: Draft, images: _Images, trained: _Trained) -> None:
-        groups = [{"params": [p], "lr": self.rate * _rms(p), "initial": self.rate * _rms(p)} for p in trained.tensors()]
+        groups = [{"params": [p], "lr": self.rate * size, "initial": self.rate * size} for p, size in trained.sizes()]
         optimiser = torch.optim.Adam(groups)
         distance = _Loss(draft, self.features)
         best, best_loss = trained.state(), distance.held_out(images)
@@ -157,6 +157,11 @@ class _Trained:
     def tensors(self) -> list[Tensor]:
         own = [parameter for neuron in self.neurons.values() for parameter in neuron.parameters()]
         return [self.draft.tensors[path] for path in self.paths] + own
+
+    def sizes(self) -> list[tuple[Tensor, float]]:
+        """Every tensor with the size that its steps are a share of: its own, or for a shift that of a level."""
+        levels = {id(n.shift): _rms(n.v_threshold) / n.levels for n in self.neurons.values()}
+        return [(tensor, levels.get(id(tensor), _rms(tensor))) for tensor in self.tensors()]
 
     def state(self) -> list[Tensor]:
         return [tensor.detach().clone() for tensor in self.tensors()]

