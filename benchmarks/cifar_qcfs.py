@@ -101,19 +101,19 @@ def rows(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     for T in args.T:
         row = said["T"][T] = {}
         bare = parspike.convert(model, example=example, T=T, calibration=calibration, recipe="max")
-        row["no calibration"] = accuracy(bare, batches(test, recipe))
+        row["no calibration"] = accuracy(bare, batches(test, recipe, step=args.step))
         for text in args.recipes if levels != T else ():
             start = time.perf_counter()
             snn = parspike.convert(model, calibration=calibration, T=T, recipe=text)
-            row[name_of(text)] = accuracy(snn, batches(test, recipe))
+            row[name_of(text)] = accuracy(snn, batches(test, recipe, step=args.step))
             print(f"  T = {T}, {name_of(text)}: {time.perf_counter() - start:.0f} s", flush=True)
         print(f"  T = {T}: {row}", flush=True)
     for T in args.serial:
         snn = parspike.convert(model, example=example, T=T, calibration=calibration[:1], recipe="max")
         run = lambda x, snn=snn: snn.run(x, engine="serial-if").logits  # noqa: E731 (one line, used once)
-        said["serial-if"][T] = accuracy(run, batches(test, recipe, step=args.serial_step))
+        said["serial-if"][T] = accuracy(run, batches(test, recipe, step=args.step))
         print(f"  serial IF, T = {T}: {said['serial-if'][T]:.4f}", flush=True)
-    said["serial images"] = len(range(0, len(test), args.serial_step))
+    said["some"] = len(range(0, len(test), args.step))
     said["calibration"], said["test"] = args.calibration, len(test)
     return said
 
@@ -153,8 +153,8 @@ def table(said: dict[str, Any]) -> str:
         lines.append(f"| {T} | {' | '.join(cells)} | {percent(said['serial-if'].get(T))} |")
     lines += [
         "",
-        f"Calibrated on {said['calibration']} training images without labels. Serial IF: soft reset, v(0) = θ/2, on "
-        f"{said['serial images']} of the test images.",
+        f"Table: every {said['test'] // said['some']}th test image ({said['some']}), calibrated on "
+        f"{said['calibration']} training images without labels. Serial IF: soft reset, v(0) = θ/2.",
     ]
     return "\n".join(lines)
 
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--T", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--serial", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--serial-step", type=int, default=5, help="take every n-th test image for the serial rows")
+    parser.add_argument("--step", type=int, default=5, help="take every n-th test image for the rows of the table")
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
     parser.add_argument("--calibration", type=int, default=1024)
     parser.add_argument("--markdown", type=Path, help="write the tables here, below the file's first section")

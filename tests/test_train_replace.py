@@ -160,8 +160,9 @@ def test_max_pools_become_average_pools_when_asked(images, example):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5))
     made = with_qcfs(model, pool="avg", example=images if example else None)
     assert [type(m) for m in made][2] is nn.AvgPool2d
-    functional = with_qcfs(Functional(), 4, v_threshold="max", pool="avg", example=images).eval()
-    assert not torch.equal(functional(images), with_qcfs(Functional(), 4, v_threshold="max", example=images)(images))
+    network = Functional()
+    functional = with_qcfs(network, 4, v_threshold="max", pool="avg", example=images).eval()
+    assert not torch.equal(functional(images), with_qcfs(network, 4, v_threshold="max", example=images)(images))
     assert same_counts(functional, images, 4)
 
 

@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -288,8 +287,6 @@ class _Run:
         except (OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "write" not in str(error).lower():
                 raise
-            with suppress(OSError):
-                temporary.unlink()
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             why = "the disk is full" if full else str(error).splitlines()[0]
             raise FileError(
