@@ -24,8 +24,9 @@ from parspike.errors import ParspikeError
 from parspike.file import load
 from parspike.graph import register
 from parspike.neurons import QCFS
-from parspike.plan import Keep, Plan, plan
+from parspike.plan import Keep, Plan, Steps, plan
 from parspike.snn import SNN
+from parspike.tune import Tuning, tune
 
 __all__ = [
     "DAQCFS",
@@ -40,6 +41,8 @@ __all__ = [
     "Recipe",
     "Reconstruct",
     "Run",
+    "Steps",
+    "Tuning",
     "convert",
     "errors",
     "load",
@@ -47,4 +50,5 @@ __all__ = [
     "recipe_from_json",
     "recipe_to_json",
     "register",
+    "tune",
 ]

@@ -71,6 +71,7 @@ def convert(
             graph,
             {node.name: made.activation(node) for node in graph.neurons if node.name in made.spiking},
             T, code, dict(graph.tensors), {}, progress or (lambda what, done, total: None),
+            steps=_steps(made, T),
         )  # fmt: skip
         chosen.fit(draft, batches)
     provenance = {
@@ -86,6 +87,14 @@ def convert(
     }
     student = type(graph)(graph.inputs, graph.nodes, graph.output, draft.tensors, graph.signature)
     return SNN(student, {name: draft.neurons[name] for name in draft.activations}, T=T, provenance=provenance)
+
+
+def _steps(made: Plan, T: int) -> Mapping[str, int]:
+    for name, steps in made.steps.items():
+        if steps > T:
+            layer = made.graph.by_name[name].layer
+            raise OptionError(f"layer '{layer}' asks for {steps} time-steps, the network has T={T}: give a larger T")
+    return made.steps
 
 
 def _plan(

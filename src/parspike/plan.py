@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,7 +15,7 @@ from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Activation, Curve, Graph, Node, Role, nested, rewrite, trace
 from parspike.graph.ops import TABLE, remedy
 
-__all__ = ["READOUT", "Keep", "LayerOption", "Plan", "PlanRow", "plan"]
+__all__ = ["READOUT", "Keep", "LayerOption", "Plan", "PlanRow", "Steps", "plan"]
 
 
 READOUT = "readout"
@@ -26,7 +26,18 @@ class Keep:
     """Keep an activation analog: it is computed on the time-mean and sent on as a constant current."""
 
 
-LayerOption = Keep
+@dataclass(frozen=True)
+class Steps:
+    """Give a layer its own number of time-steps, at most the network's T; it is silent in the others."""
+
+    T: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.T, bool) or not isinstance(self.T, int) or self.T < 1:
+            raise OptionError(f"Steps takes an integer of at least 1, got {self.T!r}")
+
+
+LayerOption = Keep | Steps
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Plan:
 
     graph: the rewritten graph. spiking: names of the nodes that become spiking neurons. kept: of those that stay
     analog by the user's wish. rows: the table. strict: whether analog operators between neurons are refused.
+    steps: time-steps of the nodes that have their own.
     """
 
     graph: Graph
@@ -59,6 +71,7 @@ class Plan:
     kept: tuple[str, ...]
     rows: tuple[PlanRow, ...]
     strict: bool = False
+    steps: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def refusals(self) -> list[PlanRow]:
@@ -124,7 +137,8 @@ def plan(
     """What a conversion will do with a network, before any data are read.
 
     example: a batch (B, …), a tuple of several inputs, or a dict of keyword inputs; values do not matter.
-    layers: options by pattern of layer name, such as {"stem.*": Keep()}. strict: refuse analog operators too.
+    layers: options by pattern of layer name, such as {"stem.*": Keep(), "head.*": Steps(4)}. strict: refuse analog
+    operators too.
     Raises `TraceError`, `InputError`, and `OptionError` for a pattern that matches no activation.
     """
     args, kwargs = arguments(example)
@@ -135,7 +149,8 @@ def plan(
     spiking = tuple(node.name for node in graph.neurons if node.name not in kept and node.name not in last)
     place = _Place(graph, frozenset(spiking), frozenset(kept), last, _reached(graph, spiking))
     rows = tuple(row for node in graph.nodes if (row := _row(node, place)) is not None)
-    return Plan(graph, spiking, kept, rows, strict)
+    steps = {name: option.T for name, option in options.items() if isinstance(option, Steps)}
+    return Plan(graph, spiking, kept, rows, strict, steps)
 
 
 @dataclass(frozen=True)
@@ -182,7 +197,7 @@ def _options(graph: Graph, layers: Mapping[str, LayerOption]) -> dict[str, Layer
     chosen: dict[str, LayerOption] = {}
     for pattern, option in layers.items():
         if not isinstance(option, LayerOption):
-            raise OptionError(f"layers['{pattern}'] is {option!r}: expected parspike.Keep()")
+            raise OptionError(f"layers['{pattern}'] is {option!r}: expected parspike.Keep() or parspike.Steps(T)")
         matched = [node for node in graph.neurons if _matches(node.layer, pattern)]
         if not matched:
             names = [node.layer for node in graph.neurons]

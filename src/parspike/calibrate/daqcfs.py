@@ -157,11 +157,11 @@ def initial_neurons(draft: Draft, batches: Batches | None) -> None:
             theta = draft.graph.tensors[activation.v_threshold]
             if not bool((theta > 0).all()):
                 raise CalibrationError(f"layer '{node.layer}' has a threshold that is not above 0")
-            draft.neurons[name] = ParallelNeuron(draft.T, theta, code=draft.code)
+            draft.neurons[name] = ParallelNeuron(draft.steps_of(name), theta, code=draft.code)
         else:
             theta = _above_zero(maxima[name] - activation.low)
             draft.neurons[name] = ParallelNeuron(
-                draft.T, node_shape(theta, node), offset=activation.low, code=draft.code
+                draft.steps_of(name), node_shape(theta, node), offset=activation.low, code=draft.code
             )
 
 

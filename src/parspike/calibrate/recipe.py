@@ -15,7 +15,7 @@ from parspike.calibrate.batches import Batches
 from parspike.errors import OptionError
 from parspike.graph import Graph, Node, Quantised
 from parspike.graph.ops import Activation, call
-from parspike.neurons import Code, Neuron
+from parspike.neurons import Code, Neuron, levels_of
 
 __all__ = ["RECIPES", "Draft", "Progress", "Recipe", "recipe_from_json", "recipe_to_json"]
 
@@ -31,7 +31,8 @@ class Draft:
 
     graph: the network; its tensors are the teacher's and never change. tensors: the student's synapses, at first
     the same; a recipe may replace entries. activations: by the name of every node that shall spike, what it
-    computed. neurons: filled by the recipe, one for each of them. notes: what the recipe wants to be remembered.
+    computed. neurons: filled by the recipe, one for each of them. notes: what the recipe wants to be remembered. steps: layers
+    with time-steps of their own.
     """
 
     graph: Graph
@@ -42,6 +43,7 @@ class Draft:
     neurons: dict[str, Neuron]
     progress: Progress
     notes: dict[str, Any] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
 
     def teacher(self, node: Node, args: tuple[Any, ...]) -> Tensor:
         """What the network's own activation gives."""
@@ -50,12 +52,14 @@ class Draft:
     @property
     def lossless(self) -> bool:
         """Whether the network was trained for this T, so that nothing needs data: QCFS with T = T̃ everywhere."""
-        return all(isinstance(a, Quantised) and a.levels == self.levels for a in self.activations.values())
+        return all(
+            isinstance(a, Quantised) and a.levels == levels_of(self.steps_of(name), self.code)
+            for name, a in self.activations.items()
+        )
 
-    @property
-    def levels(self) -> int:
-        """The largest count that the code can send in T steps."""
-        return 2**self.T - 1 if self.code == "weighted" else self.T
+    def steps_of(self, name: str) -> int:
+        """Time-steps of the neurons at a node: the network's, or the layer's own (`Steps`)."""
+        return self.steps.get(name, self.T)
 
 
 @dataclass(frozen=True)

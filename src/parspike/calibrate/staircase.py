@@ -79,7 +79,11 @@ def add_staircases(draft: Draft, batches: Batches | None) -> None:
         if not torch.isfinite(torch.tensor([sample.low, sample.high])).all():
             raise CalibrationError(f"layer '{node.layer}' is given NaN or Inf on the calibration data")
         draft.neurons[node.name] = staircase(
-            _function(node, graph.tensors), sample.sorted(), draft.T, draft.code, inverse=TABLE[node.target].inverse
+            _function(node, graph.tensors),
+            sample.sorted(),
+            draft.steps_of(node.name),
+            draft.code,
+            inverse=TABLE[node.target].inverse,
         )
 
 

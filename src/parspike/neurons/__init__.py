@@ -11,7 +11,7 @@ Time is the first axis, ``(T, ...)``; thresholds broadcast against one step. ``d
 each equation with its function and the test that proves it.
 """
 
-from .layer import CODES, Code, Neuron, ParallelNeuron, neuron_from
+from .layer import CODES, Code, Neuron, ParallelNeuron, levels_of, neuron_from
 from .parallel import (
     bisect_count,
     charge,
@@ -44,6 +44,7 @@ __all__ = [
     "first_spike",
     "fused_matrix",
     "if_neuron",
+    "levels_of",
     "lif_matrix",
     "lif_neuron",
     "neuron_from",

@@ -24,7 +24,7 @@ from .arguments import check_choice, check_steps
 from .quantised import spike_count
 from .trains import first_spike, sorted_train
 
-__all__ = ["CODES", "Code", "Neuron", "ParallelNeuron", "neuron_from"]
+__all__ = ["CODES", "Code", "Neuron", "ParallelNeuron", "levels_of", "neuron_from"]
 
 Code = Literal["sorted", "weighted", "onset"]
 CODES: tuple[str, ...] = get_args(Code)
@@ -32,6 +32,15 @@ MAX_WEIGHTED = 20
 """Steps of the weighted code: counts up to 2^20 − 1 are exact in float32 with room for sums."""
 
 KINDS: dict[str, type[Neuron]] = {}
+
+
+def levels_of(T: int, code: str) -> int:
+    """The largest count that a code sends in T steps.
+
+    >>> levels_of(4, "sorted"), levels_of(4, "weighted")
+    (4, 15)
+    """
+    return 2**T - 1 if code == "weighted" else T
 
 
 class Neuron(nn.Module):
@@ -55,7 +64,7 @@ class Neuron(nn.Module):
     @property
     def levels(self) -> int:
         """The largest count."""
-        return 2**self.T - 1 if self.code == "weighted" else self.T
+        return levels_of(self.T, self.code)
 
     @abstractmethod
     def count(self, z: Tensor) -> Tensor:

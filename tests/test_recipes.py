@@ -1,0 +1,213 @@
+"""Thresholds, closed form, reconstruction, the automatic choice, mixed steps, tuning."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Dense, PreActivation, Residual, made
+from torch import nn
+
+import parspike
+from parspike.calibrate.refit import Refit, branches
+from parspike.errors import CalibrationError, OptionError
+from parspike.graph import Stream
+
+
+def distance(snn, model, x):
+    with torch.no_grad():
+        return float((snn(x) - model(x)).norm() / model(x).norm())
+
+
+def data(kind, number=160, seed=3):
+    model, _ = made(kind, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    from networks import SHAPES
+
+    return model, torch.randn(number, *SHAPES[kind], generator=generator)
+
+
+@pytest.mark.parametrize("kind", [Residual, Dense, PreActivation])
+@pytest.mark.parametrize("T", [2, 4])
+def test_each_part_comes_closer_on_images_not_seen(kind, T):
+    model, x = data(kind, 480)
+    seen, unseen = x[:400].split(50), x[400:]
+    paper = distance(parspike.convert(model, seen, T=T, recipe="daqcfs"), model, unseen)
+    mse = distance(parspike.convert(model, seen, T=T, recipe=parspike.ClosedForm(refit=False)), model, unseen)
+    closed = distance(parspike.convert(model, seen, T=T, recipe="closed-form"), model, unseen)
+    assert mse < paper
+    assert closed < mse
+
+
+def test_refit_is_the_ridge_solution_and_does_not_depend_on_batches():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    graph = parspike.plan(model, torch.randn(2, 5)).graph
+    node = [n for n in graph.nodes if n.target == "aten.linear.default"][1]
+    weight, bias = model[2].weight.detach().double(), model[2].bias.detach().double()
+    rows = torch.rand(400, 6).double()
+    wanted = rows @ torch.randn(6, 3).double() + 0.3
+    source = node.refs[0]
+    tensors = {path: tensor.double() for path, tensor in graph.tensors.items()}
+
+    class Fixed(Refit):
+        def add(self, x, y):  # the target is given, not made by a teacher
+            error = y - F.linear(x, weight, bias)
+            block, residual = self._rows(x, error, 0)
+            self.sums[0] = [self.sums[0][0] + block.mT @ block, self.sums[0][1] + block.mT @ residual]
+            self.sums[1] = self.sums[0]
+
+    whole, parts = (Fixed(graph, node, weight, 10_000) for _ in range(2))
+    whole.add(rows, wanted)
+    for piece, target in zip(rows.split(37), wanted.split(37), strict=True):
+        parts.add(piece, target)
+    for refit in (whole, parts):
+        new, shift, _ = refit.solve(weight, bias, 1e-3)
+        design = torch.cat([rows, torch.ones(400, 1).double()], 1)
+        gram = design.T @ design
+        penalty = torch.diag(torch.tensor([1.0] * 6 + [1e-9])).double() * gram.diagonal()[:-1].mean() * 1e-3
+        change = torch.linalg.solve(gram + penalty, design.T @ (wanted - F.linear(rows, weight, bias)))
+        torch.testing.assert_close(new, weight + change[:-1].T)
+        torch.testing.assert_close(shift, bias + change[-1])
+    assert source
+    assert Stream({}, tensors, {}).tensors is tensors
+
+
+@pytest.mark.parametrize(
+    ("conv", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3, padding=1), (4, 7, 7)),
+        (nn.Conv2d(4, 6, 3, stride=2, dilation=2, padding=2, bias=False), (4, 9, 8)),
+        (nn.Conv2d(4, 8, 3, groups=2), (4, 6, 6)),
+        (nn.Conv2d(4, 4, 3, padding=1, groups=4), (4, 6, 6)),
+        (nn.Conv1d(4, 6, 5, padding=2), (4, 11)),
+        (nn.Conv3d(2, 3, 3, padding=1), (2, 4, 5, 4)),
+        (nn.Linear(5, 3), (5,)),
+    ],
+)
+def test_rows_are_what_the_synapse_reads(conv, shape):
+    """Rows times the weights give the synapse's output, for every kind of geometry."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x):
+            return self.conv(torch.relu(x))
+
+    x = torch.randn(6, *shape)
+    graph = parspike.plan(Net().eval(), x).graph
+    node = next(n for n in graph.nodes if n.role == "synapse")
+    refit = Refit(graph, node, conv.weight, 10**9)
+    y = conv(x).detach()
+    rows, out = refit._rows(x, y, 0)
+    weight = conv.weight.detach().unflatten(0, (refit.groups, -1)).flatten(2)
+    bias = torch.zeros(y.shape[1]) if conv.bias is None else conv.bias.detach()
+    expected = rows[..., :-1] @ weight.mT + bias.unflatten(0, (refit.groups, -1))[:, None]
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_skip_path_is_part_of_the_fit():
+    model, x = made(Residual)
+    graph = parspike.plan(model, x).graph
+    convs = [n for n in graph.nodes if n.target == "aten.conv2d.default"]
+    assert [branches(graph, n) != [] for n in convs] == [False, True, False]
+
+
+def test_reconstruction_never_ends_worse_on_held_out_images_and_resumes(tmp_path):
+    model, x = data(Residual, 200)
+    start = parspike.convert(model, x.split(50), T=2, recipe="closed-form")
+    recipe = parspike.Reconstruct(steps=30, batch_size=20, rate=0.01)
+    whole = parspike.convert(model, x.split(50), T=2, recipe=recipe)
+    held = x[9::10]
+    assert distance(whole, model, held) <= distance(start, model, held) + 1e-6
+    again = parspike.convert(model, x.split(50), T=2, recipe=recipe)
+    assert torch.equal(whole(x), again(x))
+
+    path = str(tmp_path / "state.pt")
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(what, done, total):
+        seen.append(done)
+        if what == "reconstruction" and done == 21:
+            raise Stop
+
+    broken = parspike.Reconstruct(steps=30, batch_size=20, rate=0.01, checkpoint=path)
+    with pytest.raises(Stop):
+        parspike.convert(model, x.split(50), T=2, recipe=broken, progress=stop)
+    resumed = parspike.convert(model, x.split(50), T=2, recipe=broken)
+    assert torch.equal(resumed(x), whole(x))
+
+
+def test_auto_is_never_worse_than_algorithm_1_on_held_out_images():
+    model, x = data(Residual, 128)
+    batches = x.split(32)
+    snn = parspike.convert(model, batches, T=2, recipe=parspike.Auto(budget=0.0))
+    tried = snn.provenance["search"]["tried"]
+    assert [note["recipe"]["name"] for note in tried] == ["daqcfs", "closed-form", "closed-form", "reconstruct"]
+    assert "skipped" in tried[-1]
+    snn = parspike.convert(model, batches, T=2, recipe=parspike.Auto(budget=5.0))
+    tried = [note for note in snn.provenance["search"]["tried"] if "distance" in note]
+    best = min(tried, key=lambda note: note["distance"])
+    assert best["distance"] <= tried[0]["distance"]
+    assert snn.provenance["search"]["chosen"] == best["recipe"]
+
+
+def test_auto_with_few_images_is_algorithm_1():
+    model, x = data(Residual, 16)
+    one = parspike.convert(model, x, T=4, recipe="auto")
+    other = parspike.convert(model, x, T=4, recipe="daqcfs")
+    assert torch.equal(one(x), other(x))
+    assert one.provenance["search"]["chosen"]["name"] == "daqcfs"
+
+
+@pytest.mark.parametrize("code", ["sorted", "weighted", "onset"])
+def test_layers_with_fewer_steps_run_in_every_engine(code, tmp_path):
+    model, x = made(Residual, batch=8)
+    model, x = model.double(), x.double()
+    snn = parspike.convert(model, x, T=6, code=code, recipe="max", layers={"act*": parspike.Steps(2)})
+    assert [neuron.T for neuron in snn.neurons().values()] == [2, 2, 6, 6, 6]
+    count = snn.run(x, record=True)
+    for engine in ("parallel", "serial"):
+        run = snn.run(x, engine=engine, record=True)
+        torch.testing.assert_close(run.logits, count.logits, rtol=1e-9, atol=1e-9)
+        assert run.spikes["act"].shape[0] == 2
+    snn.save(tmp_path / "mixed.parspike")
+    assert torch.equal(parspike.load(tmp_path / "mixed.parspike")(x), count.logits)
+
+
+def test_more_steps_than_the_network_has_are_refused():
+    model, x = made(Residual)
+    with pytest.raises(OptionError, match="layer 'act' asks for 9 time-steps"):
+        parspike.convert(model, x, T=8, layers={"act": parspike.Steps(9)})
+
+
+def test_tune_finds_the_fewest_steps_within_the_drop():
+    model, x = data(Dense, 320)
+    result = parspike.tune(model, x.split(40), drop=10.0, recipe="closed-form", most=16)
+    assert result.chosen is not None
+    assert result.chosen.score >= 90.0
+    shorter = [trial for trial in result.trials if trial.T < result.chosen.T]
+    assert all(trial.score < 90.0 for trial in shorter)
+    assert f"T={result.chosen.T}" in str(result)
+    assert result.snn is not None
+    assert result.snn.T == result.chosen.T
+    mixed = parspike.tune(model, x.split(40), drop=10.0, recipe="closed-form", most=16, mixed=True)
+    assert mixed.chosen is not None
+    assert mixed.chosen.spikes <= result.chosen.spikes
+    assert mixed.chosen.score >= 90.0
+
+
+def test_tune_says_when_nothing_reaches_it():
+    model, x = data(Dense, 160)
+    result = parspike.tune(model, x.split(40), drop=0.0, most=1, codes=("sorted",), recipe="max")
+    assert result.chosen is None
+    assert "none reaches it" in str(result)
+    with pytest.raises(CalibrationError, match="too few"):
+        parspike.tune(model, x.split(160))
+    with pytest.raises(CalibrationError, match="labels"):
+        parspike.tune(model, x.split(40), measure="accuracy")
