@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import like
 from .layer import Code, Neuron
 
 __all__ = ["Staircase"]
@@ -85,7 +84,8 @@ class Staircase(Neuron):
     def _look_up(self, table: Any, z: Tensor) -> Tensor:
         if z.dtype in (torch.float16, torch.bfloat16):
             z = z.float()  # half precision cannot number the cells
-        cell = torch.addcmul(like(self.start, z), z, like(self.scale, z)).clamp_(0, self.cells + 1).to(torch.int32)
+        # Two passes by numbers take less than half the time of one addcmul, which broadcasts.
+        cell = (z * self.scale).add_(self.start).clamp_(0, self.cells + 1).to(torch.int32)
         return table.index_select(0, cell.flatten()).view(z.shape)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
