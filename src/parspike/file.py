@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from parspike.errors import FileError
 from parspike.graph import Device, Graph, Input, Node, Param, Ref, Role, Schedule, Size, Stream, leaves, walk
 from parspike.graph.ir import BATCH, SIZE_OPERATIONS
-from parspike.graph.ops import TABLE, judge
+from parspike.graph.ops import TABLE, UNFOLDABLE, judge
 from parspike.neurons import Neuron, neuron_from
 from parspike.snn import SNN
 
@@ -387,6 +387,8 @@ def _check_role(node: Node, varying: set[str]) -> None:
     describe = TABLE[node.target].activation
     if role is Role.NEURON and describe is not None and isinstance(answer := describe(node), str):
         role, reason = Role.UNKNOWN, answer
+    if node.reason == UNFOLDABLE and node.role is Role.ANALOG and role in (Role.SYNAPSE, Role.ORDER):
+        return  # tracing saw it join samples; on the time-means it does the same as in the network
     if role is not node.role or role is Role.UNKNOWN:
         said = f"{role}, {reason}" if reason else role
         raise FileError(f"node '{node.name}' ({node.target}) has the role {node.role}, the table says {said}")

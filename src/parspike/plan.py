@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Activation, Curve, Graph, Node, Role, nested, rewrite, trace
-from parspike.graph.ops import TABLE, remedy
+from parspike.graph.ops import TABLE, UNFOLDABLE, remedy
 
 __all__ = ["READOUT", "Keep", "LayerOption", "Plan", "PlanRow", "Steps", "plan"]
 
@@ -229,6 +229,8 @@ def _row(node: Node, place: _Place) -> PlanRow | None:
         becomes = "kept analog" if node.name in place.kept else _neuron(node)
     elif node.role is Role.ORDER:
         becomes = _order(node, place)
+    elif node.role is Role.ANALOG and row is not None and node.reason == UNFOLDABLE:
+        role, becomes = str(Role.SYNAPSE), f"{row.role} on the time-mean: {node.reason}"
     elif node.role is Role.ANALOG:
         where = "on the time-mean" if node.name in place.reached else "once, before any spike"
         becomes, what = f"analog {where}: {node.reason}", remedy(node.target, node.role)

@@ -291,6 +291,10 @@ REFUSED: dict[str, str] = dict.fromkeys(
 """Operators that are refused for a reason of their own, by name."""
 
 
+UNFOLDABLE = "it joins or splits values along the batch"
+"""Reason of operators that cannot run with time folded into the batch; found by tracing, not in the table."""
+
+
 def call(target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run the operator."""
     return TABLE[target].run(*args, **kwargs)

@@ -32,6 +32,7 @@ IDENTITIES = ("aten.clone.default", "aten.contiguous.default", "aten.alias.defau
               "aten.lift_fresh_copy.default", "aten.dropout.default", "aten.feature_dropout.default",
               "aten._assert_tensor_metadata.default")  # fmt: skip
 
+RESHAPES = ("aten.flatten.using_ints", "aten.unflatten.int", "aten.view_as.default", "aten.reshape_as.default")
 REDUCTIONS = ("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default", "aten.amin.default")
 BLANKS = {f"aten.{form}.default": kind for kind, forms in {
     "zeros": ("zeros_like", "new_zeros", "empty_like", "new_empty"), "ones": ("ones_like", "new_ones"),
@@ -111,11 +112,24 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
             exported = torch.export.export(
                 model, args, kwargs, dynamic_shapes=_by_parameter(model, *shapes), strict=False
             )
-            return exported.run_decompositions({})
+            # Only to be rid of in-place operators: it traces the whole network a second time.
+            return exported if _pure(exported) else exported.run_decompositions({})
     except Exception as error:
         raise TraceError(_explain(model, error)) from error
     finally:
         torch.random.set_rng_state(generator)
+
+
+def _pure(exported: Any) -> bool:
+    """Whether no operator of the graph writes into a tensor."""
+    for fx in exported.graph.nodes:
+        schema = getattr(fx.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            return False
+        # Arithmetic of sizes is plain Python; anything else without a schema holds a graph of its own.
+        if schema is None and fx.op == "call_function" and fx.target.__module__ not in ("_operator", "math", "torch"):
+            return False
+    return True
 
 
 def _register_outputs(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
@@ -204,8 +218,7 @@ def _fold(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) ->
                 unfoldable.add(node.name)
             both[node.name] = joined
     _check_samples(graph.collect(one), graph.collect(two))
-    reason = "joins or splits values along the batch"
-    nodes = [replace(n, role=Role.ANALOG, reason=reason) if n.name in unfoldable else n for n in graph.nodes]
+    nodes = [replace(n, role=Role.ANALOG, reason=ops.UNFOLDABLE) if n.name in unfoldable else n for n in graph.nodes]
     return replace(graph, nodes=tuple(nodes))
 
 
@@ -357,6 +370,8 @@ class _Reader:
             return
         if meta is None and not fx.users:
             return
+        if target in RESHAPES:
+            target, args, kwargs = "aten.reshape.default", (args[0], [self._size(dim) for dim in meta.shape]), {}
         if target in WITH_PLACES:
             target, args = self._largest(fx, target, args)
         if target in BLANKS:  # takes only the type and the sizes of its first argument, not its values
@@ -400,7 +415,7 @@ class _Reader:
 
     def _largest(self, fx: Any, target: str, args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
         """A maximum as an operator with one output, where nobody asks for the places."""
-        asked = {user.args[1] for user in fx.users if _target(user.target) == "getitem"}
+        asked = {user.args[1] for user in fx.users if _target(user.target) == "getitem" and user.users}
         if asked != {0}:
             return WITH_PLACES[target], args
         self.firsts.add(fx.name)
