@@ -360,7 +360,7 @@ def check_checkpoint(path: Path, recipe: Recipe, network: nn.Module, data: str) 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], recipe: Recipe, state: dict[str, Any], data: str) -> None:
     """weights.safetensors, and weights.json beside it with how they were made."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: t.contiguous().clone() for name, t in tensors.items()}
     about = {
@@ -369,7 +369,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor], recipe: Recipe, state: 
     }  # fmt: skip
     try:
         temporary = path.with_suffix(".part")
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))  # save_file would make it readable by its owner only
         _replace(temporary, path)
         path.with_suffix(".json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:

@@ -1,0 +1,46 @@
+"""The weights in the package: small, with their origin stated, and lossless at T = T̃."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import parspike
+from parspike.train import pretrained
+
+FILES = sorted(pretrained.FOLDER.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_each_file_is_small_and_says_where_it_comes_from(path):
+    assert path.stat().st_size < 2e6
+    about = json.loads(path.with_suffix(".json").read_text("utf-8"))
+    assert {"recipe", "seed", "data", "accuracy", "licence", "command"} <= about.keys()
+    assert "JPEG" in about["data"]
+    if "started_from" in about:
+        assert (pretrained.FOLDER / "LICENSE-pytorch_resnet_cifar10.txt").is_file()
+
+
+@pytest.mark.parametrize(("make", "levels"), [("cifar10_resnet20", 4), ("cifar10_resnet20_8", 8)])
+def test_the_spiking_network_has_the_very_logits_of_the_network(make, levels):
+    model = getattr(pretrained, make)()
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    snn = parspike.convert(model, example=x, T=levels)
+    # Batch norms are folded in both, so that even in float32 every current is the same number.
+    folded = parspike.plan(model, x).graph
+    assert torch.equal(snn(x), folded.run(x))
+    assert torch.equal(snn(x).argmax(1), model(x).argmax(1))
+
+
+def test_accuracy_on_the_original_images(shared):
+    import numpy as np
+
+    model = pretrained.cifar10_resnet20_8()
+    data = np.load(shared / "data" / "cifar10-original-part.npz")
+    x = torch.from_numpy(data["test_images"]).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        said = model((x - mean) / std).argmax(1)
+    assert float((said == torch.from_numpy(data["test_labels"])).float().mean()) > 0.8
