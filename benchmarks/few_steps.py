@@ -44,7 +44,7 @@ RECIPES = {
     "mse, layer": ClosedForm(refit=False, granularity="layer"),
     "closed-form": ClosedForm(),
     "reconstruct": Reconstruct(),
-    "reconstruct, augmented": Reconstruct(augment="crop", steps=1500),
+    "reconstruct, augmented": Reconstruct(augment="crop", steps=2000),
     "auto": Auto(),
 }
 
@@ -93,10 +93,9 @@ def answers(net: nn.Module, x: Tensor) -> Tensor:
 def measure(options: argparse.Namespace) -> None:
     done = {json.dumps(figure["key"]) for figure in figures()}
     for seed in options.seeds:
-        load = (
-            lite0(seed, options.images) if options.network == "lite0" else cifar(options.network, seed, options.images)
-        )
-        model, train, test, labels = load
+        lite = options.network == "lite0"
+        loaded = lite0(seed, options.images) if lite else cifar(options.network, seed, options.images)
+        model, train, test, labels = loaded
         own = answers(model, test)
         plan = parspike.plan(model, train[:2])
         batches = train.split(25 if lite else 64)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parspike.calibrate import DAQCFS, Batches, Draft, Recipe, recipe_from_json, recipe_to_json
+from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, recipe_to_json
 from parspike.calibrate.batches import arguments_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.errors import CalibrationError, OptionError
@@ -44,7 +44,7 @@ def convert(
     calibration: inputs without labels, as an iterable of tensors (B, …), (x, y) tuples or dicts, or one tensor
     (N, …); None where none are needed (QCFS networks with T = T̃, given an `example`). inputs: a function from an
     item of calibration to the model's inputs. recipe: how parameters are found, an object, a name or JSON
-    (default: Algorithm 1 of the paper). code: how a count is sent as spikes, "sorted" as in the paper, "weighted"
+    (default: `Auto`, which tries several within two minutes and keeps what images held out confirm). code: how a count is sent as spikes, "sorted" as in the paper, "weighted"
     (2^T − 1 levels in T steps) or "onset" (one spike a neuron); see `neurons.layer`. layers: options by pattern of
     layer name, {"stem.*": Keep()}. example: a batch of inputs for tracing (default: the first of calibration).
     strict: refuse analog operators. seed: for recipes and shuffling loaders; the global random state is left as it
@@ -58,7 +58,7 @@ def convert(
         raise OptionError(f"code must be one of {', '.join(CODES)}, got {code!r}")
     if code == "weighted" and T > MAX_WEIGHTED:
         raise OptionError(f"the weighted code takes at most {MAX_WEIGHTED} steps (2^T − 1 levels), got T={T}")
-    chosen = DAQCFS() if recipe is None else recipe if isinstance(recipe, Recipe) else recipe_from_json(recipe)
+    chosen = Auto() if recipe is None else recipe if isinstance(recipe, Recipe) else recipe_from_json(recipe)
     source = None if calibration is None else readable_again(calibration)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)

@@ -96,7 +96,7 @@ class SNN(nn.Module):
         return save(self, path, force=force)
 
     def extra_repr(self) -> str:
-        recipe = self.provenance.get("recipe", {})
+        recipe = self.provenance.get("search", {}).get("chosen", self.provenance.get("recipe", {}))
         name = recipe.get("name", "?") if isinstance(recipe, Mapping) else recipe
         return f"T={self.T}, neuron layers={len(self._layers)}, recipe={name}"
 

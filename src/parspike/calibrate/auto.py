@@ -35,7 +35,7 @@ class Auto(Recipe):
     """
 
     name: ClassVar[str] = "auto"
-    budget: float = 600.0
+    budget: float = 120.0
 
     def __post_init__(self) -> None:
         if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)) or self.budget < 0:

@@ -17,6 +17,9 @@ from parspike.neurons import ParallelNeuron
 
 __all__ = ["ClosedForm"]
 
+ELEMENTS = 1 << 27
+"""Most elements of the rows of one synapse: 512 MiB in float32."""
+
 
 @dataclass(frozen=True)
 class ClosedForm(Recipe):
@@ -57,12 +60,13 @@ class ClosedForm(Recipe):
     def _refit(self, draft: Draft, lockstep: Lockstep, node: Node, batches: Batches) -> None:
         path = node.args[1].path
         weight = draft.tensors[path]
-        rows = max(256, 24 * features(node, weight) // max(1, batches.length), 40_000 // max(1, batches.length))
+        wide = features(weight)
+        rows = min(max(24 * wide, 40_000), ELEMENTS // wide) // max(1, batches.length) + 1
         refit = Refit(draft.graph, node, weight, rows)
         for number, (teacher, student) in enumerate(lockstep.visit(node)):
             refit.add(teacher, student, number)
         bias = node.args[2] if len(node.args) > 2 else None
-        new, shift, _ = refit.solve(weight, None if bias is None else draft.tensors[bias.path], self.ridge)
+        new, shift = refit.solve(weight, None if bias is None else draft.tensors[bias.path], self.ridge)
         draft.tensors[path] = new
         if bias is not None:
             draft.tensors[bias.path] = shift

@@ -31,8 +31,8 @@ class Draft:
 
     graph: the network; its tensors are the teacher's and never change. tensors: the student's synapses, at first
     the same; a recipe may replace entries. activations: by the name of every node that shall spike, what it
-    computed. neurons: filled by the recipe, one for each of them. notes: what the recipe wants to be remembered. steps: layers
-    with time-steps of their own.
+    computed. neurons: filled by the recipe, one for each of them. notes: what the recipe wants to be remembered.
+    steps: layers with time-steps of their own.
     """
 
     graph: Graph

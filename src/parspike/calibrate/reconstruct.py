@@ -41,10 +41,10 @@ class Reconstruct(Recipe):
     name: ClassVar[str] = "reconstruct"
     steps: int = 400
     batch_size: int = 64
-    rate: float = 0.01
+    rate: float = 0.005
     augment: Literal["none", "flip", "crop"] = "none"
     held_out: float = 0.1
-    features: float = 1.0
+    features: float = 0.1
     checkpoint: str = ""
 
     def __post_init__(self) -> None:
@@ -160,8 +160,12 @@ class _Trained:
 
     def sizes(self) -> list[tuple[Tensor, float]]:
         """Every tensor with the size that its steps are a share of: its own, or for a shift that of a level."""
-        levels = {id(n.shift): _rms(n.v_threshold) / n.levels for n in self.neurons.values()}
-        return [(tensor, levels.get(id(tensor), _rms(tensor))) for tensor in self.tensors()]
+        sizes = [(self.draft.tensors[path], _rms(self.draft.tensors[path])) for path in self.paths]
+        for neuron in self.neurons.values():
+            # One neuron parameter moves every spike of its channel, one weight a few: a tenth of the rate.
+            level = 0.1 * _rms(neuron.v_threshold)
+            sizes += [(neuron.v_threshold, level), (neuron.shift, level / neuron.levels), (neuron.v_post, level)]
+        return sizes
 
     def state(self) -> list[Tensor]:
         return [tensor.detach().clone() for tensor in self.tensors()]

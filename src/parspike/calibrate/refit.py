@@ -2,9 +2,10 @@
 
 With X' the student's inputs (a row for every place the synapse looks at), r = target − student's output, the
 change of the weights and the bias is the ridge solution Δ = (X'ᵀX' + λ diag)⁻¹ X'ᵀ r, which pulls towards the
-weights as they are. X'ᵀX' and X'ᵀr are sums over rows, so batches, their order and processes do not matter.
-The target is the teacher's output plus what the student lacks in the other branches that are added to it.
-λ is chosen for every output channel on rows held out, Δ = 0 among the choices.
+weights as they are. The target is the teacher's output plus what the student lacks in the other branches that are
+added to it. Before a ReLU, what is below zero need not be met: where the teacher is silent the target is
+min(student's output, 0), brought up to date a few times with the same matrix, which makes each round's squared error
+an upper bound of that of the rectified outputs. λ is chosen on rows held out, Δ = 0 among the choices.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ __all__ = ["Refit", "branches", "refittable"]
 
 CONV = {"aten.conv1d.default": 1, "aten.conv2d.default": 2, "aten.conv3d.default": 3}
 LINEAR = "aten.linear.default"
+RECTIFIERS = ("aten.relu.default", "aten.relu6.default", "parspike.qcfs")
+ROUNDS = 6
+"""Solutions with the same matrix, the target brought up to date between them."""
 HELD_OUT = 0.2
+"""Share of the rows, those of the last batches."""
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """λ as fractions of the mean of the diagonal of X'ᵀX'."""
 
@@ -52,6 +57,17 @@ def branches(graph: Graph, node: Node) -> list[str]:
     return found
 
 
+def _rectified(graph: Graph, node: Node) -> bool:
+    """Whether the output goes, through additions alone, into one activation that is silent below 0."""
+    readers = graph.consumers()
+    here = node
+    while len(readers[here.name]) == 1:
+        here = readers[here.name][0]
+        if here.target != "aten.add.Tensor":
+            return here.target in RECTIFIERS
+    return False
+
+
 @dataclass
 class _Geometry:
     """How a convolution looks at its input, per dimension; a linear layer has none."""
@@ -73,42 +89,40 @@ def _geometry(node: Node, weight: Tensor) -> _Geometry:
 
 
 class Refit:
-    """Sums for one synapse, and their solution. rows: rows per batch, at most."""
+    """Rows for one synapse, and the solution. rows: rows per batch, at most."""
 
     def __init__(self, graph: Graph, node: Node, weight: Tensor, rows: int) -> None:
         self.node, self.rows = node, rows
         self.others = branches(graph, node)
+        self.rectified = _rectified(graph, node)
         self.geometry = _geometry(node, weight)
         self.groups = self.geometry.groups if node.target in CONV else 1
-        self.sums: list[list[Any]] = [[0, 0], [0, 0]]  # fitted on, held out
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, teacher: Stream, student: Stream, number: int) -> None:
-        """Add batch `number`; the images at the end of it are held out."""
+        """Add batch `number`."""
         node = self.node
-        target = call(node.target, *teacher.arguments(node))
+        wanted = call(node.target, *teacher.arguments(node))
         args, kwargs = student.arguments(node)
-        error = target - call(node.target, args, kwargs)
+        given = call(node.target, args, kwargs)
         for other in self.others:
-            error = error + (teacher.env[other] - student.env[other])
-        rows, residual = self._rows(args[0], error, number)
-        cut = max(1, round(rows.shape[1] * (1 - HELD_OUT)))
-        for place, part in enumerate((slice(0, cut), slice(cut, None))):
-            x, r = rows[:, part], residual[:, part]
-            gram, cross = self.sums[place]
-            self.sums[place] = [gram + (x.mT @ x).double(), cross + (x.mT @ r).double()]
+            wanted, given = wanted + teacher.env[other], given + student.env[other]
+        self.parts.append(self._rows(args[0], given, wanted, number))
 
-    def _rows(self, x: Tensor, error: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Rows (groups, N, features + 1) and residuals (groups, N, outputs of the group)."""
+    def _rows(self, x: Tensor, given: Tensor, wanted: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (groups, N, features + 1); what the student has and should have, (groups, N, outputs of the group)."""
         if self.node.target == LINEAR:
-            x, error = x.flatten(0, -2), error.flatten(0, -2)
-            pick = _spread(len(x), self.rows, number).sort().values
-            rows, residual = x[pick][None], error[pick][None]
+            x, given, wanted = (value.flatten(0, -2) for value in (x, given, wanted))
+            pick = _spread(len(x), self.rows, number)
+            rows, given, wanted = (value[pick][None] for value in (x, given, wanted))
         else:
             g = self.geometry
-            places = error.movedim(1, -1)
-            pick = _spread(places[..., 0].numel(), self.rows, number).sort().values
-            where = torch.unravel_index(pick, places.shape[:-1])
-            residual = places[where].unflatten(1, (self.groups, -1)).movedim(1, 0)
+            places = given[:, 0].shape
+            pick = _spread(given[:, 0].numel(), self.rows, number)
+            where = torch.unravel_index(pick, places)
+            given, wanted = (
+                value.movedim(1, -1)[where].unflatten(1, (self.groups, -1)).movedim(1, 0) for value in (given, wanted)
+            )
             padding = [p for size in reversed(g.padding) for p in (size, size)]
             padded = F.pad(x, padding) if any(padding) else x
             index: list[Any] = [_along(where[0], 0, len(g.kernel)), slice(None)]
@@ -119,31 +133,60 @@ class Refit:
                 index.append(_along(where[d + 1] * stride, 0, len(g.kernel)) + offsets.reshape(shape))
             patches = padded[tuple(index)].movedim(-1, 1)  # (N, C, kernel…)
             rows = patches.unflatten(1, (self.groups, -1)).flatten(2).movedim(1, 0)
-        rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2)
-        return rows, residual
+        return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2), given, wanted
 
-    def solve(self, weight: Tensor, bias: Tensor | None, ridge: float | None) -> tuple[Tensor, Tensor, float]:
-        """New weight and bias, and the share of the held-out squared error that they take away."""
-        (gram, cross), (gram_out, cross_out) = self.sums
-        diagonal = gram.diagonal(dim1=1, dim2=2)[:, :-1].mean(1).clamp(min=1e-12)
-        best = torch.zeros_like(cross)
-        gain = torch.zeros(cross.shape[0], cross.shape[2], dtype=cross.dtype)
+    def solve(self, weight: Tensor, bias: Tensor | None, ridge: float | None = None) -> tuple[Tensor, Tensor]:
+        """New weight and bias. λ, and whether to change at all, are chosen on rows held out, output by output."""
+        x, given, wanted = (torch.cat(parts, 1) for parts in zip(*self.parts, strict=True))
+        cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
+        fitted, held = (_Rows(*(v[:, part] for v in (x, given, wanted))) for part in (slice(0, cut), slice(cut, None)))
+        gram = (fitted.x.mT @ fitted.x).double()
+        size = gram.diagonal(dim1=1, dim2=2)[:, :-1].mean(1).clamp(min=1e-12)
+        penalty = torch.ones(gram.shape[1], dtype=gram.dtype)
+        penalty[-1] = 1e-9  # the bias is free
+        best = torch.zeros(x.shape[0], x.shape[2], given.shape[2], dtype=gram.dtype)
+        least = held.error(best, self.rectified)
         for fraction in RIDGES if ridge is None else (ridge,):
-            penalty = torch.ones(gram.shape[1], dtype=gram.dtype)
-            penalty[-1] = 1e-9  # the bias is free
-            system = gram + torch.diag(penalty) * (diagonal * fraction)[:, None, None]
-            factor, info = torch.linalg.cholesky_ex(system)
-            if bool(info.any()):
+            factor, failed = torch.linalg.cholesky_ex(gram + torch.diag(penalty) * (size * fraction)[:, None, None])
+            if bool(failed.any()):
                 continue
-            change = torch.cholesky_solve(cross, factor)
-            gained = 2 * (change * cross_out).sum(1) - (change * (gram_out @ change)).sum(1)
-            better = gained > gain
-            gain = torch.where(better, gained, gain)
+            change = torch.zeros_like(best)
+            for _ in range(ROUNDS if self.rectified else 1):
+                change = fitted.solution(factor, fitted.target(change, self.rectified))
+            error = held.error(change, self.rectified)
+            better = torch.ones_like(error, dtype=torch.bool) if ridge is not None else error < least
+            least = torch.where(better, error, least)
             best = torch.where(better[:, None, :], change, best)
         delta = best[:, :-1].mT.reshape(weight.shape)
-        shift = best[:, -1].reshape(-1)
-        old = torch.zeros_like(shift) if bias is None else bias.double()
-        return (weight.double() + delta).to(weight.dtype), (old + shift).to(weight.dtype), float(gain.sum())
+        old = torch.zeros(weight.shape[0], dtype=best.dtype) if bias is None else bias.double()
+        return (weight.double() + delta).to(weight.dtype), (old + best[:, -1].reshape(-1)).to(weight.dtype)
+
+
+@dataclass
+class _Rows:
+    """Rows x (groups, N, features + 1), the student's outputs for them as it is, and the wanted ones."""
+
+    x: Tensor
+    given: Tensor
+    wanted: Tensor
+
+    def now(self, change: Tensor) -> Tensor:
+        return self.given + self.x @ change.to(self.x.dtype)
+
+    def target(self, change: Tensor, rectified: bool) -> Tensor:
+        if not rectified:
+            return self.wanted
+        return torch.where(self.wanted > 0, self.wanted, self.now(change).clamp_(max=0))
+
+    def solution(self, factor: Tensor, target: Tensor) -> Tensor:
+        return torch.cholesky_solve((self.x.mT @ (target - self.given)).double(), factor)
+
+    def error(self, change: Tensor, rectified: bool) -> Tensor:
+        """Mean squared error of what comes behind, (groups, outputs of the group)."""
+        now, wanted = self.now(change), self.wanted
+        if rectified:
+            now, wanted = now.clamp(min=0), wanted.clamp(min=0)
+        return (now - wanted).square().mean(1)
 
 
 def _spread(count: int, limit: int, number: int) -> Tensor:
@@ -158,6 +201,6 @@ def _along(index: Tensor, before: int, after: int) -> Tensor:
     return index.reshape(*[1] * before, -1, *[1] * after)
 
 
-def features(node: Node, weight: Tensor) -> int:
+def features(weight: Tensor) -> int:
     """Number of inputs that one output of the synapse reads."""
     return int(weight[0].numel())

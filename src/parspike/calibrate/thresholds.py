@@ -16,7 +16,7 @@ from parspike.calibrate.channels import by_channel, node_shape
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron, spike_count
 
-__all__ = ["Samples", "fit_neuron"]
+__all__ = ["Choice", "Samples", "choose", "fit_neuron"]
 
 
 class Samples:
@@ -49,25 +49,44 @@ SHIFTS = (-0.3, -0.15, 0.0, 0.15, 0.3)
 """δ as fractions of one level."""
 
 
-def fit_neuron(neuron: ParallelNeuron, samples: Samples, *, shift: bool = True, layer: bool = False) -> Tensor:
-    """Set θ, δ and v_post of a neuron layer from samples; returns the remaining error as a share of E[a²], (C,).
+@dataclass
+class Choice:
+    """Threshold, shift, amplitude and squared error of every channel, (C,)."""
 
-    shift: whether δ is searched. layer: one θ for all channels instead of one each.
-    """
-    a, z = samples.tensors()
-    a, z = a - neuron.offset, z - neuron.offset
+    theta: Tensor
+    delta: Tensor
+    post: Tensor
+    error: Tensor
+
+    def offer(self, other: Choice, *, together: bool) -> None:
+        """Take what is better of another choice, channel by channel or, `together`, as a whole."""
+        less = other.error.sum() < self.error.sum() if together else other.error < self.error
+        for name, new in vars(other).items():
+            setattr(self, name, torch.where(less, new, getattr(self, name)))
+
+    def count(self, z: Tensor, levels: int) -> Tensor:
+        """Counts for currents (C, N)."""
+        return spike_count(z, self.theta[:, None], levels, self.delta[:, None])
+
+    def value(self, count: Tensor, levels: int) -> Tensor:
+        """Mean outputs for counts (C, N)."""
+        return count * (self.post / levels)[:, None]
+
+
+def choose(a: Tensor, z: Tensor, levels: int, *, shift: bool = True, layer: bool = False) -> Choice:
+    """The θ, δ and v_post with the least mean of (a − v_post · k(z)/levels)²; a, z: (C, N)."""
     power = a.square().mean(1)
     top = a.amax(1)
     top = torch.where(top > 0, top, a.max() if bool(a.max() > 0) else torch.ones_like(top))
     start = top.max().expand_as(top) if layer else top
-    best = _Best(start, torch.zeros_like(top), top.clone(), torch.full_like(top, float("inf")))
+    best = Choice(start, torch.zeros_like(top), top.clone(), torch.full_like(top, float("inf")))
 
     def attempt(theta: Tensor, delta: Tensor) -> None:
-        k = spike_count(z, theta[:, None], neuron.levels, delta[:, None])
+        k = spike_count(z, theta[:, None], levels, delta[:, None])
         ak, kk = (a * k).mean(1), k.square_().mean(1)
-        post = torch.where((kk > 0) & (ak > 0), ak / kk.clamp(min=1e-30) * neuron.levels, theta)
-        step = post / neuron.levels
-        best.offer(theta, delta, post, power - 2 * ak * step + kk * step.square(), together=layer)
+        post = torch.where((kk > 0) & (ak > 0), ak / kk.clamp(min=1e-30) * levels, theta)
+        step = post / levels
+        best.offer(Choice(theta, delta, post, power - 2 * ak * step + kk * step.square()), together=layer)
 
     for fraction in COARSE:
         attempt(start * fraction, torch.zeros_like(top))
@@ -75,22 +94,18 @@ def fit_neuron(neuron: ParallelNeuron, samples: Samples, *, shift: bool = True, 
     for fraction in FINE:
         theta = coarse * fraction
         for s in SHIFTS if shift else (0.0,):
-            attempt(theta, theta * (s / neuron.levels))
+            attempt(theta, theta * (s / levels))
+    return best
+
+
+def fit_neuron(neuron: ParallelNeuron, samples: Samples, *, shift: bool = True, layer: bool = False) -> None:
+    """Set θ, δ and v_post of a neuron layer from samples.
+
+    shift: whether δ is searched. layer: one θ for all channels instead of one each.
+    """
+    a, z = (value - neuron.offset for value in samples.tensors())
+    best = choose(a, z, neuron.levels, shift=shift, layer=layer)
     for parameter, value in (
         (neuron.v_threshold, best.theta), (neuron.shift, best.delta), (neuron.v_post, best.post)
     ):  # fmt: skip
         parameter.data = node_shape(value, samples.node).to(parameter.dtype).clone()
-    return best.error / power.clamp(min=1e-30)
-
-
-@dataclass
-class _Best:
-    theta: Tensor
-    delta: Tensor
-    post: Tensor
-    error: Tensor
-
-    def offer(self, theta: Tensor, delta: Tensor, post: Tensor, error: Tensor, *, together: bool) -> None:
-        better = (error.sum() < self.error.sum()).expand_as(error) if together else error < self.error
-        for name, new in (("theta", theta), ("delta", delta), ("post", post), ("error", error)):
-            setattr(self, name, torch.where(better, new, getattr(self, name)))

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from parspike.cli import commands, console, demo, train
+from parspike.cli import commands, console, demo, train, tune
 from parspike.errors import ParspikeError
 
 __all__ = ["app", "main"]
@@ -45,6 +45,7 @@ app = typer.Typer(
 app.command()(commands.plan)
 app.command()(commands.convert)
 app.command("eval")(commands.evaluate)
+app.command()(tune.tune)
 app.command()(demo.demo)
 app.command()(train.train)
 app.add_typer(train.data_app, name="data")

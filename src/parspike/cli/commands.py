@@ -58,7 +58,7 @@ def plan(
     """Show what becomes of every layer, before any data is read. Exit code 1 if a layer is refused."""
     import parspike
 
-    network = _network(spec, weights)
+    network = load(spec, weights)
     table = parspike.plan(network.model, _example(network, shape), layers=_kept(keep), strict=strict)
     console.result(json, table.to_dict(), str(table))
     if not table.ok:
@@ -73,6 +73,7 @@ def convert(
     data: Annotated[str | None, typer.Option(help=f"for the calibration: {Data}")] = None,
     T: Annotated[int, typer.Option("-T", "--T", help="time-steps")] = 8,
     weights: Weights = None,
+    code: Annotated[str, typer.Option(help="sorted, weighted (2^T − 1 levels) or onset (one spike)")] = "sorted",
     recipe: Annotated[str | None, typer.Option(help="how to calibrate: a name, or a recipe as JSON")] = None,
     passes: Annotated[int | None, typer.Option(help="how often the calibration sees the data")] = None,
     keep: Keep = None,
@@ -94,9 +95,9 @@ def convert(
     import parspike
     from parspike.cli.data import open_images
 
-    _check_output(Path(output), force)
-    network = _network(spec, weights)
-    preprocess = _preprocess(network.preprocess, shape, size, crop, mean, std)
+    check_output(Path(output), force)
+    network = load(spec, weights)
+    preprocess = preprocessing(network.preprocess, shape, size, crop, mean, std)
     images = None
     if data is not None:
         images = open_images(
@@ -117,7 +118,8 @@ def convert(
                 network.model,
                 calibration=images,
                 T=T,
-                recipe=_recipe(recipe, passes),
+                code=code,  # pyright: ignore[reportArgumentType] (convert says which there are)
+                recipe=recipe_of(recipe, passes),
                 layers=_kept(keep),
                 example=None if images else _example(network, shape),
                 strict=strict,
@@ -153,6 +155,7 @@ def convert(
         "written": f"{output} ({answer['bytes'] / 1e3:,.0f} kB)",
         "T": snn.T,
         "spiking layers": answer["spiking_layers"],
+        "recipe": _chosen(snn.provenance),
         "calibrated on": f"{answer['images']} images of {data}" if data else "nothing: no data given",
         "preprocessing": preprocess,
         "time": f"{seconds:.1f} s",
@@ -191,10 +194,10 @@ def evaluate(
             "--weights belongs to the network of --against SPEC; the spiking network has its own"
         )
     snn = parspike.load(file)
-    network = _network(against, weights) if against else None
+    network = load(against, weights) if against else None
     images = open_images(
         data,
-        _preprocess(_stored(snn) or (network and network.preprocess), shape, size, crop, mean, std),
+        preprocessing(_stored(snn) or (network and network.preprocess), shape, size, crop, mean, std),
         split=split,
         prefer="test",
         batch_size=batch_size,
@@ -303,7 +306,7 @@ class _Score:
         )
 
 
-def _network(spec: str, weights: str | None) -> Network:
+def load(spec: str, weights: str | None) -> Network:
     from parspike.cli.spec import load_network
 
     network = load_network(spec, weights)
@@ -326,7 +329,7 @@ def _example(network: Network, shape: str | None) -> Tensor:
     return torch.zeros(2, *one)
 
 
-def _preprocess(
+def preprocessing(
     base: Preprocessing | None,
     shape: str | None,
     size: int | None,
@@ -374,7 +377,7 @@ def _kept(patterns: list[str] | None) -> dict[str, Any]:
     return {pattern: parspike.Keep() for pattern in patterns or ()}
 
 
-def _check_output(path: Path, force: bool) -> None:
+def check_output(path: Path, force: bool) -> None:
     """Before minutes of calibration, not after."""
     if path.exists() and not force:
         raise FileError(f"{path} exists: write over it with --force, or choose another name")
@@ -390,10 +393,22 @@ def _skipped(images: Images | None) -> list[str]:
     return names
 
 
-def _recipe(recipe: str | None, passes: int | None) -> Any:
+def _chosen(provenance: dict[str, Any]) -> str:
+    """The recipe, and where several were tried how each did on the images held out."""
+    search = provenance.get("search", {})
+    tried = [f"{t['recipe']['name']} {t['distance']:.3f}" for t in search.get("tried", ()) if "distance" in t]
+    made = search.get("chosen", provenance["recipe"])
+    options = ", ".join(f"{key}={value}" for key, value in made.items() if key != "name" and value not in ("", None))
+    text = f"{made['name']} ({options})" if options else made["name"]
+    return f"{text}; distance of the outputs on held-out images: {', '.join(tried)}" if tried else text
+
+
+def recipe_of(recipe: str | None, passes: int | None) -> Any:
     """The recipe by name or JSON, `passes` put into it."""
     import parspike
 
+    if recipe is None and passes is None:
+        return None
     made = parspike.recipe_from_json(recipe) if recipe else parspike.DAQCFS()
     if passes is None:
         return made

@@ -394,7 +394,7 @@ def _calibrated(plan: parspike.Plan, crops: Sequence[Tensor], T: int) -> parspik
 
     with console.progress(f"T = {T}:") as progress:
         return parspike.convert(
-            plan, crops, T=T, progress=lambda what, done, total: progress(what, done, total or len(crops))
+            plan, crops, T=T, recipe="daqcfs", progress=lambda what, done, total: progress(what, done, total or len(crops))
         )
 
 
