@@ -156,9 +156,29 @@ def test_mixed_precision_runs(tmp_path):
 
 
 def test_early_stop(tmp_path):
-    result = train(tmp_path, recipe(optimiser__epochs=50, optimiser__patience=2, optimiser__lr=1e-9))
+    made = recipe(optimiser__epochs=50, optimiser__patience=2, optimiser__lr=1e-9)
+    result = train(tmp_path, made)
     assert result.epoch < 50
     assert len(list(csv.DictReader((tmp_path / "log.csv").open()))) == result.epoch
+    assert train(tmp_path, made, resume=True).step == result.step
+
+
+def test_a_run_killed_before_its_checkpoint_logs_each_epoch_once(tmp_path):
+    made = recipe(optimiser__epochs=2)
+    with pytest.raises(KilledError):
+        train(tmp_path, made, progress=killed_after(7), save_every=1e9)
+    with (tmp_path / "log.csv").open("a") as stream:
+        stream.write("2,12,0.5,0.9,0.0,1.0\n")
+    train(tmp_path, made, resume=True)
+    assert [row["epoch"] for row in csv.DictReader((tmp_path / "log.csv").open())] == ["1", "2"]
+
+
+def test_the_random_state_is_left_alone(tmp_path):
+    state = torch.get_rng_state()
+    made = recipe(optimiser__epochs=1)
+    torch.set_rng_state(state)
+    fit(made, make_network(made), TRAIN, TEST, tmp_path, devices=CPU)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_log_for_tensorboard(tmp_path):
@@ -283,9 +303,10 @@ def test_decoded_images_are_kept_and_read_again(tmp_path):
             yield x, y
 
     read: list[int] = []
-    first = decode(batches(), 96, tmp_path / "cache" / "stripes")
-    again = decode(batches(), 96, tmp_path / "cache" / "stripes")
+    first = decode(batches(), 96, tmp_path / "cache" / "stripes.1")
+    again = decode(batches(), 96, tmp_path / "cache" / "stripes.1")
     assert read == [40, 40, 16]
+    assert sorted(os.listdir(tmp_path / "cache")) == [f"stripes.1.{kind}" for kind in ("images", "json", "labels.npy")]
     for arrays in (first, again):
         assert torch.equal(arrays.images, TRAIN.images)
         assert torch.equal(arrays.labels, TRAIN.labels)

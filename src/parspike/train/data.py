@@ -106,10 +106,10 @@ def decode(
     """The images of a source, decoded once.
 
     batches: (x, y) with x (B, C, H, W) in [0, 1] and labels y; every image of one shape. count: images expected
-    (fewer is fine). cache: a path without suffix; PATH.images, PATH.labels.npy and PATH.json are written, and read
+    (fewer is fine). cache: a path; PATH.images, PATH.labels.npy and PATH.json are written, and read
     instead of decoding when they exist. None: in memory.
     """
-    if cache is not None and cache.with_suffix(".json").is_file():
+    if cache is not None and _beside(cache, "json").is_file():
         return _cached(cache)
     labels: list[Tensor] = []
     images: Any = None
@@ -144,26 +144,35 @@ def decode(
     if cache is None:
         return Arrays(torch.from_numpy(images[:done]), y, digest.hexdigest())
     images.flush()
-    np.save(cache.with_suffix(".labels.npy"), y.numpy())
-    # Written last: without it, a killed decoding is begun again.
-    about = {"shape": [done, *images.shape[1:]], "sha256": digest.hexdigest()}
-    temporary = cache.with_suffix(".json.part")
-    temporary.write_text(json.dumps(about))
-    os.replace(temporary, cache.with_suffix(".json"))
+    os.replace(_own(cache), _beside(cache, "images"))
+    with _own(cache).open("wb") as stream:
+        np.save(stream, y.numpy())
+    os.replace(_own(cache), _beside(cache, "labels.npy"))
+    # Last: without it, a killed decoding is begun again.
+    _own(cache).write_text(json.dumps({"shape": [done, *images.shape[1:]], "sha256": digest.hexdigest()}))
+    os.replace(_own(cache), _beside(cache, "json"))
     return _cached(cache)
+
+
+def _own(cache: Path) -> Path:
+    """Where this process writes, since others may be decoding the same images."""
+    return _beside(cache, str(os.getpid()))
+
+
+def _beside(cache: Path, suffix: str) -> Path:
+    # Not Path.with_suffix, which would cut a name with a dot in it.
+    return cache.parent / f"{cache.name}.{suffix}"
 
 
 def _room(cache: Path | None, shape: Sequence[int]) -> Any:
     if cache is None:
         return np.empty(shape, np.uint8)
     cache.parent.mkdir(parents=True, exist_ok=True)
-    return np.memmap(cache.with_suffix(".images"), np.uint8, "w+", shape=tuple(shape))
+    return np.memmap(_own(cache), np.uint8, "w+", shape=tuple(shape))
 
 
 def _cached(cache: Path) -> Arrays:
-    about = json.loads(cache.with_suffix(".json").read_text())
+    about = json.loads(_beside(cache, "json").read_text())
     # Copy on write, because torch has no read-only tensors.
-    images = np.memmap(cache.with_suffix(".images"), np.uint8, "c", shape=tuple(about["shape"]))
-    return Arrays(
-        torch.from_numpy(images), torch.from_numpy(np.load(cache.with_suffix(".labels.npy"))), about["sha256"]
-    )
+    images = np.memmap(_beside(cache, "images"), np.uint8, "c", shape=tuple(about["shape"]))
+    return Arrays(torch.from_numpy(images), torch.from_numpy(np.load(_beside(cache, "labels.npy"))), about["sha256"])

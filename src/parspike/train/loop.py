@@ -87,7 +87,7 @@ def fit(
     compile: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Result:
-    """Train `network` (as `build_network` made it) and write its weights, log.csv and network.py into `folder`.
+    """Train `network` (as `make_network` made it) and write its weights, log.csv and network.py into `folder`.
 
     resume: go on from folder/last.ckpt if there is one. save_every: seconds between checkpoints; one is also written
     at the end of every epoch. tensorboard: also log for TensorBoard. compile: the whole network by torch.compile.
@@ -99,7 +99,8 @@ def fit(
     for data in (train, test):
         check_labels(data.labels, recipe.data.classes)
     run = _Run(recipe, network, train, test, folder, fabric, save_every, tensorboard, compile, progress)
-    return run.go(resume)
+    with torch.random.fork_rng():
+        return run.go(resume)
 
 
 def _fabric(recipe: Recipe, devices: Devices) -> Any:
@@ -146,7 +147,9 @@ class _Run:
         steps = replace(recipe.augment, resized_crop=0) if isinstance(train, OnDemand) else recipe.augment
         self.augment = Augmentation(steps, recipe.data.mean)
         self.reader, self.ahead = ThreadPoolExecutor(1), {}
-        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": 0.0, "best_epoch": 0, "accuracy": 0.0}
+        self.state: dict[str, Any] = {
+            "step": 0, "seconds": 0.0, "best": 0.0, "best_epoch": 0, "accuracy": 0.0, "stopped": False,
+        }  # fmt: skip
         self.logger = _tensorboard(folder) if tensorboard else None
         self.order: tuple[int, Tensor] = (-1, torch.empty(0))
 
@@ -163,21 +166,20 @@ class _Run:
         total = self.recipe.optimiser.epochs * self.steps_per_epoch
         began, saved = time.monotonic() - self.state["seconds"], time.monotonic()
         running: list[float] = []
-        while self.state["step"] < total:
+        while self.state["step"] < total and not self.state["stopped"]:
             step = self.state["step"]
             running.append(self._step(step, total))
             self.state["step"] = step = step + 1
             self.state["seconds"] = time.monotonic() - began
             self.progress(f"epoch {1 + (step - 1) // self.steps_per_epoch}, loss {running[-1]:.3f}", step, total)
-            stop, ended = False, step % self.steps_per_epoch == 0
+            ended = step % self.steps_per_epoch == 0
             if ended:
-                stop, running = self._end_of_epoch(step // self.steps_per_epoch, running), []
+                self._end_of_epoch(step // self.steps_per_epoch, running)
+                running = []
             # The clock of one process decides for all: saving gathers the weights from everyone.
             if self.fabric.broadcast(ended or time.monotonic() - saved > self.save_every):
                 self._save()
                 saved = time.monotonic()
-            if stop:
-                break
         return self._finish()
 
     def _step(self, step: int, total: int) -> float:
@@ -233,8 +235,8 @@ class _Run:
             )
         return F.cross_entropy(logits.float(), y, label_smoothing=self.recipe.optimiser.label_smoothing)
 
-    def _end_of_epoch(self, epoch: int, losses: list[float]) -> bool:
-        """Score, log; whether to stop early."""
+    def _end_of_epoch(self, epoch: int, losses: list[float]) -> None:
+        """Score, log, and see whether to stop early."""
         accuracy = self._accuracy()
         patience = self.recipe.optimiser.patience
         if accuracy > self.state["best"]:
@@ -248,7 +250,7 @@ class _Run:
             _log(self.folder / "log.csv", row)
             if self.logger is not None:
                 self.logger.log_metrics({k: v for k, v in row.items() if k != "step"}, row["step"])
-        return bool(patience) and epoch - self.state["best_epoch"] >= patience
+        self.state["stopped"] = bool(patience) and epoch - self.state["best_epoch"] >= patience
 
     @torch.no_grad()
     def _accuracy(self) -> float:
@@ -303,6 +305,8 @@ class _Run:
         state = {"network": self.network, "optimiser": self.optimiser}
         rest = self.fabric.load(self.checkpoint, state, strict=True, weights_only=True)
         self.state = {name: rest[name] for name in self.state}
+        if self.fabric.is_global_zero:
+            _forget(self.folder / "log.csv", self.state["step"])
 
     def _finish(self) -> Result:
         weights = self.folder / "weights.safetensors"
@@ -401,6 +405,16 @@ def _log(path: Path, row: dict[str, Any]) -> None:
         if new:
             writer.writeheader()
         writer.writerow(row)
+
+
+def _forget(path: Path, step: int) -> None:
+    """Leave out rows of steps that the checkpoint does not know: they come again."""
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= step]
+        path.unlink()
+        for row in rows:
+            _log(path, row)
 
 
 def _tensorboard(folder: Path) -> Any:
