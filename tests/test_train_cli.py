@@ -118,6 +118,7 @@ def test_two_processes_train_one_network(tmp_path):
     done = subprocess.run([*launcher, *args], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(answers) == 1
     assert answers[0]["accuracy"] > 0.8
     assert answers[0]["step"] == 44
 

@@ -53,6 +53,8 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a network whose activations are QCFS, so that it converts without loss."""
+    import torch
+
     from parspike.train import Devices, fit, load_recipe
 
     made = load_recipe(recipe).replace(_changes(change))
@@ -76,6 +78,8 @@ def train(
             devices=Devices(accelerator, number, nodes, strategy),
             resume=resume, save_every=save_every, tensorboard=tensorboard, compile=compile, progress=progress,
         )  # fmt: skip
+    if torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return  # one of several processes speaks
     fields = {
         "recipe": made.to_json(), "accuracy": result.accuracy, "epoch": result.epoch, "step": result.step,
         "seconds": round(result.seconds, 1), "weights": str(result.weights),
