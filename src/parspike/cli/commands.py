@@ -307,6 +307,7 @@ class _Score:
 
 
 def load(spec: str, weights: str | None) -> Network:
+    """The network of a SPEC, with a warning where its weights are random."""
     from parspike.cli.spec import load_network
 
     network = load_network(spec, weights)
