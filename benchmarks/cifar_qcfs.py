@@ -5,17 +5,18 @@
     python benchmarks/cifar_qcfs.py runs/resnet20-L4 --data ../shared/data/cifar10-jpeg.zip \\
         --markdown docs/results-training.md
 
-Each folder is one that `parspike train` wrote. Rows: the network; its spiking network at T = T̃, with the number of
-spike counts that differ from the network's own; other T without calibration and with each of the recipes; the serial
-IF network.
+Each argument is a folder that `parspike train` wrote, or a .safetensors of the package. Measured are the network; its
+spiking network at T = T̃, with the number of spike counts that differ from the network's own; other T without
+calibration and with each of the recipes; the serial IF network. Every figure is kept in --results as soon as it is
+there, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,94 +29,102 @@ from parspike.neurons import QCFS
 from parspike.train import Arrays, Recipe, decode, load_trained
 
 RECIPES = ('{"name": "daqcfs", "passes": 5}', '{"name": "daqcfs", "means": "exact"}')
+BARE = "no calibration"
 
 
-def load(folder: Path) -> tuple[nn.Module, Recipe, dict[str, Any]]:
-    about = json.loads((folder / "weights.json").read_text())
-    return load_trained(folder), Recipe.from_json(about["recipe"]), about
+@dataclass(frozen=True)
+class Bench:
+    """One trained network and the images it is measured on."""
 
+    weights: Path
+    test: Arrays
+    train: Arrays
+    args: argparse.Namespace
 
-def images(data: str, split: str, cache: Path) -> Arrays:
-    source = open_images(data, Preprocessing(), split=split, batch_size=256)
-    return decode(source, len(source), cache / f"{Path(data).stem}-{split}-all")
+    @property
+    def about(self) -> dict[str, Any]:
+        file = self.weights / "weights.json" if self.weights.is_dir() else self.weights.with_suffix(".json")
+        return json.loads(file.read_text())
 
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe.from_json(self.about["recipe"])
 
-def batches(arrays: Arrays, recipe: Recipe, step: int = 1, dtype: torch.dtype = torch.float32) -> Iterator[Any]:
-    mean, std = (torch.tensor(v, dtype=dtype).view(-1, 1, 1) for v in (recipe.data.mean, recipe.data.std))
-    for start in range(0, len(arrays), 200 * step):
-        rows = torch.arange(start, min(start + 200 * step, len(arrays)), step)
-        x, y = arrays.take(rows)
-        yield (x.to(dtype) - mean) / std, y
+    def model(self) -> nn.Module:
+        return load_trained(self.weights)
 
+    def normal(self, x: Tensor) -> Tensor:
+        mean, std = (
+            torch.tensor(v, dtype=x.dtype).view(-1, 1, 1) for v in (self.recipe.data.mean, self.recipe.data.std)
+        )
+        return (x - mean) / std
 
-@torch.no_grad()
-def accuracy(run: Any, data: Iterator[Any]) -> float:
-    right = total = 0
-    for x, y in data:
-        right += int((run(x).argmax(1) == y).sum())
-        total += len(y)
-    return right / total
+    def batches(self, step: int = 1, dtype: torch.dtype = torch.float32) -> Iterator[Any]:
+        """Every `step`-th test image."""
+        for rows in torch.arange(0, len(self.test), step).split(100):
+            x, y = self.test.take(rows)
+            yield self.normal(x.to(dtype)), y
 
+    def calibration(self) -> list[Tensor]:
+        chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))
+        return list(self.normal(self.train.take(chosen[: self.args.calibration])[0]).split(64))
 
-@torch.no_grad()
-def differing(model: nn.Module, snn: parspike.SNN, data: Iterator[Any]) -> tuple[int, int, int]:
-    """Counts that differ from the network's own, all counts, and images whose class differs."""
-    own: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, QCFS):
+    def convert(self, T: int, recipe: str) -> parspike.SNN:
+        return parspike.convert(self.model(), calibration=self.calibration(), T=T, recipe=recipe)
 
-            def record(module: QCFS, args: Any, a: Tensor, name: str = name) -> None:
-                own[name] = (a * (module.levels / module.v_threshold)).round()
+    def accuracy(self, run: Callable[[Tensor], Tensor], step: int) -> float:
+        right = [float((run(x).argmax(1) == y).float().sum()) for x, y in self.batches(step)]
+        return sum(right) / len(range(0, len(self.test), step))
 
-            module.register_forward_hook(record)
-    wrong = total = classes = 0
-    for x, _ in data:
-        logits, run = model(x), snn.run(x, record=True)
-        classes += int((logits.argmax(1) != run.logits.argmax(1)).sum())
-        for layer, counts in run.counts.items():
-            wrong += int((counts != own[layer]).sum())
-            total += counts.numel()
-    return wrong, total, classes
+    def cells(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """Name and measurement, the quick ones first."""
+        args, levels = self.args, self.recipe.activation.levels
+        yield "network", lambda: self.accuracy(self.model(), args.step)
+        yield "float64", lambda: self.differing(torch.float64)
+        yield "float32", lambda: self.differing(torch.float32)
+        yield "folded", self.folded
+        for T in args.T:
+            yield f"{T} {BARE}", lambda T=T: self.accuracy(self.convert(T, "max"), args.step)
+        for T in args.T:
+            for text in args.recipes if levels != T else ():
+                yield f"{T} {name_of(text)}", lambda T=T, r=text: self.accuracy(self.convert(T, r), args.step)
+        for T in args.serial:
+            yield f"{T} serial IF", lambda T=T: self.serial(T)
+        yield "all", lambda: self.accuracy(self.model(), 1)
 
+    def serial(self, T: int) -> float:
+        snn = self.convert(T, "max")
+        return self.accuracy(lambda x: snn.run(x, engine="serial-if").logits, self.args.step)
 
-@torch.no_grad()
-def rows(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    model, recipe, about = load(folder)
-    test, train = images(args.data, "test", args.cache), images(args.data, "train", args.cache)
-    levels, example = recipe.activation.levels, next(batches(test, recipe))[0][:2]
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (recipe.data.mean, recipe.data.std))
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: args.calibration]
-    calibration = list(((train.take(chosen)[0] - mean) / std).split(64))
-    said: dict[str, Any] = {"folder": str(folder), "about": about, "levels": levels, "T": {}, "serial-if": {}}
-    said["network"] = accuracy(model, batches(test, recipe))
-    print(f"{folder}: network {said['network']:.4f} on {len(test)} images", flush=True)
-    snn = parspike.convert(model, example=example, T=levels)
-    said["lossless"] = accuracy(snn, batches(test, recipe))
-    folded = parspike.plan(model, example).graph
-    said["folded"] = sum(int((folded.run(x) == snn(x)).all(1).sum()) for x, _ in batches(test, recipe))
-    double, example64 = load(folder)[0].double(), example.double()
-    snn64 = parspike.convert(double, example=example64, T=levels)
-    said["differing"] = differing(double, snn64, batches(test, recipe, dtype=torch.float64))
-    said["differing in float32"] = differing(load(folder)[0], snn, batches(test, recipe))
-    print(f"  T = T̃: {said['lossless']:.4f}, differing {said['differing']}, {said['differing in float32']}", flush=True)
-    for T in args.T:
-        row = said["T"][T] = {}
-        bare = parspike.convert(model, example=example, T=T, calibration=calibration, recipe="max")
-        row["no calibration"] = accuracy(bare, batches(test, recipe, step=args.step))
-        for text in args.recipes if levels != T else ():
-            start = time.perf_counter()
-            snn = parspike.convert(model, calibration=calibration, T=T, recipe=text)
-            row[name_of(text)] = accuracy(snn, batches(test, recipe, step=args.step))
-            print(f"  T = {T}, {name_of(text)}: {time.perf_counter() - start:.0f} s", flush=True)
-        print(f"  T = {T}: {row}", flush=True)
-    for T in args.serial:
-        snn = parspike.convert(model, example=example, T=T, calibration=calibration[:1], recipe="max")
-        run = lambda x, snn=snn: snn.run(x, engine="serial-if").logits  # noqa: E731 (one line, used once)
-        said["serial-if"][T] = accuracy(run, batches(test, recipe, step=args.step))
-        print(f"  serial IF, T = {T}: {said['serial-if'][T]:.4f}", flush=True)
-    said["some"] = len(range(0, len(test), args.step))
-    said["calibration"], said["test"] = args.calibration, len(test)
-    return said
+    def folded(self) -> list[int]:
+        """Images whose logits are bit for bit those of the network with folded batch norms, and all images."""
+        model, example = self.model(), next(self.batches())[0][:2]
+        graph = parspike.plan(model, example).graph
+        snn = parspike.convert(model, example=example, T=self.recipe.activation.levels)
+        same = [(graph.run(x) == snn(x)).all(1) for x, _ in self.batches(self.args.step)]
+        return [int(torch.cat(same).sum()), sum(map(len, same))]
+
+    def differing(self, dtype: torch.dtype) -> list[int]:
+        """Counts that differ from the network's own, all counts, images whose class differs, all images."""
+        model, example = self.model().to(dtype), next(self.batches(dtype=dtype))[0][:2]
+        snn = parspike.convert(model, example=example, T=self.recipe.activation.levels)
+        own: dict[str, Tensor] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, QCFS):
+
+                def record(module: QCFS, args: Any, a: Tensor, name: str = name) -> None:
+                    own[name] = (a * (module.levels / module.v_threshold)).round()
+
+                module.register_forward_hook(record)
+        wrong = total = classes = images = 0
+        for x, _ in self.batches(self.args.step, dtype):
+            logits, run = model(x), snn.run(x, record=True)
+            classes += int((logits.argmax(1) != run.logits.argmax(1)).sum())
+            images += len(x)
+            for layer, counts in run.counts.items():
+                wrong += int((counts != own[layer]).sum())
+                total += counts.numel()
+        return [wrong, total, classes, images]
 
 
 def name_of(text: str) -> str:
@@ -126,56 +135,86 @@ def name_of(text: str) -> str:
     return f"{options['name']} ({rest})" if rest else options["name"]
 
 
-def table(said: dict[str, Any]) -> str:
-    about, levels = said["about"], said["levels"]
-    recipe, percent = about["recipe"], lambda value: "" if value is None else f"{100 * value:.2f}"
-    columns = list(dict.fromkeys(name for row in said["T"].values() for name in row))
-    wrong, total, classes = said["differing"]
-    wrong32, _, classes32 = said["differing in float32"]
+def table(bench: Bench, said: dict[str, Any]) -> str:
+    about, levels, step = bench.about, bench.recipe.activation.levels, bench.args.step
+    images = len(range(0, len(bench.test), step))
+
+    def percent(name: str) -> str:
+        return f"{100 * said[name]:.2f}" if name in said else "–"
+
     lines = [
-        f"## {recipe['network']}, T̃ = {levels} (`{said['folder']}`)",
+        f"## {bench.recipe.network}, T̃ = {levels} (`{bench.weights}`)",
         "",
-        f"{recipe['about']}; {recipe['optimiser']['epochs']} epochs, seed {recipe['seed']}, {about['seconds']} s.",
-        f"Accuracy in % of {said['test']} test images (JPEG-recompressed CIFAR-10).",
+        f"Recipe: {bench.recipe.about}; {bench.recipe.optimiser.epochs} epochs, lr {bench.recipe.optimiser.lr:g}, seed "
+        f"{bench.recipe.seed}. Network, in %: {100 * about['accuracy']:.2f} of all test images in the training's "
+        f"precision, {percent('all')} in float32; **{percent('network')}** of the {images} images of the table.",
         "",
-        f"- network: **{percent(said['network'])}**",
-        f"- spiking network at T = T̃ = {levels}: **{percent(said['lossless'])}**; counts that differ from the "
-        f"network's own: **{wrong}** of {total:,} in float64, classes that differ: {classes}; in float32 {wrong32} "
-        f"counts and {classes32} classes, because folding the batch norms rounds some currents to the other side of a "
-        f"threshold; {said['folded']} of {said['test']} images have the very logits of the folded network in float32",
-        "",
-        f"| T | {' | '.join(columns)} | serial IF |",
-        "|---|" + "---|" * (len(columns) + 1),
     ]
-    for T in sorted({*said["T"], *said["serial-if"]}):
-        row = said["T"].get(T, {})
-        cells = [percent(row.get(name)) for name in columns]
-        lines.append(f"| {T} | {' | '.join(cells)} | {percent(said['serial-if'].get(T))} |")
-    lines += [
-        "",
-        f"Table: every {said['test'] // said['some']}th test image ({said['some']}), calibrated on "
-        f"{said['calibration']} training images without labels. Serial IF: soft reset, v(0) = θ/2.",
-    ]
+    if "float64" in said:
+        wrong, total, classes, images = said["float64"]
+        lines += [
+            f"T = T̃ = {levels} against the network itself: **{wrong}** of {total:,} counts and {classes} of {images} "
+            "classes differ in float64.",
+        ]
+    if "float32" in said:
+        wrong, total, classes, images = said["float32"]
+        lines += [
+            "In float32, where folding the batch norms rounds some currents to the other side of a threshold, "
+            f"{wrong:,} of {total:,} counts and {classes} of {images} classes do.",
+        ]
+    if "folded" in said:
+        same, images = said["folded"]
+        lines += [
+            f"Against the network with folded batch norms, {same} of {images} images have the same logits bit for bit, "
+            "also in float32.",
+        ]
+    columns = [BARE, *map(name_of, bench.args.recipes), "serial IF"]
+    lines += ["", f"| T | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for T in sorted({*bench.args.T, *bench.args.serial}):
+        lines.append(f"| {T} | {' | '.join(percent(f'{T} {name}') for name in columns)} |")
     return "\n".join(lines)
 
 
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("weights", type=Path, nargs="+")
     parser.add_argument("--data", default="../shared/data/cifar10-jpeg.zip")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--T", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--serial", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--step", type=int, default=5, help="take every n-th test image for the rows of the table")
+    parser.add_argument("--step", type=int, default=5, help="measure on every n-th test image")
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
     parser.add_argument("--calibration", type=int, default=1024)
+    parser.add_argument("--results", type=Path, default=Path("runs/cifar_qcfs.json"))
     parser.add_argument("--markdown", type=Path, help="write the tables here, below the file's first section")
+    parser.add_argument("--render", action="store_true", help="measure nothing more")
     args = parser.parse_args()
-    tables = [table(rows(folder, args)) for folder in args.folders]
-    print("\n\n".join(tables))
+    splits = []
+    for split in ("test", "train"):
+        source = open_images(args.data, Preprocessing(), split=split, batch_size=256)
+        splits.append(decode(source, len(source), args.cache / f"{Path(args.data).stem}-{split}-all"))
+    said = json.loads(args.results.read_text()) if args.results.exists() else {}
+    benches = [Bench(weights, splits[0], splits[1], args) for weights in args.weights]
+
+    def render() -> str:
+        return "\n\n".join(table(bench, said.get(key(bench), {})) for bench in benches)
+
+    def key(bench: Bench) -> str:
+        return f"{bench.weights} step {args.step} calibration {args.calibration}"
+
+    for bench in () if args.render else benches:
+        mine = said.setdefault(key(bench), {})
+        for name, measure in bench.cells():
+            if name in mine:
+                continue
+            mine[name] = measure()
+            print(f"{bench.weights}, {name}: {mine[name]}", flush=True)
+            args.results.write_text(json.dumps(said, indent=1))
+    print(render())
     if args.markdown:
         head = args.markdown.read_text().split("\n## ")[0].rstrip() if args.markdown.exists() else "# Results"
-        args.markdown.write_text(head + "\n\n" + "\n\n".join(tables) + "\n")
+        args.markdown.write_text(f"{head}\n\n{render()}\n")
 
 
 if __name__ == "__main__":
