@@ -95,8 +95,8 @@ def turn_of(function: Callable[[Tensor], Tensor]) -> Turn | str | None:
     """None for a function that never falls, its turn for one that falls and then rises, else where it does not."""
     grid = torch.cat([torch.linspace(-60, 60, 60001), torch.linspace(-4, 4, 80001)]).double().unique()
     y = function(grid)
-    if y.shape != grid.shape or not bool(torch.isfinite(y).all()):
-        return "it gives NaN, Inf or another shape on [−60, 60]"
+    if y.shape != grid.shape or not y.is_floating_point() or not bool(torch.isfinite(y).all()):
+        return "it gives NaN, Inf, no floats or another shape on [−60, 60]"
     slack = 1e-9 * max(1.0, float(y.abs().max()))
     falls, rises = y.diff() < -slack, y.diff() > slack
     if not bool(falls.any()):

@@ -220,7 +220,8 @@ def _monotone(draft: _Draft, node: Node) -> None:
         draft.insert(node.name, _halves(node, row.turn(node.kwargs)))
     elif node.target in ("aten.prelu.default", "aten.leaky_relu.default"):
         x, slope = (*node.args, 0.01)[:2]
-        values = draft.tensors[slope.path] if isinstance(slope, Param) else torch.tensor(float(slope))
+        exact = torch.float64
+        values = draft.tensors[slope.path] if isinstance(slope, Param) else torch.tensor(float(slope), dtype=exact)
         if bool((values >= 0).all()) and values.numel() == 1:
             leaky = "aten.leaky_relu.default"
             draft.nodes[node.name] = replace(node, target=leaky, args=(x, float(values)))
@@ -244,11 +245,12 @@ def _two_relus(draft: _Draft, node: Node, slope: Tensor) -> list[Node]:
     mirrored, right, left = _sides(node, node.args[0])
     right = replace(right, target="aten.relu.default", args=(node.args[0],))
     left = replace(left, target="aten.relu.default", args=(Ref(mirrored.name),))
-    shape = [1] * max(1, len(node.shape))
-    shape[1 if len(shape) > 1 else 0] = -1
-    path = f"constants.{node.name}_slope"
-    draft.tensors[path] = -slope.reshape(shape)
-    scaled = _linear(node, "scaled", "aten.mul.Tensor", Ref(left.name), Param(path))
+    if slope.numel() == 1:
+        scaled = _linear(node, "scaled", "aten.mul.Scalar", Ref(left.name), -float(slope))
+    else:
+        path = f"constants.{node.name}_slope"
+        draft.tensors[path] = -slope.reshape(-1, *[1] * (len(node.shape) - 2))
+        scaled = _linear(node, "scaled", "aten.mul.Tensor", Ref(left.name), Param(path))
     return [right, mirrored, left, scaled, _linear(node, "", "aten.add.Tensor", Ref(right.name), Ref(scaled.name))]
 
 

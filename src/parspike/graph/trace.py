@@ -458,8 +458,10 @@ class _Reader:
             self.value[fx.name] = [self._constant(f"{fx.name}_{i}", item) for i, item in enumerate(result)]
 
     def _constant(self, name: str, tensor: Tensor) -> Param:
-        self.tensors[f"constants.{name}"] = tensor
-        return Param(f"constants.{name}")
+        # As a module holds it, it must not be called like a method of modules: `to`, `type` …
+        path = f"constants.{name}_" if hasattr(nn.Module, name) else f"constants.{name}"
+        self.tensors[path] = tensor
+        return Param(path)
 
     def _layer(self, fx: Any, target: str) -> str:
         stack = [path for path, _ in (fx.meta.get("nn_module_stack") or {}).values()]
