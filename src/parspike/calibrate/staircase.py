@@ -2,7 +2,8 @@
 
 Optimal one-dimensional quantisation (Lloyd and Max): an output is the mean of the activations that are counted as
 it, a threshold lies where two neighbouring outputs are equally far. Started from the density of levels that is
-optimal for many of them (the cube root of the density of values, Panter and Dite), a few rounds suffice.
+optimal for many of them (the cube root of the density of values, Panter and Dite), a few rounds suffice. For few
+levels, where such rounds may end in a poor optimum, they start from the best cut of a histogram.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = ["Sample", "add_staircases", "lloyd_max", "staircase"]
 
 ROUNDS = 60
 BINS = 4096
+FEW, CELLS = 32, 512
 
 
 @dataclass
@@ -122,7 +124,7 @@ def lloyd_max(a: Tensor, levels: int) -> Tensor:
     """Outputs (levels + 1,) of a quantiser of the sorted values `a` that no small change improves."""
     if a[0] == a[-1]:
         return a[:1].repeat(levels + 1)
-    outputs = _panter_dite(a, levels + 1)
+    outputs = _by_programming(a, levels + 1) if levels <= FEW else _panter_dite(a, levels + 1)
     total = torch.cat([a.new_zeros(1), a.cumsum(0)])
     for _ in range(ROUNDS):
         cuts = torch.searchsorted(a, (outputs[1:] + outputs[:-1]) / 2)
@@ -132,6 +134,31 @@ def lloyd_max(a: Tensor, levels: int) -> Tensor:
         # A level without values stays where it is, between its neighbours.
         outputs = torch.where(number > 0, means, outputs).sort().values
     return outputs
+
+
+def _by_programming(a: Tensor, number: int) -> Tensor:
+    """The best outputs where levels can only end at the edges of `CELLS` cells, by dynamic programming."""
+    edges = torch.arange(len(a) + 1)
+    if len(a) > CELLS:  # half of the cells hold equally many values, half are equally wide
+        wide = torch.linspace(float(a[0]), float(a[-1]), CELLS // 2, dtype=a.dtype)
+        even = torch.linspace(0, len(a), CELLS // 2 + 1).long()
+        edges = torch.cat([even, torch.searchsorted(a.cpu(), wide)]).unique()
+    ones, sums, squares = (
+        torch.cat([v.new_zeros(1), v.cumsum(0)]).cpu()[edges]
+        for v in (torch.ones_like(a), a - a.mean(), (a - a.mean()) ** 2)
+    )
+    count, total, power = (v[None, :] - v[:, None] for v in (ones, sums, squares))
+    cost = torch.where(count > 0, (power - total**2 / count.clamp(min=1)).clamp(min=0), torch.inf).fill_diagonal_(0)
+    error, choices = cost[0], []
+    for _ in range(number - 1):
+        error, choice = (error[:, None] + cost).min(0)
+        choices.append(choice)
+    place, outputs = len(edges) - 1, [(a[-1] - a.mean()).cpu()]
+    for choice in (*reversed(choices), torch.zeros(len(edges), dtype=torch.long)):
+        start = int(choice[place])
+        outputs.append((sums[place] - sums[start]) / (ones[place] - ones[start]) if place > start else outputs[-1])
+        place = start
+    return torch.stack(outputs[1:]).flip(0).to(a) + a.mean()
 
 
 def _panter_dite(a: Tensor, number: int) -> Tensor:

@@ -106,7 +106,8 @@ def turn_of(function: Callable[[Tensor], Tensor]) -> Turn | str | None:
         at = int(falls.nonzero()[0]) if not bool(rises.any()) else last_fall
         here, there = (f"{float(y[i]):.6g} at {float(grid[i]):.6g}" for i in (at, at + 1))
         return f"it falls from {here} to {there}"
-    low, high = grid[last_fall], grid[min(last_fall + 2, len(grid) - 1)]
+    least = int(y.argmin())
+    low, high = grid[max(least - 1, 0)], grid[min(least + 1, len(grid) - 1)]
     for _ in range(100):
         third = (high - low) / 3
         falling = function((low + third).reshape(1)) > function((high - third).reshape(1))

@@ -32,6 +32,7 @@ IDENTITIES = ("aten.clone.default", "aten.contiguous.default", "aten.alias.defau
               "aten.lift_fresh_copy.default", "aten.dropout.default", "aten.feature_dropout.default",
               "aten._assert_tensor_metadata.default")  # fmt: skip
 
+CASTS = ("aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.to.prim_Device")
 RESHAPES = ("aten.flatten.using_ints", "aten.unflatten.int", "aten.view_as.default", "aten.reshape_as.default")
 REDUCTIONS = ("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default", "aten.amin.default")
 BLANKS = {f"aten.{form}.default": kind for kind, forms in {
@@ -358,7 +359,7 @@ class _Reader:
         return self._size(tree) if isinstance(tree, torch.SymInt) else tree
 
     def _call(self, fx: Any) -> None:
-        meta = fx.meta.get("val")
+        meta: Any = fx.meta.get("val")
         if isinstance(meta, (torch.SymInt, int, float, bool)):
             self.value[fx.name] = self._size(meta) if isinstance(meta, torch.SymInt) else meta
             return
@@ -372,6 +373,8 @@ class _Reader:
             return
         if target in RESHAPES:
             target, args, kwargs = "aten.reshape.default", (args[0], [self._size(dim) for dim in meta.shape]), {}
+        if target in CASTS:
+            target, args, kwargs = "aten.to.dtype", (args[0], meta.dtype), {}
         if target in WITH_PLACES:
             target, args = self._largest(fx, target, args)
         if target in BLANKS:  # takes only the type and the sizes of its first argument, not its values
@@ -380,7 +383,7 @@ class _Reader:
             self.value[fx.name] = args[0]
             return
         if target == "getitem" and isinstance(args[0], list):  # folded
-            self.value[fx.name] = args[0][args[1]]
+            self.value[fx.name] = args[0][operator.index(args[1])]  # pyright: ignore[reportArgumentType]
             return
         if target in BATCH_NORMS:
             target, args, kwargs = "parspike.scale_shift", (args[0], *self._batch_norm(fx.name, args)), {}
