@@ -140,7 +140,7 @@ def table(network: str, images: int | None = None) -> str:
     own = sorted({round(f["network"], 1) for f in rows})
     lines = [
         f"{network}: the network itself {' / '.join(map(str, own))} %. Top-1 accuracy on {rows[0]['images']} test "
-        "images (agreement with the network), mean ± standard deviation over seeds; every activation converted; no labels.",
+        "images (agreement with the network), mean ± standard deviation over seeds; every activation converted.",
         "", "| recipe | calibration images | seeds | " + " | ".join(columns) + " | seconds a conversion |",
         "|---|---|---|" + "---|" * (len(columns) + 1),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Law: the engines agree; trains exist, are sorted and add up; QCFS at T = T̃ is lossless; memory does not grow with T."""
+"""Law: the engines agree; trains exist, are sorted and add up; QCFS at T = T̃ is lossless."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import parspike
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-from cifar_resnet import MEAN, STD, resnet20, resnet56  # noqa: E402 (examples are no package)
+from cifar_resnet import MEAN, STD, resnet20, resnet56
 
 
 def images(shared: Path, split: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -59,9 +59,8 @@ class Tuning:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.measure} on held-out images: network {self.network:.1f} %, wanted ≥ {self.network - self.drop:.1f} %"
-        ]
+        wanted = self.network - self.drop
+        lines = [f"{self.measure} on held-out images: network {self.network:.1f} %, wanted ≥ {wanted:.1f} %"]
         for t in self.trials:
             mark = "  ← chosen" if t is self.chosen else ""
             own = f", {len(t.layers)} layers with fewer" if t.layers else ""

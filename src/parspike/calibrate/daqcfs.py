@@ -59,9 +59,8 @@ class DAQCFS(Recipe):
             return
         if batches is None:
             raise CalibrationError("this network needs calibration data at this T: pass calibration=")
-        for node in draft.graph.neurons:
-            if isinstance(neuron := draft.neurons.get(node.name), ParallelNeuron):
-                _per_channel(neuron, node)
+        for name, neuron in draft.parallel().items():
+            _per_channel(neuron, draft.graph.by_name[name])
         if self.means == "exact":
             self._exact(draft, batches)
         else:
@@ -91,12 +90,12 @@ class DAQCFS(Recipe):
 
     def _exact(self, draft: Draft, batches: Batches) -> None:
         graph = draft.graph
-        names = [node.name for node in graph.neurons if isinstance(draft.neurons.get(node.name), ParallelNeuron)]
+        neurons = draft.parallel()
         lockstep = Lockstep(draft, batches, teacher=lambda node, args: clipped(draft, node, args[0], args))
-        for position, name in enumerate(names):
-            node, neuron = graph.by_name[name], draft.neurons[name]
+        for position, (name, neuron) in enumerate(neurons.items()):
+            node = graph.by_name[name]
             source = node.refs[0]
-            draft.progress(node.layer, position, len(names))
+            draft.progress(node.layer, position, len(neurons))
             for _ in range(self.passes):
                 error = _Mean()
                 for teacher, student in lockstep.visit(node):
@@ -112,7 +111,7 @@ class DAQCFS(Recipe):
                 theta = neuron.v_threshold.double().expand_as(neuron.v_post).flatten()
                 phi = (wanted.mean - rate * theta) / (1 + rate)
                 neuron.v_post.copy_(node_shape(theta + phi, node, neuron.v_post))
-        draft.progress("algorithm 1", len(names), len(names))
+        draft.progress("algorithm 1", len(neurons), len(neurons))
 
 
 def channel_maxima(draft: Draft, batches: Batches) -> dict[str, Tensor]:
@@ -188,7 +187,7 @@ def clipped(draft: Draft, node: Node, z: Tensor, args: tuple[Any, ...]) -> Tenso
     activation, neuron = draft.activations[node.name], draft.neurons[node.name]
     if isinstance(activation, Quantised):
         return qcfs(z, args[1], activation.levels)
-    if isinstance(activation, Curve):
+    if not isinstance(neuron, ParallelNeuron):
         return call(node.target, args, node.kwargs)
     low = neuron.offset
     return torch.minimum(z.clamp(min=low), neuron.v_threshold + low if low else neuron.v_threshold)

@@ -15,7 +15,7 @@ from parspike.calibrate.batches import Batches
 from parspike.errors import OptionError
 from parspike.graph import Graph, Node, Quantised
 from parspike.graph.ops import Activation, call
-from parspike.neurons import Code, Neuron, levels_of
+from parspike.neurons import Code, Neuron, ParallelNeuron, levels_of
 
 __all__ = ["RECIPES", "Draft", "Progress", "Recipe", "recipe_from_json", "recipe_to_json"]
 
@@ -56,6 +56,11 @@ class Draft:
             isinstance(a, Quantised) and a.levels == levels_of(self.steps_of(name), self.code)
             for name, a in self.activations.items()
         )
+
+    def parallel(self) -> dict[str, ParallelNeuron]:
+        """The neurons with evenly spaced levels, by node name, in order: those that have θ, δ and φ."""
+        made = ((node.name, self.neurons.get(node.name)) for node in self.graph.neurons)
+        return {name: neuron for name, neuron in made if isinstance(neuron, ParallelNeuron)}
 
     def steps_of(self, name: str) -> int:
         """Time-steps of the neurons at a node: the network's, or the layer's own (`Steps`)."""

@@ -150,7 +150,7 @@ class _Trained:
         self.paths = [path for path in dict.fromkeys(weights) if draft.tensors[path].is_floating_point()]
         for path in self.paths:
             draft.tensors[path] = draft.tensors[path].clone().requires_grad_()
-        self.neurons = {n: c for n, c in draft.neurons.items() if isinstance(c, ParallelNeuron)}
+        self.neurons = draft.parallel()
         for neuron in self.neurons.values():
             neuron.requires_grad_(True)
 

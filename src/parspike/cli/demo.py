@@ -393,9 +393,7 @@ def _calibrated(plan: parspike.Plan, crops: Sequence[Tensor], T: int) -> parspik
     import parspike
 
     with console.progress(f"T = {T}:") as progress:
-        return parspike.convert(
-            plan, crops, T=T, recipe="daqcfs", progress=lambda what, done, total: progress(what, done, total or len(crops))
-        )
+        return parspike.convert(plan, crops, T=T, recipe="daqcfs", progress=progress)
 
 
 def _double(snn: parspike.SNN, x: Tensor) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:

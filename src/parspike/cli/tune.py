@@ -50,9 +50,17 @@ def tune(
     )  # fmt: skip
     with console.progress("tuning") as progress:
         found = parspike.tune(
-            network.model, images, drop=drop, measure=cast(Any, measure), codes=cast(Any, code or ["sorted", "weighted"]),
-            most=most, mixed=mixed, recipe=commands.recipe_of(recipe, None), seed=seed, progress=progress,
-        )  # fmt: skip
+            network.model,
+            images,
+            drop=drop,
+            measure=cast(Any, measure),
+            codes=cast(Any, code or ["sorted", "weighted"]),
+            most=most,
+            mixed=mixed,
+            recipe=commands.recipe_of(recipe, None),
+            seed=seed,
+            progress=progress,
+        )
     if output is not None and found.snn is not None:
         found.snn.provenance["command_line"] = {
             "spec": spec, "weights": weights, "data": data, "preprocessing": preprocess.to_json()
