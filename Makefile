@@ -1,11 +1,13 @@
 # make demo    README command one: .venv, install, `parspike demo`
 # make test    README command two: the tests, in the same .venv
 # make check   everything a change must pass
+# make bench   time and memory of every engine against the network
+# make zoo     docs/zoo.md: 140 networks converted and compared, hours; goes on where it stopped
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check lint
+.PHONY: demo test check lint zoo bench
 .DELETE_ON_ERROR:
 
 # One install serves every target: the stamp is newer than what it was made from.
@@ -26,3 +28,10 @@ lint: $(INSTALLED)
 	$(BIN)/pyright
 
 check: lint test
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/speed.py
+
+zoo: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt 'transformers>=5'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py

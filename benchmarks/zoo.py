@@ -363,20 +363,22 @@ def page(results: list[dict[str, Any]]) -> str:
 
     converted = [r for r in results if "error" in r]
     good = [r for r in converted if r["error"] < GOOD]
+    waiting = sorted(set(ZOO) - {r["name"] for r in results})
     fine = [r for r in converted if r.get("finer", r["error"]) < GOOD]
     lines = [
         "# The zoo: what converts",
         "",
         "Made by `make zoo` (`benchmarks/zoo.py`), which says how: random weights, noise as input, float64, thresholds "
         f"from the test input itself. *error* is ‖snn(x) − net(x)‖ / ‖net(x)‖ at T = {FINE}, in brackets at "
-        f"T = {FINEST} where it is above 1 %. *gain* is what the network itself makes of a small relative change of its "
-        "input: random weights may be chaotic, and no error of the first layers is then small at the output. *engines* "
-        f"is the largest relative difference of `parallel` and `serial` from `count` at T = {COARSE}. *analog* counts the "
-        "operators that are computed on the time-means; *read-out* those behind the last neuron. "
+        f"T = {FINEST} where it is above 1 %. *gain* is what the network itself makes of a small relative change of "
+        "its input: random weights may be chaotic, and no error of the first layers is then small at the output. "
+        f"*engines* is the largest relative difference of `parallel` and `serial` from `count` at T = {COARSE}. "
+        "*analog* counts the operators that are computed on the time-means; *read-out* those behind the last neuron. "
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}.",
         "",
-        f"{len(results)} networks: {len(converted)} converted, {len(good)} of them with an error below 1 % at T = {FINE}, "
-        f"{len(fine)} at T = {FINEST}.",
+        f"{len(results)} networks: {len(converted)} converted, {len(good)} of them with an error below 1 % at "
+        f"T = {FINE}, {len(fine)} at T = {FINEST}.",
+        *([f"\nNo result yet, `make zoo` goes on with them: {', '.join(waiting)}."] if waiting else []),
         "",
         "| network | parameters | neuron layers | analog operators | read-out | gain | error | engines |",
         "|---|---|---|---|---|---|---|---|",

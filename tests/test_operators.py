@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -536,3 +537,9 @@ def test_random_networks(data):
         for layer, counts in count.counts.items():
             assert float((counts != run.counts[layer]).double().mean()) < 1e-3
         torch.testing.assert_close(run.logits, count.logits, rtol=1e-6, atol=1e-6)
+
+
+def test_the_page_is_the_table():
+    from parspike.graph.page import page
+
+    assert (Path(__file__).parents[1] / "docs" / "operators.md").read_text() == page()

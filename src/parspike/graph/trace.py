@@ -359,7 +359,7 @@ class _Reader:
         return self._size(tree) if isinstance(tree, torch.SymInt) else tree
 
     def _call(self, fx: Any) -> None:
-        meta: Any = fx.meta.get("val")
+        meta = fx.meta.get("val")
         if isinstance(meta, (torch.SymInt, int, float, bool)):
             self.value[fx.name] = self._size(meta) if isinstance(meta, torch.SymInt) else meta
             return
@@ -372,9 +372,13 @@ class _Reader:
         if meta is None and not fx.users:
             return
         if target in RESHAPES:
-            target, args, kwargs = "aten.reshape.default", (args[0], [self._size(dim) for dim in meta.shape]), {}
+            target, args, kwargs = (
+                "aten.reshape.default",
+                (args[0], [self._size(dim) for dim in fx.meta["val"].shape]),
+                {},
+            )
         if target in CASTS:
-            target, args, kwargs = "aten.to.dtype", (args[0], meta.dtype), {}
+            target, args, kwargs = "aten.to.dtype", (args[0], fx.meta["val"].dtype), {}
         if target in WITH_PLACES:
             target, args = self._largest(fx, target, args)
         if target in BLANKS:  # takes only the type and the sizes of its first argument, not its values

@@ -1,0 +1,59 @@
+"""One network of each kind of the zoo (docs/zoo.md): planned, converted, compared. `make zoo` does the rest."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torchvision")
+pytest.importorskip("timm")
+
+spec = importlib.util.spec_from_file_location("zoo", Path(__file__).parents[1] / "benchmarks" / "zoo.py")
+assert spec is not None
+assert spec.loader is not None
+zoo = importlib.util.module_from_spec(spec)
+sys.modules["zoo"] = zoo
+spec.loader.exec_module(zoo)
+
+KINDS = {
+    "torchvision/resnet18": (17, set()),
+    "torchvision/mobilenet_v3_small": (61, {"mul"}),
+    "timm/convnext": (12, {"layer_norm"}),
+    "timm/vision_transformer": (12, {"layer_norm", "scaled_dot_product_attention"}),
+    "own/unet": (10, set()),
+    "own/pointnet": (5, set()),
+    "own/audio_cnn": (3, set()),
+    "own/mlp_mixer": (16, {"layer_norm"}),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_network_of_each_kind(name):
+    neurons, analog = KINDS[name]
+    result = zoo.run(name)
+    assert result.get("error", 1) < 0.01, result
+    assert result["engines"] < 1e-6
+    assert result["neurons"] == neurons
+    assert set(result["analog"]) == analog
+
+
+def test_every_family_of_timm_is_in_the_zoo():
+    import timm
+
+    assert {name.removeprefix("timm/") for name in zoo.ZOO if name.startswith("timm/")} == set(timm.list_modules())
+
+
+def test_the_page_counts_what_it_lists():
+    results = [
+        {"name": "a", "class": "A", "parameters": 2_000_000, "neurons": 3, "analog": {"mul": 2}, "gain": 1.0,
+         "error": 0.02, "finer": 0.001, "engines": 1e-16},
+        {"name": "b", "class": "B", "parameters": 1000, "refused": "UnsupportedError: no | rule"},
+        {"name": "c", "failed": "took more than 1500 s"},
+    ]  # fmt: skip
+    text = zoo.page(results)
+    assert "3 networks: 1 converted, 0 of them with an error below 1 % at T = 1024, 1 at T = 16384" in text
+    assert "refused: UnsupportedError: no / rule" in text
+    assert "2 % (0.1 %)" in text
