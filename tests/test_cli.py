@@ -194,7 +194,7 @@ def test_an_existing_file_stays_unless_forced(converted: Path) -> None:
         ("convert mynet.py:net --data data.npz -o n.parspike --keep zz", "OptionError", "zz"),
         ("convert mynet.py:net --data data.npz -o n.parspike --recipe zz", "OptionError", "zz"),
         ("convert mynet.py:net --data data.npz -o n.parspike --mean a,b", "OptionError", "--mean a,b"),
-        ("convert mynet.py:net --data data.npz -o n --calibration-images 0", "OptionError", "from 1 to"),
+        ("convert mynet.py:net --data data.npz -o n --calibration-images 0", "OptionError", "at least 1"),
         ("eval absent.parspike --data data.npz", "FileError", "absent.parspike"),
         ("eval data.npz --data data.npz", "FileError", "data.npz"),
     ],

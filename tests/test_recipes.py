@@ -9,7 +9,7 @@ from networks import Dense, PreActivation, Residual, made
 from torch import nn
 
 import parspike
-from parspike.calibrate.refit import Refit, branches
+from parspike.calibrate.refit import Refit, _Solver, branches
 from parspike.errors import CalibrationError, OptionError
 
 
@@ -56,7 +56,7 @@ def test_refit_is_the_ridge_solution_and_does_not_depend_on_batches():
         new, shift = refit.solve(weight, bias, 1e-3)
         design = torch.cat([rows, torch.ones(400, 1).double()], 1)[:kept]
         gram = design.T @ design
-        penalty = torch.diag(torch.tensor([1.0] * 6 + [1e-9])).double() * gram.diagonal()[:-1].mean() * 1e-3
+        penalty = torch.diag(torch.tensor([1.0] * 6 + [1e-4])).double() * gram.diagonal()[:-1].mean() * 1e-3
         change = torch.linalg.solve(gram + penalty, design.T @ (wanted - given)[:kept])
         torch.testing.assert_close(new, weight + change[:-1].T)
         torch.testing.assert_close(shift, bias + change[-1])
@@ -81,6 +81,20 @@ def test_before_a_relu_only_what_passes_it_is_fitted():
         new, shift = refit.solve(weight, bias, 1e-6)
         errors.append(float((F.linear(rows, new, shift).relu() - truth.relu()).square().mean()))
     assert errors[1] < 0.2 * errors[0]
+
+
+@pytest.mark.parametrize("fraction", [1e-3, 1e-1])
+def test_fewer_rows_than_features_give_the_same_solution(fraction):
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(2, 12, 20), torch.ones(2, 12, 1)], 2).double()
+    residual = torch.randn(2, 12, 3).double()
+    solver = _Solver(x)
+    assert solver.wide
+    assert solver.factorise(fraction)
+    gram = x.mT @ x
+    size = gram.diagonal(dim1=1, dim2=2)[:, :-1].mean(1)
+    penalty = torch.diag(torch.tensor([1.0] * 20 + [1e-4])).double() * (size * fraction)[:, None, None]
+    torch.testing.assert_close(solver(residual), torch.linalg.solve(gram + penalty, x.mT @ residual))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ LINEAR = "aten.linear.default"
 RECTIFIERS = ("aten.relu.default", "aten.relu6.default", "parspike.qcfs")
 ROUNDS = 6
 """Solutions with the same matrix, the target brought up to date between them."""
+BIAS = 1e-4
+"""Penalty of the bias beside that of a weight."""
 HELD_OUT = 0.2
 """Share of the rows, those of the last batches."""
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -140,19 +142,15 @@ class Refit:
         x, given, wanted = (torch.cat(parts, 1) for parts in zip(*self.parts, strict=True))
         cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
         fitted, held = (_Rows(*(v[:, part] for v in (x, given, wanted))) for part in (slice(0, cut), slice(cut, None)))
-        gram = (fitted.x.mT @ fitted.x).double()
-        size = gram.diagonal(dim1=1, dim2=2)[:, :-1].mean(1).clamp(min=1e-12)
-        penalty = torch.ones(gram.shape[1], dtype=gram.dtype)
-        penalty[-1] = 1e-9  # the bias is free
-        best = torch.zeros(x.shape[0], x.shape[2], given.shape[2], dtype=gram.dtype)
+        solver = _Solver(fitted.x)
+        best = torch.zeros(x.shape[0], x.shape[2], given.shape[2], dtype=torch.float64)
         least = held.error(best, self.rectified)
         for fraction in RIDGES if ridge is None else (ridge,):
-            factor, failed = torch.linalg.cholesky_ex(gram + torch.diag(penalty) * (size * fraction)[:, None, None])
-            if bool(failed.any()):
+            if not solver.factorise(fraction):
                 continue
             change = torch.zeros_like(best)
             for _ in range(ROUNDS if self.rectified else 1):
-                change = fitted.solution(factor, fitted.target(change, self.rectified))
+                change = solver(fitted.target(change, self.rectified) - given[:, :cut])
             error = held.error(change, self.rectified)
             better = torch.ones_like(error, dtype=torch.bool) if ridge is not None else error < least
             least = torch.where(better, error, least)
@@ -160,6 +158,36 @@ class Refit:
         delta = best[:, :-1].mT.reshape(weight.shape)
         old = torch.zeros(weight.shape[0], dtype=best.dtype) if bias is None else bias.double()
         return (weight.double() + delta).to(weight.dtype), (old + best[:, -1].reshape(-1)).to(weight.dtype)
+
+
+class _Solver:
+    """Δ = (XᵀX + λD)⁻¹ Xᵀ r for rows X (groups, N, features + 1), D leaving the bias all but free.
+
+    With fewer rows than features the same Δ is D⁻¹Xᵀ (X D⁻¹Xᵀ + λ)⁻¹ r, whose matrix is N × N: a wide layer (VGG's
+    first linear layer has 25,088 inputs) costs what its rows do.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.size = x.square().mean(1)[:, :-1].mean(1).clamp(min=1e-12).double() * x.shape[1]
+        self.free = torch.ones(x.shape[2], dtype=torch.float64)
+        self.free[-1] = BIAS
+        self.wide = x.shape[1] < x.shape[2]
+        self.matrix = ((x / self.free.to(x.dtype)) @ x.mT if self.wide else x.mT @ x).double()
+        self.factor = self.matrix
+
+    def factorise(self, fraction: float) -> bool:
+        """Take λ as a fraction of the mean of the diagonal of XᵀX; whether that can be solved."""
+        penalty = torch.ones(len(self.matrix[0]), dtype=torch.float64) if self.wide else self.free
+        system = self.matrix + torch.diag(penalty) * (self.size * fraction)[:, None, None]
+        self.factor, failed = torch.linalg.cholesky_ex(system)
+        return not bool(failed.any())
+
+    def __call__(self, residual: Tensor) -> Tensor:
+        if not self.wide:
+            return torch.cholesky_solve((self.x.mT @ residual).double(), self.factor)
+        dual = torch.cholesky_solve(residual.double(), self.factor).to(self.x.dtype)
+        return (self.x.mT @ dual).double() / self.free[:, None]
 
 
 @dataclass
@@ -177,9 +205,6 @@ class _Rows:
         if not rectified:
             return self.wanted
         return torch.where(self.wanted > 0, self.wanted, self.now(change).clamp_(max=0))
-
-    def solution(self, factor: Tensor, target: Tensor) -> Tensor:
-        return torch.cholesky_solve((self.x.mT @ (target - self.given)).double(), factor)
 
     def error(self, change: Tensor, rectified: bool) -> Tensor:
         """Mean squared error of what comes behind, (groups, outputs of the group)."""
