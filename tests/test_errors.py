@@ -304,7 +304,7 @@ def test_samples_that_are_mixed() -> None:
 
 
 def test_outputs_without_a_batch() -> None:
-    model = Code(lambda self, x: self.one(x).relu().sum())
+    model = Code(lambda self, x: self.one(x).relu().sum((0, 1)))
     says(lambda: parspike.plan(model, X), errors.TraceError, "batch")
 
 

@@ -37,17 +37,17 @@ def accuracy(net, x, y):
 def test_resnet20(shared):
     model = network(shared, "resnet20")
     x, y = images(shared, "test", 761)
-    calibration = images(shared, "train", 512)[0].split(64)
+    calibration = images(shared, "train", 256)[0].split(64)
     assert accuracy(model, x, y) == pytest.approx(91.7, abs=0.1)
     plan = parspike.plan(model, x[:2])
     assert len(plan.spiking) == 19
     scores = {T: accuracy(parspike.convert(plan, calibration, T=T, recipe="daqcfs"), x, y) for T in (8, 64)}
     assert scores[8] > 75
-    assert scores[64] > 90.5
+    assert scores[64] > 90
     closed = parspike.convert(plan, calibration, T=4, recipe="closed-form")
-    assert accuracy(closed, x, y) > 82  # Algorithm 1 reaches about 60
-    weighted = parspike.convert(plan, calibration, T=4, code="weighted", recipe="closed-form")
-    assert accuracy(weighted, x, y) > 90
+    assert accuracy(closed, x, y) > 80  # Algorithm 1 reaches about 60
+    weighted = parspike.convert(plan, calibration, T=4, code="weighted", recipe=parspike.ClosedForm(refit=False))
+    assert accuracy(weighted, x, y) > 89
 
 
 def test_resnet56_engines_agree_on_real_images(shared):
