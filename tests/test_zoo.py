@@ -21,7 +21,7 @@ spec.loader.exec_module(zoo)
 KINDS = {
     "torchvision/resnet18": (17, set()),
     "torchvision/mobilenet_v3_small": (61, {"mul"}),
-    "timm/convnext": (12, {"layer_norm"}),
+    "timm/convnext": (18, {"layer_norm"}),
     "timm/vision_transformer": (12, {"layer_norm", "scaled_dot_product_attention"}),
     "own/unet": (10, set()),
     "own/pointnet": (5, set()),
