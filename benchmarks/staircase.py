@@ -1,6 +1,6 @@
 """What a staircase costs beside the activation that it stands for, in `count`: ratios of one run.
 
-    python benchmarks/staircase.py
+python benchmarks/staircase.py
 """
 
 from __future__ import annotations

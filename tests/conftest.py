@@ -15,9 +15,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # operators are declared. The matching pair declares them itself, hence the guard.
 for name in ("nms", "qnms"):
     with contextlib.suppress(RuntimeError):
-        torch.library.define(
-            f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
+        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores

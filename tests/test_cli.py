@@ -66,9 +66,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def converted(here: Path) -> Path:
-    made = run(
-        "convert", "mynet.py:net", "--weights", "w.safetensors", "--data", "data.npz", "-o", "n.parspike"
-    )
+    made = run("convert", "mynet.py:net", "--weights", "w.safetensors", "--data", "data.npz", "-o", "n.parspike")
     assert made.exit_code == 0, made.stderr
     return here / "n.parspike"
 

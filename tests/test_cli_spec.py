@@ -63,9 +63,7 @@ def test_a_network_object_is_copied(file: str) -> None:
 def test_a_package(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "__init__.py").write_text("")
-    (tmp_path / "pack" / "nets.py").write_text(
-        "from torch import nn\ndef net():\n    return nn.Linear(2, 2)\n"
-    )
+    (tmp_path / "pack" / "nets.py").write_text("from torch import nn\ndef net():\n    return nn.Linear(2, 2)\n")
     monkeypatch.chdir(tmp_path)
     assert isinstance(load_network("pack.nets:net").model, nn.Linear)
     with pytest.raises(OptionError, match=r"no module 'pack\.other'"):

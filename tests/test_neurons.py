@@ -53,9 +53,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def whole(shape: tuple[int, ...], low: int = -30, high: int = 30) -> st.SearchStrategy[Tensor]:
-    return npst.arrays("int64", shape, elements=st.integers(low, high)).map(
-        lambda a: torch.from_numpy(a).to(f64)
-    )
+    return npst.arrays("int64", shape, elements=st.integers(low, high)).map(lambda a: torch.from_numpy(a).to(f64))
 
 
 @st.composite
@@ -83,9 +81,7 @@ def clear_of_jumps(u: Tensor) -> Tensor:
 @given(steps)
 @law
 def test_fused_matrix_is_pc_times_pre(T):
-    torch.testing.assert_close(
-        fused_matrix(T, f64), pc_matrix(T, f64) @ pre_matrix(T, f64), rtol=1e-14, atol=0
-    )
+    torch.testing.assert_close(fused_matrix(T, f64), pc_matrix(T, f64) @ pre_matrix(T, f64), rtol=1e-14, atol=0)
 
 
 def test_pc_matrix_is_equation_6_entry_by_entry():
@@ -126,9 +122,7 @@ def test_parallel_counts_equal_qcfs_for_any_order_of_the_input(current, theta, r
     assert torch.equal(spikes, sorted_train(k, T, "late"))
     assert torch.equal(k * (theta / T), qcfs(mean, theta, T))
     shuffled = current[random.sample(range(T), T)]
-    assert torch.equal(
-        parallel_neuron(shuffled, fused_matrix(T, f64), theta, optimal_shift(theta, T)), spikes
-    )
+    assert torch.equal(parallel_neuron(shuffled, fused_matrix(T, f64), theta, optimal_shift(theta, T)), spikes)
     unfused = torch.tensordot(pre_matrix(T, f64), current, 1)
     assert torch.equal(parallel_neuron(unfused, pc_matrix(T, f64), theta, optimal_shift(theta, T)), spikes)
 
@@ -408,9 +402,7 @@ def grad_of(leaf: Tensor) -> Tensor:
     return leaf.grad
 
 
-@given(
-    whole((4, 3, 5), -100, 200), st.integers(0, 3), seeds, st.sampled_from(["inner", "outer"]), st.booleans()
-)
+@given(whole((4, 3, 5), -100, 200), st.integers(0, 3), seeds, st.sampled_from(["inner", "outer"]), st.booleans())
 @law
 def test_qcfs_gradient_equals_autograd_of_a_reference(z, log_L, seed, window, per_channel):
     theta = torch.tensor([[0.5], [1.0], [2.0]], dtype=f64) if per_channel else torch.tensor(1.0, dtype=f64)

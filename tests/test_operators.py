@@ -543,3 +543,14 @@ def test_the_page_is_the_table():
     from parspike.graph.page import page
 
     assert (Path(__file__).parents[1] / "docs" / "operators.md").read_text() == page()
+
+
+def test_a_network_that_cannot_be_traced_says_what_it_runs():
+    def branching(x: Tensor) -> Tensor:
+        x = F.gelu(x.relu())
+        return x * 2 if x.mean() > 0 else x
+
+    with pytest.raises(parspike.errors.TraceError, match=r"It runs: .*relu \(neuron\).*") as error:
+        plan_of(branching)
+    assert "branches on the values" in str(error.value)
+    assert "gelu (neuron)" in str(error.value)

@@ -98,9 +98,7 @@ def tune(
         raise OptionError("give at least one code, a drop of at least 0 and most of at least 1")
     batches = list(readable_again(calibration))
     if len(batches) < 4:
-        raise CalibrationError(
-            f"{len(batches)} calibration batches are too few to hold every fourth out: give 4"
-        )
+        raise CalibrationError(f"{len(batches)} calibration batches are too few to hold every fourth out: give 4")
     fitted = [batch for i, batch in enumerate(batches) if i % 4 != 3]
     held = _Held(batches[3::4], measure, inputs)
     made = model if isinstance(model, Plan) else plan(model, arguments_of(batches[0], "calibration batch 0", inputs))

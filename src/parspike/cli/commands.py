@@ -22,9 +22,7 @@ __all__ = ["convert", "evaluate", "plan"]
 
 Spec = Annotated[
     str,
-    typer.Argument(
-        metavar="SPEC", help="package.module:factory, file.py:factory, timm:NAME, torchvision:NAME"
-    ),
+    typer.Argument(metavar="SPEC", help="package.module:factory, file.py:factory, timm:NAME, torchvision:NAME"),
 ]
 Weights = Annotated[str | None, typer.Option(help="safetensors, or a state dict saved by torch.save")]
 Shape = Annotated[str | None, typer.Option(help="one sample without batch, such as 3,224,224")]
@@ -32,9 +30,7 @@ Keep = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="keep these layers' activations analog (repeatable)"),
 ]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="refuse what a spike cannot do instead of keeping it analog")
-]
+Strict = Annotated[bool, typer.Option("--strict", help="refuse what a spike cannot do instead of keeping it analog")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, also for an error")]
 Data = "a folder of class folders, a .zip of one, an .npz, digits or photos"
 Split = Annotated[str | None, typer.Option(help="train, test or val, where the data are divided so")]
@@ -67,9 +63,7 @@ def plan(
 
 def convert(
     spec: Spec,
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="FILE", help="the file to write, net.parspike")
-    ],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="the file to write, net.parspike")],
     data: Annotated[str | None, typer.Option(help=f"for the calibration: {Data}")] = None,
     T: Annotated[int, typer.Option("-T", "--T", help="time-steps")] = 8,
     weights: Weights = None,
@@ -166,13 +160,9 @@ def convert(
 def evaluate(
     file: Annotated[str, typer.Argument(metavar="FILE", help="what `parspike convert` wrote")],
     data: Annotated[str, typer.Option(help=Data)],
-    against: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="also run the network it came from")
-    ] = None,
+    against: Annotated[str | None, typer.Option(metavar="SPEC", help="also run the network it came from")] = None,
     weights: Weights = None,
-    engine: Annotated[
-        str, typer.Option(help="count, parallel, serial, or serial-if for comparison")
-    ] = "count",
+    engine: Annotated[str, typer.Option(help="count, parallel, serial, or serial-if for comparison")] = "count",
     split: Split = None,
     limit: Annotated[int | None, typer.Option(help="take at most this many of the images")] = None,
     shape: Shape = None,
@@ -190,9 +180,7 @@ def evaluate(
     from parspike.cli.data import open_images
 
     if weights is not None and against is None:
-        raise OptionError(
-            "--weights belongs to the network of --against SPEC; the spiking network has its own"
-        )
+        raise OptionError("--weights belongs to the network of --against SPEC; the spiking network has its own")
     snn = parspike.load(file)
     network = load(against, weights) if against else None
     images = open_images(
@@ -258,9 +246,7 @@ class _Score:
     @staticmethod
     def _classes(logits: Any, y: Tensor | None) -> Tensor:
         if getattr(logits, "ndim", 0) != 2:
-            raise InputError(
-                "eval scores classifiers: the network has to give one tensor of logits (B, classes)"
-            )
+            raise InputError("eval scores classifiers: the network has to give one tensor of logits (B, classes)")
         if y is not None and int(y.max()) >= logits.shape[1]:
             raise InputError(
                 f"the data have a class {int(y.max())} but the network knows {logits.shape[1]} classes "
@@ -367,9 +353,7 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise OptionError(
-            f"{option} {text}: expected numbers with commas, such as 0.485,0.456,0.406"
-        ) from error
+        raise OptionError(f"{option} {text}: expected numbers with commas, such as 0.485,0.456,0.406") from error
 
 
 def _kept(patterns: list[str] | None) -> dict[str, Any]:

@@ -233,8 +233,7 @@ class Images:
             except BROKEN as error:
                 if not self.skip_broken:
                     raise InputError(
-                        f"{name}: cannot be decoded ({error}); "
-                        "replace it, or leave such files out with --skip-broken"
+                        f"{name}: cannot be decoded ({error}); replace it, or leave such files out with --skip-broken"
                     ) from error
                 if name not in self.broken:
                     self.broken.append(name)
@@ -309,9 +308,7 @@ def _source(data: str, split: str | None, prefer: str | None) -> Source:
             archive = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as error:
             raise FileError(f"{path}: not a readable zip ({error})") from error
-        return _files(
-            path, sorted(n for n in archive.namelist() if not n.endswith("/")), archive, split, prefer
-        )
+        return _files(path, sorted(n for n in archive.namelist() if not n.endswith("/")), archive, split, prefer)
     raise OptionError(f"--data {data}: expected a folder, .zip, .npz, or one of {', '.join(BUILT_IN)}")
 
 
@@ -365,9 +362,7 @@ def _npz(path: Path, split: str | None, prefer: str | None) -> ArraySource:
         with np.load(path, allow_pickle=False) as file:
             keys = set(file.files)
             chosen = _choose(str(path), {s for s in SPLITS if f"{s}_images" in keys}, split, prefer)
-            pairs = (
-                [(f"{chosen}_images", f"{chosen}_labels")] if chosen else [("images", "labels"), ("x", "y")]
-            )
+            pairs = [(f"{chosen}_images", f"{chosen}_labels")] if chosen else [("images", "labels"), ("x", "y")]
             pair = next((p for p in pairs if p[0] in keys), None)
             if pair is None:
                 raise InputError(
@@ -394,9 +389,7 @@ def _check_images(where: str, images: np.ndarray) -> np.ndarray:
         if images.ndim != 3 and not (images.ndim == 4 and images.shape[3] == 3):
             raise InputError(f"{where} has shape {images.shape}; uint8 images are (N, H, W) or (N, H, W, 3)")
     elif not np.issubdtype(images.dtype, np.floating):
-        raise InputError(
-            f"{where} is {images.dtype}; expected uint8 images, or floats as the network takes them"
-        )
+        raise InputError(f"{where} is {images.dtype}; expected uint8 images, or floats as the network takes them")
     return images
 
 
@@ -478,9 +471,7 @@ def _centre(size: tuple[int, int], crop: int) -> tuple[int, int, int, int]:
     """The box (left, top, right, bottom) of the centre crop of an image (W, H)."""
     w, h = size
     if crop > min(w, h):
-        raise InputError(
-            f"the image is {h}×{w} (H×W), smaller than the crop {crop}: give --size {crop} or more"
-        )
+        raise InputError(f"the image is {h}×{w} (H×W), smaller than the crop {crop}: give --size {crop} or more")
     left, top = round((w - crop) / 2), round((h - crop) / 2)
     return left, top, left + crop, top + crop
 

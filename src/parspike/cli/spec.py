@@ -70,9 +70,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise OptionError(
-            f"--shape {text}: expected the shape of one sample without batch, such as 3,224,224"
-        )
+        raise OptionError(f"--shape {text}: expected the shape of one sample without batch, such as 3,224,224")
     return shape
 
 
@@ -87,9 +85,7 @@ def _from_factory(spec: str, where: str, name: str) -> nn.Module:
     if isinstance(found, nn.Module):
         return copy.deepcopy(found)  # eval() below must not reach the user's own object
     if not callable(found):
-        raise OptionError(
-            f"SPEC {spec}: {name} is a {type(found).__name__}; expected a function that makes a network"
-        )
+        raise OptionError(f"SPEC {spec}: {name} is a {type(found).__name__}; expected a function that makes a network")
     model = _users_code(spec, found)
     if not isinstance(model, nn.Module):
         raise OptionError(f"SPEC {spec}: {name}() gave a {type(model).__name__}; expected a torch.nn.Module")
@@ -118,9 +114,7 @@ def _import(spec: str, name: str) -> ModuleType:
     except InputError as error:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
-            raise OptionError(
-                f"SPEC {spec}: no module {cause.name!r}; a file is named with its .py"
-            ) from cause
+            raise OptionError(f"SPEC {spec}: no module {cause.name!r}; a file is named with its .py") from cause
         raise
 
 
@@ -159,8 +153,7 @@ def _torchvision(name: str) -> tuple[nn.Module, tuple[int, ...], Preprocessing]:
     models = _vision("torchvision").models
     if name not in models.list_models(module=models):
         raise OptionError(
-            f"torchvision has no classification network {name!r}"
-            f"{_perhaps(name, models.list_models(module=models))}"
+            f"torchvision has no classification network {name!r}{_perhaps(name, models.list_models(module=models))}"
         )
     model = _users_code(f"torchvision:{name}", lambda: models.get_model(name, weights=None))
     says = models.get_model_weights(name).DEFAULT.transforms()
@@ -232,9 +225,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise FileError(
-            f"--weights {path}: holds no state dict; save it with torch.save(model.state_dict(), …)"
-        )
+        raise FileError(f"--weights {path}: holds no state dict; save it with torch.save(model.state_dict(), …)")
     if state and all(k.startswith("module.") for k in state):  # written by nn.DataParallel
         return {k.removeprefix("module."): v for k, v in state.items()}
     return dict(state)

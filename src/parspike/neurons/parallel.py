@@ -1,6 +1,5 @@
 """Neurons that compute all T steps at once: equations (2), (6)-(8), theorem 4.1 and section 4.3."""
 
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -5,7 +5,6 @@ in ``docs/equations.md``. Spikes are ``bool``; their amplitude is the caller's f
 functions has a surrogate gradient.
 """
 
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

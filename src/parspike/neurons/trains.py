@@ -5,7 +5,6 @@ max-pooling the counts. Steps are numbered from 0 here, so that ``start`` and ``
 the paper's step x is step x − 1.
 """
 
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
