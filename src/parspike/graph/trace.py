@@ -9,6 +9,7 @@ import operator
 import re
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from parspike.errors import InputError, TraceError
 from parspike.graph import ops
@@ -116,7 +118,7 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
             # Only to be rid of in-place operators: it traces the whole network a second time.
             return exported if _pure(exported) else exported.run_decompositions({})
     except Exception as error:
-        raise TraceError(_explain(model, error)) from error
+        raise TraceError(_explain(model, error) + _seen(model, args, kwargs)) from error
     finally:
         torch.random.set_rng_state(generator)
 
@@ -166,6 +168,28 @@ def _explain(model: nn.Module, error: Exception) -> str:
             "graph: replace the branch by tensor operations, or convert the part of the model around it"
         )
     return f"{name} could not be traced{place}: {first}"
+
+
+class _Watch(TorchDispatchMode):
+    """Counts the operators that a network runs, by what the table says of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        row = ops.TABLE.get(_target(func))
+        if row is None or row.weighted or row.role is not Role.SYNAPSE:
+            self.counts[func.__name__.split(".")[0] + (f" ({row.role})" if row else "")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _seen(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> str:
+    """What a network that cannot be traced runs all the same, as far as it comes."""
+    with contextlib.suppress(Exception), _quiet(), _Watch() as watch:
+        model(*args, **kwargs)
+    found = ", ".join(f"{number} {name}" for name, number in watch.counts.most_common(12))
+    return f". It runs: {found}" if found else ""
 
 
 def _frames(error: Exception) -> Iterator[str]:
