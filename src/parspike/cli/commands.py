@@ -381,7 +381,11 @@ def _skipped(images: Images | None) -> list[str]:
 def _chosen(provenance: dict[str, Any]) -> str:
     """The recipe, and where several were tried how each did on the images held out."""
     search = provenance.get("search", {})
-    tried = [f"{t['recipe']['name']} {t['distance']:.3f}" for t in search.get("tried", ()) if "distance" in t]
+    tried = [
+        f"{t['recipe']['name']}{'' if t['recipe'].get('refit', True) else ' without refit'} {t['distance']:.3f}"
+        for t in search.get("tried", ())
+        if "distance" in t
+    ]
     made = search.get("chosen", provenance["recipe"])
     options = ", ".join(f"{key}={value}" for key, value in made.items() if key != "name" and value not in ("", None))
     text = f"{made['name']} ({options})" if options else made["name"]
