@@ -11,7 +11,7 @@ __all__ = ["by_channel", "channel_mean", "node_shape"]
 
 def by_channel(x: Tensor, node: Node) -> Tensor:
     """(B, …) → (C, everything else)."""
-    return x.movedim(node.channel_dim, 0).flatten(1)
+    return node.over_channels(x)
 
 
 def channel_mean(x: Tensor, node: Node) -> Tensor:
