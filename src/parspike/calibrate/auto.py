@@ -42,7 +42,7 @@ class Auto(Recipe):
             raise OptionError(f"budget must be a number of seconds of at least 0, got {self.budget!r}")
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
-        if batches is None or draft.lossless or _count(batches) < FEW:
+        if batches is None or draft.lossless or batches.samples() < FEW:
             DAQCFS().fit(draft, batches)
             draft.notes["chosen"] = recipe_to_json(DAQCFS())
             return
@@ -84,21 +84,19 @@ class Part(Batches):
         self.whole, self.held = whole, held
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        seen = 0
+        seen = count = 0
         for env in self.whole:
             size = next(iter(env.values())).shape[0]
             out = (torch.arange(seen, seen + size) % 4) == 3
             seen += size
             rows = out if self.held else ~out
+            count += int(rows.sum())
             if bool(rows.any()):
                 yield {name: x[rows.to(x.device)] for name, x in env.items()}
-
-
-def _count(batches: Batches) -> int:
-    return sum(next(iter(env.values())).shape[0] for env in batches)
+        self.count = count
 
 
 def _steps_cost(batches: Batches) -> float:
     """Passes over the calibration set that gradient steps are worth; a step costs about four forward passes."""
     recipe = Reconstruct()
-    return 3 + 4 * recipe.steps * recipe.batch_size / max(1, _count(batches))
+    return 3 + 4 * recipe.steps * recipe.batch_size / max(1, batches.samples())

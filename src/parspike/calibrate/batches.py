@@ -67,6 +67,13 @@ class Batches:
         """Number of batches, 0 where the source does not say."""
         return len(self.source) if isinstance(self.source, Sized) else 0
 
+    def samples(self) -> int:
+        """Number of samples; reads the source only where no pass has been made yet."""
+        if not self.count:
+            for _ in self:
+                pass
+        return self.count
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         count, digest = 0, hashlib.sha256()
         for number, item in enumerate(self.source):

@@ -16,6 +16,7 @@ from torch import Tensor
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.recipe import Draft
 from parspike.graph import Node, Schedule, Stream, walk
+from parspike.graph.ir import elements
 
 __all__ = ["Lockstep", "pair_of"]
 
@@ -45,8 +46,7 @@ class Lockstep:
         """Teacher's and student's stream of every batch, with all nodes before `node` done."""
         target = self.index[node.name]
         if self.hold is None:
-            samples = sum(next(iter(env.values())).shape[0] for env in self.batches)
-            self.hold = samples * 2 * _largest_frontier(self.draft) * 4 <= self.memory
+            self.hold = self.batches.samples() * 2 * _largest_frontier(self.draft) * 4 <= self.memory
         schedule = Schedule(self.steps[self.position : target])
         if self.hold and self.held is None:
             self.held = [pair_of(self.draft, env) for env in self.batches]
@@ -70,18 +70,11 @@ def pair_of(draft: Draft, env: dict[str, Tensor]) -> list[Stream]:
 
 def _largest_frontier(draft: Draft) -> int:
     """Elements of the values alive at once for one sample, at most."""
-    sizes = {i.name: _elements(i.shape) for i in draft.graph.inputs}
+    sizes = {i.name: elements(i.shape) for i in draft.graph.inputs}
     alive, largest = dict(sizes), 0
     for node, dead in Schedule.of(draft.graph.nodes, draft.graph.outputs).steps:
-        alive[node.name] = _elements(node.shape)
+        alive[node.name] = elements(node.shape)
         largest = max(largest, sum(alive.values()))
         for name in dead:
             alive.pop(name, None)
     return largest
-
-
-def _elements(shape: tuple[Any, ...]) -> int:
-    product = 1
-    for dim in shape:
-        product *= dim if isinstance(dim, int) else 1
-    return product

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from parspike.engines.base import Network, Run, recorded
 from parspike.errors import OptionError
-from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, nested, walk
+from parspike.graph import Graph, Role, Schedule, Stream, leaves, nested, walk
+from parspike.graph.ir import elements
 from parspike.graph.ops import TABLE
 
 __all__ = ["Stages", "parallel", "serial"]
@@ -204,15 +205,8 @@ def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, e
 
 
 def _chunk(schedule: Schedule, batch: int) -> int:
-    largest = max((_elements(node) for node, _ in schedule.steps), default=1)
+    largest = max((elements(node.shape) for node, _ in schedule.steps), default=1)
     return max(1, CHUNK_ELEMENTS // max(1, largest * batch))
-
-
-def _elements(node: Node) -> int:
-    product = 1
-    for dim in node.shape:
-        product *= dim if isinstance(dim, int) else 1
-    return product
 
 
 def _timed(symbol: str, value: int, steps: int) -> int:

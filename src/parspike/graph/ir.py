@@ -10,6 +10,7 @@ time, counting operations) is a function placed `at` some nodes of this walk, ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,6 +166,11 @@ class Node:
     def over_channels(self, x: Tensor) -> Tensor:
         """A value of this node's shape as (C, everything else)."""
         return x.movedim(self.channel_dim, 0).flatten(1) if self._has_channels else x.reshape(1, -1)
+
+
+def elements(shape: Sequence[Any]) -> int:
+    """Elements of one sample of a shape; dimensions that vary count as one."""
+    return math.prod(dim for dim in shape if isinstance(dim, int))
 
 
 def leaves(tree: Any) -> Iterator[Any]:
