@@ -28,7 +28,7 @@ from parspike.cli.data import Preprocessing, open_images
 from parspike.neurons import QCFS
 from parspike.train import Arrays, Recipe, decode, load_trained
 
-RECIPES = ('{"name": "daqcfs", "passes": 5}', '{"name": "daqcfs", "means": "exact"}')
+RECIPES = ('{"name": "daqcfs", "passes": 5}', '{"name": "daqcfs", "means": "exact"}', "closed-form", "auto")
 BARE = "no calibration"
 
 
