@@ -69,11 +69,19 @@ def _torchvision(name: str, size: int = 64, *, frames: int = 0, **options: Any) 
     ZOO[f"torchvision/{name}"] = make
 
 
+# Every classification network of torchvision 0.28, the ones above 300 million parameters last of all.
 IMAGES = """
 alexnet resnet18 vgg11 vgg11_bn resnet50 resnext50_32x4d wide_resnet50_2 densenet121 googlenet squeezenet1_0
-squeezenet1_1
-mobilenet_v2 mobilenet_v3_small mobilenet_v3_large shufflenet_v2_x0_5 shufflenet_v2_x1_0 mnasnet0_5 mnasnet1_0
-efficientnet_b0 efficientnet_v2_s regnet_x_400mf regnet_y_400mf convnext_tiny swin_t swin_v2_t
+squeezenet1_1 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large shufflenet_v2_x0_5 shufflenet_v2_x1_0 mnasnet0_5
+mnasnet1_0 efficientnet_b0 efficientnet_v2_s regnet_x_400mf regnet_y_400mf convnext_tiny swin_t swin_v2_t
+"""
+LARGER = """
+resnet34 resnet101 resnet152 resnext101_32x8d resnext101_64x4d wide_resnet101_2 vgg13 vgg13_bn vgg16 vgg16_bn vgg19
+vgg19_bn densenet161 densenet169 densenet201 shufflenet_v2_x1_5 shufflenet_v2_x2_0 mnasnet0_75 mnasnet1_3
+efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7
+efficientnet_v2_m efficientnet_v2_l regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf
+regnet_x_32gf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf convnext_small
+convnext_base convnext_large swin_s swin_b swin_v2_s swin_v2_b
 """
 for _each in IMAGES.split():
     _torchvision(_each)
@@ -250,6 +258,15 @@ def _timm(family: str, name: str, size: int | None) -> None:
 for _row in TIMM.split():
     _parts = _row.split(":")
     _timm(_parts[0], _parts[1], int(_parts[2]) if len(_parts) > 2 else None)
+
+
+for _each in LARGER.split():
+    _torchvision(_each)
+_torchvision("vit_b_32", 64, image_size=64)
+_torchvision("vit_l_16", 64, image_size=64)
+_torchvision("vit_l_32", 64, image_size=64)
+_torchvision("vit_h_14", 56, image_size=56)
+_torchvision("regnet_y_128gf")
 
 
 def run(name: str) -> dict[str, Any]:
