@@ -95,7 +95,7 @@ _torchvision("lraspp_mobilenet_v3_large")
 _torchvision("r2plus1d_18", 32, frames=8)
 _torchvision("r3d_18", 32, frames=8)
 _torchvision("mc3_18", 32, frames=8)
-_torchvision("s3d", 64, frames=16)
+_torchvision("s3d", 224, frames=16)
 _torchvision("swin3d_t", 64, frames=8)
 
 
