@@ -44,7 +44,7 @@ RECIPES = {
     "mse, layer": ClosedForm(refit=False, granularity="layer"),
     "closed-form": ClosedForm(),
     "reconstruct": Reconstruct(),
-    "reconstruct, augmented": Reconstruct(augment="crop", steps=2000),
+    "reconstruct, augmented": Reconstruct(augment="crop", steps=6400),
     "auto": Auto(),
 }
 

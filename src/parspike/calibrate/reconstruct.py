@@ -39,8 +39,8 @@ class Reconstruct(Recipe):
     """
 
     name: ClassVar[str] = "reconstruct"
-    steps: int = 400
-    batch_size: int = 64
+    steps: int = 1600
+    batch_size: int = 16
     rate: float = 0.005
     augment: Literal["none", "flip", "crop"] = "none"
     held_out: float = 0.1
@@ -162,9 +162,8 @@ class _Trained:
         """Every tensor with the size that its steps are a share of: its own, or for a shift that of a level."""
         sizes = [(self.draft.tensors[path], _rms(self.draft.tensors[path])) for path in self.paths]
         for neuron in self.neurons.values():
-            # One neuron parameter moves every spike of its channel, one weight a few: a tenth of the rate.
-            level = 0.1 * _rms(neuron.v_threshold)
-            sizes += [(neuron.v_threshold, level), (neuron.shift, level / neuron.levels), (neuron.v_post, level)]
+            theta = _rms(neuron.v_threshold)
+            sizes += [(neuron.v_threshold, theta), (neuron.shift, theta / neuron.levels), (neuron.v_post, theta)]
         return sizes
 
     def state(self) -> list[Tensor]:
