@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import parspike
-from parspike import DAQCFS, Auto, ClosedForm, MaxThreshold, Reconstruct
+from parspike import DAQCFS, Auto, ClosedForm, Reconstruct, Thresholds
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -36,13 +36,19 @@ sys.path.insert(0, str(ROOT / "examples"))
 CODES = {"T=1": (1, "sorted"), "T=2": (2, "sorted"), "T=4": (4, "sorted"), "T=8": (8, "sorted"),
          "T=15": (15, "sorted"), "weighted, 4": (4, "weighted")}  # fmt: skip
 RECIPES = {
-    "max": MaxThreshold(),
+    "max": Thresholds(),
+    "max, layer": Thresholds(granularity="layer"),
+    "99.9%": Thresholds("99.9%"),
+    "99.9%, layer": Thresholds("99.9%", "layer"),
+    "daqcfs, 99.9%": DAQCFS(mode="99.9%"),
     "daqcfs": DAQCFS(),
     "daqcfs, exact means": DAQCFS(means="exact"),
-    "mse, no shift": ClosedForm(refit=False, shift=False),
-    "mse": ClosedForm(refit=False),
-    "mse, layer": ClosedForm(refit=False, granularity="layer"),
-    "closed-form": ClosedForm(),
+    "mse, no shift": ClosedForm(refit=False, shift=False, weigh="own"),
+    "mse": ClosedForm(refit=False, weigh="own"),
+    "mse, layer": ClosedForm(refit=False, granularity="layer", weigh="own"),
+    "mse, next": ClosedForm(refit=False, weigh="next"),
+    "closed-form": ClosedForm(weigh="own"),
+    "closed-form, next": ClosedForm(weigh="next"),
     "reconstruct": Reconstruct(),
     "reconstruct, augmented": Reconstruct(augment="crop", steps=6400),
     "auto": Auto(),

@@ -9,7 +9,9 @@ from networks import Quantised, Residual, made
 from torch import nn
 
 import parspike
-from parspike.errors import OptionError
+from parspike.calibrate.percentile import WIDTHS, Selection
+from parspike.errors import CalibrationError, OptionError
+from parspike.neurons.percentile import MODES
 
 
 class Two(nn.Module):
@@ -108,6 +110,93 @@ def test_thresholds_are_the_channel_maxima():
     torch.testing.assert_close(snn.spiking.act.v_threshold.flatten(), a.amax((0, 2, 3)))
 
 
+def select(x, share, parts):
+    selection = Selection(share)
+    for _ in WIDTHS:
+        for part in x.split(parts, 1):
+            selection.add(part)
+        selection.settle()
+    return selection.value
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.9, 0.999])
+def test_a_selection_is_the_value_of_nearest_rank_however_the_set_is_cut(share):
+    torch.manual_seed(0)
+    x = torch.randn(3, 2001).relu() * torch.tensor([1.0, 1e-30, 1e4])[:, None]
+    x[:, :5] = x[:, 5:10]  # ties
+    value = select(x, share, 2001)
+    assert torch.equal(value, x.kthvalue(round(share * 2001), 1).values)
+    for interpolation, compare in (("lower", torch.ge), ("higher", torch.le)):
+        assert compare(value, x.quantile(max(0.0, (share * 2001 - 1) / 2000), 1, interpolation=interpolation)).all()
+    assert torch.equal(select(x[:, torch.randperm(2001)], share, 17), value)
+
+
+@torch.no_grad()
+def test_thresholds_are_percentiles_of_all_outputs_zeros_included():
+    model, x = made(Residual, batch=8)
+    a = F.relu(model.bn1(model.conv1(x)))
+    rows = a.movedim(1, 0).flatten(1)
+
+    def theta(mode, granularity, parts=2):
+        snn = parspike.convert(model, x.split(parts), T=8, recipe=parspike.Thresholds(mode, granularity))
+        return snn.spiking.act.v_threshold.flatten()
+
+    rank = round(0.9 * rows.shape[1])
+    torch.testing.assert_close(theta("90%", "channel"), rows.kthvalue(rank, 1).values)
+    torch.testing.assert_close(theta("90%", "channel", parts=8), theta("90%", "channel", parts=3))
+    whole = rows.flatten().kthvalue(round(0.9 * rows.numel())).values
+    torch.testing.assert_close(theta("90%", "layer"), whole.expand(8))
+    torch.testing.assert_close(theta("max", "layer"), rows.max().expand(8))
+    torch.testing.assert_close(theta("100%", "channel"), theta("max", "channel"))
+
+
+@torch.no_grad()
+def test_percentiles_count_from_the_lower_bound_and_keep_the_dtype():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Hardtanh(-1.0, 2.0), nn.Linear(2, 2)).eval().double()
+    x = torch.randn(50, 3).double()
+    snn = parspike.convert(model, x, T=4, recipe="80%")
+    neuron = next(iter(snn.neurons().values()))
+    a = F.hardtanh(model[0](x), -1.0, 2.0) + 1
+    assert neuron.v_threshold.dtype == torch.float64
+    torch.testing.assert_close(neuron.v_threshold.flatten(), a.sort(0).values[39], rtol=1e-6, atol=0)
+
+
+@torch.no_grad()
+def test_algorithm_1_may_start_from_percentiles():
+    model, x = made(Residual, batch=8)
+    start = parspike.convert(model, x, T=4, recipe=parspike.Thresholds("95%", "layer"))
+    for means in ("moving", "exact"):
+        recipe = parspike.DAQCFS(means=means, mode="95%", granularity="layer")
+        snn = parspike.convert(model, x, T=4, recipe=recipe)
+        for one, other in zip(snn.neurons().values(), start.neurons().values(), strict=True):
+            assert torch.equal(one.v_threshold, other.v_threshold)
+        assert any(bool(neuron.shift.ne(0).any()) for neuron in snn.neurons().values())
+
+
+def test_a_percentile_of_zero_is_refused_for_a_layer_and_mended_for_a_channel():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.rand(40, 3)
+    with torch.no_grad():
+        model[0].bias[1] -= model[0](x)[:, 1].sort().values[-2:].mean()  # fires for one sample
+        a = F.relu(model[0](x))
+    assert int((a[:, 1] > 0).sum()) == 1
+    snn = parspike.convert(model, x, T=4, recipe="95%")
+    theta = next(iter(snn.neurons().values())).v_threshold
+    assert theta[1] == theta.max() > 0
+    with torch.no_grad():
+        model[0].bias -= a.amax(0) * 0.9
+    with pytest.raises(CalibrationError, match=r"layer '1': 20% of its outputs are 0: give a higher percentile"):
+        parspike.convert(model, x, T=4, recipe="20%")
+
+
+def test_a_percentile_does_not_hide_infinity():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with pytest.raises(CalibrationError, match="layer '1' gives NaN or Inf"):
+        parspike.convert(model, [torch.full((4, 3), 3e38)], T=4, recipe="50%")
+
+
 def test_a_silent_channel_gets_a_threshold_above_zero():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
@@ -128,9 +217,34 @@ def test_options_are_checked_when_made(options):
         parspike.DAQCFS(**options)
 
 
+@pytest.mark.parametrize("mode", ["99.9", "0%", "101%", "nan%", "median", "%", 0.999, None])
+@pytest.mark.parametrize("recipe", [parspike.Thresholds, parspike.DAQCFS])
+def test_what_is_no_mode_is_refused(recipe, mode):
+    with pytest.raises(OptionError) as caught:
+        recipe(mode=mode)
+    assert str(caught.value) == f"mode = {mode!r}: give {MODES}"
+
+
+@pytest.mark.parametrize("recipe", [parspike.Thresholds, parspike.DAQCFS, parspike.ClosedForm])
+def test_what_is_no_granularity_is_refused(recipe):
+    with pytest.raises(OptionError, match="granularity must be 'channel' or 'layer', got 'pixel'"):
+        recipe(granularity="pixel")
+
+
+def test_a_mode_is_short_for_its_recipe():
+    assert parspike.recipe_from_json("max") == parspike.Thresholds()
+    assert parspike.recipe_from_json("99.9%") == parspike.Thresholds("99.9%")
+    assert parspike.recipe_from_json({"name": "max", "granularity": "layer"}) == parspike.Thresholds("max", "layer")
+    with pytest.raises(OptionError, match="mode"):
+        parspike.recipe_from_json({"name": "max", "mode": "99%"})
+    with pytest.raises(OptionError, match="'max', or a percentile"):
+        parspike.recipe_from_json("99.9")
+
+
 def test_recipes_round_trip_as_json():
     recipe = parspike.DAQCFS(passes=3, means="exact")
-    assert parspike.recipe_from_json(parspike.recipe_to_json(recipe)) == recipe
+    for one in (recipe, parspike.Thresholds("99.9%", "layer"), parspike.ClosedForm(weigh="next")):
+        assert parspike.recipe_from_json(parspike.recipe_to_json(one)) == one
     assert parspike.recipe_from_json('{"name": "daqcfs", "passes": 3, "means": "exact"}') == recipe
 
 

@@ -2,7 +2,7 @@
 
 from parspike.calibrate.auto import Auto
 from parspike.calibrate.batches import Batches
-from parspike.calibrate.daqcfs import DAQCFS, MaxThreshold
+from parspike.calibrate.daqcfs import DAQCFS, Thresholds
 from parspike.calibrate.layerwise import ClosedForm
 from parspike.calibrate.recipe import RECIPES, Draft, Recipe, recipe_from_json, recipe_to_json
 from parspike.calibrate.reconstruct import Reconstruct
@@ -14,9 +14,9 @@ __all__ = [
     "Batches",
     "ClosedForm",
     "Draft",
-    "MaxThreshold",
     "Recipe",
     "Reconstruct",
+    "Thresholds",
     "recipe_from_json",
     "recipe_to_json",
 ]

@@ -1,4 +1,4 @@
-"""Thresholds from channel maxima, and Algorithm 1 of the paper: the shift δ and the scale φ of equation (9)."""
+"""Thresholds recorded from the activations, and Algorithm 1 of the paper: shift δ and scale φ of equation (9)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,39 @@ from torch import Tensor
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import by_channel, channel_mean, node_shape
 from parspike.calibrate.lockstep import Lockstep, pair_of
+from parspike.calibrate.percentile import percentiles
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.staircase import add_staircases
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Clip, Curve, Node, Quantised, Schedule, Stream, walk
 from parspike.graph.ops import call
 from parspike.neurons import ParallelNeuron, qcfs
+from parspike.neurons.percentile import MODES, share_of
 
-__all__ = ["DAQCFS", "MaxThreshold", "channel_maxima", "initial_neurons"]
+__all__ = ["DAQCFS", "Thresholds", "channel_maxima", "initial_neurons"]
+
+
+Granularity = Literal["channel", "layer"]
 
 
 @dataclass(frozen=True)
-class MaxThreshold(Recipe):
-    """ClipReLU thresholds from the channel maxima and nothing else: the start of every recipe."""
+class Thresholds(Recipe):
+    """ClipReLU thresholds from what the activations give on the calibration data, and nothing else.
 
-    name: ClassVar[str] = "max"
+    mode: "max", the largest output (Diehl et al. 2015), or a percentile such as "99.9%" of all outputs, zeros
+    included (Rueckauer et al. 2017): exact and from the whole set, see `calibrate.percentile`. A channel whose
+    percentile is 0 gets the layer's largest. granularity: of each "channel", or of the "layer".
+    """
+
+    name: ClassVar[str] = "thresholds"
+    mode: str = "max"
+    granularity: Granularity = "channel"
+
+    def __post_init__(self) -> None:
+        _check_start(self.mode, self.granularity)
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
-        initial_neurons(draft, batches)
+        initial_neurons(draft, batches, self.mode, self.granularity)
 
 
 @dataclass(frozen=True)
@@ -37,15 +52,19 @@ class DAQCFS(Recipe):
 
     momentum: α of the moving averages. passes: times over the calibration set. means: "moving" as the paper's
     averages over batches, "exact" for their limit, layer after layer, each from the whole set (independent of the
-    order and size of batches).
+    order and size of batches). mode, granularity: the thresholds it starts from and keeps, see `Thresholds`; the
+    paper's are the channel maxima.
     """
 
     name: ClassVar[str] = "daqcfs"
     momentum: float = 0.99
     passes: int = 1
     means: Literal["moving", "exact"] = "moving"
+    mode: str = "max"
+    granularity: Granularity = "channel"
 
     def __post_init__(self) -> None:
+        _check_start(self.mode, self.granularity)
         if not isinstance(self.momentum, (int, float)) or not 0 <= self.momentum < 1:
             raise OptionError(f"momentum must be a number in [0, 1), got {self.momentum!r}")
         if isinstance(self.passes, bool) or not isinstance(self.passes, int) or self.passes < 1:
@@ -54,7 +73,7 @@ class DAQCFS(Recipe):
             raise OptionError(f"means must be 'moving' or 'exact', got {self.means!r}")
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
-        initial_neurons(draft, batches)
+        initial_neurons(draft, batches, self.mode, self.granularity)
         if draft.lossless:
             return
         if batches is None:
@@ -136,17 +155,44 @@ def channel_maxima(draft: Draft, batches: Batches) -> dict[str, Tensor]:
     return largest
 
 
-def initial_neurons(draft: Draft, batches: Batches | None) -> None:
-    """Neurons with θ from the network (QCFS) or from the channel maxima (ClipReLU), δ = φ = 0."""
+def check_granularity(granularity: object) -> None:
+    """Refuse what is no granularity."""
+    if granularity not in ("channel", "layer"):
+        raise OptionError(f"granularity must be 'channel' or 'layer', got {granularity!r}")
+
+
+def _check_start(mode: object, granularity: object) -> None:
+    if share_of(mode) is None:
+        raise OptionError(f"mode = {mode!r}: give {MODES}")
+    check_granularity(granularity)
+
+
+def recorded_thresholds(draft: Draft, batches: Batches, mode: str, granularity: Granularity) -> dict[str, Tensor]:
+    """θ of every ClipReLU as `Thresholds` says, (C,) by node name; 0 where a channel was silent."""
+    share, layer = share_of(mode), granularity == "layer"
+    if share is not None and share < 1:
+        return percentiles(draft, batches, share, layer=layer)
+    maxima = channel_maxima(draft, batches)
+    return {
+        name: (maxima[name].max().expand_as(maxima[name]) if layer else maxima[name]) - activation.low
+        for name, activation in draft.activations.items()
+        if isinstance(activation, Clip)
+    }
+
+
+def initial_neurons(
+    draft: Draft, batches: Batches | None, mode: str = "max", granularity: Granularity = "channel"
+) -> None:
+    """Neurons with θ from the network (QCFS) or as `Thresholds` says (ClipReLU), δ = φ = 0."""
     clips = [name for name, a in draft.activations.items() if isinstance(a, Clip)]
-    maxima: dict[str, Tensor] = {}
+    recorded: dict[str, Tensor] = {}
     if clips:
         if batches is None:
             layer = draft.graph.by_name[clips[0]].layer
             raise CalibrationError(
                 f"layer '{layer}' has no threshold of its own: pass calibration= (images, no labels)"
             )
-        maxima = channel_maxima(draft, batches)
+        recorded = recorded_thresholds(draft, batches, mode, granularity)
     add_staircases(draft, batches)
     for name, activation in draft.activations.items():
         node = draft.graph.by_name[name]
@@ -158,7 +204,7 @@ def initial_neurons(draft: Draft, batches: Batches | None) -> None:
                 raise CalibrationError(f"layer '{node.layer}' has a threshold that is not above 0")
             draft.neurons[name] = ParallelNeuron(draft.steps_of(name), theta, code=draft.code)
         else:
-            theta = _above_zero(maxima[name] - activation.low)
+            theta = _above_zero(recorded[name])
             draft.neurons[name] = ParallelNeuron(
                 draft.steps_of(name), node_shape(theta, node), offset=activation.low, code=draft.code
             )

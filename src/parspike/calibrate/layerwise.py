@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from parspike.calibrate.batches import Batches
-from parspike.calibrate.daqcfs import initial_neurons
+from parspike.calibrate.daqcfs import Granularity, check_granularity, initial_neurons
 from parspike.calibrate.lockstep import Lockstep
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.refit import Refit, features, refittable
-from parspike.calibrate.thresholds import Samples, fit_neuron
-from parspike.errors import CalibrationError
-from parspike.graph import Node, Role
+from parspike.calibrate.thresholds import Samples, Weigh, fit_neuron
+from parspike.errors import CalibrationError, OptionError
+from parspike.graph import Graph, Node, Role
 from parspike.neurons import ParallelNeuron
 
 __all__ = ["ClosedForm"]
@@ -27,13 +27,21 @@ class ClosedForm(Recipe):
 
     refit: re-fit the synapses. shift: search the shift δ too. granularity: one threshold a "channel" or a
     "layer". ridge: λ as a fraction of the mean of the Gram matrix' diagonal (None: chosen on held-out images).
+    weigh: what an error counts for: "own", its mean square in this layer's output; "next", its variance, wherever a
+    re-fitted bias or a shift behind takes up its mean (`calibrate.thresholds` has the equations).
     """
 
     name: ClassVar[str] = "closed-form"
     refit: bool = True
     shift: bool = True
-    granularity: Literal["channel", "layer"] = "channel"
+    granularity: Granularity = "channel"
     ridge: float | None = None
+    weigh: Weigh = "own"
+
+    def __post_init__(self) -> None:
+        check_granularity(self.granularity)
+        if self.weigh not in ("own", "next"):
+            raise OptionError(f"weigh must be 'own' or 'next', got {self.weigh!r}")
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches)
@@ -54,8 +62,25 @@ class ClosedForm(Recipe):
                 for teacher, student in lockstep.visit(node):
                     source = node.refs[0]
                     samples.add(draft.teacher(node, teacher.arguments(node)[0]), student.env[source])
-                fit_neuron(neuron, samples, shift=self.shift, layer=self.granularity == "layer")
+                weigh = "next" if self.weigh == "next" and self._taken_up(graph, node) else "own"
+                fit_neuron(neuron, samples, shift=self.shift, layer=self.granularity == "layer", weigh=weigh)
                 spiked = True
+
+    def _taken_up(self, graph: Graph, node: Node) -> bool:
+        """Whether a constant in the node's output meets a re-fitted bias, or neurons with a shift, on every way."""
+        readers, outputs, ahead = graph.consumers(), set(graph.outputs), [node]
+        while ahead:
+            here = ahead.pop()
+            if here.name in outputs:
+                return False
+            for reader in readers[here.name]:
+                refitted = self.refit and len(reader.args) > 2 and reader.args[2] is not None
+                if (reader.role is Role.NEURON and self.shift) or (refitted and refittable(graph, reader)):
+                    continue
+                if reader.role not in (Role.SYNAPSE, Role.ORDER):
+                    return False
+                ahead.append(reader)
+        return True
 
     def _refit(self, draft: Draft, lockstep: Lockstep, node: Node, batches: Batches) -> None:
         path = node.args[1].path

@@ -16,6 +16,7 @@ from parspike.errors import OptionError
 from parspike.graph import Graph, Node, Quantised
 from parspike.graph.ops import Activation, call
 from parspike.neurons import Code, Neuron, ParallelNeuron, levels_of
+from parspike.neurons.percentile import MODES, share_of
 
 __all__ = ["RECIPES", "Draft", "Progress", "Recipe", "recipe_from_json", "recipe_to_json"]
 
@@ -89,8 +90,10 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
 def recipe_from_json(value: str | Mapping[str, Any]) -> Recipe:
     """A recipe from its name, or from a JSON object (or its text) with "name" and options.
 
-    >>> recipe_from_json("daqcfs")
-    DAQCFS(momentum=0.99, passes=1, means='moving')
+    A mode of `Thresholds`, "max" or a percentile, may stand for its name.
+
+    >>> recipe_from_json("99.9%")
+    Thresholds(mode='99.9%', granularity='channel')
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
@@ -101,10 +104,13 @@ def recipe_from_json(value: str | Mapping[str, Any]) -> Recipe:
         raise OptionError(f"a recipe is an object, its name or its JSON, got {type(value).__name__}")
     options = {"name": value} if isinstance(value, str) else dict(value)
     name = options.pop("name", None)
+    mode = {}
+    if share_of(name) is not None:
+        mode, name = {"mode": name}, "thresholds"
     if name not in RECIPES:
-        raise OptionError(f"there is no recipe '{name}': choose one of {', '.join(sorted(RECIPES))}")
+        raise OptionError(f"there is no recipe '{name}': choose one of {', '.join(sorted(RECIPES))}, or {MODES}")
     try:
-        return RECIPES[name](**options)
+        return RECIPES[name](**mode, **options)
     except TypeError as error:
         fields = ", ".join(field.name for field in dataclasses.fields(RECIPES[name]))
         raise OptionError(f"recipe '{name}' has the options {fields or '(none)'}: {error}") from error

@@ -1,13 +1,18 @@
 """Threshold, shift and amplitude of a layer, chosen for the error of what its counts say.
 
 Per channel: θ on a grid below the channel's maximum, δ on a grid of fractions of a level, and the amplitude in
-closed form, so that E[(a − v_post · k(z')/levels)²] is smallest, a the teacher's activation and z' the student's own
-input current. The samples are an even subset of batch and space.
+closed form, so that an error of e = a − v_post · k(z')/levels is smallest, a the teacher's activation and z' the
+student's own input current. The samples are an even subset of batch and space.
+
+weigh="own" takes E[e²]. weigh="next" takes E[(e − E[e])²]: the synapses W behind turn e into W (e − E[e]) + W E[e],
+whose second part is the same for every input, so that a re-fitted bias or a shift δ behind takes it up. Rounding has a
+mean near 0 and weighs the same in both; clipping only takes away, and what it takes away on average is free.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +21,9 @@ from parspike.calibrate.channels import by_channel, node_shape
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron, spike_count
 
-__all__ = ["Choice", "Samples", "choose", "fit_neuron"]
+__all__ = ["Choice", "Samples", "Weigh", "choose", "fit_neuron"]
+
+Weigh = Literal["own", "next"]
 
 
 class Samples:
@@ -73,16 +80,22 @@ class Choice:
         return count * (self.post / levels)[:, None]
 
 
-def choose(a: Tensor, z: Tensor, levels: int, *, shift: bool = True, layer: bool = False) -> Choice:
-    """The θ, δ and v_post with the least mean of (a − v_post · k(z)/levels)²; a, z: (C, N)."""
-    power = a.square().mean(1)
+def choose(
+    a: Tensor, z: Tensor, levels: int, *, shift: bool = True, layer: bool = False, weigh: Weigh = "own"
+) -> Choice:
+    """The θ, δ and v_post of least error, as the module says; a, z: (C, N). layer: one θ for all channels."""
     top = a.amax(1)
-    top = torch.where(top > 0, top, a.max() if bool(a.max() > 0) else torch.ones_like(top))
+    if weigh == "next":
+        a = a - a.mean(1, keepdim=True)
+    power = a.square().mean(1)
+    top = torch.where(top > 0, top, top.max() if bool(top.max() > 0) else torch.ones_like(top))
     start = top.max().expand_as(top) if layer else top
     best = Choice(start, torch.zeros_like(top), top.clone(), torch.full_like(top, float("inf")))
 
     def attempt(theta: Tensor, delta: Tensor) -> None:
         k = spike_count(z, theta[:, None], levels, delta[:, None])
+        if weigh == "next":
+            k -= k.mean(1, keepdim=True)
         ak, kk = (a * k).mean(1), k.square_().mean(1)
         post = torch.where((kk > 0) & (ak > 0), ak / kk.clamp(min=1e-30) * levels, theta)
         step = post / levels
@@ -98,13 +111,10 @@ def choose(a: Tensor, z: Tensor, levels: int, *, shift: bool = True, layer: bool
     return best
 
 
-def fit_neuron(neuron: ParallelNeuron, samples: Samples, *, shift: bool = True, layer: bool = False) -> None:
-    """Set θ, δ and v_post of a neuron layer from samples.
-
-    shift: whether δ is searched. layer: one θ for all channels instead of one each.
-    """
+def fit_neuron(neuron: ParallelNeuron, samples: Samples, **options: Any) -> None:
+    """Set θ, δ and v_post of a neuron layer from samples. options: those of `choose`."""
     a, z = (value - neuron.offset for value in samples.tensors())
-    best = choose(a, z, neuron.levels, shift=shift, layer=layer)
+    best = choose(a, z, neuron.levels, **options)
     for parameter, value in (
         (neuron.v_threshold, best.theta), (neuron.shift, best.delta), (neuron.v_post, best.post)
     ):  # fmt: skip

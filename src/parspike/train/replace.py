@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from parspike.errors import InputError, OptionError
 from parspike.neurons import QCFS
+from parspike.neurons.percentile import MODES, rank_of, share_of
 from parspike.train.activation import TrainQCFS
 
 __all__ = ["Activations", "Rewired", "replace_activations", "with_qcfs"]
@@ -292,14 +293,9 @@ def _share(v_threshold: float | str) -> float | None:
         if not v_threshold > 0:
             raise OptionError(f"v_threshold = {v_threshold}: it must be above 0")
         return None
-    if v_threshold == "max":
-        return 1.0
-    try:
-        share = float(v_threshold.removesuffix("%")) / 100 if v_threshold.endswith("%") else 0.0
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise OptionError(f"v_threshold = {v_threshold!r}: give a number, 'max', or a percentile such as '99.9%'")
+    share = share_of(v_threshold)
+    if share is None:
+        raise OptionError(f"v_threshold = {v_threshold!r}: give a number, {MODES}")
     return share
 
 
@@ -349,8 +345,7 @@ def _look(
 
 def _quantile(rows: Tensor, share: float, channels: tuple[int, ...] | None, layer: str) -> float | Tensor:
     # Not torch.quantile, which refuses more than 16 million values.
-    position = max(1, min(rows.shape[1], round(share * rows.shape[1])))
-    values = rows.max(1).values if share == 1 else rows.kthvalue(position, 1).values
+    values = rows.max(1).values if share == 1 else rows.kthvalue(rank_of(share, rows.shape[1]), 1).values
     if not torch.isfinite(values).all():
         raise InputError(f"layer '{layer}' gives NaN or Inf on the example")
     largest = values.max()
