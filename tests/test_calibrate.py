@@ -193,6 +193,7 @@ def test_a_percentile_of_zero_is_refused_for_a_layer_and_mended_for_a_channel():
 
 def test_a_percentile_does_not_hide_infinity():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    nn.init.ones_(model[0].weight)
     with pytest.raises(CalibrationError, match="layer '1' gives NaN or Inf"):
         parspike.convert(model, [torch.full((4, 3), 3e38)], T=4, recipe="50%")
 

@@ -159,6 +159,19 @@ def test_recipe_and_passes_reach_the_file(here: Path) -> None:
     assert "makes no passes" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("99%", parspike.Thresholds("99%")),
+        ('{"name": "thresholds", "mode": "99%", "granularity": "layer"}', parspike.Thresholds("99%", "layer")),
+        ('{"name": "closed-form", "refit": false, "weigh": "next"}', parspike.ClosedForm(refit=False, weigh="next")),
+    ],
+)
+def test_options_of_thresholds_reach_the_file(here: Path, text: str, made: parspike.Recipe) -> None:
+    answer("convert", "mynet.py:net", "--data", "data.npz", "-o", "n.parspike", "--recipe", text)
+    assert parspike.recipe_from_json(parspike.load("n.parspike").provenance["recipe"]) == made
+
+
 def test_a_qcfs_network_needs_no_data_at_its_own_levels(here: Path) -> None:
     common = ("convert", "mynet.py:quantised", "--shape", "3,6,6", "-o", "n.parspike")
     assert answer(*common, "-T", 4)["images"] == 0

@@ -10,6 +10,7 @@ from torch import nn
 
 import parspike
 from parspike.calibrate.refit import Refit, _Solver, branches
+from parspike.calibrate.thresholds import COARSE, choose
 from parspike.errors import CalibrationError, OptionError
 
 
@@ -36,6 +37,74 @@ def test_each_part_comes_closer_on_images_not_seen(kind, T):
     closed = distance(parspike.convert(model, seen, T=T, recipe="closed-form"), model, unseen)
     assert mse < paper
     assert closed < mse
+
+
+@pytest.mark.parametrize("weigh", ["own", "next"])
+@torch.no_grad()
+def test_the_error_is_that_of_the_next_layers_currents(weigh):
+    """Against least squares on W a with, for "next", a constant that every current behind may have for itself."""
+    torch.manual_seed(0)
+    levels, behind = 3, nn.Linear(2, 4).double()
+    z = torch.randn(2, 300).double() * 0.7 + 0.4
+    a = (z + 0.2 * torch.randn(2, 300)).relu()
+    best = choose(a, z, levels, weigh=weigh)
+
+    def brute(channel, theta, delta):
+        w = behind.weight[:, channel]
+        k = torch.clamp(torch.floor((z[channel] + delta) * levels / theta + 0.5), 0, levels)
+        wanted = torch.outer(w, a[channel])
+        constants = torch.eye(4).double().repeat_interleave(300, 0)
+        columns = torch.cat([torch.outer(w, k).flatten()[:, None], constants], 1)
+        solution = torch.linalg.lstsq(columns if weigh == "next" else columns[:, :1], wanted.flatten()[:, None])
+        rest = wanted.flatten()[:, None] - (columns if weigh == "next" else columns[:, :1]) @ solution.solution
+        return rest.square().sum() / 300, solution.solution[0, 0] * levels
+
+    for channel in range(2):
+        error, post = brute(channel, best.theta[channel], best.delta[channel])
+        size = behind.weight[:, channel].square().sum()
+        torch.testing.assert_close(best.error[channel] * size, error)
+        torch.testing.assert_close(best.post[channel], post)
+        for fraction in COARSE:
+            assert brute(channel, a[channel].max() * fraction, 0.0)[0] >= error * (1 - 1e-9)
+    other = choose(a, z, levels, weigh="own" if weigh == "next" else "next")
+    assert not torch.equal(best.theta, other.theta)
+
+
+@torch.no_grad()
+def test_a_mean_is_free_only_where_something_behind_takes_it_up():
+    """The last neurons lead to the output: without a re-fit there they are chosen by their own error."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = torch.randn(400, 6)
+
+    def thetas(**options):
+        snn = parspike.convert(model, x.split(50), T=2, recipe=parspike.ClosedForm(**options))
+        return [neuron.v_threshold for neuron in snn.neurons().values()]
+
+    own, free = thetas(refit=False), thetas(refit=False, weigh="next")
+    assert not torch.equal(own[0], free[0])
+    for shift in (True, False):  # with no shift anywhere nothing takes it up
+        first = nn.Sequential(*model[:2], model[4]).eval()
+        one, two = (
+            parspike.convert(first, x, T=2, recipe=parspike.ClosedForm(refit=False, shift=shift, weigh=weigh))
+            for weigh in ("own", "next")
+        )
+        assert torch.equal(one(x), two(x))
+    assert all(torch.equal(*pair) for pair in zip(
+        thetas(refit=False, shift=False), thetas(refit=False, shift=False, weigh="next"), strict=True
+    ))  # fmt: skip
+    one, two = (parspike.convert(first, x, T=2, recipe=parspike.ClosedForm(weigh=weigh)) for weigh in ("own", "next"))
+    assert not torch.equal(one(x), two(x))
+
+
+def test_weighing_for_the_next_layer_comes_closer_on_images_not_seen():
+    model, x = data(Residual, 480)
+    seen, unseen = x[:400].split(50), x[400:]
+    own, free = (
+        distance(parspike.convert(model, seen, T=2, recipe=parspike.ClosedForm(weigh=weigh)), model, unseen)
+        for weigh in ("own", "next")
+    )
+    assert free < 0.9 * own
 
 
 def test_refit_is_the_ridge_solution_and_does_not_depend_on_batches():

@@ -5,6 +5,7 @@
 ``parallel``   all steps at once: equations (2), (6)-(8), theorem 4.1, charging and firing of section 4.3
 ``trains``     sorted spike trains and their counts: equation (7)
 ``staircase``  neurons with a free threshold for every level, for any monotone activation
+``percentile`` thresholds from data: "max", "99.9%"
 ``layer``      the neurons of one layer with their parameters, the one module with state
 
 Time is the first axis, ``(T, ...)``; thresholds broadcast against one step. ``docs/equations.md`` lists
