@@ -36,7 +36,7 @@ class ClosedForm(Recipe):
     shift: bool = True
     granularity: Granularity = "channel"
     ridge: float | None = None
-    weigh: Weigh = "own"
+    weigh: Weigh = "next"
 
     def __post_init__(self) -> None:
         check_granularity(self.granularity)
