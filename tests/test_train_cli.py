@@ -27,15 +27,7 @@ pytest.importorskip("sklearn", reason="the digits need pip install 'parspike[dem
 
 SHORT = ("--data", "digits", "--devices", "1", "--accelerator", "cpu", "--set", "optimiser.epochs=2")
 PROGRAM = "from parspike.cli import main; main()"
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr("parspike.train.activation._can_compile", lambda device: False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("not_compiled")
 
 
 def run(*args: object, code: int = 0) -> str:

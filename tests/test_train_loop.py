@@ -17,65 +17,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from training import CPU, TEST, TRAIN, Network, network, recipe, stripes
 
 import parspike
 from parspike.errors import FileError, InputError, OptionError
-from parspike.train import LIF, Arrays, Devices, DivergedError, Hub, OnDemand, Recipe, decode, fit, make_network
+from parspike.train import LIF, Arrays, DivergedError, Hub, OnDemand, Recipe, decode, fit, make_network
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'parspike[train]'")
 
-CPU = Devices("cpu", 1)
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Compiling takes seconds, and test_train_activation shows that it changes nothing; two threads would only wait
-    for each other on networks of this size."""
-    monkeypatch.setattr("parspike.train.activation._can_compile", lambda device: False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def stripes(count: int, seed: int = 0) -> Arrays:
-    """8×8 images of two classes, horizontal and vertical stripes under noise."""
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.randint(0, 2, (count,), generator=generator)
-    pattern = (torch.arange(8) % 2 * 120).expand(8, 8)
-    x = torch.where(y.view(-1, 1, 1) == 1, pattern, pattern.T) + torch.randint(
-        0, 130, (count, 8, 8), generator=generator
-    )
-    return Arrays.of(x.to(torch.uint8).unsqueeze(1), y)
-
-
-TRAIN, TEST = stripes(96), stripes(64, seed=1)
-
-
-def recipe(**changes: object) -> Recipe:
-    names = {name.replace("__", "."): value for name, value in changes.items()}
-    base = {"data.classes": 2, "optimiser.epochs": 3, "optimiser.batch_size": 16, "optimiser.lr": 0.05,
-            "activation.levels": 4, "activation.v_threshold": 2.0, "augment.crop_padding": 1, "augment.flip": True,
-            "augment.cutout": 2}  # fmt: skip
-    return Recipe("digits").replace(base | names)
-
-
-class Network(nn.Module):
-    """With dropout, so that chance inside the network counts too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.act1, self.drop = nn.ReLU(), nn.Dropout(0.2)
-        self.fc = nn.Linear(4 * 64, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.drop(self.act1(self.bn1(self.conv1(x)))).flatten(1))
-
-
-def network(made: Recipe) -> Any:
-    torch.manual_seed(0)
-    return make_network(made, Network())
+pytestmark = pytest.mark.usefixtures("not_compiled")
 
 
 def train(folder: Path, made: Recipe | None = None, **options: object):
@@ -298,9 +248,9 @@ def test_options_that_do_not_fit_the_data(tmp_path):
 
 def test_decoded_images_are_kept_and_read_again(tmp_path):
     def batches():
-        for x, y in TRAIN.batches(40):
-            read.append(len(y))
-            yield x, y
+        for rows in torch.arange(96).split(40):
+            read.append(len(rows))
+            yield TRAIN.take(rows)
 
     read: list[int] = []
     first = decode(batches(), 96, tmp_path / "cache" / "stripes.1")

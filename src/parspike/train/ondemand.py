@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -51,7 +51,7 @@ class Source(Protocol):
 class OnDemand:
     """The images of a source, decoded when asked for.
 
-    resized_crop: side of a random resized crop (of `take`, not of `batches`); 0: none, all images of one size.
+    resized_crop: side of a random resized crop (of `take`, not of `plain`); 0: none, all images of one size.
     """
 
     source: Source
@@ -79,13 +79,9 @@ class OnDemand:
         images = self.pool.map(lambda row: self._read(int(row), seed), rows.tolist())
         return self._stack(list(images), rows), self.labels[rows]
 
-    def batches(self, size: int) -> Iterator[tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]]:
-        """In order, without chance."""
-        for rows in torch.arange(len(self)).split(size):
-            yield (
-                self._stack(list(self.pool.map(lambda row: self._decode(int(row)), rows.tolist())), rows),
-                self.labels[rows],
-            )
+    def plain(self, rows: Tensor) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
+        """These rows, without chance."""
+        return self._stack(list(self.pool.map(self._decode, rows.tolist())), rows), self.labels[rows]
 
     def _decode(self, row: int) -> Tensor:
         try:
