@@ -102,19 +102,6 @@ def test_a_run_killed_by_the_system_goes_on_to_the_same_weights(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_two_processes_train_one_network(tmp_path):
-    args = ["train", "digits", *SHORT, "--devices", "2", "--strategy", "ddp", "-o", str(tmp_path), "--json"]
-    environment = os.environ | {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29571",
-                "--no-python", sys.executable, "-c", PROGRAM]  # fmt: skip
-    done = subprocess.run([*launcher, *args], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(answers) == 1
-    assert answers[0]["accuracy"] > 0.8
-    assert answers[0]["step"] == 44
-
-
 def test_fine_tuning_from_a_relu_network(tmp_path):
     relu = answer("train", "digits", *SHORT, "--set", "activation.method=relu", "-o", tmp_path / "relu")
     fine = answer(

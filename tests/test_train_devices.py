@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,30 +25,36 @@ pytest.importorskip("lightning_fabric", reason="needs pip install 'parspike[trai
 ODD = Arrays.of(TEST.images[:63], TEST.labels[:63])  # cannot be shared evenly
 
 
+PATHS = os.pathsep.join(str(Path(__file__).parents[1] / folder) for folder in ("src", "tests"))
+QUIET = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "PYTHONPATH": PATHS}
+
+
 def environment(rank: int, port: int) -> dict[str, str]:
     """What torchrun tells a process."""
     said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": 2,
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
-    paths = os.pathsep.join(str(Path(__file__).parents[1] / folder) for folder in ("src", "tests"))
-    once = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "PYTHONPATH": paths}
-    return os.environ | once | {name: str(value) for name, value in said.items()}
+    return QUIET | {name: str(value) for name, value in said.items()}
 
 
-def two_processes(tmp_path: Path) -> None:
-    """This file, twice."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, __file__, str(tmp_path)]
+        return free.getsockname()[1]
+
+
+def together(commands: list[list[str]], environments: list[dict[str, str]]) -> str:
+    """Run them side by side; what they print."""
     processes = [
-        subprocess.Popen(command, env=environment(rank, port), stderr=subprocess.PIPE, text=True) for rank in (0, 1)
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for command, env in zip(commands, environments, strict=True)
     ]
     try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
+        said = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    assert not any(process.returncode for process in processes), "\n".join(errors for _, errors in said)
+    return "".join(out for out, _ in said)
 
 
 def equal(one: Path, other: Path) -> bool:
@@ -58,7 +65,8 @@ def equal(one: Path, other: Path) -> bool:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("devices")
-    two_processes(folder)
+    port = free_port()
+    together([[sys.executable, __file__, str(folder)]] * 2, [environment(rank, port) for rank in (0, 1)])
     return folder
 
 
@@ -93,6 +101,27 @@ def test_all_processes_stop_where_the_loss_of_one_is_not_finite(trained: Path, s
     assert all("step 7 (epoch 2)" in text and "last.ckpt, stays" in text for text in said)
     assert "'conv1'" in said[1]
     assert torch.load(trained / f"{strategy}-diverged" / "last.ckpt", weights_only=True)["step"] == 6
+
+
+def test_two_machines_train_what_two_processes_train(trained: Path, tmp_path: Path) -> None:
+    splits = {"train": TRAIN, "test": ODD}
+    arrays = {f"{name}_images": data.images[:, 0].numpy() for name, data in splits.items()}
+    np.savez(tmp_path / "stripes.npz", **arrays, **{f"{n}_labels": d.labels.numpy() for n, d in splits.items()})
+    (tmp_path / "recipe.toml").write_text(
+        f'network = "{Path(__file__).with_name("training.py")}:Network"\n'
+        "activation = { levels = 4, v_threshold = 2.0 }\ndata = { classes = 2 }\n"
+        "augment = { crop_padding = 1, flip = true, cutout = 2 }\n"
+        "optimiser = { epochs = 3, batch_size = 16, lr = 0.05, accumulate = 2 }\n"
+    )
+    launcher = f"""{sys.executable} -m torch.distributed.run --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d
+        --rdzv-endpoint 127.0.0.1:{free_port()} --rdzv-id test --no-python {sys.executable} -c"""
+    args = f"""train {tmp_path}/recipe.toml --data {tmp_path}/stripes.npz --cache {tmp_path}/cache -o {tmp_path}/run
+        --accelerator cpu --strategy ddp --devices 1 --nodes 2 --json"""
+    command = [*launcher.split(), "from parspike.cli import main; main()", *args.split()]
+    said = together([command, command], [QUIET, QUIET])
+    answers = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [answer["step"] for answer in answers] == [18]  # one process speaks
+    assert equal(trained / "ddp", tmp_path / "run")
 
 
 def test_what_divided_weights_cannot_do(tmp_path: Path) -> None:
