@@ -21,7 +21,7 @@ from training import CPU, TEST, TRAIN, Network, network, recipe, stripes
 
 import parspike
 from parspike.errors import FileError, InputError, OptionError
-from parspike.train import LIF, Arrays, DivergedError, Hub, OnDemand, Recipe, decode, fit, make_network
+from parspike.train import LIF, Arrays, Decoder, DivergedError, Hub, OnDemand, Recipe, Stream, decode, fit, make_network
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'parspike[train]'")
 
@@ -316,7 +316,7 @@ def test_images_decoded_on_demand_resume_to_the_same_weights(tmp_path):
 
     def go(folder: str, **options: Any) -> tuple[Any, Photos]:
         source = Photos()
-        data = OnDemand(source, None, resized_crop=8, threads=3)
+        data = OnDemand(source, None, Decoder(resized_crop=8, threads=3))
         return fit(made, network(made), data, TEST, tmp_path / folder, devices=CPU, **options), source
 
     whole, _ = go("whole")
@@ -332,7 +332,7 @@ def test_images_decoded_on_demand_say_what_is_wrong():
     rows = torch.arange(8)
     with pytest.raises(InputError, match=r"photo 1 is \(1, 9, 9\) but photo 0 is \(1, 8, 8\).*resized_crop"):
         OnDemand(Photos(), None).take(rows, 0)
-    data = OnDemand(Photos(), None, resized_crop=6)
+    data = OnDemand(Photos(), None, Decoder(resized_crop=6))
     assert data.take(rows, 0)[0].shape == (8, 1, 6, 6)
     assert torch.equal(data.take(rows, 1)[0], data.take(rows, 1)[0])
     assert not torch.equal(data.take(rows, 1)[0], data.take(rows, 2)[0])
@@ -356,3 +356,121 @@ def test_hugging_face_rows(tmp_path):
     assert torch.equal(y, TRAIN.labels[[3, 1]])
     with pytest.raises(OptionError, match="hf:nowhere"):
         Hub(str(tmp_path / "nowhere.parquet").replace(str(tmp_path / "nowhere"), "nowhere"), "train")
+
+
+def parquet(folder: Path, lengths: list[int], labels: Any = None, kind: Any = None) -> str:
+    """TRAIN in several files, each image with its number in the corner; the pattern that names them."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": kind or datasets.ClassLabel(names=["across", "down"])}
+    )
+    folder.mkdir(exist_ok=True)
+    start, labels = 0, labels or TRAIN.labels.tolist()
+    for number, length in enumerate(lengths):
+        pictures = [x[0].numpy().copy() for x in TRAIN.images[start : start + length]]
+        for place, pixels in enumerate(pictures):
+            pixels[0, 0] = start + place
+        rows = {
+            "img": [Image.fromarray(p) for p in pictures],
+            "label": (labels or TRAIN.labels.tolist())[start : start + length],
+        }
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"train-{number}.parquet")
+        start += length
+    return f"{folder}/train-*.parquet"
+
+
+def grey(image: Any) -> Tensor:
+    return torch.from_numpy(np.array(image))[None, :, :, 0] / 255
+
+
+def stream(name: str, decoder: Decoder | None = None) -> Stream:
+    return Stream(name, "train", 2, grey, decoder or Decoder(threads=2))
+
+
+def numbers(x: Tensor) -> list[int]:
+    return (x[:, 0, 0, 0] * 255).round().int().tolist()
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """At the end of each pass, datasets waits five seconds for threads of Arrow that may not have ended."""
+    monkeypatch.setattr(pytest.importorskip("datasets").config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("lengths", [[24, 24, 24, 24], [90, 3, 3]])  # own files each; every second image of all
+def test_a_stream_gives_each_image_to_one_process_once_an_epoch(tmp_path, lengths):
+    name = parquet(tmp_path / "data", lengths)
+    orders = []
+    for seed in (1, 2):
+        shares = []
+        for rank in (0, 1):
+            read = stream(name)
+            batches = [read.take(8, after, seed, rank, 2) for after in range(0, 48, 8)]
+            shares.append([number for x, _ in batches for number in numbers(x)])
+            labels = torch.cat([y for _, y in batches])
+            assert torch.equal(labels, TRAIN.labels[shares[-1]])
+        assert sorted(shares[0] + shares[1]) == list(range(96))
+        orders.append(shares[0])
+    assert orders[0] != orders[1] != sorted(orders[1])
+    # From the middle, as a resumed run asks, and where a share has come to its end.
+    middle = stream(name).take(8, 16, 1, 0, 2)[0]
+    assert numbers(middle) == orders[0][16:24]
+    assert numbers(stream(name).take(4, 46, 1, 0, 2)[0]) == [*orders[0][46:], *orders[0][:2]]
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_stream_resumes_in_mid_epoch_to_the_same_weights(tmp_path):
+    name, made = parquet(tmp_path / "data", [50, 46]), recipe(augment__resized_crop=8, optimiser__accumulate=2)
+
+    def go(folder: str, **options: Any) -> Any:
+        read = stream(name, Decoder(resized_crop=8, threads=3))
+        return fit(made, network(made), read, TEST, tmp_path / folder, devices=CPU, **options)
+
+    whole = go("whole")
+    with pytest.raises(KilledError):
+        go("killed", progress=killed_after(10), save_every=0.0)
+    one, other = load_file(whole.weights), load_file(go("killed", resume=True).weights)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert whole.step == 18
+    with pytest.raises(InputError, match="other training images"):
+        fit(made, network(made), stream(parquet(tmp_path / "few", [90])), TEST, tmp_path / "whole", devices=CPU,
+            resume=True)  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_stream_says_what_is_wrong(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    far = stream(parquet(tmp_path / "far", [96], [7] * 96, datasets.Value("int64")))
+    with pytest.raises(InputError, match="labels run from 7 to 7, but the recipe has classes = 2"):
+        far.take(8, 0, 0)
+    with pytest.raises(InputError, match=r"column 'label' holds .*string.*; expected whole numbers"):
+        stream(parquet(tmp_path / "text", [96], ["a"] * 96, datasets.Value("string")))
+    for number in range(2):
+        picture = tmp_path / "train" / f"class{number}" / "a.png"
+        picture.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(picture)
+    with pytest.raises(OptionError, match=r"does not say how many images it has.*--on-demand"):
+        stream(str(tmp_path / "train"))
+
+
+def test_broken_images_on_demand_are_left_out_and_named():
+    class Broken(Photos):
+        def read(self, index: int, preprocess: Any) -> Tensor:
+            if index % 4 == 1:
+                raise OSError("no image")
+            return TRAIN.images[index] / 255
+
+    rows = torch.arange(8)
+    with pytest.raises(InputError, match=r"photo 1: cannot be decoded \(no image\).*--skip-broken"):
+        OnDemand(Broken(), None).take(rows, 0)
+    data = OnDemand(Broken(), None, Decoder(skip_broken=True))
+    x, y = data.take(rows, 0)  # full, because a step has to be
+    assert torch.equal(x, TRAIN.images[[0, 2, 3, 4, 6, 7, 0, 2]] / 255)
+    assert torch.equal(y, TRAIN.labels[[0, 2, 3, 4, 6, 7, 0, 2]])
+    x, y = data.plain(rows)
+    assert torch.equal(x, TRAIN.images[[0, 2, 3, 4, 6, 7]] / 255)
+    assert torch.equal(y, TRAIN.labels[[0, 2, 3, 4, 6, 7]])
+    assert sorted(data.decoder.broken) == ["photo 1", "photo 5"]
+    with pytest.raises(InputError, match="none of 1 images could be decoded, the first is photo 1"):
+        data.plain(torch.tensor([1]))

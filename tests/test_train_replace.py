@@ -39,6 +39,7 @@ class Functional(nn.Module):
         x = F.max_pool2d(self.act(y), 2)
         return self.out(x.mean((2, 3)))
 
+
 @pytest.fixture
 def images() -> Tensor:
     return torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -82,7 +82,7 @@ class Arrays:
         return self.images[rows].float().div_(255), self.labels[rows]
 
     def plain(self, rows: Tensor) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
-        """The same."""
+        """The same, in the words of `Data`."""
         return self.take(rows)
 
 

@@ -28,6 +28,7 @@ from parspike.errors import FileError, InputError, MissingExtraError, OptionErro
 from parspike.neurons import QCFS
 from parspike.train.augment import Augmentation
 from parspike.train.data import Data, check_labels
+from parspike.train.hub import Stream
 from parspike.train.networks import NETWORKS
 from parspike.train.ondemand import OnDemand
 from parspike.train.recipe import Recipe
@@ -85,7 +86,7 @@ class Result:
 def fit(
     recipe: Recipe,
     network: nn.Module,
-    train: Data,
+    train: Data | Stream,
     test: Data,
     folder: str | Path,
     *,
@@ -106,7 +107,8 @@ def fit(
     folder = Path(folder)
     fabric = _fabric(recipe, devices or Devices())
     for data in (train, test):
-        check_labels(data.labels, recipe.data.classes)
+        if not isinstance(data, Stream):  # which looks at its labels when they come
+            check_labels(data.labels, recipe.data.classes)
     run = _Run(recipe, network, train, test, folder, fabric, save_every, tensorboard, compile, progress)
     with torch.random.fork_rng():
         return run.go(resume)
@@ -161,7 +163,7 @@ def _local(tensor: Tensor) -> Tensor:
 class _Run:
     """One training: what does not change is set here, what does is `self.state`."""
 
-    def __init__(self, recipe: Recipe, network: nn.Module, train: Data, test: Data, folder: Path, fabric: Any,
+    def __init__(self, recipe: Recipe, network: nn.Module, train: Data | Stream, test: Data, folder: Path, fabric: Any,
                  save_every: float, tensorboard: bool, compile: bool, progress: Progress) -> None:  # fmt: skip
         self.recipe, self.train, self.test, self.folder = recipe, train, test, folder
         self.fabric, self.save_every = fabric, save_every
@@ -175,6 +177,7 @@ class _Run:
             )
         self.micro = micro
         self.steps_per_epoch = len(train) // options.batch_size
+        self.total = options.epochs * self.steps_per_epoch
         if not self.steps_per_epoch:
             raise InputError(f"{len(train)} training images are fewer than batch_size = {options.batch_size}")
         if len(test) < fabric.world_size:
@@ -192,7 +195,7 @@ class _Run:
         self.sharded = any(isinstance(p, DTensor) for p in parameters)
         self.whole = [p for p in parameters if not isinstance(p, DTensor)] if self.sharded else []
         # Images that are decoded on demand are cropped there, since they come in all sizes.
-        steps = replace(recipe.augment, resized_crop=0) if isinstance(train, OnDemand) else recipe.augment
+        steps = replace(recipe.augment, resized_crop=0) if isinstance(train, OnDemand | Stream) else recipe.augment
         self.augment = Augmentation(steps, recipe.data.mean)
         self.reader, self.ahead = ThreadPoolExecutor(1), {}
         self.state: dict[str, Any] = {
@@ -211,12 +214,12 @@ class _Run:
             self._load()
         elif self.checkpoint.exists():
             raise FileError(f"{self.checkpoint} exists: go on with it (--resume), or choose another folder")
-        total = self.recipe.optimiser.epochs * self.steps_per_epoch
+        total = self.total
         began, saved = time.monotonic() - self.state["seconds"], time.monotonic()
         running: list[float] = []
         while self.state["step"] < total and not self.state["stopped"]:
             step = self.state["step"]
-            running.append(self._step(step, total))
+            running.append(self._step(step))
             self.state["step"] = step = step + 1
             self.state["seconds"] = time.monotonic() - began
             self.progress(f"epoch {1 + (step - 1) // self.steps_per_epoch}, loss {running[-1]:.3f}", step, total)
@@ -230,10 +233,10 @@ class _Run:
                 saved = time.monotonic()
         return self._finish()
 
-    def _step(self, step: int, total: int) -> float:
+    def _step(self, step: int) -> float:
         options, fabric = self.recipe.optimiser, self.fabric
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(options.lr, step, total, options.warmup * self.steps_per_epoch)
+            group["lr"] = learning_rate(options.lr, step, self.total, options.warmup * self.steps_per_epoch)
         self.network.train()
         loss_sum = 0.0
         for part in range(options.accumulate):
@@ -242,8 +245,7 @@ class _Run:
             with fabric.no_backward_sync(self.network, enabled=part < options.accumulate - 1):
                 loss = self._loss(x, y)
                 value = loss.item()
-                # Told to everyone, because finding the layer and stopping are done together.
-                if self.fabric.all_reduce(torch.tensor(float(not math.isfinite(value))).to(fabric.device), reduce_op="max"):
+                if self._anywhere(not math.isfinite(value)):
                     self._diverged(step, x)
                 fabric.backward(loss / options.accumulate)
             loss_sum += value
@@ -257,19 +259,23 @@ class _Run:
         x, y = (self.ahead.pop((step, part), None) or self._read(step, part)).result()
         # The next one is read while this one is computed.
         following = (step, part + 1) if part + 1 < self.recipe.optimiser.accumulate else (step + 1, 0)
-        self.ahead = {following: self._read(*following)}
+        self.ahead = {following: self._read(*following)} if following[0] < self.total else {}
         x, y = x.to(self.fabric.device), y.to(self.fabric.device)
         return self._normalise(self.augment(x)), y
 
     def _read(self, step: int, part: int) -> Future[tuple[Tensor, Tensor]]:
         epoch, place = divmod(step, self.steps_per_epoch)
+        fabric, seed = self.fabric, _mix(self.recipe.seed, epoch)
+        if isinstance(self.train, Stream):
+            after = (place * self.recipe.optimiser.accumulate + part) * self.micro
+            return self.reader.submit(self.train.take, self.micro, after, seed, fabric.global_rank, fabric.world_size)
         if self.order[0] != epoch:
-            generator = torch.Generator().manual_seed(_mix(self.recipe.seed, epoch))
+            generator = torch.Generator().manual_seed(seed)
             self.order = (epoch, torch.randperm(len(self.train), generator=generator))
         start = place * self.recipe.optimiser.batch_size
-        start += (part * self.fabric.world_size + self.fabric.global_rank) * self.micro
+        start += (part * fabric.world_size + fabric.global_rank) * self.micro
         rows = self.order[1][start : start + self.micro]
-        return self.reader.submit(self.train.take, rows, _mix(self.recipe.seed, epoch))
+        return self.reader.submit(self.train.take, rows, seed)
 
     def _normalise(self, x: Tensor) -> Tensor:
         mean, std = (
@@ -312,14 +318,19 @@ class _Run:
             for buffer in self.plain.buffers():
                 torch.distributed.broadcast(buffer, 0)
         self.network.eval()
-        right = torch.zeros((), dtype=torch.int64, device=fabric.device)
+        right, seen = torch.zeros(2, dtype=torch.int64, device=fabric.device)
         share = torch.arange(fabric.global_rank, len(self.test), fabric.world_size)
         passes = math.ceil(len(self.test) / fabric.world_size / max(self.micro, 256))
         for rows in share.tensor_split(passes):
             x, y = self.test.plain(rows)
             x, y = self._normalise(x.to(fabric.device)), y.to(fabric.device)
             right += (self.network(x).argmax(1) == y).sum()
-        return float(fabric.all_reduce(right, reduce_op="sum")) / len(self.test)
+            seen += len(y)  # fewer than the rows where broken images are left out
+        return int(fabric.all_reduce(right, reduce_op="sum")) / int(fabric.all_reduce(seen, reduce_op="sum"))
+
+    def _anywhere(self, here: bool) -> bool:
+        """Whether it is so in any process: what they do together (stopping, finding the layer) none may do alone."""
+        return bool(self.fabric.all_reduce(torch.tensor(float(here), device=self.fabric.device), reduce_op="max"))
 
     def _diverged(self, step: int, x: Tensor) -> None:
         where = _first_bad(self.plain, self.network, x)
@@ -331,7 +342,7 @@ class _Run:
 
     def _save(self) -> None:
         bad = _not_finite(self.plain)
-        if self.fabric.all_reduce(torch.tensor(float(bool(bad))).to(self.fabric.device), reduce_op="max"):
+        if self._anywhere(bool(bad)):
             raise DivergedError(
                 f"{bad or 'a weight in another process'} is not finite after step {self.state['step']}{self._stays()}. "
                 "Lower the learning rate, or raise optimiser.warmup"
