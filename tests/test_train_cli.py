@@ -161,7 +161,15 @@ def test_a_broken_image_is_named_and_can_be_left_out(tmp_path):
     picture(tmp_path / "data" / "test" / "class00" / "a.png", 0)
     text = error(*args, "-o", tmp_path / "again", "--skip-broken")
     assert "class00 has no training images" in text
-    assert "class1 is 1 and 2" in text
+    for number in range(13):  # and a class that only the test images lack
+        picture(tmp_path / "data" / "train" / "a class" / f"{number}.png", number)
+        picture(tmp_path / "data" / "train" / "class00" / f"{number}.png", number)
+    four = ("--set", "data.classes=4")
+    (tmp_path / "net.py").write_text((tmp_path / "net.py").read_text().replace("(8, 2)", "(8, 4)"))
+    assert answer(*args, *four, "-o", tmp_path / "again", "--skip-broken")["step"] == 10
+    (tmp_path / "data" / "test").rename(tmp_path / "apart")
+    text = error(*args, *four, "--test-data", tmp_path / "apart", "-o", tmp_path / "third", "--skip-broken")
+    assert "class1 is 3 and 2" in text
 
 
 def test_data_check_says_what_is_there(tmp_path):

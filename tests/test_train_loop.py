@@ -105,6 +105,32 @@ def test_mixed_precision_runs(tmp_path):
     assert train(tmp_path, recipe(precision="bf16-mixed", optimiser__epochs=6)).accuracy > 0.8
 
 
+def test_the_scale_of_half_precision_gradients_is_in_the_checkpoint(tmp_path, monkeypatch):
+    """Fabric scales on GPUs only: a scaler of the CPU stands in, which doubles its scale every second step."""
+    fabric = pytest.importorskip("lightning_fabric")
+    scalers: list[Any] = []
+
+    def make(*args: Any) -> Any:
+        scalers.append(torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=2))
+        plugin = fabric.plugins.MixedPrecision("16-mixed", "cpu", scalers[-1])
+        return fabric.Fabric(accelerator="cpu", devices=1, plugins=plugin)
+
+    monkeypatch.setattr("parspike.train.loop._fabric", make)
+    made = recipe(precision="16-mixed", optimiser__epochs=2)
+    whole = train(tmp_path / "whole", made)
+    with pytest.raises(KilledError):
+        train(tmp_path / "killed", made, progress=killed_after(6), save_every=0.0)
+    resumed = train(tmp_path / "killed", made, resume=True)
+    assert scalers[0].get_scale() == scalers[2].get_scale() == 2.0**10
+    one, other = load_file(whole.weights), load_file(resumed.weights)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_half_precision_needs_a_gpu(tmp_path):
+    with pytest.raises(OptionError, match="16-mixed needs a GPU: set precision=bf16-mixed"):
+        train(tmp_path, recipe(precision="16-mixed"))
+
+
 def test_early_stop(tmp_path):
     made = recipe(optimiser__epochs=50, optimiser__patience=2, optimiser__lr=1e-9)
     result = train(tmp_path, made)

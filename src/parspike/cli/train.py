@@ -75,12 +75,12 @@ def train(
             if unlike := _unlike_folders(images, held_out):
                 raise InputError(f"training and test images are labelled differently: {unlike}")
             training = _on_demand(images, made, made.augment.resized_crop) if on_demand else _arrays(
-                images, data, "train", made, cache, progress
+                images, data, "train", cache, progress
             )  # fmt: skip
         if on_demand or stream:
             test = _on_demand(held_out, made, 0)
         else:
-            test = _arrays(held_out, test_data or data, "test", made, cache, progress)
+            test = _arrays(held_out, test_data or data, "test", cache, progress)
         model = _network(made, weights, training)
         result = fit(
             made, model, training, test, output,
@@ -170,14 +170,20 @@ def _network(recipe: Recipe, weights: str | None, training: Data | Stream) -> An
     return make_network(recipe, base, (x - mean) / std)
 
 
-def _arrays(images: Images, data: str, split: str, recipe: Recipe, cache: Path, progress: Any) -> Data:
+def _arrays(images: Images, data: str, split: str, cache: Path, progress: Any) -> Data:
     from parspike.train import decode
 
     path = Path(data)
     where = None
     if path.exists():
-        about = path.stat()
-        key = f"{path.resolve()} {about.st_mtime_ns} {about.st_size} {split} {recipe.data.size} {recipe.data.crop}"
+        source = images.source
+        # A folder's own time does not tell that an image in it was replaced; labels may change with another split.
+        files = [path / name for name in source.names] if path.is_dir() else [path]
+        about = [[file.stat().st_mtime_ns, file.stat().st_size] for file in files]
+        key = json_format.dumps([
+            str(path.resolve()), list(source.names), about, list(source.labels or ()), images.preprocess.to_json(),
+            images.skip_broken,
+        ])  # fmt: skip
         where = cache / f"{path.stem}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     arrays = decode(images, len(images), where, progress)
     _left_out(images.broken)
