@@ -247,7 +247,7 @@ class Images:
             elif x.shape != shape:
                 raise InputError(
                     f"{name} is {_times(x.shape)} but {shaped_by} is {_times(shape)}: "
-                    "give --size and --crop, so that all images have one shape"
+                    "give --size and --crop (a recipe: data.size, data.crop), so that all images have one shape"
                 )
             xs.append(x)
             read += 1

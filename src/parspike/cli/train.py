@@ -74,6 +74,8 @@ def train(
             images = _open(data, "train", made, skip_broken)
             if unlike := _unlike_folders(images, held_out):
                 raise InputError(f"training and test images are labelled differently: {unlike}")
+            if test_data in (None, data) and images.names == held_out.names:
+                console.warn(f"{data} has no test images: the accuracy is that of the training images")
             training = _on_demand(images, made, made.augment.resized_crop) if on_demand else _arrays(
                 images, data, "train", cache, progress
             )  # fmt: skip
@@ -167,7 +169,13 @@ def _network(recipe: Recipe, weights: str | None, training: Data | Stream) -> An
         few = torch.arange(0, len(training), max(1, len(training) // 256))[:256]
         x = training.take(few, 0)[0]
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (recipe.data.mean, recipe.data.std))
-    return make_network(recipe, base, (x - mean) / std)
+    try:
+        return make_network(recipe, base, (x - mean) / std)
+    except RuntimeError as error:
+        raise InputError(
+            f"{recipe.network} cannot take these images, {tuple(x.shape[1:])} (C, H, W): {str(error).splitlines()[0]}; "
+            "train another network, or set data.size and data.crop"
+        ) from error
 
 
 def _arrays(images: Images, data: str, split: str, cache: Path, progress: Any) -> Data:
@@ -244,15 +252,19 @@ def check(
 
 
 def _splits(data: str, size: int | None, crop: int | None) -> dict[str, Images]:
-    from parspike.cli.data import SPLITS, Preprocessing, open_images
+    from parspike.cli.data import SPLITS, Images, Preprocessing, open_images
+    from parspike.train import Hub
 
     preprocess, found = Preprocessing(size=size, crop=crop), {}
-    for split in SPLITS:
+    hub = data.removeprefix("hf:") if data.startswith("hf:") else ""
+    one = bool(hub) and ("@" in hub or hub.endswith(".parquet"))
+    for split in () if one else SPLITS:
         try:
-            found[split] = open_images(data, preprocess, split=split)
+            source = Images(Hub(hub, split), preprocess) if hub else open_images(data, preprocess, split=split)
         except OptionError:  # the data have no such split
             continue
-    return found or {"": open_images(data, preprocess)}
+        found[split] = source
+    return found or {"": Images(Hub(hub, "train"), preprocess) if hub else open_images(data, preprocess)}
 
 
 def _look(images: Images, progress: Any) -> dict[str, Any]:

@@ -92,7 +92,10 @@ def check_labels(labels: Int64[Tensor, "N"], classes: int) -> None:
     if low < 0 or high >= classes:
         raise InputError(f"the labels run from {low} to {high}, but the recipe has classes = {classes} (0 … n−1)")
     if low == high:
-        raise InputError(f"all {len(labels)} images are of one class ({low}): there is nothing to learn")
+        raise InputError(
+            f"all {len(labels)} images are of one class ({low}): there is nothing to learn; "
+            "images lie in train/CLASS/ and test/CLASS/, or in CLASS/"
+        )
 
 
 def decode(

@@ -209,7 +209,10 @@ class _Run:
         return self.folder / "last.ckpt"
 
     def go(self, resume: bool) -> Result:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"{self.folder}: no folder can be made there ({error})") from error
         if resume and self.checkpoint.exists():
             self._load()
         elif self.checkpoint.exists():
