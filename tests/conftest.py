@@ -27,3 +27,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data in {SHARED}, which are not part of the project")
     return SHARED
+
+
+@pytest.fixture
+def not_compiled(monkeypatch):
+    """Compiling takes seconds, and test_train_activation shows that it changes nothing; two threads would only wait
+    for each other on networks of this size."""
+    monkeypatch.setattr("parspike.train.activation._can_compile", lambda device: False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

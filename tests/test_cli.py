@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
@@ -235,6 +236,23 @@ def test_eval_refuses_labels_that_the_network_does_not_know(converted: Path) -> 
     np.savez("other.npz", images=np.zeros((2, 6, 6, 3), np.uint8), labels=np.array([0, 7]))
     error = answer("eval", converted, "--data", "other.npz", exit_code=1)["error"]
     assert "a class 7 but the network knows 3" in error["message"]
+
+
+def test_eval_warns_where_class_folders_may_be_missing(converted: Path) -> None:
+    for folders, said in ((["bee", "cat"], True), (["0_ant", "2_cat"], False), (["ant", "bee", "cat"], False)):
+        root = converted.parent / "-".join(folders)
+        for name in folders:
+            (root / name).mkdir(parents=True)
+            Image.new("RGB", (6, 6)).save(root / name / "a.png")
+        outcome = run("eval", converted, "--data", root)
+        assert outcome.exit_code == 0, outcome.stderr
+        assert ("2 class folders, numbered 0 … 1 in their order, but the network knows 3" in outcome.stderr) is said
+
+
+def test_eval_tells_the_time_of_the_smallest_network(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(range(1000))  # one step of 12 µs for each batch
+    monkeypatch.setattr("parspike.cli.commands.time.perf_counter", lambda: next(times) * 12e-6)
+    assert "0.00100 ms an image" in run("eval", converted, "--data", "data.npz").stdout
 
 
 def test_random_weights_are_said_on_stderr_only(here: Path) -> None:

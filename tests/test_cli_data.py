@@ -70,6 +70,17 @@ def test_numbered_folders_are_their_number(tmp_path: Path) -> None:
     assert everything(open_images(str(tmp_path)))[1] == [7, 412]
 
 
+@pytest.mark.parametrize("split", ["test", "train", "val"])
+@pytest.mark.parametrize("zip_it", [False, True])
+def test_a_class_that_a_split_lacks_shifts_no_numbers(tmp_path: Path, split: str, zip_it: bool) -> None:
+    for path in ("train/ant", "train/bee", "train/cat", "test/bee", "val/cat", "val/dog"):
+        picture(tmp_path / "pets" / path / "a.png", 0)
+    data = zipped(tmp_path / "pets", tmp_path / "pets.zip") if zip_it else tmp_path / "pets"
+    images = open_images(str(data), split=split)
+    assert everything(images)[1] == {"train": [0, 1, 2], "test": [1], "val": [2, 3]}[split]
+    assert images.source.ordered == 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 0)
     images = open_images(str(tmp_path))

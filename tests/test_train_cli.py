@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from parspike.cli import app
 from parspike.errors import FileError, InputError
@@ -27,25 +27,21 @@ pytest.importorskip("sklearn", reason="the digits need pip install 'parspike[dem
 
 SHORT = ("--data", "digits", "--devices", "1", "--accelerator", "cpu", "--set", "optimiser.epochs=2")
 PROGRAM = "from parspike.cli import main; main()"
+pytestmark = pytest.mark.usefixtures("not_compiled")
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr("parspike.train.activation._can_compile", lambda device: False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def invoke(*args: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == code, result.output
+    return result
 
 
 def run(*args: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in args])
-    assert result.exit_code == code, result.output
-    return result.output
+    return invoke(*args, code=code).output
 
 
 def answer(*args: object, code: int = 0) -> dict:
-    return json.loads(run(*args, "--json", code=code).splitlines()[-1])
+    return json.loads(invoke(*args, "--json", code=code).stdout)
 
 
 def error(*args: object) -> str:
@@ -110,19 +106,6 @@ def test_a_run_killed_by_the_system_goes_on_to_the_same_weights(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_two_processes_train_one_network(tmp_path):
-    args = ["train", "digits", *SHORT, "--devices", "2", "--strategy", "ddp", "-o", str(tmp_path), "--json"]
-    environment = os.environ | {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29571",
-                "--no-python", sys.executable, "-c", PROGRAM]  # fmt: skip
-    done = subprocess.run([*launcher, *args], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(answers) == 1
-    assert answers[0]["accuracy"] > 0.8
-    assert answers[0]["step"] == 44
-
-
 def test_fine_tuning_from_a_relu_network(tmp_path):
     relu = answer("train", "digits", *SHORT, "--set", "activation.method=relu", "-o", tmp_path / "relu")
     fine = answer(
@@ -182,7 +165,15 @@ def test_a_broken_image_is_named_and_can_be_left_out(tmp_path):
     picture(tmp_path / "data" / "test" / "class00" / "a.png", 0)
     text = error(*args, "-o", tmp_path / "again", "--skip-broken")
     assert "class00 has no training images" in text
-    assert "class1 is 1 and 2" in text
+    for number in range(13):  # and a class that only the test images lack
+        picture(tmp_path / "data" / "train" / "a class" / f"{number}.png", number)
+        picture(tmp_path / "data" / "train" / "class00" / f"{number}.png", number)
+    four = ("--set", "data.classes=4")
+    (tmp_path / "net.py").write_text((tmp_path / "net.py").read_text().replace("(8, 2)", "(8, 4)"))
+    assert answer(*args, *four, "-o", tmp_path / "again", "--skip-broken")["step"] == 10
+    (tmp_path / "data" / "test").rename(tmp_path / "apart")
+    text = error(*args, *four, "--test-data", tmp_path / "apart", "-o", tmp_path / "third", "--skip-broken")
+    assert "class1 is 3 and 2" in text
 
 
 def test_data_check_says_what_is_there(tmp_path):
@@ -209,6 +200,53 @@ def test_data_check_one_class_and_no_labels(tmp_path):
     assert "one folder a class" in answer("data", "check", tmp_path / "flat", code=1)["problems"][0]
     picture(tmp_path / "flat" / "cat" / "a.png", 0)
     assert "lies beside class folders" in error("data", "check", tmp_path / "flat")
+
+
+def test_what_a_user_gets_wrong_is_one_clear_error(tmp_path):
+    for number in range(20):
+        picture(tmp_path / "data" / f"class{number % 2}" / f"{number}.png", number)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.ReLU())\n"
+    )
+    args = ("train", "digits", *SHORT, "--data", tmp_path / "data", "--set", "data.classes=2",
+            "--set", "optimiser.batch_size=10", "--cache", tmp_path / "cache")  # fmt: skip
+    mine = ("--network", f"{tmp_path}/net.py:net")
+    assert "digits cannot take these images, (3, 8, 8) (C, H, W)" in error(*args, "-o", tmp_path / "run")
+    (tmp_path / "file").touch()
+    assert "no folder can be made there" in error(*args, *mine, "-o", tmp_path / "file")
+    assert "has no test images: the accuracy is that of the training images" in run(*args, *mine, "-o", tmp_path / "r")
+    assert "these devices cannot be used" in error(*args, *mine, "-o", tmp_path / "x", "--strategy", "none")
+    assert "--nodes 0" in error(*args, *mine, "-o", tmp_path / "x", "--nodes", 0)
+    assert "take --on-demand" in error(*args, *mine, "-o", tmp_path / "x", "--stream")
+    (tmp_path / "data" / "deeper").mkdir()
+    for name in ("class0", "class1"):
+        (tmp_path / "data" / name).rename(tmp_path / "data" / "deeper" / name)
+    assert "images lie in train/CLASS/ and test/CLASS/" in error(*args, *mine, "-o", tmp_path / "x")
+
+
+def test_hugging_face_rows_checked_and_streamed(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    for split in ("train", "test"):
+        for number in range(20):
+            picture(tmp_path / split / f"{number}.png", number)
+        rows = {"image": [str(p) for p in sorted((tmp_path / split).iterdir())], "label": [0, 1] * 10}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    said = answer("data", "check", f"hf:{tmp_path}/train.parquet")
+    assert said["splits"][""] | {"broken": []} == {
+        "images": 20, "classes": {"0": 10, "1": 10}, "sizes": {"3×8×8": 20}, "broken": []
+    }  # fmt: skip
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef net():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.ReLU(), nn.Linear(4, 2))\n"
+    )
+    said = answer(
+        "train", "digits", *SHORT, "--data", f"hf:{tmp_path}/train.parquet", "--stream",
+        "--test-data", f"hf:{tmp_path}/test.parquet", "-o", tmp_path / "run", "--set", "data.classes=2",
+        "--set", "optimiser.batch_size=10", "--network", f"{tmp_path}/net.py:net",
+    )  # fmt: skip
+    assert said["step"] == 4
 
 
 def test_data_check_of_good_data():

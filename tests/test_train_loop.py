@@ -17,65 +17,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from training import CPU, TEST, TRAIN, Network, network, recipe, stripes
 
 import parspike
 from parspike.errors import FileError, InputError, OptionError
-from parspike.train import LIF, Arrays, Devices, DivergedError, Hub, OnDemand, Recipe, decode, fit, make_network
+from parspike.train import LIF, Arrays, Decoder, DivergedError, Hub, OnDemand, Recipe, Stream, decode, fit, make_network
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'parspike[train]'")
 
-CPU = Devices("cpu", 1)
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Compiling takes seconds, and test_train_activation shows that it changes nothing; two threads would only wait
-    for each other on networks of this size."""
-    monkeypatch.setattr("parspike.train.activation._can_compile", lambda device: False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def stripes(count: int, seed: int = 0) -> Arrays:
-    """8×8 images of two classes, horizontal and vertical stripes under noise."""
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.randint(0, 2, (count,), generator=generator)
-    pattern = (torch.arange(8) % 2 * 120).expand(8, 8)
-    x = torch.where(y.view(-1, 1, 1) == 1, pattern, pattern.T) + torch.randint(
-        0, 130, (count, 8, 8), generator=generator
-    )
-    return Arrays.of(x.to(torch.uint8).unsqueeze(1), y)
-
-
-TRAIN, TEST = stripes(96), stripes(64, seed=1)
-
-
-def recipe(**changes: object) -> Recipe:
-    names = {name.replace("__", "."): value for name, value in changes.items()}
-    base = {"data.classes": 2, "optimiser.epochs": 3, "optimiser.batch_size": 16, "optimiser.lr": 0.05,
-            "activation.levels": 4, "activation.v_threshold": 2.0, "augment.crop_padding": 1, "augment.flip": True,
-            "augment.cutout": 2}  # fmt: skip
-    return Recipe("digits").replace(base | names)
-
-
-class Network(nn.Module):
-    """With dropout, so that chance inside the network counts too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.act1, self.drop = nn.ReLU(), nn.Dropout(0.2)
-        self.fc = nn.Linear(4 * 64, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.drop(self.act1(self.bn1(self.conv1(x)))).flatten(1))
-
-
-def network(made: Recipe) -> Any:
-    torch.manual_seed(0)
-    return make_network(made, Network())
+pytestmark = pytest.mark.usefixtures("not_compiled")
 
 
 def train(folder: Path, made: Recipe | None = None, **options: object):
@@ -153,6 +103,32 @@ def test_accumulated_parts_make_the_same_step(tmp_path):
 
 def test_mixed_precision_runs(tmp_path):
     assert train(tmp_path, recipe(precision="bf16-mixed", optimiser__epochs=6)).accuracy > 0.8
+
+
+def test_the_scale_of_half_precision_gradients_is_in_the_checkpoint(tmp_path, monkeypatch):
+    """Fabric scales on GPUs only: a scaler of the CPU stands in, which doubles its scale every second step."""
+    fabric = pytest.importorskip("lightning_fabric")
+    scalers: list[Any] = []
+
+    def make(*args: Any) -> Any:
+        scalers.append(torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=2))
+        plugin = fabric.plugins.MixedPrecision("16-mixed", "cpu", scalers[-1])
+        return fabric.Fabric(accelerator="cpu", devices=1, plugins=plugin)
+
+    monkeypatch.setattr("parspike.train.loop._fabric", make)
+    made = recipe(precision="16-mixed", optimiser__epochs=2)
+    whole = train(tmp_path / "whole", made)
+    with pytest.raises(KilledError):
+        train(tmp_path / "killed", made, progress=killed_after(6), save_every=0.0)
+    resumed = train(tmp_path / "killed", made, resume=True)
+    assert scalers[0].get_scale() == scalers[2].get_scale() == 2.0**10
+    one, other = load_file(whole.weights), load_file(resumed.weights)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_half_precision_needs_a_gpu(tmp_path):
+    with pytest.raises(OptionError, match="16-mixed needs a GPU: set precision=bf16-mixed"):
+        train(tmp_path, recipe(precision="16-mixed"))
 
 
 def test_early_stop(tmp_path):
@@ -298,9 +274,9 @@ def test_options_that_do_not_fit_the_data(tmp_path):
 
 def test_decoded_images_are_kept_and_read_again(tmp_path):
     def batches():
-        for x, y in TRAIN.batches(40):
-            read.append(len(y))
-            yield x, y
+        for rows in torch.arange(96).split(40):
+            read.append(len(rows))
+            yield TRAIN.take(rows)
 
     read: list[int] = []
     first = decode(batches(), 96, tmp_path / "cache" / "stripes.1")
@@ -366,7 +342,7 @@ def test_images_decoded_on_demand_resume_to_the_same_weights(tmp_path):
 
     def go(folder: str, **options: Any) -> tuple[Any, Photos]:
         source = Photos()
-        data = OnDemand(source, None, resized_crop=8, threads=3)
+        data = OnDemand(source, None, Decoder(resized_crop=8, threads=3))
         return fit(made, network(made), data, TEST, tmp_path / folder, devices=CPU, **options), source
 
     whole, _ = go("whole")
@@ -382,7 +358,7 @@ def test_images_decoded_on_demand_say_what_is_wrong():
     rows = torch.arange(8)
     with pytest.raises(InputError, match=r"photo 1 is \(1, 9, 9\) but photo 0 is \(1, 8, 8\).*resized_crop"):
         OnDemand(Photos(), None).take(rows, 0)
-    data = OnDemand(Photos(), None, resized_crop=6)
+    data = OnDemand(Photos(), None, Decoder(resized_crop=6))
     assert data.take(rows, 0)[0].shape == (8, 1, 6, 6)
     assert torch.equal(data.take(rows, 1)[0], data.take(rows, 1)[0])
     assert not torch.equal(data.take(rows, 1)[0], data.take(rows, 2)[0])
@@ -406,3 +382,121 @@ def test_hugging_face_rows(tmp_path):
     assert torch.equal(y, TRAIN.labels[[3, 1]])
     with pytest.raises(OptionError, match="hf:nowhere"):
         Hub(str(tmp_path / "nowhere.parquet").replace(str(tmp_path / "nowhere"), "nowhere"), "train")
+
+
+def parquet(folder: Path, lengths: list[int], labels: Any = None, kind: Any = None) -> str:
+    """TRAIN in several files, each image with its number in the corner; the pattern that names them."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": kind or datasets.ClassLabel(names=["across", "down"])}
+    )
+    folder.mkdir(exist_ok=True)
+    start, labels = 0, labels or TRAIN.labels.tolist()
+    for number, length in enumerate(lengths):
+        pictures = [x[0].numpy().copy() for x in TRAIN.images[start : start + length]]
+        for place, pixels in enumerate(pictures):
+            pixels[0, 0] = start + place
+        rows = {
+            "img": [Image.fromarray(p) for p in pictures],
+            "label": (labels or TRAIN.labels.tolist())[start : start + length],
+        }
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"train-{number}.parquet")
+        start += length
+    return f"{folder}/train-*.parquet"
+
+
+def grey(image: Any) -> Tensor:
+    return torch.from_numpy(np.array(image))[None, :, :, 0] / 255
+
+
+def stream(name: str, decoder: Decoder | None = None) -> Stream:
+    return Stream(name, "train", 2, grey, decoder or Decoder(threads=2))
+
+
+def numbers(x: Tensor) -> list[int]:
+    return (x[:, 0, 0, 0] * 255).round().int().tolist()
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """At the end of each pass, datasets waits five seconds for threads of Arrow that may not have ended."""
+    monkeypatch.setattr(pytest.importorskip("datasets").config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("lengths", [[24, 24, 24, 24], [90, 3, 3]])  # own files each; every second image of all
+def test_a_stream_gives_each_image_to_one_process_once_an_epoch(tmp_path, lengths):
+    name = parquet(tmp_path / "data", lengths)
+    orders = []
+    for seed in (1, 2):
+        shares = []
+        for rank in (0, 1):
+            read = stream(name)
+            batches = [read.take(8, after, seed, rank, 2) for after in range(0, 48, 8)]
+            shares.append([number for x, _ in batches for number in numbers(x)])
+            labels = torch.cat([y for _, y in batches])
+            assert torch.equal(labels, TRAIN.labels[shares[-1]])
+        assert sorted(shares[0] + shares[1]) == list(range(96))
+        orders.append(shares[0])
+    assert orders[0] != orders[1] != sorted(orders[1])
+    # From the middle, as a resumed run asks, and where a share has come to its end.
+    middle = stream(name).take(8, 16, 1, 0, 2)[0]
+    assert numbers(middle) == orders[0][16:24]
+    assert numbers(stream(name).take(4, 46, 1, 0, 2)[0]) == [*orders[0][46:], *orders[0][:2]]
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_stream_resumes_in_mid_epoch_to_the_same_weights(tmp_path):
+    name, made = parquet(tmp_path / "data", [50, 46]), recipe(augment__resized_crop=8, optimiser__accumulate=2)
+
+    def go(folder: str, **options: Any) -> Any:
+        read = stream(name, Decoder(resized_crop=8, threads=3))
+        return fit(made, network(made), read, TEST, tmp_path / folder, devices=CPU, **options)
+
+    whole = go("whole")
+    with pytest.raises(KilledError):
+        go("killed", progress=killed_after(10), save_every=0.0)
+    one, other = load_file(whole.weights), load_file(go("killed", resume=True).weights)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert whole.step == 18
+    with pytest.raises(InputError, match="other training images"):
+        fit(made, network(made), stream(parquet(tmp_path / "few", [90])), TEST, tmp_path / "whole", devices=CPU,
+            resume=True)  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_stream_says_what_is_wrong(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    far = stream(parquet(tmp_path / "far", [96], [7] * 96, datasets.Value("int64")))
+    with pytest.raises(InputError, match="labels run from 7 to 7, but the recipe has classes = 2"):
+        far.take(8, 0, 0)
+    with pytest.raises(InputError, match=r"column 'label' holds .*string.*; expected whole numbers"):
+        stream(parquet(tmp_path / "text", [96], ["a"] * 96, datasets.Value("string")))
+    for number in range(2):
+        picture = tmp_path / "train" / f"class{number}" / "a.png"
+        picture.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(picture)
+    with pytest.raises(OptionError, match=r"does not say how many images it has.*--on-demand"):
+        stream(str(tmp_path / "train"))
+
+
+def test_broken_images_on_demand_are_left_out_and_named():
+    class Broken(Photos):
+        def read(self, index: int, preprocess: Any) -> Tensor:
+            if index % 4 == 1:
+                raise OSError("no image")
+            return TRAIN.images[index] / 255
+
+    rows = torch.arange(8)
+    with pytest.raises(InputError, match=r"photo 1: cannot be decoded \(no image\).*--skip-broken"):
+        OnDemand(Broken(), None).take(rows, 0)
+    data = OnDemand(Broken(), None, Decoder(skip_broken=True))
+    x, y = data.take(rows, 0)  # full, because a step has to be
+    assert torch.equal(x, TRAIN.images[[0, 2, 3, 4, 6, 7, 0, 2]] / 255)
+    assert torch.equal(y, TRAIN.labels[[0, 2, 3, 4, 6, 7, 0, 2]])
+    x, y = data.plain(rows)
+    assert torch.equal(x, TRAIN.images[[0, 2, 3, 4, 6, 7]] / 255)
+    assert torch.equal(y, TRAIN.labels[[0, 2, 3, 4, 6, 7]])
+    assert sorted(data.decoder.broken) == ["photo 1", "photo 5"]
+    with pytest.raises(InputError, match="none of 1 images could be decoded, the first is photo 1"):
+        data.plain(torch.tensor([1]))

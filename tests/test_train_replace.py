@@ -17,6 +17,7 @@ from parspike.errors import InputError, OptionError
 from parspike.train import TrainQCFS
 from parspike.train.networks import build
 
+pytestmark = pytest.mark.usefixtures("not_compiled")
 with_qcfs: Any = train.with_qcfs  # the attributes of what it returns are checked when the tests run
 
 
@@ -37,17 +38,6 @@ class Functional(nn.Module):
         y.relu_()
         x = F.max_pool2d(self.act(y), 2)
         return self.out(x.mean((2, 3)))
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Compiling takes seconds, and test_train_activation shows that it changes nothing; two threads would only wait
-    for each other on networks of this size."""
-    monkeypatch.setattr("parspike.train.activation._can_compile", lambda device: False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

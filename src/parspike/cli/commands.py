@@ -198,6 +198,12 @@ def evaluate(
         for x, y in images:
             score.add(snn, network, engine, x, y)
             progress("", score.images, len(images) - len(images.broken))
+    if 0 < (folders := getattr(images.source, "ordered", 0)) < score.classes:
+        console.warn(
+            f"{data} has {folders} class folders, numbered 0 … {folders - 1} in their order, but the network knows "
+            f"{score.classes} classes: if some are missing, the accuracy is wrong; begin the folders' names with the "
+            "numbers of the classes"
+        )
     answer = {
         "file": file,
         "T": snn.T,
@@ -213,7 +219,7 @@ class _Score:
     """Sums over batches; a share is None where it cannot be told."""
 
     def __init__(self) -> None:
-        self.images = self.spikes = self.neurons = 0
+        self.images = self.spikes = self.neurons = self.classes = 0
         self.right = self.right_network = self.same = 0
         self.labelled = self.compared = False
         self.seconds = self.seconds_network = 0.0
@@ -226,7 +232,7 @@ class _Score:
         start = time.perf_counter()
         run = snn.run(x, engine=engine, record=True)
         self.seconds += time.perf_counter() - start
-        said = self._classes(run.logits, y)
+        said, self.classes = self._said(run.logits, y), run.logits.shape[1]
         self.images += len(x)
         self.spikes += sum(float(c.sum()) for c in run.counts.values())
         self.neurons += sum(c.numel() for c in run.counts.values())
@@ -238,13 +244,13 @@ class _Score:
         with torch.inference_mode():
             logits = network.model(x)
         self.seconds_network += time.perf_counter() - start
-        network_said = self._classes(logits, y)
+        network_said = self._said(logits, y)
         self.compared, self.same = True, self.same + int((said == network_said).sum())
         if y is not None:
             self.right_network += int((network_said == y).sum())
 
     @staticmethod
-    def _classes(logits: Any, y: Tensor | None) -> Tensor:
+    def _said(logits: Any, y: Tensor | None) -> Tensor:
         if getattr(logits, "ndim", 0) != 2:
             raise InputError("eval scores classifiers: the network has to give one tensor of logits (B, classes)")
         if y is not None and int(y.max()) >= logits.shape[1]:
@@ -273,7 +279,7 @@ class _Score:
             return None if score[name] is None else f"{100 * score[name]:.2f} %"
 
         def milliseconds(name: str) -> str | None:
-            return None if score[name] is None else f"{1000 * score[name]:.2f} ms an image"
+            return None if score[name] is None else f"{console.figure(1000 * score[name])} ms an image"
 
         spikes = score["spikes_per_neuron"]
         return console.table(

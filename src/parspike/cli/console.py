@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-__all__ = ["fail", "progress", "result", "warn"]
+__all__ = ["fail", "figure", "progress", "result", "warn"]
 
 
 def result(as_json: bool, fields: dict[str, Any], text: str) -> None:
@@ -30,6 +31,17 @@ def table(rows: dict[str, Any]) -> str:
     shown = {name: str(value) for name, value in rows.items() if value is not None}
     width = max(map(len, shown), default=0)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
+
+
+def figure(value: float) -> str:
+    """Three significant digits, and never an exponent.
+
+    >>> figure(0.004321), figure(0.5), figure(3.14159), figure(12345.6), figure(0.0)
+    ('0.00432', '0.500', '3.14', '12346', '0')
+    """
+    if not value:
+        return "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def warn(message: str) -> None:

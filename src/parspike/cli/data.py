@@ -160,12 +160,16 @@ class ArraySource:
 
 @dataclass
 class FileSource:
-    """Image files in a folder, or members of a zip; `labels` from the folder of each."""
+    """Image files in a folder, or members of a zip; `labels` from the folder of each.
+
+    ordered: number of class folders, if their numbers are their places in the sorted order; else 0.
+    """
 
     root: Path
     names: Sequence[str]
     labels: Sequence[int] | None
     archive: zipfile.ZipFile | None = None
+    ordered: int = 0
 
     def read(self, index: int, preprocess: Preprocessing) -> Tensor:
         name = self.names[index]
@@ -243,7 +247,7 @@ class Images:
             elif x.shape != shape:
                 raise InputError(
                     f"{name} is {_times(x.shape)} but {shaped_by} is {_times(shape)}: "
-                    "give --size and --crop, so that all images have one shape"
+                    "give --size and --crop (a recipe: data.size, data.crop), so that all images have one shape"
                 )
             xs.append(x)
             read += 1
@@ -326,6 +330,7 @@ def _files(
         depth = 0 if images[0].parts[0] in SPLITS else 1
     tops = {p.parts[depth] for p in images if len(p.parts) > depth + 1}
     chosen = _choose(str(root), tops if tops <= set(SPLITS) else set(), split, prefer)
+    everything = images
     if chosen:
         images, depth = [p for p in images if p.parts[depth] == chosen], depth + 1
     names = [str(p) for p in images]
@@ -337,23 +342,23 @@ def _files(
             f"{root}: {names[with_class.index(False)]} lies beside class folders; "
             "put every image into its class's folder"
         )
-    number = _class_numbers({p.parts[depth] for p in images})
-    return FileSource(root, names, [number[p.parts[depth]] for p in images], archive)
+    # Over all splits, so that a class that one of them lacks does not shift the numbers of the others.
+    number, ordered = _class_numbers({p.parts[depth] for p in everything if len(p.parts) > depth + 1})
+    return FileSource(root, names, [number[p.parts[depth]] for p in images], archive, len(number) if ordered else 0)
 
 
-def _class_numbers(folders: set[str]) -> dict[str, int]:
-    """The sorted order, unless every name says its number itself.
+def _class_numbers(folders: set[str]) -> tuple[dict[str, int], bool]:
+    """The place of each in the sorted order and True; or the number that every name begins with and False.
 
-    >>> _class_numbers({"dog", "cat"}) == {"cat": 0, "dog": 1}
+    >>> _class_numbers({"dog", "cat"}) == ({"cat": 0, "dog": 1}, True)
     True
-    >>> _class_numbers({"007", "012_lynx"}) == {"007": 7, "012_lynx": 12}
+    >>> _class_numbers({"007", "012_lynx"}) == ({"007": 7, "012_lynx": 12}, False)
     True
     """
-    said = {name: re.match(r"\d+", name) for name in folders}
-    return {
-        name: int(match.group()) if (match := said[name]) and all(said.values()) else place
-        for place, name in enumerate(sorted(folders))
-    }
+    said = {name: int(match.group()) for name in folders if (match := re.match(r"\d+", name))}
+    if len(said) == len(folders):
+        return said, False
+    return {name: place for place, name in enumerate(sorted(folders))}, True
 
 
 def _npz(path: Path, split: str | None, prefer: str | None) -> ArraySource:

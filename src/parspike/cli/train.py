@@ -15,7 +15,7 @@ from parspike.errors import FileError, InputError, OptionError
 
 if TYPE_CHECKING:
     from parspike.cli.data import Images
-    from parspike.train import Recipe
+    from parspike.train import OnDemand, Recipe, Stream
     from parspike.train.data import Data
 
 __all__ = ["data_app", "train"]
@@ -49,13 +49,16 @@ def train(
     on_demand: Annotated[
         bool, typer.Option("--on-demand", help="decode images when they are needed, not all of them once (ImageNet)")
     ] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="read the training images of hf: while they arrive, and keep none")
+    ] = False,
     skip_broken: SkipBroken = False,
     json: Json = False,
 ) -> None:
     """Train a network whose activations are QCFS, so that it converts without loss."""
     import torch
 
-    from parspike.train import Devices, fit, load_recipe
+    from parspike.train import Devices, OnDemand, Stream, fit, load_recipe
 
     made = load_recipe(recipe).replace(_changes(change))
     if network is not None:
@@ -64,20 +67,31 @@ def train(
         raise FileError(f"{output} holds a training: go on with --resume, or choose another folder")
     number = devices if devices == "auto" else _number("--devices", devices)
     with console.progress("") as progress:
-        splits = _open(data, "train", made, skip_broken), _open(test_data or data, "test", made, skip_broken)
-        if unlike := _unlike_folders(*splits):
-            raise InputError(f"training and test images are labelled differently: {unlike}")
-        if on_demand:
-            training, test = _on_demand(splits[0], made, True), _on_demand(splits[1], made, False)
+        held_out = _open(test_data or data, "test", made, skip_broken)
+        if stream:
+            training = _stream(data, made, skip_broken)
         else:
-            training = _arrays(splits[0], data, "train", made, cache, progress)
-            test = _arrays(splits[1], test_data or data, "test", made, cache, progress)
+            images = _open(data, "train", made, skip_broken)
+            if unlike := _unlike_folders(images, held_out):
+                raise InputError(f"training and test images are labelled differently: {unlike}")
+            if test_data in (None, data) and images.names == held_out.names:
+                console.warn(f"{data} has no test images: the accuracy is that of the training images")
+            training = _on_demand(images, made, made.augment.resized_crop) if on_demand else _arrays(
+                images, data, "train", cache, progress
+            )  # fmt: skip
+        if on_demand or stream:
+            test = _on_demand(held_out, made, 0)
+        else:
+            test = _arrays(held_out, test_data or data, "test", cache, progress)
         model = _network(made, weights, training)
         result = fit(
             made, model, training, test, output,
             devices=Devices(accelerator, number, nodes, strategy),
             resume=resume, save_every=save_every, tensorboard=tensorboard, compile=compile, progress=progress,
         )  # fmt: skip
+    for read in (training, test):
+        if isinstance(read, OnDemand | Stream):
+            _left_out(read.decoder.broken)
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return  # one of several processes speaks
     fields = {
@@ -114,19 +128,31 @@ def _number(option: str, text: str) -> int:
     return int(text)
 
 
-def _on_demand(images: Images, recipe: Recipe, training: bool) -> Data:
+def _on_demand(images: Images, recipe: Recipe, crop: int) -> OnDemand:
     from parspike.cli.data import Preprocessing
-    from parspike.train import OnDemand
+    from parspike.train import Decoder, OnDemand
 
-    crop = recipe.augment.resized_crop if training else 0
-    return OnDemand(images.source, Preprocessing() if crop else images.preprocess, crop)
+    preprocess = Preprocessing() if crop else images.preprocess
+    return OnDemand(images.source, preprocess, Decoder(crop, images.skip_broken))
 
 
-def _network(recipe: Recipe, weights: str | None, training: Data) -> Any:
+def _stream(data: str, recipe: Recipe, skip_broken: bool) -> Stream:
+    from parspike.cli.data import Preprocessing
+    from parspike.train import Decoder, Stream
+
+    if not data.startswith("hf:"):
+        raise OptionError(f"--stream reads data sets of Hugging Face (hf:NAME); for {data} take --on-demand")
+    crop = recipe.augment.resized_crop
+    preprocess = Preprocessing() if crop else Preprocessing(size=recipe.data.size, crop=recipe.data.crop)
+    decoder = Decoder(crop, skip_broken)
+    return Stream(data.removeprefix("hf:"), "train", recipe.data.classes, preprocess, decoder)
+
+
+def _network(recipe: Recipe, weights: str | None, training: Data | Stream) -> Any:
     import torch
 
     from parspike.cli.spec import _set_state, load_network
-    from parspike.train import make_network
+    from parspike.train import Stream, make_network
     from parspike.train.networks import NETWORKS, build
 
     base = None
@@ -137,25 +163,44 @@ def _network(recipe: Recipe, weights: str | None, training: Data) -> Any:
         elif weights is not None:
             base = build(recipe.network, recipe.data.classes)
             _set_state(base, recipe.network, weights)
-    few = torch.arange(0, len(training), max(1, len(training) // 256))[:256]
-    x = training.take(few, 0)[0]
+    if isinstance(training, Stream):
+        x = training.take(min(256, len(training)), 0, recipe.seed)[0]
+    else:
+        few = torch.arange(0, len(training), max(1, len(training) // 256))[:256]
+        x = training.take(few, 0)[0]
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (recipe.data.mean, recipe.data.std))
-    return make_network(recipe, base, (x - mean) / std)
+    try:
+        return make_network(recipe, base, (x - mean) / std)
+    except RuntimeError as error:
+        raise InputError(
+            f"{recipe.network} cannot take these images, {tuple(x.shape[1:])} (C, H, W): {str(error).splitlines()[0]}; "
+            "train another network, or set data.size and data.crop"
+        ) from error
 
 
-def _arrays(images: Images, data: str, split: str, recipe: Recipe, cache: Path, progress: Any) -> Data:
+def _arrays(images: Images, data: str, split: str, cache: Path, progress: Any) -> Data:
     from parspike.train import decode
 
     path = Path(data)
     where = None
     if path.exists():
-        about = path.stat()
-        key = f"{path.resolve()} {about.st_mtime_ns} {about.st_size} {split} {recipe.data.size} {recipe.data.crop}"
+        source = images.source
+        # A folder's own time does not tell that an image in it was replaced; labels may change with another split.
+        files = [path / name for name in source.names] if path.is_dir() else [path]
+        about = [[file.stat().st_mtime_ns, file.stat().st_size] for file in files]
+        key = json_format.dumps([
+            str(path.resolve()), list(source.names), about, list(source.labels or ()), images.preprocess.to_json(),
+            images.skip_broken,
+        ])  # fmt: skip
         where = cache / f"{path.stem}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     arrays = decode(images, len(images), where, progress)
-    if images.broken:
-        console.warn(f"{len(images.broken)} images could not be decoded and were left out: {', '.join(images.broken)}")
+    _left_out(images.broken)
     return arrays
+
+
+def _left_out(broken: list[str]) -> None:
+    if broken:
+        console.warn(f"{len(broken)} images could not be decoded and were left out: {', '.join(broken)}")
 
 
 def _open(data: str, split: str, recipe: Recipe, skip_broken: bool) -> Images:
@@ -207,15 +252,19 @@ def check(
 
 
 def _splits(data: str, size: int | None, crop: int | None) -> dict[str, Images]:
-    from parspike.cli.data import SPLITS, Preprocessing, open_images
+    from parspike.cli.data import SPLITS, Images, Preprocessing, open_images
+    from parspike.train import Hub
 
     preprocess, found = Preprocessing(size=size, crop=crop), {}
-    for split in SPLITS:
+    hub = data.removeprefix("hf:") if data.startswith("hf:") else ""
+    one = bool(hub) and ("@" in hub or hub.endswith(".parquet"))
+    for split in () if one else SPLITS:
         try:
-            found[split] = open_images(data, preprocess, split=split)
+            source = Images(Hub(hub, split), preprocess) if hub else open_images(data, preprocess, split=split)
         except OptionError:  # the data have no such split
             continue
-    return found or {"": open_images(data, preprocess)}
+        found[split] = source
+    return found or {"": Images(Hub(hub, "train"), preprocess) if hub else open_images(data, preprocess)}
 
 
 def _look(images: Images, progress: Any) -> dict[str, Any]:

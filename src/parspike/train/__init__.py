@@ -11,21 +11,24 @@
 from parspike.train.activation import TrainQCFS
 from parspike.train.data import Arrays, decode
 from parspike.train.direct import LIF, with_lif
+from parspike.train.hub import Hub, Stream
 from parspike.train.loop import Devices, DivergedError, Result, fit
 from parspike.train.make import load_trained, make_network
-from parspike.train.ondemand import Hub, OnDemand
+from parspike.train.ondemand import Decoder, OnDemand
 from parspike.train.recipe import Recipe, load_recipe, recipe_names
 from parspike.train.replace import with_qcfs
 
 __all__ = [
     "LIF",
     "Arrays",
+    "Decoder",
     "Devices",
     "DivergedError",
     "Hub",
     "OnDemand",
     "Recipe",
     "Result",
+    "Stream",
     "TrainQCFS",
     "decode",
     "fit",

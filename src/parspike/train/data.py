@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,8 +48,8 @@ class Data(Protocol):
         """These rows for training, in [0, 1]; chance comes from the seed alone."""
         ...
 
-    def batches(self, size: int) -> Iterator[tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]]:
-        """All in order, for scoring."""
+    def plain(self, rows: Tensor) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
+        """These rows for scoring, without chance."""
         ...
 
 
@@ -77,15 +77,13 @@ class Arrays:
         digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
         return cls(images, labels, digest)
 
-    def batches(self, size: int) -> Iterator[tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]]:
-        """In order, as floats in [0, 1]."""
-        for start in range(0, len(self), size):
-            rows = slice(start, start + size)
-            yield self.images[rows].float().div_(255), self.labels[rows]
-
     def take(self, rows: Tensor, seed: int = 0) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
         """These rows, as floats in [0, 1]; nothing here depends on the seed."""
         return self.images[rows].float().div_(255), self.labels[rows]
+
+    def plain(self, rows: Tensor) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
+        """The same, in the words of `Data`."""
+        return self.take(rows)
 
 
 def check_labels(labels: Int64[Tensor, "N"], classes: int) -> None:
@@ -94,7 +92,10 @@ def check_labels(labels: Int64[Tensor, "N"], classes: int) -> None:
     if low < 0 or high >= classes:
         raise InputError(f"the labels run from {low} to {high}, but the recipe has classes = {classes} (0 … n−1)")
     if low == high:
-        raise InputError(f"all {len(labels)} images are of one class ({low}): there is nothing to learn")
+        raise InputError(
+            f"all {len(labels)} images are of one class ({low}): there is nothing to learn; "
+            "images lie in train/CLASS/ and test/CLASS/, or in CLASS/"
+        )
 
 
 def decode(

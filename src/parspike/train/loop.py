@@ -22,11 +22,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError
 from parspike.neurons import QCFS
 from parspike.train.augment import Augmentation
 from parspike.train.data import Data, check_labels
+from parspike.train.hub import Stream
 from parspike.train.networks import NETWORKS
 from parspike.train.ondemand import OnDemand
 from parspike.train.recipe import Recipe
@@ -34,6 +36,10 @@ from parspike.train.recipe import Recipe
 __all__ = ["Devices", "DivergedError", "Result", "fit"]
 
 Progress = Callable[[str, int, int], None]
+
+SHARDED = ("32-true", "bf16-mixed")
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""The parameters of each are gathered on their own."""
 
 
 FACTORY = '''"""`network.py:network` is the SPEC of the network trained here."""
@@ -61,6 +67,10 @@ class Devices:
     nodes: int = 1
     strategy: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise OptionError(f"--nodes {self.nodes}: at least 1")
+
 
 @dataclass(frozen=True)
 class Result:
@@ -76,7 +86,7 @@ class Result:
 def fit(
     recipe: Recipe,
     network: nn.Module,
-    train: Data,
+    train: Data | Stream,
     test: Data,
     folder: str | Path,
     *,
@@ -97,7 +107,8 @@ def fit(
     folder = Path(folder)
     fabric = _fabric(recipe, devices or Devices())
     for data in (train, test):
-        check_labels(data.labels, recipe.data.classes)
+        if not isinstance(data, Stream):  # which looks at its labels when they come
+            check_labels(data.labels, recipe.data.classes)
     run = _Run(recipe, network, train, test, folder, fabric, save_every, tensorboard, compile, progress)
     with torch.random.fork_rng():
         return run.go(resume)
@@ -106,24 +117,57 @@ def fit(
 def _fabric(recipe: Recipe, devices: Devices) -> Any:
     try:
         from lightning_fabric import Fabric
+        from lightning_fabric.strategies import ModelParallelStrategy
     except ImportError as error:
         raise MissingExtraError("lightning-fabric", extra="train") from error
-    fabric = Fabric(
-        accelerator=devices.accelerator, devices=devices.devices, num_nodes=devices.nodes,
-        strategy=devices.strategy, precision=recipe.precision,  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
+    strategy: Any = devices.strategy
+    if strategy == "fsdp":
+        if recipe.precision not in SHARDED:
+            raise OptionError(f"--strategy fsdp trains in precision {' or '.join(SHARDED)}, not {recipe.precision}")
+        # Fabric's own "fsdp" is the older FSDP, which refuses CPUs and parameters without a dimension (thresholds).
+        strategy = ModelParallelStrategy(_shard, save_distributed_checkpoint=False)
+    try:
+        fabric = Fabric(
+            accelerator=devices.accelerator, devices=devices.devices, num_nodes=devices.nodes,
+            strategy=strategy, precision=recipe.precision,  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
+    except (ValueError, RuntimeError) as error:
+        raise OptionError(f"these devices cannot be used: {str(error).splitlines()[0]}") from error
+    if recipe.precision == "16-mixed" and fabric.device.type == "cpu":
+        raise OptionError("precision 16-mixed needs a GPU: set precision=bf16-mixed, or 32-true")
     if not fabric.strategy.__class__.__name__.startswith("SingleDevice"):
         fabric.launch()
     return fabric
 
 
+def _shard(network: nn.Module, mesh: Any) -> nn.Module:
+    """FSDP2 over all processes; each layer is gathered when it is needed.
+
+    Thresholds of one number cannot be divided: every process keeps them, and `_Run` averages their gradients.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    everyone = init_device_mesh(mesh.device_type, (torch.distributed.get_world_size(),))
+    whole = {p for p in network.parameters() if not p.ndim}
+    for module in [m for m in network.modules() if isinstance(m, LAYERS)] + [network]:
+        fully_shard(module, mesh=everyone, ignored_params=whole)
+    return network
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this process holds of a parameter."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 class _Run:
     """One training: what does not change is set here, what does is `self.state`."""
 
-    def __init__(self, recipe: Recipe, network: nn.Module, train: Data, test: Data, folder: Path, fabric: Any,
+    def __init__(self, recipe: Recipe, network: nn.Module, train: Data | Stream, test: Data, folder: Path, fabric: Any,
                  save_every: float, tensorboard: bool, compile: bool, progress: Progress) -> None:  # fmt: skip
         self.recipe, self.train, self.test, self.folder = recipe, train, test, folder
-        self.fabric, self.save_every, self.progress = fabric, save_every, progress
+        self.fabric, self.save_every = fabric, save_every
+        self.progress = progress if fabric.is_global_zero else lambda what, done, total: None
         options = recipe.optimiser
         micro, rest = divmod(options.batch_size, options.accumulate * fabric.world_size)
         if rest:
@@ -133,18 +177,25 @@ class _Run:
             )
         self.micro = micro
         self.steps_per_epoch = len(train) // options.batch_size
+        self.total = options.epochs * self.steps_per_epoch
         if not self.steps_per_epoch:
             raise InputError(f"{len(train)} training images are fewer than batch_size = {options.batch_size}")
-        optimiser = torch.optim.SGD(
-            network.parameters(), lr=options.lr, momentum=options.momentum,
-            nesterov=options.nesterov, weight_decay=options.weight_decay,
-        )  # fmt: skip
-        self.plain = network
+        if len(test) < fabric.world_size:
+            raise InputError(f"{len(test)} test images are fewer than the {fabric.world_size} devices")
+        self.plain = network.to(fabric.device)
         if compile:
             network.compile()
-        self.network, self.optimiser = fabric.setup(network, optimiser)
+        self.network = fabric.setup_module(network)
+        parameters = list(network.parameters())
+        # After the network, whose parameters the strategy may have replaced.
+        self.optimiser = fabric.setup_optimizers(torch.optim.SGD(
+            parameters, lr=options.lr, momentum=options.momentum,
+            nesterov=options.nesterov, weight_decay=options.weight_decay,
+        ))  # fmt: skip
+        self.sharded = any(isinstance(p, DTensor) for p in parameters)
+        self.whole = [p for p in parameters if not isinstance(p, DTensor)] if self.sharded else []
         # Images that are decoded on demand are cropped there, since they come in all sizes.
-        steps = replace(recipe.augment, resized_crop=0) if isinstance(train, OnDemand) else recipe.augment
+        steps = replace(recipe.augment, resized_crop=0) if isinstance(train, OnDemand | Stream) else recipe.augment
         self.augment = Augmentation(steps, recipe.data.mean)
         self.reader, self.ahead = ThreadPoolExecutor(1), {}
         self.state: dict[str, Any] = {
@@ -158,17 +209,20 @@ class _Run:
         return self.folder / "last.ckpt"
 
     def go(self, resume: bool) -> Result:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"{self.folder}: no folder can be made there ({error})") from error
         if resume and self.checkpoint.exists():
             self._load()
         elif self.checkpoint.exists():
             raise FileError(f"{self.checkpoint} exists: go on with it (--resume), or choose another folder")
-        total = self.recipe.optimiser.epochs * self.steps_per_epoch
+        total = self.total
         began, saved = time.monotonic() - self.state["seconds"], time.monotonic()
         running: list[float] = []
         while self.state["step"] < total and not self.state["stopped"]:
             step = self.state["step"]
-            running.append(self._step(step, total))
+            running.append(self._step(step))
             self.state["step"] = step = step + 1
             self.state["seconds"] = time.monotonic() - began
             self.progress(f"epoch {1 + (step - 1) // self.steps_per_epoch}, loss {running[-1]:.3f}", step, total)
@@ -182,10 +236,10 @@ class _Run:
                 saved = time.monotonic()
         return self._finish()
 
-    def _step(self, step: int, total: int) -> float:
+    def _step(self, step: int) -> float:
         options, fabric = self.recipe.optimiser, self.fabric
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(options.lr, step, total, options.warmup * self.steps_per_epoch)
+            group["lr"] = learning_rate(options.lr, step, self.total, options.warmup * self.steps_per_epoch)
         self.network.train()
         loss_sum = 0.0
         for part in range(options.accumulate):
@@ -193,10 +247,13 @@ class _Run:
             x, y = self._batch(step, part)
             with fabric.no_backward_sync(self.network, enabled=part < options.accumulate - 1):
                 loss = self._loss(x, y)
-                if not math.isfinite(value := loss.item()):
+                value = loss.item()
+                if self._anywhere(not math.isfinite(value)):
                     self._diverged(step, x)
                 fabric.backward(loss / options.accumulate)
             loss_sum += value
+        for parameter in self.whole:
+            parameter.grad = fabric.all_reduce(parameter.grad)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return loss_sum / options.accumulate
@@ -205,19 +262,23 @@ class _Run:
         x, y = (self.ahead.pop((step, part), None) or self._read(step, part)).result()
         # The next one is read while this one is computed.
         following = (step, part + 1) if part + 1 < self.recipe.optimiser.accumulate else (step + 1, 0)
-        self.ahead = {following: self._read(*following)}
+        self.ahead = {following: self._read(*following)} if following[0] < self.total else {}
         x, y = x.to(self.fabric.device), y.to(self.fabric.device)
         return self._normalise(self.augment(x)), y
 
     def _read(self, step: int, part: int) -> Future[tuple[Tensor, Tensor]]:
         epoch, place = divmod(step, self.steps_per_epoch)
+        fabric, seed = self.fabric, _mix(self.recipe.seed, epoch)
+        if isinstance(self.train, Stream):
+            after = (place * self.recipe.optimiser.accumulate + part) * self.micro
+            return self.reader.submit(self.train.take, self.micro, after, seed, fabric.global_rank, fabric.world_size)
         if self.order[0] != epoch:
-            generator = torch.Generator().manual_seed(_mix(self.recipe.seed, epoch))
+            generator = torch.Generator().manual_seed(seed)
             self.order = (epoch, torch.randperm(len(self.train), generator=generator))
         start = place * self.recipe.optimiser.batch_size
-        start += (part * self.fabric.world_size + self.fabric.global_rank) * self.micro
+        start += (part * fabric.world_size + fabric.global_rank) * self.micro
         rows = self.order[1][start : start + self.micro]
-        return self.reader.submit(self.train.take, rows, _mix(self.recipe.seed, epoch))
+        return self.reader.submit(self.train.take, rows, seed)
 
     def _normalise(self, x: Tensor) -> Tensor:
         mean, std = (
@@ -254,13 +315,25 @@ class _Run:
 
     @torch.no_grad()
     def _accuracy(self) -> float:
+        """Of everyone's share; equally many passes each, since a pass may wait for the others."""
+        fabric = self.fabric
+        if self.sharded:  # DDP does the same before each pass: the batch norms' statistics are those of process 0
+            for buffer in self.plain.buffers():
+                torch.distributed.broadcast(buffer, 0)
         self.network.eval()
-        right = torch.zeros((), dtype=torch.int64, device=self.fabric.device)
-        for number, (x, y) in enumerate(self.test.batches(max(self.micro, 256))):
-            if number % self.fabric.world_size == self.fabric.global_rank:
-                x, y = self._normalise(x.to(self.fabric.device)), y.to(self.fabric.device)
-                right += (self.network(x).argmax(1) == y).sum()
-        return float(self.fabric.all_reduce(right, reduce_op="sum")) / len(self.test)
+        right, seen = torch.zeros(2, dtype=torch.int64, device=fabric.device)
+        share = torch.arange(fabric.global_rank, len(self.test), fabric.world_size)
+        passes = math.ceil(len(self.test) / fabric.world_size / max(self.micro, 256))
+        for rows in share.tensor_split(passes):
+            x, y = self.test.plain(rows)
+            x, y = self._normalise(x.to(fabric.device)), y.to(fabric.device)
+            right += (self.network(x).argmax(1) == y).sum()
+            seen += len(y)  # fewer than the rows where broken images are left out
+        return int(fabric.all_reduce(right, reduce_op="sum")) / int(fabric.all_reduce(seen, reduce_op="sum"))
+
+    def _anywhere(self, here: bool) -> bool:
+        """Whether it is so in any process: what they do together (stopping, finding the layer) none may do alone."""
+        return bool(self.fabric.all_reduce(torch.tensor(float(here), device=self.fabric.device), reduce_op="max"))
 
     def _diverged(self, step: int, x: Tensor) -> None:
         where = _first_bad(self.plain, self.network, x)
@@ -271,16 +344,17 @@ class _Run:
         )
 
     def _save(self) -> None:
-        bad = next((n for n, p in self.plain.named_parameters() if not torch.isfinite(p).all()), None)
-        if bad is not None:
+        bad = _not_finite(self.plain)
+        if self._anywhere(bool(bad)):
             raise DivergedError(
-                f"'{bad}' is not finite after step {self.state['step']}{self._stays()}. "
+                f"{bad or 'a weight in another process'} is not finite after step {self.state['step']}{self._stays()}. "
                 "Lower the learning rate, or raise optimiser.warmup"
             )
         temporary = self.checkpoint.with_suffix(".part")
         everything = {
             "network": self.network, "optimiser": self.optimiser, **self.state,
             "recipe": json.dumps(self.recipe.to_json()), "data": self.train.digest,
+            "precision": self.fabric.strategy.precision.state_dict(),  # the scale of float16's gradients
         }  # fmt: skip
         try:
             self.fabric.save(temporary, everything)
@@ -305,6 +379,7 @@ class _Run:
         state = {"network": self.network, "optimiser": self.optimiser}
         rest = self.fabric.load(self.checkpoint, state, strict=True, weights_only=True)
         self.state = {name: rest[name] for name in self.state}
+        self.fabric.strategy.precision.load_state_dict(rest["precision"])
         if self.fabric.is_global_zero:
             _forget(self.folder / "log.csv", self.state["step"])
 
@@ -426,15 +501,14 @@ def _tensorboard(folder: Path) -> Any:
         raise MissingExtraError("tensorboard", extra="train") from error
 
 
+def _not_finite(plain: nn.Module) -> str:
+    """The first parameter with NaN or Inf in what this process holds, in quotes; empty if there is none."""
+    return next((f"'{n}'" for n, p in plain.named_parameters() if not torch.isfinite(_local(p.detach())).all()), "")
+
+
 @torch.no_grad()
 def _first_bad(plain: nn.Module, network: nn.Module, x: Tensor) -> str:
     """Which layer is the first with NaN or Inf, in its weights or its output."""
-    for name, tensor in plain.named_parameters():
-        if not torch.isfinite(tensor).all():
-            return f"'{name}' holds NaN or Inf"
-    for name, module in plain.named_modules():
-        if isinstance(module, QCFS) and bool((module.v_threshold <= 0).any()):
-            return f"the threshold of layer '{name}' fell to 0 or below"
     bad: list[str] = []
     handles = []
     for name, module in plain.named_modules():
@@ -449,4 +523,9 @@ def _first_bad(plain: nn.Module, network: nn.Module, x: Tensor) -> str:
     finally:
         for handle in handles:
             handle.remove()
+    if weights := _not_finite(plain):
+        return f"{weights} holds NaN or Inf"
+    for name, module in plain.named_modules():
+        if isinstance(module, QCFS) and bool((_local(module.v_threshold) <= 0).any()):
+            return f"the threshold of layer '{name}' fell to 0 or below"
     return f"the first layer with NaN or Inf is '{bad[0] or 'the network'}'" if bad else "in the loss itself"
