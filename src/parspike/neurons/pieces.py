@@ -15,7 +15,7 @@ from torch import Tensor
 __all__ = ["PIECE", "in_pieces", "runs_here"]
 
 PIECE = 1 << 18
-"""Elements of a piece: 1 MiB of float32, as much as a second-level cache holds; smaller ones pay more for calls than they save."""
+"""Elements of a piece: 1 MiB of float32, a second-level cache. Smaller ones pay more for calls than they save."""
 
 
 def runs_here(z: Tensor) -> bool:
