@@ -14,7 +14,7 @@ from parspike.calibrate.staircase import Sample, lloyd_max, staircase
 from parspike.errors import OptionError
 from parspike.graph.ops import TABLE, falling, rising
 from parspike.graph.pointwise import turn_of
-from parspike.neurons import Staircase
+from parspike.neurons import ParallelNeuron, Staircase
 
 
 def turn(target: str, **options: Any) -> tuple[float, float]:
@@ -85,15 +85,109 @@ def test_spikes_carry_the_value(seed, T, code):
     assert torch.equal(neuron(z), neuron.value(count))
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 99), T=st.sampled_from([1, 2, 7, 64, 1024]))
-def test_counting_is_comparing_with_every_threshold(seed, T):
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def neighbours(x: torch.Tensor) -> torch.Tensor:
+    """x and the next numbers of its dtype on both sides."""
+    steps = torch.tensor([-1, 0, 1], dtype=BITS[x.element_size()])[:, None]
+    return (x.view(steps.dtype) + steps).view(x.dtype).flatten()
+
+
+def compared(z: torch.Tensor, neuron: Staircase) -> torch.Tensor:
+    """The definition: how many thresholds a current reaches."""
+    return (z[..., None] >= neuron.thresholds).sum(-1).to(z.dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 999), T=st.sampled_from([1, 2, 7, 64, 200]), dtype=st.sampled_from(DTYPES),
+    scale=st.sampled_from([1e-3, 1.0, 50.0]), middle=st.sampled_from([0.0, -0.5, 100.0]), power=st.integers(1, 5),
+)  # fmt: skip
+def test_counting_is_comparing_with_every_threshold(seed, T, dtype, scale, middle, power):
     generator = torch.Generator().manual_seed(seed)
-    neuron = Staircase(T, torch.randn(T, generator=generator).sort().values, torch.arange(T + 1.0))
-    z = torch.randn(500, generator=generator) * 1.5
-    compared = (z[:, None] >= neuron.thresholds).sum(1)
-    away = (z[:, None] - neuron.thresholds).abs().amin(1) > 1e-5
-    assert torch.equal(neuron.count(z)[away], compared[away].float())
+    tau = torch.randn(T, generator=generator, dtype=torch.float64).pow(power) * scale + middle
+    outputs = torch.randn(T + 1, generator=generator, dtype=torch.float64).sort().values.to(dtype)
+    neuron = Staircase(T, tau.to(dtype).sort().values, outputs)
+    span = float(tau.max() - tau.min())
+    assert float((neuron.thresholds.double() - tau.to(dtype).double().sort().values).abs().max()) <= span / 1024 + 1e-4
+    usual = (torch.randn(500, generator=generator, dtype=torch.float64) * 2 * scale + middle).to(dtype)
+    extreme = torch.tensor([float("inf"), -float("inf"), 0.0, -0.0, *[torch.finfo(dtype).max] * 2], dtype=dtype)
+    extreme[-1] *= -1
+    z = torch.cat([usual, neighbours(neuron.thresholds.detach()), extreme])
+    z = torch.cat([z[~z.isnan()], -extreme[:1] * 0])  # inf · 0: one NaN
+    count = neuron.count(z)
+    assert count.dtype == dtype
+    assert torch.equal(count[:-1], compared(z[:-1], neuron))
+    assert torch.equal(neuron(z)[:-1], outputs[compared(z[:-1], neuron).long()])
+    assert bool(count[-1].isnan())
+    assert bool(neuron(z)[-1].isnan())
+    assert bool(neuron.value(count)[-1].isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_traced_staircase_counts_the_same(dtype):
+    neuron = Staircase(64, torch.randn(64).sort().values.to(dtype), torch.randn(65).sort().values.to(dtype))
+    edges = neighbours(neuron.thresholds.detach())
+    z = torch.cat([edges, torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0], dtype=dtype)])
+    compiled = torch.compile(neuron, fullgraph=True, backend="eager")
+    exported = torch.export.export(neuron, (z,), dynamic_shapes=({0: torch.export.Dim.AUTO},)).module()
+    for traced in (compiled, exported):
+        torch.testing.assert_close(traced(z), neuron(z), rtol=0, atol=0, equal_nan=True)
+
+
+def test_currents_of_half_precision_meet_thresholds_of_single():
+    neuron = Staircase(64, torch.randn(64).sort().values, torch.arange(65.0))
+    for dtype in (torch.float16, torch.bfloat16):
+        z = torch.randn(3, 1000).to(dtype)
+        assert torch.equal(neuron.count(z), (z.float()[..., None] >= neuron.thresholds).sum(-1).float())
+
+
+@pytest.mark.parametrize("layout", ["dense", "channels_last", "expanded", "sliced", "permuted", "empty", "scalar"])
+def test_large_currents_of_any_layout_are_counted_in_pieces(layout, monkeypatch):
+    monkeypatch.setattr("parspike.neurons.pieces.PIECE", 1000)
+    monkeypatch.setattr("parspike.neurons.staircase.PIECE", 1000)
+    z = {
+        "dense": torch.randn(5, 8, 9, 9),
+        "channels_last": torch.randn(5, 8, 9, 9).to(memory_format=torch.channels_last),
+        "expanded": torch.randn(5, 8, 9, 1).expand(5, 8, 9, 9),
+        "sliced": torch.randn(5, 8, 9, 20)[..., 1::2],
+        "permuted": torch.randn(9, 5, 8, 9).permute(1, 2, 3, 0),
+        "empty": torch.randn(0, 8, 9, 9),
+        "scalar": torch.tensor(0.3),
+    }[layout]
+    steps = Staircase(7, torch.randn(7).sort().values, torch.randn(8).sort().values)
+    assert torch.equal(steps.count(z), compared(z, steps))
+    for theta in (torch.tensor(1.3), torch.rand(8, 1, 1) + 0.5)[: 1 if layout == "scalar" else 2]:
+        for offset in (0.0, -0.4):
+            neuron = ParallelNeuron(4, theta, offset=offset)
+            assert torch.equal(neuron(z), neuron.value(neuron.count(z)))
+
+
+@pytest.mark.parametrize("change", ["in place", "through data", "another dtype", "inference mode"])
+def test_tables_follow_the_thresholds_and_outputs(change):
+    neuron = Staircase(4, torch.tensor([-1.0, 0.0, 0.5, 2.0]), torch.arange(5.0))
+    z = torch.randn(2, 300) * 2
+    before = neuron(z)
+    if change == "in place":
+        with torch.no_grad():
+            neuron.thresholds.add_(0.75)
+            neuron.outputs.mul_(3)
+    elif change == "through data":
+        neuron.thresholds.data[0] = -1.5
+        neuron.outputs.data[-1] = 9
+    elif change == "inference mode":
+        with torch.inference_mode():
+            neuron.thresholds.sub_(0.25)
+            neuron.outputs.add_(1)
+            assert torch.equal(neuron(z), neuron.outputs[compared(z, neuron).long()])
+    else:
+        neuron, z = neuron.double(), z.double()
+        neuron.thresholds.data += 0.125
+    assert not torch.equal(neuron(z), before.to(z.dtype))
+    assert torch.equal(neuron(z), neuron.outputs[compared(z, neuron).long()])
+    assert torch.equal(neuron.count(z), compared(z, neuron))
 
 
 def test_counting_does_not_hold_a_comparison_for_every_level():
@@ -123,6 +217,8 @@ def test_a_staircase_must_not_fall():
     up, down = torch.linspace(0, 1, 4), torch.linspace(1, 0, 4)
     with pytest.raises(ValueError, match="must not fall"):
         Staircase(4, down, torch.linspace(0, 1, 5))
+    with pytest.raises(ValueError, match="finite"):
+        Staircase(4, torch.tensor([0.0, 1.0, 2.0, float("inf")]), torch.linspace(0, 1, 5))
     with pytest.raises(ValueError, match="one output more"):
         Staircase(4, up, up)
     with pytest.raises(ValueError, match="evenly spaced"):

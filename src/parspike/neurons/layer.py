@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_choice, check_steps
-from .quantised import spike_count
+from .pieces import in_pieces, runs_here
+from .quantised import count_into, spike_count
 from .trains import first_spike, sorted_train
 
 __all__ = ["CODES", "Code", "Neuron", "ParallelNeuron", "levels_of", "neuron_from"]
@@ -142,8 +143,10 @@ class ParallelNeuron(Neuron):
         self.v_post = nn.Parameter(v_threshold.detach().clone(), requires_grad=False)
 
     def count(self, z: Tensor) -> Tensor:
-        shift = self.shift - self.offset if self.offset else self.shift
-        return spike_count(z, self.v_threshold, self.levels, shift)
+        return spike_count(z, self.v_threshold, self.levels, self._shift())
+
+    def _shift(self) -> Tensor:
+        return self.shift - self.offset if self.offset else self.shift
 
     def value(self, count: Tensor) -> Tensor:
         mean = count * (self.v_post / self.levels)
@@ -151,8 +154,20 @@ class ParallelNeuron(Neuron):
 
     def forward(self, z: Tensor) -> Tensor:
         # In place on the counts, which nobody else sees: the cost of a neuron is memory traffic.
-        mean = self.count(z).mul_(self.v_post / self.levels)
-        return mean.add_(self.offset) if self.offset else mean
+        theta, shift, scale = self.v_threshold.detach(), self._shift().detach(), self.v_post.detach() / self.levels
+        if not runs_here(z) or z.dtype != theta.dtype:
+            mean = self.count(z).mul_(scale)
+            return mean.add_(self.offset) if self.offset else mean
+
+        def fill(out: Tensor, z: Tensor) -> None:
+            count_into(out, z, theta, self.levels, shift).mul_(scale)
+            if self.offset:
+                out.add_(self.offset)
+
+        flat = theta.numel() == shift.numel() == scale.numel() == 1
+        if flat:
+            theta, shift, scale = (t.reshape(()) for t in (theta, shift, scale))
+        return in_pieces(fill, z.detach(), z.dtype, flat=flat)
 
     def amplitudes(self) -> Tensor:
         steps = torch.arange(self.T, dtype=self.v_post.dtype, device=self.v_post.device)

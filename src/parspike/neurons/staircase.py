@@ -5,8 +5,8 @@ evenly spaced. The smallest output may be negative: it is the constant current o
 synapse takes in as it takes in a bias, so every spike is positive and the offset is exact.
 
 Counting is bucketing. A search among S thresholds costs log₂ S branches a neuron, each mispredicted half the time;
-here the thresholds lie on a fine grid instead, so that one product finds the cell of a current and one table the
-count, whatever S is.
+here the thresholds lie on a fine grid of step 2^−k instead. A current times 2^k is exact, so its integer part tells
+on which side of every threshold it lies, and one table tells the count, whatever S is.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ import torch
 from torch import Tensor, nn
 
 from .layer import Code, Neuron
+from .pieces import PIECE, in_pieces, runs_here
 
 __all__ = ["Staircase"]
 
-CELLS_A_LEVEL = 64
-FEWEST_CELLS, MOST_CELLS = 1 << 10, 1 << 16
+CELLS_A_LEVEL = 128
+FEWEST_CELLS, MOST_CELLS = 1 << 11, 1 << 16
+FINEST = 22
+"""The largest threshold has at most as many bits before the grid's point: float32 has room for both sides of it."""
 
 
 class Staircase(Neuron):
     """Neurons of one layer that share S thresholds and S + 1 outputs, both non-decreasing, S = `levels`.
 
     error, uniform_error: mean squared error of this staircase and of one with evenly spaced outputs, on what it
-    was made from. Thresholds are moved to the nearest edge of the grid.
+    was made from. Thresholds are moved to the nearest edge of the grid, also where they were changed in place: on the
+    next call on the CPU. A traced network (`torch.compile`, `torch.export`) and other devices keep the tables they
+    have until then. The count is the number of thresholds that z reaches, exactly; NaN stays NaN.
     Raises `ValueError` on tables that are no staircase; the weighted code needs evenly spaced outputs.
     """
 
@@ -47,50 +52,87 @@ class Staircase(Neuron):
                 f"{self.levels} levels need as many thresholds and one output more, got {tuple(thresholds.shape)} "
                 f"and {tuple(outputs.shape)}"
             )
+        if not bool(thresholds.isfinite().all()):
+            raise ValueError("thresholds must be finite")
         if bool((thresholds.diff() < 0).any()) or bool((outputs.diff() < 0).any()):
             raise ValueError("thresholds and outputs must not fall")
         if code == "weighted" and not _even(outputs):
             raise ValueError("the weighted code needs evenly spaced outputs")
         self.error, self.uniform_error = float(error), float(uniform_error)
-        self.cells = max(FEWEST_CELLS, min(CELLS_A_LEVEL * self.levels, MOST_CELLS), 4 * self.levels)
         self.thresholds = nn.Parameter(thresholds.detach().clone(), requires_grad=False)
         self.outputs = nn.Parameter(outputs.detach().clone(), requires_grad=False)
-        self.tabulate()
-
-    def tabulate(self) -> None:
-        """Make the tables that counting looks into, from thresholds and outputs; call it after changing those."""
-        tau, outputs = self.thresholds.double(), self.outputs
-        low, span = tau[0], tau[-1] - tau[0]
-        # Without a span (one threshold) any scale will do.
-        scale = torch.where(span > 0, self.cells / span, 1.0 / tau[0].abs().clamp(min=1e-30))
-        edges = ((tau - low) * scale).round()
-        cells = torch.arange(-1, self.cells + 1, dtype=tau.dtype, device=tau.device)
-        counts = torch.searchsorted(edges, cells, right=True)
-        if bool(span > 0):
-            self.thresholds.data = (low + edges / scale).to(outputs.dtype)
-        self.scale, self.start = float(scale), float(1 - low * scale)
-        self.register_buffer("counts", counts.to(outputs.dtype), persistent=False)
-        self.register_buffer("values", outputs[counts], persistent=False)
+        self._tabulate()
 
     def count(self, z: Tensor) -> Tensor:
-        return self._look_up(self.counts, z)
+        return self._look_up("counts", z)
 
     def value(self, count: Tensor) -> Tensor:
-        return self.outputs.index_select(0, count.to(torch.int32).flatten()).view(count.shape)
+        values = self.outputs.index_select(0, count.nan_to_num().to(torch.int32).flatten()).view(count.shape)
+        return torch.where(count.isnan(), count, values)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self._look_up(self.values, z)
+        return self._look_up("values", z)
 
-    def _look_up(self, table: Any, z: Tensor) -> Tensor:
-        if z.dtype in (torch.float16, torch.bfloat16):
-            z = z.float()  # half precision cannot number the cells
-        # Two passes by numbers take less than half the time of one addcmul, which broadcasts.
-        cell = (z * self.scale).add_(self.start).clamp_(0, self.cells + 1).to(torch.int32)
-        return table.index_select(0, cell.flatten()).view(z.shape)
+    def _tabulate(self) -> None:
+        """Move the thresholds to the grid and make the tables that counting looks into."""
+        tau = self.thresholds.detach().double()
+        most = max(FEWEST_CELLS, min(CELLS_A_LEVEL * self.levels, MOST_CELLS), 4 * self.levels)
+        while True:
+            low, high = float(tau[0]), float(tau[-1])
+            k = FINEST - math.frexp(max(-low, high))[1]
+            if high > low:
+                k = min(k, math.floor(math.log2(most / (high - low))))
+            k = min(k, 100)
+            edges = (tau * 2.0**k).round()
+            # Rounding may have made the span a little larger than the grid was chosen for.
+            if torch.equal(moved := edges * 2.0**-k, tau):
+                break
+            tau = moved
+        # Exact in every dtype: where the grid is finer than its numbers, rounding has moved nothing.
+        self.thresholds.data = tau.to(self.thresholds.dtype)
+        self.scale, self.start = 2.0**k, 1.0 - float(edges[0])
+        self.top = int(edges[-1] - edges[0]) + 1
+        cells = torch.arange(self.top + 1, dtype=edges.dtype, device=edges.device)
+        counts = torch.searchsorted(edges + self.start, cells, right=True)
+        nan = self.outputs.new_full((1,), math.nan)
+        self.register_buffer("counts", torch.cat([counts.to(nan.dtype), nan]), persistent=False)
+        self.register_buffer("values", torch.cat([self.outputs.detach()[counts], nan]), persistent=False)
+        self._made_of = self.thresholds.detach().clone(), self.outputs.detach().clone()
+
+    def _refresh(self) -> None:
+        # By value, since a version counter misses what is written through `.data`, and inference tensors have none.
+        now = self.thresholds.detach(), self.outputs.detach()
+        if not all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(now, self._made_of, strict=True)):
+            self._tabulate()
+
+    def _look_up(self, table: str, z: Tensor) -> Tensor:
+        z = z.detach()
+        wide = torch.float64 if z.dtype == torch.float64 else torch.float32  # half precision cannot number the cells
+        if not runs_here(z):
+            cell = (z.to(wide) * self.scale).floor().add(self.start).clamp(0, self.top).nan_to_num(nan=self.top + 1)
+            return getattr(self, table).index_select(0, cell.to(torch.int32).flatten()).view(z.shape)
+        self._refresh()
+        found = getattr(self, table)
+        number = torch.empty(min(PIECE, z.numel()), dtype=wide)
+        index = torch.empty_like(number, dtype=torch.int64)  # the gather that takes 32 bits is slower
+
+        def fill(out: Tensor, z: Tensor) -> None:
+            cell, place = number[: len(z)], index[: len(z)]
+            torch.mul(z, self.scale, out=cell) if z.dtype == wide else cell.copy_(z).mul_(self.scale)
+            cell.floor_().add_(self.start).clamp_(0, self.top).nan_to_num_(nan=self.top + 1)
+            torch.index_select(found, 0, place.copy_(cell), out=out)
+
+        return in_pieces(fill, z, found.dtype)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.tabulate()
+        self._tabulate()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Staircase:
+        super()._apply(*args, **kwargs)
+        if not self.thresholds.is_meta:
+            self._tabulate()  # another dtype rounds the thresholds
+        return self
 
     def amplitudes(self) -> Tensor:
         if self.code == "sorted":  # step t is the one that a count of T − t adds
