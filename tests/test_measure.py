@@ -36,7 +36,7 @@ def outcome(node: Node, env: dict[str, Any], tensors: Any, size: int) -> Any:
     """What a node makes of the values in `env`, without the constant part; others that it reads are 0."""
     results = []
     for lamp in (1.0, 0.0):
-        values = {name: map_tree(lambda leaf: leaf.double() * lamp, value) for name, value in env.items()}
+        values = {n: map_tree(lambda leaf, lamp=lamp: leaf.double() * lamp, value) for n, value in env.items()}
         args, kwargs = Stream(values, tensors, {"batch": size}).arguments(node)
         results.append(call(node.target, args, kwargs))
     dark = iter(list(leaves(results[1])))

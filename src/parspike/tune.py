@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from parspike.calibrate import Recipe
 from parspike.calibrate.batches import arguments_of, readable_again

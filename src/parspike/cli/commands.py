@@ -178,7 +178,7 @@ def evaluate(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Run a converted network on images: accuracy, agreement with the network it came from, spikes, time, operations."""
+    """Run a converted network on images: accuracy, agreement with the network it came from, spikes, time, cost."""
     import parspike
     from parspike.cli.data import open_images
 

@@ -61,7 +61,8 @@ def measure(
         env = inputs_of(item, place, snn.graph, inputs, dtype=dtype)
         outputs, network = meter.add(env)
         if reference is not None and network is None:
-            network = reference.collect(_run(reference, env))
+            network = _run(reference, inputs_of(item, place, reference, inputs))
+        scores.samples += next(iter(env.values())).shape[0]
         scores.add(outputs, network, _label(item))
         if progress:
             progress("", number + 1, total)
@@ -79,11 +80,9 @@ def _same(one: Graph, other: Graph) -> bool:
     return [(n.name, n.target, n.refs) for n in one.nodes] == [(n.name, n.target, n.refs) for n in other.nodes]
 
 
-def _run(graph: Graph, env: Mapping[str, Tensor]) -> dict[str, Any]:
-    stream = Stream(graph.bind(list(env.values())[: graph.signature[0]], env), graph.tensors, {})
-    stream.sizes = graph.sizes(stream.env)
-    walk(Schedule.of(graph.nodes, graph.outputs), [stream])
-    return stream.env
+def _run(graph: Graph, env: dict[str, Any]) -> Any:
+    walk(Schedule.of(graph.nodes, graph.outputs), [Stream(env, graph.tensors, graph.sizes(env))])
+    return graph.collect(env)
 
 
 @dataclass
@@ -132,16 +131,16 @@ class _Meter:
         outputs = self.graph.collect(self.streams[0].env)
         return outputs, None if self.reference is None else self.graph.collect(self.streams[3].env)
 
-    def _visit(self, node: Node, *args: tuple[Any, ...]) -> list[Any]:
+    def _visit(self, node: Node, args: Any, spike_args: Any, real_args: Any, *network_args: Any) -> list[Any]:
         # walk gives no keyword arguments; they hold no values, only sizes and the device
         kwargs = self.streams[0].arguments(node)[1]
+        network = [call(node.target, other, kwargs) for other in network_args]
         role = TABLE[node.target].role if node.reason == UNFOLDABLE else node.role
-        network = [call(node.target, args[3], kwargs)] if len(args) > 3 else []
         neuron, row = self.neurons.get(node.name), TABLE[node.target]
-        spikes, reals = (at_refs(node.args, a, self.varying) for a in args[1:3])
+        spikes, reals = (at_refs(node.args, found, self.varying) for found in (spike_args, real_args))
         done = self.sums.setdefault(node.name, _Sum())
         if neuron is not None:
-            count = neuron.count(args[0][0])
+            count = neuron.count(args[0])
             value, sent = neuron.value(count), neuron.sent(count).double()
             done.spikes, done.neurons = done.spikes + float(sent.sum()), sent[0].numel()
             done.synops += _total(spikes)
@@ -149,22 +148,22 @@ class _Meter:
                 done.apart += float((value - wanted).double().square().sum())
                 done.size += float(wanted.double().square().sum())
             return [value, sent, None, *network]
-        value = call(node.target, args[0], kwargs)
+        value = call(node.target, args, kwargs)
         if role is Role.SYNAPSE and row.weighted:
-            edges = self._once(node, args[0], lambda: fan_out(node, args[0], kwargs, self.varying))
+            edges = self._once(node, args, lambda: fan_out(node, args, kwargs, self.varying))
             done.synops += sum(float((s.abs() * edges).sum()) for s in spikes if s is not None)
             done.macs += sum(float((r * edges).sum()) for r in reals if r is not None)
-            done.network_macs += float(edges.expand(at_refs(node.args, args[0], self.varying)[0].shape).sum())
+            done.network_macs += float(edges.expand(at_refs(node.args, args, self.varying)[0].shape).sum())
             return [value, None, _everywhere(value), *network]
         if role is Role.SYNAPSE and row.sources != "many":
-            sent, real = (carry(node, args[0], kwargs, found, self.varying) for found in (spikes, reals))
+            sent, real = (carry(node, args, kwargs, found, self.varying) for found in (spikes, reals))
             real = None if real is None else map_tree(lambda r: (r != 0).double(), real)
             return [value, sent, real, *network]
         if node.name in self.nested:
-            return [value, call(node.target, args[1], kwargs), None, *network]
+            return [value, call(node.target, spike_args, kwargs), None, *network]
         done.synops += _total(spikes)  # added up to the mean that the operator acts on
         if role is Role.ANALOG:
-            macs = self._once(node, args[0], lambda: macs_of(node, args[0], kwargs, value, self.varying))
+            macs = self._once(node, args, lambda: macs_of(node, args, kwargs, value, self.varying))
             done.macs, done.network_macs = done.macs + macs, done.network_macs + macs
         return [value, None, _everywhere(value), *network]
 
@@ -224,24 +223,26 @@ class _Scores:
         self.compared = False
 
     def add(self, outputs: Any, network: Any, labels: Tensor | None) -> None:
-        """One batch."""
+        """One batch. An output without classes along dimension 1 has an error, but is no answer."""
+        for x, target in zip(_floats(outputs), _floats(network), strict=False):
+            if x.shape == target.shape:
+                self.apart += float((x - target).double().square().sum())
+                self.size += float(target.double().square().sum())
+        if not _classes(outputs):
+            return
         said = answer_of(outputs)
-        self.samples, self.answers = self.samples + len(said), self.answers + said.numel()
-        if labels is not None and labels.shape == said.shape:
-            labels = labels.to(said.device)
+        labelled = labels is not None and labels.shape == said.shape
+        labels = labels.to(said.device) if labels is not None and labelled else said
+        self.answers += said.numel()
+        if labelled:
             self.labelled, self.right = self.labelled + said.numel(), self.right + int((said == labels).sum())
-        if network is None:
+        if network is None or not _classes(network):
             return
         wanted = answer_of(network)
         if wanted.shape != said.shape:
             raise InputError(f"against= answers in the shape {tuple(wanted.shape)}, this network {tuple(said.shape)}")
         self.compared, self.same = True, self.same + int((said == wanted).sum())
-        if labels is not None and labels.shape == said.shape:
-            self.network_right += int((wanted == labels).sum())
-        for x, target in zip(_floats(outputs), _floats(network), strict=False):
-            if x.shape == target.shape:
-                self.apart += float((x - target).double().square().sum())
-                self.size += float(target.double().square().sum())
+        self.network_right += int((wanted == labels).sum()) if labelled else 0
 
     def report(self, snn: SNN, rows: tuple[LayerRow, ...], energy: Energy) -> Report:
         """Shares of what was added; None where not every sample had a label, or nothing was compared."""
@@ -254,8 +255,8 @@ class _Scores:
             energy,
             accuracy=self.right / self.answers if known else None,
             network_accuracy=self.network_right / self.answers if known and self.compared else None,
-            agreement=self.same / max(1, self.answers) if self.compared else None,
-            error=(self.apart / self.size) ** 0.5 if self.compared and self.size else None,
+            agreement=self.same / self.answers if self.compared else None,
+            error=(self.apart / self.size) ** 0.5 if self.size else None,
         )
 
 
@@ -264,6 +265,11 @@ def answer_of(output: Any) -> Tensor:
     while not isinstance(output, Tensor):
         output = next(iter(output.values() if isinstance(output, Mapping) else output))
     return output.argmax(1)
+
+
+def _classes(output: Any) -> bool:
+    first = next((leaf for leaf in leaves(output) if isinstance(leaf, Tensor)), None)
+    return first is not None and first.dim() > 1 and first.shape[1] > 1
 
 
 def _label(item: Any) -> Tensor | None:

@@ -163,9 +163,7 @@ class Report:
             named = dict.fromkeys(f"{row.layer} ({row.operator})" for row in self.analog)
             lines.append(f"analog, on the time-means: {', '.join(named)}")
         if "weighted" in self.codes:
-            lines.append(
-                "weighted: a spike of step t counts 2^(T−1−t), so the accumulator is shifted by one bit a step"
-            )
+            lines.append("weighted: a spike of step t counts 2^(T−1−t); an accumulator is shifted by one bit a step")
         return lines
 
 

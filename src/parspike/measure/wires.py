@@ -74,9 +74,10 @@ def carry(node: Node, args: Any, kwargs: dict[str, Any], signals: list[Any], nam
         sent, ones = (run([*zeros[:i], x, *zeros[i + 1 :]]) for x in (alone, _like(value, 1.0)))
         # Of a sum or a mean, `ones` gives the common factor times the number of elements that each output sums.
         sums = value.numel() / max(1, ones.numel()) if sources == "sum" else 1.0
-        parts = iter([_share(*part, sums) for part in zip(*map(leaves, (sent, ones, nothing)), strict=True)])
+        triples = zip(leaves(sent), leaves(ones), leaves(nothing), strict=True)
+        parts = iter([_share(a, b, c, sums) for a, b, c in triples])
         part = map_tree(lambda _, parts=parts: next(parts), sent)
-        total = part if total is None else map_pair(lambda a, b: a.abs() + b.abs(), total, part)
+        total = part if total is None else _of_pairs(lambda a, b: a.abs() + b.abs(), total, part)
     return total
 
 
@@ -91,7 +92,7 @@ def _like(value: Any, number: float) -> Any:
     return map_tree(lambda leaf: torch.full_like(leaf, number, dtype=torch.float64), value)
 
 
-def map_pair(function: Callable[[Tensor, Tensor], Tensor], one: Any, other: Any) -> Any:
+def _of_pairs(function: Callable[[Tensor, Tensor], Tensor], one: Any, other: Any) -> Any:
     """A function of the leaves of two trees alike."""
     second = iter(list(leaves(other)))
     return map_tree(lambda leaf: function(leaf, next(second)), one)
@@ -128,7 +129,7 @@ def _ones(leaf: Any) -> Any:
 
 
 def macs_of(node: Node, args: Any, kwargs: dict[str, Any], output: Any, names: Collection[str]) -> float:
-    """Multiply-accumulates of an analog operator for the whole batch: pairs that a product multiplies, else `Op.macs`."""
+    """Multiply-accumulates of an analog operator for the batch: pairs that a product multiplies, else `Op.macs`."""
     row = TABLE[node.target]
     if row.product or row.weighted:
         pairs, added = (
