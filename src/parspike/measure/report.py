@@ -12,6 +12,13 @@ from parspike.errors import OptionError
 __all__ = ["Energy", "LayerRow", "Report"]
 
 
+SCALES = {
+    "weighted": "weighted: a spike of step t counts 2^(T−1−t); an accumulator is shifted by one bit a step",
+    "onset": "onset: a spike of step t counts T−t; an accumulator is added once more at every step",
+}
+"""What a membrane update does beside adding, by code."""
+
+
 @dataclass(frozen=True)
 class Energy:
     """Picojoules of an accumulate and of a multiply-accumulate.
@@ -162,9 +169,7 @@ class Report:
         if self.analog:
             named = dict.fromkeys(f"{row.layer} ({row.operator})" for row in self.analog)
             lines.append(f"analog, on the time-means: {', '.join(named)}")
-        if "weighted" in self.codes:
-            lines.append("weighted: a spike of step t counts 2^(T−1−t); an accumulator is shifted by one bit a step")
-        return lines
+        return [*lines, *(SCALES[code] for code in self.codes if code in SCALES)]
 
 
 def _pad(cell: str, width: int, column: int) -> str:
