@@ -96,6 +96,23 @@ def test_convert_writes_what_the_library_would_make(converted: Path) -> None:
     assert snn.provenance["command_line"]["spec"] == "mynet.py:net"
 
 
+def test_eval_counts_operations(converted: Path) -> None:
+    common = ("eval", "n.parspike", "--data", "data.npz", "--against", "mynet.py:net", "--weights", "w.safetensors")
+    said = answer(*common, "--operations")
+    report = said["operations"]
+    assert report["accuracy"] == said["accuracy"]
+    assert report["spikes_per_neuron"] == pytest.approx(said["spikes_per_neuron"])
+    assert [(row["operator"], row["kind"]) for row in report["rows"]] == [
+        ("conv2d", "synapse"), ("relu", "neuron"), ("linear", "synapse")
+    ]  # fmt: skip
+    assert report["rows"][2]["synops"] == pytest.approx(3 * report["spikes"])
+    shown = run(*common, "--operations")
+    assert "SynOps" in shown.stdout
+    assert "operations" not in answer(*common)
+    refused = answer(*common, "--operations", "--engine", "serial-if", exit_code=1)
+    assert "leave one out" in refused["error"]["message"]
+
+
 def test_eval_agrees_with_the_network_after_many_steps(here: Path) -> None:
     common = ("--weights", "w.safetensors", "--data", "data.npz")
     said = answer("convert", "mynet.py:net", *common, "-T", 512, "-o", "n.parspike")

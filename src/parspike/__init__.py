@@ -23,6 +23,7 @@ from parspike.engines import Run
 from parspike.errors import ParspikeError
 from parspike.file import load
 from parspike.graph import register
+from parspike.measure import Energy, Report, measure
 from parspike.neurons import QCFS
 from parspike.plan import Keep, Plan, Steps, plan
 from parspike.snn import SNN
@@ -34,11 +35,13 @@ __all__ = [
     "SNN",
     "Auto",
     "ClosedForm",
+    "Energy",
     "Keep",
     "ParspikeError",
     "Plan",
     "Recipe",
     "Reconstruct",
+    "Report",
     "Run",
     "Steps",
     "Thresholds",
@@ -46,6 +49,7 @@ __all__ = [
     "convert",
     "errors",
     "load",
+    "measure",
     "plan",
     "recipe_from_json",
     "recipe_to_json",

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from parspike.calibrate import Recipe
 from parspike.calibrate.batches import arguments_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.convert import convert
 from parspike.errors import CalibrationError, OptionError
+from parspike.measure import answer_of
 from parspike.neurons import Code
 from parspike.plan import Plan, plan
 from parspike.snn import SNN
@@ -173,12 +174,12 @@ class _Held:
             if isinstance(net, SNN):
                 run = net.run(*args, record=True, **kwargs)
                 output = run.logits
-                fired = sum(_spikes(net, run.counts), 0.0)
+                fired = sum(float(sent.sum()) for sent in run.sent.values())
                 spikes += fired / max(1, sum(c.numel() for c in run.counts.values())) * len(args[0] if args else item)
             else:
                 output = net(*args, **kwargs)
-            wanted = item[1] if self.measure == "accuracy" else _answer(reference(*args, **kwargs))
-            answer = _answer(output)
+            wanted = item[1] if self.measure == "accuracy" else answer_of(reference(*args, **kwargs))
+            answer = answer_of(output)
             right += float((answer == wanted.to(answer.device)).float().sum()) / max(1, answer[0].numel())
             count += len(answer)
         return 100 * right / count, spikes / count
@@ -187,22 +188,7 @@ class _Held:
     def counts(self, snn: SNN) -> dict[str, float]:
         """Spikes a sample of every layer, on one batch."""
         args, kwargs = _call(arguments_of(self.batches[0], "held-out batch", self.inputs))
-        run = snn.run(*args, record=True, **kwargs)
-        return dict(zip(run.counts, _spikes(snn, run.counts), strict=True))
-
-
-def _spikes(snn: SNN, counts: Mapping[str, Tensor]) -> list[float]:
-    """Spikes that are really sent, in the code of each layer."""
-    return [
-        float(count.sum()) if neuron.code == "sorted" else float(neuron.spikes(count).sum())
-        for neuron, count in zip(snn.neurons().values(), counts.values(), strict=True)
-    ]
-
-
-def _answer(output: Any) -> Tensor:
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values() if isinstance(output, Mapping) else output))
-    return output.argmax(1)
+        return {layer: float(sent.sum()) for layer, sent in snn.run(*args, record=True, **kwargs).sent.items()}
 
 
 def _call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -12,20 +12,21 @@ from torch import Tensor
 from parspike.errors import CalibrationError
 from parspike.graph import Graph
 
-__all__ = ["Batches", "arguments_of", "readable_again"]
+__all__ = ["Batches", "arguments_of", "inputs_of", "readable_again"]
 
 DICT_KEYS = ("input", "inputs", "image", "images", "x", "pixel_values")
 
 
-def readable_again(source: Any, batch_size: int = 64) -> Iterable[Any]:
-    """A calibration source as an iterable of items that can be read several times.
+def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibration") -> Iterable[Any]:
+    """A source of data as an iterable of items that can be read several times.
 
     One tensor (N, …) is cut into batches of `batch_size`; a generator, which can be read once, is kept as a list.
+    name: the argument that an error speaks of.
     """
     if isinstance(source, Tensor):
         return source.split(batch_size)
     if not isinstance(source, Iterable) or isinstance(source, (str, bytes, Mapping)):
-        raise CalibrationError(f"calibration must be an iterable of batches, got {type(source).__name__}")
+        raise CalibrationError(f"{name} must be an iterable of batches, got {type(source).__name__}")
     return list(source) if iter(source) is source else source
 
 
@@ -77,7 +78,7 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         count, digest = 0, hashlib.sha256()
         for number, item in enumerate(self.source):
-            env = self._inputs(item, f"calibration batch {number}")
+            env = inputs_of(item, f"calibration batch {number}", self.graph, self.inputs)
             if not self.hash:
                 for name, x in env.items():
                     digest.update(
@@ -89,13 +90,22 @@ class Batches:
             raise CalibrationError("the calibration set is empty: give at least one batch of inputs")
         self.count, self.hash = count, self.hash or digest.hexdigest()
 
-    def _inputs(self, item: Any, place: str) -> dict[str, Tensor]:
-        positional, names = self.graph.signature
-        args: Any = arguments_of(item, place, self.inputs, self.graph.signature)
-        if isinstance(args, Mapping):
-            args, kwargs = (), {name: args[name] for name in names if name in args}
-        else:
-            args, kwargs = args if isinstance(args, tuple) else (args,), {}
-        env = self.graph.bind(args[:positional], kwargs)
-        self.graph.check(env, place)
-        return env
+
+def inputs_of(
+    item: Any,
+    place: str,
+    graph: Graph,
+    inputs: Callable[[Any], Any] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """The network's inputs in one item, by name, checked. dtype: see `Graph.check`."""
+    positional, names = graph.signature
+    args: Any = arguments_of(item, place, inputs, graph.signature)
+    if isinstance(args, Mapping):
+        args, kwargs = (), {name: args[name] for name in names if name in args}
+    else:
+        args, kwargs = args if isinstance(args, tuple) else (args,), {}
+    env = graph.bind(args[:positional], kwargs)
+    graph.check(env, place, dtype=dtype)
+    return env

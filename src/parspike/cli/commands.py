@@ -163,6 +163,9 @@ def evaluate(
     against: Annotated[str | None, typer.Option(metavar="SPEC", help="also run the network it came from")] = None,
     weights: Weights = None,
     engine: Annotated[str, typer.Option(help="count, parallel, serial, or serial-if for comparison")] = "count",
+    operations: Annotated[
+        bool, typer.Option("--operations", help="also operations, energy and error by layer")
+    ] = False,
     split: Split = None,
     limit: Annotated[int | None, typer.Option(help="take at most this many of the images")] = None,
     shape: Shape = None,
@@ -175,10 +178,12 @@ def evaluate(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Run a converted network on images: accuracy, agreement with the network it came from, spikes, time."""
+    """Run a converted network on images: accuracy, agreement with the network it came from, spikes, time, cost."""
     import parspike
     from parspike.cli.data import open_images
 
+    if operations and engine == "serial-if":
+        raise OptionError("--operations counts the converted network's spikes, not those of serial-if: leave one out")
     if weights is not None and against is None:
         raise OptionError("--weights belongs to the network of --against SPEC; the spiking network has its own")
     snn = parspike.load(file)
@@ -204,15 +209,22 @@ def evaluate(
             f"{score.classes} classes: if some are missing, the accuracy is wrong; begin the folders' names with the "
             "numbers of the classes"
         )
+    report = None
+    if operations:
+        with console.progress("counting operations") as progress:
+            model = network.model if network else None
+            report = parspike.measure(snn, images, against=model, progress=progress)
     answer = {
         "file": file,
         "T": snn.T,
         "engine": engine,
         **score.fields(),
+        **({"operations": report.to_json()} if report else {}),
         "preprocessing": images.preprocess.to_json(),
         "skipped": _skipped(images),
     }
-    console.result(json, answer, score.text(file, snn.T, engine, images.preprocess))
+    text = score.text(file, snn.T, engine, images.preprocess)
+    console.result(json, answer, f"{text}\n\n{report}" if report else text)
 
 
 class _Score:
@@ -234,8 +246,8 @@ class _Score:
         self.seconds += time.perf_counter() - start
         said, self.classes = self._said(run.logits, y), run.logits.shape[1]
         self.images += len(x)
-        self.spikes += sum(float(c.sum()) for c in run.counts.values())
-        self.neurons += sum(c.numel() for c in run.counts.values())
+        for sent in run.sent.values():
+            self.spikes, self.neurons = self.spikes + float(sent.sum()), self.neurons + sent.numel()
         if y is not None:
             self.labelled, self.right = True, self.right + int((said == y).sum())
         if network is None:

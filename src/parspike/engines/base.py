@@ -11,7 +11,7 @@ from torch import Tensor
 from parspike.graph import Graph
 from parspike.neurons import Neuron
 
-__all__ = ["ENGINES", "LazyTrains", "Network", "Run"]
+__all__ = ["ENGINES", "Network", "OnDemand", "Run"]
 
 ENGINES = ("count", "parallel", "serial", "serial-if")
 
@@ -34,23 +34,25 @@ class Network(Protocol):
 @dataclass
 class Run:
     """Result of a run. logits: the network's output, mean over time. With record=True also, by layer name:
-    counts (B, …), spikes in T steps; spikes, bool (T, B, …)."""
+    counts (B, …), what a neuron counted; sent (B, …), the spikes it sent, fewer than its count where the code is not
+    sorted; spikes, bool (T, B, …)."""
 
     logits: Any
     T: int
     engine: str
     counts: Mapping[str, Tensor] = field(default_factory=dict)
     spikes: Mapping[str, Tensor] = field(default_factory=dict)
+    sent: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def firing_rate(self) -> dict[str, float]:
         """Spikes per neuron and step, by layer."""
-        return {layer: float(count.float().mean()) / self.T for layer, count in self.counts.items()}
+        return {layer: float(sent.float().mean()) / self.T for layer, sent in self.sent.items()}
 
 
 @dataclass(frozen=True)
-class LazyTrains(Mapping[str, Tensor]):
-    """Trains made from counts when asked for, since T times the memory is only needed for what is looked at."""
+class OnDemand(Mapping[str, Tensor]):
+    """Made from counts when asked for: trains take T times the memory, needed only for what is looked at."""
 
     counts: Mapping[str, Tensor]
     expand: Mapping[str, Callable[[Tensor], Tensor]]
@@ -72,5 +74,6 @@ def recorded(logits: Any, net: Network, engine: str, counts: Mapping[str, Tensor
     return Run(
         logits, net.T, engine,
         counts := {layer[name]: count for name, count in counts.items()},
-        LazyTrains(counts, {layer[name]: neuron.spikes for name, neuron in neurons.items()}),
+        OnDemand(counts, {layer[name]: neuron.spikes for name, neuron in neurons.items()}),
+        OnDemand(counts, {layer[name]: neuron.sent for name, neuron in neurons.items()}),
     )  # fmt: skip

@@ -72,7 +72,7 @@ def serial_if(net: Network, env: dict[str, Any], *, record: bool = False) -> Run
     trains = {graph.by_name[name].layer: torch.stack(train) for name, train in spikes.items() if train}
     counts = {graph.by_name[name].layer: torch.stack(train).sum(0).to(neurons[name].v_threshold.dtype)
               for name, train in spikes.items() if train}  # fmt: skip
-    return Run(graph.collect(outputs), net.T, "serial-if", counts, trains)
+    return Run(graph.collect(outputs), net.T, "serial-if", counts, trains, counts)
 
 
 def _changing(net: Network) -> set[str]:

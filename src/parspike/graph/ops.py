@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -71,6 +71,10 @@ class Op:
     activation: what a neuron's node computes, or why it cannot be one. turn: of an activation that falls, then
     rises, from its keyword arguments: where it turns, and its value there. readout: no neuron where it is the last
     step of the network. inverse: of a user's activation, where they gave one. reason: why it is analog.
+    sources: elements of the input that an element of an unweighted synapse's output is made of: "one", times a factor;
+    "sum" of as many for every output, equally weighted; "window", other factors along each spatial dimension, alike
+    for all channels; "many", anything else. macs: multiply-accumulates of an analog operator that is no product,
+    from its arguments and output (None: one for every element of its largest tensor).
     """
 
     role: Role
@@ -83,6 +87,8 @@ class Op:
     readout: bool = False
     inverse: Callable[[Tensor], Tensor] | None = None
     reason: str = ""
+    sources: Literal["one", "sum", "window", "many"] = "one"
+    macs: Callable[[Sequence[Any], Any], int] | None = None
 
 
 def _aten(name: str) -> Callable[..., Any]:
@@ -166,19 +172,20 @@ _rows(Role.SYNAPSE, "matmul.default mm.default bmm.default einsum.default addmm.
 _rows(Role.SYNAPSE, "mul.Tensor mul.Scalar addcmul.default", product=True)
 _rows(Role.SYNAPSE, "div.Tensor div.Scalar", varying=(0,))
 _rows(Role.SYNAPSE, "add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar rsub.Tensor neg.default cat.default "
-      "stack.default cumsum.default diff.default lerp.Scalar")  # fmt: skip
+      "stack.default lerp.Scalar")  # fmt: skip
+_rows(Role.SYNAPSE, "cumsum.default diff.default", sources="many")
+_rows(Role.SYNAPSE, "mean.dim sum.dim_IntList", varying=(0,), sources="sum")
 _rows(Role.SYNAPSE, "avg_pool1d.default avg_pool2d.default avg_pool3d.default adaptive_avg_pool1d.default "
-      "adaptive_avg_pool2d.default adaptive_avg_pool3d.default mean.dim sum.dim_IntList "
+      "adaptive_avg_pool2d.default adaptive_avg_pool3d.default "
       "upsample_nearest1d.default upsample_nearest1d.vec upsample_nearest2d.default upsample_nearest2d.vec "
       "upsample_nearest3d.default upsample_nearest3d.vec _upsample_nearest_exact2d.default "
       "_upsample_nearest_exact2d.vec upsample_linear1d.default upsample_linear1d.vec upsample_bilinear2d.default "
       "upsample_bilinear2d.vec _upsample_bilinear2d_aa.default _upsample_bilinear2d_aa.vec "
       "upsample_trilinear3d.default upsample_trilinear3d.vec upsample_bicubic2d.default upsample_bicubic2d.vec "
-      "_upsample_bicubic2d_aa.default _upsample_bicubic2d_aa.vec grid_sampler.default grid_sampler_2d.default "
-      "im2col.default col2im.default "
-      "pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default",
-      varying=(0,))  # fmt: skip
-_rows(Role.SYNAPSE, "reshape.default "
+      "_upsample_bicubic2d_aa.default _upsample_bicubic2d_aa.vec", varying=(0,), sources="window")  # fmt: skip
+_rows(Role.SYNAPSE, "grid_sampler.default grid_sampler_2d.default col2im.default", varying=(0,), sources="many")
+_rows(Role.SYNAPSE, "im2col.default pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default "
+      "reshape.default "
       "permute.default transpose.int t.default movedim.int movedim.intlist swapaxes.default "
       "squeeze.dim squeeze.dims squeeze.default unsqueeze.default "
       "expand.default expand_as.default broadcast_to.default slice.Tensor select.int split.Tensor split.sizes "
@@ -194,9 +201,9 @@ _rows(Role.SYNAPSE, "reshape.default "
 TABLE["aten.slice_scatter.default"] = replace(TABLE["aten.slice_scatter.default"], varying=(0, 1))
 TABLE["aten.select_scatter.default"] = replace(TABLE["aten.select_scatter.default"], varying=(0, 1))
 TABLE["aten.copy.default"] = replace(TABLE["aten.copy.default"], varying=(0, 1))
-TABLE["aten.index_put.default"] = replace(TABLE["aten.index_put.default"], varying=(0, 2))
+TABLE["aten.index_put.default"] = replace(TABLE["aten.index_put.default"], varying=(0, 2), sources="many")
 _rows(Role.SYNAPSE, "where.self where.ScalarOther where.ScalarSelf", varying=(1, 2))
-_rows(Role.SYNAPSE, "embedding.default", varying=(1,))  # a table looked up by tokens: a constant current
+_rows(Role.SYNAPSE, "embedding.default", varying=(1,), sources="many")  # looked up by tokens: a constant current
 _rows(Role.SYNAPSE, "zeros.default ones.default full.default arange.default arange.start arange.start_step",
       varying=())  # fmt: skip
 
@@ -256,6 +263,18 @@ _analog = {
 }  # fmt: skip
 for _reason, _names in _analog.items():
     _rows(Role.ANALOG, _names, reason=_reason)
+
+for _names, _macs in {
+    "softmax.int _softmax.default log_softmax.int _log_softmax.default layer_norm.default native_layer_norm.default "
+    "group_norm.default native_group_norm.default instance_norm.default rms_norm.default _fused_rms_norm.default":
+        lambda args, output: 2 * args[0].numel(),  # one in the sum over the others, one in the scaling
+    "scaled_dot_product_attention.default _scaled_dot_product_flash_attention_for_cpu.default":
+        lambda args, output: args[0][..., 0].numel() * args[1].shape[-2] * (args[1].shape[-1] + 2 + args[2].shape[-1]),
+    "bilinear.default": lambda args, output: output.numel() * args[2][0].numel(),
+    "cdist.default": lambda args, output: output.numel() * args[0].shape[-1],
+}.items():  # fmt: skip
+    for _name in _names.split():
+        TABLE[f"aten.{_name}"] = replace(TABLE[f"aten.{_name}"], macs=_macs)
 
 for _dims in "123":  # their second output, the places, is dropped in tracing
     _both = _aten(f"aten.adaptive_max_pool{_dims}d.default")

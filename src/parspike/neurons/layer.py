@@ -107,6 +107,15 @@ class Neuron(nn.Module):
         digits = torch.bitwise_right_shift(count.to(torch.int64), self.T - 1 - steps)
         return (digits % 2).bool()
 
+    def sent(self, count: Tensor) -> Tensor:
+        """How many spikes each count is sent as: (B, …) in count's dtype, without making the trains."""
+        if self.code == "sorted":
+            return count
+        if self.code == "onset":
+            return (count > 0).to(count.dtype)
+        digits = count.to(torch.int64)
+        return sum(((digits >> place) & 1 for place in range(self.T)), torch.zeros_like(digits)).to(count.dtype)
+
     def current(self, count: Tensor, start: int = 0, stop: int | None = None, window: int | None = None) -> Tensor:
         """Output current of steps start … stop − 1: (stop − start, B, …).
 

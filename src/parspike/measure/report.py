@@ -1,0 +1,210 @@
+"""What `measure` returns: a table of layers with its totals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from parspike.errors import OptionError
+
+__all__ = ["Energy", "LayerRow", "Report"]
+
+
+SCALES = {
+    "weighted": "weighted: a spike of step t counts 2^(T−1−t); an accumulator is shifted by one bit a step",
+    "onset": "onset: a spike of step t counts T−t; an accumulator is added once more at every step",
+}
+"""What a membrane update does beside adding, by code."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Picojoules of an accumulate and of a multiply-accumulate.
+
+    Default: 32-bit floats in 45 nm, an addition 0.9 pJ and a multiplication 3.7 pJ (Horowitz, ISSCC 2014).
+    """
+
+    ac: float = 0.9
+    mac: float = 4.6
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) and value >= 0 for value in (self.ac, self.mac)):
+            raise OptionError(f"energies are finite and at least 0 pJ, got ac={self.ac}, mac={self.mac}")
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One operator that costs something; operations are those of one sample, mean over the samples.
+
+    kind: "synapse", "neuron", "analog" (what no spike can do), or "mean" (a linear operator or maximum that acts on
+    the time-means of spikes). synops: accumulates, one for every spike and edge. macs: multiply-accumulates.
+    network_macs: those of the same operator in the network itself. neurons, spikes, updates: of a layer of neurons;
+    an update is one neuron's state in one time-step, its bias in it. firing_rate: spikes per neuron and time-step of
+    the network. error: ‖mean output − activation‖ / ‖activation‖ against the network's own, None without one.
+    """
+
+    layer: str
+    operator: str
+    kind: str
+    synops: float = 0.0
+    macs: float = 0.0
+    network_macs: float = 0.0
+    neurons: int = 0
+    spikes: float = 0.0
+    firing_rate: float = 0.0
+    updates: int = 0
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Operations by layer and in total, and scores. `str` is a table, `to_json` everything.
+
+    samples: measured. T: time-steps. codes: how counts are sent. rows: the layers. energy: the constants.
+    accuracy, network_accuracy: share right, None without labels. agreement: share of samples whose largest output is
+    the network's. error: of the outputs, as in `LayerRow`. Both None without a network to compare with.
+    """
+
+    samples: int
+    T: int
+    codes: tuple[str, ...]
+    rows: tuple[LayerRow, ...]
+    energy: Energy
+    accuracy: float | None = None
+    network_accuracy: float | None = None
+    agreement: float | None = None
+    error: float | None = None
+
+    def _sum(self, name: str) -> Any:
+        return sum(getattr(row, name) for row in self.rows)
+
+    @property
+    def neurons(self) -> int:
+        """Spiking neurons."""
+        return self._sum("neurons")
+
+    @property
+    def spikes(self) -> float:
+        """Spikes of one sample."""
+        return self._sum("spikes")
+
+    @property
+    def spikes_per_neuron(self) -> float:
+        """Spikes of one neuron for one sample, in T steps."""
+        return self.spikes / max(1, self.neurons)
+
+    @property
+    def synops(self) -> float:
+        """Synaptic operations of one sample: accumulates."""
+        return self._sum("synops")
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates of one sample: synapses on real values, and analog operators."""
+        return self._sum("macs")
+
+    @property
+    def network_macs(self) -> float:
+        """Multiply-accumulates of one sample in the network itself."""
+        return self._sum("network_macs")
+
+    @property
+    def updates(self) -> int:
+        """Membrane updates of one sample; no part of `energy_pj`."""
+        return self._sum("updates")
+
+    @property
+    def energy_pj(self) -> float:
+        """Picojoules of one sample: synops and macs, without membrane updates and memory."""
+        return self.synops * self.energy.ac + self.macs * self.energy.mac
+
+    @property
+    def update_energy_pj(self) -> float:
+        """Picojoules of the membrane updates, one accumulate each."""
+        return self.updates * self.energy.ac
+
+    @property
+    def network_energy_pj(self) -> float:
+        """Picojoules of one sample in the network itself."""
+        return self.network_macs * self.energy.mac
+
+    @property
+    def analog(self) -> tuple[LayerRow, ...]:
+        """The operators that no spike can do, computed on the time-means."""
+        return tuple(row for row in self.rows if row.kind == "analog")
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON-able data; operations and energies of one sample."""
+        totals = ("neurons", "spikes", "spikes_per_neuron", "synops", "macs", "updates", "energy_pj",
+                  "update_energy_pj", "network_macs", "network_energy_pj")  # fmt: skip
+        data = asdict(self)
+        rows = data.pop("rows")
+        named = [f"{row.layer} ({row.operator})" for row in self.analog]
+        return {**data, **{name: getattr(self, name) for name in totals}, "analog": named, "rows": rows}
+
+    def __str__(self) -> str:
+        head = ("layer", "operator", "neurons", "spikes/neuron", "rate", "SynOps", "MACs", "network's MACs", "updates",
+                "error")  # fmt: skip
+        total = LayerRow("total", "", "", self.synops, self.macs, self.network_macs, self.neurons, self.spikes,
+                         self.spikes_per_neuron / self.T, self.updates, self.error)  # fmt: skip
+        cells = [head, *(_cells(row) for row in (*self.rows, total))]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+        lines = ["  ".join(_pad(cell, w, i) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+                 for line in cells]  # fmt: skip
+        rule = "  ".join("─" * w for w in widths)
+        return "\n".join((lines[0], rule, *lines[1:-1], rule, lines[-1], "", *self._remarks()))
+
+    def _remarks(self) -> list[str]:
+        lines = [f"For one sample, mean over {self.samples:,}. T = {self.T}, code {', '.join(self.codes)}."]
+        shares = {"accuracy": self.accuracy, "network's accuracy": self.network_accuracy, "agreement": self.agreement}
+        if known := [f"{name} {100 * share:.2f} %" for name, share in shares.items() if share is not None]:
+            lines.append(", ".join(known))
+        lines.append(
+            f"energy {_joule(self.energy_pj)}, the network itself {_joule(self.network_energy_pj)}; "
+            f"{self.energy.ac:g} pJ an accumulate (SynOp), {self.energy.mac:g} pJ a MAC, no memory traffic"
+        )
+        lines.append(f"membrane updates, beside it: {_joule(self.update_energy_pj)} at an accumulate each")
+        if self.analog:
+            named = dict.fromkeys(f"{row.layer} ({row.operator})" for row in self.analog)
+            lines.append(f"analog, on the time-means: {', '.join(named)}")
+        return [*lines, *(SCALES[code] for code in self.codes if code in SCALES)]
+
+
+def _pad(cell: str, width: int, column: int) -> str:
+    return cell.ljust(width) if column < 2 else cell.rjust(width)
+
+
+def _cells(row: LayerRow) -> Sequence[str]:
+    fires = row.neurons > 0
+    return (
+        row.layer,
+        row.operator + (" (analog)" if row.kind == "analog" else " of means" if row.kind == "mean" else ""),
+        f"{row.neurons:,}" if fires else "",
+        f"{row.spikes / row.neurons:.3f}" if fires else "",
+        f"{row.firing_rate:.3f}" if fires else "",
+        _short(row.synops), _short(row.macs), _short(row.network_macs), _short(row.updates),
+        "" if row.error is None else f"{row.error:.3f}",
+    )  # fmt: skip
+
+
+def _short(value: float) -> str:
+    """Four digits: 12.34 M.
+
+    >>> _short(1234), _short(12_340_000.0), _short(0), _short(0.5)
+    ('1.234 k', '12.34 M', '', '0.5')
+    """
+    if not value:
+        return ""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g} {unit}"
+    return f"{value:.4g}"
+
+
+def _joule(picojoules: float) -> str:
+    for unit, size in (("mJ", 1e9), ("µJ", 1e6), ("nJ", 1e3)):
+        if picojoules >= size:
+            return f"{picojoules / size:.3g} {unit}"
+    return f"{picojoules:.3g} pJ"

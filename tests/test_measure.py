@@ -1,0 +1,398 @@
+"""Operations against brute force: every spike of the trains, pushed alone through synapses whose weights are 1."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import SHAPES, made
+from test_operators import ALONE, CALLS
+from torch import Tensor, nn
+
+import parspike
+from parspike.errors import OptionError, ParspikeError
+from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, trace, walk
+from parspike.graph.ops import TABLE, call
+from parspike.measure.wires import carry, fan_out
+from parspike.neurons import CODES, ParallelNeuron
+
+# --------------------------------------------------------------------------------------- brute force on a graph
+
+
+def lit(value: Any) -> Any:
+    return map_tree(lambda leaf: (leaf.abs() > 1e-6).double(), value)
+
+
+def unit(snn: parspike.SNN) -> dict[str, Tensor]:
+    """Its weights all 1, its biases 0: what is left of a synapse is where it leads."""
+    return {path: torch.full_like(t, float(t.dim() > 1), dtype=torch.float64) for path, t in snn.tensors().items()}
+
+
+def outcome(node: Node, env: dict[str, Any], tensors: Any, size: int) -> Any:
+    """What a node makes of the values in `env`, without the constant part; others that it reads are 0."""
+    results = []
+    for lamp in (1.0, 0.0):
+        values = {n: map_tree(lambda leaf, lamp=lamp: leaf.double() * lamp, value) for n, value in env.items()}
+        args, kwargs = Stream(values, tensors, {"batch": size}).arguments(node)
+        results.append(call(node.target, args, kwargs))
+    dark = iter(list(leaves(results[1])))
+    return map_tree(lambda leaf: torch.nan_to_num(leaf.double() - next(dark).double(), 0.0, 0.0, 0.0), results[0])
+
+
+def lone_spikes(shape: Any) -> Tensor:
+    """One sample for every element, in which it alone is 1."""
+    return torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
+
+
+def brute(snn: parspike.SNN, x: Tensor) -> dict[str, float]:
+    """Synaptic operations of every node for a batch, spike by spike, from the parallel engine's trains.
+
+    A spike goes alone through the wires, as an element that is 1 among zeros, and every element that it reaches is
+    1 again. At a weighted synapse each of these makes, alone, as many operations as there are outputs that it changes.
+    """
+    graph, run, tensors = snn.graph, snn.run(x, engine="parallel", record=True), unit(snn)
+    trains = {node.name: run.spikes[node.layer] for node in graph.neurons}
+    sorted_code = [name for name, neuron in snn.neurons().items() if neuron.code == "sorted"]
+    pools = [n for n in graph.nodes if n.role is Role.ORDER and nested(graph, n, sorted_code)]
+    for node in pools:  # a pooled train starts anew
+        steps = [call(node.target, (step.float(), *node.args[1:]), {}) for step in trains[node.refs[0]]]
+        trains[node.name] = torch.stack(steps).bool()
+    found = dict.fromkeys([node.name for node in graph.nodes], 0.0)
+    for name, train in trains.items():
+        spikes, values = train.sum((0, 1)).flatten().double(), {name: lone_spikes(train.shape[2:])}
+        size = len(spikes)
+        for node in graph.nodes:
+            if not any(ref in values for ref in node.refs) or node in pools:
+                continue
+            env = {ref: values.get(ref, torch.zeros(size, *shape_of(graph, ref))) for ref in node.refs}
+            if TABLE[node.target].weighted:
+                (reached,) = env.values()
+                alone = {node.refs[0]: lone_spikes(reached.shape[1:])}
+                targets = lit(outcome(node, alone, tensors, reached[0].numel())).flatten(1).sum(1)
+                found[node.name] += float(spikes @ (reached.flatten(1) @ targets))
+            elif node.role is Role.SYNAPSE:
+                values[node.name] = lit(outcome(node, env, tensors, size))
+            else:
+                found[node.name] += sum(float(spikes @ value.flatten(1).sum(1)) for value in env.values())
+    return found
+
+
+def shape_of(graph: Graph, name: str) -> Any:
+    return (graph.by_name[name] if name in graph.by_name else graph.inputs[0]).shape[1:]
+
+
+class Layers(nn.Module):
+    """image → conv → ReLU → back → ReLU → head, on maps or on lines."""
+
+    def __init__(self, back: nn.Module, lines: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem = nn.Conv1d(2, 4, 3, padding=1) if lines else nn.Conv2d(2, 4, 3, padding=1)
+        self.back, self.lines = back, lines
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.back(F.relu(self.stem(x))).relu().flatten(1).mean(1, keepdim=True)
+
+
+class Skips(nn.Module):
+    """A residual sum, a concatenation and a linear bottleneck: two weighted synapses without neurons between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(2, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.conv(x) + x)
+        return self.two(self.one(torch.cat([x, y], 1)) + F.pad(y, (0, 0, 0, 0))[:, :2])
+
+
+BACKS: dict[str, tuple[nn.Module, bool]] = {
+    "conv, stride": (nn.Conv2d(4, 3, 3, 2, 1), False),
+    "conv, groups, dilation": (nn.Conv2d(4, 6, (3, 2), (1, 2), (2, 0), (2, 1), 2), False),
+    "depthwise": (nn.Conv2d(4, 4, 3, 1, "same", groups=4), False),
+    "transposed": (nn.ConvTranspose2d(4, 3, 3, 2, 1, 1), False),
+    "conv1d": (nn.Conv1d(4, 3, 3, 2, 1), True),
+    "transposed 1d": (nn.ConvTranspose1d(4, 2, 4, 3), True),
+    "linear": (nn.Sequential(nn.Flatten(), nn.Linear(144, 5)), False),
+    "linear on the last dimension": (nn.Linear(6, 5), False),
+    "average pool": (nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(4, 3, 3, padding=1)), False),
+    "average pool, overlapping": (nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(4, 3, 2)), False),
+    "adaptive pool": (nn.Sequential(nn.AdaptiveAvgPool2d((4, 1)), nn.Flatten(), nn.Linear(16, 3)), False),
+    "max-pool": (nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 3, 2)), False),
+    "upsample": (nn.Sequential(nn.Upsample(scale_factor=1.5, mode="bilinear"), nn.Conv2d(4, 3, 3)), False),
+    "skips": (Skips(), False),
+    "tanh with offset": (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 3, 1, 1)), False),
+}
+
+
+def check(model: nn.Module, x: Tensor) -> None:
+    plan = parspike.plan(model, x)
+    names = {(node.layer, node.target.split(".")[1]): node.name for node in plan.graph.nodes}
+    for code in CODES:
+        snn = parspike.convert(plan, x, T=3, code=code, recipe="max")
+        report = parspike.measure(snn, [x[:2], x[2:]])
+        seen = {names[row.layer, row.operator]: row.synops * len(x) for row in report.rows}
+        wanted = brute(snn, x)
+        assert sum(wanted.values()) > 0
+        for name, synops in wanted.items():
+            assert seen.get(name, 0.0) == pytest.approx(synops, abs=1e-6), (name, code)
+        trains = snn.run(x, engine="parallel", record=True).spikes
+        assert report.spikes * len(x) == pytest.approx(sum(float(train.sum()) for train in trains.values()))
+        assert report.updates == 3 * report.neurons
+
+
+@pytest.mark.parametrize("kind", BACKS)
+def test_every_spike_pushed_alone(kind):
+    back, lines = BACKS[kind]
+    check(Layers(back, lines).eval(), torch.randn(3, 2, *((9,) if lines else (6, 6))))
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_every_spike_of_whole_networks(kind):
+    check(*made(kind, batch=3))
+
+
+WIRES = [name for name, row in TABLE.items()
+         if name in CALLS and row.role is Role.SYNAPSE and not row.weighted and row.sources != "many"]  # fmt: skip
+
+
+class Wires(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        found = [leaf for name in WIRES if name not in ALONE for leaf in leaves(CALLS[name](x * 1.0))]
+        return [leaf for leaf in found if isinstance(leaf, Tensor)]
+
+
+def test_every_wire_of_the_op_table_leads_where_a_lone_spike_goes():
+    """A row whose `sources` is wrong fails here: an element counts the spikes that have a share in it."""
+    x = torch.rand(2, 4, 6, 6, dtype=torch.float64)
+    graph = trace(Wires().eval(), (x,))
+    varying, env = {graph.inputs[0].name}, {graph.inputs[0].name: x}
+    walk(
+        Schedule.of(graph.nodes, [n.name for n in graph.nodes], seeds=list(env)),
+        [Stream(env, graph.tensors, {"batch": 2})],
+    )
+    seen = set()
+    for node in graph.nodes:
+        sources = [ref for ref in node.refs if ref in varying]
+        varying |= {node.name} if sources else set()
+        if node.target not in WIRES or node.role is not Role.SYNAPSE or not sources or node.target in seen:
+            continue
+        seen.add(node.target)
+        args, kwargs = Stream(env, graph.tensors, {"batch": 2}).arguments(node)
+        spikes = [map_tree(lambda v: torch.randint(0, 4, v.shape).double(), env[name]) for name in sources]
+        found = list(leaves(carry(node, args, kwargs, spikes, varying)))
+        wanted = [torch.zeros_like(leaf) for leaf in found]
+        constant = {ref: env[ref] for ref in node.refs if ref not in sources}
+        dark = {ref: map_tree(lambda v: torch.zeros_like(v.double()), env[ref]) for ref in sources}
+        nothing = list(leaves(_run(node, {**constant, **dark}, graph)))
+        for name, signal in zip(sources, spikes, strict=True):
+            for number, leaf in enumerate(leaves(signal)):
+                for place, here in enumerate(leaf.flatten().tolist()):
+                    lone = [torch.zeros(v.shape, dtype=torch.float64) for v in leaves(signal)]
+                    lone[number].view(-1)[place] = 1.0
+                    queue = iter(lone)
+                    one = {**dark, name: map_tree(lambda _, queue=queue: next(queue), signal)}
+                    for k, out in enumerate(leaves(_run(node, {**constant, **one}, graph))):
+                        wanted[k] += here * ((out.double() - nothing[k].double()).abs() > 1e-6)
+        for a, b in zip(found, wanted, strict=True):
+            assert torch.equal(a.abs(), b), (node.target, TABLE[node.target].sources)
+    assert len(seen) > 80
+
+
+def _run(node: Node, env: dict[str, Any], graph: Graph) -> Any:
+    args, kwargs = Stream(env, graph.tensors, {"batch": 2}).arguments(node)
+    return call(node.target, args, kwargs)
+
+
+@torch.no_grad()
+def test_a_maximum_behind_a_negative_factor_passes_a_spike_where_all_fire():
+    norm, conv = nn.BatchNorm2d(4), nn.Conv2d(4, 3, 2)
+    norm.weight.fill_(-1.0)
+    model, x = Layers(nn.Sequential(norm, nn.MaxPool2d(2), conv)).eval(), torch.randn(3, 2, 6, 6) + 1
+    snn = parspike.convert(model, x, T=4, recipe="max")
+    train = snn.run(x, engine="parallel", record=True).spikes["relu"].flatten(0, 1).float()
+    wanted = F.conv2d(-F.max_pool2d(-train, 2), torch.ones_like(conv.weight)).sum()
+    assert wanted > 0
+    row = next(row for row in parspike.measure(snn, x).rows if row.layer == "back.2")
+    assert row.synops * 3 == float(wanted)
+
+
+# ------------------------------------------------------------------------------------- what is no spike, and scores
+
+
+class Attention(nn.Module):
+    """Two heads written by hand, or torch's own product."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm, self.qkv = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 24)
+        self.out, self.head, self.fused = nn.Linear(8, 8), nn.Linear(8, 3), fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            y = (q @ k.transpose(-2, -1) / 2).softmax(-1) @ v
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return self.head(torch.relu(x).mean(1))
+
+
+def test_attention_is_named_and_costs_what_its_products_do():
+    x = torch.randn(2, 5, 6)
+    reports = {}
+    for fused in (False, True):
+        model = Attention(fused).eval()
+        snn = parspike.convert(model, x, T=4, recipe="max")
+        reports[fused] = parspike.measure(snn, x, against=model)
+    rows = {(row.layer, row.operator): row for row in reports[False].analog}
+    assert [operator for _, operator in rows] == ["layer_norm", "matmul", "softmax", "matmul"]
+    costs = [row.macs for row in rows.values()]
+    assert costs == [2 * 5 * 8, 2 * 5 * 5 * 4, 2 * 2 * 5 * 5, 2 * 5 * 5 * 4]
+    fused = reports[True]
+    assert [row.operator for row in fused.analog] == ["layer_norm", "scaled_dot_product_attention"]
+    assert fused.macs == reports[False].macs
+    assert fused.network_macs == reports[False].network_macs
+    macs = {row.layer: row.macs for row in fused.rows if row.kind == "synapse"}
+    # the image, what the norm gives and what the attention gives are real numbers; the head gets spikes
+    assert macs == {"stem": 5 * 6 * 8, "qkv": 5 * 8 * 24, "out": 5 * 8 * 8, "head": 0}
+    arriving = {row.layer: row.synops for row in fused.rows}
+    spikes = {row.layer: row.spikes for row in fused.rows if row.neurons}
+    # the norm averages the first layer's spikes, the skip brings them to the second layer's neurons
+    assert arriving["norm"] == pytest.approx(spikes["relu"])
+    assert arriving["relu@2"] == pytest.approx(spikes["relu"])
+    assert arriving["head"] == pytest.approx(3 * spikes["relu@2"])
+    assert "layer_norm" in str(fused)
+    assert "norm (layer_norm)" in fused.to_json()["analog"]
+
+
+def test_the_image_costs_multiply_accumulates_once_and_bottlenecks_too():
+    model = Layers(BACKS["skips"][0]).eval()
+    x = torch.randn(2, 2, 6, 6)
+    few, many = (parspike.measure(parspike.convert(model, x, T=T, recipe="max"), x) for T in (2, 8))
+    row = {row.layer: row for row in few.rows}
+    edges = 4 * 2 * (6 + 5 + 5) ** 2  # of a 3 × 3 convolution on 6 × 6 with zeros around: 16 along each side
+    assert (row["stem"].macs, row["stem"].network_macs) == (edges, edges)
+    assert (row["back.one"].macs, row["back.one"].synops > 0) == (0, True)
+    assert row["back.two"].macs == row["back.two"].network_macs == 2 * 4 * 9 * 16
+    assert few.macs == many.macs
+    assert many.synops > few.synops
+
+
+def test_network_macs_are_those_of_torch_without_padding():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 2, 2, groups=2), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(16, 3)).eval()  # fmt: skip
+    x = torch.randn(3, 2, 6, 6)
+    report = parspike.measure(parspike.convert(model, x, T=2, recipe="max"), x)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert report.network_macs == counter.get_total_flops() / 2 / len(x)
+
+
+def test_kept_activations_are_analog_and_so_is_what_they_feed():
+    model, x = made(next(iter(SHAPES)), batch=2)
+    snn = parspike.convert(model, x, T=4, recipe="max", layers={"*": parspike.Keep()})
+    report = parspike.measure(snn, x, against=model)
+    assert report.synops == report.spikes == report.neurons == 0
+    assert report.macs == report.network_macs
+    assert len(report.analog) == 5
+    assert report.error == pytest.approx(0, abs=1e-5)
+
+
+@torch.no_grad()
+def test_accuracy_agreement_and_error_by_layer():
+    model, x = made(next(iter(SHAPES)), batch=16)
+    snn = parspike.convert(model, x, T=2, recipe="max")
+    y = model(x).argmax(1)
+    y[::4] = (y[::4] + 1) % 5
+    report = parspike.measure(snn, [(x[:10], y[:10]), (x[10:], y[10:])], against=model)
+    said, wanted = snn(x), model(x)
+    assert report.samples == 16
+    assert report.network_accuracy == 0.75
+    assert report.accuracy == float((said.argmax(1) == y).float().mean())
+    assert report.agreement == float((said.argmax(1) == wanted.argmax(1)).float().mean())
+    assert report.error == pytest.approx(float((said - wanted).norm() / wanted.norm()), rel=1e-5)
+    activation = F.relu(model.bn1(model.conv1(x)))
+    neuron = next(iter(snn.neurons().values()))
+    count = snn.run(x, record=True).counts["act"]
+    error = float((neuron.value(count) - activation).norm() / activation.norm())
+    first = next(row for row in report.rows if row.layer == "act")
+    assert first.error == pytest.approx(error, rel=1e-4)
+    assert parspike.measure(snn, x).accuracy is None
+    other = parspike.measure(snn, x, against=nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval())
+    assert other.agreement is not None
+    assert all(row.error is None for row in other.rows)
+
+
+def test_energy_is_operations_times_their_constants():
+    model, x = made(next(iter(SHAPES)), batch=2)
+    snn = parspike.convert(model, x, T=4, recipe="max")
+    report = parspike.measure(snn, x, against=model, energy=parspike.Energy(ac=2.0, mac=3.0))
+    assert report.energy_pj == pytest.approx(2 * report.synops + 3 * report.macs)
+    assert report.network_energy_pj == pytest.approx(3 * report.network_macs)
+    assert report.update_energy_pj == 2 * report.updates
+    said = json.loads(json.dumps(report.to_json()))
+    assert said["energy"] == {"ac": 2.0, "mac": 3.0}
+    assert said["synops"] == pytest.approx(sum(row["synops"] for row in said["rows"]))
+    assert math.isfinite(said["error"])
+    with pytest.raises(OptionError, match="at least 0 pJ"):
+        parspike.Energy(ac=-1.0)
+
+
+def test_layers_with_fewer_steps_update_less_often():
+    model, x = made(next(iter(SHAPES)), batch=2)
+    snn = parspike.convert(model, x, T=8, recipe="max", layers={"hardtanh": parspike.Steps(2)})
+    rows = {row.layer: row for row in parspike.measure(snn, x).rows}
+    assert rows["hardtanh"].updates == 2 * rows["hardtanh"].neurons
+    assert rows["act"].updates == 8 * rows["act"].neurons
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_spikes_sent_are_those_of_the_trains(code):
+    neuron = ParallelNeuron(5, torch.tensor(1.0), code=code)
+    counts = torch.arange(neuron.levels + 1).float()
+    assert torch.equal(neuron.sent(counts), neuron.spikes(counts).sum(0).float())
+
+
+def test_firing_rate_is_of_spikes_not_of_counts():
+    model, x = made(next(iter(SHAPES)), batch=2)
+    run = parspike.convert(model, x, T=4, code="weighted", recipe="max").run(x, record=True)
+    assert run.firing_rate == pytest.approx({layer: float(t.float().mean()) for layer, t in run.spikes.items()})
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        ([], "the loader is empty"),
+        (3, "loader must be an iterable"),
+        ([torch.zeros(2, 3, 9, 9)], "batch 0 of the loader: input 'x' has shape"),
+        ([torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), math.nan)], "batch 1 of the loader: input 'x' holds NaN"),
+    ],
+)
+def test_bad_loaders(loader, message):
+    model, x = made(next(iter(SHAPES)), batch=2)
+    snn = parspike.convert(model, x, T=2, recipe="max")
+    with pytest.raises(ParspikeError, match=message):
+        parspike.measure(snn, loader)
+
+
+def test_a_network_that_is_not_converted():
+    with pytest.raises(ParspikeError, match=r"parspike\.convert makes one"):
+        parspike.measure(nn.Linear(2, 2), torch.zeros(2, 2))
+
+
+def test_fan_out_of_a_padded_convolution_is_less_at_its_border():
+    graph = trace(nn.Sequential(nn.Conv2d(1, 5, 3, padding=1)).eval(), (torch.zeros(2, 1, 4, 4),))
+    (node,) = graph.nodes
+    stream = Stream({graph.inputs[0].name: torch.zeros(2, 1, 4, 4)}, graph.tensors, {"batch": 2})
+    edges = fan_out(node, *stream.arguments(node), {graph.inputs[0].name})
+    side = torch.tensor([2.0, 3.0, 3.0, 2.0], dtype=torch.float64)
+    assert torch.equal(edges[0, 0], 5 * side[:, None] * side)
