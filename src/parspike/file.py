@@ -517,7 +517,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_run(snn: SNN) -> None:
-    """Run the network on two samples without data, of the example's sizes: operators take their arguments, shapes are as stated."""
+    """Run the network on two samples without data, of the example's sizes.
+
+    Operators take their arguments, shapes are as stated.
+    """
     graph, neurons, sizes = snn.graph, snn.neurons(), {**snn.graph.example, BATCH: 2}
 
     def size(shape: Iterable[Any]) -> tuple[int, ...]:

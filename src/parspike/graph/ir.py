@@ -325,7 +325,7 @@ class Graph:
         """The value of every symbol of the input shapes."""
         return {
             dim.tree: env[i.name].shape[position]
-            for i in self.inputs
+            for i in reversed(self.inputs)  # the first input that has a size says it
             for position, dim in enumerate(i.shape)
             if isinstance(dim, Size) and isinstance(dim.tree, str)
         }

@@ -37,8 +37,8 @@ __all__ = ["Conditions", "GuardWatch", "conditions", "other_sizes", "resized", "
 OPERATIONS = {"Add": "+", "Mul": "*", "FloorDiv": "//", "CleanDiv": "//", "Mod": "%", "PythonMod": "%",
               "Max": "max", "Min": "min", "Equality": "=", "Unequality": "≠", "StrictLessThan": "<", "LessThan": "≤",
               "StrictGreaterThan": ">", "GreaterThan": "≥", "And": "and", "Or": "or"}  # fmt: skip
-MOST = 100
-"""Conditions at most: a network of windows and paddings asks hundreds, and tracing them takes minutes."""
+MOST = 40
+"""Conditions at most: a network of windows and paddings asks twice as many, and tracing them takes a minute."""
 TRIES = 2000
 """Combinations of sizes looked at for one that the limits allow."""
 
@@ -137,9 +137,8 @@ def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: G
         expression = environment.replace(guard.expr)
         if not expression.free_symbols - batch:
             continue
-        sides = expression.args
-        if type(expression).__name__ == "Equality" and any(s.is_Integer for s in sides) and not _divides(sides):
-            for symbol in expression.free_symbols:
+        if numbered := _numbered(expression):
+            for symbol in numbered:
                 found.fixed.update(dict.fromkeys(places.get(symbol, ()), where))
         else:
             found.limits.append(expression)
@@ -160,13 +159,21 @@ def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: G
 
 
 def _place(source: str) -> tuple[str, int]:
-    """"L['x'].size()[2]" → ("x", 2), the input's name as torch.export writes it."""
+    """Input and dimension in a source such as L['x'].size()[2], the input's name as torch.export writes it."""
     base, _, dim = source.removesuffix("]").partition(".size()[")
     return re.sub(r"\W+", "_", base.removeprefix("L")).strip("_"), int(dim) if dim.isdigit() else -1
 
 
-def _divides(sides: Sequence[Any]) -> bool:
-    return any(type(side).__name__ in ("Mod", "PythonMod") for side in sides)
+def _numbered(condition: Any) -> set[Any]:
+    """The sizes of which a condition says that they equal a number; divisibility does not say that."""
+    if type(condition).__name__ != "Equality" or any(type(s).__name__ in ("Mod", "PythonMod") for s in condition.args):
+        return set()
+    one, two = condition.args
+    # The batch on both sides, as where it is in a view's shape, goes away in the quotient.
+    for side, other in ((one, two), (two, one), (one / two).as_numer_denom(), (two / one).as_numer_denom()):
+        if other.is_Integer:
+            return side.free_symbols
+    return set()
 
 
 def _always(limit: Any, ranges: Mapping[Any, Any], batch: set[Any]) -> bool:

@@ -81,7 +81,9 @@ def trace(
     return replace(_fold(graph, args, kwargs), fixed=fixed)
 
 
-def _free(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> tuple[Graph | None, tuple[str, ...]]:
+def _free(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+) -> tuple[Graph | None, tuple[str, ...]]:
     """The graph with free sizes, None where there are none; and why sizes are fixed."""
     inputs = (*args, *kwargs.values())
     fixed: dict[tuple[int, int], str] = {}
@@ -100,7 +102,7 @@ def _free(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor])
             names = [i.name for i in graph.inputs]
             found = conditions(reader.placeholders, opened, watch)
             for place, (layer, line) in found.fixed.items():
-                fixed[place] = _reason(graph, layer, line)
+                fixed[place] = _reason(graph, layer, line) or f"{type(model).__name__}.forward"
             if not any(isinstance(dim, Size) for i in graph.inputs for dim in i.shape[1:]):
                 break
             if any(isinstance(graph.inputs[i].shape[d], Size) for i, d in found.fixed):
@@ -122,7 +124,7 @@ def _free(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor])
 
 def _reason(graph: Graph, layer: str, line: str) -> str:
     source = next((n.source for n in graph.nodes if layer and n.layer == layer and n.source), "") or _user_place(line)
-    return " at ".join(part for part in (f"layer '{layer}'" if layer else "", source) if part) or "the network"
+    return " at ".join(part for part in (f"layer '{layer}'" if layer else "", source) if part)
 
 
 def _user_place(line: str) -> str:
@@ -226,8 +228,11 @@ def _export(
             )
             # Only to be rid of in-place operators: it traces the whole network a second time.
             return exported if _pure(exported) else exported.run_decompositions({})
+    except TraceError:
+        raise
     except Exception as error:
-        raise TraceError(_explain(model, error) + _seen(model, args, kwargs)) from error
+        seen = _seen(model, args, kwargs) if opened is None else ""
+        raise TraceError(_explain(model, error) + seen) from error
     finally:
         torch.random.set_rng_state(generator)
 
@@ -397,9 +402,7 @@ def _check_samples(one: Any, two: Any) -> None:
 class _Reader:
     """Turns one exported program into a `Graph`."""
 
-    def __init__(
-        self, model: nn.Module, exported: Any, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]
-    ) -> None:
+    def __init__(self, model: nn.Module, exported: Any, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
         self.model, self.exported = model, exported
         self.signature = (len(args), tuple(kwargs))
         self.shapes = [x.shape for x in (*args, *kwargs.values())]
