@@ -130,8 +130,7 @@ class Plan:
             f"{len(self.spiking)} spiking, {len(self.kept)} kept analog, {count[Role.ORDER]} max, "
             f"{count[Role.ANALOG]} analog operators, {count[READOUT]} read-out, {len(self.refusals)} refused"
         )
-        taken = ", ".join(f"{i.name} {i.shape_text}" for i in self.graph.inputs)
-        lines.append("; ".join(filter(None, (f"inputs: {taken}", self.graph.about_sizes))))
+        lines.append(f"inputs: {self.graph.taken}")
         lines.extend(f"refused: layer '{row.layer}', {row.operator}: {row.remedy}" for row in self.refusals)
         return "\n".join(lines)
 

@@ -259,6 +259,12 @@ class Graph:
         return tuple(dim if isinstance(dim, int) else str(dim) for dim in shape)
 
     @property
+    def taken(self) -> str:
+        """The inputs with their shapes, and what is known of their sizes, as one line of text."""
+        shapes = ", ".join(f"{i.name} {i.shape_text}" for i in self.inputs)
+        return "; ".join(filter(None, (shapes, self.about_sizes)))
+
+    @property
     def about_sizes(self) -> str:
         """Which sizes of inputs may vary, within which limits, and why others may not; "" if nothing is known."""
         parts = [f"free: {', '.join(self.example)}"] if self.example else []
