@@ -93,7 +93,7 @@ class GuardWatch:
         logger = logging.getLogger(symbolic_shapes.__name__)  # reports inequalities that it cannot solve
         before, logger.disabled = logger.disabled, True
         try:
-            with _config.patch(backed_size_oblivious=True):
+            with _config.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
                 yield
         finally:
             logger.disabled = before

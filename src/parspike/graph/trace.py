@@ -496,8 +496,10 @@ class _Reader:
 
     def _call(self, fx: Any) -> None:
         meta = fx.meta.get("val")
-        if isinstance(meta, (torch.SymFloat, torch.SymBool)) and fx.users:
-            raise TraceError(f"it computes {meta} from its sizes: not supported")
+        if isinstance(meta, (torch.SymFloat, torch.SymBool)):
+            if fx.users:
+                raise TraceError(f"it computes {meta} from its sizes: not supported")
+            return
         if isinstance(meta, (torch.SymInt, int, float, bool)):
             self.value[fx.name] = self._size(meta) if isinstance(meta, torch.SymInt) else meta
             return
