@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 import parspike
 from parspike import file
 from parspike.errors import FileError
-from parspike.graph.ir import SIZE_OPERATIONS
+from parspike.graph.ir import CONDITIONS, SIZE_OPERATIONS
 from parspike.neurons.layer import CODES, KINDS
 
 # ------------------------------------------------------------------------------------------------ networks
@@ -127,7 +127,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     assert content[55:119].decode() == metadata["sha256"]
     blank = content[:55] + b"0" * 64 + content[119:]
     assert hashlib.sha256(blank).hexdigest() == metadata["sha256"]
-    assert (metadata["format"], metadata["version"]) == ("parspike", "1")
+    assert (metadata["format"], metadata["version"]) == ("parspike", "2")
     tensors = {}
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
@@ -140,7 +140,7 @@ def write(path: Path, network: str, tensors: dict[str, np.ndarray], **more: Any)
     """A file with a right checksum."""
     names = {np.dtype(value): key for key, value in NUMPY.items()}
     header: dict[str, Any] = {
-        "__metadata__": {"format": "parspike", "sha256": "0" * 64, "version": "1", "network": network, **more}
+        "__metadata__": {"format": "parspike", "sha256": "0" * 64, "version": "2", "network": network, **more}
     }
     data = b""
     for name, array in tensors.items():
@@ -190,9 +190,9 @@ def test_safetensors_reads_it_too(saved: Path) -> None:
 
 def test_the_page_names_everything_that_a_file_may_hold() -> None:
     page = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
-    words = set(re.findall(r"[\w%*/+.]+", page))
+    words = set(re.findall(r"[\w%*/+.=≠<>≤≥]+", page))
     assert {f"torch.{word}" for word in words} >= set(file.CONSTANTS)
-    assert words >= {*file.DTYPES.values(), *SIZE_OPERATIONS, *KINDS, *CODES}
+    assert words >= {*file.DTYPES.values(), *SIZE_OPERATIONS, *CONDITIONS, *KINDS, *CODES}
     assert f"# The `.parspike` format, version {file.VERSION}" in page
 
 
@@ -304,7 +304,7 @@ def test_a_huge_declared_header_costs_nothing(saved: Path, tmp_path: Path) -> No
 def test_versions(saved: Path, tmp_path: Path) -> None:
     body, tensors = read(saved)
     text, path = json.dumps(body), tmp_path / "version"
-    assert "pip install --upgrade parspike" in refused(write(path, text, tensors, version="2"))
+    assert "pip install --upgrade parspike" in refused(write(path, text, tensors, version="3"))
     changed = bytearray(write(path, text, tensors, version="12").read_bytes())
     changed[-1] ^= 1  # a newer format may compute its checksum in another way
     path.write_bytes(changed)
@@ -312,6 +312,17 @@ def test_versions(saved: Path, tmp_path: Path) -> None:
     for version in ("0", "01", "-1", "1.5", "", "١", "9" * 5000):
         refused(write(path, text, tensors, version=version))
     refused(write(path, text, tensors, more="entries"))
+
+
+def test_version_1_knew_one_size_of_every_input(tmp_path: Path) -> None:
+    snn, (args, kwargs) = converted("qcfs, T ≠ levels")
+    body, tensors = read(snn.save(tmp_path / "net.parspike"))
+    assert (body["graph"]["example"], body["graph"]["limits"]) == ({}, [])
+    refused(write(tmp_path / "mixed", json.dumps(body), tensors, version="1"))
+    del body["graph"]["example"], body["graph"]["limits"]
+    refused(write(tmp_path / "mixed", json.dumps(body), tensors))
+    old = parspike.load(write(tmp_path / "old", json.dumps(body), tensors, version="1"))
+    assert torch.equal(old(*args, **kwargs), snn(*args, **kwargs))
 
 
 # ------------------------------------------------------------- forgery: the checksum is right, the rest is not
@@ -344,6 +355,10 @@ def set_graph(**fields: Any) -> Edit:
 
 def set_input(**fields: Any) -> Edit:
     return lambda body, _: body["graph"]["inputs"][0].update(fields)
+
+
+def set_limits(*limits: Any) -> Edit:
+    return lambda body, _: body["graph"].update(limits=[{"size": limit} for limit in limits])
 
 
 def set_neuron(**fields: Any) -> Edit:
@@ -432,7 +447,7 @@ FORGED: dict[str, tuple[Edit, str]] = {
     # sizes
     "size of an unknown operation": (set_node("conv2d", shape=[{"size": ["**", 9, 9]}]), "unknown size"),
     "size of one operand": (set_node("conv2d", shape=[{"size": ["+", 9]}]), "unknown size"),
-    "size of an unknown symbol": (set_node("conv2d", shape=[{"size": "x.2"}]), "unknown size"),
+    "size of an unknown symbol": (set_node("conv2d", shape=[{"size": "x"}]), "unknown size"),
     "size of a float": (set_node("conv2d", shape=[{"size": 1.5}]), "unknown size"),
     "size divided by zero": (set_argument("mean", 1, [{"size": ["//", "batch", 0]}, 3]), "cannot run"),
     "size beyond 64 bits": (set_argument("mean", 1, [{"size": ["*", 2**62, 2**62]}, 3]), "cannot run"),
@@ -456,8 +471,8 @@ FORGED: dict[str, tuple[Edit, str]] = {
     "input of a layout as type": (set_input(dtype="torch.strided"), "unknown type"),
     "input without a batch": (set_input(shape=[2, 2, 6, 6]), "no batch dimension"),
     "input without a shape": (set_input(shape=[]), "no batch dimension"),
-    "input of other channels": (set_input(shape=[{"size": "batch"}, 3, 6, 6]), "cannot run"),
-    "no input": (set_graph(inputs=[], signature=[0, []]), "no earlier node"),
+    "input of other channels": (lambda body, _: body["graph"]["inputs"][0]["shape"].__setitem__(1, 3), "cannot run"),
+    "no input": (set_graph(inputs=[], signature=[0, []], example={}), "no earlier node|not in the example"),
     "signature of two": (set_graph(signature=[2, []]), "signature"),
     "signature negative": (set_graph(signature=[-1, ["a", "b"]]), "signature"),
     "signature with a name twice": (set_graph(signature=[-1, ["a", "a"]]), "signature"),
@@ -477,6 +492,22 @@ FORGED: dict[str, tuple[Edit, str]] = {
     "nodes an object": (set_graph(nodes={}), "expected list"),
     "a node a number": (set_graph(nodes=[1]), "expected dict"),
     # neurons
+    "size of no input": (lambda body, _: body["graph"]["example"].update({"x.1": 2}), "no dimension of an input"),
+    "size below 1": (lambda body, _: body["graph"]["example"].update({"x.2": 0}), "below 1"),
+    "size of text": (lambda body, _: body["graph"]["example"].update({"x.2": "6"}), "expected int"),
+    "size forgotten": (lambda body, _: body["graph"]["example"].pop("x.3"), "not in the example"),
+    "size beyond the example": (
+        set_node("conv2d", shape=[{"size": "batch"}, 4, {"size": "y.2"}, {"size": "x.3"}]), "not in the example"
+    ),
+    "limit that the example breaks": (set_limits([">", "x.2", 6]), "does not hold"),
+    "limit of the batch": (set_limits([">", "batch", 1]), "of no size"),
+    "limit of an unknown size": (set_limits([">", "x.4", 1]), "not in the example"),
+    "limit of an unknown kind": (set_limits(["is", "x.2", 6]), "unknown size expression"),
+    "limit that is a size": (set_limits(["+", "x.2", 6]), "unknown size expression"),
+    "size that is a limit": (
+        set_node("conv2d", shape=[{"size": "batch"}, 4, {"size": [">", "x.2", 1]}, {"size": "x.3"}]),
+        "unknown size expression",
+    ),
     "unknown neuron": (set_neuron(kind="serial"), "unknown kind of neuron 'serial'"),
     "neuron of another T": (set_neuron(T=9), "take 9 steps, the network 8"),
     "neuron without time": (set_neuron(T=0), "T must be"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -86,7 +87,7 @@ def convert(
         "calibration": None if batches is None else {"samples": batches.count, "sha256": batches.hash},
         "versions": {"parspike": _version(), "torch": torch.__version__, "python": platform.python_version()},
     }
-    student = type(graph)(graph.inputs, graph.nodes, graph.output, draft.tensors, graph.signature)
+    student = replace(graph, tensors=draft.tensors)
     return SNN(student, {name: draft.neurons[name] for name in draft.activations}, T=T, provenance=provenance)
 
 

@@ -15,7 +15,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from parspike.errors import FileError
 from parspike.graph import Device, Graph, Input, Node, Param, Ref, Role, Schedule, Size, Stream, leaves, walk
-from parspike.graph.ir import BATCH, SIZE_OPERATIONS
+from parspike.graph.ir import BATCH, CONDITIONS, SIZE_OPERATIONS
 from parspike.graph.ops import TABLE, UNFOLDABLE, judge
 from parspike.neurons import Neuron, neuron_from
 from parspike.snn import SNN
 
 __all__ = ["VERSION", "load", "save"]
 
-VERSION = 1
+VERSION = 2
 MAX_T = 1 << 24
 """Largest T: counts above it are not whole numbers in float32."""
 MAX_DEPTH = 64
@@ -43,6 +43,7 @@ MAX_DEPTH = 64
 # The file starts with the header's length, this, 64 hexadecimal digits, and the version.
 MAGIC = b'{"__metadata__":{"format":"parspike","sha256":"'
 DIGEST = slice(8 + len(MAGIC), 8 + len(MAGIC) + 64)
+FREE_SIZE = re.compile(r"\w{1,200}\.[0-9]{1,2}")
 VERSION_FIELD = re.compile(rb'","version":"([1-9][0-9]{0,5})",')
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -142,7 +143,7 @@ def load(path: str | Path) -> SNN:
         text = header["__metadata__"]["network"]
         if set(header["__metadata__"]) != {"format", "sha256", "version", "network"}:
             raise FileError("its metadata have unknown entries")
-        body = _parse(text)
+        body = _of_version(_parse(text), int(header["__metadata__"]["version"]))
         json.dumps(body, ensure_ascii=False).encode()  # refuses half characters, which could not be shown
         return _network(body, tensors)
     except FileError as error:
@@ -181,6 +182,16 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return _parse(content[8 : 8 + length].decode()), from_bytes(content)
     except SafetensorError as error:
         raise FileError(f"it is no valid safetensors file ({error})") from error
+
+
+def _of_version(body: Any, version: int) -> Any:
+    """The body as this version writes it. Version 1 knew one size of every input."""
+    graph = body.get("graph") if isinstance(body, dict) else None
+    if version == 1 and isinstance(graph, dict):
+        if {"example", "limits"} & set(graph):
+            raise FileError("the graph has entries that version 1 does not know")
+        graph |= {"example": {}, "limits": []}
+    return body
 
 
 def _parse(text: str) -> Any:
@@ -257,10 +268,15 @@ def _decode(value: Any, depth: int = 0) -> Any:
     raise FileError(f"unknown value {kind} {text!r}")
 
 
-def _decode_size(tree: Any, depth: int = 0) -> Any:
-    if isinstance(tree, list) and len(tree) >= 3 and tree[0] in SIZE_OPERATIONS and depth < MAX_DEPTH:
-        return (tree[0], *(_decode_size(operand, depth + 1) for operand in tree[1:]))
-    if tree == BATCH or (isinstance(tree, int) and not isinstance(tree, bool)):
+def _decode_size(tree: Any, depth: int = 0, operations: Container[str] = SIZE_OPERATIONS) -> Any:
+    if isinstance(tree, list) and len(tree) >= 3 and depth < MAX_DEPTH:
+        operation = _is(tree[0], str, "an operation on sizes")
+        if operation in operations:
+            inner = operations if operation in ("and", "or") else SIZE_OPERATIONS
+            return (operation, *(_decode_size(operand, depth + 1, inner) for operand in tree[1:]))
+    if isinstance(tree, str) and (tree == BATCH or FREE_SIZE.fullmatch(tree)):
+        return tree
+    if isinstance(tree, int) and not isinstance(tree, bool) and operations is SIZE_OPERATIONS:
         return tree
     raise FileError(f"unknown size expression {str(tree)[:80]}")
 
@@ -311,22 +327,27 @@ def _graph_to_json(graph: Graph) -> dict[str, Any]:
             for node in graph.nodes
         ],
         "output": _encode(graph.output),
+        "example": dict(graph.example),
+        "limits": [_encode(limit) for limit in graph.limits],
     }  # fmt: skip
 
 
 def _graph_from_json(body: Any, tensors: dict[str, Tensor]) -> Graph:
-    inputs, signature, items, output = _fields(
-        body, "the graph", inputs=list, signature=list, nodes=list, output=object
+    inputs, signature, items, output, example, limits = _fields(
+        body, "the graph", inputs=list, signature=list, nodes=list, output=object, example=dict, limits=list
     )
     known: set[str] = set()
+    symbols = {BATCH, *example}
     made = []
     for item in inputs:
         name, shape, dtype = _fields(item, "an input", name=str, shape=list, dtype=str)
         shape = _shape(shape, f"the shape of input '{name}'")
         if not shape or not isinstance(shape[0], Size) or dtype not in DTYPE_NAMES:
             raise FileError(f"input '{name}' has no batch dimension or the unknown type {dtype}")
+        _check_symbols(f"input '{name}'", shape, symbols)
         made.append(Input(_name(name, "an input", known), shape, DTYPE_NAMES[dtype]))
         known.add(name)
+    _check_example(example, made)
     positional, names = signature
     keywords = {_is(name, str, "a name of the signature") for name in _is(names, list, "the signature")}
     if len(keywords) != len(names) or not 0 <= _is(positional, int, "the signature") == len(made) - len(names):
@@ -336,6 +357,7 @@ def _graph_from_json(body: Any, tensors: dict[str, Tensor]) -> Graph:
     for item in items:
         node = _node(item, known)
         _check_leaves(f"node '{node.name}'", (node.args, node.kwargs, node.shape), known, tensors)
+        _check_symbols(f"node '{node.name}'", (node.args, node.kwargs, node.shape), symbols)
         _check_role(node, varying)
         if any(name in varying for name in node.refs):
             varying.add(node.name)
@@ -350,7 +372,32 @@ def _graph_from_json(body: Any, tensors: dict[str, Tensor]) -> Graph:
     unread = set(tensors).difference(*(node.params for node in nodes))
     if unread:
         raise FileError(f"no node reads the tensor '{unread.pop()}'")
-    return Graph(tuple(made), tuple(nodes), tree, tensors, (positional, tuple(names)))
+    conditions = tuple(_limit(limit, example, symbols) for limit in limits)
+    return Graph(tuple(made), tuple(nodes), tree, tensors, (positional, tuple(names)), example, conditions)
+
+
+def _check_example(example: Mapping[Any, Any], inputs: Iterable[Input]) -> None:
+    """Every free size is a dimension of an input, and has a value to check the network with."""
+    places = {f"{i.name}.{d}" for i in inputs for d, dim in enumerate(i.shape) if d and dim == Size(f"{i.name}.{d}")}
+    if set(example) - places:
+        raise FileError(f"the size '{sorted(set(example) - places)[0][:80]}' is no dimension of an input")
+    if not all(_is(n, int, "a size of the example") >= 1 for n in example.values()):
+        raise FileError("the example has a size below 1")
+
+
+def _check_symbols(place: str, tree: Any, symbols: set[str]) -> None:
+    unknown = [name for leaf in leaves(tree) if isinstance(leaf, Size) for name in leaf.symbols - symbols]
+    if unknown:
+        raise FileError(f"{place} depends on the size '{unknown[0][:80]}', which is not in the example")
+
+
+def _limit(value: Any, example: Mapping[str, int], symbols: set[str]) -> Size:
+    (tree,) = _fields(value, "a limit", size=list)
+    limit = Size(_decode_size(tree, operations=CONDITIONS))
+    _check_symbols("a limit", limit, symbols)
+    if limit.symbols <= {BATCH} or not limit({**example, BATCH: 2}):
+        raise FileError(f"the limit {str(limit)[:80]} does not hold for the example, or is of no size of it")
+    return limit
 
 
 def _node(item: Any, known: set[str]) -> Node:
@@ -470,8 +517,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_run(snn: SNN) -> None:
-    """Run the network on two samples without data: operators take their arguments, shapes are as stated."""
-    graph, neurons, sizes = snn.graph, snn.neurons(), {BATCH: 2}
+    """Run the network on two samples without data, of the example's sizes.
+
+    Operators take their arguments, shapes are as stated.
+    """
+    graph, neurons, sizes = snn.graph, snn.neurons(), {**snn.graph.example, BATCH: 2}
 
     def size(shape: Iterable[Any]) -> tuple[int, ...]:
         return tuple(dim(sizes) if isinstance(dim, Size) else dim for dim in shape)

@@ -42,7 +42,7 @@ LayerOption = Keep | Steps
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One line of the plan. becomes: what stands there in the SNN; shape: per batch.
+    """One line of the plan. becomes: what stands there in the SNN; shape: per batch, of the example's size.
 
     role: see `graph.Role`, or `READOUT`: an analog operator behind the last neuron and synapse, which acts on the
     network's output as a decision would.
@@ -104,7 +104,14 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON-able data."""
-        return {"ok": self.ok, "neurons": len(self.spiking), "rows": [asdict(row) for row in self.rows]}
+        return {
+            "ok": self.ok,
+            "neurons": len(self.spiking),
+            "inputs": {i.name: [d if isinstance(d, int) else str(d) for d in i.shape] for i in self.graph.inputs},
+            "limits": [str(limit) for limit in self.graph.limits],
+            "fixed": list(self.graph.fixed),
+            "rows": [asdict(row) for row in self.rows],
+        }
 
     def __str__(self) -> str:
         head = ("layer", "operator", "role", "becomes", "shape", "source")
@@ -123,6 +130,7 @@ class Plan:
             f"{len(self.spiking)} spiking, {len(self.kept)} kept analog, {count[Role.ORDER]} max, "
             f"{count[Role.ANALOG]} analog operators, {count[READOUT]} read-out, {len(self.refusals)} refused"
         )
+        lines.append(f"inputs: {self.graph.taken}")
         lines.extend(f"refused: layer '{row.layer}', {row.operator}: {row.remedy}" for row in self.refusals)
         return "\n".join(lines)
 
@@ -133,16 +141,18 @@ def plan(
     *,
     layers: Mapping[str, LayerOption] | None = None,
     strict: bool = False,
+    free_sizes: bool = True,
 ) -> Plan:
     """What a conversion will do with a network, before any data are read.
 
     example: a batch (B, …), a tuple of several inputs, or a dict of keyword inputs; values do not matter.
     layers: options by pattern of layer name, such as {"stem.*": Keep(), "head.*": Steps(4)}. strict: refuse analog
-    operators too.
+    operators too. free_sizes: leave height, width, length or tokens free where the network allows it, which the plan
+    says; False for a network of the example's sizes alone.
     Raises `TraceError`, `InputError`, and `OptionError` for a pattern that matches no activation.
     """
     args, kwargs = arguments(example)
-    graph = rewrite(trace(model, args, kwargs))
+    graph = rewrite(trace(model, args, kwargs, free_sizes=free_sizes))
     options = _options(graph, layers or {})
     kept = tuple(name for name, option in options.items() if isinstance(option, Keep))
     last = _readout(graph, kept)
@@ -217,7 +227,7 @@ def _matches(layer: str, pattern: str) -> bool:
 def _row(node: Node, place: _Place) -> PlanRow | None:
     row = TABLE.get(node.target)
     operator = node.target.removeprefix("aten.").removeprefix("parspike.").split(".")[0]
-    shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in node.shape)
+    shape = place.graph.shape_of(node)
     role, what = str(node.role), ""
     if node.role is Role.SYNAPSE:
         if row is None or not row.weighted:

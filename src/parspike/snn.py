@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ class SNN(nn.Module):
         for name, neuron in neurons.items():
             _place(self.spiking, self._layers[name], neuron)
         # The module holds the tensors; the graph keeps only their names.
-        self.graph = Graph(graph.inputs, graph.nodes, graph.output, {}, graph.signature)
+        self.graph = replace(graph, tensors={})
         self._schedule = Schedule.of(graph.nodes, graph.outputs)
         sorted_code = [name for name, neuron in neurons.items() if neuron.code == "sorted"]
         self._stages = Stages.of(graph, tuple(neurons), sorted_code)
@@ -61,7 +63,11 @@ class SNN(nn.Module):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
         """Logits for a batch (B, …): the count engine, one pass whatever T is."""
-        return engines.count(self, self._inputs(args, kwargs), self._schedule).logits
+        env = self._inputs(args, kwargs)
+        if torch.compiler.is_compiling():
+            return engines.count(self, env, self._schedule).logits
+        with self._explained(env):
+            return engines.count(self, env, self._schedule).logits
 
     @torch.no_grad()
     def run(
@@ -79,14 +85,15 @@ class SNN(nn.Module):
         "parallel" (default: what keeps the largest tensor under 128 MiB). Same results in the first three.
         """
         env = self._inputs(args, kwargs)
-        if engine == "count":
-            return engines.count(self, env, self._schedule, record=record)
-        if engine == "parallel":
-            return engines.parallel(self, env, self._stages, chunk=chunk, record=record)
-        if engine == "serial":
-            return engines.serial(self, env, self._stages, record=record)
-        if engine == "serial-if":
-            return engines.serial_if(self, env, record=record)
+        with self._explained(env):
+            if engine == "count":
+                return engines.count(self, env, self._schedule, record=record)
+            if engine == "parallel":
+                return engines.parallel(self, env, self._stages, chunk=chunk, record=record)
+            if engine == "serial":
+                return engines.serial(self, env, self._stages, record=record)
+            if engine == "serial-if":
+                return engines.serial_if(self, env, record=record)
         raise OptionError(f"engine '{engine}' is unknown: choose one of {', '.join(engines.ENGINES)}")
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
@@ -104,9 +111,25 @@ class SNN(nn.Module):
         lines = [f"SNN({self.extra_repr()})"]
         for name, neuron in self.neurons().items():
             node = self.graph.by_name[name]
-            shape = "×".join(str(dim) for dim in node.shape[1:])
+            shape = "×".join(str(dim) for dim in self.graph.shape_of(node)[1:])
             lines.append(f"  {node.layer}: {shape} neurons, {neuron.extra_repr()}")
         return "\n".join(lines)
+
+    @contextlib.contextmanager
+    def _explained(self, env: Mapping[str, Any]) -> Iterator[None]:
+        """Say of a failure at other sizes than the example's that they may be its cause: no limit knows of a table
+        of positions that is too short."""
+        shapes = {name: tuple(x.shape) for name, x in env.items()}
+        usual = self.graph.sizes(env).items() >= self.graph.example.items()
+        try:
+            yield
+        except (RuntimeError, IndexError) as error:
+            if usual:
+                raise
+            raise InputError(
+                f"run: inputs of shape {shapes} fail in this network, traced with {dict(self.graph.example)}: "
+                f"{(str(error).splitlines() or [''])[0]}"
+            ) from error
 
     def _inputs(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Any]:
         graph = self.graph

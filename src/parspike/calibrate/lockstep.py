@@ -70,10 +70,10 @@ def pair_of(draft: Draft, env: dict[str, Tensor]) -> list[Stream]:
 
 def _largest_frontier(draft: Draft) -> int:
     """Elements of the values alive at once for one sample, at most."""
-    sizes = {i.name: elements(i.shape) for i in draft.graph.inputs}
-    alive, largest = dict(sizes), 0
+    example = draft.graph.example
+    alive, largest = {i.name: elements(i.shape, example) for i in draft.graph.inputs}, 0
     for node, dead in Schedule.of(draft.graph.nodes, draft.graph.outputs).steps:
-        alive[node.name] = elements(node.shape)
+        alive[node.name] = elements(node.shape, example)
         largest = max(largest, sum(alive.values()))
         for name in dead:
             alive.pop(name, None)

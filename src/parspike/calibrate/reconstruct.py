@@ -105,26 +105,35 @@ class Reconstruct(Recipe):
 
 
 class _Images:
-    """The calibration images, the held-out ones apart."""
+    """The calibration images, those of one size together, the held-out ones apart."""
 
     def __init__(self, batches: Batches, held_out: float, batch_size: int) -> None:
-        parts = list(batches)
-        self.data = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        self.count = len(next(iter(self.data.values())))
-        if self.count < 4:
-            raise CalibrationError(f"{self.count} calibration images are too few to hold some out: give at least 4")
+        alike: dict[Any, list[dict[str, Tensor]]] = {}
+        for part in batches:
+            alike.setdefault(tuple(x.shape[1:] for x in part.values()), []).append(part)
+        self.groups = [{name: torch.cat([p[name] for p in parts]) for name in parts[0]} for parts in alike.values()]
+        counts = [len(next(iter(group.values()))) for group in self.groups]
+        if sum(counts) < 4:
+            raise CalibrationError(f"{sum(counts)} calibration images are too few to hold some out: give at least 4")
         every = max(2, round(1 / held_out))
-        index = torch.arange(self.count)
-        self.out, self.kept = index[index % every == every - 1], index[index % every != every - 1]
+        out = torch.arange(sum(counts)) % every == every - 1
+        self.out = [part.nonzero().flatten() for part in out.split(counts)]
+        self.kept = [part.nonzero().flatten() for part in (~out).split(counts)]
         self.batch_size = batch_size
 
     def draw(self, generator: torch.Generator, augment: str) -> dict[str, Tensor]:
-        rows = self.kept[torch.randint(len(self.kept), (min(self.batch_size, len(self.kept)),), generator=generator)]
-        return {name: _augmented(x[rows], generator, augment) for name, x in self.data.items()}
+        group = 0
+        if len(self.groups) > 1:
+            weights = torch.tensor([float(len(rows)) for rows in self.kept])
+            group = int(torch.multinomial(weights, 1, generator=generator))
+        kept = self.kept[group]
+        rows = kept[torch.randint(len(kept), (min(self.batch_size, len(kept)),), generator=generator)]
+        return {name: _augmented(x[rows], generator, augment) for name, x in self.groups[group].items()}
 
     def held_out(self) -> Iterator[dict[str, Tensor]]:
-        for rows in self.out.split(self.batch_size):
-            yield {name: x[rows] for name, x in self.data.items()}
+        for group, out in zip(self.groups, self.out, strict=True):
+            for rows in out.split(self.batch_size) if len(out) else ():
+                yield {name: x[rows] for name, x in group.items()}
 
 
 def _augmented(x: Tensor, generator: torch.Generator, how: str) -> Tensor:

@@ -11,7 +11,7 @@ Values that do not change over time (a constant input up to its first neuron) ar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,7 +166,7 @@ def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, e
             stream = Stream({seed: means[seed] for seed in stage.seeds}, tensors, sizes)
             walk(stage.schedule, [stream])
             return stream.env[name]
-        size = min(net.T, _chunk(stage.schedule, batch) if chunk is None else chunk)
+        size = min(net.T, _chunk(stage.schedule, sizes, batch) if chunk is None else chunk)
         total: Any = 0
         for start in range(0, net.T, size):
             stop = min(start + size, net.T)
@@ -204,8 +204,8 @@ def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, e
     return recorded(graph.collect({name: mean(name) for name in graph.outputs}), net, engine, kept)
 
 
-def _chunk(schedule: Schedule, batch: int) -> int:
-    largest = max((elements(node.shape) for node, _ in schedule.steps), default=1)
+def _chunk(schedule: Schedule, sizes: Mapping[str, int], batch: int) -> int:
+    largest = max((elements(node.shape, sizes) for node, _ in schedule.steps), default=1)
     return max(1, CHUNK_ELEMENTS // max(1, largest * batch))
 
 

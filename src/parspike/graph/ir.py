@@ -10,7 +10,9 @@ time, counting operations) is a function placed `at` some nodes of this walk, ne
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,9 +47,19 @@ class Device:
     """The device that the network runs on."""
 
 
+SIZE_OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add, "*": operator.mul, "//": operator.floordiv, "%": operator.mod, "max": max, "min": min,
+}  # fmt: skip
+CONDITIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "=": operator.eq, "≠": operator.ne, "<": operator.lt, "≤": operator.le, ">": operator.gt, "≥": operator.ge,
+    "and": operator.and_, "or": operator.or_,
+}  # fmt: skip
+_OPERATIONS = {**SIZE_OPERATIONS, **CONDITIONS}
+
+
 @dataclass(frozen=True)
 class Size:
-    """An integer computed from the input sizes.
+    """An integer computed from the input sizes, or a condition that they must meet.
 
     `tree` is an int, a symbol ("batch", or "x.2" for dimension 2 of input x), or (operation, operand, operand …).
     """
@@ -60,7 +72,12 @@ class Size:
     @property
     def symbols(self) -> set[str]:
         """The input sizes that it depends on."""
-        return {leaf for leaf in leaves(self.tree) if isinstance(leaf, str) and leaf not in SIZE_OPERATIONS}
+        return {leaf for leaf in leaves(self.tree) if isinstance(leaf, str) and leaf not in _OPERATIONS}
+
+    def at(self, sizes: Mapping[str, int]) -> Size | int:
+        """The same with some of the input sizes put in: an int where nothing else is left."""
+        tree = _partial(self.tree, sizes)
+        return tree if isinstance(tree, int) else Size(tree)
 
     def __str__(self) -> str:
         return "B" if self.tree == BATCH else _format(self.tree)
@@ -72,22 +89,19 @@ def _evaluate(tree: Any, sizes: Mapping[str, int]) -> Any:
     if isinstance(tree, int):
         return tree
     operation, *operands = tree
-    values = [_evaluate(operand, sizes) for operand in operands]
-    result = values[0]
-    for value in values[1:]:
-        if operation == "+":
-            result = result + value
-        elif operation == "*":
-            result = result * value
-        elif operation == "//":
-            result = result // value
-        elif operation == "%":
-            result = result % value
-        elif operation == "max":
-            result = max(result, value)
-        else:
-            result = min(result, value)
-    return result
+    return functools.reduce(_OPERATIONS[operation], [_evaluate(operand, sizes) for operand in operands])
+
+
+def _partial(tree: Any, sizes: Mapping[str, int]) -> Any:
+    if isinstance(tree, str):
+        return sizes.get(tree, tree)
+    if isinstance(tree, int):
+        return tree
+    operation, *operands = tree
+    operands = [_partial(operand, sizes) for operand in operands]
+    if all(isinstance(operand, int) for operand in operands):
+        return functools.reduce(_OPERATIONS[operation], operands)
+    return (operation, *operands)
 
 
 def _format(tree: Any) -> str:
@@ -96,10 +110,10 @@ def _format(tree: Any) -> str:
     if isinstance(tree, int):
         return str(tree)
     operation, *operands = tree
-    return "(" + f" {operation} ".join(_format(operand) for operand in operands) + ")"
-
-
-SIZE_OPERATIONS = ("+", "*", "//", "%", "max", "min")
+    texts = [_format(operand) for operand in operands]
+    if operation in ("max", "min"):
+        return f"{operation}({', '.join(texts)})"
+    return "(" + f" {operation} ".join(texts) + ")"
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,11 @@ class Input:
     name: str
     shape: tuple[Any, ...]
     dtype: torch.dtype
+
+    @property
+    def shape_text(self) -> str:
+        """The shape as written in messages, such as (B, 3, x.2, x.3)."""
+        return _shape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -168,9 +187,10 @@ class Node:
         return x.movedim(self.channel_dim, 0).flatten(1) if self._has_channels else x.reshape(1, -1)
 
 
-def elements(shape: Sequence[Any]) -> int:
-    """Elements of one sample of a shape; dimensions that vary count as one."""
-    return math.prod(dim for dim in shape if isinstance(dim, int))
+def elements(shape: Sequence[Any], sizes: Mapping[str, int]) -> int:
+    """Elements of one sample of a shape, for inputs of these sizes."""
+    one = {**sizes, BATCH: 1}
+    return math.prod(dim(one) if isinstance(dim, Size) else dim for dim in shape)
 
 
 def leaves(tree: Any) -> Iterator[Any]:
@@ -196,7 +216,11 @@ def map_tree(function: Callable[[Any], Any], tree: Any) -> Any:
 
 @dataclass
 class Graph:
-    """A network as data: inputs, nodes in running order, the tree of outputs, and the tensors that nodes read."""
+    """A network as data: inputs, nodes in running order, the tree of outputs, and the tensors that nodes read.
+
+    example: the free input sizes of the example that was traced. limits: conditions that input sizes must meet.
+    fixed: in words, why other dimensions of an input cannot vary.
+    """
 
     inputs: tuple[Input, ...]
     nodes: tuple[Node, ...]
@@ -204,6 +228,9 @@ class Graph:
     tensors: dict[str, Tensor] = field(repr=False)
     signature: tuple[int, tuple[str, ...]] = (1, ())
     """Number of positional inputs, then the names of the keyword inputs."""
+    example: Mapping[str, int] = field(default_factory=dict)
+    limits: tuple[Size, ...] = ()
+    fixed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.by_name = {node.name: node for node in self.nodes}
@@ -226,8 +253,27 @@ class Graph:
                 table[name].append(node)
         return table
 
+    def shape_of(self, node: Node) -> tuple[int | str, ...]:
+        """A node's shape for inputs of the example's sizes, to show: only the batch is open."""
+        shape = (dim.at(self.example) if isinstance(dim, Size) else dim for dim in node.shape)
+        return tuple(dim if isinstance(dim, int) else str(dim) for dim in shape)
+
+    @property
+    def taken(self) -> str:
+        """The inputs with their shapes, and what is known of their sizes, as one line of text."""
+        shapes = ", ".join(f"{i.name} {i.shape_text}" for i in self.inputs)
+        return "; ".join(filter(None, (shapes, self.about_sizes)))
+
+    @property
+    def about_sizes(self) -> str:
+        """Which sizes of inputs may vary, within which limits, and why others may not; "" if nothing is known."""
+        parts = [f"free: {', '.join(self.example)}"] if self.example else []
+        if self.limits:
+            parts.append("where " + " and ".join(str(limit)[1:-1] for limit in self.limits))
+        return "; ".join((*parts, *self.fixed))
+
     def __str__(self) -> str:
-        lines = [f"input {i.name}: {_shape(i.shape)} {str(i.dtype).removeprefix('torch.')}" for i in self.inputs]
+        lines = [f"input {i.name}: {i.shape_text} {str(i.dtype).removeprefix('torch.')}" for i in self.inputs]
         for node in self.nodes:
             reads = ", ".join((*node.refs, *node.params))
             lines.append(f"{node.name} = {node.target}({reads})  [{node.role}] {node.layer} {_shape(node.shape)}")
@@ -258,21 +304,34 @@ class Graph:
             if not isinstance(x, Tensor):
                 raise InputError(f"{place}: input '{i.name}' is {type(x).__name__}, expected a tensor (B, …)")
             fixed = [d for d, n in zip(i.shape, x.shape, strict=False) if not isinstance(d, Size) and d != n]
-            if x.dim() != len(i.shape) or fixed or x.shape[0] == 0:
-                raise InputError(
-                    f"{place}: input '{i.name}' has shape {tuple(x.shape)}, this network takes {_shape(i.shape)}, B ≥ 1"
-                )
+            if x.dim() != len(i.shape) or fixed or 0 in x.shape:
+                raise self._refused(i, x, place)
             wanted = dtype if dtype is not None and i.dtype.is_floating_point else i.dtype
             if x.dtype != wanted:
                 raise InputError(f"{place}: input '{i.name}' is {x.dtype}, this network takes {wanted}")
             if x.is_floating_point() and not torch.isfinite(x).all():
                 raise InputError(f"{place}: input '{i.name}' holds NaN or Inf")
+        sizes = self.sizes(env)
+        for i in self.inputs:
+            for dim, n in zip(i.shape[1:], env[i.name].shape[1:], strict=True):
+                if isinstance(dim, Size) and dim(sizes) != n:
+                    raise self._refused(i, env[i.name], place)
+        broken = next((limit for limit in self.limits if not limit(sizes)), None)
+        if broken is not None:
+            i = next(i for i in self.inputs if any(str(dim) in broken.symbols for dim in i.shape[1:]))
+            raise self._refused(i, env[i.name], place)
+
+    def _refused(self, i: Input, x: Tensor, place: str) -> InputError:
+        said = f"; {self.about_sizes}" if self.about_sizes else ""
+        return InputError(
+            f"{place}: input '{i.name}' has shape {tuple(x.shape)}, this network takes {i.shape_text}, B ≥ 1{said}"
+        )
 
     def sizes(self, env: Mapping[str, Tensor]) -> dict[str, int]:
         """The value of every symbol of the input shapes."""
         return {
             dim.tree: env[i.name].shape[position]
-            for i in self.inputs
+            for i in reversed(self.inputs)  # the first input that has a size says it
             for position, dim in enumerate(i.shape)
             if isinstance(dim, Size) and isinstance(dim.tree, str)
         }

@@ -14,6 +14,12 @@ Rendered from the op table: `python -m parspike.graph.page > docs/operators.md`.
 the same of your own network, layer by layer, before any data is read. `tests/test_operators.py` has a network for
 each row. Names are those of ATen, which `torch.export` reduces every way of writing an operator to: `F.relu`,
 `nn.ReLU`, `x.relu_()` and `torch.relu` are all `relu`.
+
+**Sizes of inputs.** Height, width, length and number of tokens stay free where the network allows it, and the last line
+of the plan says so: `inputs: x (B, 3, x.2, x.3); free: x.2, x.3; where (x.2 % 32) = 0`, with x.2 for dimension 2 of the
+input x. A linear layer behind `flatten` or a number written in the code fixes them: `x.2 = 32, x.3 = 32 fixed by layer
+'fc' at net.py:12`. So do numbers computed from a size that are no whole numbers (`interpolate` by 1.5,
+`x.shape[1] ** 0.5`), and networks that ask more than 40 conditions of their sizes (windows and paddings).
 """
 SYNAPSE = """## Synapses
 

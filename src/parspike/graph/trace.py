@@ -1,10 +1,11 @@
-"""`torch.export` with a dynamic batch → `Graph`."""
+"""`torch.export` with a dynamic batch, and free sizes where the network allows them → `Graph`."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import operator
 import re
 import traceback
@@ -26,6 +27,7 @@ from parspike.errors import InputError, TraceError
 from parspike.graph import ops
 from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Schedule, Size, Stream, leaves, walk
 from parspike.graph.ops import Role
+from parspike.graph.sizes import GuardWatch, conditions, other_sizes, resized, size_tree
 
 __all__ = ["trace"]
 
@@ -42,6 +44,11 @@ BLANKS = {f"aten.{form}.default": kind for kind, forms in {
     "full": ("full_like", "new_full"),
 }.items() for form in forms}  # fmt: skip
 
+TURNS = 4
+"""Tracings at most to find the sizes that may be free."""
+PROOFS = 3
+"""Other sizes tried at most, where the network fails on the first."""
+
 # Operators that also give the places of their maxima: what they are called where those are used.
 WITH_PLACES = {
     "aten.max.dim": "aten.max.dim", "aten.min.dim": "aten.min.dim",
@@ -49,10 +56,13 @@ WITH_PLACES = {
 }  # fmt: skip
 
 
-def trace(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor] | None = None) -> Graph:
+def trace(
+    model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor] | None = None, *, free_sizes: bool = True
+) -> Graph:
     """Capture a network as a `Graph` with a dynamic batch (dimension 0 of every input).
 
-    args, kwargs: an example batch, tensors of shape (B, …), B ≥ 1. The model is not changed.
+    args, kwargs: an example batch, tensors of shape (B, …), B ≥ 1. The model is not changed. free_sizes: leave the
+    other sizes of inputs free where the network allows it (see `sizes`), else all as in the example.
     Raises `InputError` for a model in train mode or with NaN or Inf in its tensors, `TraceError` where
     `torch.export` cannot follow the code or the network mixes samples of a batch.
     """
@@ -63,9 +73,106 @@ def trace(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]
         if isinstance(x, Tensor) and x.is_floating_point() and len(weights) == 1 and x.dtype not in weights:
             raise InputError(f"the example input is {x.dtype}, the network's weights are {weights.pop()}: convert one")
     args, kwargs = two_samples(args), dict(zip(kwargs, two_samples(list(kwargs.values())), strict=True))
+    graph, fixed = _free(model, args, kwargs) if free_sizes else (None, ())
+    if graph is not None:
+        return replace(graph, fixed=fixed)
     exported = _export(model, args, kwargs)
-    graph = _Reader(model, exported, len(args), tuple(kwargs)).graph()
-    return _fold(graph, args, kwargs)
+    graph = _Reader(model, exported, args, kwargs).graph()
+    return replace(_fold(graph, args, kwargs), fixed=fixed)
+
+
+def _free(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+) -> tuple[Graph | None, tuple[str, ...]]:
+    """The graph with free sizes, None where there are none; and why sizes are fixed."""
+    inputs = (*args, *kwargs.values())
+    fixed: dict[tuple[int, int], str] = {}
+    names: list[str] = []
+    try:
+        # Every turn fixes a size or ends, and each costs a tracing.
+        for _ in range(TURNS):
+            opened = [{d for d in range(1, x.dim()) if (i, d) not in fixed} for i, x in enumerate(inputs)]
+            if not any(opened):
+                break
+            watch = GuardWatch(model)
+            with watch.watching():
+                exported = _export(model, args, kwargs, opened)
+            reader = _Reader(model, exported, args, kwargs)
+            graph = reader.graph()
+            names = [i.name for i in graph.inputs]
+            found = conditions(reader.placeholders, opened, watch)
+            for place, (layer, line) in found.fixed.items():
+                fixed[place] = _reason(graph, layer, line) or f"{type(model).__name__}.forward"
+            if not any(isinstance(dim, Size) for i in graph.inputs for dim in i.shape[1:]):
+                break
+            if any(isinstance(graph.inputs[i].shape[d], Size) for i, d in found.fixed):
+                continue
+            wide = _without_channels(graph)
+            if wide is None:
+                graph = replace(graph, limits=found.as_sizes(reader.symbols))
+                graph = _proved(model, _fold(graph, args, kwargs), args, kwargs)
+                return graph, _reasons(fixed, names, inputs)
+            sizes = {symbol for symbol in wide.shape[wide.channel_dim].symbols if symbol != BATCH}
+            for i, made in enumerate(graph.inputs):
+                for d, dim in enumerate(made.shape):
+                    if d and isinstance(dim, Size) and dim.symbols & sizes:
+                        fixed[i, d] = f"the neurons of layer '{wide.layer}', whose channels run along it"
+    except TraceError as error:
+        return None, (f"sizes as in the example, since with free ones {error}",)
+    return None, _reasons(fixed, names, inputs)
+
+
+def _reason(graph: Graph, layer: str, line: str) -> str:
+    source = next((n.source for n in graph.nodes if layer and n.layer == layer and n.source), "") or _user_place(line)
+    return " at ".join(part for part in (f"layer '{layer}'" if layer else "", source) if part)
+
+
+def _user_place(line: str) -> str:
+    return "" if "torch/" in line else line.rpartition("/")[2]
+
+
+def _reasons(fixed: Mapping[tuple[int, int], str], names: Sequence[str], inputs: Sequence[Tensor]) -> tuple[str, ...]:
+    """One text for every cause, the dimensions that it fixes first."""
+    grouped: dict[str, list[str]] = {}
+    for (i, d), reason in sorted(fixed.items()):
+        grouped.setdefault(reason, []).append(f"{names[i]}.{d} = {inputs[i].shape[d]}")
+    return tuple(f"{', '.join(sizes)} fixed by {reason}" for reason, sizes in grouped.items())
+
+
+def _without_channels(graph: Graph) -> Node | None:
+    """An activation whose channels would run along a free size."""
+    for node in graph.neurons:
+        dim = node.shape[node.channel_dim] if node.channel_dim < len(node.shape) else 1
+        if node.channel_dim and isinstance(dim, Size) and dim.symbols - {BATCH}:
+            return node
+    return None
+
+
+def _proved(model: nn.Module, graph: Graph, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Graph:
+    """The graph, if it computes on another size what the model does; else a `TraceError`."""
+    unknown = next((node for node in graph.nodes if node.role is Role.UNKNOWN), None)
+    if unknown is not None:
+        raise TraceError(f"{unknown.target} has no rule")
+    example = graph.bind(args, kwargs)
+    generator = torch.random.get_rng_state()
+    said = "no other size meets its conditions"
+    try:
+        for sizes in itertools.islice(other_sizes(graph), PROOFS):
+            env = {i.name: resized(example[i.name], i.shape, sizes) for i in graph.inputs}
+            values = list(env.values())
+            try:
+                with _quiet():
+                    wanted = _plain(model(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True))))
+                    found = graph.run(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
+            except (RuntimeError, IndexError, ValueError) as error:
+                said = f"another size fails ({(str(error).splitlines() or [''])[0]})"
+                continue
+            if not _alike(*([leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)] for tree in (wanted, found))):
+                raise TraceError(f"its output for inputs of shape {[tuple(x.shape) for x in values]} is another")
+            return graph
+    finally:
+        torch.random.set_rng_state(generator)
+    raise TraceError(said)
 
 
 def check_model(model: nn.Module) -> None:
@@ -106,8 +213,12 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Any:
-    shapes = (tuple({0: Dim.AUTO} for _ in args), {name: {0: Dim.AUTO} for name in kwargs})
+def _export(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], opened: Sequence[set[int]] | None = None
+) -> Any:
+    """opened: of every input, the dimensions beside the batch that may vary."""
+    dims = [dict.fromkeys({0, *more}, Dim.AUTO) for more in opened or [set()] * (len(args) + len(kwargs))]
+    shapes = (tuple(dims[: len(args)]), dict(zip(kwargs, dims[len(args) :], strict=True)))
     generator = torch.random.get_rng_state()
     try:
         with _quiet():
@@ -117,8 +228,11 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
             )
             # Only to be rid of in-place operators: it traces the whole network a second time.
             return exported if _pure(exported) else exported.run_decompositions({})
+    except TraceError:
+        raise
     except Exception as error:
-        raise TraceError(_explain(model, error) + _seen(model, args, kwargs)) from error
+        seen = _seen(model, args, kwargs) if opened is None else ""
+        raise TraceError(_explain(model, error) + seen) from error
     finally:
         torch.random.set_rng_state(generator)
 
@@ -288,9 +402,12 @@ def _check_samples(one: Any, two: Any) -> None:
 class _Reader:
     """Turns one exported program into a `Graph`."""
 
-    def __init__(self, model: nn.Module, exported: Any, positional: int, names: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module, exported: Any, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
         self.model, self.exported = model, exported
-        self.signature = (positional, names)
+        self.signature = (len(args), tuple(kwargs))
+        self.shapes = [x.shape for x in (*args, *kwargs.values())]
+        self.placeholders: list[Any] = []
+        self.example: dict[str, int] = {}
         self.tensors: dict[str, Tensor] = {}
         self.symbols: dict[Any, str] = {}
         self.value: dict[str, Any] = {}  # fx name -> Ref, Param, Size or plain value
@@ -318,7 +435,7 @@ class _Reader:
                 "depends on the input; return the others by another method"
             )
         nodes = _live(self.nodes, structure)
-        return Graph(tuple(self.inputs), nodes, structure, self._used(nodes), self.signature)
+        return Graph(tuple(self.inputs), nodes, structure, self._used(nodes), self.signature, self.example)
 
     def _placeholders(self) -> None:
         signature = self.exported.graph_signature
@@ -342,10 +459,15 @@ class _Reader:
                 f"the network fixes the batch size of input '{fx.name}' at {value.shape[0]} (a shape written as a "
                 "number, or a loop over samples): use x.shape[0] or -1 where the batch size stands in the code"
             )
+        self.placeholders.append(fx)
         for position, dim in enumerate(value.shape):
-            if not isinstance(dim, int):
-                expression = dim.node.expr
-                self.symbols.setdefault(expression, BATCH if position == 0 else f"{fx.name}.{position}")
+            if isinstance(dim, int) or dim.node.expr in self.symbols:
+                continue
+            if position == 0:
+                self.symbols[dim.node.expr] = BATCH
+            elif dim.node.expr.is_Symbol:  # anything else is computed from the sizes of other inputs
+                self.symbols[dim.node.expr] = name = f"{fx.name}.{position}"
+                self.example[name] = self.shapes[len(self.inputs)][position]
         self.value[fx.name] = Ref(fx.name)
         self.varying.add(fx.name)
         self.inputs.append(Input(fx.name, tuple(self._size(dim) for dim in value.shape), value.dtype))
@@ -354,20 +476,8 @@ class _Reader:
         return value if isinstance(value, int) else self._expression(value.node.expr)
 
     def _expression(self, expression: Any) -> Any:
-        tree = self._tree(expression)
+        tree = size_tree(expression, self.symbols)
         return tree if isinstance(tree, int) else Size(tree)
-
-    def _tree(self, expression: Any) -> Any:
-        if expression in self.symbols:
-            return self.symbols[expression]
-        if expression.is_Integer:
-            return int(expression)
-        operations = {"Add": "+", "Mul": "*", "FloorDiv": "//", "CleanDiv": "//", "Mod": "%", "PythonMod": "%",
-                      "Max": "max", "Min": "min"}  # fmt: skip
-        kind = operations.get(type(expression).__name__)
-        if kind is None:
-            raise TraceError(f"a tensor's size is {expression}, which depends on the data: not supported")
-        return (kind, *(self._tree(operand) for operand in expression.args))
 
     def _arguments(self, tree: Any) -> Any:
         if isinstance(tree, tuple):
@@ -380,10 +490,16 @@ class _Reader:
             return self.value[tree.name]
         if isinstance(tree, torch.device):
             return Device()
+        if isinstance(tree, (torch.SymFloat, torch.SymBool)):
+            raise TraceError(f"it computes {tree} from its sizes: not supported")
         return self._size(tree) if isinstance(tree, torch.SymInt) else tree
 
     def _call(self, fx: Any) -> None:
         meta = fx.meta.get("val")
+        if isinstance(meta, (torch.SymFloat, torch.SymBool)):
+            if fx.users:
+                raise TraceError(f"it computes {meta} from its sizes: not supported")
+            return
         if isinstance(meta, (torch.SymInt, int, float, bool)):
             self.value[fx.name] = self._size(meta) if isinstance(meta, torch.SymInt) else meta
             return

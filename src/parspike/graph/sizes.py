@@ -1,0 +1,215 @@
+"""Which sizes of an input may vary beside the batch: height and width of images, length of audio, number of tokens.
+
+The network decides, nobody asks for it. `trace` lets `torch.export` follow the network with every size open, and
+reads what the code came to rely on. A condition with a number on one side (a linear layer behind `flatten`, a table
+of positions) *fixes* the sizes in it, as the number says that the network was made for them. Every other condition
+(a least size, a multiple of 32, a branch on the size) is a *limit* that inputs are checked against. A size that is
+neither is free, and whatever is computed from it stays a `Size` in the graph.
+
+What is found is then proved: the graph must give the model's own output on inputs of another size. Sizes are fixed,
+and the network is traced as it is for one size, wherever anything else goes wrong: tracing fails, an expression
+is not understood, an operator on the sizes has no rule, neurons would have a free number of channels, or the proof
+fails. So an open size can never be the reason of a refusal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._guards import detect_fake_mode
+from torch.fx.experimental import _config, symbolic_shapes
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+from parspike.errors import TraceError
+from parspike.graph.ir import BATCH, Graph, Size
+
+__all__ = ["Conditions", "GuardWatch", "conditions", "other_sizes", "resized", "size_tree"]
+
+OPERATIONS = {"Add": "+", "Mul": "*", "FloorDiv": "//", "CleanDiv": "//", "Mod": "%", "PythonMod": "%",
+              "Max": "max", "Min": "min", "Equality": "=", "Unequality": "≠", "StrictLessThan": "<", "LessThan": "≤",
+              "StrictGreaterThan": ">", "GreaterThan": "≥", "And": "and", "Or": "or"}  # fmt: skip
+MOST = 40
+"""Conditions at most: a network of windows and paddings asks twice as many, and tracing them takes a minute."""
+TRIES = 2000
+"""Combinations of sizes looked at for one that the limits allow."""
+
+
+def size_tree(expression: Any, symbols: Mapping[Any, str]) -> Any:
+    """The tree of a `Size` for an expression of torch's symbols. Raises `TraceError` where there is none."""
+    if expression in symbols:
+        return symbols[expression]
+    if expression.is_Integer:
+        return int(expression)
+    if expression.is_Pow and expression.exp.is_Integer and expression.exp > 1:
+        return ("*", *[size_tree(expression.base, symbols)] * int(expression.exp))
+    operation = OPERATIONS.get(type(expression).__name__)
+    if operation is None:
+        raise TraceError(f"a tensor's size is {expression}, which parspike cannot follow")
+    return (operation, *(size_tree(operand, symbols) for operand in expression.args))
+
+
+class GuardWatch:
+    """While a network is traced with open sizes: in which layer each condition on them was met."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.stack: list[str] = [""]
+        self.layers: dict[int, list[str]] = {}
+
+    def layer(self, environment: Any, number: int) -> str:
+        """The layer of a condition, by its number."""
+        found = self.layers.get(id(environment), [])
+        return found[number] if number < len(found) else ""
+
+    def _mark(self, args: Any) -> None:
+        mode = detect_fake_mode(args)
+        if mode is not None and mode.shape_env is not None:
+            found = self.layers.setdefault(id(mode.shape_env), [])
+            found.extend([self.stack[-1]] * (len(mode.shape_env.guards) - len(found)))
+            if len(found) > MOST:
+                raise TraceError(f"it asks more than {MOST} conditions of its sizes")
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self._mark(args)
+        self.stack.append(self.names.get(id(module), self.stack[-1]))
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._mark((args, output))
+        self.stack.pop()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Export inside; sizes of one are then nothing special, so that they add no conditions of their own."""
+        hooks = register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)
+        logger = logging.getLogger(symbolic_shapes.__name__)  # reports inequalities that it cannot solve
+        before, logger.disabled = logger.disabled, True
+        try:
+            with _config.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
+                yield
+        finally:
+            logger.disabled = before
+            for hook in hooks:
+                hook.remove()
+
+
+@dataclass
+class Conditions:
+    """What a network asks of the sizes of its inputs.
+
+    fixed: (number of the input, dimension) → (layer, line) that fixes it. limits: as expressions of torch.
+    """
+
+    fixed: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)
+    limits: list[Any] = field(default_factory=list)
+
+    def as_sizes(self, symbols: Mapping[Any, str]) -> tuple[Size, ...]:
+        """The limits for `Graph`."""
+        return tuple(dict.fromkeys(Size(_condition(limit, symbols)) for limit in self.limits))
+
+
+def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: GuardWatch) -> Conditions:
+    """Read them off an exported program. placeholders: of the inputs; opened: dimensions that were left open."""
+    shapes = [fx.meta["val"].shape for fx in placeholders]
+    environment = shapes[0][0].node.shape_env
+    batch = {symbol for shape in shapes if not isinstance(shape[0], int) for symbol in shape[0].node.expr.free_symbols}
+    places: dict[Any, list[tuple[int, int]]] = {}
+    for i, shape in enumerate(shapes):
+        for d in opened[i]:
+            if not isinstance(shape[d], int):
+                for symbol in shape[d].node.expr.free_symbols:
+                    places.setdefault(symbol, []).append((i, d))
+    found = Conditions()
+    reasons: dict[Any, tuple[str, str]] = {}
+    for number, guard in enumerate(environment.guards):
+        where = watch.layer(environment, number), guard.sloc.maybe_user_loc or ""
+        for symbol in guard.expr.free_symbols:
+            if environment.replace(symbol).is_Integer:
+                reasons.setdefault(symbol, where)
+        expression = environment.replace(guard.expr)
+        if not expression.free_symbols - batch:
+            continue
+        if numbered := _numbered(expression):
+            for symbol in numbered:
+                found.fixed.update(dict.fromkeys(places.get(symbol, ()), where))
+        else:
+            found.limits.append(expression)
+    named = {_place(name): symbol for name, symbol in environment.source_to_var.items()}
+    for i, shape in enumerate(shapes):
+        for d in opened[i]:
+            if isinstance(shape[d], int) or shape[d].node.expr.is_Integer:
+                found.fixed[i, d] = reasons.get(named.get((placeholders[i].name, d)), ("", ""))
+    ranges = {}
+    for symbol in places:
+        known = environment.var_to_range[symbol]
+        ranges[symbol] = ValueRanges(max(1, known.lower), known.upper)
+    found.limits = [limit for limit in found.limits if not _always(limit, ranges, batch)]
+    for symbol, known in ranges.items():
+        found.limits.extend([symbol >= known.lower] if known.lower > 1 else [])
+        found.limits.extend([symbol <= known.upper] if known.upper.is_Integer else [])
+    return found
+
+
+def _place(source: str) -> tuple[str, int]:
+    """Input and dimension in a source such as L['x'].size()[2], the input's name as torch.export writes it."""
+    base, _, dim = source.removesuffix("]").partition(".size()[")
+    return re.sub(r"\W+", "_", base.removeprefix("L")).strip("_"), int(dim) if dim.isdigit() else -1
+
+
+def _numbered(condition: Any) -> set[Any]:
+    """The sizes of which a condition says that they equal a number; divisibility does not say that."""
+    if type(condition).__name__ != "Equality" or any(type(s).__name__ in ("Mod", "PythonMod") for s in condition.args):
+        return set()
+    one, two = condition.args
+    # The batch on both sides, as where it is in a view's shape, goes away in the quotient.
+    for side, other in ((one, two), (two, one), (one / two).as_numer_denom(), (two / one).as_numer_denom()):
+        if other.is_Integer:
+            return side.free_symbols
+    return set()
+
+
+def _always(limit: Any, ranges: Mapping[Any, Any], batch: set[Any]) -> bool:
+    known = bound_sympy(limit, {**dict.fromkeys(batch, ValueRanges(1, 1 << 30)), **ranges})
+    return known.is_singleton() and bool(known.lower)
+
+
+def _condition(expression: Any, symbols: Mapping[Any, str]) -> Any:
+    if type(expression).__name__ == "Equality":
+        for one, two in itertools.permutations(expression.args):
+            factor, rest = one.as_coeff_Mul()
+            if type(rest).__name__ == "FloorDiv" and rest.args == (two, factor):  # k·(x // k) = x
+                return ("=", ("%", size_tree(two, symbols), int(factor)), 0)
+    if type(expression).__name__ in ("And", "Or"):
+        return (OPERATIONS[type(expression).__name__], *(_condition(part, symbols) for part in expression.args))
+    return size_tree(expression, symbols)
+
+
+def other_sizes(graph: Graph) -> Iterator[dict[str, int]]:
+    """Sizes for one sample that the limits allow, every free one unlike the example's; smaller ones first."""
+    choices = []
+    for place, n in enumerate(graph.example.values()):
+        near = (n // 2 + 1, n // 2, n - n // 4, n - 1, n - 2, n - 4, n - 8, n - 16, n - 32, n + 1, n + 2, n + 4,
+                n + 8, n + 16, n + 32, n + 64, 2 * n)  # fmt: skip
+        fit = [size for size in dict.fromkeys(near) if size > 1 and size != n]
+        choices.append(fit[place % len(fit) :] + fit[: place % len(fit)])
+    for combination in itertools.islice(itertools.product(*choices), TRIES):
+        sizes = {BATCH: 1, **dict(zip(graph.example, combination, strict=True))}
+        if all(limit(sizes) for limit in graph.limits):
+            yield sizes
+
+
+def resized(x: Tensor, shape: Sequence[Any], sizes: Mapping[str, int]) -> Tensor:
+    """The first sample of an input, cut or repeated to other sizes, so that its values stay what they mean."""
+    x = x[:1]
+    for d, dim in enumerate(shape):
+        if d and isinstance(dim, Size):
+            x = x.index_select(d, torch.arange(dim(sizes), device=x.device) % x.shape[d])
+    return x

@@ -1,0 +1,343 @@
+"""Free sizes: one conversion, every height and width, length and number of tokens that the network takes."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import parspike
+from parspike.errors import InputError
+from parspike.graph import Curve
+
+
+class UNet(nn.Module):
+    """Two levels down and up again, with skips: sides must be multiples of 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.c, self.up = nn.Conv2d(4, 4, 3, padding=1), nn.ConvTranspose2d(4, 4, 2, stride=2)
+        self.out = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x).relu()
+        b = self.b(F.max_pool2d(a, 2)).relu()
+        c = torch.relu(self.c(F.max_pool2d(b, 2)))
+        b = torch.relu(self.up(c) + b)
+        return self.out(torch.cat([F.interpolate(b, scale_factor=2), a], 1))
+
+
+class Segmenter(nn.Module):
+    """Strides, then back to the size of the input, as FCN does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True),
+            nn.Conv2d(6, 6, 3, stride=2, dilation=2), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.head(self.body(x))
+        return {"out": F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)}
+
+
+class Excited(nn.Module):
+    """Depthwise convolutions with squeeze and excitation, sums divided by the sizes, adaptive pools."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 5, padding=2, groups=8)
+        self.squeeze, self.excite = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
+        self.head = nn.Linear(8 * 4 + 8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.stem(x))
+        x = F.relu6(self.deep(x))
+        x = x * F.hardsigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+        mean = x.sum((2, 3)) / (x.shape[2] * x.shape[3])
+        return self.head(torch.cat([F.adaptive_avg_pool2d(x, (2, 2)).flatten(1), mean], 1))
+
+
+class Audio(nn.Module):
+    """A stack of strided convolutions on a waveform, a global mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(1, 6, 9, stride=4), nn.Conv1d(6, 6, 3, padding="same", dilation=2)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.b(torch.relu(self.a(x)))).mean(-1))
+
+
+class Tokens(nn.Module):
+    """A layer of a transformer on embedded tokens with a table of positions and a mask of their length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 8), nn.Embedding(32, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.words(x) + self.places(torch.arange(x.shape[1], device=x.device))
+        x = self.layer(x) * mask.unsqueeze(-1)
+        return self.head(x.sum(1) / x.shape[1])
+
+
+class Head(nn.Module):
+    """A linear layer on flattened maps, made for one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 4 * 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.max_pool2d(self.conv(x).relu(), 4).flatten(1))
+
+
+class Divided(nn.Module):
+    """Numbers of the example's size in the code: kept where they do not matter, else the size is fixed."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.conv, self.where = nn.Conv2d(3, 4, 3, padding=1), where
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu()
+        if self.where == "number":  # the network's own number, the same for every size
+            return x.sum((2, 3)) / 256
+        if self.where == "window":
+            return F.avg_pool2d(x, tuple(x.shape[2:])).flatten(1)
+        if self.where == "view":
+            return x.view(x.shape[0], 4, 256).mean(-1)
+        if self.where == "windows":
+            return x.unflatten(2, (x.shape[2] // 4, 4)).amax(3).mean((2, 3))
+        if self.where == "branch":
+            return (x * 2 if x.shape[2] > 12 else x).mean((2, 3))
+        if self.where == "root":
+            return x.mean((2, 3)) * x.shape[2] ** 0.5
+        if self.where == "branches":
+            for n in range(20, 64):
+                x = x * 2 if x.shape[2] % n == 5 else x
+            return self.conv(x[:, :3]).mean((2, 3))
+        return F.interpolate(x, scale_factor=1.5).mean((2, 3))
+
+
+def images(*shape: int) -> tuple[Tensor]:
+    return (torch.randn(*shape),)
+
+
+def tokens(batch: int, length: int) -> tuple[Tensor, Tensor]:
+    return torch.randint(0, 20, (batch, length)), (torch.rand(batch, length) > 0.3).float()
+
+
+NETWORKS = {
+    "unet": (UNet, images(2, 3, 16, 16), [images(1, 3, 8, 20), images(3, 3, 24, 12), images(2, 3, 32, 4)]),
+    "fcn": (Segmenter, images(2, 3, 24, 24), [images(1, 3, 17, 30), images(2, 3, 33, 21), images(2, 3, 48, 25)]),
+    "excited": (Excited, images(2, 3, 16, 16), [images(1, 3, 9, 22), images(2, 3, 31, 14), images(3, 3, 32, 8)]),
+    "audio": (Audio, images(2, 1, 200), [images(1, 1, 1000), images(3, 1, 33), images(2, 1, 201)]),
+    "tokens": (Tokens, tokens(2, 8), [tokens(1, 20), tokens(3, 5), tokens(2, 32)]),
+}
+
+
+def network(name: str) -> tuple[nn.Module, tuple[Tensor, ...], list[tuple[Tensor, ...]]]:
+    kind, example, others = NETWORKS[name]
+    torch.manual_seed(0)
+    model = kind().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model, example, others
+
+
+@functools.cache
+def planned(name: str) -> parspike.Plan:
+    model, example, _ = network(name)
+    return parspike.plan(model, example)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_with_every_activation_kept_it_is_the_network_on_every_size(name: str, tmp_path: Path) -> None:
+    model, example, others = network(name)
+    plan = planned(name)
+    assert plan.ok, plan
+    assert "free: " in str(plan)
+    snn = parspike.convert(replace(plan, spiking=()), [example], T=2)
+    loaded = parspike.load(snn.save(tmp_path / "net.parspike"))
+    for args in (example, *others):
+        with torch.no_grad():
+            wanted = model(*args)
+        for engine in ("count", "parallel", "serial", "serial-if"):
+            torch.testing.assert_close(snn.run(*args, engine=engine).logits, wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(loaded(*args), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_engines_agree_on_another_size(name: str, tmp_path: Path) -> None:
+    _, example, others = network(name)
+    snn = parspike.convert(planned(name), [example], T=4, recipe="daqcfs", inputs=lambda item: item).double()
+    loaded = parspike.load(snn.save(tmp_path / "net.parspike"))
+    for args in map(doubled, others):
+        count = snn.run(*args, record=True)
+        assert count.spikes
+        for run in (
+            snn.run(*args, engine="parallel", record=True), snn.run(*args, engine="parallel", chunk=3, record=True),
+            snn.run(*args, engine="serial", record=True), loaded.run(*args, record=True),
+        ):  # fmt: skip
+            torch.testing.assert_close(run.logits, count.logits, rtol=1e-9, atol=1e-9)
+            assert all(torch.equal(run.counts[layer], count.counts[layer]) for layer in count.counts)
+
+
+def doubled(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.double() if x.is_floating_point() else x for x in args)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_changes_for_the_size_of_the_example(name: str) -> None:
+    model, example, others = network(name)
+    free, fixed = planned(name), parspike.plan(model, example, free_sizes=False)
+    assert free.rows == fixed.rows
+    assert fixed.graph.example == {}
+    one, two = (parspike.convert(p, [example], T=4, inputs=lambda item: item) for p in (free, fixed))
+    torch.testing.assert_close(one(*example), two(*example), rtol=0, atol=0)
+    with pytest.raises(InputError, match="this network takes"):
+        two(*others[0])
+
+
+def test_a_fixed_head_says_why() -> None:
+    plan = parspike.plan(Head().eval(), torch.randn(2, 3, 16, 16))
+    assert plan.graph.inputs[0].shape[1:] == (3, 16, 16)
+    (why,) = (text for text in plan.graph.fixed if "x.2" in text)
+    assert "x.2 = 16, x.3 = 16 fixed by layer 'fc' at" in why
+    assert "test_sizes.py" in why
+    assert "self.fc(" in why
+    assert why in str(plan)
+    assert why in plan.to_dict()["fixed"]
+
+
+def test_a_size_beyond_the_limits_is_one_clear_error() -> None:
+    snn = parspike.convert(planned("unet"), [network("unet")[1]], T=2)
+    with pytest.raises(InputError) as error:
+        snn(torch.randn(2, 3, 18, 16))
+    text = str(error.value)
+    assert "run: input 'x' has shape (2, 3, 18, 16), this network takes (B, 3, x.2, x.3)" in text
+    assert "free: x.2, x.3" in text
+    assert "(x.2 % 4) = 0" in text
+    with pytest.raises(InputError, match=r"\(2, 4, 16, 16\), this network takes \(B, 3, x.2, x.3\)"):
+        snn(torch.randn(2, 4, 16, 16))
+    with pytest.raises(InputError, match=r"\(2, 3, 16, 0\)"):
+        snn(torch.randn(2, 3, 16, 0))
+
+
+def test_two_inputs_share_a_size() -> None:
+    snn = parspike.convert(planned("tokens"), [network("tokens")[1]], T=2, inputs=lambda item: item)
+    assert list(snn.graph.example) == ["x.1"]
+    words, _ = tokens(2, 9)
+    with pytest.raises(InputError, match=r"input 'mask' has shape \(2, 8\), this network takes \(B, x.1\)"):
+        snn(words, torch.ones(2, 8))
+
+
+def test_more_tokens_than_positions() -> None:
+    snn = parspike.convert(planned("tokens"), [network("tokens")[1]], T=2, inputs=lambda item: item)
+    with pytest.raises(InputError, match=r"\(1, 33\).*fail in this network, traced with {'x.1': 8}: index out"):
+        snn(*tokens(1, 33))
+
+
+@pytest.mark.parametrize(
+    ("where", "free", "said"),
+    [
+        ("number", True, "free: x.2, x.3"),
+        ("window", False, "x.2 = 16, x.3 = 16 fixed by"),
+        ("view", False, "x.2 = 16, x.3 = 16 fixed by Divided.forward"),
+        ("windows", True, "(x.2 % 4) = 0"),
+        ("branch", True, "x.2 ≥ 13"),
+        ("root", False, "since with free ones it computes"),
+        ("branches", False, "since with free ones it asks more than"),
+        ("scale", False, "since with free ones a tensor's size is"),
+    ],
+)
+def test_numbers_in_the_code(where: str, free: bool, said: str) -> None:
+    torch.manual_seed(0)
+    model = Divided(where).eval()
+    graph = parspike.plan(model, torch.randn(2, 3, 16, 16)).graph
+    assert bool(graph.example) == free
+    assert said in graph.about_sizes
+    for shape in ((1, 3, 16, 16), (3, 3, 20, 24)):
+        x = torch.randn(shape)
+        if free or shape[2] == 16:
+            with torch.no_grad():
+                torch.testing.assert_close(graph.run(x), model(x))
+        else:
+            with pytest.raises(InputError):
+                graph.check({"x": x}, "run")
+
+
+def test_neurons_have_a_fixed_number_of_channels() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.act = nn.Embedding(20, 8), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.words(x)).mean(1)
+
+    graph = parspike.plan(Words().eval(), torch.randint(0, 20, (2, 6))).graph
+    assert graph.example == {}
+    assert graph.fixed == ("x.1 = 6 fixed by the neurons of layer 'act', whose channels run along it",)
+
+
+def test_what_cannot_be_proved_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that is wrong on other sizes, as a mistake of tracing would make it."""
+    from parspike.graph import ops
+
+    model, example, _ = network("audio")
+    row = ops.TABLE["aten.mean.dim"]
+
+    def wrong(x: Tensor, *args: object) -> Tensor:
+        return row.run(x, *args) * (x.shape[-1] / 48)
+
+    monkeypatch.setitem(ops.TABLE, "aten.mean.dim", replace(row, run=wrong))
+    graph = parspike.plan(model, example).graph
+    assert graph.example == {}
+    assert "its output for inputs of shape" in graph.about_sizes
+
+
+@pytest.mark.parametrize(
+    "recipe", ["daqcfs", "closed-form", {"name": "reconstruct", "steps": 12, "batch_size": 4}, "auto"]
+)
+def test_calibration_batches_of_several_sizes(recipe: object) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    batches = [torch.randn(8, 2, side, 20 - side) for side in (8, 10, 12) for _ in range(3)]
+    plan = parspike.plan(model, batches[0])
+    assert any(isinstance(plan.activation(node), Curve) for node in plan.graph.neurons)
+    snn = parspike.convert(plan, batches, T=32, recipe=recipe)  # pyright: ignore[reportArgumentType]
+    for x in batches[::3]:
+        wanted = model(x).detach()
+        assert (snn(x) - wanted).norm() < 0.1 * wanted.norm()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 3))
+def test_any_size_is_computed_or_refused(height: int, width: int, batch: int) -> None:
+    x, graph = torch.randn(batch, 3, height, width), planned("fcn").graph
+    try:
+        graph.check({"x": x}, "run")
+    except InputError:
+        assert min(height, width) < 13  # torch.export asks for maps of two, the network would take one
+    else:
+        torch.testing.assert_close(graph.run(x)["out"], network("fcn")[0](x)["out"].detach(), rtol=1e-4, atol=1e-5)
