@@ -23,7 +23,7 @@ from parspike.calibrate.layerwise import ClosedForm
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Node
-from parspike.neurons import ParallelNeuron, da_qcfs
+from parspike.neurons import ParallelNeuron, da_qcfs, levels_of
 
 __all__ = ["Reconstruct"]
 
@@ -32,7 +32,8 @@ __all__ = ["Reconstruct"]
 class Reconstruct(Recipe):
     """Closed form, then `steps` gradient steps on unlabelled calibration images.
 
-    batch_size: images a step. rate: step size as a share of a tensor's root mean square (Adam, cosine to 0).
+    batch_size: images a step. rate: step size as a share of a tensor's root mean square (Adam, cosine to 0), up to
+    two levels; of S levels (2/S)² of it, since what starts closer to the teacher is spoilt by smaller steps.
     augment: "none", or "flip" and "crop" for images that may be mirrored, or also shifted by up to an eighth.
     held_out: share of the images that choose the best state. features: weight of the activations' error beside
     the outputs'. checkpoint: a file to resume from after a break ("" for none).
@@ -67,7 +68,8 @@ class Reconstruct(Recipe):
             self._train(draft, images, trained)
 
     def _train(self, draft: Draft, images: _Images, trained: _Trained) -> None:
-        groups = [{"params": [p], "lr": self.rate * size, "initial": self.rate * size} for p, size in trained.sizes()]
+        rate = self.rate * min(1.0, (2 / levels_of(draft.T, draft.code)) ** 2)
+        groups = [{"params": [p], "lr": rate * size, "initial": rate * size} for p, size in trained.sizes()]
         optimiser = torch.optim.Adam(groups)
         distance = _Loss(draft, self.features)
         best, best_loss = trained.state(), distance.held_out(images)
