@@ -24,6 +24,7 @@ from parspike.calibrate.recipe import Draft, Recipe
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron, da_qcfs
+from parspike.together import Together
 
 __all__ = ["Reconstruct"]
 
@@ -64,17 +65,19 @@ class Reconstruct(Recipe):
         images = _Images(batches, self.held_out, self.batch_size)
         trained = _Trained(draft)
         with torch.enable_grad():
-            self._train(draft, images, trained)
+            self._train(draft, images, trained, batches.together)
 
-    def _train(self, draft: Draft, images: _Images, trained: _Trained) -> None:
+    def _train(self, draft: Draft, images: _Images, trained: _Trained, together: Together) -> None:
         groups = [{"params": [p], "lr": self.rate * size, "initial": self.rate * size} for p, size in trained.sizes()]
         optimiser = torch.optim.Adam(groups)
         distance = _Loss(draft, self.features)
         best, best_loss = trained.state(), distance.held_out(images)
         start = 0
         path = Path(self.checkpoint) if self.checkpoint else None
-        if path is not None and path.is_file():
-            saved = torch.load(path, weights_only=True)
+        # Every process takes the same steps; the first one keeps the checkpoint, and says what was in it.
+        found = path if path is not None and together.rank == 0 and path.is_file() else None
+        saved = together.first(found and torch.load(found, weights_only=True, map_location="cpu"))
+        if saved is not None:
             trained.restore(saved["now"])
             optimiser.load_state_dict(saved["optimiser"])
             best, best_loss, start = saved["best"], saved["best_loss"], saved["step"]
@@ -97,7 +100,7 @@ class Reconstruct(Recipe):
                 now = distance.held_out(images)
                 if now < best_loss:
                     best, best_loss = trained.state(), now
-                if path is not None:
+                if path is not None and together.rank == 0:
                     content = {"now": trained.state(), "best": best, "best_loss": best_loss, "step": step + 1}
                     torch.save({**content, "optimiser": optimiser.state_dict()}, path)
         trained.restore(best)
@@ -108,7 +111,7 @@ class _Images:
     """The calibration images, the held-out ones apart."""
 
     def __init__(self, batches: Batches, held_out: float, batch_size: int) -> None:
-        parts = list(batches)
+        parts = list(batches.everywhere())
         self.data = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         self.count = len(next(iter(self.data.values())))
         if self.count < 4:
