@@ -70,7 +70,8 @@ def batches(*sizes: int, shape: tuple[int, ...] = (3, 8, 8)) -> list[torch.Tenso
 
 ODD = (20, 20, 20, 20, 7)
 CASES: dict[str, tuple[Any, Any, Any]] = {
-    "max": (Residual, parspike.MaxThreshold(), batches(*ODD)),
+    "max": (Residual, parspike.Thresholds(), batches(*ODD)),
+    "percentile": (Residual, parspike.Thresholds("99%"), batches(*ODD)),
     "exact": (Residual, parspike.DAQCFS(means="exact", passes=2), batches(*ODD)),
     "moving": (Quantised, parspike.DAQCFS(), batches(*ODD, shape=(1, 8, 8))),
     "closed-form": (Residual, parspike.ClosedForm(), Stream(batches(*ODD))),
@@ -78,6 +79,7 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
     "reconstruct": (Quantised, parspike.Reconstruct(steps=2), batches(3, 3, shape=(1, 8, 8))),
     "auto": (Curved, parspike.Auto(budget=0), batches(*[1] * 70)),
     "one batch": (Curved, parspike.ClosedForm(), batches(6)),
+    "one batch, percentile": (Residual, parspike.DAQCFS(mode="90%", means="exact"), batches(6)),
 }
 
 
@@ -113,7 +115,7 @@ def work(folder: Path) -> None:
     loader = DataLoader(batches(4), sampler=DistributedSampler(range(1), num_replicas=2, rank=rank))  # pyright: ignore
     for name, data in {"shape": bad, "defect": Stream(bad, fault=2), "sampler": loader, "empty": []}.items():
         try:
-            parspike.convert(network(Residual), data, T=3, recipe="max", example=bad[0], group=world)
+            parspike.convert(network(Residual), data, T=3, recipe="thresholds", example=bad[0], group=world)
         except (ParspikeError, RuntimeError) as error:
             said[name] = [type(error).__name__, str(error)]
     few(setattr)
