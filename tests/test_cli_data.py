@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +209,23 @@ def test_nothing_but_broken_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no png")
     with pytest.raises(InputError, match=r"none of 1 images could be decoded, the first is a\.png"):
         list(open_images(str(tmp_path), skip_broken=True))
+
+
+def test_batches_are_read_one_by_one_or_in_a_row(folder: Path) -> None:
+    images = open_images(str(folder), batch_size=2, shuffle=True)
+    batches = images.batches()
+    assert isinstance(batches, Sequence)
+    assert len(batches) == 3
+    for number, (x, y) in enumerate(images):
+        assert torch.equal(batches[number][0], x)
+        assert torch.equal(batches[number][1], y)
+    with pytest.raises(IndexError):
+        batches[3]
+    # Where a broken image is left out, the next one moves up into its batch.
+    (folder / "cat" / "a.png").write_bytes(b"no picture")
+    batches = open_images(str(folder), batch_size=2, skip_broken=True).batches()
+    assert not isinstance(batches, Sequence)
+    assert [len(x) for x, _ in batches] == [2, 2]
 
 
 def test_images_of_different_shapes(folder: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.utils.data import DistributedSampler
 
 from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, recipe_to_json
 from parspike.calibrate.batches import arguments_of, readable_again
@@ -19,6 +21,7 @@ from parspike.neurons import CODES, Code
 from parspike.neurons.layer import MAX_WEIGHTED
 from parspike.plan import LayerOption, Plan, plan
 from parspike.snn import SNN
+from parspike.together import Together
 
 __all__ = ["convert"]
 
@@ -39,6 +42,7 @@ def convert(
     strict: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    group: ProcessGroup | None = None,
 ) -> SNN:
     """Turn a trained network into a spiking network of T time-steps. The model is not changed.
 
@@ -50,7 +54,9 @@ def convert(
     neuron); see `neurons.layer`. layers: options by pattern of layer name, {"stem.*": Keep(), "head.*": Steps(4)}.
     example: a batch of inputs for tracing (default: the first of calibration).
     strict: refuse analog operators. seed: for recipes and shuffling loaders; the global random state is left as it
-    was. progress: called as progress(what, done, total).
+    was. progress: called as progress(what, done, total). group: processes that calibrate together, all calling this
+    with the same arguments (`torch.distributed.group.WORLD`); each reads its part of the batches, and each gets the
+    network that one process would make (docs/calibration.md). Without it no other process is waited for.
     Raises `UnsupportedError` with every refusal at once, `TraceError`, `InputError`, `CalibrationError`,
     `OptionError`.
     """
@@ -61,14 +67,20 @@ def convert(
     if code == "weighted" and T > MAX_WEIGHTED:
         raise OptionError(f"the weighted code takes at most {MAX_WEIGHTED} steps (2^T − 1 levels), got T={T}")
     chosen = Auto() if recipe is None else recipe if isinstance(recipe, Recipe) else recipe_from_json(recipe)
-    source = None if calibration is None else readable_again(calibration)
-    with torch.random.fork_rng(), torch.no_grad():
+    together = Together(group)
+    with together.one_fate(), torch.random.fork_rng(), torch.no_grad():
+        source = None if calibration is None else readable_again(calibration)
+        if together.size > 1 and isinstance(getattr(source, "sampler", None), DistributedSampler):
+            raise CalibrationError(
+                "the calibration loader deals its images out to processes, and so does convert: "
+                "give all processes the same loader, without DistributedSampler"
+            )
         torch.manual_seed(seed)
         made = model if isinstance(model, Plan) else _plan(model, source, example, inputs, layers, strict)
         made.check()
         torch.manual_seed(seed)
         graph = made.graph
-        batches = None if source is None else Batches(source, graph, inputs=inputs)
+        batches = None if source is None else Batches(source, graph, inputs=inputs, together=together)
         draft = Draft(
             graph,
             {node.name: made.activation(node) for node in graph.neurons if node.name in made.spiking},
@@ -76,6 +88,7 @@ def convert(
             steps=_steps(made, T),
         )  # fmt: skip
         chosen.fit(draft, batches)
+        _agree(draft, together)
     provenance = {
         "recipe": recipe_to_json(chosen),
         "T": T,
@@ -89,6 +102,19 @@ def convert(
     }
     student = replace(graph, tensors=draft.tensors)
     return SNN(student, {name: draft.neurons[name] for name in draft.activations}, T=T, provenance=provenance)
+
+
+def _agree(draft: Draft, together: Together) -> None:
+    """The first process' numbers in all: sums on unlike devices, or on a GPU, may differ in their last bits."""
+    if together.size == 1:
+        return
+    new = [path for path, tensor in draft.tensors.items() if tensor is not draft.graph.tensors[path]]
+    states = {name: draft.neurons[name].state_dict() for name in draft.activations}
+    own = [draft.tensors[path] for path in new] + [tensor for state in states.values() for tensor in state.values()]
+    first = iter(together.gather({0: own} if together.rank == 0 else {})[0])
+    draft.tensors.update({path: next(first).to(draft.tensors[path].device) for path in new})
+    for name, state in states.items():
+        draft.neurons[name].load_state_dict({key: next(first) for key in state})
 
 
 def _steps(made: Plan, T: int) -> Mapping[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from parspike.calibrate.layerwise import ClosedForm
 from parspike.calibrate.recipe import Draft, Recipe, recipe_to_json
 from parspike.calibrate.reconstruct import Reconstruct
 from parspike.errors import OptionError
+from parspike.together import Together
 
 __all__ = ["Auto", "Part"]
 
@@ -48,7 +50,7 @@ class Auto(Recipe):
             draft.notes["chosen"] = recipe_to_json(DAQCFS())
             return
         fitted, held = Part(batches, held=False), Part(batches, held=True)
-        watch = _Stopwatch()
+        watch = _Stopwatch(batches.together)
         tried: list[dict[str, Any]] = []
         best: Draft | None = None
         for recipe, cost in (
@@ -78,33 +80,30 @@ class Auto(Recipe):
 
 
 class _Stopwatch:
-    """Seconds since it was made: of the clock, or of this process' processor time where that is less."""
+    """Seconds since it was made: of the clock, or of processor time where that is less; the first process' for all."""
 
-    def __init__(self) -> None:
-        self.clock, self.processor = time.monotonic(), time.process_time()
+    def __init__(self, together: Together) -> None:
+        self.together, self.clock, self.processor = together, time.monotonic(), time.process_time()
 
     def seconds(self) -> float:
-        return min(time.monotonic() - self.clock, time.process_time() - self.processor)
+        return self.together.first(min(time.monotonic() - self.clock, time.process_time() - self.processor))
 
 
 class Part(Batches):
     """Every fourth image of a calibration set, or the others."""
 
     def __init__(self, whole: Batches, *, held: bool) -> None:
-        super().__init__(whole.source, whole.graph, inputs=whole.inputs)
+        super().__init__(whole.source, whole.graph, inputs=whole.inputs, together=whole.together)
         self.whole, self.held = whole, held
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        seen = count = 0
-        for env in self.whole:
-            size = next(iter(env.values())).shape[0]
-            out = (torch.arange(seen, seen + size) % 4) == 3
-            seen += size
+    def _read(self, among: Together) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        self.whole.samples()
+        ends = dict(zip(self.whole.sizes, accumulate(self.whole.sizes.values()), strict=True))
+        for number, env in self.whole._read(among):
+            out = (torch.arange(ends[number] - self.whole.sizes[number], ends[number]) % 4) == 3
             rows = out if self.held else ~out
-            count += int(rows.sum())
             if bool(rows.any()):
-                yield {name: x[rows.to(x.device)] for name, x in env.items()}
-        self.count = count
+                yield number, {name: x[rows.to(x.device)] for name, x in env.items()}
 
 
 def _steps_cost(batches: Batches) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from parspike.errors import CalibrationError
 from parspike.graph import Graph
+from parspike.together import Together
 
 __all__ = ["Batches", "arguments_of", "inputs_of", "readable_again"]
 
@@ -52,15 +53,20 @@ def arguments_of(
 
 
 class Batches:
-    """An iterable of the network's inputs by name, each batch checked.
+    """An iterable of the network's inputs by name, each batch checked: of several processes each reads its own.
 
     source: what `readable_again` gives. inputs: a function from an item to the model's input, a tuple of inputs or
     a dict of keyword inputs; by default an item is a tensor (B, …), an (x, y) tuple or a dict with a usual key.
+    together: the processes that share the source, which is the same in all of them.
     """
 
-    def __init__(self, source: Iterable[Any], graph: Graph, *, inputs: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, source: Iterable[Any], graph: Graph, *, inputs: Callable[[Any], Any] | None = None,
+        together: Together | None = None,
+    ) -> None:  # fmt: skip
         self.source, self.graph, self.inputs = source, graph, inputs
-        self.count = 0  # samples, known after the first pass
+        self.together = together or Together()
+        self.sizes: dict[int, int] = {}  # samples of every batch by its number, known after the first pass
         self.hash = ""  # of the inputs, known after the first pass
 
     @property
@@ -68,27 +74,55 @@ class Batches:
         """Number of batches, 0 where the source does not say."""
         return len(self.source) if isinstance(self.source, Sized) else 0
 
+    @property
+    def rounds(self) -> int:
+        """Number of batches of one process, 0 where the source does not say."""
+        return -(-self.length // self.together.size)
+
+    @property
+    def count(self) -> int:
+        """Number of samples in all processes, 0 before the first pass."""
+        return sum(self.sizes.values())
+
     def samples(self) -> int:
-        """Number of samples; reads the source only where no pass has been made yet."""
-        if not self.count:
+        """Number of samples in all processes; reads the source only where no pass has been made yet."""
+        if not self.sizes:
             for _ in self:
                 pass
         return self.count
 
+    def numbers(self) -> list[int]:
+        """The numbers of this process's batches, in order."""
+        self.samples()
+        return [number for number in self.sizes if number % self.together.size == self.together.rank]
+
+    def gather(self, parts: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        """From one part for every batch of this process, in order, the parts of all batches, in order."""
+        return self.together.gather(dict(zip(self.numbers(), parts, strict=True)))
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        count, digest = 0, hashlib.sha256()
-        for number, item in enumerate(self.source):
-            env = inputs_of(item, f"calibration batch {number}", self.graph, self.inputs)
-            if not self.hash:
-                for name, x in env.items():
-                    digest.update(
-                        name.encode() + x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-                    )
-            count += next(iter(env.values())).shape[0]
+        return self._pass(self.together)
+
+    def everywhere(self) -> Iterator[dict[str, Tensor]]:
+        """All batches in every process: for what has to see them one after the other."""
+        return self._pass(Together())
+
+    def _pass(self, among: Together) -> Iterator[dict[str, Tensor]]:
+        seen: dict[int, tuple[int, bytes]] = {}
+        for number, env in self._read(among):
+            if not self.sizes:
+                seen[number] = next(iter(env.values())).shape[0], _digest(env)
             yield env
-        if count == 0:
-            raise CalibrationError("the calibration set is empty: give at least one batch of inputs")
-        self.count, self.hash = count, self.hash or digest.hexdigest()
+        if not self.sizes:
+            known = sorted((n, *about) for part in among.exchange(seen) for n, about in part.items())
+            if not known:
+                raise CalibrationError("the calibration set is empty: give at least one batch of inputs")
+            self.sizes = {number: size for number, size, _ in known}
+            self.hash = hashlib.sha256(b"".join(digest for _, _, digest in known)).hexdigest()
+
+    def _read(self, among: Together) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        for number, item in among.share(self.source):
+            yield number, inputs_of(item, f"calibration batch {number}", self.graph, self.inputs)
 
 
 def inputs_of(
@@ -109,3 +143,10 @@ def inputs_of(
     env = graph.bind(args[:positional], kwargs)
     graph.check(env, place, dtype=dtype)
     return env
+
+
+def _digest(env: Mapping[str, Tensor]) -> bytes:
+    digest = hashlib.sha256()
+    for name, x in env.items():
+        digest.update(name.encode() + x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.digest()

@@ -103,7 +103,8 @@ class DAQCFS(Recipe):
         schedule = Schedule.of(graph.nodes, graph.outputs)
         at = dict.fromkeys(draft.neurons, fire)
         for number in range(self.passes):
-            for done, env in enumerate(batches, 1):
+            # Each batch starts from what the one before it left: nothing here can be shared.
+            for done, env in enumerate(batches.everywhere(), 1):
                 walk(schedule, pair_of(draft, env), at)
                 draft.progress(f"algorithm 1, pass {number + 1} of {self.passes}", done, batches.length)
 
@@ -116,11 +117,11 @@ class DAQCFS(Recipe):
             source = node.refs[0]
             draft.progress(node.layer, position, len(neurons))
             for _ in range(self.passes):
-                error = _Mean()
+                error = _Mean(batches)
                 for teacher, student in lockstep.visit(node):
                     error.add(teacher.env[source] - student.env[source], node)
                 neuron.shift.copy_(node_shape(error.mean, node, neuron.shift))
-                wanted, fired = _Mean(), _Mean()
+                wanted, fired = _Mean(batches), _Mean(batches)
                 for teacher, student in lockstep.visit(node):
                     a = clipped(draft, node, teacher.env[source], teacher.arguments(node)[0])
                     wanted.add(a - neuron.offset, node)
@@ -148,7 +149,11 @@ def channel_maxima(draft: Draft, batches: Batches) -> dict[str, Tensor]:
     at = dict.fromkeys(draft.activations, record)
     for done, env in enumerate(batches, 1):
         walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], at)
-        draft.progress("recording maxima", done, batches.length)
+        draft.progress("recording maxima", done, batches.rounds)
+    together = batches.together
+    found = together.gather({together.rank: list(largest.values())} if largest else {})
+    names = [node.name for node in graph.nodes if node.name in draft.activations]
+    largest = {name: torch.stack(each).amax(0) for name, each in zip(names, zip(*found, strict=True), strict=True)}
     for node in graph.neurons:
         if node.name in largest and not torch.isfinite(largest[node.name]).all():
             raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
@@ -240,19 +245,20 @@ def clipped(draft: Draft, node: Node, z: Tensor, args: tuple[Any, ...]) -> Tenso
 
 
 class _Mean:
-    """Mean per channel over all batches, in float64: independent of how the data are cut into batches."""
+    """Mean per channel over all batches, in float64: independent of how the data are cut into batches.
 
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.number = 0
+    Each batch has its own sum, and these are added in the order of the batches: whoever made them, the result is one.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self.parts: list[tuple[Tensor, Tensor]] = []
 
     def add(self, x: Tensor, node: Node) -> None:
         rows = by_channel(x, node).double()
-        self.total = rows.sum(1) if self.total is None else self.total + rows.sum(1)
-        self.number += rows.shape[1]
+        self.parts.append((rows.sum(1), torch.tensor(rows.shape[1], device=rows.device)))
 
     @property
     def mean(self) -> Tensor:
-        if self.total is None:
-            raise CalibrationError("the calibration set is empty")
-        return self.total / self.number
+        totals, numbers = zip(*self.batches.gather(self.parts), strict=True)
+        return sum(totals, torch.zeros_like(totals[0])) / sum(numbers, torch.zeros_like(numbers[0]))

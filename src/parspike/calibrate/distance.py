@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parspike.calibrate.batches import Batches
 from parspike.calibrate.lockstep import pair_of
 from parspike.calibrate.recipe import Draft
 from parspike.graph import Node, Schedule, leaves, walk
@@ -34,14 +35,20 @@ class Distance:
 
     @torch.no_grad()
     def to_teacher(self, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, float]:
-        """Mean distance of the outputs, and the share of samples whose largest output is the teacher's."""
-        distance, agreeing, count = 0.0, 0.0, 0
+        """Mean distance of the outputs, and the share of samples whose largest output is the teacher's.
+
+        Of `Batches` that processes share: over those of all.
+        """
+        parts: list[tuple[Tensor, ...]] = []
         for env in batches:
             teacher, student = self.outputs(env)
             size = student[0].shape[0]
-            distance += sum(float(apart(s, t)) for s, t in zip(student, teacher, strict=True)) * size
-            agreeing += float((teacher[0].flatten(1).argmax(1) == student[0].flatten(1).argmax(1)).sum())
-            count += size
+            distance = sum(float(apart(s, t)) for s, t in zip(student, teacher, strict=True)) * size
+            agreeing = (teacher[0].flatten(1).argmax(1) == student[0].flatten(1).argmax(1)).sum()
+            parts.append((torch.tensor([distance, float(agreeing), size], dtype=torch.float64),))
+        if isinstance(batches, Batches):
+            parts = batches.gather(parts)
+        distance, agreeing, count = sum((part for (part,) in parts), torch.zeros(3, dtype=torch.float64)).tolist()
         return distance / max(1, count), agreeing / max(1, count)
 
     def _fire(self, node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:

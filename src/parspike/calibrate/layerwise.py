@@ -58,7 +58,7 @@ class ClosedForm(Recipe):
                 self._refit(draft, lockstep, node, batches)
             neuron = draft.neurons.get(node.name)
             if isinstance(neuron, ParallelNeuron):
-                samples = Samples(node, per_batch=max(64, 4096 // max(1, batches.length)))
+                samples = Samples(node, batches)
                 for teacher, student in lockstep.visit(node):
                     source = node.refs[0]
                     samples.add(draft.teacher(node, teacher.arguments(node)[0]), student.env[source])
@@ -88,8 +88,9 @@ class ClosedForm(Recipe):
         wide = features(weight)
         rows = min(max(24 * wide, 40_000), ELEMENTS // wide) // max(1, batches.length) + 1
         refit = Refit(draft.graph, node, weight, rows)
-        for number, (teacher, student) in enumerate(lockstep.visit(node)):
+        for (teacher, student), number in zip(lockstep.visit(node), batches.numbers(), strict=True):
             refit.add(teacher, student, number)
+        refit.parts = [(x, given, wanted) for x, given, wanted in batches.gather(refit.parts)]
         bias = node.args[2] if len(node.args) > 2 else None
         new, shift = refit.solve(weight, None if bias is None else draft.tensors[bias.path], self.ridge)
         draft.tensors[path] = new

@@ -30,7 +30,7 @@ class Lockstep:
 
     draft: the conversion in the making; its tensors and neurons may be changed between visits, but only at or
     after the last node visited. teacher: what the teacher's activations give, by default what the network's own do.
-    memory: bytes that held values may take.
+    memory: bytes that held values may take in one process.
     """
 
     def __init__(self, draft: Draft, batches: Batches, *, teacher: Teacher | None = None, memory: int = MEMORY) -> None:
@@ -46,7 +46,8 @@ class Lockstep:
         """Teacher's and student's stream of every batch, with all nodes before `node` done."""
         target = self.index[node.name]
         if self.hold is None:
-            self.hold = self.batches.samples() * 2 * _largest_frontier(self.draft) * 4 <= self.memory
+            mine = -(-self.batches.samples() // self.batches.together.size)
+            self.hold = mine * 2 * _largest_frontier(self.draft) * 4 <= self.memory
         schedule = Schedule(self.steps[self.position : target])
         if self.hold and self.held is None:
             self.held = [pair_of(self.draft, env) for env in self.batches]

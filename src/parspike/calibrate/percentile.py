@@ -14,6 +14,7 @@ from parspike.errors import CalibrationError
 from parspike.graph import Clip, Node, Schedule, Stream, walk
 from parspike.graph.ops import call
 from parspike.neurons.percentile import rank_of
+from parspike.together import Together
 
 __all__ = ["Selection", "percentiles"]
 
@@ -40,8 +41,9 @@ def percentiles(draft: Draft, batches: Batches, share: float, *, layer: bool) ->
     for number in range(len(WIDTHS)):
         for done, env in enumerate(batches, 1):
             walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], dict.fromkeys(lows, record))
-            draft.progress(f"recording percentiles, pass {number + 1} of {len(WIDTHS)}", done, batches.length)
+            draft.progress(f"recording percentiles, pass {number + 1} of {len(WIDTHS)}", done, batches.rounds)
         for name, selection in made.items():
+            selection.join(batches.together)
             if number == 0:
                 _check(graph.by_name[name], selection)
             selection.settle()
@@ -74,6 +76,13 @@ class Selection:
         mine = places.flatten() if self.found is None else places[(digits >> width) == self.found[:, None]]
         counts = torch.bincount(mine, minlength=len(bits) * bins).reshape(-1, bins)
         self.counts = counts if self.counts is None else self.counts + counts
+
+    def join(self, together: Together) -> None:
+        """Count what the other processes counted in this pass."""
+        own = {} if self.counts is None else {together.rank: [self.counts, self.counts.new_empty(1, dtype=self.dtype)]}
+        if parts := together.gather(own):
+            self.counts = torch.stack([counts for counts, _ in parts]).sum(0)
+            self.dtype = parts[0][1].dtype
 
     def settle(self) -> None:
         """End a pass."""

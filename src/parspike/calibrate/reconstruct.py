@@ -24,6 +24,7 @@ from parspike.calibrate.recipe import Draft, Recipe
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron, da_qcfs, levels_of
+from parspike.together import Together
 
 __all__ = ["Reconstruct"]
 
@@ -65,9 +66,9 @@ class Reconstruct(Recipe):
         images = _Images(batches, self.held_out, self.batch_size)
         trained = _Trained(draft)
         with torch.enable_grad():
-            self._train(draft, images, trained)
+            self._train(draft, images, trained, batches.together)
 
-    def _train(self, draft: Draft, images: _Images, trained: _Trained) -> None:
+    def _train(self, draft: Draft, images: _Images, trained: _Trained, together: Together) -> None:
         rate = self.rate * min(1.0, (2 / levels_of(draft.T, draft.code)) ** 2)
         groups = [{"params": [p], "lr": rate * size, "initial": rate * size} for p, size in trained.sizes()]
         optimiser = torch.optim.Adam(groups)
@@ -75,8 +76,10 @@ class Reconstruct(Recipe):
         best, best_loss = trained.state(), distance.held_out(images)
         start = 0
         path = Path(self.checkpoint) if self.checkpoint else None
-        if path is not None and path.is_file():
-            saved = torch.load(path, weights_only=True)
+        # Every process takes the same steps; the first one keeps the checkpoint, and says what was in it.
+        found = path if path is not None and together.rank == 0 and path.is_file() else None
+        saved = together.first(found and torch.load(found, weights_only=True, map_location="cpu"))
+        if saved is not None:
             trained.restore(saved["now"])
             optimiser.load_state_dict(saved["optimiser"])
             best, best_loss, start = saved["best"], saved["best_loss"], saved["step"]
@@ -99,7 +102,7 @@ class Reconstruct(Recipe):
                 now = distance.held_out(images)
                 if now < best_loss:
                     best, best_loss = trained.state(), now
-                if path is not None:
+                if path is not None and together.rank == 0:
                     content = {"now": trained.state(), "best": best, "best_loss": best_loss, "step": step + 1}
                     torch.save({**content, "optimiser": optimiser.state_dict()}, path)
         trained.restore(best)
@@ -111,7 +114,7 @@ class _Images:
 
     def __init__(self, batches: Batches, held_out: float, batch_size: int) -> None:
         alike: dict[Any, list[dict[str, Tensor]]] = {}
-        for part in batches:
+        for part in batches.everywhere():
             alike.setdefault(tuple(x.shape[1:] for x in part.values()), []).append(part)
         self.groups = [{name: torch.cat([p[name] for p in parts]) for name in parts[0]} for parts in alike.values()]
         counts = [len(next(iter(group.values()))) for group in self.groups]

@@ -21,6 +21,7 @@ from parspike.errors import CalibrationError
 from parspike.graph import Curve, Node, Schedule, Stream, walk
 from parspike.graph.ops import TABLE, call
 from parspike.neurons import Code, Staircase
+from parspike.together import Together
 
 __all__ = ["Sample", "add_staircases", "lloyd_max", "staircase"]
 
@@ -31,7 +32,11 @@ FEW, CELLS = 32, 512
 
 @dataclass
 class Sample:
-    """At most 2·`limit` of the values that a layer was given, evenly thinned, and their extremes."""
+    """At most 2·`limit` of the values that a layer was given, evenly thinned, and their extremes.
+
+    Of every batch each `stride`-th value, the stride the smallest power of three that keeps few enough: the same
+    values in whatever order the batches come, and whether they went into one sample or into several that are joined.
+    """
 
     limit: int = 1 << 17
     stride: int = 1
@@ -44,11 +49,27 @@ class Sample:
         low, high = x.aminmax()
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
         self.values.append(x.flatten()[:: self.stride].clone())
-        if sum(len(part) for part in self.values) > 2 * self.limit:
+        self._thin()
+
+    def join(self, together: Together) -> None:
+        """Take in what the other processes saw."""
+        own = {together.rank: [torch.cat(self.values)]} if self.values else {}
+        said = together.exchange((self.stride, self.low, self.high, [len(part) for part in self.values]))
+        self.low, self.high = min(low for _, low, *_ in said), max(high for *_, high, _ in said)
+        self.stride = max(stride for stride, *_ in said)
+        seen = [(stride, lengths) for stride, *_, lengths in said if lengths]
+        self.values = [
+            part[:: self.stride // stride]
+            for (values,), (stride, lengths) in zip(together.gather(own), seen, strict=True)
+            for part in values.split(lengths)
+        ]
+        self._thin()
+
+    def _thin(self) -> None:
+        while sum(len(part) for part in self.values) > max(2 * self.limit, len(self.values)):
             # By three, because an even stride would see only some columns of every map.
-            thin = max(3, sum(len(part) for part in self.values) // self.limit) | 1
-            self.values = [torch.cat(self.values)[::thin].clone()]
-            self.stride *= thin
+            self.values = [part[::3].clone() for part in self.values]
+            self.stride *= 3
 
     def sorted(self) -> Tensor:
         """The values kept and the extremes, in order."""
@@ -75,9 +96,10 @@ def add_staircases(draft: Draft, batches: Batches | None) -> None:
     schedule = Schedule.of(graph.nodes, graph.outputs)
     for done, env in enumerate(batches, 1):
         walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], dict.fromkeys(samples, record))
-        draft.progress("recording activations", done, batches.length)
+        draft.progress("recording activations", done, batches.rounds)
     for node in curves:
         sample = samples[node.name]
+        sample.join(batches.together)
         if not torch.isfinite(torch.tensor([sample.low, sample.high])).all():
             raise CalibrationError(f"layer '{node.layer}' is given NaN or Inf on the calibration data")
         draft.neurons[node.name] = staircase(

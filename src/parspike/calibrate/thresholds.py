@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import by_channel, node_shape
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron, spike_count
@@ -27,10 +28,11 @@ Weigh = Literal["own", "next"]
 
 
 class Samples:
-    """An even subset of (a, z') of one layer, at most `limit` a channel: tensors (C, N)."""
+    """An even subset of (a, z') of one layer, at most `per_batch` a channel of every batch: tensors (C, N)."""
 
-    def __init__(self, node: Node, per_batch: int) -> None:
-        self.node, self.per_batch = node, per_batch
+    def __init__(self, node: Node, batches: Batches) -> None:
+        self.node, self.batches = node, batches
+        self.per_batch = max(64, 4096 // max(1, batches.length))
         self.parts: list[tuple[Tensor, Tensor]] = []
 
     def add(self, a: Tensor, z: Tensor) -> None:
@@ -44,8 +46,9 @@ class Samples:
         self.parts.append((a.clone(), z.clone()))
 
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """All samples: a (C, N), z' (C, N)."""
-        return torch.cat([a for a, _ in self.parts], 1), torch.cat([z for _, z in self.parts], 1)
+        """All samples, of all processes: a (C, N), z' (C, N)."""
+        a, z = zip(*self.batches.gather(self.parts), strict=True)
+        return torch.cat(a, 1), torch.cat(z, 1)
 
 
 COARSE = tuple(float(f) for f in torch.logspace(-1.3, 0.1, 15))

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from parspike.cli import commands, console, demo, train, tune
+from parspike.cli import commands, console, demo, processes, train, tune
 from parspike.errors import ParspikeError
 
 __all__ = ["app", "main"]
@@ -19,10 +19,14 @@ class OneClearError(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         as_json = "--json" in ctx.args
         try:
-            return super().invoke(ctx)
+            with processes.one_fate():
+                answer = super().invoke(ctx)
+            processes.leave()
+            return answer
         except (ParspikeError, typer.TyperException) as error:
             message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
             console.fail(as_json, type(error).__name__, message)
+            processes.leave()
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             console.fail(as_json, "KeyboardInterrupt", "interrupted")
@@ -32,6 +36,7 @@ class OneClearError(TyperGroup):
         except Exception as error:
             if as_json:
                 console.fail(True, type(error).__name__, str(error))
+            processes.leave()
             raise  # a defect of parspike: the traceback belongs on stderr
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from parspike.cli import console
+from parspike.cli import console, processes
 from parspike.errors import CalibrationError, FileError, InputError, OptionError
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def convert(
     batch_size: BatchSize = 32,
     skip_broken: SkipBroken = False,
     seed: Seed = 0,
+    devices: processes.Devices = 1,
     force: Annotated[bool, typer.Option("--force", help="write over FILE if it exists")] = False,
     json: Json = False,
 ) -> None:
@@ -89,6 +90,7 @@ def convert(
     import parspike
     from parspike.cli.data import open_images
 
+    together = processes.join(devices)
     check_output(Path(output), force)
     network = load(spec, weights)
     preprocess = preprocessing(network.preprocess, shape, size, crop, mean, std)
@@ -110,7 +112,7 @@ def convert(
         try:
             snn = parspike.convert(
                 network.model,
-                calibration=images,
+                calibration=None if images is None else images.batches(),
                 T=T,
                 code=code,  # pyright: ignore[reportArgumentType] (convert says which there are)
                 recipe=recipe_of(recipe, passes),
@@ -119,12 +121,15 @@ def convert(
                 strict=strict,
                 seed=seed,
                 progress=progress,
+                group=together.group,
             )
         except CalibrationError as error:
             if images is None:
                 raise CalibrationError(f"{error}; on the command line, images with --data") from error
             raise
     seconds = time.perf_counter() - start
+    if together.rank:
+        return
     # `eval` prepares its images in the same way, without being told.
     snn.provenance["command_line"] = {
         "spec": spec,
@@ -178,6 +183,7 @@ def evaluate(
     batch_size: BatchSize = 32,
     skip_broken: SkipBroken = False,
     seed: Seed = 0,
+    devices: processes.Devices = 1,
     json: Json = False,
 ) -> None:
     """Run a converted network on images: accuracy, agreement with the network it came from, spikes, time, cost."""
@@ -186,6 +192,7 @@ def evaluate(
 
     if operations and engine == "serial-if":
         raise OptionError("--operations counts the converted network's spikes, not those of serial-if: leave one out")
+    together = processes.join(devices)
     if weights is not None and against is None:
         raise OptionError("--weights belongs to the network of --against SPEC; the spiking network has its own")
     snn = parspike.load(file)
@@ -202,9 +209,12 @@ def evaluate(
     )
     score = _Score()
     with console.progress("evaluating") as progress:
-        for x, y in images:
+        for _, (x, y) in together.share(images.batches()):
             score.add(snn, network, engine, x, y)
-            progress("", score.images, len(images) - len(images.broken))
+            progress("", score.images, (len(images) - len(images.broken)) // together.size)
+    score = _Score.of_all(together.exchange(score))
+    if together.rank:
+        return
     if 0 < (folders := getattr(images.source, "ordered", 0)) < score.classes:
         console.warn(
             f"{data} has {folders} class folders, numbered 0 … {folders - 1} in their order, but the network knows "
@@ -238,6 +248,15 @@ class _Score:
         self.labelled = self.compared = False
         self.seconds = self.seconds_network = 0.0
 
+    @classmethod
+    def of_all(cls, scores: list[_Score]) -> _Score:
+        """That of the batches of all processes."""
+        total = cls()
+        for name in vars(total):
+            setattr(total, name, sum(getattr(score, name) for score in scores))
+        total.classes = max(score.classes for score in scores)
+        return total
+
     def add(self, snn: Any, network: Network | None, engine: str, x: Tensor, y: Tensor | None) -> None:
         import torch
 
@@ -248,8 +267,9 @@ class _Score:
         self.seconds += time.perf_counter() - start
         said, self.classes = self._said(run.logits, y), run.logits.shape[1]
         self.images += len(x)
+        # In float64 sums of counts are exact, so their order and who formed them do not matter.
         for sent in run.sent.values():
-            self.spikes, self.neurons = self.spikes + float(sent.sum()), self.neurons + sent.numel()
+            self.spikes, self.neurons = self.spikes + float(sent.sum(dtype=torch.float64)), self.neurons + sent.numel()
         if y is not None:
             self.labelled, self.right = True, self.right + int((said == y).sum())
         if network is None:

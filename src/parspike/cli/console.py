@@ -13,12 +13,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-__all__ = ["fail", "figure", "progress", "result", "warn"]
+__all__ = ["be_silent", "fail", "figure", "progress", "result", "warn"]
+
+
+_silent = False
+
+
+def be_silent() -> None:
+    """Write nothing from here on: another process of the same command speaks for this one."""
+    global _silent
+    _silent = True
 
 
 def result(as_json: bool, fields: dict[str, Any], text: str) -> None:
     """The command's answer: `fields` as one JSON object, or `text` for a person."""
-    typer.echo(json.dumps(fields, ensure_ascii=False) if as_json else text)
+    if not _silent:
+        typer.echo(json.dumps(fields, ensure_ascii=False) if as_json else text)
 
 
 def table(rows: dict[str, Any]) -> str:
@@ -58,6 +68,8 @@ def fail(as_json: bool, kind: str, message: str) -> None:
 
 
 def _say(word: str, style: str, message: str) -> None:
+    if _silent:
+        return
     # Messages hold [brackets] and long paths: neither is markup nor to be broken.
     stderr = Console(stderr=True, highlight=False)
     stderr.print(Text.assemble((f"{word}: ", f"bold {style}"), message), soft_wrap=True)
@@ -76,7 +88,7 @@ def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+    with Progress(*columns, console=stderr, transient=True, disable=_silent or not stderr.is_terminal) as bar:
         task = bar.add_task(title, total=None)
         yield lambda what, done, total: bar.update(
             task, description=f"{title} {what}".rstrip(), completed=done, total=total or None

@@ -12,7 +12,7 @@ import io
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -195,6 +195,7 @@ class Images:
     seed: int = 0
     skip_broken: bool = False
     broken: list[str] = field(default_factory=list, init=False)
+    _first: tuple[torch.Size, str] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -223,12 +224,23 @@ class Images:
         """The first readable image, (C, H, W)."""
         return next(iter(replace(self, batch_size=1)))[0][0]
 
+    def batches(self) -> Iterable[tuple[Tensor, Tensor | None]]:
+        """The batches; a sequence of them, each read alone, unless the ends of one depend on broken images before."""
+        return _Batches(self) if self.skip_broken else _Numbered(self)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        read = 0
+        for x, y in self._read(self._order):
+            read += len(x)
+            yield x, y
+        if not read:
+            raise InputError(f"none of {len(self)} images could be decoded, the first is {self.names[0]}")
+
+    def _read(self, order: Sequence[int]) -> Iterator[tuple[Tensor, Tensor | None]]:
         labels = self.source.labels
         xs: list[Tensor] = []
         ys: list[int] = []
-        shape, shaped_by, read = None, "", 0
-        for index in self._order:
+        for index in order:
             name = self.source.names[index]
             try:
                 x = self.source.read(index, self.preprocess)
@@ -242,15 +254,14 @@ class Images:
                 if name not in self.broken:
                     self.broken.append(name)
                 continue
-            if shape is None:
-                shape, shaped_by = x.shape, name
-            elif x.shape != shape:
+            self._first = self._first or (x.shape, name)
+            shape, shaped_by = self._first
+            if x.shape != shape:
                 raise InputError(
                     f"{name} is {_times(x.shape)} but {shaped_by} is {_times(shape)}: "
                     "give --size and --crop (a recipe: data.size, data.crop), so that all images have one shape"
                 )
             xs.append(x)
-            read += 1
             if labels is not None:
                 ys.append(int(labels[index]))
             if len(xs) == self.batch_size:
@@ -258,8 +269,23 @@ class Images:
                 xs, ys = [], []
         if xs:
             yield torch.stack(xs), torch.tensor(ys) if labels is not None else None
-        if not read:
-            raise InputError(f"none of {len(self)} images could be decoded, the first is {self.names[0]}")
+
+
+@dataclass(frozen=True)
+class _Batches:
+    images: Images
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.images.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        return iter(self.images)
+
+
+class _Numbered(_Batches, Sequence[Any]):
+    def __getitem__(self, number: Any) -> Any:
+        start = range(0, len(self.images), self.images.batch_size)[number]
+        return next(self.images._read(self.images._order[start : start + self.images.batch_size]))
 
 
 def open_images(

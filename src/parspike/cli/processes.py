@@ -1,0 +1,95 @@
+"""`--devices N` and torchrun: processes that share the images of one command. Only the first of them speaks.
+
+torch is imported inside, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parspike.cli import console
+from parspike.errors import OptionError, ParspikeError
+
+if TYPE_CHECKING:
+    from parspike.together import Together
+
+__all__ = ["Devices", "join", "leave", "one_fate"]
+
+Devices = Annotated[
+    int, typer.Option(min=1, help="processes that share the images, each with its part of the cores; or use torchrun")
+]
+
+_joined: list[Together] = []
+
+
+def join(devices: int) -> Together:
+    """This process among those of the command, which are started here where torchrun has not done it."""
+    import torch.distributed as dist
+
+    from parspike.together import Together
+
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started == 1 and devices > 1:
+        _launch(devices)
+    if started == 1:
+        return Together()
+    if devices not in (1, started):
+        raise OptionError(f"--devices {devices}: torchrun has started {started} processes; leave it out")
+    dist.init_process_group("gloo")
+    together = Together(dist.group.WORLD)
+    _joined.append(together)
+    if together.rank:
+        console.be_silent()
+    return together
+
+
+def _launch(devices: int) -> None:
+    """Run this command in `devices` processes, and end with them."""
+    import torch
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // devices)))
+    # What failed has been said by the process that failed.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        1, 1, devices, run_id="parspike", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", "parspike", *sys.argv[1:])
+    except ChildFailedError as error:
+        raise typer.Exit(1) from error
+    except SignalException as error:
+        raise KeyboardInterrupt from error
+    raise typer.Exit
+
+
+@contextmanager
+def one_fate() -> Iterator[None]:
+    """What fails in one process of the command fails in all of them, with one message."""
+    try:
+        yield
+    except Exception as error:
+        for together in _joined:
+            together.fail(error)
+        raise
+    for together in _joined:
+        together.exchange(None)
+
+
+def leave() -> None:
+    """Wait until all have said what they have to: torchrun stops the others as soon as one has failed."""
+    import torch.distributed as dist
+
+    while _joined:
+        with suppress(ParspikeError):
+            _joined.pop().exchange(None)
+        dist.destroy_process_group()

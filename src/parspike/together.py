@@ -1,0 +1,122 @@
+"""Processes that share one piece of work: who reads what, and what they tell each other.
+
+Everything that is told is told in **one kind of exchange**: each process says its value, or that it failed and why.
+A process that fails says so in the exchange that the others are waiting in, so all of them raise and none waits for
+ever. Sums are formed from parts that were gathered in the order of the data, so they are those of one process, bit
+for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parspike import errors
+from parspike.errors import OptionError, ParspikeError
+
+__all__ = ["Together"]
+
+T = TypeVar("T")
+
+
+class Together:
+    """The processes of a `torch.distributed` group; without a group this process alone, which sends nothing.
+
+    rank, size: this process's number in the group, and how many there are.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        if self.rank < 0:
+            raise OptionError("this process is not in the group that it was given: only those in it may call")
+
+    def share(self, source: Iterable[T]) -> Iterator[tuple[int, T]]:
+        """This process's items, with their numbers: every `size`-th. Of a sequence only those are read."""
+        if isinstance(source, Sequence):
+            return ((number, source[number]) for number in range(self.rank, len(source), self.size))
+        return ((number, item) for number, item in enumerate(source) if number % self.size == self.rank)
+
+    def exchange(self, value: T) -> list[T]:
+        """What every process said, in the order of their numbers. Raises what made another one fail."""
+        return [value] if self.size == 1 else self._say(None, value)
+
+    def first(self, value: T) -> T:
+        """What process 0 said: for decisions that must be the same everywhere, such as those by a clock."""
+        return self.exchange(value if self.rank == 0 else None)[0]  # pyright: ignore[reportReturnType]
+
+    def gather(self, parts: Mapping[int, Sequence[Tensor]]) -> list[tuple[Tensor, ...]]:
+        """The parts of all processes in the order of their keys, which are the numbers of what they were made from.
+
+        Parts of other processes come to the device of this one's own.
+        """
+        if self.size == 1:
+            return [tuple(parts[number]) for number in sorted(parts)]
+        mine = {number: [tensor.detach().contiguous() for tensor in part] for number, part in parts.items()}
+        here = next((tensor.device for part in mine.values() for tensor in part), None)
+        told = self.exchange({n: [(t.shape, t.dtype, t.device.type) for t in part] for n, part in mine.items()})
+        everyones = {number: (rank, part) for rank, said in enumerate(told) for number, part in said.items()}
+        gathered = []
+        for number in sorted(everyones):
+            rank, described = everyones[number]
+            tensors = mine.get(number) or [
+                torch.empty(shape, dtype=dtype, device=here or kind) for shape, dtype, kind in described
+            ]
+            with _others_alive():
+                for tensor in tensors:
+                    dist.broadcast(tensor, group=self.group, group_src=rank)
+            gathered.append(tuple(tensors))
+        return gathered
+
+    @contextmanager
+    def one_fate(self) -> Iterator[None]:
+        """What fails in one process fails in all. Contexts may lie in one another."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(error)
+            raise
+        self.exchange(None)
+
+    def fail(self, error: Exception) -> None:
+        """Make the others raise this process' error, in the exchange that they are in or come to next."""
+        if self.size > 1 and not getattr(error, "told", False):
+            vars(error)["told"] = True
+            with suppress(ParspikeError):  # that of another one, which failed at the same time
+                self._say((type(error).__name__, str(error)), None)
+
+    def _say(self, failure: tuple[str, str] | None, value: Any) -> list[Any]:
+        said: list[Any] = [None] * self.size
+        with _others_alive():
+            dist.all_gather_object(said, (failure, value), group=self.group)
+        for rank, (why, _) in enumerate(said):
+            if why is not None:
+                raise _told(rank, *why)
+        return [value for _, value in said]
+
+
+def _told(rank: int, kind: str, message: str) -> ParspikeError:
+    known = getattr(errors, kind, None)
+    error: ParspikeError
+    if known is not None and kind != "MissingExtraError":
+        error = known(f"process {rank}: {message}")
+    else:
+        error = ParspikeError(f"process {rank} failed with {kind}: {message}")
+    vars(error)["told"] = True
+    return error
+
+
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # One that was killed can say nothing more, and neither can this one to the others.
+        gone = ParspikeError(f"another process of the group ended, or cannot be reached: {str(error).splitlines()[0]}")
+        vars(gone)["told"] = True
+        raise gone from error
