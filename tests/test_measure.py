@@ -130,7 +130,7 @@ BACKS: dict[str, tuple[nn.Module, bool]] = {
 
 
 def check(model: nn.Module, x: Tensor) -> None:
-    plan = parspike.plan(model, x)
+    plan = parspike.plan(model, x, free_sizes=False)  # the spikes pushed alone below have the shapes of the nodes
     names = {(node.layer, node.target.split(".")[1]): node.name for node in plan.graph.nodes}
     for code in CODES:
         snn = parspike.convert(plan, x, T=3, code=code, recipe="max")
@@ -143,6 +143,17 @@ def check(model: nn.Module, x: Tensor) -> None:
         trains = snn.run(x, engine="parallel", record=True).spikes
         assert report.spikes * len(x) == pytest.approx(sum(float(train.sum()) for train in trains.values()))
         assert report.updates == 3 * report.neurons
+
+
+@pytest.mark.parametrize("kind", ["conv, stride", "average pool, overlapping", "max-pool", "skips"])
+def test_another_size_costs_what_a_network_of_that_size_costs(kind):
+    model, x, larger = Layers(*BACKS[kind]).eval(), torch.randn(3, 2, 6, 6), torch.randn(3, 2, 10, 8)
+    free = parspike.convert(model, x, T=3, recipe="max")
+    fixed = parspike.convert(parspike.plan(model, larger, free_sizes=False), larger, T=3, recipe="max")
+    fixed.load_state_dict(free.state_dict())
+    seen, wanted = (parspike.measure(snn, larger) for snn in (free, fixed))
+    assert wanted.synops > 0
+    assert seen.to_json()["rows"] == wanted.to_json()["rows"]
 
 
 @pytest.mark.parametrize("kind", BACKS)
@@ -373,7 +384,7 @@ def test_firing_rate_is_of_spikes_not_of_counts():
     [
         ([], "the loader is empty"),
         (3, "loader must be an iterable"),
-        ([torch.zeros(2, 3, 9, 9)], "batch 0 of the loader: input 'x' has shape"),
+        ([torch.zeros(2, 4, 8, 8)], "batch 0 of the loader: input 'x' has shape"),
         ([torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), math.nan)], "batch 1 of the loader: input 'x' holds NaN"),
     ],
 )
