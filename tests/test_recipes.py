@@ -81,7 +81,7 @@ def test_a_mean_is_free_only_where_something_behind_takes_it_up():
         snn = parspike.convert(model, x.split(50), T=2, recipe=parspike.ClosedForm(**options))
         return [neuron.v_threshold for neuron in snn.neurons().values()]
 
-    own, free = thetas(refit=False), thetas(refit=False, weigh="next")
+    own, free = thetas(refit=False, weigh="own"), thetas(refit=False)
     assert not torch.equal(own[0], free[0])
     for shift in (True, False):  # with no shift anywhere nothing takes it up
         first = nn.Sequential(*model[:2], model[4]).eval()
@@ -91,7 +91,7 @@ def test_a_mean_is_free_only_where_something_behind_takes_it_up():
         )
         assert torch.equal(one(x), two(x))
     assert all(torch.equal(*pair) for pair in zip(
-        thetas(refit=False, shift=False), thetas(refit=False, shift=False, weigh="next"), strict=True
+        thetas(refit=False, shift=False, weigh="own"), thetas(refit=False, shift=False), strict=True
     ))  # fmt: skip
     one, two = (parspike.convert(first, x, T=2, recipe=parspike.ClosedForm(weigh=weigh)) for weigh in ("own", "next"))
     assert not torch.equal(one(x), two(x))

@@ -142,7 +142,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", list(sys.path))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as the processes below: sums of several threads round differently
         assert CliRunner().invoke(app, [*CONVERT, "-o", "net.parspike"]).exit_code == 0
+        torch.set_num_threads(threads)
     store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
     # As torchrun sets them.
     env = environment() | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
