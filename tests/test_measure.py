@@ -366,6 +366,18 @@ def test_layers_with_fewer_steps_update_less_often():
     assert rows["act"].updates == 8 * rows["act"].neurons
 
 
+def test_samples_of_unlike_sizes_are_counted_each_by_its_own():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1)).eval()
+    small, large = torch.randn(2, 2, 6, 6), torch.randn(1, 2, 9, 7)
+    snn = parspike.convert(model, small, T=2, recipe="max")
+    parts = [(2, parspike.measure(snn, small)), (1, parspike.measure(snn, large))]
+    both = parspike.measure(snn, [small, large], against=model)
+    for name in ("neurons", "spikes", "synops", "macs", "network_macs", "updates"):
+        wanted = sum(samples * getattr(part, name) for samples, part in parts) / 3
+        assert getattr(both, name) == pytest.approx(wanted), name
+    assert parts[1][1].neurons == 4 * 9 * 7
+
+
 @pytest.mark.parametrize("code", CODES)
 def test_spikes_sent_are_those_of_the_trains(code):
     neuron = ParallelNeuron(5, torch.tensor(1.0), code=code)

@@ -94,6 +94,7 @@ class _Sum:
     network_macs: float = 0.0
     spikes: float = 0.0
     neurons: int = 0
+    updates: int = 0
     apart: float = 0.0
     size: float = 0.0
 
@@ -142,7 +143,8 @@ class _Meter:
         if neuron is not None:
             count = neuron.count(args[0])
             value, sent = neuron.value(count), neuron.sent(count).double()
-            done.spikes, done.neurons = done.spikes + float(sent.sum()), sent[0].numel()
+            done.spikes, done.neurons = done.spikes + float(sent.sum()), done.neurons + sent.numel()
+            done.updates += sent.numel() * neuron.T
             done.synops += _total(spikes)
             for wanted in network:
                 done.apart += float((value - wanted).double().square().sum())
@@ -184,13 +186,12 @@ class _Meter:
                 continue
             neuron = self.neurons.get(node.name)
             operator = node.target.removeprefix("aten.").removeprefix("parspike.").split(".")[0]
-            spikes = done.spikes / samples
             found.append(
                 LayerRow(
                     node.layer, operator, kind, done.synops / samples, done.macs / samples,
-                    done.network_macs / samples, done.neurons, spikes,
-                    spikes / done.neurons / self.snn.T if done.neurons else 0.0,
-                    0 if neuron is None else done.neurons * neuron.T,
+                    done.network_macs / samples, done.neurons / samples, done.spikes / samples,
+                    done.spikes / done.neurons / self.snn.T if done.neurons else 0.0,
+                    done.updates / samples,
                     None if self.reference is None or neuron is None else (done.apart / max(done.size, 1e-300)) ** 0.5,
                 )
             )  # fmt: skip

@@ -51,10 +51,10 @@ class LayerRow:
     synops: float = 0.0
     macs: float = 0.0
     network_macs: float = 0.0
-    neurons: int = 0
+    neurons: float = 0.0
     spikes: float = 0.0
     firing_rate: float = 0.0
-    updates: int = 0
+    updates: float = 0.0
     error: float | None = None
 
 
@@ -81,8 +81,8 @@ class Report:
         return sum(getattr(row, name) for row in self.rows)
 
     @property
-    def neurons(self) -> int:
-        """Spiking neurons."""
+    def neurons(self) -> float:
+        """Spiking neurons of one sample; a whole number where all samples have one size."""
         return self._sum("neurons")
 
     @property
@@ -93,7 +93,7 @@ class Report:
     @property
     def spikes_per_neuron(self) -> float:
         """Spikes of one neuron for one sample, in T steps."""
-        return self.spikes / max(1, self.neurons)
+        return self.spikes / self.neurons if self.neurons else 0.0
 
     @property
     def synops(self) -> float:
@@ -111,7 +111,7 @@ class Report:
         return self._sum("network_macs")
 
     @property
-    def updates(self) -> int:
+    def updates(self) -> float:
         """Membrane updates of one sample; no part of `energy_pj`."""
         return self._sum("updates")
 
@@ -181,7 +181,7 @@ def _cells(row: LayerRow) -> Sequence[str]:
     return (
         row.layer,
         row.operator + (" (analog)" if row.kind == "analog" else " of means" if row.kind == "mean" else ""),
-        f"{row.neurons:,}" if fires else "",
+        f"{row.neurons:,.0f}" if fires else "",
         f"{row.spikes / row.neurons:.3f}" if fires else "",
         f"{row.firing_rate:.3f}" if fires else "",
         _short(row.synops), _short(row.macs), _short(row.network_macs), _short(row.updates),
