@@ -14,6 +14,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# torch.export imports this, and the default arguments of its functions keep for good the group that there is by then. A
+# Gloo group that is alive when Python ends may abort the process. So it comes before anybody has made a group.
+import torch.distributed.nn
 from torch import Tensor
 
 from parspike import errors

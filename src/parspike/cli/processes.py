@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,7 +43,8 @@ def join(devices: int) -> Together:
         return Together()
     if devices not in (1, started):
         raise OptionError(f"--devices {devices}: torchrun has started {started} processes; leave it out")
-    dist.init_process_group("gloo")
+    # One that ends is noticed at once. One that works alone for long (--operations) is waited for.
+    dist.init_process_group("gloo", timeout=timedelta(days=1))
     together = Together(dist.group.WORLD)
     _joined.append(together)
     if together.rank:
