@@ -76,6 +76,7 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
     "exact": (Residual, parspike.DAQCFS(means="exact", passes=2), batches(*ODD)),
     "moving": (Quantised, parspike.DAQCFS(), batches(*ODD, shape=(1, 8, 8))),
     "closed-form": (Residual, parspike.ClosedForm(), Stream(batches(*ODD))),
+    "ridge": (Residual, parspike.ClosedForm(ridge=1e-3), batches(*ODD)),
     "staircase": (Curved, parspike.ClosedForm(), batches(*ODD)),
     "reconstruct": (Quantised, parspike.Reconstruct(steps=2), batches(3, 3, shape=(1, 8, 8))),
     "auto": (Curved, parspike.Auto(budget=0), batches(*[1] * 70)),

@@ -92,7 +92,8 @@ class ClosedForm(Recipe):
             refit.add(teacher, student, number)
         refit.parts = [(x, given, wanted) for x, given, wanted in batches.gather(refit.parts)]
         bias = node.args[2] if len(node.args) > 2 else None
-        new, shift = refit.solve(weight, None if bias is None else draft.tensors[bias.path], self.ridge)
+        old = None if bias is None else draft.tensors[bias.path]
+        new, shift = refit.solve(weight, old, self.ridge, batches.together)
         draft.tensors[path] = new
         if bias is not None:
             draft.tensors[bias.path] = shift

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from parspike.graph import Graph, Node, Param, Ref, Stream
 from parspike.graph.ops import call
+from parspike.together import Together
 
 __all__ = ["Refit", "branches", "refittable"]
 
@@ -137,24 +138,39 @@ class Refit:
             rows = patches.unflatten(1, (self.groups, -1)).flatten(2).movedim(1, 0)
         return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2), given, wanted
 
-    def solve(self, weight: Tensor, bias: Tensor | None, ridge: float | None = None) -> tuple[Tensor, Tensor]:
-        """New weight and bias. λ, and whether to change at all, are chosen on rows held out, output by output."""
+    def solve(
+        self, weight: Tensor, bias: Tensor | None, ridge: float | None = None, together: Together | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """New weight and bias. λ, and whether to change at all, are chosen on rows held out, output by output.
+
+        together: processes with the same rows; each tries some of the λ.
+        """
+        together = together or Together()
         x, given, wanted = (torch.cat(parts, 1) for parts in zip(*self.parts, strict=True))
         cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
         fitted, held = (_Rows(*(v[:, part] for v in (x, given, wanted))) for part in (slice(0, cut), slice(cut, None)))
         solver = _Solver(fitted.x)
         best = torch.zeros(x.shape[0], x.shape[2], given.shape[2], dtype=torch.float64)
         least = held.error(best, self.rectified)
-        for fraction in RIDGES if ridge is None else (ridge,):
+        if ridge is not None:
+            least = torch.full_like(least, torch.inf)
+        which = torch.full_like(least, -1, dtype=torch.long)
+        for number, fraction in together.share(RIDGES if ridge is None else (ridge,)):
             if not solver.factorise(fraction):
                 continue
             change = torch.zeros_like(best)
             for _ in range(ROUNDS if self.rectified else 1):
                 change = solver(fitted.target(change, self.rectified) - given[:, :cut])
             error = held.error(change, self.rectified)
-            better = torch.ones_like(error, dtype=torch.bool) if ridge is not None else error < least
-            least = torch.where(better, error, least)
+            better = error < least
+            least, which = torch.where(better, error, least), torch.where(better, number, which)
             best = torch.where(better[:, None, :], change, best)
+        for rank, (error, change, tried) in enumerate(together.gather({together.rank: [least, best, which]})):
+            if rank != together.rank:
+                # Of equals the one that a single process would have met first.
+                better = (error < least) | ((error == least) & (tried < which))
+                least, which = torch.where(better, error, least), torch.where(better, tried, which)
+                best = torch.where(better[:, None, :], change, best)
         delta = best[:, :-1].mT.reshape(weight.shape)
         old = torch.zeros(weight.shape[0], dtype=best.dtype) if bias is None else bias.double()
         return (weight.double() + delta).to(weight.dtype), (old + best[:, -1].reshape(-1)).to(weight.dtype)
