@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import signal
+import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -478,6 +480,21 @@ def test_a_stream_says_what_is_wrong(tmp_path):
         Image.new("RGB", (8, 8)).save(picture)
     with pytest.raises(OptionError, match=r"does not say how many images it has.*--on-demand"):
         stream(str(tmp_path / "train"))
+
+
+@pytest.mark.parametrize("error", [zipfile.BadZipFile, zlib.error, Image.DecompressionBombError])
+def test_what_zips_and_pillow_raise_is_a_broken_image(error):
+    class Broken(Photos):
+        def read(self, index: int, preprocess: Any) -> Tensor:
+            if index == 1:
+                raise error("damaged")
+            return TRAIN.images[index] / 255
+
+    with pytest.raises(InputError, match=r"photo 1: cannot be decoded \(damaged\).*--skip-broken"):
+        OnDemand(Broken(), None).plain(torch.arange(3))
+    data = OnDemand(Broken(), None, Decoder(skip_broken=True))
+    assert len(data.plain(torch.arange(3))[0]) == 2
+    assert data.decoder.broken == ["photo 1"]
 
 
 def test_broken_images_on_demand_are_left_out_and_named():

@@ -11,9 +11,9 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from parspike.broken import BROKEN, decoded
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError
 
 __all__ = ["Images", "Preprocessing", "open_images"]
@@ -34,16 +35,6 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# What Pillow and zipfile raise on a damaged file; SyntaxError is Pillow's word for a broken PNG chunk.
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 @dataclass(frozen=True)
@@ -242,17 +233,8 @@ class Images:
         ys: list[int] = []
         for index in order:
             name = self.source.names[index]
-            try:
-                x = self.source.read(index, self.preprocess)
-            except InputError as error:
-                raise InputError(f"{name}: {error}") from error
-            except BROKEN as error:
-                if not self.skip_broken:
-                    raise InputError(
-                        f"{name}: cannot be decoded ({error}); replace it, or leave such files out with --skip-broken"
-                    ) from error
-                if name not in self.broken:
-                    self.broken.append(name)
+            x = decoded(name, partial(self.source.read, index, self.preprocess), self.skip_broken, self.broken)
+            if x is None:
                 continue
             self._first = self._first or (x.shape, name)
             shape, shaped_by = self._first

@@ -269,7 +269,7 @@ def _splits(data: str, size: int | None, crop: int | None) -> dict[str, Images]:
 
 def _look(images: Images, progress: Any) -> dict[str, Any]:
     """Every image read once, one at a time."""
-    from parspike.cli.data import BROKEN
+    from parspike.broken import BROKEN
 
     source, sizes, classes, broken = images.source, Counter(), Counter(), []
     for index, name in enumerate(source.names):

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parspike.broken import decoded
 from parspike.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,19 +93,8 @@ class Decoder:
         return images[places], [good[place] for place in places]
 
     def _one(self, name: str, read: Callable[[], Tensor], seed: int | None) -> Tensor | None:
-        try:
-            image = read()
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            if not self.skip_broken:
-                raise InputError(
-                    f"{name}: cannot be decoded ({error}); replace it, or leave such files out with --skip-broken"
-                ) from error
-            if name not in self.broken:
-                self.broken.append(name)
-            return None
-        if seed is None or not self.resized_crop:
+        image = decoded(name, read, self.skip_broken, self.broken)
+        if image is None or seed is None or not self.resized_crop:
             return image
         # A generator of its own, since threads finish in any order.
         generator = torch.Generator().manual_seed(seed)
