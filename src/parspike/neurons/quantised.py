@@ -20,35 +20,22 @@ Window = Literal["inner", "outer"]
 WINDOWS = ("inner", "outer")
 
 
-def _scale_and_start(theta: Tensor, T: int, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+def _levels_reached(z: Tensor, theta: Tensor, T: int, shift: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """u = (δ T/θ + 1/2) + z T/θ, unrounded; the only new tensor of z's size, and the caller's to overwrite."""
     # Detached, because a count is constant between its jumps: autograd has nothing to follow, and would
     # otherwise keep a copy for every step in place.
     ratio = T / theta.detach()
-    return ratio, torch.full_like(ratio, 0.5) if shift is None else torch.add(shift.detach() * ratio, 0.5)
+    start = torch.full_like(ratio, 0.5) if shift is None else torch.add(shift.detach() * ratio, 0.5)
+    if z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64):
+        # The CPU's addcmul is not vectorised where it broadcasts, and then fuses product and sum into one rounding.
+        # Half precision needs it, since the product would be rounded to half precision.
+        return torch.mul(z.detach(), ratio, out=out).add_(start)
+    return torch.addcmul(start, z.detach(), ratio, out=out)
 
 
-def _levels_reached(z: Tensor, theta: Tensor, T: int, shift: Tensor | None) -> Tensor:
-    """u = (δ T/θ + 1/2) + z T/θ, unrounded; the only new tensor of z's size, and the caller's to overwrite."""
-    ratio, start = _scale_and_start(theta, T, shift)
-    if _in_two_passes(z):
-        return (z.detach() * ratio).add_(start)
-    return torch.addcmul(start, z.detach(), ratio)
-
-
-def _in_two_passes(z: Tensor) -> bool:
-    # The CPU's addcmul is not vectorised where it broadcasts, and then fuses product and sum into one rounding.
-    # Half precision needs it, since the product would be rounded to half precision.
-    return z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64)
-
-
-def count_into(out: Tensor, z: Tensor, v_threshold: Tensor, T: int, shift: Tensor | None) -> Tensor:
-    """``spike_count`` written to `out`, a tensor like z, for pieces of a large tensor; without its checks."""
-    ratio, start = _scale_and_start(v_threshold, T, shift)
-    if _in_two_passes(z):
-        torch.mul(z, ratio, out=out).add_(start)
-    else:
-        torch.addcmul(start, z, ratio, out=out)
-    return out.floor_().clamp_(0, T)
+def count_into(out: Tensor | None, z: Tensor, v_threshold: Tensor, T: int, shift: Tensor | None) -> Tensor:
+    """``spike_count`` without its checks, written to `out`, a tensor like z (for pieces of a large one), or a new one."""
+    return _levels_reached(z, v_threshold, T, shift, out).floor_().clamp_(0, T)
 
 
 def spike_count(
@@ -79,7 +66,7 @@ def spike_count(
     check_steps(T)
     theta = threshold_like(v_threshold, mean_current)
     delta = None if shift is None else like(shift, mean_current)
-    return _levels_reached(mean_current, theta, T, delta).floor_().clamp_(0, T)
+    return count_into(None, mean_current, theta, T, delta)
 
 
 def _inside(z: Tensor, theta: Tensor, T: int, shift: Tensor | None, window: Window) -> Tensor:
