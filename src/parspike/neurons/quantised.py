@@ -34,7 +34,7 @@ def _levels_reached(z: Tensor, theta: Tensor, T: int, shift: Tensor | None, out:
 
 
 def count_into(out: Tensor | None, z: Tensor, v_threshold: Tensor, T: int, shift: Tensor | None) -> Tensor:
-    """``spike_count`` without its checks, written to `out`, a tensor like z (for pieces of a large one), or a new one."""
+    """``spike_count`` without its checks, written to `out`, a tensor like z (a piece of a large one), or a new one."""
     return _levels_reached(z, v_threshold, T, shift, out).floor_().clamp_(0, T)
 
 
