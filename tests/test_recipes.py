@@ -236,6 +236,36 @@ def test_reconstruction_never_ends_worse_on_held_out_images_and_resumes(tmp_path
     assert torch.equal(resumed(x), whole(x))
 
 
+@pytest.mark.parametrize(("T", "code", "share"), [(1, "sorted", 1), (2, "sorted", 1), (4, "sorted", 1 / 4),
+                                                  (3, "weighted", 4 / 49)])  # fmt: skip
+def test_gradient_steps_shrink_with_the_square_of_the_levels(monkeypatch, T, code, share):
+    model, x = data(Residual, 40)
+    sizes = []
+
+    class Recorded(torch.optim.Adam):
+        def __init__(self, groups):
+            sizes.append([(g["initial"], float(g["params"][0].detach().square().mean().sqrt())) for g in groups])
+            super().__init__(groups)
+
+    monkeypatch.setattr(torch.optim, "Adam", Recorded)
+    parspike.convert(model, x.split(20), T=T, code=code, recipe=parspike.Reconstruct(steps=1, batch_size=8, rate=0.01))
+    initial, size = sizes[0][0]  # a synapse's weights: the rate is a share of their root mean square
+    assert initial == pytest.approx(0.01 * share * size, rel=1e-5)
+
+
+def test_the_automatic_choice_does_not_count_the_time_of_other_work(monkeypatch):
+    """The clock leaps an hour at every look, as on a machine that others keep busy; processor time does not."""
+    from parspike.calibrate import auto
+
+    model, x = data(Residual, 64)
+    now = iter(range(0, 1_000_000, 3600))
+    monkeypatch.setattr(auto.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(auto, "_steps_cost", lambda batches: 1e9)
+    snn = parspike.convert(model, x.split(32), T=2, recipe=parspike.Auto(budget=600))
+    tried = snn.provenance["search"]["tried"]
+    assert ["skipped" in note for note in tried] == [False, False, False, True]
+
+
 def test_auto_is_never_worse_than_algorithm_1_on_held_out_images():
     model, x = data(Residual, 128)
     batches = x.split(32)
