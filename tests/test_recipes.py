@@ -97,6 +97,37 @@ def test_a_mean_is_free_only_where_something_behind_takes_it_up():
     assert not torch.equal(one(x), two(x))
 
 
+@pytest.mark.parametrize("act", [nn.SiLU, nn.Hardswish, nn.Tanh])
+def test_synapses_behind_staircases_are_fitted_to_what_these_send(act):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3), act(), nn.Conv2d(12, 12, 3), act(), nn.Flatten(), nn.Linear(12 * 16, 6)
+    ).eval()
+    x = torch.randn(500, 3, 8, 8)
+    seen, unseen = x[:400].split(50), x[400:]
+    recorded, placed, closed = (
+        distance(parspike.convert(model, seen, T=2, recipe=recipe), model, unseen)
+        for recipe in ("max", parspike.ClosedForm(refit=False), "closed-form")
+    )
+    assert closed < 0.95 * min(placed, recorded)
+    coarse = distance(parspike.convert(model, seen, T=3, code="weighted", recipe="max"), model, unseen)
+    assert (
+        distance(
+            parspike.convert(model, seen, T=3, code="weighted", recipe=parspike.ClosedForm(refit=False)), model, unseen
+        )
+        < 0.9 * coarse
+    )
+
+
+def test_gradients_reach_through_staircases():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.SiLU(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)).eval()
+    x = torch.randn(200, 6)
+    start = parspike.convert(model, x.split(50), T=2, recipe="closed-form")
+    moved = parspike.convert(model, x.split(50), T=2, recipe=parspike.Reconstruct(steps=40))
+    assert not torch.equal(moved.tensors()["0.weight"], start.tensors()["0.weight"])
+
+
 def test_weighing_for_the_next_layer_comes_closer_on_images_not_seen():
     model, x = data(Residual, 480)
     seen, unseen = x[:400].split(50), x[400:]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import parspike
-from parspike.calibrate.staircase import Sample, lloyd_max, staircase
+from parspike.calibrate.staircase import Sample, lloyd_max, staircase, staircase_between
 from parspike.errors import OptionError
 from parspike.graph.ops import TABLE, falling, rising
 from parspike.graph.pointwise import turn_of
@@ -314,3 +314,39 @@ def test_own_activations(tmp_path, monkeypatch):
 def test_what_cannot_be_registered(activation, options, says):
     with pytest.raises(OptionError, match=says):
         parspike.register(activation, **options)
+
+
+@pytest.mark.parametrize("code", ["sorted", "weighted"])
+def test_a_staircase_between_noisy_currents_and_outputs_is_the_best_of_its_kind(code):
+    """Against thresholds moved one by one, and outputs that are the means of what is counted as them."""
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(40_000, generator=generator, dtype=torch.float64)
+    a = torch.tanh(0.8 * z - 0.3 + 0.4 * torch.randn(40_000, generator=generator, dtype=torch.float64))
+    neuron = staircase_between(z, a, 2, code)
+
+    def error(thresholds, outputs):
+        return float((a - outputs[torch.searchsorted(thresholds, z, right=True)]).square().mean())
+
+    thresholds, outputs = neuron.thresholds.detach(), neuron.outputs.detach()
+    least = error(thresholds, outputs)
+    assert neuron.error == pytest.approx(least, rel=1e-6)
+    assert neuron.error <= neuron.uniform_error
+    assert float((neuron(z) - a).square().mean()) == pytest.approx(least, rel=1e-6)
+    blind = staircase(torch.tanh, z.sort().values, 2, code)
+    assert least < 0.7 * float((blind(z) - a).square().mean())
+    for level in range(neuron.levels):
+        for move in (-0.1, 0.1):
+            moved = thresholds.clone()
+            moved[level] += move
+            assert error(moved, outputs) > least - 1e-4
+    if code == "sorted":
+        counts = neuron.count(z).long()
+        means = torch.stack([a[counts == k].mean() for k in range(neuron.levels + 1)])
+        assert torch.allclose(means, outputs, atol=0.005)
+
+
+def test_a_staircase_between_what_falls_does_not_fall():
+    z = torch.linspace(-1, 1, 500)
+    neuron = staircase_between(z, -z + 0.01 * torch.sin(40 * z), 4)
+    assert bool((neuron.outputs.diff() >= 0).all())
+    assert neuron.outputs[0] == pytest.approx(0.0, abs=1e-2)

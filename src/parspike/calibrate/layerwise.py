@@ -10,10 +10,11 @@ from parspike.calibrate.daqcfs import Granularity, check_granularity, initial_ne
 from parspike.calibrate.lockstep import Lockstep
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.refit import Refit, features, refittable
+from parspike.calibrate.staircase import staircase_between
 from parspike.calibrate.thresholds import Samples, Weigh, fit_neuron
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Graph, Node, Role
-from parspike.neurons import ParallelNeuron
+from parspike.neurons import Neuron, ParallelNeuron
 
 __all__ = ["ClosedForm"]
 
@@ -56,15 +57,21 @@ class ClosedForm(Recipe):
             draft.progress(node.layer, position, len(graph.nodes))
             if self.refit and spiked and node.role is Role.SYNAPSE and refittable(graph, node):
                 self._refit(draft, lockstep, node, batches)
-            neuron = draft.neurons.get(node.name)
-            if isinstance(neuron, ParallelNeuron):
+            if node.name in draft.neurons:
                 samples = Samples(node, batches)
                 for teacher, student in lockstep.visit(node):
-                    source = node.refs[0]
-                    samples.add(draft.teacher(node, teacher.arguments(node)[0]), student.env[source])
-                weigh = "next" if self.weigh == "next" and self._taken_up(graph, node) else "own"
-                fit_neuron(neuron, samples, shift=self.shift, layer=self.granularity == "layer", weigh=weigh)
+                    samples.add(draft.teacher(node, teacher.arguments(node)[0]), student.env[node.refs[0]])
+                draft.neurons[node.name] = self._fitted(draft, node, samples)
                 spiked = True
+
+    def _fitted(self, draft: Draft, node: Node, samples: Samples) -> Neuron:
+        neuron = draft.neurons[node.name]
+        if isinstance(neuron, ParallelNeuron):
+            weigh = "next" if self.weigh == "next" and self._taken_up(draft.graph, node) else "own"
+            fit_neuron(neuron, samples, shift=self.shift, layer=self.granularity == "layer", weigh=weigh)
+            return neuron
+        a, z = samples.tensors()
+        return staircase_between(z, a, neuron.T, neuron.code)
 
     def _taken_up(self, graph: Graph, node: Node) -> bool:
         """Whether a constant in the node's output meets a re-fitted bias, or neurons with a shift, on every way."""

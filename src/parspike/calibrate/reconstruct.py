@@ -212,7 +212,10 @@ class _Loss:
         def fire(node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
             a, neuron = self.draft.teacher(node, teacher), self.draft.neurons[node.name]
             if not isinstance(neuron, ParallelNeuron):
-                return [a, neuron(student[0])]
+                soft = self.draft.teacher(node, student)
+                b = soft + (neuron(student[0]) - soft).detach()
+                errors.append(relative_error(b, a))
+                return [a, b]
             z = student[0] - neuron.offset if neuron.offset else student[0]
             phi = neuron.v_post - neuron.v_threshold
             b = da_qcfs(z, neuron.v_threshold, neuron.shift, phi, neuron.levels) + neuron.offset

@@ -4,6 +4,9 @@ Optimal one-dimensional quantisation (Lloyd and Max): an output is the mean of t
 it, a threshold lies where two neighbouring outputs are equally far. Started from the density of levels that is
 optimal for many of them (the cube root of the density of values, Panter and Dite), a few rounds suffice. For few
 levels, where such rounds may end in a poor optimum, they start from the best cut of a histogram.
+
+Where the current z' that will arrive is not the one that the activation a belongs to, what is cut is g(z') = E[a | z']:
+E[(a − q(z'))²] = E[(a − g)²] + E[(g − q)²], so the q that is best for g is best for a.
 """
 
 from __future__ import annotations
@@ -20,14 +23,16 @@ from parspike.calibrate.recipe import Draft
 from parspike.errors import CalibrationError
 from parspike.graph import Curve, Node, Schedule, Stream, walk
 from parspike.graph.ops import TABLE, call
-from parspike.neurons import Code, Staircase
+from parspike.neurons import Code, Staircase, levels_of
 from parspike.together import Together
 
-__all__ = ["Sample", "add_staircases", "lloyd_max", "staircase"]
+__all__ = ["Sample", "add_staircases", "lloyd_max", "staircase", "staircase_between"]
 
 ROUNDS = 60
 BINS = 4096
 FEW, CELLS = 32, 512
+CLIPPED = (0.0, 0.001, 0.01, 0.03, 0.1)
+"""Shares of the values beyond the first and the last of evenly spaced outputs, to start from."""
 
 
 @dataclass
@@ -128,7 +133,7 @@ def staircase(
     inverse: the function's own, if it is known; bisection else. Outputs are placed optimally where that lowers the
     mean squared error over evenly spaced ones, and the code allows it.
     """
-    levels = 2**T - 1 if code == "weighted" else T
+    levels = levels_of(T, code)
     a = function(z).double()
     even = torch.linspace(0, 1, levels + 1, dtype=a.dtype, device=a.device) * (a[-1] - a[0]) + a[0]
     outputs, uniform_error = even, _error(a, even)
@@ -140,6 +145,68 @@ def staircase(
     between = (outputs[1:] + outputs[:-1]) / 2
     thresholds = _inverse(function, between, z) if inverse is None else inverse(between.to(z.dtype))
     return Staircase(T, thresholds, outputs.to(z.dtype), code=code, error=error, uniform_error=uniform_error)
+
+
+def staircase_between(z: Tensor, a: Tensor, T: int, code: Code = "sorted") -> Staircase:
+    """Neurons that give a wanted output a for the current z they get, the two not a function of each other.
+
+    z, a: as many values each, in any order. The errors of the staircase are those against a.
+    """
+    levels = levels_of(T, code)
+    z, order = z.flatten().sort()
+    a = a.flatten()[order].double()
+    bins = min(len(z), max(BINS, 16 * levels))
+    pick = torch.linspace(0, len(z) - 1, len(z) // bins * bins, dtype=torch.float64, device=z.device).long()
+    place, g = (values[pick].double().view(bins, -1).mean(1) for values in (z, a))
+    g = _rising(g)
+    placed = [] if code == "weighted" else [lloyd_max(g, levels)]
+    made: list[Staircase] = []
+    for outputs in (*placed, _even(g, levels)):
+        neuron = Staircase(T, _crossings(g, place, outputs).to(z.dtype), outputs.to(z.dtype), code=code)
+        neuron.error = float((a - neuron(z)).square().mean())
+        made.append(neuron)
+    best = min(made, key=lambda neuron: neuron.error)
+    best.uniform_error = made[-1].error
+    return best
+
+
+def _crossings(g: Tensor, place: Tensor, outputs: Tensor) -> Tensor:
+    """Where the line through (place, g) crosses the middle between neighbouring outputs."""
+    between = (outputs[1:] + outputs[:-1]) / 2
+    above = torch.searchsorted(g, between).clamp(1, len(g) - 1)
+    part = (between - g[above - 1]) / (g[above] - g[above - 1]).clamp(min=1e-30)
+    return place[above - 1] + part.clamp(0, 1) * (place[above] - place[above - 1])
+
+
+def _rising(g: Tensor) -> Tensor:
+    """The non-decreasing values closest to g in square: neighbours that fall are pooled."""
+    pools: list[tuple[float, int]] = []
+    for value in g.tolist():
+        number = 1
+        while pools and pools[-1][0] >= value:
+            before, many = pools.pop()
+            value, number = (before * many + value * number) / (many + number), many + number
+        pools.append((value, number))
+    values, numbers = zip(*pools, strict=True)
+    return g.new_tensor(values).repeat_interleave(torch.tensor(numbers, device=g.device))
+
+
+def _even(a: Tensor, levels: int) -> Tensor:
+    """Evenly spaced outputs (levels + 1,) of least error for sorted values a, from the best of a few ranges."""
+    best, least = a.new_zeros(levels + 1), float("inf")
+    number = torch.arange(levels + 1, dtype=a.dtype, device=a.device)
+    for share in CLIPPED:
+        low, high = a[int(share * (len(a) - 1))], a[len(a) - 1 - int(share * (len(a) - 1))]
+        for _ in range(ROUNDS):
+            step = ((high - low) / levels).clamp(min=1e-30)
+            k = ((a - low) / step).round().clamp(0, levels)
+            centred = k - k.mean()
+            slope = (centred * a).mean() / centred.square().mean().clamp(min=1e-30)
+            low, high = a.mean() - slope * k.mean(), a.mean() + slope * (levels - k.mean())
+        outputs = low + number * ((high - low) / levels)
+        if (error := _error(a, outputs)) < least:
+            best, least = outputs, error
+    return best
 
 
 def lloyd_max(a: Tensor, levels: int) -> Tensor:
