@@ -207,6 +207,16 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path):
         train(tmp_path, made, resume=True)
 
 
+def test_a_checkpoint_of_an_older_parspike_is_one_clear_error(tmp_path):
+    train(tmp_path, made := recipe(optimiser__epochs=1))
+    path = tmp_path / "last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    del saved["precision"]
+    torch.save(saved, path)
+    with pytest.raises(FileError, match="it lacks precision"):
+        train(tmp_path, made, resume=True)
+
+
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     made = recipe(optimiser__epochs=2)
     old_limit, old_handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -28,7 +28,8 @@ FEW = 64
 
 @dataclass(frozen=True)
 class Auto(Recipe):
-    """Algorithm 1, the closed form without and with re-fitted synapses, and reconstruction: whichever is closest.
+    """Algorithm 1, the closed form without and with re-fitted synapses and either weighing, and reconstruction from
+    the better of these: whichever is closest.
 
     Every fourth calibration image is held out; on those the distance of the outputs to the network's decides, so
     the choice is never worse there than Algorithm 1. budget: seconds, of the clock or of processor time, whichever
@@ -49,34 +50,61 @@ class Auto(Recipe):
             DAQCFS().fit(draft, batches)
             draft.notes["chosen"] = recipe_to_json(DAQCFS())
             return
-        fitted, held = Part(batches, held=False), Part(batches, held=True)
-        watch = _Stopwatch(batches.together)
-        tried: list[dict[str, Any]] = []
-        best: Draft | None = None
+        search = _Search(draft, batches, self.budget)
         for recipe, cost in (
-            (DAQCFS(), 2), (ClosedForm(refit=False), 2), (ClosedForm(), 3), (Reconstruct(), _steps_cost(fitted))
-        ):  # fmt: skip
-            note: dict[str, Any] = {"recipe": recipe_to_json(recipe)}
-            tried.append(note)
-            spent = watch.seconds()
-            expected = max((n["seconds"] / n["cost"] for n in tried[:-1] if "cost" in n), default=0.0) * cost
-            if best is not None and spent + expected > self.budget:
-                note["skipped"] = "it would exceed the budget"
-                continue
-            attempt = replace(draft, tensors=dict(draft.graph.tensors), neurons={}, notes={})
-            recipe.fit(attempt, fitted)
-            distance, agreement = Distance(attempt).to_teacher(held)
-            note |= {"distance": distance, "agreement": agreement, "cost": cost}
-            note["seconds"] = watch.seconds() - spent
-            if best is None or distance < best.notes["distance"]:
-                best = attempt
-                best.notes["distance"] = distance
-                draft.notes["chosen"] = note["recipe"]
-        if best is not None:
-            draft.tensors.update(best.tensors)
-            draft.neurons.update(best.neurons)
+            (DAQCFS(), 2),
+            (ClosedForm(refit=False), 2),
+            (ClosedForm(), 3),
+            (ClosedForm(weigh="own"), 3),
+        ):
+            search.attempt(recipe, cost)
+        start = search.best_of("closed-form") or {}
+        search.attempt(Reconstruct(weigh=start.get("weigh", "next")), _steps_cost(search.fitted))
+        draft.tensors.update(search.best.tensors)
+        draft.neurons.update(search.best.neurons)
         # Times differ from run to run; the file must not.
-        draft.notes["tried"] = [{k: v for k, v in n.items() if k not in ("seconds", "cost")} for n in tried]
+        draft.notes["tried"] = [{k: v for k, v in n.items() if k not in ("seconds", "cost")} for n in search.tried]
+        draft.notes["chosen"] = search.chosen["recipe"]
+
+
+class _Search:
+    """Recipes tried one after the other on drafts of their own, within the budget. best: the nearest so far."""
+
+    def __init__(self, draft: Draft, batches: Batches, budget: float) -> None:
+        self.draft, self.best, self.budget = draft, draft, budget
+        self.fitted, self.held = Part(batches, held=False), Part(batches, held=True)
+        self.watch = _Stopwatch(batches.together)
+        self.tried: list[dict[str, Any]] = []
+
+    @property
+    def done(self) -> list[dict[str, Any]]:
+        return [note for note in self.tried if "distance" in note]
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        return min(self.done, key=lambda note: note["distance"])
+
+    def best_of(self, name: str) -> dict[str, Any] | None:
+        """The nearest recipe of a name, as JSON."""
+        notes = [note for note in self.done if note["recipe"]["name"] == name]
+        return min(notes, key=lambda note: note["distance"])["recipe"] if notes else None
+
+    def attempt(self, recipe: Recipe, cost: float) -> None:
+        """cost: in passes over the calibration set. The first recipe is tried whatever it costs."""
+        note: dict[str, Any] = {"recipe": recipe_to_json(recipe)}
+        spent = self.watch.seconds()
+        expected = max((n["seconds"] / n["cost"] for n in self.done), default=0.0) * cost
+        self.tried.append(note)
+        if self.done and spent + expected > self.budget:
+            note["skipped"] = "it would exceed the budget"
+            return
+        attempt = replace(self.draft, tensors=dict(self.draft.graph.tensors), neurons={}, notes={})
+        recipe.fit(attempt, self.fitted)
+        distance, agreement = Distance(attempt).to_teacher(self.held)
+        note |= {"distance": distance, "agreement": agreement, "cost": cost}
+        note["seconds"] = self.watch.seconds() - spent
+        if note is self.chosen:
+            self.best = attempt
 
 
 class _Stopwatch:

@@ -11,8 +11,8 @@ from parspike.calibrate.lockstep import Lockstep
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.refit import Refit, features, refittable
 from parspike.calibrate.staircase import staircase_between
-from parspike.calibrate.thresholds import Samples, Weigh, fit_neuron
-from parspike.errors import CalibrationError, OptionError
+from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_neuron
+from parspike.errors import CalibrationError
 from parspike.graph import Graph, Node, Role
 from parspike.neurons import Neuron, ParallelNeuron
 
@@ -41,8 +41,7 @@ class ClosedForm(Recipe):
 
     def __post_init__(self) -> None:
         check_granularity(self.granularity)
-        if self.weigh not in ("own", "next"):
-            raise OptionError(f"weigh must be 'own' or 'next', got {self.weigh!r}")
+        check_weigh(self.weigh)
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches)

@@ -21,6 +21,7 @@ from parspike.calibrate.batches import Batches
 from parspike.calibrate.distance import Distance, apart, relative_error
 from parspike.calibrate.layerwise import ClosedForm
 from parspike.calibrate.recipe import Draft, Recipe
+from parspike.calibrate.thresholds import Weigh, check_weigh
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron, da_qcfs, levels_of
@@ -37,7 +38,8 @@ class Reconstruct(Recipe):
     two levels; of S levels (2/S)² of it, since what starts closer to the teacher is spoilt by smaller steps.
     augment: "none", or "flip" and "crop" for images that may be mirrored, or also shifted by up to an eighth.
     held_out: share of the images that choose the best state. features: weight of the activations' error beside
-    the outputs'. checkpoint: a file to resume from after a break ("" for none).
+    the outputs'. weigh: that of the closed form it starts from. checkpoint: a file to resume from after a break ("" for
+    none).
     """
 
     name: ClassVar[str] = "reconstruct"
@@ -47,6 +49,7 @@ class Reconstruct(Recipe):
     augment: Literal["none", "flip", "crop"] = "none"
     held_out: float = 0.1
     features: float = 0.1
+    weigh: Weigh = "next"
     checkpoint: str = ""
 
     def __post_init__(self) -> None:
@@ -56,11 +59,12 @@ class Reconstruct(Recipe):
                 raise OptionError(f"{name} must be an integer of at least 1, got {value!r}")
         if not 0 < self.held_out < 1 or self.rate <= 0 or self.features < 0:
             raise OptionError("held_out must lie between 0 and 1, rate above 0, features at or above 0")
+        check_weigh(self.weigh)
         if self.augment not in ("none", "flip", "crop"):
             raise OptionError(f"augment must be 'none', 'flip' or 'crop', got {self.augment!r}")
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
-        ClosedForm().fit(draft, batches)
+        ClosedForm(weigh=self.weigh).fit(draft, batches)
         if batches is None:
             return
         images = _Images(batches, self.held_out, self.batch_size)

@@ -12,19 +12,26 @@ mean near 0 and weighs the same in both; clipping only takes away, and what it t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import by_channel, node_shape
+from parspike.errors import OptionError
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron, spike_count
 
-__all__ = ["Choice", "Samples", "Weigh", "choose", "fit_neuron"]
+__all__ = ["Choice", "Samples", "Weigh", "check_weigh", "choose", "fit_neuron"]
 
 Weigh = Literal["own", "next"]
+
+
+def check_weigh(weigh: object) -> None:
+    """Refuse what is no weighing."""
+    if weigh not in get_args(Weigh):
+        raise OptionError(f"weigh must be 'own' or 'next', got {weigh!r}")
 
 
 class Samples:

@@ -422,7 +422,7 @@ def _chosen(provenance: dict[str, Any]) -> str:
     """The recipe, and where several were tried how each did on the images held out."""
     search = provenance.get("search", {})
     tried = [
-        f"{t['recipe']['name']}{'' if t['recipe'].get('refit', True) else ' without refit'} {t['distance']:.3f}"
+        f"{t['recipe']['name']}{_variant(t['recipe'])} {t['distance']:.3f}"
         for t in search.get("tried", ())
         if "distance" in t
     ]
@@ -430,6 +430,13 @@ def _chosen(provenance: dict[str, Any]) -> str:
     options = ", ".join(f"{key}={value}" for key, value in made.items() if key != "name" and value not in ("", None))
     text = f"{made['name']} ({options})" if options else made["name"]
     return f"{text}; distance of the outputs on held-out images: {', '.join(tried)}" if tried else text
+
+
+def _variant(recipe: dict[str, Any]) -> str:
+    """What tells a recipe of `Auto` from the others of its name."""
+    if recipe["name"] != "closed-form":
+        return ""
+    return f" (weigh {recipe['weigh']})" if recipe["refit"] else " without refit"
 
 
 def recipe_of(recipe: str | None, passes: int | None) -> Any:

@@ -415,6 +415,8 @@ def check_checkpoint(path: Path, recipe: Recipe, network: nn.Module, data: str) 
         # mmap: only the recipe and the names are read.
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         before, state = Recipe.from_json(json.loads(saved["recipe"])), saved["network"]
+        if missing := {"optimiser", "data", "precision"} - saved.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}, an older parspike made it: train anew")
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileError(f"{path}: not a readable checkpoint ({reason})") from error
