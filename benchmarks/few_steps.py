@@ -75,7 +75,7 @@ def cifar(name: str, seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor,
 
 
 def silu(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """ResNet-20 with SiLU, fine-tuned here (the command stands on the page); recompressed images, every fifth test one."""
+    """ResNet-20 with SiLU, fine-tuned here; recompressed images, every fifth one of the test."""
     from cifar_resnet import MEAN, STD, resnet20_silu
 
     from parspike.cli.data import Preprocessing, open_images
