@@ -53,6 +53,7 @@ RECIPES = {
     "closed-form": ClosedForm(),
     "reconstruct": Reconstruct(),
     "reconstruct, augmented": Reconstruct(augment="crop", steps=6400),
+    "reconstruct, augmented, own": Reconstruct(augment="crop", steps=6400, weigh="own"),
     "auto": Auto(),
 }
 

@@ -297,6 +297,23 @@ def test_the_automatic_choice_does_not_count_the_time_of_other_work(monkeypatch)
     assert ["skipped" in note for note in tried] == [False, False, False, False, True]
 
 
+def test_one_confident_mistake_does_not_outweigh_the_other_answers():
+    from parspike.calibrate.distance import judged
+
+    teacher = 6 * torch.eye(4).repeat(4, 1)
+    one_wrong = teacher.clone()
+    one_wrong[0] = torch.tensor([-30.0, 9.0, 0.0, 0.0]) / 4
+    undecided = 0.3 * teacher
+    assert judged(teacher, teacher) == 0
+    for logits in (one_wrong, undecided):
+        error = float((logits - teacher).square().mean() / teacher.square().mean())
+        p, q = logits.softmax(1), teacher.softmax(1)
+        assert float(judged(logits, teacher)) == pytest.approx(error + float((p - q).clamp(min=0).sum(1).mean()))
+    assert judged(one_wrong, teacher) < judged(undecided, teacher)
+    values = torch.rand(5, 1)  # a regression with one output is judged by its error alone
+    assert judged(values + 1, values) == pytest.approx(float(1 / values.square().mean()), rel=1e-5)
+
+
 def test_auto_is_never_worse_than_algorithm_1_on_held_out_images():
     model, x = data(Residual, 128)
     batches = x.split(32)

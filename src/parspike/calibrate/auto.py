@@ -18,6 +18,7 @@ from parspike.calibrate.layerwise import ClosedForm
 from parspike.calibrate.recipe import Draft, Recipe, recipe_to_json
 from parspike.calibrate.reconstruct import Reconstruct
 from parspike.errors import OptionError
+from parspike.graph import Curve
 from parspike.together import Together
 
 __all__ = ["Auto", "Part"]
@@ -51,13 +52,10 @@ class Auto(Recipe):
             draft.notes["chosen"] = recipe_to_json(DAQCFS())
             return
         search = _Search(draft, batches, self.budget)
-        for recipe, cost in (
-            (DAQCFS(), 2),
-            (ClosedForm(refit=False), 2),
-            (ClosedForm(), 3),
-            (ClosedForm(weigh="own"), 3),
-        ):
+        for recipe, cost in ((DAQCFS(), 2), (ClosedForm(refit=False), 2), (ClosedForm(), 3)):
             search.attempt(recipe, cost)
+        if not all(isinstance(a, Curve) for a in draft.activations.values()):  # staircases know no weighing
+            search.attempt(ClosedForm(weigh="own"), 3)
         start = search.best_of("closed-form") or {}
         search.attempt(Reconstruct(weigh=start.get("weigh", "next")), _steps_cost(search.fitted))
         draft.tensors.update(search.best.tensors)

@@ -1,4 +1,9 @@
-"""How far a student's outputs are from its teacher's."""
+"""How far a student's outputs are from its teacher's.
+
+Gradient steps go down `apart`, which has the divergence of the softmax: smooth, but without a bound, so that a few
+answers that are confident and wrong outweigh all others. States and recipes are chosen by `judged`, where an answer
+counts 1 at most.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from parspike.calibrate.lockstep import pair_of
 from parspike.calibrate.recipe import Draft
 from parspike.graph import Node, Schedule, leaves, walk
 
-__all__ = ["Distance", "apart", "relative_error"]
+__all__ = ["Distance", "apart", "judged", "relative_error"]
 
 
 class Distance:
@@ -35,7 +40,7 @@ class Distance:
 
     @torch.no_grad()
     def to_teacher(self, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, float]:
-        """Mean distance of the outputs, and the share of samples whose largest output is the teacher's.
+        """Mean distance of the outputs (`judged`), and the share of samples whose largest output is the teacher's.
 
         Of `Batches` that processes share: over those of all.
         """
@@ -43,7 +48,7 @@ class Distance:
         for env in batches:
             teacher, student = self.outputs(env)
             size = student[0].shape[0]
-            distance = sum(float(apart(s, t)) for s, t in zip(student, teacher, strict=True)) * size
+            distance = sum(float(judged(s, t)) for s, t in zip(student, teacher, strict=True)) * size
             agreeing = (teacher[0].flatten(1).argmax(1) == student[0].flatten(1).argmax(1)).sum()
             parts.append((torch.tensor([distance, float(agreeing), size], dtype=torch.float64),))
         if isinstance(batches, Batches):
@@ -66,6 +71,17 @@ def apart(student: Tensor, teacher: Tensor) -> Tensor:
     if teacher.dim() == 2 and teacher.shape[1] > 1:
         log_p, log_q = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
         error = error + F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    return error
+
+
+def judged(student: Tensor, teacher: Tensor) -> Tensor:
+    """Relative squared error of an output and, for logits (B, K), the total variation of their softmax (0 … 1).
+
+    The latter is the mean share of the answers, drawn with the softmax as their probabilities, that would change.
+    """
+    error = relative_error(student, teacher)
+    if teacher.dim() == 2 and teacher.shape[1] > 1:
+        error = error + (student.softmax(1) - teacher.softmax(1)).abs().sum(1).mean() / 2
     return error
 
 
