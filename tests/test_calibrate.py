@@ -297,3 +297,51 @@ def test_memory_holds_one_batch_not_the_set():
 
     parspike.convert(model, Source(), T=2, example=x)
     assert most <= 3
+
+
+class _Tokens(nn.Module):
+    """A network as those of transformers: keyword inputs, labels among the arguments."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(20, 12)
+        self.hidden, self.out = nn.Linear(12, 24), nn.Linear(24, 3)
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None):
+        x = (self.table(input_ids) * attention_mask[..., None]).mean(1)
+        return self.out(torch.relu(self.hidden(x)))
+
+
+class _Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.other, self.out = nn.Linear(5, 16), nn.Linear(3, 16), nn.Linear(16, 4)
+
+    def forward(self, x, y, scale=1.0):
+        return self.out(torch.relu(self.one(x) + self.other(y)) * scale)
+
+
+@torch.no_grad()
+def test_what_forward_asks_for_tells_the_inputs_of_an_item():
+    """Dicts of tokens with labels, and items of two inputs and labels, without example= or inputs=."""
+    tokens = [
+        {"input_ids": torch.randint(20, (16, 7)), "attention_mask": torch.ones(16, 7), "labels": torch.zeros(16).long()}
+        for _ in range(8)
+    ]
+    model = _Tokens().eval()
+    snn = parspike.convert(model, tokens, T=16)
+    args = {name: tokens[0][name] for name in ("input_ids", "attention_mask")}
+    assert float((snn(**args) - model(**args)).norm() / model(**args).norm()) < 0.2
+    assert parspike.tune(model, tokens, drop=50.0, most=4, codes=("sorted",)).trials
+
+    two = [(torch.randn(16, 5), torch.randn(16, 3), torch.zeros(16)) for _ in range(8)]
+    model = _Two().eval()
+    snn = parspike.convert(model, two, T=16)
+    x, y, _ = two[0]
+    assert float((snn(x, y) - model(x, y)).norm() / model(x, y).norm()) < 0.2
+    tuned = parspike.tune(model, two, drop=50.0, most=4, codes=("sorted",))
+    assert 0 < tuned.trials[0].spikes <= 4
+    labelled = [(x, y, model(x, y).argmax(1)) for x, y, _ in two]
+    assert parspike.tune(model, labelled, drop=50.0, most=4, codes=("sorted",), measure="accuracy").network == 100

@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from torch.utils.data import DistributedSampler
 
 from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, recipe_to_json
-from parspike.calibrate.batches import arguments_of, readable_again
+from parspike.calibrate.batches import arguments_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
 from parspike.errors import CalibrationError, OptionError
 from parspike.neurons import CODES, Code
@@ -47,7 +47,8 @@ def convert(
     """Turn a trained network into a spiking network of T time-steps. The model is not changed.
 
     calibration: inputs without labels, as an iterable of tensors (B, …), (x, y) tuples or dicts, or one tensor
-    (N, …); None where none are needed (QCFS networks with T = T̃, given an `example`). inputs: a function from an
+    (N, …); of a tuple the first entries are taken, as many as `forward` asks for, of a dict those that `forward`
+    names, or one under a usual key; None where none are needed (QCFS networks with T = T̃, given an `example`). inputs: a function from an
     item of calibration to the model's inputs. recipe: how parameters are found, an object, a name or JSON
     (default: `Auto`, which tries several within two minutes and keeps what images held out confirm). code: how a
     count is sent as spikes, "sorted" as in the paper, "weighted" (2^T − 1 levels in T steps) or "onset" (one spike a
@@ -135,7 +136,7 @@ def _plan(
         first = next(iter(source), None)
         if first is None:
             raise CalibrationError("the calibration set is empty: give at least one batch of inputs")
-        example = arguments_of(first, "calibration batch 0", inputs)
+        example = arguments_of(first, "calibration batch 0", inputs, signature_of(model, first))
     return plan(model, example, layers=layers, strict=strict)
 
 

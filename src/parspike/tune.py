@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from parspike.calibrate import Recipe
-from parspike.calibrate.batches import arguments_of, readable_again
+from parspike.calibrate.batches import arguments_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
 from parspike.convert import convert
 from parspike.errors import CalibrationError, OptionError
@@ -101,8 +101,12 @@ def tune(
     if len(batches) < 4:
         raise CalibrationError(f"{len(batches)} calibration batches are too few to hold every fourth out: give 4")
     fitted = [batch for i, batch in enumerate(batches) if i % 4 != 3]
-    held = _Held(batches[3::4], measure, inputs)
-    made = model if isinstance(model, Plan) else plan(model, arguments_of(batches[0], "calibration batch 0", inputs))
+    if isinstance(model, Plan):
+        made = model
+    else:
+        signature = signature_of(model, batches[0])
+        made = plan(model, arguments_of(batches[0], "calibration batch 0", inputs, signature))
+    held = _Held(batches[3::4], measure, inputs, made.graph.signature)
     network = held.score(made.graph.run, made.graph.run)[0]
     trials: list[Trial] = []
 
@@ -160,9 +164,12 @@ def _with_steps(made: Plan, layers: Mapping[str, int]) -> Plan:
 class _Held:
     """The images held out, and scores on them."""
 
-    def __init__(self, batches: Sequence[Any], measure: str, inputs: Callable[[Any], Any] | None) -> None:
-        self.batches, self.measure, self.inputs = batches, measure, inputs
-        if measure == "accuracy" and not all(isinstance(b, (tuple, list)) and len(b) > 1 for b in batches):
+    def __init__(
+        self, batches: Sequence[Any], measure: str, inputs: Callable[[Any], Any] | None,
+        signature: tuple[int, tuple[str, ...]],
+    ) -> None:  # fmt: skip
+        self.batches, self.measure, self.inputs, self.signature = batches, measure, inputs, signature
+        if measure == "accuracy" and not all(isinstance(b, (tuple, list)) and len(b) > signature[0] for b in batches):
             raise CalibrationError("accuracy needs labels: give calibration items (x, y), or measure='agreement'")
 
     @torch.no_grad()
@@ -170,15 +177,16 @@ class _Held:
         """Per cent right, and spikes a neuron (0 for what is no SNN)."""
         right, count, spikes = 0.0, 0, 0.0
         for item in self.batches:
-            args, kwargs = _call(arguments_of(item, "held-out batch", self.inputs))
+            args, kwargs = self._call(item)
             if isinstance(net, SNN):
                 run = net.run(*args, record=True, **kwargs)
                 output = run.logits
+                samples = len(next(iter((*args, *kwargs.values()))))
                 fired = sum(float(sent.sum()) for sent in run.sent.values())
-                spikes += fired / max(1, sum(c.numel() for c in run.counts.values())) * len(args[0] if args else item)
+                spikes += fired / max(1, sum(c.numel() for c in run.counts.values())) * samples
             else:
                 output = net(*args, **kwargs)
-            wanted = item[1] if self.measure == "accuracy" else answer_of(reference(*args, **kwargs))
+            wanted = item[self.signature[0]] if self.measure == "accuracy" else answer_of(reference(*args, **kwargs))
             answer = answer_of(output)
             right += float((answer == wanted.to(answer.device)).float().sum()) / max(1, answer[0].numel())
             count += len(answer)
@@ -187,11 +195,12 @@ class _Held:
     @torch.no_grad()
     def counts(self, snn: SNN) -> dict[str, float]:
         """Spikes a sample of every layer, on one batch."""
-        args, kwargs = _call(arguments_of(self.batches[0], "held-out batch", self.inputs))
+        args, kwargs = self._call(self.batches[0])
         return {layer: float(sent.sum()) for layer, sent in snn.run(*args, record=True, **kwargs).sent.items()}
 
-
-def _call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+    def _call(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword inputs in one item."""
+        given = arguments_of(item, "held-out batch", self.inputs, self.signature)
+        if isinstance(given, Mapping):
+            return (), dict(given)
+        return (given if isinstance(given, tuple) else (given,)), {}

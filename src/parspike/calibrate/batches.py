@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parspike.errors import CalibrationError
 from parspike.graph import Graph
 from parspike.together import Together
 
-__all__ = ["Batches", "arguments_of", "inputs_of", "readable_again"]
+__all__ = ["Batches", "arguments_of", "inputs_of", "readable_again", "signature_of"]
 
 DICT_KEYS = ("input", "inputs", "image", "images", "x", "pixel_values")
+LABELS = ("label", "labels", "target", "targets")
 
 
 def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibration") -> Iterable[Any]:
@@ -29,6 +31,22 @@ def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibratio
     if not isinstance(source, Iterable) or isinstance(source, (str, bytes, Mapping)):
         raise CalibrationError(f"{name} must be an iterable of batches, got {type(source).__name__}")
     return list(source) if iter(source) is source else source
+
+
+def signature_of(model: nn.Module, item: Any) -> tuple[int, tuple[str, ...]]:
+    """How many inputs of an item are positional and which are keywords, as `model.forward` names them.
+
+    A dict without one of the usual keys gives the entries that `forward` takes, labels left out; any other item as
+    many as `forward` asks for.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    asked = [
+        p
+        for p in parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    keys = item if isinstance(item, Mapping) and not set(item) & set(DICT_KEYS) else ()
+    return max(1, len(asked)), tuple(key for key in keys if key in parameters and key not in LABELS)
 
 
 def arguments_of(
