@@ -46,18 +46,18 @@ def convert(
 ) -> SNN:
     """Turn a trained network into a spiking network of T time-steps. The model is not changed.
 
-    calibration: inputs without labels, as an iterable of tensors (B, …), (x, y) tuples or dicts, or one tensor
-    (N, …); of a tuple the first entries are taken, as many as `forward` asks for, of a dict those that `forward`
-    names, or one under a usual key; None where none are needed (QCFS networks with T = T̃, given an `example`). inputs: a function from an
-    item of calibration to the model's inputs. recipe: how parameters are found, an object, a name or JSON
-    (default: `Auto`, which tries several within two minutes and keeps what images held out confirm). code: how a
-    count is sent as spikes, "sorted" as in the paper, "weighted" (2^T − 1 levels in T steps) or "onset" (one spike a
-    neuron); see `neurons.layer`. layers: options by pattern of layer name, {"stem.*": Keep(), "head.*": Steps(4)}.
-    example: a batch of inputs for tracing (default: the first of calibration).
-    strict: refuse analog operators. seed: for recipes and shuffling loaders; the global random state is left as it
-    was. progress: called as progress(what, done, total). group: processes that calibrate together, all calling this
-    with the same arguments (`torch.distributed.group.WORLD`); each reads its part of the batches, and each gets the
-    network that one process would make (docs/calibration.md). Without it no other process is waited for.
+    calibration: inputs without labels, as an iterable of tensors (B, …), (x, y) tuples or dicts, or one tensor (N,
+    …); of a tuple the first entries are taken, as many as `forward` asks for, of a dict those that `forward` names,
+    or one under a usual key; None where none are needed (QCFS networks with T = T̃, given an `example`). inputs: a
+    function from an item of calibration to the model's inputs. recipe: how parameters are found, an object, a name
+    or JSON (default: `Auto`, which tries several within two minutes and keeps what images held out confirm). code:
+    how a count is sent as spikes, "sorted" as in the paper, "weighted" (2^T − 1 levels in T steps) or "onset" (one
+    spike a neuron); see `neurons.layer`. layers: options by pattern of layer name, {"stem.*": Keep(), "head.*":
+    Steps(4)}. example: a batch of inputs for tracing (default: the first of calibration). strict: refuse analog
+    operators. seed: for recipes and shuffling loaders; the global random state is left as it was. progress: called
+    as progress(what, done, total). group: processes that calibrate together, all calling this with the same
+    arguments (`torch.distributed.group.WORLD`); each reads its part of the batches, and each gets the network that
+    one process would make (docs/calibration.md). Without it no other process is waited for.
     Raises `UnsupportedError` with every refusal at once, `TraceError`, `InputError`, `CalibrationError`,
     `OptionError`.
     """
