@@ -291,10 +291,27 @@ def test_the_automatic_choice_does_not_count_the_time_of_other_work(monkeypatch)
     model, x = data(Residual, 64)
     now = iter(range(0, 1_000_000, 3600))
     monkeypatch.setattr(auto.time, "monotonic", lambda: next(now))
-    monkeypatch.setattr(auto, "_steps_cost", lambda batches: 1e9)
+    monkeypatch.setattr(auto, "Reconstruct", lambda weigh: parspike.Reconstruct(steps=10**12, weigh=weigh))
     snn = parspike.convert(model, x.split(32), T=2, recipe=parspike.Auto(budget=600))
     tried = snn.provenance["search"]["tried"]
     assert ["skipped" in note for note in tried] == [False, False, False, False, True]
+
+
+def test_what_a_refit_costs_is_counted_in_products():
+    from parspike.calibrate import layerwise
+    from parspike.calibrate.recipe import Draft
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(4 * 36, 5),
+    ).eval()  # fmt: skip
+    plan = parspike.plan(model, torch.randn(2, 3, 6, 6))
+    draft = Draft(plan.graph, {}, 4, "sorted", dict(plan.graph.tensors), {}, lambda *seen: None)
+    for samples in (10, 5000):
+        rows = min(samples * 36, 40_000)
+        fitted = rows * 28**2 + 2 * rows * 19**2 + samples * 145**2
+        passed = samples * (4 * 36 * 27 + 4 * 36 * 18 + 5 * 144)
+        assert layerwise.refit_passes(draft, samples) == pytest.approx(fitted / passed)
 
 
 def test_one_confident_mistake_does_not_outweigh_the_other_answers():

@@ -14,7 +14,7 @@ from torch import Tensor
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.daqcfs import DAQCFS
 from parspike.calibrate.distance import Distance
-from parspike.calibrate.layerwise import ClosedForm
+from parspike.calibrate.layerwise import ClosedForm, refit_passes
 from parspike.calibrate.recipe import Draft, Recipe, recipe_to_json
 from parspike.calibrate.reconstruct import Reconstruct
 from parspike.errors import OptionError
@@ -35,8 +35,8 @@ class Auto(Recipe):
     Every fourth calibration image is held out; on those the distance of the outputs to the network's decides, so
     the choice is never worse there than Algorithm 1. budget: seconds, of the clock or of processor time, whichever
     is less, so that other work on the machine hardly changes the choice; a recipe that would take the search past
-    it, judged by the time that those before it took, is not tried. With fewer than 64 calibration images:
-    Algorithm 1. What was tried, and how it did, goes into the provenance.
+    it, judged by the time that those before it took and by the number of products, is not tried. With fewer than 64
+    calibration images: Algorithm 1. What was tried, and how it did, goes into the provenance.
     """
 
     name: ClassVar[str] = "auto"
@@ -52,12 +52,15 @@ class Auto(Recipe):
             draft.notes["chosen"] = recipe_to_json(DAQCFS())
             return
         search = _Search(draft, batches, self.budget)
-        for recipe, cost in ((DAQCFS(), 2), (ClosedForm(refit=False), 2), (ClosedForm(), 3)):
+        samples = batches.samples() * 3 // 4
+        refit = 3 + refit_passes(draft, samples)
+        for recipe, cost in ((DAQCFS(), 2), (ClosedForm(refit=False), 2), (ClosedForm(), refit)):
             search.attempt(recipe, cost)
         if not all(isinstance(a, Curve) for a in draft.activations.values()):  # staircases know no weighing
-            search.attempt(ClosedForm(weigh="own"), 3)
-        start = search.best_of("closed-form") or {}
-        search.attempt(Reconstruct(weigh=start.get("weigh", "next")), _steps_cost(search.fitted))
+            search.attempt(ClosedForm(weigh="own"), refit)
+        steps = Reconstruct(weigh=(search.best_of("closed-form") or {}).get("weigh", "next"))
+        # A step costs about four forward passes of its images.
+        search.attempt(steps, refit + 4 * steps.steps * steps.batch_size / samples)
         draft.tensors.update(search.best.tensors)
         draft.neurons.update(search.best.neurons)
         # Times differ from run to run; the file must not.
@@ -130,9 +133,3 @@ class Part(Batches):
             rows = out if self.held else ~out
             if bool(rows.any()):
                 yield number, {name: x[rows.to(x.device)] for name, x in env.items()}
-
-
-def _steps_cost(batches: Batches) -> float:
-    """Passes over the calibration set that gradient steps are worth; a step costs about four forward passes."""
-    recipe = Reconstruct()
-    return 3 + 4 * recipe.steps * recipe.batch_size / max(1, batches.samples())

@@ -14,9 +14,10 @@ from parspike.calibrate.staircase import staircase_between
 from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_neuron
 from parspike.errors import CalibrationError
 from parspike.graph import Graph, Node, Role
+from parspike.graph.ir import elements
 from parspike.neurons import Neuron, ParallelNeuron
 
-__all__ = ["ClosedForm"]
+__all__ = ["ClosedForm", "refit_passes"]
 
 ELEMENTS = 1 << 27
 """Most elements of the rows of one synapse: 512 MiB in float32."""
@@ -92,7 +93,7 @@ class ClosedForm(Recipe):
         path = node.args[1].path
         weight = draft.tensors[path]
         wide = features(weight)
-        rows = min(max(24 * wide, 40_000), ELEMENTS // wide) // max(1, batches.length) + 1
+        rows = _most_rows(wide) // max(1, batches.length) + 1
         refit = Refit(draft.graph, node, weight, rows)
         for (teacher, student), number in zip(lockstep.visit(node), batches.numbers(), strict=True):
             refit.add(teacher, student, number)
@@ -103,3 +104,22 @@ class ClosedForm(Recipe):
         draft.tensors[path] = new
         if bias is not None:
             draft.tensors[bias.path] = shift
+
+
+def refit_passes(draft: Draft, samples: int) -> float:
+    """What re-fitting costs, in passes over so many calibration samples: products for the Gram matrices of all
+    synapses against products of the network itself."""
+    graph, fitted, passed = draft.graph, 0, 0
+    for node in graph.nodes:
+        if refittable(graph, node):
+            weight = draft.tensors[node.args[1].path]
+            wide, outputs = features(weight), samples * elements(node.shape, graph.example)
+            groups = Refit(graph, node, weight, 0).groups
+            fitted += groups * min(outputs // len(weight), _most_rows(wide)) * (wide + 1) ** 2
+            passed += outputs * wide
+    return fitted / max(1, passed)
+
+
+def _most_rows(wide: int) -> int:
+    """Rows that the re-fit of a synapse with `wide` inputs takes at most."""
+    return min(max(24 * wide, 40_000), ELEMENTS // wide)
