@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import parspike
-from parspike.calibrate.staircase import Sample, lloyd_max, staircase, staircase_between
+from parspike.calibrate.staircase import Sample, _best_cut, lloyd_max, staircase, staircase_between
 from parspike.errors import OptionError
 from parspike.graph.ops import TABLE, falling, rising
 from parspike.graph.pointwise import turn_of
@@ -126,6 +127,95 @@ def test_counting_is_comparing_with_every_threshold(seed, T, dtype, scale, middl
     assert bool(neuron.value(count)[-1].isnan())
 
 
+def by_channel(z: torch.Tensor, neuron: Staircase) -> torch.Tensor:
+    return (z >= neuron.thresholds.unsqueeze(1)).sum(0).to(z.dtype)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 999), T=st.sampled_from([1, 2, 7, 16]), dtype=st.sampled_from(DTYPES),
+    shape=st.sampled_from([(5, 1, 1), (5,), (1, 5), (1, 5, 1)]),
+)  # fmt: skip
+def test_channels_count_with_their_own_thresholds(seed, T, dtype, shape):
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.tensor([1e-3, 1.0, 30.0, 1.0, 1.0], dtype=torch.float64).reshape(shape)
+    middle = torch.tensor([0.0, -2.0, 100.0, 0.0, 1e-4], dtype=torch.float64).reshape(shape)
+    tau = torch.randn(T, *shape, generator=generator, dtype=torch.float64).sort(0).values * scale + middle
+    tau[..., 3 : 4 if shape[-1] == 5 else None] = 0.25  # thresholds that are one, of one channel or of all
+    outputs = torch.randn(T + 1, *shape, generator=generator, dtype=torch.float64).sort(0).values.to(dtype)
+    neuron = Staircase(T, tau.to(dtype), outputs)
+    span = tau[-1] - tau[0]
+    assert bool(((neuron.thresholds.double() - tau.to(dtype).double()).abs() <= span / 50 + 1e-4).all())
+    example = [5 if dim == 5 else 3 for dim in shape]
+    z = (torch.randn(40, *example, generator=generator, dtype=torch.float64) * 2 * scale + middle).to(dtype)
+    z[0], z[1], z[2] = neuron.thresholds[0].detach(), float("inf"), -float("inf")
+    count = neuron.count(z)
+    assert torch.equal(count, by_channel(z, neuron))
+    wanted = outputs.expand(T + 1, *example).gather(0, count.long())
+    assert torch.equal(neuron(z), wanted)
+    assert torch.equal(neuron.value(count), wanted)
+    z[0] = float("nan")
+    assert bool(neuron(z)[0].isnan().all())
+    assert bool(neuron.value(neuron.count(z))[0].isnan().all())
+    assert torch.equal(neuron(z)[1:], wanted[1:])
+
+
+@pytest.mark.parametrize("code", ["sorted", "onset", "weighted"])
+def test_spikes_of_channels_carry_their_values(code):
+    levels = 7 if code == "weighted" else 3
+    thresholds = torch.randn(levels, 4, 1, 1, dtype=torch.float64).sort(0).values
+    outputs = torch.randn(levels + 1, 4, 1, 1, dtype=torch.float64).sort(0).values
+    if code == "weighted":
+        outputs = outputs[:1] + torch.arange(8, dtype=torch.float64).reshape(-1, 1, 1, 1) * (outputs[1:2] - outputs[:1])
+    neuron = Staircase(3, thresholds, outputs, code=code)
+    z = torch.randn(6, 4, 5, 5, dtype=torch.float64)
+    count = neuron.count(z)
+    torch.testing.assert_close(neuron.current(count).mean(0), neuron(z))
+    torch.testing.assert_close(neuron.current(count, window=9).mean(0), neuron(z))
+
+
+def test_channels_of_their_own_run_in_every_engine_and_from_a_file(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.SiLU(), nn.Conv2d(6, 5, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(20, 4)
+    ).double().eval()  # fmt: skip
+    x = torch.randn(64, 3, 8, 8, dtype=torch.float64)
+    for code in ("sorted", "weighted", "onset"):
+        snn = parspike.convert(model, x.split(16), T=3, code=code, recipe="closed-form")
+        shapes = {name: tuple(neuron.thresholds.shape[1:]) for name, neuron in snn.neurons().items()}
+        assert set(shapes.values()) == {(6, 1, 1), (5, 1, 1)}
+        for engine in ("parallel", "serial"):
+            torch.testing.assert_close(snn.run(x, engine=engine).logits, snn(x), rtol=1e-9, atol=1e-12)
+        loaded = parspike.load(snn.save(tmp_path / f"{code}.parspike"))
+        assert torch.equal(loaded(x), snn(x))
+        layer = parspike.convert(model, x.split(16), T=3, code=code, recipe=parspike.ClosedForm(granularity="layer"))
+        assert all(neuron.thresholds.dim() == 1 for neuron in layer.neurons().values())
+    few = parspike.convert(model, x[:4].split(2), T=3, recipe="closed-form")  # too few currents for every channel
+    assert {n.thresholds.dim() for n in few.neurons().values()} == {1, 4}
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), levels=st.integers(1, 6))
+def test_the_best_cut_of_every_channel_is_found(seed, levels):
+    a = torch.randn(3, 40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).pow(3).sort(1).values
+    a[1] = 0.5
+    outputs = _best_cut(a, levels)
+    assert bool((outputs.diff() >= 0).all())
+    for row, found in zip(a, outputs, strict=True):
+        error = float((row[:, None] - found).square().amin(1).mean())
+        assert error == pytest.approx(best(row.tolist(), levels), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_traced_channels_count_the_same(dtype):
+    neuron = Staircase(3, torch.randn(3, 4, 1).sort(0).values.to(dtype), torch.randn(4, 4, 1).sort(0).values.to(dtype))
+    z = torch.randn(7, 4, 9).to(dtype)
+    compiled = torch.compile(neuron, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(z), neuron(z), rtol=0, atol=0)
+    exported = torch.export.export(neuron, (z,), dynamic_shapes=({0: torch.export.Dim.AUTO},)).module()
+    torch.testing.assert_close(exported(z), neuron(z), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_traced_staircase_counts_the_same(dtype):
     neuron = Staircase(64, torch.randn(64).sort().values.to(dtype), torch.randn(65).sort().values.to(dtype))
@@ -147,7 +237,6 @@ def test_currents_of_half_precision_meet_thresholds_of_single():
 @pytest.mark.parametrize("layout", ["dense", "channels_last", "expanded", "sliced", "permuted", "empty", "scalar"])
 def test_large_currents_of_any_layout_are_counted_in_pieces(layout, monkeypatch):
     monkeypatch.setattr("parspike.neurons.pieces.PIECE", 1000)
-    monkeypatch.setattr("parspike.neurons.staircase.PIECE", 1000)
     z = {
         "dense": torch.randn(5, 8, 9, 9),
         "channels_last": torch.randn(5, 8, 9, 9).to(memory_format=torch.channels_last),
@@ -159,6 +248,10 @@ def test_large_currents_of_any_layout_are_counted_in_pieces(layout, monkeypatch)
     }[layout]
     steps = Staircase(7, torch.randn(7).sort().values, torch.randn(8).sort().values)
     assert torch.equal(steps.count(z), compared(z, steps))
+    if layout != "scalar":
+        own = Staircase(7, torch.randn(7, 8, 1, 1).sort(0).values, torch.randn(8, 8, 1, 1).sort(0).values)
+        assert torch.equal(own.count(z), by_channel(z, own))
+        assert torch.equal(own(z), own.value(own.count(z)))
     for theta in (torch.tensor(1.3), torch.rand(8, 1, 1) + 0.5)[: 1 if layout == "scalar" else 2]:
         for offset in (0.0, -0.4):
             neuron = ParallelNeuron(4, theta, offset=offset)
@@ -217,6 +310,8 @@ def test_a_staircase_must_not_fall():
     up, down = torch.linspace(0, 1, 4), torch.linspace(1, 0, 4)
     with pytest.raises(ValueError, match="must not fall"):
         Staircase(4, down, torch.linspace(0, 1, 5))
+    with pytest.raises(ValueError, match="too many"):
+        Staircase(4, torch.zeros(4, 1 << 18), torch.zeros(5, 1 << 18))
     with pytest.raises(ValueError, match="finite"):
         Staircase(4, torch.tensor([0.0, 1.0, 2.0, float("inf")]), torch.linspace(0, 1, 5))
     with pytest.raises(ValueError, match="one output more"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from parspike.calibrate.batches import Batches
+from parspike.calibrate.channels import node_shape
 from parspike.calibrate.daqcfs import Granularity, check_granularity, initial_neurons
 from parspike.calibrate.lockstep import Lockstep
 from parspike.calibrate.recipe import Draft, Recipe
@@ -19,6 +20,8 @@ from parspike.neurons import Neuron, ParallelNeuron
 
 __all__ = ["ClosedForm", "refit_passes"]
 
+FEW, SEEN = 16, 32
+"""Staircases of at most so many levels have thresholds for every channel, where a level was seen so often."""
 ELEMENTS = 1 << 27
 """Most elements of the rows of one synapse: 512 MiB in float32."""
 
@@ -71,7 +74,11 @@ class ClosedForm(Recipe):
             fit_neuron(neuron, samples, shift=self.shift, layer=self.granularity == "layer", weigh=weigh)
             return neuron
         a, z = samples.tensors()
-        return staircase_between(z, a, neuron.T, neuron.code)
+        own = (
+            self.granularity == "channel" and len(z) > 1 and neuron.levels <= FEW and z.shape[1] >= SEEN * neuron.levels
+        )
+        shape = node_shape(z[:, 0], node).shape if own else None
+        return staircase_between(z, a, neuron.T, neuron.code, shape=shape)
 
     def _taken_up(self, graph: Graph, node: Node) -> bool:
         """Whether a constant in the node's output meets a re-fitted bias, or neurons with a shift, on every way."""

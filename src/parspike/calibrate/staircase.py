@@ -11,11 +11,12 @@ E[(a − q(z'))²] = E[(a − g)²] + E[(g − q)²], so the q that is best for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
@@ -31,6 +32,10 @@ __all__ = ["Sample", "add_staircases", "lloyd_max", "staircase", "staircase_betw
 ROUNDS = 60
 BINS = 4096
 FEW, CELLS = 32, 512
+CHANNEL_BINS = 256
+"""Cells in which a channel's own levels may end."""
+CUTS = 1 << 23
+"""Cuts weighed at once: 64 MiB of float64."""
 CLIPPED = (0.0, 0.001, 0.01, 0.03, 0.1)
 """Shares of the values beyond the first and the last of evenly spaced outputs, to start from."""
 
@@ -147,39 +152,56 @@ def staircase(
     return Staircase(T, thresholds, outputs.to(z.dtype), code=code, error=error, uniform_error=uniform_error)
 
 
-def staircase_between(z: Tensor, a: Tensor, T: int, code: Code = "sorted") -> Staircase:
+def staircase_between(
+    z: Tensor, a: Tensor, T: int, code: Code = "sorted", *, shape: Sequence[int] | None = None
+) -> Staircase:
     """Neurons that give a wanted output a for the current z they get, the two not a function of each other.
 
-    z, a: as many values each, in any order. The errors of the staircase are those against a.
+    z, a: (C, N), or as many values each in any shape that all neurons share. shape: thresholds of their own for
+    every channel, in a shape of C elements that broadcasts against one sample. The errors of the staircase are
+    those against a.
     """
     levels = levels_of(T, code)
-    z, order = z.flatten().sort()
-    a = a.flatten()[order].double()
-    bins = min(len(z), max(BINS, 16 * levels))
-    pick = torch.linspace(0, len(z) - 1, len(z) // bins * bins, dtype=torch.float64, device=z.device).long()
-    place, g = (values[pick].double().view(bins, -1).mean(1) for values in (z, a))
-    g = _rising(g)
-    placed = [] if code == "weighted" else [lloyd_max(g, levels)]
-    made: list[Staircase] = []
-    for outputs in (*placed, _even(g, levels)):
-        neuron = Staircase(T, _crossings(g, place, outputs).to(z.dtype), outputs.to(z.dtype), code=code)
-        neuron.error = float((a - neuron(z)).square().mean())
-        made.append(neuron)
-    best = min(made, key=lambda neuron: neuron.error)
-    best.uniform_error = made[-1].error
-    return best
+    z, a = (z, a) if shape is not None else (z.reshape(1, -1), a.reshape(1, -1))
+    channels, number = z.shape
+    z, order = z.sort(1)
+    a = a.gather(1, order).double()
+    bins = min(number, CHANNEL_BINS if shape is not None else max(BINS, 16 * levels))
+    pick = torch.linspace(0, number - 1, number // bins * bins, dtype=torch.float64, device=z.device).long()
+    place, g = (values[:, pick].double().view(channels, bins, -1).mean(2) for values in (z, a))
+    g = torch.stack([_rising(row) for row in g])
+    choices = [_even(g, levels)]
+    if code != "weighted":
+        choices.insert(0, _best_cut(g, levels) if shape is not None else lloyd_max(g[0], levels)[None])
+    cuts = [_crossings(g, place, outputs) for outputs in choices]
+    errors = torch.stack([
+        (a - outputs.gather(1, torch.searchsorted(cut, z.double(), right=True))).square().mean(1)
+        for outputs, cut in zip(choices, cuts, strict=True)
+    ])  # fmt: skip
+    least = errors.argmin(0)[:, None]
+    outputs, thresholds = (
+        torch.where(least == 0, given[0], given[-1]).T.reshape(-1, *(shape or ())).to(z.dtype)
+        for given in (choices, cuts)
+    )
+    neuron = Staircase(T, thresholds, outputs, code=code)
+    got = neuron(z.T.reshape(number, *(shape or (1,)))).reshape(number, channels).T
+    neuron.error = float((a - got).square().mean())
+    # Moved to their grid, thresholds may lose a little.
+    neuron.uniform_error = max(neuron.error, float(errors[-1].mean()))
+    return neuron
 
 
 def _crossings(g: Tensor, place: Tensor, outputs: Tensor) -> Tensor:
-    """Where the line through (place, g) crosses the middle between neighbouring outputs."""
-    between = (outputs[1:] + outputs[:-1]) / 2
-    above = torch.searchsorted(g, between).clamp(1, len(g) - 1)
-    part = (between - g[above - 1]) / (g[above] - g[above - 1]).clamp(min=1e-30)
-    return place[above - 1] + part.clamp(0, 1) * (place[above] - place[above - 1])
+    """Where the line through (place, g) crosses the middle between neighbouring outputs, channel by channel."""
+    between = (outputs[:, 1:] + outputs[:, :-1]) / 2
+    above = torch.searchsorted(g, between).clamp(1, g.shape[1] - 1)
+    low, high = g.gather(1, above - 1), g.gather(1, above)
+    part = ((between - low) / (high - low).clamp(min=1e-30)).clamp(0, 1)
+    return (place.gather(1, above - 1) * (1 - part) + place.gather(1, above) * part).cummax(1).values
 
 
 def _rising(g: Tensor) -> Tensor:
-    """The non-decreasing values closest to g in square: neighbours that fall are pooled."""
+    """The non-decreasing values closest to g (N,) in square: neighbours that fall are pooled."""
     pools: list[tuple[float, int]] = []
     for value in g.tolist():
         number = 1
@@ -192,21 +214,51 @@ def _rising(g: Tensor) -> Tensor:
 
 
 def _even(a: Tensor, levels: int) -> Tensor:
-    """Evenly spaced outputs (levels + 1,) of least error for sorted values a, from the best of a few ranges."""
-    best, least = a.new_zeros(levels + 1), float("inf")
+    """Evenly spaced outputs (C, levels + 1) of least error for rows of sorted values a, from a few ranges to start."""
     number = torch.arange(levels + 1, dtype=a.dtype, device=a.device)
+    best, least = a.new_zeros(len(a), levels + 1), a.new_full((len(a),), float("inf"))
     for share in CLIPPED:
-        low, high = a[int(share * (len(a) - 1))], a[len(a) - 1 - int(share * (len(a) - 1))]
+        skipped = int(share * (a.shape[1] - 1))
+        low, high = a[:, skipped], a[:, -1 - skipped]
         for _ in range(ROUNDS):
             step = ((high - low) / levels).clamp(min=1e-30)
-            k = ((a - low) / step).round().clamp(0, levels)
-            centred = k - k.mean()
-            slope = (centred * a).mean() / centred.square().mean().clamp(min=1e-30)
-            low, high = a.mean() - slope * k.mean(), a.mean() + slope * (levels - k.mean())
-        outputs = low + number * ((high - low) / levels)
-        if (error := _error(a, outputs)) < least:
-            best, least = outputs, error
+            k = ((a - low[:, None]) / step[:, None]).round().clamp(0, levels)
+            centred = k - k.mean(1, keepdim=True)
+            slope = (centred * a).mean(1) / centred.square().mean(1).clamp(min=1e-30)
+            low, high = a.mean(1) - slope * k.mean(1), a.mean(1) + slope * (levels - k.mean(1))
+        step = ((high - low) / levels).clamp(min=0)
+        outputs = low[:, None] + number * step[:, None]
+        nearest = ((a - low[:, None]) / step.clamp(min=1e-30)[:, None]).round().clamp(0, levels)
+        error = (a - outputs.gather(1, nearest.long())).square().mean(1)
+        best, least = torch.where((error < least)[:, None], outputs, best), torch.minimum(error, least)
     return best
+
+
+def _best_cut(a: Tensor, levels: int) -> Tensor:
+    """The best outputs (C, levels + 1) for rows of sorted values a (C, N), by dynamic programming over all cuts."""
+    found: list[Tensor] = []
+    for rows in a.split(max(1, CUTS // (a.shape[1] + 1) ** 2)):
+        mean = rows.mean(1, keepdim=True)
+        total, power = (F.pad(v.cumsum(1), (1, 0)) for v in (rows - mean, (rows - mean).square()))
+        place = torch.arange(rows.shape[1] + 1, device=a.device)
+        count = place - place[:, None]
+        sums = total[:, None, :] - total[:, :, None]
+        cost = power[:, None, :] - power[:, :, None] - sums.square() / count.clamp(min=1)
+        cost = torch.where(count > 0, cost.clamp(min=0), torch.inf)
+        cost.diagonal(dim1=1, dim2=2).zero_()
+        error, choices = cost[:, 0], []
+        for _ in range(levels):
+            error, choice = (error[:, :, None] + cost).min(1)
+            choices.append(choice)
+        end = place.new_full((len(rows), 1), rows.shape[1])
+        outputs = [rows[:, -1:]]
+        for choice in (*reversed(choices), torch.zeros_like(choices[0])):
+            start = choice.gather(1, end)
+            means = (total.gather(1, end) - total.gather(1, start)) / (end - start).clamp(min=1) + mean
+            outputs.append(torch.where(end > start, means, outputs[-1]))
+            end = start
+        found.append(torch.cat(outputs[:0:-1], 1))
+    return torch.cat(found)
 
 
 def lloyd_max(a: Tensor, levels: int) -> Tensor:

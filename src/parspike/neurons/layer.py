@@ -80,8 +80,8 @@ class Neuron(nn.Module):
         """What a spike of each step carries: (T, …), broadcasting against (T, one sample)."""
 
     @abstractmethod
-    def rest(self) -> float:
-        """The constant current of a silent neuron: the activation's smallest output."""
+    def rest(self) -> float | Tensor:
+        """The constant current of a silent neuron: the activation's smallest output; broadcasts against one sample."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -131,7 +131,8 @@ class Neuron(nn.Module):
         current = self.spikes(count, begin, end) * amplitudes
         if stop - start > end - begin:
             current = torch.cat([current, current.new_zeros(stop - start - end + begin, *count.shape)])
-        return current + self.rest() if self.rest() else current
+        rest = self.rest()
+        return current if isinstance(rest, float) and not rest else current + rest
 
 
 class ParallelNeuron(Neuron):

@@ -6,7 +6,8 @@ synapse takes in as it takes in a bias, so every spike is positive and the offse
 
 Counting is bucketing. A search among S thresholds costs log₂ S branches a neuron, each mispredicted half the time;
 here the thresholds lie on a fine grid of step 2^−k instead. A current times 2^k is exact, so its integer part tells
-on which side of every threshold it lies, and one table tells the count, whatever S is.
+on which side of every threshold it lies, and one table tells the count, whatever S is. Thresholds of their own for
+every channel have a grid and a row of the table for every channel.
 """
 
 from __future__ import annotations
@@ -19,42 +20,54 @@ import torch
 from torch import Tensor, nn
 
 from .layer import Code, Neuron
-from .pieces import PIECE, in_pieces, runs_here
+from .pieces import in_pieces, runs_here
 
 __all__ = ["Staircase"]
 
 CELLS_A_LEVEL = 128
 FEWEST_CELLS, MOST_CELLS = 1 << 11, 1 << 16
+MOST_IN_ALL = 1 << 22
+"""Of all channels: the tables stay small, and float32 can number the cells."""
 FINEST = 22
 """The largest threshold has at most as many bits before the grid's point: float32 has room for both sides of it."""
 
 
 class Staircase(Neuron):
-    """Neurons of one layer that share S thresholds and S + 1 outputs, both non-decreasing, S = `levels`.
+    """Neurons of one layer with S thresholds and S + 1 outputs, both non-decreasing, S = `levels`.
 
-    error, uniform_error: mean squared error of this staircase and of one with evenly spaced outputs, on what it
-    was made from. Thresholds are moved to the nearest edge of the grid, also where they were changed in place: on the
-    next call on the CPU. A traced network (`torch.compile`, `torch.export`) and other devices keep the tables they
-    have until then. The count is the number of thresholds that z reaches, exactly; NaN stays NaN.
-    Raises `ValueError` on tables that are no staircase; the weighted code needs evenly spaced outputs.
+    thresholds (S,) and outputs (S + 1,), which all neurons share, or (S, …) and (S + 1, …) whose other dimensions
+    broadcast against one sample, such as (S, C, 1, 1). error, uniform_error: mean squared error of this staircase
+    and of one with evenly spaced outputs, on what it was made from. Thresholds are moved to the nearest edge of the
+    grid, also where they were changed in place: on the next call on the CPU. A traced network (`torch.compile`,
+    `torch.export`) and other devices keep the tables they have until then. The count is the number of thresholds
+    that z reaches, exactly; NaN stays NaN. Raises `ValueError` on tables that are no staircase; the weighted code
+    needs evenly spaced outputs.
     """
 
     kind = "staircase"
     per_level = ("thresholds", "outputs")
+    counts: Tensor
+    values: Tensor
+    scale: Tensor
+    start: Tensor
+    _channel: Tensor
 
     def __init__(
         self, T: int, thresholds: Tensor, outputs: Tensor, *, code: Code = "sorted",
         error: float = 0.0, uniform_error: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(T, code)
-        if thresholds.shape != (self.levels,) or outputs.shape != (self.levels + 1,):
+        channels = tuple(thresholds.shape[1:])
+        if thresholds.shape != (self.levels, *channels) or outputs.shape != (self.levels + 1, *channels):
             raise ValueError(
                 f"{self.levels} levels need as many thresholds and one output more, got {tuple(thresholds.shape)} "
                 f"and {tuple(outputs.shape)}"
             )
+        if thresholds.numel() == 0 or math.prod(channels) * (4 * self.levels + 4) > MOST_IN_ALL:
+            raise ValueError(f"{math.prod(channels)} channels of {self.levels} levels are too many for one table")
         if not bool(thresholds.isfinite().all()):
             raise ValueError("thresholds must be finite")
-        if bool((thresholds.diff() < 0).any()) or bool((outputs.diff() < 0).any()):
+        if bool((thresholds.diff(dim=0) < 0).any()) or bool((outputs.diff(dim=0) < 0).any()):
             raise ValueError("thresholds and outputs must not fall")
         if code == "weighted" and not _even(outputs):
             raise ValueError("the weighted code needs evenly spaced outputs")
@@ -67,36 +80,44 @@ class Staircase(Neuron):
         return self._look_up("counts", z)
 
     def value(self, count: Tensor) -> Tensor:
-        values = self.outputs.index_select(0, count.nan_to_num().to(torch.int32).flatten()).view(count.shape)
-        return torch.where(count.isnan(), count, values)
+        table = self.outputs.reshape(self.levels + 1, -1).T.flatten()
+        place = count.nan_to_num().to(torch.int64) + self._channel.to(torch.int64) * (self.levels + 1)
+        return torch.where(count.isnan(), count, table.index_select(0, place.flatten()).view(count.shape))
 
     def forward(self, z: Tensor) -> Tensor:
         return self._look_up("values", z)
 
     def _tabulate(self) -> None:
         """Move the thresholds to the grid and make the tables that counting looks into."""
-        tau = self.thresholds.detach().double()
-        most = max(FEWEST_CELLS, min(CELLS_A_LEVEL * self.levels, MOST_CELLS), 4 * self.levels)
+        shape, tau = self.thresholds.shape[1:], self.thresholds.detach().double().reshape(self.levels, -1)
+        number = tau.shape[1]
+        most = max(FEWEST_CELLS // number, min(CELLS_A_LEVEL * self.levels, MOST_CELLS), 4 * self.levels)
+        most = min(most, MOST_IN_ALL // number - 4)
         while True:
-            low, high = float(tau[0]), float(tau[-1])
-            k = FINEST - math.frexp(max(-low, high))[1]
-            if high > low:
-                k = min(k, math.floor(math.log2(most / (high - low))))
-            k = min(k, 100)
-            edges = (tau * 2.0**k).round()
+            low, high = tau[0], tau[-1]
+            k = FINEST - torch.frexp(torch.maximum(-low, high)).exponent.double()
+            fits = torch.log2(most / (high - low)).floor()  # infinite where all thresholds are one
+            grid = torch.minimum(k, fits).clamp(max=100).exp2()
+            edges = (tau * grid).round()
             # Rounding may have made the span a little larger than the grid was chosen for.
-            if torch.equal(moved := edges * 2.0**-k, tau):
+            if torch.equal(moved := edges / grid, tau):
                 break
             tau = moved
         # Exact in every dtype: where the grid is finer than its numbers, rounding has moved nothing.
-        self.thresholds.data = tau.to(self.thresholds.dtype)
-        self.scale, self.start = 2.0**k, 1.0 - float(edges[0])
-        self.top = int(edges[-1] - edges[0]) + 1
-        cells = torch.arange(self.top + 1, dtype=edges.dtype, device=edges.device)
-        counts = torch.searchsorted(edges + self.start, cells, right=True)
-        nan = self.outputs.new_full((1,), math.nan)
-        self.register_buffer("counts", torch.cat([counts.to(nan.dtype), nan]), persistent=False)
-        self.register_buffer("values", torch.cat([self.outputs.detach()[counts], nan]), persistent=False)
+        self.thresholds.data = tau.view_as(self.thresholds).to(self.thresholds.dtype)
+        self.top = int((edges[-1] - edges[0]).max()) + 1
+        cells = torch.arange(self.top + 1, dtype=edges.dtype, device=edges.device).expand(number, -1).contiguous()
+        counts = torch.searchsorted((edges - edges[0] + 1).T.contiguous(), cells, right=True)
+        outputs = self.outputs.detach().reshape(self.levels + 1, number).T
+        nan = outputs.new_full((number, 1), math.nan)
+        for name, value in (
+            ("counts", torch.cat([counts.to(nan.dtype), nan], 1).flatten()),
+            ("values", torch.cat([outputs.gather(1, counts), nan], 1).flatten()),
+            # Whole numbers below 2^24 and powers of two: exact in float32.
+            ("scale", grid.float().reshape(shape)), ("start", (1 - edges[0]).float().reshape(shape)),
+            ("_channel", torch.arange(number, device=edges.device).float().reshape(shape)),
+        ):  # fmt: skip
+            self.register_buffer(name, value, persistent=False)
         self._made_of = self.thresholds.detach().clone(), self.outputs.detach().clone()
 
     def _refresh(self) -> None:
@@ -108,21 +129,30 @@ class Staircase(Neuron):
     def _look_up(self, table: str, z: Tensor) -> Tensor:
         z = z.detach()
         wide = torch.float64 if z.dtype == torch.float64 else torch.float32  # half precision cannot number the cells
+        shared = self.thresholds.dim() == 1
+        if runs_here(z):
+            self._refresh()
+        found, scale, start = getattr(self, table), self.scale.to(wide), self.start.to(wide)
+        row = self._channel.to(wide) * (self.top + 2)
         if not runs_here(z):
-            cell = (z.to(wide) * self.scale).floor().add(self.start).clamp(0, self.top).nan_to_num(nan=self.top + 1)
-            return getattr(self, table).index_select(0, cell.to(torch.int32).flatten()).view(z.shape)
-        self._refresh()
-        found = getattr(self, table)
-        number = torch.empty(min(PIECE, z.numel()), dtype=wide)
-        index = torch.empty_like(number, dtype=torch.int64)  # the gather that takes 32 bits is slower
+            cell = (z.to(wide) * scale).floor().add(start).clamp(0, self.top).nan_to_num(nan=self.top + 1)
+            cell = cell if shared else cell + row
+            return found.index_select(0, cell.to(torch.int32).flatten()).view(z.shape)
+        number = torch.empty(0, dtype=wide)
+        index = torch.empty(0, dtype=torch.int64)  # the gather that takes 32 bits is slower
 
         def fill(out: Tensor, z: Tensor) -> None:
-            cell, place = number[: len(z)], index[: len(z)]
-            torch.mul(z, self.scale, out=cell) if z.dtype == wide else cell.copy_(z).mul_(self.scale)
-            cell.floor_().add_(self.start).clamp_(0, self.top).nan_to_num_(nan=self.top + 1)
-            torch.index_select(found, 0, place.copy_(cell), out=out)
+            if number.numel() < z.numel():
+                number.resize_(z.numel())
+                index.resize_(z.numel())
+            cell, place = number[: z.numel()].view(z.shape), index[: z.numel()]
+            torch.mul(z, scale, out=cell) if z.dtype == wide else cell.copy_(z).mul_(scale)
+            cell.floor_().add_(start).clamp_(0, self.top).nan_to_num_(nan=self.top + 1)
+            if not shared:
+                cell.add_(row)
+            torch.index_select(found, 0, place.copy_(cell.view(-1)), out=out.view(-1))
 
-        return in_pieces(fill, z, found.dtype)
+        return in_pieces(fill, z if shared else z.contiguous(), found.dtype, flat=shared)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -136,16 +166,17 @@ class Staircase(Neuron):
 
     def amplitudes(self) -> Tensor:
         if self.code == "sorted":  # step t is the one that a count of T − t adds
-            scale = self.outputs.diff().flip(0)
+            scale = self.outputs.diff(dim=0).flip(0)
         elif self.code == "onset":  # a count of T − t spikes at step t only
             scale = (self.outputs[1:] - self.outputs[0]).flip(0)
         else:
             steps = torch.arange(self.T - 1, -1, -1, dtype=self.outputs.dtype, device=self.outputs.device)
+            steps = steps.reshape(-1, *[1] * (self.outputs.dim() - 1))
             scale = 2.0**steps * ((self.outputs[-1] - self.outputs[0]) / self.levels)
         return scale * self.T
 
-    def rest(self) -> float:
-        return float(self.outputs[0])
+    def rest(self) -> Tensor:
+        return self.outputs[0]
 
     def config(self) -> dict[str, Any]:
         errors = {"error": self.error, "uniform_error": self.uniform_error}
@@ -154,7 +185,7 @@ class Staircase(Neuron):
     def extra_repr(self) -> str:
         better = f", {self.uniform_error / self.error:.1f}× less than even ones" if self.error else ""
         return (
-            f"outputs {float(self.outputs[0]):.4g} … {float(self.outputs[-1]):.4g}, "
+            f"outputs {float(self.outputs[0].min()):.4g} … {float(self.outputs[-1].max()):.4g}, "
             f"mean squared error {self.error:.2g}{better}"
         )
 
@@ -170,7 +201,7 @@ class Staircase(Neuron):
 
 
 def _even(outputs: Tensor) -> bool:
-    steps = outputs.double().diff()
+    steps = outputs.double().diff(dim=0)
     wanted = (outputs[-1] - outputs[0]).double() / len(steps)
-    slack = 16 * torch.finfo(outputs.dtype).eps * outputs.double().abs().max()
+    slack = 16 * torch.finfo(outputs.dtype).eps * outputs.double().abs().amax(0)
     return bool(((steps - wanted).abs() <= slack).all())
