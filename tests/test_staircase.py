@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -102,6 +102,7 @@ def compared(z: torch.Tensor, neuron: Staircase) -> torch.Tensor:
 
 
 @settings(max_examples=60, deadline=None)
+@example(200, 2, torch.float32, 50.0, -0.5, 4)
 @given(
     seed=st.integers(0, 999), T=st.sampled_from([1, 2, 7, 64, 200]), dtype=st.sampled_from(DTYPES),
     scale=st.sampled_from([1e-3, 1.0, 50.0]), middle=st.sampled_from([0.0, -0.5, 100.0]), power=st.integers(1, 5),
@@ -117,7 +118,8 @@ def test_counting_is_comparing_with_every_threshold(seed, T, dtype, scale, middl
     extreme = torch.tensor([float("inf"), -float("inf"), 0.0, -0.0, *[torch.finfo(dtype).max] * 2], dtype=dtype)
     extreme[-1] *= -1
     z = torch.cat([usual, neighbours(neuron.thresholds.detach()), extreme])
-    z = torch.cat([z[~z.isnan()], -extreme[:1] * 0])  # inf · 0: one NaN
+    z = z[(z.abs() >= torch.finfo(dtype).tiny) | (z == 0)]
+    z = torch.cat([z, -extreme[:1] * 0])  # inf · 0: one NaN
     count = neuron.count(z)
     assert count.dtype == dtype
     assert torch.equal(count[:-1], compared(z[:-1], neuron))
@@ -445,3 +447,44 @@ def test_a_staircase_between_what_falls_does_not_fall():
     neuron = staircase_between(z, -z + 0.01 * torch.sin(40 * z), 4)
     assert bool((neuron.outputs.diff() >= 0).all())
     assert neuron.outputs[0] == pytest.approx(0.0, abs=1e-2)
+
+
+def test_equal_currents_are_worth_the_mean_of_what_they_stand_for_in_whatever_order_they_come():
+    """Currents of few values, as single spikes make: the order among equal ones had been taken for a slope."""
+    z = torch.tensor([0.0, 1.0]).repeat_interleave(1000)
+    wanted = torch.linspace(0, 2, 2000)
+    for seed in range(4):
+        order = torch.randperm(2000, generator=torch.Generator().manual_seed(seed))
+        neuron = staircase_between(z[order], wanted[order], 8)
+        assert torch.allclose(neuron(torch.tensor([0.0, 1.0])), torch.tensor([0.5, 1.5]), atol=1e-3)
+    alike = staircase_between(torch.ones(100), torch.linspace(-1, 1, 100), 2)
+    assert float(alike(torch.ones(1))) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("code", ["sorted", "weighted"])
+def test_wanted_outputs_that_differ_by_rounding_give_a_staircase(code):
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(200, generator=generator, dtype=torch.float64)
+        a = -7.3 + torch.randint(3, (200,), generator=generator).double() * 1e-15
+        assert float((staircase_between(z, a, 5, code)(z) + 7.3).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("code", ["sorted", "weighted"])
+def test_each_channel_gets_the_staircase_that_it_would_get_alone(code):
+    generator = torch.Generator().manual_seed(2)
+    z = torch.randn(4, 6000, generator=generator, dtype=torch.float64)
+    a = torch.stack([
+        torch.tanh(z[0] + 0.3 * z[1]), 40 * z[1].clamp(min=0), torch.full_like(z[2], -7.3), z[3].round(),
+    ])  # fmt: skip
+    a[2] += 1e-15 * torch.randint(3, (6000,), generator=generator)
+    z[3] = z[3].round()
+    levels = 3
+    neuron = staircase_between(z, a, 3 if code == "sorted" else 2, code, shape=(4, 1, 1))
+    got = neuron(z.T.reshape(-1, 4, 1, 1)).reshape(-1, 4).T
+    errors = (got - a).square().mean(1)
+    assert neuron.error == pytest.approx(float(errors.mean()), rel=1e-9)
+    for channel, error in enumerate(errors.tolist()):
+        alone = staircase_between(z[channel], a[channel], neuron.T, code)
+        assert alone.levels == levels
+        assert error <= 1.02 * alone.error + 1e-20

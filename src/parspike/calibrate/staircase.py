@@ -168,11 +168,13 @@ def staircase_between(
     a = a.gather(1, order).double()
     bins = min(number, CHANNEL_BINS if shape is not None else max(BINS, 16 * levels))
     pick = torch.linspace(0, number - 1, number // bins * bins, dtype=torch.float64, device=z.device).long()
-    place, g = (values[:, pick].double().view(channels, bins, -1).mean(2) for values in (z, a))
+    wanted = torch.stack([_of_equals(*row) for row in zip(z, a, strict=True)])
+    place, g = (values[:, pick].double().view(channels, bins, -1).mean(2) for values in (z, wanted))
     g = torch.stack([_rising(row) for row in g])
     choices = [_even(g, levels)]
     if code != "weighted":
-        choices.insert(0, _best_cut(g, levels) if shape is not None else lloyd_max(g[0], levels)[None])
+        placed = _best_cut(g, levels) if shape is not None else lloyd_max(g[0], levels)[None]
+        choices.insert(0, placed.cummax(1).values)  # means of equal values may fall by rounding
     cuts = [_crossings(g, place, outputs) for outputs in choices]
     errors = torch.stack([
         (a - outputs.gather(1, torch.searchsorted(cut, z.double(), right=True))).square().mean(1)
@@ -200,6 +202,12 @@ def _crossings(g: Tensor, place: Tensor, outputs: Tensor) -> Tensor:
     return (place.gather(1, above - 1) * (1 - part) + place.gather(1, above) * part).cummax(1).values
 
 
+def _of_equals(z: Tensor, a: Tensor) -> Tensor:
+    """For sorted currents z (N,) the mean of the a of all that are equal: they are counted alike."""
+    _, which, number = z.unique_consecutive(return_inverse=True, return_counts=True)
+    return (a.new_zeros(len(number)).index_add_(0, which, a) / number)[which]
+
+
 def _rising(g: Tensor) -> Tensor:
     """The non-decreasing values closest to g (N,) in square: neighbours that fall are pooled."""
     pools: list[tuple[float, int]] = []
@@ -215,7 +223,7 @@ def _rising(g: Tensor) -> Tensor:
 
 def _even(a: Tensor, levels: int) -> Tensor:
     """Evenly spaced outputs (C, levels + 1) of least error for rows of sorted values a, from a few ranges to start."""
-    number = torch.arange(levels + 1, dtype=a.dtype, device=a.device)
+    number, mean = torch.arange(levels + 1, dtype=a.dtype, device=a.device), a.mean(1, keepdim=True)
     best, least = a.new_zeros(len(a), levels + 1), a.new_full((len(a),), float("inf"))
     for share in CLIPPED:
         skipped = int(share * (a.shape[1] - 1))
@@ -224,9 +232,10 @@ def _even(a: Tensor, levels: int) -> Tensor:
             step = ((high - low) / levels).clamp(min=1e-30)
             k = ((a - low[:, None]) / step[:, None]).round().clamp(0, levels)
             centred = k - k.mean(1, keepdim=True)
-            slope = (centred * a).mean(1) / centred.square().mean(1).clamp(min=1e-30)
-            low, high = a.mean(1) - slope * k.mean(1), a.mean(1) + slope * (levels - k.mean(1))
-        step = ((high - low) / levels).clamp(min=0)
+            # Both rise; below 0 it is rounding, where the values are all but one.
+            slope = ((centred * (a - mean)).mean(1) / centred.square().mean(1).clamp(min=1e-30)).clamp(min=0)
+            low, high = mean[:, 0] - slope * k.mean(1), mean[:, 0] + slope * (levels - k.mean(1))
+        step = (high - low) / levels
         outputs = low[:, None] + number * step[:, None]
         nearest = ((a - low[:, None]) / step.clamp(min=1e-30)[:, None]).round().clamp(0, levels)
         error = (a - outputs.gather(1, nearest.long())).square().mean(1)

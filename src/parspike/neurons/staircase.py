@@ -40,8 +40,8 @@ class Staircase(Neuron):
     and of one with evenly spaced outputs, on what it was made from. Thresholds are moved to the nearest edge of the
     grid, also where they were changed in place: on the next call on the CPU. A traced network (`torch.compile`,
     `torch.export`) and other devices keep the tables they have until then. The count is the number of thresholds
-    that z reaches, exactly; NaN stays NaN. Raises `ValueError` on tables that are no staircase; the weighted code
-    needs evenly spaced outputs.
+    that z reaches, exactly (a subnormal z may count as 0); NaN stays NaN. Raises `ValueError` on tables that are no
+    staircase; the weighted code needs evenly spaced outputs.
     """
 
     kind = "staircase"
