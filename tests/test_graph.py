@@ -128,3 +128,22 @@ def test_plan_reads_as_a_table():
     assert "kept analog" in text
     assert "networks.py:" in text
     assert "4 spiking, 1 kept analog, 1 max" in text
+
+
+def test_compiled_modules_are_traced_as_they_are_written():
+    """Wherever they lie: compiling them for the fake tensors of a tracing had ended the process."""
+
+    class Compiled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.body = nn.Linear(5, 8), torch.compile(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
+
+        def forward(self, x):
+            return self.body(torch.relu(self.first(x)))
+
+    x = torch.randn(3, 5)
+    for model in (Compiled().eval(), torch.compile(Compiled().eval())):
+        graph = trace(model, (x,))
+        assert len(graph.neurons) == 2
+        with torch.compiler.set_stance("force_eager"):
+            assert torch.allclose(graph.run(x), model(x), atol=1e-6)

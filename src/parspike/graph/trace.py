@@ -207,7 +207,8 @@ def two_samples(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), torch.no_grad():
+    # Compiled modules run as they are written: compiling for the fake tensors of a tracing ends the process.
+    with warnings.catch_warnings(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
         yield
