@@ -436,7 +436,7 @@ def _variant(recipe: dict[str, Any]) -> str:
     """What tells a recipe of `Auto` from the others of its name."""
     if recipe["name"] != "closed-form":
         return ""
-    return f" (weigh {recipe['weigh']})" if recipe["refit"] else " without refit"
+    return f" (weigh {recipe.get('weigh', 'next')})" if recipe.get("refit", True) else " without refit"
 
 
 def recipe_of(recipe: str | None, passes: int | None) -> Any:
