@@ -9,8 +9,9 @@ from networks import Quantised, Residual, made
 from torch import nn
 
 import parspike
+from parspike.calibrate.batches import signature_of
 from parspike.calibrate.percentile import WIDTHS, Selection
-from parspike.errors import CalibrationError, OptionError
+from parspike.errors import CalibrationError, InputError, OptionError
 from parspike.neurons.percentile import MODES
 
 
@@ -345,3 +346,39 @@ def test_what_forward_asks_for_tells_the_inputs_of_an_item():
     assert 0 < tuned.trials[0].spikes <= 4
     labelled = [(x, y, model(x, y).argmax(1)) for x, y, _ in two]
     assert parspike.tune(model, labelled, drop=50.0, most=4, codes=("sorted",), measure="accuracy").network == 100
+    nested = [((x, y), labels) for x, y, labels in labelled]
+    keyword = [({"x": x, "y": y}, labels) for x, y, labels in labelled]
+    for items in (nested, keyword):
+        tuned = parspike.tune(
+            model, items, inputs=lambda item: item[0], drop=50.0, most=1, codes=("sorted",), measure="accuracy"
+        )
+        assert tuned.network == 100
+
+
+class _Options(nn.Module):
+    def forward(self, x, /, y, *more, z=1.0, labels=None, **options):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "item", "signature"),
+    [
+        (_Two(), {"x": 1, "y": 2, "labels": 3}, (2, ("x", "y"))),  # a usual key among several that are asked for
+        (_Tokens(), {"x": 1, "labels": 2}, (1, ())),
+        (_Options(), {"x": 1, "y": 2, "more": 3, "z": 4, "options": 5, "labels": 6}, (2, ())),
+        (_Options(), {"y": 2, "more": 3, "z": 4, "options": 5, "labels": 6}, (2, ("y", "z"))),
+        (nn.DataParallel(_Two()), (1, 2, 3), (2, ())),
+        (torch.optim.swa_utils.AveragedModel(_Tokens()), {"input_ids": 1, "labels": 2}, (1, ("input_ids",))),
+        (torch.compile(_Two(), backend="eager"), (1, 2, 3), (2, ())),
+        (torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), (1, 2), (1, ())),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_signature_of(model, item, signature):
+    assert signature_of(model, item) == signature
+
+
+@pytest.mark.parametrize("run", [parspike.convert, parspike.tune])
+def test_what_is_no_network_is_one_clear_error(run):
+    with pytest.raises(InputError, match="Module, got str"):
+        run("net.pt", torch.ones(300, 5))

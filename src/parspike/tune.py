@@ -88,9 +88,10 @@ def tune(
     """Find the fewest time-steps within `drop` per cent points of the network, on calibration images held out.
 
     calibration: as for `convert`; every fourth batch is held out, so at least four batches. measure: "agreement" of
-    the largest outputs with the network's (100 % for the network itself), or "accuracy", for items (x, y). codes:
-    tried at every T, the one with fewer spikes wins. most: largest T. mixed: then give single layers fewer steps,
-    those with the most spikes first, as long as the drop allows. One conversion a trial.
+    the largest outputs with the network's (100 % for the network itself), or "accuracy", for items (x, y), the labels
+    right behind the inputs, or with `inputs` in the last place. codes: tried at every T, the one with fewer spikes
+    wins. most: largest T. mixed: then give single layers fewer steps, those with the most spikes first, as long as
+    the drop allows. One conversion a trial.
     Raises `CalibrationError` for fewer than four batches, `OptionError` for unknown options.
     """
     if measure not in ("agreement", "accuracy"):
@@ -169,7 +170,9 @@ class _Held:
         signature: tuple[int, tuple[str, ...]],
     ) -> None:  # fmt: skip
         self.batches, self.measure, self.inputs, self.signature = batches, measure, inputs, signature
-        if measure == "accuracy" and not all(isinstance(b, (tuple, list)) and len(b) > signature[0] for b in batches):
+        # Where a function finds the inputs, how many entries they are is not known.
+        self.label, fewest = (signature[0], signature[0] + 1) if inputs is None else (-1, 2)
+        if measure == "accuracy" and not all(isinstance(b, (tuple, list)) and len(b) >= fewest for b in batches):
             raise CalibrationError("accuracy needs labels: give calibration items (x, y), or measure='agreement'")
 
     @torch.no_grad()
@@ -186,7 +189,7 @@ class _Held:
                 spikes += fired / max(1, sum(c.numel() for c in run.counts.values())) * samples
             else:
                 output = net(*args, **kwargs)
-            wanted = item[self.signature[0]] if self.measure == "accuracy" else answer_of(reference(*args, **kwargs))
+            wanted = item[self.label] if self.measure == "accuracy" else answer_of(reference(*args, **kwargs))
             answer = answer_of(output)
             right += float((answer == wanted.to(answer.device)).float().sum()) / max(1, answer[0].numel())
             count += len(answer)

@@ -36,17 +36,33 @@ def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibratio
 def signature_of(model: nn.Module, item: Any) -> tuple[int, tuple[str, ...]]:
     """How many inputs of an item are positional and which are keywords, as `model.forward` names them.
 
-    A dict without one of the usual keys gives the entries that `forward` takes, labels left out; any other item as
-    many as `forward` asks for.
+    A dict without one of the usual keys, or with all of several inputs that `forward` asks for, gives the entries
+    that it takes, labels left out; any other item as many as `forward` asks for.
     """
-    parameters = inspect.signature(model.forward).parameters
+    parameters = _parameters(model)
     asked = [
-        p
-        for p in parameters.values()
+        name
+        for name, p in parameters.items()
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    keys = item if isinstance(item, Mapping) and not set(item) & set(DICT_KEYS) else ()
-    return max(1, len(asked)), tuple(key for key in keys if key in parameters and key not in LABELS)
+    keys: tuple[str, ...] = ()
+    if isinstance(item, Mapping):
+        named = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        keys = tuple(key for key in item if key in named and key not in LABELS)
+        if set(item) & set(DICT_KEYS) and not (len(asked) > 1 and set(asked) <= set(keys)):
+            keys = ()
+    return max(1, len(asked)), keys
+
+
+def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """What `forward` takes; of a wrapper that hands on whatever it is given, what the network within takes."""
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (AttributeError, TypeError, ValueError):
+        return {}  # no network, or one without a Python signature: tracing says what is wrong with it
+    within = getattr(model, "module", getattr(model, "_orig_mod", None))
+    handed = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
+    return _parameters(within) if handed and isinstance(within, nn.Module) else parameters
 
 
 def arguments_of(
