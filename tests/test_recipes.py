@@ -345,6 +345,17 @@ def test_auto_is_never_worse_than_algorithm_1_on_held_out_images():
     assert snn.provenance["search"]["chosen"] == best["recipe"]
 
 
+def test_a_recipe_whose_distance_is_no_number_is_not_chosen(monkeypatch):
+    from parspike.calibrate import auto
+
+    model, x = data(Residual, 64)
+    found = iter([(float("nan"), 0.0)])
+    judged = auto.Distance.to_teacher
+    monkeypatch.setattr(auto.Distance, "to_teacher", lambda self, held: next(found, None) or judged(self, held))
+    snn = parspike.convert(model, x.split(32), T=2, recipe=parspike.Auto(budget=60))
+    assert snn.provenance["search"]["chosen"]["name"] == "closed-form"
+
+
 def test_auto_with_few_images_is_algorithm_1():
     model, x = data(Residual, 16)
     one = parspike.convert(model, x, T=4, recipe="auto")

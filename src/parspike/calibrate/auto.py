@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -83,12 +84,12 @@ class _Search:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        return min(self.done, key=lambda note: note["distance"])
+        return min(self.done, key=_nearness)
 
     def best_of(self, name: str) -> dict[str, Any] | None:
         """The nearest recipe of a name, as JSON."""
         notes = [note for note in self.done if note["recipe"]["name"] == name]
-        return min(notes, key=lambda note: note["distance"])["recipe"] if notes else None
+        return min(notes, key=_nearness)["recipe"] if notes else None
 
     def attempt(self, recipe: Recipe, cost: float) -> None:
         """cost: in passes over the calibration set. The first recipe is tried whatever it costs."""
@@ -106,6 +107,10 @@ class _Search:
         note["seconds"] = self.watch.seconds() - spent
         if note is self.chosen:
             self.best = attempt
+
+
+def _nearness(note: dict[str, Any]) -> float:
+    return math.inf if math.isnan(note["distance"]) else note["distance"]
 
 
 class _Stopwatch:

@@ -17,6 +17,7 @@ from parspike.errors import CalibrationError
 from parspike.graph import Graph, Node, Role
 from parspike.graph.ir import elements
 from parspike.neurons import Neuron, ParallelNeuron
+from parspike.neurons.staircase import MOST_IN_ALL
 
 __all__ = ["ClosedForm", "refit_passes"]
 
@@ -74,9 +75,9 @@ class ClosedForm(Recipe):
             fit_neuron(neuron, samples, shift=self.shift, layer=self.granularity == "layer", weigh=weigh)
             return neuron
         a, z = samples.tensors()
-        own = (
-            self.granularity == "channel" and len(z) > 1 and neuron.levels <= FEW and z.shape[1] >= SEEN * neuron.levels
-        )
+        levels = neuron.levels
+        own = self.granularity == "channel" and 1 < len(z) <= MOST_IN_ALL // (4 * levels + 4)
+        own = own and levels <= FEW and z.shape[1] >= SEEN * levels
         shape = node_shape(z[:, 0], node).shape if own else None
         return staircase_between(z, a, neuron.T, neuron.code, shape=shape)
 
@@ -115,7 +116,8 @@ class ClosedForm(Recipe):
 
 def refit_passes(draft: Draft, samples: int) -> float:
     """What re-fitting costs, in passes over so many calibration samples: products for the Gram matrices of all
-    synapses against products of the network itself."""
+    synapses against products of the network itself. An estimate: solving, and the smaller matrix of a layer with
+    fewer rows than inputs, are left out."""
     graph, fitted, passed = draft.graph, 0, 0
     for node in graph.nodes:
         if refittable(graph, node):
