@@ -490,3 +490,9 @@ def test_each_channel_gets_the_staircase_that_it_would_get_alone(code):
         alone = staircase_between(z[channel], a[channel], neuron.T, code)
         assert alone.levels == levels
         assert error <= 1.02 * alone.error + 1e-20
+
+
+def test_even_outputs_of_half_precision_may_be_subnormal():
+    outputs = (torch.arange(8.0) * 3.1e-7).half()
+    neuron = Staircase(3, torch.linspace(-1, 1, 7).half(), outputs, code="weighted")
+    assert torch.equal(neuron(torch.full((1,), 2.0).half()), outputs[-1:])

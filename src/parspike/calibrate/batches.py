@@ -17,7 +17,7 @@ from parspike.together import Together
 __all__ = ["Batches", "arguments_of", "inputs_of", "readable_again", "signature_of"]
 
 DICT_KEYS = ("input", "inputs", "image", "images", "x", "pixel_values")
-LABELS = ("label", "labels", "target", "targets")
+LABELS = ("label", "labels", "label_ids", "target", "targets")
 
 
 def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibration") -> Iterable[Any]:

@@ -203,5 +203,6 @@ class Staircase(Neuron):
 def _even(outputs: Tensor) -> bool:
     steps = outputs.double().diff(dim=0)
     wanted = (outputs[-1] - outputs[0]).double() / len(steps)
-    slack = 16 * torch.finfo(outputs.dtype).eps * outputs.double().abs().amax(0)
+    number = torch.finfo(outputs.dtype)
+    slack = 16 * number.eps * outputs.double().abs().amax(0).clamp(min=number.tiny)
     return bool(((steps - wanted).abs() <= slack).all())
