@@ -59,14 +59,15 @@ class Auto(Recipe):
             search.attempt(recipe, cost)
         if not all(isinstance(a, Curve) for a in draft.activations.values()):  # staircases know no weighing
             search.attempt(ClosedForm(weigh="own"), refit)
-        steps = Reconstruct(weigh=(search.best_of("closed-form") or {}).get("weigh", "next"))
+        start = search.nearest("closed-form").get("recipe", recipe_to_json(ClosedForm()))
+        steps = Reconstruct(weigh=start["weigh"])
         # A step costs about four forward passes of its images.
         search.attempt(steps, refit + 4 * steps.steps * steps.batch_size / samples)
         draft.tensors.update(search.best.tensors)
         draft.neurons.update(search.best.neurons)
         # Times differ from run to run; the file must not.
         draft.notes["tried"] = [{k: v for k, v in n.items() if k not in ("seconds", "cost")} for n in search.tried]
-        draft.notes["chosen"] = search.chosen["recipe"]
+        draft.notes["chosen"] = search.nearest()["recipe"]
 
 
 class _Search:
@@ -82,14 +83,10 @@ class _Search:
     def done(self) -> list[dict[str, Any]]:
         return [note for note in self.tried if "distance" in note]
 
-    @property
-    def chosen(self) -> dict[str, Any]:
-        return min(self.done, key=_nearness)
-
-    def best_of(self, name: str) -> dict[str, Any] | None:
-        """The nearest recipe of a name, as JSON."""
-        notes = [note for note in self.done if note["recipe"]["name"] == name]
-        return min(notes, key=_nearness)["recipe"] if notes else None
+    def nearest(self, name: str = "") -> dict[str, Any]:
+        """What is noted of the recipe closest to the network, among all or those of a name; empty if none was tried."""
+        notes = [note for note in self.done if name in ("", note["recipe"]["name"])]
+        return min(notes, key=_nearness, default={})
 
     def attempt(self, recipe: Recipe, cost: float) -> None:
         """cost: in passes over the calibration set. The first recipe is tried whatever it costs."""
@@ -105,7 +102,7 @@ class _Search:
         distance, agreement = Distance(attempt).to_teacher(self.held)
         note |= {"distance": distance, "agreement": agreement, "cost": cost}
         note["seconds"] = self.watch.seconds() - spent
-        if note is self.chosen:
+        if note is self.nearest():
             self.best = attempt
 
 

@@ -244,29 +244,13 @@ def _even(a: Tensor, levels: int) -> Tensor:
 
 
 def _best_cut(a: Tensor, levels: int) -> Tensor:
-    """The best outputs (C, levels + 1) for rows of sorted values a (C, N), by dynamic programming over all cuts."""
+    """The best outputs (C, levels + 1) for rows of sorted values a (C, N), every cut weighed."""
     found: list[Tensor] = []
     for rows in a.split(max(1, CUTS // (a.shape[1] + 1) ** 2)):
         mean = rows.mean(1, keepdim=True)
-        total, power = (F.pad(v.cumsum(1), (1, 0)) for v in (rows - mean, (rows - mean).square()))
-        place = torch.arange(rows.shape[1] + 1, device=a.device)
-        count = place - place[:, None]
-        sums = total[:, None, :] - total[:, :, None]
-        cost = power[:, None, :] - power[:, :, None] - sums.square() / count.clamp(min=1)
-        cost = torch.where(count > 0, cost.clamp(min=0), torch.inf)
-        cost.diagonal(dim1=1, dim2=2).zero_()
-        error, choices = cost[:, 0], []
-        for _ in range(levels):
-            error, choice = (error[:, :, None] + cost).min(1)
-            choices.append(choice)
-        end = place.new_full((len(rows), 1), rows.shape[1])
-        outputs = [rows[:, -1:]]
-        for choice in (*reversed(choices), torch.zeros_like(choices[0])):
-            start = choice.gather(1, end)
-            means = (total.gather(1, end) - total.gather(1, start)) / (end - start).clamp(min=1) + mean
-            outputs.append(torch.where(end > start, means, outputs[-1]))
-            end = start
-        found.append(torch.cat(outputs[:0:-1], 1))
+        sums, squares = (F.pad(v.cumsum(1), (1, 0)) for v in (rows - mean, (rows - mean).square()))
+        ones = torch.arange(rows.shape[1] + 1, device=a.device)
+        found.append(_by_programming(ones, sums, squares, rows[:, -1:] - mean, levels) + mean)
     return torch.cat(found)
 
 
@@ -274,7 +258,7 @@ def lloyd_max(a: Tensor, levels: int) -> Tensor:
     """Outputs (levels + 1,) of a quantiser of the sorted values `a` that no small change improves."""
     if a[0] == a[-1]:
         return a[:1].repeat(levels + 1)
-    outputs = _by_programming(a, levels + 1) if levels <= FEW else _panter_dite(a, levels + 1)
+    outputs = _best_of_cells(a, levels) if levels <= FEW else _panter_dite(a, levels + 1)
     total = torch.cat([a.new_zeros(1), a.cumsum(0)])
     for _ in range(ROUNDS):
         cuts = torch.searchsorted(a, (outputs[1:] + outputs[:-1]) / 2)
@@ -286,29 +270,39 @@ def lloyd_max(a: Tensor, levels: int) -> Tensor:
     return outputs
 
 
-def _by_programming(a: Tensor, number: int) -> Tensor:
-    """The best outputs where levels can only end at the edges of `CELLS` cells, by dynamic programming."""
+def _best_of_cells(a: Tensor, levels: int) -> Tensor:
+    """The best outputs (levels + 1,) for sorted values a where levels can only end at the edges of `CELLS` cells."""
     edges = torch.arange(len(a) + 1)
     if len(a) > CELLS:  # half of the cells hold equally many values, half are equally wide
         wide = torch.linspace(float(a[0]), float(a[-1]), CELLS // 2, dtype=a.dtype)
         even = torch.linspace(0, len(a), CELLS // 2 + 1).long()
         edges = torch.cat([even, torch.searchsorted(a.cpu(), wide)]).unique()
-    ones, sums, squares = (
-        torch.cat([v.new_zeros(1), v.cumsum(0)]).cpu()[edges]
-        for v in (torch.ones_like(a), a - a.mean(), (a - a.mean()) ** 2)
-    )
-    count, total, power = (v[None, :] - v[:, None] for v in (ones, sums, squares))
-    cost = torch.where(count > 0, (power - total**2 / count.clamp(min=1)).clamp(min=0), torch.inf).fill_diagonal_(0)
-    error, choices = cost[0], []
-    for _ in range(number - 1):
-        error, choice = (error[:, None] + cost).min(0)
+    centred = a - a.mean()
+    sums, squares = (torch.cat([v.new_zeros(1), v.cumsum(0)]).cpu()[None, edges] for v in (centred, centred**2))
+    return _by_programming(edges, sums, squares, centred[None, -1:].cpu(), levels)[0].to(a) + a.mean()
+
+
+def _by_programming(ones: Tensor, sums: Tensor, squares: Tensor, last: Tensor, levels: int) -> Tensor:
+    """The best outputs (C, levels + 1), by dynamic programming over where levels end.
+
+    ones (E,), sums, squares (C, E): number, sum and sum of squares of the values before each of E edges. last
+    (C, 1): the largest value, which a level without values gets where none above it has any.
+    """
+    count, total, power = (v[..., None, :] - v[..., :, None] for v in (ones, sums, squares))
+    cost = torch.where(count > 0, (power - total.square() / count.clamp(min=1)).clamp(min=0), torch.inf)
+    cost.diagonal(dim1=1, dim2=2).zero_()
+    error, choices = cost[:, 0], []
+    for _ in range(levels):
+        error, choice = (error[:, :, None] + cost).min(1)
         choices.append(choice)
-    place, outputs = len(edges) - 1, [(a[-1] - a.mean()).cpu()]
-    for choice in (*reversed(choices), torch.zeros(len(edges), dtype=torch.long)):
-        start = int(choice[place])
-        outputs.append((sums[place] - sums[start]) / (ones[place] - ones[start]) if place > start else outputs[-1])
-        place = start
-    return torch.stack(outputs[1:]).flip(0).to(a) + a.mean()
+    end, outputs = torch.full_like(choices[0][:, :1], len(ones) - 1), [last]
+    for choice in (*reversed(choices), torch.zeros_like(choices[0])):
+        start = choice.gather(1, end)
+        number = ones[end] - ones[start]
+        means = (sums.gather(1, end) - sums.gather(1, start)) / number.clamp(min=1)
+        outputs.append(torch.where(number > 0, means, outputs[-1]))
+        end = start
+    return torch.cat(outputs[:0:-1], 1)
 
 
 def _panter_dite(a: Tensor, number: int) -> Tensor:

@@ -129,14 +129,13 @@ class Staircase(Neuron):
     def _look_up(self, table: str, z: Tensor) -> Tensor:
         z = z.detach()
         wide = torch.float64 if z.dtype == torch.float64 else torch.float32  # half precision cannot number the cells
-        shared = self.thresholds.dim() == 1
-        if runs_here(z):
+        shared, here = self.thresholds.dim() == 1, runs_here(z)
+        if here:
             self._refresh()
         found, scale, start = getattr(self, table), self.scale.to(wide), self.start.to(wide)
         row = self._channel.to(wide) * (self.top + 2)
-        if not runs_here(z):
-            cell = (z.to(wide) * scale).floor().add(start).clamp(0, self.top).nan_to_num(nan=self.top + 1)
-            cell = cell if shared else cell + row
+        if not here:
+            cell = (z.to(wide) * scale).floor().add(start).clamp(0, self.top).nan_to_num(nan=self.top + 1) + row
             return found.index_select(0, cell.to(torch.int32).flatten()).view(z.shape)
         number = torch.empty(0, dtype=wide)
         index = torch.empty(0, dtype=torch.int64)  # the gather that takes 32 bits is slower
