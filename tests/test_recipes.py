@@ -410,3 +410,38 @@ def test_tune_says_when_nothing_reaches_it():
         parspike.tune(model, x.split(160))
     with pytest.raises(CalibrationError, match="labels"):
         parspike.tune(model, x.split(40), measure="accuracy")
+
+
+@torch.no_grad()
+def test_auto_notes_the_bounded_distance_of_what_it_chose():
+    from parspike.calibrate.distance import judged
+
+    model, x = data(Residual, 64)
+    snn = parspike.convert(model, x.split(32), T=1, recipe="auto")
+    noted = min(n["distance"] for n in snn.provenance["search"]["tried"] if "distance" in n)
+    held = [part[3::4] for part in x.split(32)]
+    assert noted == pytest.approx(float(sum(judged(snn(h), model(h)) for h in held)) / 2, rel=1e-3)
+
+
+def test_gradient_steps_start_from_the_closed_form_of_their_weighing():
+    model, x = data(Residual, 64)
+    still = parspike.Reconstruct(steps=1, rate=1e-12, weigh="own")
+    own, other, begun = (
+        torch.cat(
+            [n.v_threshold.flatten() for n in parspike.convert(model, x.split(32), T=2, recipe=r).neurons().values()]
+        )
+        for r in (parspike.ClosedForm(weigh="own"), parspike.ClosedForm(), still)
+    )
+    torch.testing.assert_close(begun, own)
+    assert not torch.allclose(own, other, rtol=1e-2)
+
+
+def test_a_layer_too_wide_for_a_table_of_its_channels_shares_one(monkeypatch):
+    from parspike.calibrate import layerwise
+
+    model = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(200, 3)
+    for most, dims in ((8 * 12, 2), (8 * 12 - 1, 1)):
+        monkeypatch.setattr(layerwise, "MOST_IN_ALL", most)
+        snn = parspike.convert(model, x.split(50), T=2, recipe="closed-form")
+        assert {n.thresholds.dim() for n in snn.neurons().values()} == {dims}
