@@ -1,6 +1,7 @@
 """The networks of docs/zoo.md: each is planned, converted and compared with itself, in a process of its own.
 
     python benchmarks/zoo.py                    run what has no result yet, write docs/zoo.md
+    python benchmarks/zoo.py --jobs 2 --memory 11    two at a time, each in at most 11 GiB
     python benchmarks/zoo.py --one NAME         one network, its result printed as JSON
     python benchmarks/zoo.py --only swin,gpt2   those whose name holds one of the words, anew
     python benchmarks/zoo.py --page             write docs/zoo.md from the results that are there
@@ -10,6 +11,7 @@ output at T = 1024 with thresholds from the test input itself, ‖snn(x) − net
 1 %, also at T = 16384. "gain" is what the network itself makes of a small relative change of its input: a network of
 random weights may be chaotic (50), and then every error of the first layers is seen 50 times at the output.
 "engines" is the largest relative difference of `parallel` and `serial` from `count` at T = 3.
+Results stand in benchmarks/zoo.jsonl, one line a network, kept with the code so that another machine goes on with them.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +39,11 @@ for _name in ("nms", "qnms"):  # torchvision from PyPI beside the CPU build of t
     with contextlib.suppress(RuntimeError):
         torch.library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-RESULTS = Path("runs/zoo")
+RESULTS = Path("benchmarks/zoo.jsonl")
 PAGE = Path("docs/zoo.md")
 FINE, FINEST, COARSE = 1024, 16384, 3
 GOOD, ASLEEP = 0.01, 0.02
 SECONDS = 1500
-MEMORY = 14 << 30
 
 Made = tuple[nn.Module, tuple[Tensor, ...], dict[str, Tensor]]
 ZOO: dict[str, Callable[[], Made]] = {}
@@ -353,16 +355,15 @@ def _distance(found: list[Tensor], wanted: list[Tensor]) -> float:
     return max(float((f - w).norm() / w.norm().clamp(min=1e-30)) for f, w in zip(found, wanted, strict=True))
 
 
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-
-
-def _result(name: str) -> dict[str, Any]:
-    """The network's result, from a process of its own."""
+def _result(name: str, memory: int) -> dict[str, Any]:
+    """The network's result, from a process of its own that may take `memory` bytes."""
     command = [sys.executable, __file__, "--one", name]
     begin = time.perf_counter()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, preexec_fn=_limit, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (memory, memory)),
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"name": name, "failed": f"took more than {SECONDS} s"}
     line = done.stdout.strip().splitlines()[-1:] or [""]
@@ -419,29 +420,41 @@ def _counted(table: dict[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in sorted(table.items(), key=lambda item: -item[1])) or "none"
 
 
+def _read() -> dict[str, dict[str, Any]]:
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {result["name"]: result for result in map(json.loads, lines)}
+
+
+def _keep(results: dict[str, dict[str, Any]]) -> None:
+    """All results, sorted by name; the file is never half written."""
+    draft = RESULTS.with_suffix(".part")
+    draft.write_text("".join(json.dumps(results[name]) + "\n" for name in sorted(results)))
+    draft.replace(RESULTS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--one")
     parser.add_argument("--only", default="")
     parser.add_argument("--page", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
+    parser.add_argument("--memory", type=float, default=14, help="GiB that one of them may take")
     options = parser.parse_args()
     if options.one:
         print(json.dumps(run(options.one)))
         return
-    RESULTS.mkdir(parents=True, exist_ok=True)
     words = [word for word in options.only.split(",") if word]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for name in ZOO:
-        file = RESULTS / f"{name.replace('/', '.')}.json"
-        chosen = any(word in name for word in words)
-        if options.page or (words and not chosen) or (file.exists() and not chosen):
-            continue
-        result = _result(name)
-        file.write_text(json.dumps(result, indent=1))
-        print(name, {k: v for k, v in result.items() if k in ("error", "engines", "seconds")},
-              (result.get("refused") or result.get("failed") or "")[:300], flush=True)  # fmt: skip
-    found = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
-    PAGE.write_text(page([r for r in found if r["name"] in ZOO]))
+    results = _read()
+    names = [name for name in ZOO if (any(word in name for word in words) if words else name not in results)]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        futures = [pool.submit(_result, name, int(options.memory * 2**30)) for name in names if not options.page]
+        for future in as_completed(futures):
+            result = future.result()
+            _keep(results := _read() | {result["name"]: result})
+            print(result["name"], {k: v for k, v in result.items() if k in ("error", "engines", "seconds")},
+                  (result.get("refused") or result.get("failed") or "")[:300], flush=True)  # fmt: skip
+    PAGE.write_text(page([result for name, result in results.items() if name in ZOO]))
 
 
 if __name__ == "__main__":
