@@ -120,6 +120,32 @@ def test_weights_that_are_no_numbers(value: float) -> None:
     says(lambda: parspike.convert(model, X), errors.InputError, "'2.weight'", "NaN or Inf")
 
 
+class Buffers(nn.Module):
+    """Linear → ReLU → linear, with a buffer that `use` reads together with the hidden values."""
+
+    def __init__(self, buffer: Tensor, use: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.use = nn.Linear(4, 6), nn.Linear(6, 3), use
+        self.register_buffer("table", buffer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.use(self.first(x).relu(), self.table))
+
+
+def test_buffers_that_are_no_numbers() -> None:
+    infinite = torch.full((6,), torch.inf)
+    for buffer, use in ((infinite, torch.mul), (infinite * 0, torch.add)):
+        says(
+            lambda b=buffer, u=use: parspike.convert(Buffers(b, u).eval(), X),
+            errors.InputError,
+            "'table'",
+            "NaN or Inf",
+        )  # type: ignore[misc]
+    norm = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU()).eval()
+    norm.get_buffer("1.running_var")[0] = torch.inf
+    says(lambda: parspike.convert(norm, X), errors.InputError, "NaN or Inf")
+
+
 def test_what_is_no_model() -> None:
     says(lambda: parspike.convert(lambda x: x, X), errors.InputError, "torch.nn.Module", "function")  # type: ignore[arg-type]
     model = nn.Sequential(nn.LazyLinear(3), nn.ReLU()).eval()

@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from parspike.errors import FileError
 from parspike.graph import Device, Graph, Input, Node, Param, Ref, Role, Schedule, Size, Stream, leaves, walk
 from parspike.graph.ir import BATCH, CONDITIONS, SIZE_OPERATIONS
-from parspike.graph.ops import TABLE, UNFOLDABLE, judge
+from parspike.graph.ops import ON_MEANS, TABLE, judge
 from parspike.neurons import Neuron, neuron_from
 from parspike.snn import SNN
 
@@ -429,13 +429,13 @@ def _check_role(node: Node, varying: set[str]) -> None:
     """
     if any(isinstance(leaf, Ref) for leaf in leaves(node.kwargs)):  # the table judges positional arguments
         raise FileError(f"node '{node.name}' takes a value of the network by keyword")
-    changes = [any(isinstance(leaf, Ref) and leaf.name in varying for leaf in leaves(arg)) for arg in node.args]
-    role, reason = judge(node.target, changes)
+    changes = [[leaf for leaf in leaves(arg) if isinstance(leaf, Ref) and leaf.name in varying] for arg in node.args]
+    role, reason = judge(node.target, [bool(refs) for refs in changes], sum(map(len, changes)))
     describe = TABLE[node.target].activation
     if role is Role.NEURON and describe is not None and isinstance(answer := describe(node), str):
-        role, reason = Role.UNKNOWN, answer
-    if node.reason == UNFOLDABLE and node.role is Role.ANALOG and role in (Role.SYNAPSE, Role.ORDER):
-        return  # tracing saw it join samples; on the time-means it does the same as in the network
+        role, reason = Role.ANALOG, answer
+    if node.reason in ON_MEANS and node.role is Role.ANALOG and role is not Role.UNKNOWN:
+        return  # tracing saw what the table cannot; on the time-means it does the same as in the network
     if role is not node.role or role is Role.UNKNOWN:
         said = f"{role}, {reason}" if reason else role
         raise FileError(f"node '{node.name}' ({node.target}) has the role {node.role}, the table says {said}")
@@ -453,11 +453,6 @@ def _network(body: Any, tensors: Mapping[str, Tensor]) -> SNN:
     steps, graph, configs, provenance = _fields(body, "the network", T=int, graph=dict, neurons=dict, provenance=dict)
     if not 1 <= steps <= MAX_T:
         raise FileError(f"T is {steps}, expected 1 … {MAX_T}")
-    for name, tensor in tensors.items():
-        # Constants may hold infinities (masks, paddings); weights and thresholds may not.
-        bad = torch.isnan(tensor) if name.startswith("synapses.constants.") else ~torch.isfinite(tensor)
-        if bool(bad.any()):
-            raise FileError(f"the tensor '{name}' holds NaN or Inf")
     synapses: dict[str, Tensor] = {}
     states: dict[str, dict[str, Tensor]] = {name: {} for name in configs}
     for name, tensor in tensors.items():
@@ -466,10 +461,14 @@ def _network(body: Any, tensors: Mapping[str, Tensor]) -> SNN:
         if room == "synapses":
             synapses[rest] = tensor
         elif room == "neurons" and node in states:
+            if not bool(tensor.isfinite().all()):
+                raise FileError(f"the tensor '{name}' holds NaN or Inf")
             states[node][key] = tensor
         else:
             raise FileError(f"the tensor '{name[:80]}' belongs to nothing in the network")
     made = _graph_from_json(graph, synapses)
+    if (unfit := made.unfit()) is not None:
+        raise FileError(f"the tensor 'synapses.{unfit}' holds NaN or Inf")
     neurons = {
         node.name: _neuron(node, configs[node.name], states[node.name], steps)
         for node in made.neurons

@@ -162,6 +162,12 @@ class Node:
         return tuple(leaf.path for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Param))
 
     @property
+    def multiplies(self) -> bool:
+        """Whether the operator multiplies what it reads."""
+        row = ops.TABLE.get(self.target)
+        return row is not None and (row.weighted or row.product or row.run is ops.scale_shift)
+
+    @property
     def batch_dim(self) -> int | None:
         """The dimension of the output that the batch runs along, None where the output does not depend on it."""
         return next((d for d, dim in enumerate(self.shape) if isinstance(dim, Size) and BATCH in dim.symbols), None)
@@ -244,6 +250,21 @@ class Graph:
     def outputs(self) -> tuple[str, ...]:
         """Names of the nodes that the output tree refers to."""
         return tuple(leaf.name for leaf in leaves(self.output) if isinstance(leaf, Ref))
+
+    def unfit(self) -> str | None:
+        """The first tensor that no spiking network can compute with: it holds NaN, or Inf where a product or a neuron
+        reads it. Masks of attention and the bounds of a clamp may be infinite."""
+        finite = {
+            path for node in self.nodes for path in node.params if node.role is ops.Role.NEURON or node.multiplies
+        }
+        return next(
+            (
+                path
+                for path, tensor in self.tensors.items()
+                if bool((torch.isnan(tensor) if path not in finite else ~torch.isfinite(tensor)).any())
+            ),
+            None,
+        )
 
     def consumers(self) -> dict[str, list[Node]]:
         """For every value, the nodes that read it (a node that reads it twice stands there twice)."""

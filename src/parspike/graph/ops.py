@@ -167,7 +167,7 @@ def _rows(role: Role, names: str, **options: Any) -> None:
 _rows(Role.SYNAPSE, "conv1d.default conv2d.default conv3d.default conv2d.padding conv1d.padding conv3d.padding "
       "conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input linear.default",
       varying=(0,), weighted=True)  # fmt: skip
-_rows(Role.SYNAPSE, "matmul.default mm.default bmm.default einsum.default addmm.default "
+_rows(Role.SYNAPSE, "matmul.default mm.default bmm.default einsum.default addmm.default addmv.default "
       "baddbmm.default", product=True, weighted=True)  # fmt: skip
 _rows(Role.SYNAPSE, "mul.Tensor mul.Scalar addcmul.default", product=True)
 _rows(Role.SYNAPSE, "div.Tensor div.Scalar", varying=(0,))
@@ -203,7 +203,9 @@ TABLE["aten.select_scatter.default"] = replace(TABLE["aten.select_scatter.defaul
 TABLE["aten.copy.default"] = replace(TABLE["aten.copy.default"], varying=(0, 1))
 TABLE["aten.index_put.default"] = replace(TABLE["aten.index_put.default"], varying=(0, 2), sources="many")
 _rows(Role.SYNAPSE, "where.self where.ScalarOther where.ScalarSelf", varying=(1, 2))
-_rows(Role.SYNAPSE, "embedding.default", varying=(1,), sources="many")  # looked up by tokens: a constant current
+# Looked up by tokens: a constant current.
+_rows(Role.SYNAPSE, "embedding.default _embedding_bag.default _embedding_bag_forward_only.default",
+      varying=(1, 2), sources="many")  # fmt: skip
 _rows(Role.SYNAPSE, "zeros.default ones.default full.default arange.default arange.start arange.start_step",
       varying=())  # fmt: skip
 
@@ -213,7 +215,7 @@ _rows(Role.NEURON, "relu6.default", activation=lambda node: Clip(0.0, 6.0))
 _rows(Role.NEURON, "clamp.default clamp_min.default", varying=(0,), activation=_clamp)
 _rows(Role.NEURON, "hardtanh.default", varying=(0,), activation=_hardtanh)
 _rows(Role.NEURON, "clamp_max.default elu.default celu.default selu.default hardsigmoid.default "
-      "atan.default asinh.default erf.default expm1.default",
+      "atan.default asinh.default erf.default expm1.default sinh.default",
       varying=(0,), activation=lambda node: Curve())  # fmt: skip
 _rows(Role.NEURON, "sigmoid.default tanh.default softplus.default log_sigmoid.default", varying=(0,),
       activation=lambda node: Curve(), readout=True)  # fmt: skip
@@ -229,7 +231,7 @@ _rows(Role.NEURON, "gelu.default", turn=_gelu_turn)
 
 # Order: maxima.
 _rows(Role.ORDER, "max_pool1d.default max_pool2d.default max_pool3d.default amax.default amin.default maximum.default "
-      "minimum.default")  # fmt: skip
+      "minimum.default fmax.default fmin.default")  # fmt: skip
 
 # Analog: computed on the time-means, and named.
 _analog = {
@@ -247,12 +249,25 @@ _analog = {
     "a function that is not piecewise monotone in the table":
         "exp.default exp2.default log.default log2.default log1p.default sqrt.default rsqrt.default "
         "pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar reciprocal.default sin.default cos.default "
-        "softshrink.default hardshrink.default "
+        "softshrink.default hardshrink.default trunc.default round.decimals signbit.default copysign.Tensor "
+        "log10.default hypot.default atan2.default logcumsumexp.default cosh.default tan.default acosh.default "
+        "atanh.default asin.default acos.default erfc.default erfinv.default lgamma.default digamma.default i0.default "
         "round.default floor.default ceil.default sign.default remainder.Scalar remainder.Tensor "
         "fmod.Scalar div.Tensor_mode div.Scalar_mode floor_divide.default",
+    "a decomposition of matrices":
+        "linalg_inv.default linalg_inv_ex.default linalg_det.default linalg_slogdet.default linalg_svdvals.default "
+        "linalg_svd.default linalg_qr.default linalg_eigh.default linalg_cholesky.default linalg_solve.default "
+        "matrix_power.default matrix_exp.default",
+    "a Fourier transform":
+        "_fft_r2c.default _fft_c2c.default _fft_c2r.default view_as_real.default view_as_complex.default "
+        "complex.default polar.default angle.default _conj.default",
+    "a clamp by tensors":
+        "clamp.Tensor clamp_min.Tensor clamp_max.Tensor",
     "sorting and choosing":
-        "argmax.default argmin.default topk.default sort.default argsort.default max.dim min.dim "
-        " median.dim scatter.src scatter.value scatter_add.default "
+        "argmax.default argmin.default topk.default sort.default argsort.default max.dim min.dim median.dim "
+        "cummax.default cummin.default mode.default kthvalue.default max_pool2d_with_indices.default "
+        "max_pool3d_with_indices.default max_unpool2d.default max_unpool3d.default scatter_reduce.two "
+        "scatter.src scatter.value scatter_add.default "
         "one_hot.default bucketize.Tensor searchsorted.Tensor",
     "a comparison":
         "eq.Scalar eq.Tensor ne.Scalar ne.Tensor lt.Scalar lt.Tensor le.Scalar le.Tensor gt.Scalar gt.Tensor "
@@ -263,6 +278,8 @@ _analog = {
 }  # fmt: skip
 for _reason, _names in _analog.items():
     _rows(Role.ANALOG, _names, reason=_reason)
+
+TABLE["aten._conj.default"] = replace(TABLE["aten._conj.default"], run=torch.conj_physical)  # no view, as traced
 
 for _names, _macs in {
     "softmax.int _softmax.default log_softmax.int _log_softmax.default layer_norm.default native_layer_norm.default "
@@ -279,6 +296,7 @@ for _names, _macs in {
 for _dims in "123":  # their second output, the places, is dropped in tracing
     _both = _aten(f"aten.adaptive_max_pool{_dims}d.default")
     TABLE[f"aten.adaptive_max_pool{_dims}d.default"] = Op(Role.ORDER, lambda *args, both=_both: both(*args)[0])
+    TABLE[f"aten.adaptive_max_pool{_dims}d.places"] = Op(Role.ANALOG, _both, reason="sorting and choosing")
 
 # Elementwise operators: what a function written by hand may be made of (graph/pointwise.py).
 _pointwise = """
@@ -302,16 +320,23 @@ TABLE["parspike.rising"] = Op(Role.NEURON, rising, varying=(0,), activation=_par
 TABLE["parspike.falling"] = Op(Role.NEURON, falling, varying=(0,), activation=_part)
 TABLE["parspike.qcfs"] = Op(Role.NEURON, neurons.qcfs, varying=(0,), activation=_qcfs)
 
-REFUSED: dict[str, str] = dict.fromkeys(
-    ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
-     "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell", "mkldnn_rnn_layer"),
-    "a recurrent cell carries a state along the sequence, and a parallel neuron has none",
-)  # fmt: skip
+RANDOM = "it draws random numbers, and a converted network computes the same every time"
+RECURRENT = "a recurrent cell carries a state along the sequence, and a parallel neuron has none"
+REFUSED: dict[str, str] = {name: reason for reason, names in {
+    RECURRENT: "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell _thnn_fused_lstm_cell "
+               "_thnn_fused_gru_cell mkldnn_rnn_layer",
+    RANDOM: "rand randn randint rand_like randn_like randint_like randperm bernoulli multinomial normal poisson "
+            "dropout native_dropout alpha_dropout feature_dropout feature_alpha_dropout rrelu fractional_max_pool2d "
+            "fractional_max_pool3d",
+}.items() for name in names.split()}  # fmt: skip
 """Operators that are refused for a reason of their own, by name."""
 
 
 UNFOLDABLE = "it joins or splits values along the batch"
-"""Reason of operators that cannot run with time folded into the batch; found by tracing, not in the table."""
+COMPLEX = "complex numbers are no currents"
+WHOLE = "it rounds to whole numbers, or compares"
+ON_MEANS = (UNFOLDABLE, COMPLEX, WHOLE)
+"""Reasons for computing on the time-means that tracing finds and the table does not know."""
 
 
 def call(target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -319,15 +344,18 @@ def call(target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return TABLE[target].run(*args, **kwargs)
 
 
-def judge(target: str, varying: Sequence[bool]) -> tuple[Role, str]:
-    """Role of an operator whose positional arguments depend on the network's input as `varying` says, and why."""
+def judge(target: str, varying: Sequence[bool], factors: int) -> tuple[Role, str]:
+    """Role of an operator whose positional arguments depend on the network's input as `varying` says, and why.
+
+    factors: the values among them that depend on it; an argument may be a list of several.
+    """
     row = TABLE.get(target)
     if row is None:
         packet = target.split(".")[1] if "." in target else target
         return Role.UNKNOWN, REFUSED.get(packet, f"no rule for {target}")
     if not any(varying):
         return Role.SYNAPSE, ""  # a constant, whatever makes it
-    if row.product and sum(varying) > 1:
+    if row.product and factors > 1:
         return Role.ANALOG, "a product of two values that both depend on the input"
     if row.varying is not None and any(v for i, v in enumerate(varying) if i not in row.varying):
         return Role.ANALOG, "a weight or divisor that depends on the input"
@@ -339,6 +367,8 @@ def remedy(target: str, role: Role) -> str:
     packet = target.split(".")[1] if "." in target else target
     if role is Role.ANALOG:
         return "convert with strict=False to accept it"
+    if REFUSED.get(packet) == RANDOM:
+        return "draw no random numbers in evaluation, or make them an input of the network"
     if packet in REFUSED:
         return "use convolutions or attention along the sequence, or convert the parts before and after the cell"
     return (

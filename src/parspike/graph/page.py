@@ -13,7 +13,9 @@ HEAD = """# What becomes of every operator
 Rendered from the op table: `python -m parspike.graph.page > docs/operators.md`. `parspike.plan(model, example)` says
 the same of your own network, layer by layer, before any data is read. `tests/test_operators.py` has a network for
 each row. Names are those of ATen, which `torch.export` reduces every way of writing an operator to: `F.relu`,
-`nn.ReLU`, `x.relu_()` and `torch.relu` are all `relu`.
+`nn.ReLU`, `x.relu_()` and `torch.relu` are all `relu`. An operator that is not listed is written in those that are,
+where torch knows how (`clip` as `clamp`, `hstack` as `cat`, `x.mT` as `transpose`, `stft` as Fourier transforms);
+what then has no row is refused.
 
 **Sizes of inputs.** Height, width, length and number of tokens stay free where the network allows it, and the last line
 of the plan says so: `inputs: x (B, 3, x.2, x.3); free: x.2, x.3; where (x.2 % 32) = 0`, with x.2 for dimension 2 of the
@@ -83,8 +85,9 @@ def page() -> str:
             reasons.setdefault("a product of two values that both depend on the input", set()).add(_name(name))
     parts += [f"| {reason} | {', '.join(sorted(names))} |" for reason, names in reasons.items()]
     parts += ["", UNKNOWN, "| operators | why | remedy |", "|---|---|---|"]
-    why = next(iter(REFUSED.values()))
-    parts.append(f"| {', '.join(sorted(REFUSED))} | {why} | {remedy('aten.lstm.input', Role.UNKNOWN)} |")
+    for why in dict.fromkeys(REFUSED.values()):
+        names = sorted(name for name, reason in REFUSED.items() if reason == why)
+        parts.append(f"| {', '.join(names)} | {why} | {remedy(f'aten.{names[0]}.default', Role.UNKNOWN)} |")
     parts.append(f"| any other | no rule | {remedy('', Role.UNKNOWN)} |")
     return "\n".join(parts) + "\n"
 

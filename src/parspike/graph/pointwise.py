@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from parspike.graph.ir import Graph, Node, Param, Ref
-from parspike.graph.ops import POINTWISE, TABLE, Curve, Op, Role
+from parspike.graph.ops import COMPLEX, POINTWISE, TABLE, Curve, Op, Role
 
 __all__ = ["Turn", "evaluate", "function_of", "turn_of"]
 
@@ -68,7 +68,7 @@ def function_of(graph: Graph, node: Node) -> tuple[str, Any] | None:
             break
         inside.append(last)
         frontier = (frontier - {last.name}) | set(last.refs)
-    if not done or len(inside) < 2 or any(n.target not in POINTWISE for n in inside):
+    if not done or len(inside) < 2 or any(n.target not in POINTWISE or n.reason == COMPLEX for n in inside):
         return None
     tree = _tree(Ref(node.name), names[0], graph)
     return None if tree is None else (names[0], tree)

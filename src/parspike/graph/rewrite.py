@@ -6,11 +6,13 @@
   are those of the pooled map (method.md, facts beyond the paper);
 - an activation that falls and then rises (SiLU, GELU …) becomes lowest + rising(x) + falling(−x), PReLU becomes
   ReLU(x) − w·ReLU(−x): two layers of neurons, each silent where the other fires;
-- an activation written by hand (x·σ(x), x·(x > 0) …) becomes one activation.
+- an activation written by hand (x·σ(x), x·(x > 0) …) becomes one activation;
+- a clamp whose bounds are tensors of one number is a clamp by numbers, and without finite bounds nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +30,8 @@ __all__ = ["rewrite"]
 CONV = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.conv1d.padding",
         "aten.conv2d.padding", "aten.conv3d.padding")  # fmt: skip
 LINEAR = "aten.linear.default"
+BY_TENSORS = {"aten.clamp.Tensor": (1, 2), "aten.clamp_min.Tensor": (1, None), "aten.clamp_max.Tensor": (None, 1)}
+"""Where the arguments of a clamp by tensors hold the lower and the upper bound."""
 KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default",
                   "aten.adaptive_avg_pool3d.default", "aten.mean.dim", "aten.reshape.default")  # fmt: skip
 
@@ -35,7 +39,7 @@ KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.
 def rewrite(graph: Graph) -> Graph:
     """Fold batch norms and move max-pools before their neuron. Same outputs up to rounding."""
     draft = _Draft(graph)
-    for step in (_merge_backward, _written, _monotone, _pool_first, _merge_forward):
+    for step in (_bounds, _merge_backward, _written, _monotone, _pool_first, _merge_forward):
         nodes = list(draft.nodes.values())
         # A function written by hand is found at its last operator.
         for node in reversed(nodes) if step is _written else nodes:
@@ -134,6 +138,24 @@ def _set_synapse(draft: _Draft, node: Node, weight: Tensor, bias: Tensor) -> Non
 
 def _foldable(draft: _Draft, node: Node | None) -> bool:
     return node is not None and (node.target in CONV or node.target == LINEAR) and isinstance(node.args[1], Param)
+
+
+def _bounds(draft: _Draft, node: Node) -> None:
+    """A clamp by tensors of one number → the clamp by these numbers, which is an activation."""
+    if node.target not in BY_TENSORS or not isinstance(node.args[0], Ref):
+        return
+    bounds: list[float | None] = []
+    for place, none in zip(BY_TENSORS[node.target], (-math.inf, math.inf), strict=True):
+        bound = node.args[place] if place is not None and len(node.args) > place else None
+        if isinstance(bound, Ref) or (isinstance(bound, Param) and draft.tensors[bound.path].numel() != 1):
+            return
+        value = none if bound is None else float(draft.tensors[bound.path])
+        bounds.append(None if value == none else value)
+    if bounds == [None, None]:
+        draft.drop(node, node.args[0].name)
+        return
+    made = replace(node, target="aten.clamp.default", args=(node.args[0], *bounds), role=Role.NEURON, reason="")
+    draft.nodes[node.name] = made
 
 
 def _merge_backward(draft: _Draft, node: Node) -> None:

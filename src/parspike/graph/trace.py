@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -34,6 +35,7 @@ __all__ = ["trace"]
 BATCH_NORMS = ("aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default")
 IDENTITIES = ("aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.detach.default",
               "aten.lift_fresh_copy.default", "aten.dropout.default", "aten.feature_dropout.default",
+              "aten.alpha_dropout.default", "aten.feature_alpha_dropout.default",
               "aten._assert_tensor_metadata.default")  # fmt: skip
 
 CASTS = ("aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.to.prim_Device")
@@ -52,6 +54,7 @@ PROOFS = 3
 # Operators that also give the places of their maxima: what they are called where those are used.
 WITH_PLACES = {
     "aten.max.dim": "aten.max.dim", "aten.min.dim": "aten.min.dim",
+    **{f"aten.max_pool{d}d_with_indices.default": f"aten.max_pool{d}d_with_indices.default" for d in "23"},
     **{f"aten.adaptive_max_pool{d}d.default": f"aten.adaptive_max_pool{d}d.places" for d in "123"},
 }  # fmt: skip
 
@@ -74,11 +77,11 @@ def trace(
             raise InputError(f"the example input is {x.dtype}, the network's weights are {weights.pop()}: convert one")
     args, kwargs = two_samples(args), dict(zip(kwargs, two_samples(list(kwargs.values())), strict=True))
     graph, fixed = _free(model, args, kwargs) if free_sizes else (None, ())
-    if graph is not None:
-        return replace(graph, fixed=fixed)
-    exported = _export(model, args, kwargs)
-    graph = _Reader(model, exported, args, kwargs).graph()
-    return replace(_fold(graph, args, kwargs), fixed=fixed)
+    if graph is None:
+        graph = _fold(_Reader(model, _export(model, args, kwargs), args, kwargs).graph(), args, kwargs)
+    if (name := graph.unfit()) is not None:
+        raise _unfit(name)
+    return replace(graph, fixed=fixed)
 
 
 def _free(
@@ -179,7 +182,10 @@ def check_model(model: nn.Module) -> None:
     """Refuse what would make a silently wrong network: train mode, NaN and Inf."""
     if not isinstance(model, nn.Module):
         raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    tables: set[str] = set()
     for name, module in model.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._NormBase):
+            tables |= {f"{name}.{buffer}".removeprefix(".") for buffer, _ in module.named_buffers(recurse=False)}
         stateful = nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd
         if isinstance(module, stateful) and module.training:
             raise InputError(
@@ -189,8 +195,13 @@ def check_model(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if torch.nn.parameter.is_lazy(tensor):
             raise InputError(f"'{name}' is not initialised yet: run the model once on a batch, then convert")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"'{name}' holds NaN or Inf: the network cannot be converted; check its weights")
+        # Masks and bounds in buffers may be infinite, if nothing multiplies by them: `Graph.unfit` sees to that.
+        if tensor.is_floating_point() and bool(tensor.isnan().any() if name in tables else ~tensor.isfinite().all()):
+            raise _unfit(name)
+
+
+def _unfit(name: str) -> InputError:
+    return InputError(f"'{name}' holds NaN or Inf: the network cannot be converted; check its weights")
 
 
 def two_samples(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -228,7 +239,7 @@ def _export(
                 model, args, kwargs, dynamic_shapes=_by_parameter(model, *shapes), strict=False
             )
             # Only to be rid of in-place operators: it traces the whole network a second time.
-            return exported if _pure(exported) else exported.run_decompositions({})
+            return _in_known_operators(exported if _pure(exported) else exported.run_decompositions({}))
     except TraceError:
         raise
     except Exception as error:
@@ -236,6 +247,43 @@ def _export(
         raise TraceError(_explain(model, error) + seen) from error
     finally:
         torch.random.set_rng_state(generator)
+
+
+def _in_known_operators(exported: Any) -> Any:
+    """The program with operators that the table lacks written in others, where torch says how: `clip` is a `clamp`,
+    `hstack` a `cat`, `mT` a `transpose`."""
+    said = torch.export.default_decompositions()
+    tried: set[Any] = set()
+    while True:
+        varying = set(exported.graph_signature.user_inputs)
+        table = {}
+        for fx in exported.graph.nodes:
+            if fx.op != "call_function" or not any(node.name in varying for node in fx.all_input_nodes):
+                continue  # what depends on weights alone is computed once, by the operator itself
+            value = fx.meta.get("val")
+            varying.add(fx.name)
+            if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+                continue
+            if not isinstance(fx.target, torch._ops.OpOverload) or _known(fx.target):
+                continue
+            if fx.target in said:
+                table[fx.target] = said[fx.target]
+            elif torch._C._dispatch_has_kernel_for_dispatch_key(fx.target.name(), "CompositeImplicitAutograd"):
+                table[fx.target] = fx.target.decompose
+        if table.keys() <= tried:
+            return exported
+        tried |= table.keys()
+        exported = exported.run_decompositions(table)
+
+
+def _known(operator_: Any) -> bool:
+    """Whether the reader takes an operator as it is: by a rule, by a refusal of its own, or because it is random."""
+    target = _target(operator_)
+    return (
+        any(target in group for group in (ops.TABLE, IDENTITIES, CASTS, RESHAPES, BLANKS, WITH_PLACES, BATCH_NORMS))
+        or target.split(".")[1] in ops.REFUSED
+        or torch.Tag.nondeterministic_seeded in operator_.tags
+    )
 
 
 def _pure(exported: Any) -> bool:
@@ -372,6 +420,8 @@ def _alike(wanted: Any, found: Any) -> bool:
     for a, b in zip(leaves(wanted), leaves(found), strict=True):
         if a.shape != b.shape:
             return False
+        if a.is_complex() and b.is_complex():
+            a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
         if not a.is_floating_point():
             if not torch.equal(a, b):
                 return False
@@ -398,6 +448,20 @@ def _check_samples(one: Any, two: Any) -> None:
                 "the network mixes the samples of a batch (its output for one sample depends on the others, or has no "
                 "batch dimension first): the first dimension of every input and output must be the batch"
             )
+
+
+def _no_current(fx: Any) -> str:
+    """Why an operator that is linear on real numbers is not on what this one reads or gives; "" if it is."""
+
+    def kinds(tree: Any) -> list[torch.dtype]:
+        return [value.dtype for value in leaves(tree) if isinstance(value, Tensor)]
+
+    read, made = kinds([node.meta.get("val") for node in fx.all_input_nodes]), kinds(fx.meta.get("val"))
+    if any(dtype.is_complex for dtype in read + made):
+        return ops.COMPLEX
+    if any(dtype.is_floating_point for dtype in read) and not any(dtype.is_floating_point for dtype in made):
+        return ops.WHOLE
+    return ""
 
 
 class _Reader:
@@ -445,6 +509,9 @@ class _Reader:
         for fx in self.exported.graph.nodes:
             if fx.op == "placeholder":
                 path = paths.get(fx.name)
+                if path is not None and not isinstance(state[path], Tensor):
+                    kind = type(state[path]).__name__
+                    raise TraceError(f"{type(self.model).__name__} reads a {kind} in forward: only tensors can be read")
                 if path is not None:
                     self.tensors[path] = state[path].detach()
                     self.value[fx.name] = Param(path)
@@ -497,6 +564,12 @@ class _Reader:
 
     def _call(self, fx: Any) -> None:
         meta = fx.meta.get("val")
+        if meta is not None and free_unbacked_symbols(meta):
+            place = _user_line(fx.meta.get("stack_trace") or "")
+            raise TraceError(
+                f"{type(self.model).__name__}: the size of {_target(fx.target)} at {place} depends on values: index by "
+                "places (torch.nonzero outside forward) instead of a mask, or fill what is masked (torch.where)"
+            )
         if isinstance(meta, (torch.SymFloat, torch.SymBool)):
             if fx.users:
                 raise TraceError(f"it computes {meta} from its sizes: not supported")
@@ -507,7 +580,7 @@ class _Reader:
         target = _target(fx.target)
         args, kwargs = self._arguments(fx.args), self._arguments(fx.kwargs)
         args, kwargs = _positional(fx.target, args, kwargs)
-        if target in IDENTITIES and not (target == "aten.dropout.default" and args[2]):
+        if target in IDENTITIES and not ("dropout" in target and args[2]):
             self.value[fx.name] = args[0] if fx.users else None
             return
         if meta is None and not fx.users:
@@ -518,6 +591,9 @@ class _Reader:
                 (args[0], [self._size(dim) for dim in fx.meta["val"].shape]),
                 {},
             )
+        if target == "aten.rrelu.default" and not (len(args) > 3 and args[3]):
+            x, low, high = (*args[:3], *(1 / 8, 1 / 3)[len(args) - 1 :])
+            target, args, kwargs = "aten.leaky_relu.default", (x, (low + high) / 2), {}
         if target in CASTS:
             target, args, kwargs = "aten.to.dtype", (args[0], fx.meta["val"].dtype), {}
         if target in WITH_PLACES:
@@ -542,7 +618,10 @@ class _Reader:
         varying = [any(isinstance(le, Ref) and le.name in self.varying for le in leaves(arg)) for arg in args]
         if any(varying) or any(name in self.varying for name in refs):
             self.varying.add(fx.name)
-        role, reason = ops.judge(target, varying)
+        read = [leaf.name for leaf in leaves(args) if isinstance(leaf, Ref) and leaf.name in self.varying]
+        role, reason = ops.judge(target, varying, len(read))
+        if role not in (Role.UNKNOWN, Role.ANALOG) and any(varying) and (said := _no_current(fx)):
+            role, reason = Role.ANALOG, said
         shape = meta if isinstance(meta, Tensor) else next((m for m in meta or () if isinstance(m, Tensor)), None)
         layer = self._layer(fx, target)
         node = Node(
@@ -556,7 +635,7 @@ class _Reader:
         if row is not None and row.activation is not None and role is Role.NEURON:
             activation = row.activation(node)
             if isinstance(activation, str):
-                node = replace(node, role=Role.UNKNOWN, reason=activation)
+                node = replace(node, role=Role.ANALOG, reason=activation)
         self.nodes.append(node)
         self.by_name[node.name] = node
         self.value[fx.name] = Ref(fx.name)
@@ -567,6 +646,8 @@ class _Reader:
         if asked != {0}:
             return WITH_PLACES[target], args
         self.firsts.add(fx.name)
+        if "with_indices" in target:
+            return target.replace("_with_indices", ""), args
         if target in ("aten.max.dim", "aten.min.dim"):
             return f"aten.a{target[5:8]}.default", (args[0], [args[1]], *args[2:])
         return target, args
