@@ -580,6 +580,8 @@ class _Reader:
         target = _target(fx.target)
         args, kwargs = self._arguments(fx.args), self._arguments(fx.kwargs)
         args, kwargs = _positional(fx.target, args, kwargs)
+        if target == "aten.rrelu.default" and (slope := _rrelu_slope(*args[1:4])) is not None:
+            target, args, kwargs = "aten.leaky_relu.default", (args[0], slope), {}
         if target in IDENTITIES and not ("dropout" in target and args[2]):
             self.value[fx.name] = args[0] if fx.users else None
             return
@@ -591,9 +593,6 @@ class _Reader:
                 (args[0], [self._size(dim) for dim in fx.meta["val"].shape]),
                 {},
             )
-        if target == "aten.rrelu.default" and not (len(args) > 3 and args[3]):
-            x, low, high = (*args[:3], *(1 / 8, 1 / 3)[len(args) - 1 :])
-            target, args, kwargs = "aten.leaky_relu.default", (x, (low + high) / 2), {}
         if target in CASTS:
             target, args, kwargs = "aten.to.dtype", (args[0], fx.meta["val"].dtype), {}
         if target in WITH_PLACES:
@@ -759,6 +758,11 @@ def _target(target: Any) -> str:
     if name in ("aten.view.default", "aten._unsafe_view.default"):
         return "aten.reshape.default"  # a view's strides hold for the traced layout alone
     return name.removesuffix(".default") if name.startswith("parspike.") else name
+
+
+def _rrelu_slope(lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> float | None:
+    """The slope below zero in evaluation; random in training."""
+    return None if training else (lower + upper) / 2
 
 
 def _positional(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
