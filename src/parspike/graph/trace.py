@@ -580,13 +580,13 @@ class _Reader:
         target = _target(fx.target)
         args, kwargs = self._arguments(fx.args), self._arguments(fx.kwargs)
         args, kwargs = _positional(fx.target, args, kwargs)
-        if target == "aten.rrelu.default" and (slope := _rrelu_slope(*args[1:4])) is not None:
-            target, args, kwargs = "aten.leaky_relu.default", (args[0], slope), {}
         if target in IDENTITIES and not ("dropout" in target and args[2]):
             self.value[fx.name] = args[0] if fx.users else None
             return
         if meta is None and not fx.users:
             return
+        if target == "aten.rrelu.default" and (slope := _rrelu_slope(*args[1:4])) is not None:
+            target, args, kwargs = "aten.leaky_relu.default", (args[0], slope), {}
         if target in RESHAPES:
             target, args, kwargs = (
                 "aten.reshape.default",
