@@ -19,7 +19,7 @@ from torch import Tensor
 
 from parspike.calibrate.staircase import staircase
 from parspike.graph.ops import TABLE, falling, rising
-from parspike.neurons import ParallelNeuron
+from parspike.neurons import ParallelNeuron, joined
 
 Function = Callable[[Tensor], Tensor]
 MONOTONE: dict[str, Function] = {
@@ -53,7 +53,7 @@ def pairs(channels: int) -> dict[str, tuple[Function, Mapping[int, Function]]]:
         turn = row.turn(options) if row.turn else (0.0, 0.0)
         right, left = (partial(half, name=target, at=turn[0], lowest=turn[1], **options) for half in (rising, falling))
         two = {T: (staircase(right, seen, T), staircase(left, mirrored, T)) for T in STEPS}
-        found[name] = partial(row.run, **options), {T: partial(_halves, *n, turn[1]) for T, n in two.items()}
+        found[name] = partial(row.run, **options), {T: partial(joined, *n, turn[1]) for T, n in two.items()}
     slopes = torch.full((channels,), 0.2)
     theta = torch.full((channels, 1, 1), 2.0)
     found["prelu"] = (
@@ -64,10 +64,6 @@ def pairs(channels: int) -> dict[str, tuple[Function, Mapping[int, Function]]]:
         },
     )
     return found
-
-
-def _halves(right: Function, left: Function, lowest: float, z: Tensor) -> Tensor:
-    return right(z) + left(-z) + lowest
 
 
 def _two_relus(right: Function, left: Function, slopes: Tensor, z: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from parspike.calibrate.staircase import Sample, _best_cut, lloyd_max, staircase
 from parspike.errors import OptionError
 from parspike.graph.ops import TABLE, falling, rising
 from parspike.graph.pointwise import turn_of
-from parspike.neurons import ParallelNeuron, Staircase
+from parspike.neurons import ParallelNeuron, Staircase, joined
 
 
 def turn(target: str, **options: Any) -> tuple[float, float]:
@@ -496,3 +496,92 @@ def test_even_outputs_of_half_precision_may_be_subnormal():
     outputs = (torch.arange(8.0) * 3.1e-7).half()
     neuron = Staircase(3, torch.linspace(-1, 1, 7).half(), outputs, code="weighted")
     assert torch.equal(neuron(torch.full((1,), 2.0).half()), outputs[-1:])
+
+
+def two(seed: int, T: int, dtype: torch.dtype, shape: tuple[int, ...] = (), scale: float = 1.0) -> list[Staircase]:
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(2):
+        tau = torch.randn(T, *shape, generator=generator, dtype=torch.float64) * scale + 0.3
+        outputs = torch.randn(T + 1, *shape, generator=generator, dtype=torch.float64)
+        made.append(Staircase(T, tau.sort(0).values.to(dtype), outputs.sort(0).values.to(dtype)))
+    return made
+
+
+def around(right: Staircase, left: Staircase) -> torch.Tensor:
+    """Currents (n, …) at every threshold of both and next to it, and far from all."""
+    dtype, shape = right.thresholds.dtype, right.thresholds.shape[1:]
+    points = torch.cat([right.thresholds.detach(), -left.thresholds.detach()])
+    usual = torch.randn(200, *shape, dtype=torch.float64).to(dtype) * 3
+    extreme = torch.tensor([torch.inf, -torch.inf, 0.0, -0.0, torch.nan], dtype=dtype).reshape(-1, *[1] * len(shape))
+    return torch.cat([usual, neighbours(points.flatten()).reshape(-1, *shape), extreme.expand(5, *shape)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 999), T=st.sampled_from([1, 2, 7, 64]), dtype=st.sampled_from(DTYPES),
+    shape=st.sampled_from([(), (3,), (3, 1, 1)]), scale=st.sampled_from([1e-3, 1.0, 50.0]),
+    lowest=st.sampled_from([0.0, -0.28]),
+)  # fmt: skip
+def test_two_staircases_in_one_look_up_are_their_sum(seed, T, dtype, shape, scale, lowest):
+    right, left = two(seed, T, dtype, shape, scale)
+    z = around(right, left)
+    wanted = right(z) + left(-z)
+    wanted = wanted + lowest if lowest else wanted
+    torch.testing.assert_close(joined(right, left, lowest, z), wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def test_one_look_up_for_two_staircases_is_used_and_follows_changes():
+    right, left = two(0, 8, torch.float32)
+    z = torch.randn(50)
+    before = joined(right, left, -0.1, z)
+    kept = right._joined[1]
+    assert kept is not None
+    joined(right, left, -0.1, z)
+    assert right._joined[1] is kept
+    left.outputs.data *= 2
+    after = joined(right, left, -0.1, z)
+    assert torch.equal(after, right(z) + left(-z) - 0.1)
+    assert not torch.equal(after, before)
+    # Steps of another size than the other's: no grid is fine enough for one and small enough for both.
+    right.thresholds.data *= 1e-7
+    assert torch.equal(joined(right, left, -0.1, z), right(z) + left(-z) - 0.1)
+    assert right._joined[1] is None
+    theta = ParallelNeuron(8, torch.tensor(1.0))
+    assert torch.equal(joined(theta, left, 0.0, z), theta(z) + left(-z))
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1, 1)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_compiled_network_compares_where_levels_are_few(shape, dtype, monkeypatch):
+    right, left = two(1, 16, dtype, shape)
+    z = around(right, left)
+    wanted = right(z), right.count(z)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(right, "_cells", None)
+    for found, value in zip((right(z), right.count(z)), wanted, strict=True):
+        torch.testing.assert_close(found, value, rtol=0, atol=0, equal_nan=True)
+
+
+def test_activations_that_turn_take_one_look_up_each():
+    torch.manual_seed(0)
+    gate = lambda x: x * torch.sigmoid(x)  # noqa: E731
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.gelu(self.first(x))
+            return self.last(gate(self.second(x)) + nn.functional.hardswish(x))
+
+    x = torch.randn(64, 6)
+    for code in ("sorted", "onset"):
+        snn = parspike.convert(Net().eval(), x, T=6, code=code)
+        assert len(snn._pass.pairs) == 3
+        assert len(snn._pass.short.steps) == len(snn._pass.schedule.steps) - 3 * 4
+        recorded = snn.run(x, record=True)
+        assert len(recorded.counts) == 6
+        assert torch.equal(snn(x), recorded.logits)
+        assert torch.equal(snn.double()(x.double()), snn.run(x.double(), record=True).logits)

@@ -15,7 +15,7 @@ from parspike import engines
 from parspike.engines import Run
 from parspike.engines.stages import Stages
 from parspike.errors import InputError, OptionError
-from parspike.graph import Graph, Schedule
+from parspike.graph import Graph
 from parspike.neurons import Neuron
 
 __all__ = ["SNN"]
@@ -48,7 +48,7 @@ class SNN(nn.Module):
             _place(self.spiking, self._layers[name], neuron)
         # The module holds the tensors; the graph keeps only their names.
         self.graph = replace(graph, tensors={})
-        self._schedule = Schedule.of(graph.nodes, graph.outputs)
+        self._pass = engines.Pass.of(graph, neurons)
         sorted_code = [name for name, neuron in neurons.items() if neuron.code == "sorted"]
         self._stages = Stages.of(graph, tuple(neurons), sorted_code)
         self.eval()
@@ -65,9 +65,9 @@ class SNN(nn.Module):
         """Logits for a batch (B, …): the count engine, one pass whatever T is."""
         env = self._inputs(args, kwargs)
         if torch.compiler.is_compiling():
-            return engines.count(self, env, self._schedule).logits
+            return engines.count(self, env, self._pass).logits
         with self._explained(env):
-            return engines.count(self, env, self._schedule).logits
+            return engines.count(self, env, self._pass).logits
 
     @torch.no_grad()
     def run(
@@ -87,7 +87,7 @@ class SNN(nn.Module):
         env = self._inputs(args, kwargs)
         with self._explained(env):
             if engine == "count":
-                return engines.count(self, env, self._schedule, record=record)
+                return engines.count(self, env, self._pass, record=record)
             if engine == "parallel":
                 return engines.parallel(self, env, self._stages, chunk=chunk, record=record)
             if engine == "serial":

@@ -8,8 +8,8 @@ integrate-and-fire neurons that parallel conversion is compared with.
 from __future__ import annotations
 
 from parspike.engines.base import ENGINES, Network, Run
-from parspike.engines.count import count
+from parspike.engines.count import Pass, count
 from parspike.engines.serial_if import serial_if
 from parspike.engines.stages import parallel, serial
 
-__all__ = ["ENGINES", "Network", "Run", "count", "parallel", "serial", "serial_if"]
+__all__ = ["ENGINES", "Network", "Pass", "Run", "count", "parallel", "serial", "serial_if"]

@@ -26,7 +26,7 @@ from .parallel import (
 )
 from .quantised import QCFS, da_qcfs, qcfs, spike_count
 from .serial import average_rate, if_neuron, lif_neuron, soft_reset_step
-from .staircase import Staircase
+from .staircase import Staircase, joined
 from .trains import count_of, first_spike, sorted_train
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "first_spike",
     "fused_matrix",
     "if_neuron",
+    "joined",
     "levels_of",
     "lif_matrix",
     "lif_neuron",

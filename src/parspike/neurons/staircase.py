@@ -8,6 +8,9 @@ Counting is bucketing. A search among S thresholds costs log₂ S branches a neu
 here the thresholds lie on a fine grid of step 2^−k instead. A current times 2^k is exact, so its integer part tells
 on which side of every threshold it lies, and one table tells the count, whatever S is. Thresholds of their own for
 every channel have a grid and a row of the table for every channel.
+
+Two staircases that stand for an activation that falls and then rises, right(z) + left(−z), are one table as well
+(`joined`): left changes just behind its points where right changes on them, so the points are cells of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 from .layer import Code, Neuron
 from .pieces import in_pieces, runs_here
 
-__all__ = ["Staircase"]
+__all__ = ["Staircase", "joined"]
 
 CELLS_A_LEVEL = 128
 FEWEST_CELLS, MOST_CELLS = 1 << 11, 1 << 16
@@ -30,6 +33,62 @@ MOST_IN_ALL = 1 << 22
 """Of all channels: the tables stay small, and float32 can number the cells."""
 FINEST = 22
 """The largest threshold has at most as many bits before the grid's point: float32 has room for both sides of it."""
+SELECTED = 16
+"""Levels up to which a compiled network compares with every threshold: compilers vectorise that, not a table."""
+
+
+class Cells(nn.Module):
+    """Numbers the cells of a grid, and looks up what stands for them in a table.
+
+    grid, first, last (C,): of every channel the cells in a unit of current, and the first and the last grid point that
+    matter, as multiples of its step. shape: of one sample's parameters, such as (C, 1, 1). points: every grid point
+    is a cell of its own, between two open cells; else each cell begins with its point.
+    """
+
+    scale: Tensor
+    start: Tensor
+    row: Tensor
+
+    def __init__(self, grid: Tensor, first: Tensor, last: Tensor, shape: torch.Size, *, points: bool = False) -> None:
+        super().__init__()
+        self.points, cells = points, 1 + points
+        self.top = cells * int((last - first).max()) + cells
+        """The last cell; the first, 0, is everything below `first`. One more is for NaN."""
+        rows = torch.arange(len(grid), device=grid.device) * (self.top + 2)
+        for name, value in (("scale", grid), ("start", 1 - cells * first), ("row", rows)):
+            # Whole numbers below 2^24 and powers of two: exact in float32.
+            self.register_buffer(name, value.float().reshape(shape), persistent=False)
+
+    def look_up(self, table: Tensor, z: Tensor) -> Tensor:
+        """table (C × (top + 2),) at the cells of z (B, …)."""
+        wide = torch.float64 if z.dtype == torch.float64 else torch.float32  # half precision cannot number the cells
+        scale, start, row = self.scale.to(wide), self.start.to(wide), self.row.to(wide)
+        shared = scale.dim() == 0
+        if not runs_here(z):
+            cell = z.to(wide) * scale
+            cell = cell.floor() + cell.ceil() if self.points else cell.floor()
+            cell = cell.add(start).clamp(0, self.top).nan_to_num(nan=self.top + 1) + row
+            return table.index_select(0, cell.to(torch.int32).flatten()).view(z.shape)
+        spare = torch.empty(0, dtype=wide), torch.empty(0, dtype=wide)
+        index = torch.empty(0, dtype=torch.int64)  # the gather that takes 32 bits is slower
+
+        def fill(out: Tensor, z: Tensor) -> None:
+            if index.numel() < z.numel():
+                for room in (*spare, index) if self.points else (spare[0], index):
+                    room.resize_(z.numel())
+            cell, place = spare[0][: z.numel()].view(z.shape), index[: z.numel()]
+            torch.mul(z, scale, out=cell) if z.dtype == wide else cell.copy_(z).mul_(scale)
+            if self.points:
+                above = torch.ceil(cell, out=spare[1][: z.numel()].view(z.shape))
+                cell.floor_().add_(above)
+            else:
+                cell.floor_()
+            cell.add_(start).clamp_(0, self.top).nan_to_num_(nan=self.top + 1)
+            if not shared:
+                cell.add_(row)
+            torch.index_select(table, 0, place.copy_(cell.view(-1)), out=out.view(-1))
+
+        return in_pieces(fill, z if shared else z.contiguous(), table.dtype, flat=shared)
 
 
 class Staircase(Neuron):
@@ -48,9 +107,6 @@ class Staircase(Neuron):
     per_level = ("thresholds", "outputs")
     counts: Tensor
     values: Tensor
-    scale: Tensor
-    start: Tensor
-    _channel: Tensor
 
     def __init__(
         self, T: int, thresholds: Tensor, outputs: Tensor, *, code: Code = "sorted",
@@ -81,7 +137,8 @@ class Staircase(Neuron):
 
     def value(self, count: Tensor) -> Tensor:
         table = self.outputs.reshape(self.levels + 1, -1).T.flatten()
-        place = count.nan_to_num().to(torch.int64) + self._channel.to(torch.int64) * (self.levels + 1)
+        channel = (self._cells.row / (self._cells.top + 2)).to(torch.int64)
+        place = count.nan_to_num().to(torch.int64) + channel * (self.levels + 1)
         return torch.where(count.isnan(), count, table.index_select(0, place.flatten()).view(count.shape))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -105,19 +162,14 @@ class Staircase(Neuron):
             tau = moved
         # Exact in every dtype: where the grid is finer than its numbers, rounding has moved nothing.
         self.thresholds.data = tau.view_as(self.thresholds).to(self.thresholds.dtype)
-        self.top = int((edges[-1] - edges[0]).max()) + 1
-        cells = torch.arange(self.top + 1, dtype=edges.dtype, device=edges.device).expand(number, -1).contiguous()
-        counts = torch.searchsorted((edges - edges[0] + 1).T.contiguous(), cells, right=True)
+        self._cells = Cells(grid, edges[0], edges[-1], shape)
+        cells = torch.arange(self._cells.top + 1, dtype=edges.dtype, device=edges.device)
+        places = torch.searchsorted((edges - edges[0] + 1).T.contiguous(), cells.repeat(number, 1), right=True)
         outputs = self.outputs.detach().reshape(self.levels + 1, number).T
         nan = outputs.new_full((number, 1), math.nan)
-        for name, value in (
-            ("counts", torch.cat([counts.to(nan.dtype), nan], 1).flatten()),
-            ("values", torch.cat([outputs.gather(1, counts), nan], 1).flatten()),
-            # Whole numbers below 2^24 and powers of two: exact in float32.
-            ("scale", grid.float().reshape(shape)), ("start", (1 - edges[0]).float().reshape(shape)),
-            ("_channel", torch.arange(number, device=edges.device).float().reshape(shape)),
-        ):  # fmt: skip
-            self.register_buffer(name, value, persistent=False)
+        self.register_buffer("counts", torch.cat([places.to(nan.dtype), nan], 1).flatten(), persistent=False)
+        self.register_buffer("values", torch.cat([outputs.gather(1, places), nan], 1).flatten(), persistent=False)
+        self._joined: tuple[tuple[Any, Any, Any], tuple[Cells, Tensor] | None] = (None, None, None), None
         self._made_of = self.thresholds.detach().clone(), self.outputs.detach().clone()
 
     def _refresh(self) -> None:
@@ -128,30 +180,52 @@ class Staircase(Neuron):
 
     def _look_up(self, table: str, z: Tensor) -> Tensor:
         z = z.detach()
-        wide = torch.float64 if z.dtype == torch.float64 else torch.float32  # half precision cannot number the cells
-        shared, here = self.thresholds.dim() == 1, runs_here(z)
-        if here:
+        if runs_here(z):
             self._refresh()
-        found, scale, start = getattr(self, table), self.scale.to(wide), self.start.to(wide)
-        row = self._channel.to(wide) * (self.top + 2)
-        if not here:
-            cell = (z.to(wide) * scale).floor().add(start).clamp(0, self.top).nan_to_num(nan=self.top + 1) + row
-            return found.index_select(0, cell.to(torch.int32).flatten()).view(z.shape)
-        number = torch.empty(0, dtype=wide)
-        index = torch.empty(0, dtype=torch.int64)  # the gather that takes 32 bits is slower
+        elif torch.compiler.is_compiling() and self.levels <= SELECTED:
+            return self._select(table, z)
+        return self._cells.look_up(getattr(self, table), z)
 
-        def fill(out: Tensor, z: Tensor) -> None:
-            if number.numel() < z.numel():
-                number.resize_(z.numel())
-                index.resize_(z.numel())
-            cell, place = number[: z.numel()].view(z.shape), index[: z.numel()]
-            torch.mul(z, scale, out=cell) if z.dtype == wide else cell.copy_(z).mul_(scale)
-            cell.floor_().add_(start).clamp_(0, self.top).nan_to_num_(nan=self.top + 1)
-            if not shared:
-                cell.add_(row)
-            torch.index_select(found, 0, place.copy_(cell.view(-1)), out=out.view(-1))
+    def _select(self, table: str, z: Tensor) -> Tensor:
+        steps = self.outputs.detach()
+        if table == "counts":
+            steps = torch.arange(self.levels + 1, dtype=steps.dtype, device=steps.device)
+        wide = z.to(torch.promote_types(z.dtype, steps.dtype))
+        found = torch.where(z.isnan(), z.to(steps.dtype), steps[0])
+        for k in range(self.levels):
+            found = torch.where(wide >= self.thresholds[k], steps[k + 1], found)
+        return found
 
-        return in_pieces(fill, z if shared else z.contiguous(), found.dtype, flat=shared)
+    def _joined_with(self, left: Staircase, lowest: float) -> tuple[Cells, Tensor] | None:
+        """The cells and the table of `joined`, None where no grid holds the steps of both."""
+        self._refresh()
+        left._refresh()
+        now = self._made_of, left._made_of, lowest
+        if not all(a is b for a, b in zip(now, self._joined[0], strict=True)):
+            self._joined = now, self._join(left, lowest)
+        return self._joined[1]
+
+    def _join(self, left: Staircase, lowest: float) -> tuple[Cells, Tensor] | None:
+        shape = self.thresholds.shape[1:]
+        if left.thresholds.shape[1:] != shape or left.outputs.dtype != self.outputs.dtype:
+            return None
+        grid = torch.maximum(self._cells.scale, left._cells.scale).double().reshape(-1)
+        edges = torch.cat(
+            [t.detach().double().reshape(t.shape[0], -1) * grid for t in (self.thresholds, -left.thresholds)]
+        )
+        first, last = edges.amin(0), edges.amax(0)
+        cells = Cells(grid, first, last, shape, points=True)
+        if float(edges.abs().max()) > 1 << FINEST or len(grid) * cells.top > 2 * max(
+            MOST_CELLS, len(grid) * FEWEST_CELLS
+        ):
+            return None
+        # A point and the middle behind it, of every channel and from below the first point on.
+        inside = torch.arange(-1, cells.top, dtype=grid.dtype, device=grid.device)[:, None] / 2
+        z = ((first + inside) / grid).reshape(-1, *shape)
+        both = self._look_up("values", z) + left._look_up("values", -z)
+        table = (both + lowest if lowest else both).reshape(len(inside), -1)
+        nan = table.new_full((1, table.shape[1]), math.nan)
+        return cells, torch.cat([table, nan]).T.flatten()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -197,6 +271,20 @@ class Staircase(Neuron):
         if thresholds.dtype != outputs.dtype:
             raise ValueError("thresholds and outputs have unlike dtypes")
         return cls(config["T"], thresholds, outputs, code=config["code"], **errors)
+
+
+def joined(right: Neuron, left: Neuron, lowest: float, z: Tensor) -> Tensor:
+    """right(z) + left(−z) + lowest for a mean input current z (B, …), the same to the bit.
+
+    On the CPU one look-up does it, where both are staircases and one grid of at most `MOST_CELLS` holds the steps of
+    both. Its table is kept with `right` until one of the two changes.
+    """
+    if runs_here(z) and isinstance(right, Staircase) and isinstance(left, Staircase):
+        z = z.detach()
+        if (table := right._joined_with(left, lowest)) is not None:
+            return table[0].look_up(table[1], z)
+    both = right(z) + left(-z)
+    return both + lowest if lowest else both
 
 
 def _even(outputs: Tensor) -> bool:
