@@ -186,6 +186,26 @@ def test_snn_is_a_module(tmp_path):
     assert torch.equal(replica(x), twin(x))
 
 
+def test_networks_of_two_dtypes_take_what_they_were_traced_with():
+    class Table(nn.Module):
+        """A table of float32 in a network of float64."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("a_table", torch.ones(6))
+            self.first, self.last = nn.Linear(6, 8).double(), nn.Linear(8, 3).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x * self.a_table).relu())
+
+    x = torch.randn(8, 6, dtype=torch.float64)
+    snn = parspike.convert(Table().eval(), [x], T=4)
+    assert snn(x).dtype == torch.float64
+    with pytest.raises(parspike.errors.InputError, match=r"float32, this network takes torch.float64"):
+        snn(x.float())
+    assert snn.half()(x.half()).dtype == torch.float16
+
+
 def test_count_engine_is_one_graph():
     model, x = made(Residual)
     snn = parspike.convert(model, x, T=4)

@@ -140,8 +140,16 @@ class SNN(nn.Module):
         env = graph.bind(args, kwargs)
         if torch.compiler.is_compiling():
             return env
-        graph.check(env, "run", dtype=next((p.dtype for p in self.parameters() if p.is_floating_point()), None))
+        graph.check(env, "run", dtype=self.dtype)
         return env
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The floating type that the network was cast to; None where it has several, as it was traced."""
+        wanted = {i.dtype for i in self.graph.inputs}
+        floating = (p.dtype for p in self.parameters() if p.is_floating_point())
+        first = next(floating, None)
+        return first if first in wanted or {first} >= set(floating) else None
 
 
 def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:

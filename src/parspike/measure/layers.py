@@ -50,7 +50,6 @@ def measure(
         raise InputError(f"measure takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
     source = readable_again(loader, name="loader")
     total = len(source) if hasattr(source, "__len__") else 0  # pyright: ignore[reportArgumentType]
-    dtype = next((p.dtype for p in snn.parameters() if p.is_floating_point()), None)
     meter, scores, reference = _Meter(snn), _Scores(), None
     for number, item in enumerate(source):
         place = f"batch {number} of the loader"
@@ -58,7 +57,7 @@ def measure(
             reference = _reference(against, arguments_of(item, place, inputs, snn.graph.signature))
             if _same(reference, snn.graph):
                 meter.reference = reference
-        env = inputs_of(item, place, snn.graph, inputs, dtype=dtype)
+        env = inputs_of(item, place, snn.graph, inputs, dtype=snn.dtype)
         outputs, network = meter.add(env)
         if reference is not None and network is None:
             network = _run(reference, inputs_of(item, place, reference, inputs))

@@ -31,6 +31,8 @@ CELLS_A_LEVEL = 128
 FEWEST_CELLS, MOST_CELLS = 1 << 11, 1 << 16
 MOST_IN_ALL = 1 << 22
 """Of all channels: the tables stay small, and float32 can number the cells."""
+MOST_JOINED = 1 << 19
+"""Of all channels, in the table of two staircases: 2 MiB of float32 for a layer."""
 FINEST = 22
 """The largest threshold has at most as many bits before the grid's point: float32 has room for both sides of it."""
 SELECTED = 16
@@ -70,7 +72,7 @@ class Cells(nn.Module):
             cell = cell.add(start).clamp(0, self.top).nan_to_num(nan=self.top + 1) + row
             return table.index_select(0, cell.to(torch.int32).flatten()).view(z.shape)
         spare = torch.empty(0, dtype=wide), torch.empty(0, dtype=wide)
-        index = torch.empty(0, dtype=torch.int64)  # the gather that takes 32 bits is slower
+        index = torch.empty(0, dtype=torch.int32)  # the look-up by 64 bits is faster, making them is slower by more
 
         def fill(out: Tensor, z: Tensor) -> None:
             if index.numel() < z.numel():
@@ -215,9 +217,7 @@ class Staircase(Neuron):
         )
         first, last = edges.amin(0), edges.amax(0)
         cells = Cells(grid, first, last, shape, points=True)
-        if float(edges.abs().max()) > 1 << FINEST or len(grid) * cells.top > 2 * max(
-            MOST_CELLS, len(grid) * FEWEST_CELLS
-        ):
+        if float(edges.abs().max()) > 1 << FINEST or len(grid) * cells.top > MOST_JOINED:
             return None
         # A point and the middle behind it, of every channel and from below the first point on.
         inside = torch.arange(-1, cells.top, dtype=grid.dtype, device=grid.device)[:, None] / 2
@@ -276,8 +276,8 @@ class Staircase(Neuron):
 def joined(right: Neuron, left: Neuron, lowest: float, z: Tensor) -> Tensor:
     """right(z) + left(−z) + lowest for a mean input current z (B, …), the same to the bit.
 
-    On the CPU one look-up does it, where both are staircases and one grid of at most `MOST_CELLS` holds the steps of
-    both. Its table is kept with `right` until one of the two changes.
+    On the CPU one look-up does it, where both are staircases and a grid of at most `MOST_JOINED` cells holds the steps
+    of both. Its table is kept with `right` until one of the two changes.
     """
     if runs_here(z) and isinstance(right, Staircase) and isinstance(left, Staircase):
         z = z.detach()
