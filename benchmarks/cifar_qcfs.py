@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=5, help="measure on every n-th test image")
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
     parser.add_argument("--calibration", type=int, default=1024)
-    parser.add_argument("--results", type=Path, default=Path("runs/cifar_qcfs.json"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/cifar_qcfs.json"))
     parser.add_argument("--markdown", type=Path, help="write the tables here, below the file's first section")
     parser.add_argument("--render", action="store_true", help="measure nothing more")
     args = parser.parse_args()
@@ -201,8 +201,15 @@ def main() -> None:
     said = json.loads(args.results.read_text()) if args.results.exists() else {}
     benches = [Bench(weights, splits[0], splits[1], args) for weights in args.weights]
 
-    def render() -> str:
-        return "\n\n".join(table(bench, said.get(key(bench), {})) for bench in benches)
+    def render(page: str = "") -> str:
+        """The page with a table for every network that has figures; its other sections stay as they are."""
+        head, *sections = page.rstrip().split("\n## ")
+        found = {section.partition("\n")[0]: f"## {section.rstrip()}" for section in sections}
+        for bench in benches:
+            if figures := said.get(key(bench)):
+                made = table(bench, figures)
+                found[made.removeprefix("## ").partition("\n")[0]] = made
+        return "\n\n".join(filter(None, [head.rstrip(), *found.values()])) + "\n"
 
     def key(bench: Bench) -> str:
         return f"{bench.weights} step {args.step} calibration {args.calibration}"
@@ -217,8 +224,7 @@ def main() -> None:
             args.results.write_text(json.dumps(said, indent=1))
     print(render())
     if args.markdown:
-        head = args.markdown.read_text().split("\n## ")[0].rstrip() if args.markdown.exists() else "# Results"
-        args.markdown.write_text(f"{head}\n\n{render()}\n")
+        args.markdown.write_text(render(args.markdown.read_text() if args.markdown.exists() else "# Results"))
 
 
 if __name__ == "__main__":

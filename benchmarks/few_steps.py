@@ -5,8 +5,9 @@
     python benchmarks/few_steps.py lite0 --seeds 0 1 2
     python benchmarks/few_steps.py resnet20 --render docs/results.md
 
-One JSON line a figure goes to runs/few_steps.jsonl; what stands there already is not run again. `--render` writes
-the tables into the page, between the marks that name this command.
+One JSON line a figure goes to benchmarks/few_steps.jsonl, kept with the code; what stands there already is not run
+again. `--render` writes the tables into the page, between the marks that name this command; a row of the page that has
+no figures there (those from before 2026-11-26 were not kept) stays as it is.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from parspike.train import Arrays
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-FIGURES = ROOT / "runs" / "few_steps.jsonl"
+FIGURES = ROOT / "benchmarks" / "few_steps.jsonl"
 sys.path.insert(0, str(ROOT / "examples"))
 
 CODES = {"T=1": (1, "sorted"), "T=2": (2, "sorted"), "T=4": (4, "sorted"), "T=8": (8, "sorted"),
@@ -152,7 +153,6 @@ def measure(options: argparse.Namespace) -> None:
                     "recipe": parspike.recipe_to_json(RECIPES[label]), "search": snn.provenance.get("search", {}),
                     "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
                 }  # fmt: skip
-                FIGURES.parent.mkdir(exist_ok=True)
                 with FIGURES.open("a") as stream:
                     stream.write(json.dumps(figure) + "\n")
                 print(
@@ -166,12 +166,15 @@ def figures() -> list[dict[str, Any]]:
     return [json.loads(line) for line in FIGURES.read_text().splitlines()] if FIGURES.is_file() else []
 
 
-def table(network: str, images: int | None = None) -> str:
-    """Markdown: a row a recipe, a column a code; mean over seeds ± their standard deviation; agreement in brackets."""
-    rows = [f for f in figures() if f["key"][0] == network and images in (None, f["key"][4])]
+def table(network: str, before: str) -> str:
+    """Markdown: a row a recipe, a column a code; mean over seeds ± their standard deviation; agreement in brackets.
+
+    before: the table as it was, whose rows stay where there are no figures for them.
+    """
+    rows = [f for f in figures() if f["key"][0] == network]
     if not rows:
-        return "(not measured yet)"
-    columns = [c for c in CODES if any(f["key"][2] == c for f in rows)]
+        return before.rstrip("\n")
+    columns = list(CODES)
     own = sorted({round(f["network"], 1) for f in rows})
     lines = [
         f"{network}: the network itself {' / '.join(map(str, own))} %. Top-1 accuracy on {rows[0]['images']} test "
@@ -179,7 +182,12 @@ def table(network: str, images: int | None = None) -> str:
         "", "| recipe | calibration images | seeds | " + " | ".join(columns) + " | seconds a conversion |",
         "|---|---|---|" + "---|" * (len(columns) + 1),
     ]  # fmt: skip
-    for label, count in dict.fromkeys((f["key"][1], f["key"][4]) for f in rows):
+    known = dict.fromkeys((f["key"][1], f["key"][4]) for f in rows)
+    for line in before.splitlines()[4:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if (cells[0], int(cells[1])) not in known:
+            lines.append(line)
+    for label, count in known:
         mine = [f for f in rows if f["key"][1] == label and f["key"][4] == count]
         cells = []
         for column in columns:
@@ -205,7 +213,8 @@ def render(page: Path) -> None:
         start, end = f"<!-- few_steps {network} -->\n", "<!-- end -->"
         if start in text:
             before, rest = text.split(start, 1)
-            text = before + start + table(network) + "\n" + rest[rest.index(end) :]
+            place = rest.index(end)
+            text = before + start + table(network, rest[:place]) + "\n" + rest[place:]
     page.write_text(text)
 
 

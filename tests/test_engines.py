@@ -186,7 +186,7 @@ def test_snn_is_a_module(tmp_path):
     assert torch.equal(replica(x), twin(x))
 
 
-def test_networks_of_two_dtypes_take_what_they_were_traced_with():
+def test_networks_of_two_dtypes_take_what_they_were_traced_with(tmp_path):
     class Table(nn.Module):
         """A table of float32 in a network of float64."""
 
@@ -203,6 +203,7 @@ def test_networks_of_two_dtypes_take_what_they_were_traced_with():
     assert snn(x).dtype == torch.float64
     with pytest.raises(parspike.errors.InputError, match=r"float32, this network takes torch.float64"):
         snn(x.float())
+    assert torch.equal(parspike.load(snn.save(tmp_path / "two.parspike"))(x), snn(x))
     assert snn.half()(x.half()).dtype == torch.float16
 
 

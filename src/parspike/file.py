@@ -532,10 +532,9 @@ def _check_run(snn: SNN) -> None:
     # The mode that torch.export traces in, so every operator of a traced network can run in it.
     mode = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
     with _quiet(), mode, torch.no_grad():
-        floats = [p.dtype for p in snn.parameters()]
         env: dict[str, Any] = {}
         for i in graph.inputs:
-            dtype = floats[0] if floats and i.dtype.is_floating_point else i.dtype
+            dtype = (snn.dtype or i.dtype) if i.dtype.is_floating_point else i.dtype
             env[i.name] = torch.empty(size(i.shape), dtype=dtype)
         stream = Stream(env, snn.tensors(), sizes)
         for node in graph.nodes:
