@@ -9,7 +9,7 @@ An activation that falls and then rises stands in the graph as right(z) + left(�
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,40 +36,46 @@ class Pass:
     pairs: Mapping[str, tuple[str, str, float]]
 
     @classmethod
-    def of(cls, graph: Graph, spiking: Mapping[str, Any]) -> Pass:
+    def of(cls, graph: Graph, spiking: Collection[str]) -> Pass:
         """Find the pairs among the spiking nodes of a graph."""
         readers = graph.consumers()
-
-        def only(node: Node) -> bool:
-            return len(readers[node.name]) == 1 and node.name not in graph.outputs
-
-        pairs: dict[str, tuple[str, str, float]] = {}
         nodes = {node.name: node for node in graph.nodes}
+        pairs: dict[str, tuple[str, str, float]] = {}
         for both in graph.nodes:
-            if both.target != "aten.add.Tensor" or both.kwargs or len(both.refs) != 2:
+            parts = _parts(graph, both, spiking)
+            if parts is None or not all(_read_once(graph, readers, part) for part in parts):
                 continue
-            if not spiking.keys() >= set(both.refs):
-                continue
-            right, left = (graph.by_name[name] for name in both.refs)
-            mirrored = graph.by_name.get(left.refs[0])
-            if (
-                mirrored is None
-                or mirrored.target != "aten.neg.default"
-                or mirrored.refs != right.refs
-                or right.name == left.name
-            ):
-                continue
-            if not all(map(only, (right, left, mirrored))):
-                continue
-            whole, lowest = both, 0.0
-            after = readers[both.name][0] if only(both) else None
-            if after is not None and after.target == "aten.add.Scalar" and not after.kwargs and len(after.args) == 2:
-                whole, lowest = after, float(after.args[1])
-            for gone in (right, left, mirrored, both):
+            right, mirrored, left = parts
+            last, lowest = both, 0.0
+            after = readers[both.name][0] if _read_once(graph, readers, both) else both
+            if after.target == "aten.add.Scalar" and len(after.args) == 2 and not after.kwargs:
+                last, lowest = after, float(after.args[1])
+            for gone in (right, mirrored, left, both):
                 del nodes[gone.name]
-            nodes[whole.name] = replace(whole, args=(Ref(right.refs[0]),))
-            pairs[whole.name] = right.name, left.name, lowest
-        return cls(Schedule.of(graph.nodes, graph.outputs), Schedule.of(list(nodes.values()), graph.outputs), pairs)
+            nodes[last.name] = replace(last, args=(Ref(right.refs[0]),))
+            pairs[last.name] = right.name, left.name, lowest
+        whole, short = (Schedule.of(list(part), graph.outputs) for part in (graph.nodes, nodes.values()))
+        return cls(whole, short, pairs)
+
+
+def _parts(graph: Graph, both: Node, spiking: Collection[str]) -> tuple[Node, Node, Node] | None:
+    """The neurons right(z), the node −z and the neurons left(−z), where `both` is their sum."""
+    if (
+        both.target != "aten.add.Tensor"
+        or both.kwargs
+        or len(both.refs) != 2
+        or not all(r in spiking for r in both.refs)
+    ):
+        return None
+    right, left = (graph.by_name[name] for name in both.refs)
+    mirrored = graph.by_name.get(left.refs[0])
+    if right is left or mirrored is None or mirrored.target != "aten.neg.default" or mirrored.refs != right.refs:
+        return None
+    return right, mirrored, left
+
+
+def _read_once(graph: Graph, readers: Mapping[str, Sequence[Node]], node: Node) -> bool:
+    return len(readers[node.name]) == 1 and node.name not in graph.outputs
 
 
 def count(net: Network, env: dict[str, Any], how: Pass, *, record: bool = False) -> Run:
