@@ -42,7 +42,7 @@ for _name in ("nms", "qnms"):  # torchvision from PyPI beside the CPU build of t
 RESULTS = Path("benchmarks/zoo.jsonl")
 PAGE = Path("docs/zoo.md")
 FINE, FINEST, COARSE = 1024, 16384, 3
-GOOD, ASLEEP = 0.01, 0.02
+GOOD, ASLEEP, FAINT = 0.01, 0.02, 1e-10
 SECONDS = 1500
 
 Made = tuple[nn.Module, tuple[Tensor, ...], dict[str, Tensor]]
@@ -316,15 +316,23 @@ def _awake(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
     """See that every part counts, as in a trained network; return the gain.
 
     Weights that start as nothing (layer scale, the last norm of a block) are drawn anew. Where the output hardly
-    depends on the input all the same, batch norms take the statistics of noise, which brings the signal through.
+    depends on the input all the same, or the signal fades to what float64 rounds away beside a constant, batch norms
+    take the statistics of noise, which brings it through.
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "bias" not in name and weight.dim() and float(weight.abs().max()) < 2e-3:
                 _ = weight.uniform_(0.5, 1) if weight.dim() == 1 else weight.normal_(std=weight[0].numel() ** -0.5)
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if kwargs or (gain := _gain(model, args)) > ASLEEP or not norms:
-            return math.nan if kwargs else gain
+        faintest = [math.inf]
+        hooks = [
+            norm.register_forward_pre_hook(lambda _, args: faintest.append(float(args[0].std()))) for norm in norms
+        ]
+        gain = math.nan if kwargs else _gain(model, args)
+        for hook in hooks:
+            hook.remove()
+        if kwargs or not norms or (gain > ASLEEP and min(faintest) > FAINT):
+            return gain
         for norm in norms:
             norm.train()
             norm.momentum = 1.0

@@ -67,6 +67,8 @@ def convert(
         raise OptionError(f"code must be one of {', '.join(CODES)}, got {code!r}")
     if code == "weighted" and T > MAX_WEIGHTED:
         raise OptionError(f"the weighted code takes at most {MAX_WEIGHTED} steps (2^T − 1 levels), got T={T}")
+    if isinstance(model, Plan) and (layers is not None or strict or example is not None):
+        raise OptionError("layers=, strict= and example= belong to the plan: give them to parspike.plan")
     chosen = Auto() if recipe is None else recipe if isinstance(recipe, Recipe) else recipe_from_json(recipe)
     together = Together(group)
     with together.one_fate(), torch.random.fork_rng(), torch.no_grad():

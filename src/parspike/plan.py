@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from parspike.errors import OptionError, UnsupportedError
-from parspike.graph import Activation, Curve, Graph, Node, Role, nested, rewrite, trace
+from parspike.graph import Activation, Curve, Graph, Node, Role, check_same, nested, rewrite, trace
 from parspike.graph.ops import TABLE, UNFOLDABLE, remedy
 
 __all__ = ["READOUT", "Keep", "LayerOption", "Plan", "PlanRow", "Steps", "plan"]
@@ -153,6 +153,7 @@ def plan(
     """
     args, kwargs = arguments(example)
     graph = rewrite(trace(model, args, kwargs, free_sizes=free_sizes))
+    check_same(model, graph, args, kwargs)
     options = _options(graph, layers or {})
     kept = tuple(name for name, option in options.items() if isinstance(option, Keep))
     last = _readout(graph, kept)

@@ -15,7 +15,7 @@ from parspike import engines
 from parspike.engines import Run
 from parspike.engines.stages import Stages
 from parspike.errors import InputError, OptionError
-from parspike.graph import Graph
+from parspike.graph import Graph, map_tree
 from parspike.neurons import Neuron
 
 __all__ = ["SNN"]
@@ -47,11 +47,28 @@ class SNN(nn.Module):
         for name, neuron in neurons.items():
             _place(self.spiking, self._layers[name], neuron)
         # The module holds the tensors; the graph keeps only their names.
-        self.graph = replace(graph, tensors={})
+        self._run_as(replace(graph, tensors={}))
+        self.eval()
+
+    def _run_as(self, graph: Graph) -> None:
+        self.graph, neurons = graph, self.neurons()
         self._pass = engines.Pass.of(graph, neurons)
         sorted_code = [name for name, neuron in neurons.items() if neuron.code == "sorted"]
         self._stages = Stages.of(graph, tuple(neurons), sorted_code)
-        self.eval()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> SNN:
+        before = self.dtype
+        super()._apply(*args, **kwargs)
+        after = self.dtype
+        if before is not after and before is not None and after is not None:
+            # Blanks and casts of the network's own dtype follow it.
+            nodes = tuple(
+                replace(n, **{key: map_tree(lambda leaf: after if leaf is before else leaf, getattr(n, key))
+                              for key in ("args", "kwargs")})
+                for n in self.graph.nodes
+            )  # fmt: skip
+            self._run_as(replace(self.graph, nodes=nodes))
+        return self
 
     def tensors(self) -> dict[str, Tensor]:
         """The synapses' tensors by the names that the graph uses."""

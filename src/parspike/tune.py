@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parspike.calibrate import Recipe
 from parspike.calibrate.batches import arguments_of, readable_again, signature_of
@@ -191,6 +191,11 @@ class _Held:
                 output = net(*args, **kwargs)
             wanted = item[self.label] if self.measure == "accuracy" else answer_of(reference(*args, **kwargs))
             answer = answer_of(output)
+            if not isinstance(wanted, Tensor) or wanted.shape != answer.shape:
+                got = tuple(wanted.shape) if isinstance(wanted, Tensor) else type(wanted).__name__
+                raise CalibrationError(
+                    f"held-out labels are {got}, the network's answers {tuple(answer.shape)}: give one class a sample"
+                )
             right += float((answer == wanted.to(answer.device)).float().sum()) / max(1, answer[0].numel())
             count += len(answer)
         return 100 * right / count, spikes / count

@@ -18,7 +18,7 @@ from parspike.calibrate.distance import Distance
 from parspike.calibrate.layerwise import ClosedForm, refit_passes
 from parspike.calibrate.recipe import Draft, Recipe, recipe_to_json
 from parspike.calibrate.reconstruct import Reconstruct
-from parspike.errors import OptionError
+from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Curve
 from parspike.together import Together
 
@@ -63,6 +63,11 @@ class Auto(Recipe):
         steps = Reconstruct(weigh=start["weigh"])
         # A step costs about four forward passes of its images.
         search.attempt(steps, refit + 4 * steps.steps * steps.batch_size / samples)
+        if not math.isfinite(search.nearest()["distance"]):
+            raise CalibrationError(
+                "no recipe gives a finite output on the held-out calibration images: convert with recipe='max' and see "
+                "what parspike.measure says of the layers"
+            )
         draft.tensors.update(search.best.tensors)
         draft.neurons.update(search.best.neurons)
         # Times differ from run to run; the file must not.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
-from parspike.calibrate.channels import by_channel, channel_mean, node_shape
+from parspike.calibrate.channels import above_zero, by_channel, channel_mean, node_shape
 from parspike.calibrate.lockstep import Lockstep, pair_of
 from parspike.calibrate.percentile import percentiles
 from parspike.calibrate.recipe import Draft, Recipe
@@ -17,7 +17,7 @@ from parspike.calibrate.staircase import add_staircases
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Clip, Curve, Node, Quantised, Schedule, Stream, walk
 from parspike.graph.ops import call
-from parspike.neurons import ParallelNeuron, qcfs
+from parspike.neurons import ParallelNeuron, levels_of, qcfs
 from parspike.neurons.percentile import MODES, share_of
 
 __all__ = ["DAQCFS", "Thresholds", "channel_maxima", "initial_neurons"]
@@ -209,17 +209,10 @@ def initial_neurons(
                 raise CalibrationError(f"layer '{node.layer}' has a threshold that is not above 0")
             draft.neurons[name] = ParallelNeuron(draft.steps_of(name), theta, code=draft.code)
         else:
-            theta = _above_zero(recorded[name])
+            theta = above_zero(recorded[name], levels_of(draft.steps_of(name), draft.code))
             draft.neurons[name] = ParallelNeuron(
                 draft.steps_of(name), node_shape(theta, node), offset=activation.low, code=draft.code
             )
-
-
-def _above_zero(theta: Tensor) -> Tensor:
-    # A channel that never fired on the calibration data gets the layer's largest threshold: it stays silent
-    # unless its current is large on the scale of its layer.
-    largest = theta.max()
-    return torch.where(theta > 0, theta, largest if largest > 0 else torch.ones_like(largest))
 
 
 def _per_channel(neuron: ParallelNeuron, node: Node) -> None:

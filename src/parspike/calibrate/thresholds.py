@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
-from parspike.calibrate.channels import by_channel, node_shape
+from parspike.calibrate.channels import above_zero, by_channel, node_shape
 from parspike.errors import OptionError
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron, spike_count
@@ -98,7 +98,7 @@ def choose(
     if weigh == "next":
         a = a - a.mean(1, keepdim=True)
     power = a.square().mean(1)
-    top = torch.where(top > 0, top, top.max() if bool(top.max() > 0) else torch.ones_like(top))
+    top = above_zero(top, levels)
     start = top.max().expand_as(top) if layer else top
     best = Choice(start, torch.zeros_like(top), top.clone(), torch.full_like(top, float("inf")))
 

@@ -18,7 +18,7 @@ from parspike.graph.ops import Activation, Clip, Curve, Quantised, Role
 from parspike.graph.order import nested
 from parspike.graph.register import register
 from parspike.graph.rewrite import rewrite
-from parspike.graph.trace import trace
+from parspike.graph.trace import check_same, trace
 
 __all__ = [
     "Activation",
@@ -35,6 +35,7 @@ __all__ = [
     "Schedule",
     "Size",
     "Stream",
+    "check_same",
     "leaves",
     "map_tree",
     "nested",

@@ -119,6 +119,11 @@ def _hardtanh(node: Node) -> Activation | str:
     return Clip(float(low), float(high)) if high > low else "the bounds leave no room between them"
 
 
+def _elu(node: Node) -> Activation | str:
+    alpha, scale, steeper = (*node.args[1:], *(1.0, 1.0, 1.0)[len(node.args) - 1 :])
+    return Curve() if alpha * steeper >= 0 and scale >= 0 else "it falls where its alpha or scale is below 0"
+
+
 def _qcfs(node: Node) -> Activation | str:
     _, threshold, levels = node.args
     path = getattr(threshold, "path", None)
@@ -214,7 +219,8 @@ _rows(Role.NEURON, "relu.default", activation=lambda node: Clip(0.0, math.inf))
 _rows(Role.NEURON, "relu6.default", activation=lambda node: Clip(0.0, 6.0))
 _rows(Role.NEURON, "clamp.default clamp_min.default", varying=(0,), activation=_clamp)
 _rows(Role.NEURON, "hardtanh.default", varying=(0,), activation=_hardtanh)
-_rows(Role.NEURON, "clamp_max.default elu.default celu.default selu.default hardsigmoid.default "
+_rows(Role.NEURON, "elu.default", varying=(0,), activation=_elu)
+_rows(Role.NEURON, "clamp_max.default celu.default selu.default hardsigmoid.default "
       "atan.default asinh.default erf.default expm1.default sinh.default",
       varying=(0,), activation=lambda node: Curve())  # fmt: skip
 _rows(Role.NEURON, "sigmoid.default tanh.default softplus.default log_sigmoid.default", varying=(0,),

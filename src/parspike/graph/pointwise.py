@@ -6,6 +6,7 @@ A function is written as a tree: the text "x", a number, or [operator, arguments
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -93,11 +94,16 @@ def _tree(value: Any, root: str, graph: Graph) -> Any:
 
 def turn_of(function: Callable[[Tensor], Tensor]) -> Turn | str | None:
     """None for a function that never falls, its turn for one that falls and then rises, else where it does not."""
-    grid = torch.cat([torch.linspace(-60, 60, 60001), torch.linspace(-4, 4, 80001)]).double().unique()
+    far = torch.logspace(math.log10(60), 4, 2001)
+    grid = torch.cat([torch.linspace(-60, 60, 60001), torch.linspace(-4, 4, 80001), far, -far]).double().unique()
     y = function(grid)
-    if y.shape != grid.shape or not y.is_floating_point() or not bool(torch.isfinite(y).all()):
+    seen = y.isfinite() if y.shape == grid.shape and y.is_floating_point() else torch.zeros_like(grid, dtype=torch.bool)
+    if not bool(seen[grid.abs() <= 60].all()):
         return "it gives NaN, Inf, no floats or another shape on [−60, 60]"
-    slack = 1e-9 * max(1.0, float(y.abs().max()))
+    grid, y = grid[seen], y[seen]
+    # Rounding of the value, and of the number that it was made from.
+    size = torch.maximum(y.abs(), grid.abs()).clamp(min=1)
+    slack = 1e-12 * torch.maximum(size[1:], size[:-1])
     falls, rises = y.diff() < -slack, y.diff() > slack
     if not bool(falls.any()):
         return None

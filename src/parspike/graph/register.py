@@ -67,6 +67,9 @@ def _register_function(function: Callable[[Tensor], Tensor], name: str, inverse:
     if target in TABLE and target not in USER:
         raise OptionError(f"'{name}' is an operator of parspike: pass another name=")
     turn = _check(function, name, inverse)
+    line = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    if name in _functions and not torch.equal(_functions[name](line), function(line)):
+        raise OptionError(f"another activation is registered as '{name}': pass another name=")
     _functions[name] = function
     if target not in USER:
         _define(name)

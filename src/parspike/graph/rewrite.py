@@ -30,7 +30,11 @@ __all__ = ["rewrite"]
 CONV = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.conv1d.padding",
         "aten.conv2d.padding", "aten.conv3d.padding")  # fmt: skip
 LINEAR = "aten.linear.default"
-BY_TENSORS = {"aten.clamp.Tensor": (1, 2), "aten.clamp_min.Tensor": (1, None), "aten.clamp_max.Tensor": (None, 1)}
+BY_TENSORS = {
+    "aten.clamp.Tensor": (1, 2), "aten.clamp_min.Tensor": (1, None), "aten.clamp_max.Tensor": (None, 1),
+    "aten.maximum.default": (1, None), "aten.minimum.default": (None, 1),
+    "aten.fmax.default": (1, None), "aten.fmin.default": (None, 1),
+}  # fmt: skip
 """Where the arguments of a clamp by tensors hold the lower and the upper bound."""
 KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default",
                   "aten.adaptive_avg_pool3d.default", "aten.mean.dim", "aten.reshape.default")  # fmt: skip
@@ -101,6 +105,14 @@ class _Draft:
         self.tensors[path] = self.tensors[param.path]
         return Param(path)
 
+    def free(self, weight: str) -> str:
+        """A name for the bias of a synapse that had none: beside its weight, where nothing has that name."""
+        room, _, name = weight.rpartition(".")
+        path = f"{room}.bias" if room and name == "weight" else f"{weight}_bias"
+        while path in self.tensors:
+            path += "_"
+        return path
+
     def graph(self) -> Graph:
         nodes = tuple(self.nodes.values())
         read = dict.fromkeys(path for node in nodes for path in node.params)
@@ -131,7 +143,7 @@ def _set_synapse(draft: _Draft, node: Node, weight: Tensor, bias: Tensor) -> Non
     param = draft.own(node, 1, "weight")
     dtype = draft.tensors[param.path].dtype
     old = _bias_of(node)
-    bias_param = draft.own(node, 2, "bias") if old is not None else Param(param.path.rpartition(".")[0] + ".bias")
+    bias_param = draft.own(node, 2, "bias") if old is not None else Param(draft.free(param.path))
     draft.tensors[param.path], draft.tensors[bias_param.path] = weight.to(dtype), bias.to(dtype)
     draft.nodes[node.name] = replace(node, args=(node.args[0], param, bias_param, *node.args[3:]))
 
@@ -142,7 +154,11 @@ def _foldable(draft: _Draft, node: Node | None) -> bool:
 
 def _bounds(draft: _Draft, node: Node) -> None:
     """A clamp by tensors of one number → the clamp by these numbers, which is an activation."""
-    if node.target not in BY_TENSORS or not isinstance(node.args[0], Ref):
+    if node.target not in BY_TENSORS:
+        return
+    if isinstance(node.args[0], Param) and "clamp" not in node.target:  # a maximum has no order
+        node = replace(node, args=(node.args[1], node.args[0]))
+    if not isinstance(node.args[0], Ref):
         return
     bounds: list[float | None] = []
     for place, none in zip(BY_TENSORS[node.target], (-math.inf, math.inf), strict=True):
@@ -183,6 +199,8 @@ def _merge_forward(draft: _Draft, node: Node) -> None:
     while reader is not None and reader.target in KEEPS_CHANNELS:
         if reader.target == "aten.mean.dim" and 1 in [d % len(node.shape) for d in reader.args[1]]:
             return
+        if reader.target == "aten.reshape.default" and not _flattens(path[-1] if path else node, reader):
+            return
         path.append(reader)
         reader = draft.only_reader(reader.name)
     if reader is None or not _foldable(draft, reader):
@@ -199,14 +217,17 @@ def _merge_forward(draft: _Draft, node: Node) -> None:
         if len(reader.shape) != 2 or weight.shape[1] % len(scale):
             return
         repeat = weight.shape[1] // len(scale)  # flattened maps: each channel's pixels lie side by side
-        if any(step.target == "aten.reshape.default" and len(step.shape) != 2 for step in path):
-            return
         scale, shift = scale.repeat_interleave(repeat), shift.repeat_interleave(repeat)
     extra = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
     old = _bias_of(reader)
     bias = extra @ shift + (0 if old is None else draft.tensors[old.path].double())
     _set_synapse(draft, reader, weight * scale.reshape(1, -1, *[1] * (weight.dim() - 2)), bias)
     draft.drop(node, node.args[0].name)
+
+
+def _flattens(before: Node, node: Node) -> bool:
+    """Whether a reshape lays the pixels of each channel side by side and leaves the batch alone."""
+    return len(node.shape) == 2 and node.shape[0] == before.shape[0]
 
 
 def _written(draft: _Draft, node: Node) -> None:
@@ -289,8 +310,8 @@ def _linear(node: Node, suffix: str, target: str, *args: Any) -> Node:
 
 def _pool_first(draft: _Draft, node: Node) -> None:
     """neuron → max-pool becomes max-pool → neuron, where nobody else reads the neuron."""
-    if node.role is not Role.ORDER or len(node.refs) != 1 or not isinstance(node.args[0], Ref):
-        return
+    if node.role is not Role.ORDER or len(node.refs) != 1 or not isinstance(node.args[0], Ref) or node.params:
+        return  # with a constant: the activation of the constant would have to go with it
     neuron = draft.nodes.get(node.args[0].name)
     if neuron is None or neuron.role is not Role.NEURON or draft.only_reader(neuron.name) is None:
         return

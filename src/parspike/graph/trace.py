@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import itertools
+import logging
 import operator
 import re
 import traceback
@@ -30,7 +31,7 @@ from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Sch
 from parspike.graph.ops import Role
 from parspike.graph.sizes import GuardWatch, conditions, other_sizes, resized, size_tree
 
-__all__ = ["trace"]
+__all__ = ["check_same", "trace"]
 
 BATCH_NORMS = ("aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default")
 IDENTITIES = ("aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.detach.default",
@@ -76,6 +77,7 @@ def trace(
         if isinstance(x, Tensor) and x.is_floating_point() and len(weights) == 1 and x.dtype not in weights:
             raise InputError(f"the example input is {x.dtype}, the network's weights are {weights.pop()}: convert one")
     args, kwargs = two_samples(args), dict(zip(kwargs, two_samples(list(kwargs.values())), strict=True))
+    _check_example(model, args, kwargs)
     graph, fixed = _free(model, args, kwargs) if free_sizes else (None, ())
     if graph is None:
         graph = _fold(_Reader(model, _export(model, args, kwargs), args, kwargs).graph(), args, kwargs)
@@ -178,10 +180,57 @@ def _proved(model: nn.Module, graph: Graph, args: tuple[Tensor, ...], kwargs: di
     raise TraceError(said)
 
 
+def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
+    """Say of an example that the network itself does not take that this is so, before tracing blames the code."""
+    generator = torch.random.get_rng_state()
+    try:
+        with _quiet():
+            model(*args, **kwargs)
+    except (AttributeError, NameError, ImportError):
+        return  # the code's own fault, which tracing explains
+    except Exception as error:
+        given = [f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in (*args, *kwargs.values())]
+        line = _user_line("".join(_frames(error)))
+        raise InputError(
+            f"{type(model).__name__} fails on the example, {', '.join(given)}{f' at {line}' if line else ''}: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}. Inputs are batches, (B, …), of any B from 2 on"
+        ) from error
+    finally:
+        torch.random.set_rng_state(generator)
+
+
+def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
+    """Raise `TraceError` unless the graph computes what the network does, on a batch of three samples."""
+    if any(node.role is Role.UNKNOWN for node in graph.nodes):
+        return
+    given = [torch.cat([x[:2], x[:1]]) for x in two_samples([*args, *kwargs.values()])]
+    args, kwargs = given[: len(args)], dict(zip(kwargs, given[len(args) :], strict=True))
+    generator = torch.random.get_rng_state()
+    try:
+        with _quiet():
+            wanted, found = _plain(model(*args, **kwargs)), graph.run(*args, **kwargs)
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise TraceError(
+            f"{type(model).__name__} takes no batch of 3 (a shape written as a number, or computed from the batch size "
+            f"with len or int): use x.shape[0] or -1 there ({(str(error).splitlines() or [''])[0]})"
+        ) from error
+    finally:
+        torch.random.set_rng_state(generator)
+    pair = ([leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)] for tree in (wanted, found))
+    if not _alike(*pair):
+        raise TraceError(
+            f"the graph of {type(model).__name__} gives another output than the network on a batch of 3: a number that "
+            "forward computes from the batch size or the values (len, int, .item()) was fixed in tracing; if there is "
+            "none, please report it, with the network"
+        )
+
+
 def check_model(model: nn.Module) -> None:
     """Refuse what would make a silently wrong network: train mode, NaN and Inf."""
     if not isinstance(model, nn.Module):
         raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(getattr(model, "graph", None), Graph):
+        raise InputError(f"this {type(model).__name__} is converted already: give the network that it was made from")
     tables: set[str] = set()
     for name, module in model.named_modules():
         if not isinstance(module, nn.modules.batchnorm._NormBase):
@@ -218,11 +267,17 @@ def two_samples(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # Compiled modules run as they are written: compiling for the fake tensors of a tracing ends the process.
-    with warnings.catch_warnings(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        yield
+    # Compiled modules run as they are written: compiling for the fake tensors of a tracing ends the process. What torch
+    # logs of an operator that refuses its arguments stands in the error.
+    logger = logging.getLogger(FakeTensorMode.__module__)
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logger.disabled = before
 
 
 def _export(
@@ -486,6 +541,15 @@ class _Reader:
 
     def graph(self) -> Graph:
         output: Any = None
+        written = sorted({
+            *self.exported.graph_signature.buffers_to_mutate.values(),
+            *self.exported.graph_signature.parameters_to_mutate.values(),
+        })  # fmt: skip
+        if written:
+            raise TraceError(
+                f"{type(self.model).__name__} writes into '{written[0]}' in forward: a spiking network keeps no state "
+                "between batches; write it only in training (self.training)"
+            )
         self._placeholders()
         for fx in self.exported.graph.nodes:
             if fx.op == "call_function":
@@ -688,7 +752,8 @@ class _Reader:
     def _constant(self, name: str, tensor: Tensor) -> Param:
         # As a module holds it, it must not be called like a method of modules: `to`, `type` …
         path = f"constants.{name}_" if hasattr(nn.Module, name) else f"constants.{name}"
-        self.tensors[path] = tensor
+        # As a file holds it: another layout is another order of sums.
+        self.tensors[path] = tensor.contiguous()
         return Param(path)
 
     def _layer(self, fx: Any, target: str) -> str:
