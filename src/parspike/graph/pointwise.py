@@ -109,7 +109,8 @@ def turn_of(function: Callable[[Tensor], Tensor]) -> Turn | str | None:
         return None
     last_fall = int(falls.nonzero()[-1])
     if bool(rises[:last_fall].any()) or not bool(rises.any()):
-        at = int(falls.nonzero()[0]) if not bool(rises.any()) else last_fall
+        near = falls & (grid[:-1] >= -60)
+        at = int((near if bool(near.any()) else falls).nonzero()[0]) if not bool(rises.any()) else last_fall
         here, there = (f"{float(y[i]):.6g} at {float(grid[i]):.6g}" for i in (at, at + 1))
         return f"it falls from {here} to {there}"
     least = int(y.argmin())
