@@ -181,3 +181,28 @@ def test_weights_in_another_order_are_saved_as_they_run(tmp_path):
     model = Net(lambda s, x: F.relu(x @ s.a.T @ s.b.T) @ s.c, a=a, b=b, c=c).eval()
     snn = parspike.convert(model, [X], T=4, recipe="max")
     assert torch.equal(parspike.load(snn.save(tmp_path / "net.parspike"))(X), snn(X))
+
+
+def test_options_that_are_no_options():
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU()).eval()
+    with pytest.raises(OptionError, match="expected options by pattern"):
+        parspike.plan(model, X, layers=["1"])  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="method of torch's modules"):
+        parspike.register(torch.tanh, name="float")
+    with pytest.raises(OptionError, match="budget"):
+        parspike.Auto(budget=float("nan"))
+
+
+def test_inputs_without_number_are_asked_for():
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(8, 3)
+
+        def forward(self, *xs: Tensor) -> Tensor:
+            return self.last(sum(xs).relu())  # type: ignore[union-attr]
+
+    with pytest.raises(InputError, match="inputs="):
+        parspike.convert(Sum().eval(), [(X, X)], T=4, recipe="max")
+    snn = parspike.convert(Sum().eval(), [(X, X)], T=4, recipe="max", inputs=lambda item: (item[0], item[1]))
+    assert snn(X, X).shape == (64, 3)

@@ -66,6 +66,14 @@ def test_placement_beats_even_steps_and_says_so():
     assert neuron.uniform_error > 1.5 * neuron.error
 
 
+def test_steps_stand_between_few_recorded_currents_too():
+    generator = torch.Generator().manual_seed(0)
+    seen, others = (torch.randn(n, generator=generator, dtype=torch.float64).sort().values for n in (40, 4000))
+    others = others[(others > seen[0]) & (others < seen[-1])]
+    off = [float((staircase(torch.sigmoid, seen, T)(others) - torch.sigmoid(others)).abs().max()) for T in (64, 4096)]
+    assert off[1] < off[0] / 16
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 99), T=st.integers(1, 20), code=st.sampled_from(["sorted", "onset", "weighted"]))
 def test_spikes_carry_the_value(seed, T, code):

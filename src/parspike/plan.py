@@ -206,6 +206,8 @@ def arguments(example: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
 
 def _options(graph: Graph, layers: Mapping[str, LayerOption]) -> dict[str, LayerOption]:
     chosen: dict[str, LayerOption] = {}
+    if not isinstance(layers, Mapping):
+        raise OptionError(f"layers is {layers!r}: expected options by pattern, such as {{'stem.*': parspike.Keep()}}")
     for pattern, option in layers.items():
         if not isinstance(option, LayerOption):
             raise OptionError(f"layers['{pattern}'] is {option!r}: expected parspike.Keep() or parspike.Steps(T)")

@@ -44,7 +44,7 @@ class Auto(Recipe):
     budget: float = 120.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)) or self.budget < 0:
+        if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)) or not self.budget >= 0:
             raise OptionError(f"budget must be a number of seconds of at least 0, got {self.budget!r}")
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:

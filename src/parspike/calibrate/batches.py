@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parspike.errors import CalibrationError
+from parspike.errors import CalibrationError, InputError
 from parspike.graph import Graph
 from parspike.together import Together
 
@@ -45,6 +45,9 @@ def signature_of(model: nn.Module, item: Any) -> tuple[int, tuple[str, ...]]:
         for name, p in parameters.items()
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
+    several = isinstance(item, (tuple, list)) and len(item) > 1
+    if several and any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+        raise InputError("forward takes *inputs: say with inputs= which entries of a calibration item it takes")
     keys: tuple[str, ...] = ()
     if isinstance(item, Mapping):
         named = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

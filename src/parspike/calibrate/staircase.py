@@ -40,6 +40,11 @@ CLIPPED = (0.0, 0.001, 0.01, 0.03, 0.1)
 """Shares of the values beyond the first and the last of evenly spaced outputs, to start from."""
 
 
+FILLED, MOST_FILLED = 512, 1 << 20
+"""Currents a level that steps are placed for at least, and in all at most for that: with 96 a level, at T = 1024, the
+error on other currents of the same layer was 1.6 times that on these."""
+
+
 @dataclass
 class Sample:
     """At most 2·`limit` of the values that a layer was given, evenly thinned, and their extremes.
@@ -139,6 +144,7 @@ def staircase(
     mean squared error over evenly spaced ones, and the code allows it.
     """
     levels = levels_of(T, code)
+    z = _filled(z, min(FILLED * levels, MOST_FILLED))
     a = function(z).double()
     even = torch.linspace(0, 1, levels + 1, dtype=a.dtype, device=a.device) * (a[-1] - a[0]) + a[0]
     outputs, uniform_error = even, _error(a, even)
@@ -150,6 +156,19 @@ def staircase(
     between = (outputs[1:] + outputs[:-1]) / 2
     thresholds = _inverse(function, between, z) if inverse is None else inverse(between.to(z.dtype))
     return Staircase(T, thresholds, outputs.to(z.dtype), code=code, error=error, uniform_error=uniform_error)
+
+
+def _filled(z: Tensor, wanted: int) -> Tensor:
+    """Sorted currents (N,) with others evenly put between neighbours, so that they are `wanted` at least.
+
+    Steps that were placed for fewer currents than there are levels would stand at these currents alone, and leave
+    every current between two of them as far off as their distance.
+    """
+    parts = -(-wanted // len(z))
+    if parts < 2:
+        return z
+    between = z[:-1, None] + z.diff()[:, None] * torch.arange(parts, dtype=z.dtype, device=z.device) / parts
+    return torch.cat([between.flatten().clamp(max=z[-1]), z[-1:]])
 
 
 def staircase_between(

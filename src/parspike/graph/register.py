@@ -64,6 +64,8 @@ def _register_function(function: Callable[[Tensor], Tensor], name: str, inverse:
     target = f"parspike.{name}"
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise OptionError(f"'{name}' is no name for an activation: pass name= with letters, digits and underscores")
+    if hasattr(nn.Module, name):  # the layer of its neurons is called so, in a module
+        raise OptionError(f"'{name}' is a method of torch's modules: pass another name=")
     if target in TABLE and target not in USER:
         raise OptionError(f"'{name}' is an operator of parspike: pass another name=")
     turn = _check(function, name, inverse)
