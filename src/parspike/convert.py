@@ -138,7 +138,7 @@ def _plan(
         first = next(iter(source), None)
         if first is None:
             raise CalibrationError("the calibration set is empty: give at least one batch of inputs")
-        example = arguments_of(first, "calibration batch 0", inputs, signature_of(model, first))
+        example = arguments_of(first, "calibration batch 0", inputs, signature_of(model, first, inputs))
     return plan(model, example, layers=layers, strict=strict)
 
 

@@ -33,7 +33,9 @@ def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibratio
     return list(source) if iter(source) is source else source
 
 
-def signature_of(model: nn.Module, item: Any) -> tuple[int, tuple[str, ...]]:
+def signature_of(
+    model: nn.Module, item: Any, inputs: Callable[[Any], Any] | None = None
+) -> tuple[int, tuple[str, ...]]:
     """How many inputs of an item are positional and which are keywords, as `model.forward` names them.
 
     A dict without one of the usual keys, or with all of several inputs that `forward` asks for, gives the entries
@@ -45,7 +47,7 @@ def signature_of(model: nn.Module, item: Any) -> tuple[int, tuple[str, ...]]:
         for name, p in parameters.items()
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    several = isinstance(item, (tuple, list)) and len(item) > 1
+    several = inputs is None and isinstance(item, (tuple, list)) and len(item) > 1
     if several and any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
         raise InputError("forward takes *inputs: say with inputs= which entries of a calibration item it takes")
     keys: tuple[str, ...] = ()
