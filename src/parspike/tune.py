@@ -105,7 +105,7 @@ def tune(
     if isinstance(model, Plan):
         made = model
     else:
-        signature = signature_of(model, batches[0])
+        signature = signature_of(model, batches[0], inputs)
         made = plan(model, arguments_of(batches[0], "calibration batch 0", inputs, signature))
     held = _Held(batches[3::4], measure, inputs, made.graph.signature)
     network = held.score(made.graph.run, made.graph.run)[0]
