@@ -2,7 +2,7 @@
 # make test    README command two: the tests, in the same .venv
 # make check   everything a change must pass
 # make bench   time and memory of every engine against the network
-# make zoo     docs/zoo.md: 194 networks converted and compared, hours; goes on where it stopped
+# make zoo     docs/zoo.md: 195 networks converted and compared, hours; goes on where it stopped
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed

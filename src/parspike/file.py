@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import math
 import os
 import re
 import tempfile
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from parspike.errors import FileError
 from parspike.graph import Device, Graph, Input, Node, Param, Ref, Role, Schedule, Size, Stream, leaves, walk
 from parspike.graph.ir import BATCH, CONDITIONS, SIZE_OPERATIONS
 from parspike.graph.ops import ON_MEANS, TABLE, judge
+from parspike.graph.trace import unlogged
 from parspike.neurons import Neuron, neuron_from
 from parspike.snn import SNN
 
@@ -429,8 +429,8 @@ def _check_role(node: Node, varying: set[str]) -> None:
     """
     if any(isinstance(leaf, Ref) for leaf in leaves(node.kwargs)):  # the table judges positional arguments
         raise FileError(f"node '{node.name}' takes a value of the network by keyword")
-    changes = [[leaf for leaf in leaves(arg) if isinstance(leaf, Ref) and leaf.name in varying] for arg in node.args]
-    role, reason = judge(node.target, [bool(refs) for refs in changes], sum(map(len, changes)))
+    changes = [sum(isinstance(leaf, Ref) and leaf.name in varying for leaf in leaves(arg)) for arg in node.args]
+    role, reason = judge(node.target, changes)
     describe = TABLE[node.target].activation
     if role is Role.NEURON and describe is not None and isinstance(answer := describe(node), str):
         role, reason = Role.ANALOG, answer
@@ -504,17 +504,6 @@ def _neuron(node: Node, config: Any, state: Mapping[str, Tensor], steps: int) ->
     return neuron
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's own report of an operator that refuses its arguments: the error says it."""
-    logger = logging.getLogger(FakeTensorMode.__module__)
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
 def _check_run(snn: SNN) -> None:
     """Run the network on two samples without data, of the example's sizes.
 
@@ -531,7 +520,7 @@ def _check_run(snn: SNN) -> None:
 
     # The mode that torch.export traces in, so every operator of a traced network can run in it.
     mode = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
-    with _quiet(), mode, torch.no_grad():
+    with unlogged(), mode, torch.no_grad():
         env: dict[str, Any] = {}
         for i in graph.inputs:
             dtype = (snn.dtype or i.dtype) if i.dtype.is_floating_point else i.dtype

@@ -15,7 +15,7 @@ from parspike import engines
 from parspike.engines import Run
 from parspike.engines.stages import Stages
 from parspike.errors import InputError, OptionError
-from parspike.graph import Graph, map_tree
+from parspike.graph import Graph
 from parspike.neurons import Neuron
 
 __all__ = ["SNN"]
@@ -62,11 +62,7 @@ class SNN(nn.Module):
         after = self.dtype
         if before is not after and before is not None and after is not None:
             # Blanks and casts of the network's own dtype follow it.
-            nodes = tuple(
-                replace(n, **{key: map_tree(lambda leaf: after if leaf is before else leaf, getattr(n, key))
-                              for key in ("args", "kwargs")})
-                for n in self.graph.nodes
-            )  # fmt: skip
+            nodes = tuple(n.mapped(lambda leaf: after if leaf is before else leaf) for n in self.graph.nodes)
             self._run_as(replace(self.graph, nodes=nodes))
         return self
 

@@ -35,18 +35,14 @@ class Distance:
         pair = pair_of(self.draft, dict(env))
         walk(self.schedule, pair, dict.fromkeys(self.draft.neurons, fire or self._fire))
         teacher, student = (
-            [leaf for leaf in leaves(self.draft.graph.collect(stream.env)) if isinstance(leaf, Tensor)]
-            for stream in pair
+            [leaf for leaf in leaves(self.draft.graph.collect(stream.env)) if _floating(leaf)] for stream in pair
         )
-        floating = [leaf.is_floating_point() for leaf in teacher]
-        if not any(floating):
+        if not teacher:
             raise CalibrationError(
                 "the network's outputs are whole numbers, which say too little of how near a spiking network is: "
                 "return the logits and take their argmax outside, or convert with recipe='max' or 'closed-form'"
             )
-        return [t for t, f in zip(teacher, floating, strict=True) if f], [
-            s for s, f in zip(student, floating, strict=True) if f
-        ]
+        return teacher, student
 
     @torch.no_grad()
     def to_teacher(self, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, float]:
@@ -93,3 +89,7 @@ def judged(student: Tensor, teacher: Tensor) -> Tensor:
     if teacher.dim() == 2 and teacher.shape[1] > 1:
         error = error + (student.softmax(1) - teacher.softmax(1)).abs().sum(1).mean() / 2
     return error
+
+
+def _floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()

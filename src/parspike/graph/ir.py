@@ -14,7 +14,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -160,6 +160,10 @@ class Node:
     def params(self) -> tuple[str, ...]:
         """Paths of the network's tensors that this node reads."""
         return tuple(leaf.path for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Param))
+
+    def mapped(self, function: Callable[[Any], Any]) -> Node:
+        """The node with `function` applied to every leaf of its arguments."""
+        return replace(self, args=map_tree(function, self.args), kwargs=map_tree(function, self.kwargs))
 
     @property
     def multiplies(self) -> bool:

@@ -350,10 +350,9 @@ def call(target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return TABLE[target].run(*args, **kwargs)
 
 
-def judge(target: str, varying: Sequence[bool], factors: int) -> tuple[Role, str]:
-    """Role of an operator whose positional arguments depend on the network's input as `varying` says, and why.
-
-    factors: the values among them that depend on it; an argument may be a list of several.
+def judge(target: str, varying: Sequence[int]) -> tuple[Role, str]:
+    """Role of an operator, and why. varying: of every positional argument, which may be a list, how many of its values
+    depend on the network's input.
     """
     row = TABLE.get(target)
     if row is None:
@@ -361,7 +360,7 @@ def judge(target: str, varying: Sequence[bool], factors: int) -> tuple[Role, str
         return Role.UNKNOWN, REFUSED.get(packet, f"no rule for {target}")
     if not any(varying):
         return Role.SYNAPSE, ""  # a constant, whatever makes it
-    if row.product and factors > 1:
+    if row.product and sum(varying) > 1:
         return Role.ANALOG, "a product of two values that both depend on the input"
     if row.varying is not None and any(v for i, v in enumerate(varying) if i not in row.varying):
         return Role.ANALOG, "a weight or divisor that depends on the input"

@@ -74,7 +74,7 @@ class _Draft:
         """Remove a node; who read it reads `instead`."""
         del self.nodes[node.name]
         swap = _renaming({node.name: instead})
-        self.nodes = {name: _map(n, swap) for name, n in self.nodes.items()}
+        self.nodes = {name: n.mapped(swap) for name, n in self.nodes.items()}
         self.output = map_tree(swap, self.output)
 
     def insert(self, name: str, made: list[Node]) -> None:
@@ -123,10 +123,6 @@ class _Draft:
 
 def _renaming(names: dict[str, str]) -> Callable[[Any], Any]:
     return lambda leaf: Ref(names.get(leaf.name, leaf.name)) if isinstance(leaf, Ref) else leaf
-
-
-def _map(node: Node, function: Callable[[Any], Any]) -> Node:
-    return replace(node, args=map_tree(function, node.args), kwargs=map_tree(function, node.kwargs))
 
 
 def _scales(draft: _Draft, node: Node) -> tuple[Tensor, Tensor]:

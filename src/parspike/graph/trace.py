@@ -31,7 +31,7 @@ from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Sch
 from parspike.graph.ops import Role
 from parspike.graph.sizes import GuardWatch, conditions, other_sizes, resized, size_tree
 
-__all__ = ["check_same", "trace"]
+__all__ = ["check_same", "trace", "unlogged"]
 
 BATCH_NORMS = ("aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default")
 IDENTITIES = ("aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.detach.default",
@@ -159,30 +159,30 @@ def _proved(model: nn.Module, graph: Graph, args: tuple[Tensor, ...], kwargs: di
     if unknown is not None:
         raise TraceError(f"{unknown.target} has no rule")
     example = graph.bind(args, kwargs)
-    generator = torch.random.get_rng_state()
     said = "no other size meets its conditions"
-    try:
-        for sizes in itertools.islice(other_sizes(graph), PROOFS):
-            env = {i.name: resized(example[i.name], i.shape, sizes) for i in graph.inputs}
-            values = list(env.values())
-            try:
-                with _quiet():
-                    wanted = _plain(model(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True))))
-                    found = graph.run(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
-            except (RuntimeError, IndexError, ValueError) as error:
-                said = f"another size fails ({(str(error).splitlines() or [''])[0]})"
-                continue
-            if not _alike(*([leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)] for tree in (wanted, found))):
-                raise TraceError(f"its output for inputs of shape {[tuple(x.shape) for x in values]} is another")
-            return graph
-    finally:
-        torch.random.set_rng_state(generator)
+    for sizes in itertools.islice(other_sizes(graph), PROOFS):
+        env = {i.name: resized(example[i.name], i.shape, sizes) for i in graph.inputs}
+        values = list(env.values())
+        try:
+            same = _same(model, graph, values[: len(args)], dict(zip(kwargs, values[len(args) :], strict=True)))
+        except (RuntimeError, IndexError, ValueError) as error:
+            said = f"another size fails ({(str(error).splitlines() or [''])[0]})"
+            continue
+        if not same:
+            raise TraceError(f"its output for inputs of shape {[tuple(x.shape) for x in values]} is another")
+        return graph
     raise TraceError(said)
+
+
+def _same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> bool:
+    """Whether network and graph give the same outputs, up to rounding."""
+    with _quiet():
+        wanted, found = _plain(model(*args, **kwargs)), graph.run(*args, **kwargs)
+    return _alike(*([leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)] for tree in (wanted, found)))
 
 
 def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
     """Say of an example that the network itself does not take that this is so, before tracing blames the code."""
-    generator = torch.random.get_rng_state()
     try:
         with _quiet():
             model(*args, **kwargs)
@@ -195,8 +195,6 @@ def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str
             f"{type(model).__name__} fails on the example, {', '.join(given)}{f' at {line}' if line else ''}: "
             f"{(str(error).splitlines() or [type(error).__name__])[0]}. Inputs are batches, (B, …), of any B from 2 on"
         ) from error
-    finally:
-        torch.random.set_rng_state(generator)
 
 
 def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
@@ -205,19 +203,14 @@ def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: M
         return
     given = [torch.cat([x[:2], x[:1]]) for x in two_samples([*args, *kwargs.values()])]
     args, kwargs = given[: len(args)], dict(zip(kwargs, given[len(args) :], strict=True))
-    generator = torch.random.get_rng_state()
     try:
-        with _quiet():
-            wanted, found = _plain(model(*args, **kwargs)), graph.run(*args, **kwargs)
+        same = _same(model, graph, args, kwargs)
     except (RuntimeError, IndexError, ValueError) as error:
         raise TraceError(
             f"{type(model).__name__} takes no batch of 3 (a shape written as a number, or computed from the batch size "
             f"with len or int): use x.shape[0] or -1 there ({(str(error).splitlines() or [''])[0]})"
         ) from error
-    finally:
-        torch.random.set_rng_state(generator)
-    pair = ([leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)] for tree in (wanted, found))
-    if not _alike(*pair):
+    if not same:
         raise TraceError(
             f"the graph of {type(model).__name__} gives another output than the network on a batch of 3: a number that "
             "forward computes from the batch size or the values (len, int, .item()) was fixed in tracing; if there is "
@@ -266,18 +259,28 @@ def two_samples(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # Compiled modules run as they are written: compiling for the fake tensors of a tracing ends the process. What torch
-    # logs of an operator that refuses its arguments stands in the error.
+def unlogged() -> Iterator[None]:
+    """Without torch's own report of an operator that refuses its arguments: the error says it."""
     logger = logging.getLogger(FakeTensorMode.__module__)
     before, logger.disabled = logger.disabled, True
     try:
-        with warnings.catch_warnings(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        yield
+    finally:
+        logger.disabled = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Run a network for what it computes alone: no gradients, reports or warnings, and random numbers as they were."""
+    generator = torch.random.get_rng_state()
+    try:
+        # Compiled modules run as they are written: compiling for the fake tensors of a tracing ends the process.
+        with unlogged(), warnings.catch_warnings(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", UserWarning)
             yield
     finally:
-        logger.disabled = before
+        torch.random.set_rng_state(generator)
 
 
 def _export(
@@ -286,7 +289,6 @@ def _export(
     """opened: of every input, the dimensions beside the batch that may vary."""
     dims = [dict.fromkeys({0, *more}, Dim.AUTO) for more in opened or [set()] * (len(args) + len(kwargs))]
     shapes = (tuple(dims[: len(args)]), dict(zip(kwargs, dims[len(args) :], strict=True)))
-    generator = torch.random.get_rng_state()
     try:
         with _quiet():
             _register_outputs(model, args, kwargs)
@@ -300,35 +302,35 @@ def _export(
     except Exception as error:
         seen = _seen(model, args, kwargs) if opened is None else ""
         raise TraceError(_explain(model, error) + seen) from error
-    finally:
-        torch.random.set_rng_state(generator)
 
 
 def _in_known_operators(exported: Any) -> Any:
     """The program with operators that the table lacks written in others, where torch says how: `clip` is a `clamp`,
     `hstack` a `cat`, `mT` a `transpose`."""
-    said = torch.export.default_decompositions()
     tried: set[Any] = set()
-    while True:
-        varying = set(exported.graph_signature.user_inputs)
-        table = {}
-        for fx in exported.graph.nodes:
-            if fx.op != "call_function" or not any(node.name in varying for node in fx.all_input_nodes):
-                continue  # what depends on weights alone is computed once, by the operator itself
-            value = fx.meta.get("val")
-            varying.add(fx.name)
-            if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-                continue
-            if not isinstance(fx.target, torch._ops.OpOverload) or _known(fx.target):
-                continue
-            if fx.target in said:
-                table[fx.target] = said[fx.target]
-            elif torch._C._dispatch_has_kernel_for_dispatch_key(fx.target.name(), "CompositeImplicitAutograd"):
-                table[fx.target] = fx.target.decompose
-        if table.keys() <= tried:
-            return exported
-        tried |= table.keys()
-        exported = exported.run_decompositions(table)
+    while lacking := _lacking(exported) - tried:
+        said = torch.export.default_decompositions()
+        table = {operator_: said[operator_] for operator_ in lacking if operator_ in said}
+        for operator_ in lacking - table.keys():
+            if torch._C._dispatch_has_kernel_for_dispatch_key(operator_.name(), "CompositeImplicitAutograd"):
+                table[operator_] = operator_.decompose
+        tried |= lacking
+        exported = exported.run_decompositions(table) if table else exported
+    return exported
+
+
+def _lacking(exported: Any) -> set[Any]:
+    """Operators on what depends on the inputs that the reader does not know."""
+    varying = set(exported.graph_signature.user_inputs)
+    found = set()
+    for fx in exported.graph.nodes:
+        if fx.op != "call_function" or not any(node.name in varying for node in fx.all_input_nodes):
+            continue  # what depends on weights alone is computed once, by the operator itself
+        varying.add(fx.name)
+        size = isinstance(fx.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
+        if not size and isinstance(fx.target, torch._ops.OpOverload) and not _known(fx.target):
+            found.add(fx.target)
+    return found
 
 
 def _known(operator_: Any) -> bool:
@@ -678,11 +680,10 @@ class _Reader:
         if not refs and not sized and not random:
             self._fold(fx, target, args, kwargs)
             return
-        varying = [any(isinstance(le, Ref) and le.name in self.varying for le in leaves(arg)) for arg in args]
+        varying = [sum(isinstance(le, Ref) and le.name in self.varying for le in leaves(arg)) for arg in args]
         if any(varying) or any(name in self.varying for name in refs):
             self.varying.add(fx.name)
-        read = [leaf.name for leaf in leaves(args) if isinstance(leaf, Ref) and leaf.name in self.varying]
-        role, reason = ops.judge(target, varying, len(read))
+        role, reason = ops.judge(target, varying)
         if role not in (Role.UNKNOWN, Role.ANALOG) and any(varying) and (said := _no_current(fx)):
             role, reason = Role.ANALOG, said
         shape = meta if isinstance(meta, Tensor) else next((m for m in meta or () if isinstance(m, Tensor)), None)
