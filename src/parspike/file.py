@@ -28,7 +28,7 @@ from parspike.errors import FileError
 from parspike.graph import Device, Graph, Input, Node, Param, Ref, Role, Schedule, Size, Stream, leaves, walk
 from parspike.graph.ir import BATCH, CONDITIONS, SIZE_OPERATIONS
 from parspike.graph.ops import ON_MEANS, TABLE, judge
-from parspike.graph.trace import unlogged
+from parspike.graph.quiet import unlogged
 from parspike.neurons import Neuron, neuron_from
 from parspike.snn import SNN
 

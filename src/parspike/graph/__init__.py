@@ -18,7 +18,8 @@ from parspike.graph.ops import Activation, Clip, Curve, Quantised, Role
 from parspike.graph.order import nested
 from parspike.graph.register import register
 from parspike.graph.rewrite import rewrite
-from parspike.graph.trace import check_same, trace
+from parspike.graph.same import check_same
+from parspike.graph.trace import trace
 
 __all__ = [
     "Activation",

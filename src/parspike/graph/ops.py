@@ -20,7 +20,7 @@ from parspike import neurons
 if TYPE_CHECKING:
     from parspike.graph.ir import Node
 
-__all__ = ["TABLE", "Activation", "Clip", "Curve", "Op", "Quantised", "Role", "call", "judge"]
+__all__ = ["TABLE", "Activation", "Clip", "Curve", "Op", "Quantised", "Role", "call", "judge", "target_of"]
 
 
 class Role(StrEnum):
@@ -343,6 +343,16 @@ COMPLEX = "complex numbers are no currents"
 WHOLE = "it rounds to whole numbers, or compares"
 ON_MEANS = (UNFOLDABLE, COMPLEX, WHOLE)
 """Reasons for computing on the time-means that tracing finds and the table does not know."""
+
+
+def target_of(target: Any) -> str:
+    """The name in the table of an operator of torch's."""
+    if target is operator.getitem:
+        return "getitem"
+    name = str(target)
+    if name in ("aten.view.default", "aten._unsafe_view.default"):
+        return "aten.reshape.default"  # a view's strides hold for the traced layout alone
+    return name.removesuffix(".default") if name.startswith("parspike.") else name
 
 
 def call(target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

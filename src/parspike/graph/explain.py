@@ -1,0 +1,75 @@
+"""What is said of a network that cannot be traced: the user's line, and the operators that it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from parspike.graph import ops
+from parspike.graph.ops import Role
+from parspike.graph.quiet import quiet
+
+__all__ = ["explain", "frames", "seen", "user_line"]
+
+
+def explain(model: nn.Module, error: Exception) -> str:
+    """Why a network could not be traced, with the user's line."""
+    text = str(error)
+    line = user_line(text) or user_line("".join(frames(error)))
+    place = f" at {line}" if line else ""
+    first = next((part.strip() for part in text.splitlines() if part.strip()), type(error).__name__)
+    name = type(model).__name__
+    if "data-dependent" in text or "GuardOnDataDependent" in text or "Could not guard" in text:
+        return (
+            f"{name}: the code branches on the values of a tensor{place} ({first}). A spiking network has one fixed "
+            "graph: replace the branch by tensor operations, or convert the part of the model around it"
+        )
+    return f"{name} could not be traced{place}: {first}"
+
+
+class _Watch(TorchDispatchMode):
+    """Counts the operators that a network runs, by what the table says of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        row = ops.TABLE.get(ops.target_of(func))
+        if row is None or row.weighted or row.role is not Role.SYNAPSE:
+            self.counts[func.__name__.split(".")[0] + (f" ({row.role})" if row else "")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def seen(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> str:
+    """What a network that cannot be traced runs all the same, as far as it comes."""
+    with contextlib.suppress(Exception), quiet(), _Watch() as watch:
+        model(*args, **kwargs)
+    found = ", ".join(f"{number} {name}" for name, number in watch.counts.most_common(12))
+    return f". It runs: {found}" if found else ""
+
+
+def frames(error: Exception) -> Iterator[str]:
+    """The stack of an error, as Python prints it."""
+    for frame in traceback.extract_tb(error.__traceback__):
+        yield f'File "{frame.filename}", line {frame.lineno}, in {frame.name}\n    {frame.line}\n'
+
+
+def user_line(stack: str) -> str:
+    """The innermost line of a stack that is not torch's or parspike's own."""
+    found = ""
+    pattern = r'File "([^"]+)", line (\d+), in (\S+)(?:\s*\n\s+(?!File)(\S[^\n]*))?'
+    for path, line, _, code in re.findall(pattern, stack):
+        if f"{Path(torch.__file__).parent}" in path or f"{Path(__file__).parent}" in path or path.startswith("<"):
+            continue
+        found = f"{'/'.join(Path(path).parts[-2:])}:{line}" + (f"  {code.strip()}" if code else "")
+    return found

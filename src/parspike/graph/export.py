@@ -1,0 +1,104 @@
+"""`torch.export` of a network, in operators that the table has."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from parspike.errors import TraceError
+from parspike.graph.explain import explain, seen
+from parspike.graph.quiet import quiet
+from parspike.graph.read import known
+
+__all__ = ["export"]
+
+
+def export(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], opened: Sequence[set[int]] | None = None
+) -> Any:
+    """opened: of every input, the dimensions beside the batch that may vary."""
+    dims = [dict.fromkeys({0, *more}, Dim.AUTO) for more in opened or [set()] * (len(args) + len(kwargs))]
+    shapes = (tuple(dims[: len(args)]), dict(zip(kwargs, dims[len(args) :], strict=True)))
+    try:
+        with quiet():
+            _register_outputs(model, args, kwargs)
+            exported = torch.export.export(
+                model, args, kwargs, dynamic_shapes=_by_parameter(model, *shapes), strict=False
+            )
+            # Only to be rid of in-place operators: it traces the whole network a second time.
+            return _in_known_operators(exported if _pure(exported) else exported.run_decompositions({}))
+    except TraceError:
+        raise
+    except Exception as error:
+        runs = seen(model, args, kwargs) if opened is None else ""
+        raise TraceError(explain(model, error) + runs) from error
+
+
+def _in_known_operators(exported: Any) -> Any:
+    """The program with operators that the table lacks written in others, where torch says how: `clip` is a `clamp`,
+    `hstack` a `cat`, `mT` a `transpose`."""
+    tried: set[Any] = set()
+    while lacking := _lacking(exported) - tried:
+        said = torch.export.default_decompositions()
+        table = {operator_: said[operator_] for operator_ in lacking if operator_ in said}
+        for operator_ in lacking - table.keys():
+            if torch._C._dispatch_has_kernel_for_dispatch_key(operator_.name(), "CompositeImplicitAutograd"):
+                table[operator_] = operator_.decompose
+        tried |= lacking
+        exported = exported.run_decompositions(table) if table else exported
+    return exported
+
+
+def _lacking(exported: Any) -> set[Any]:
+    """Operators on what depends on the inputs that the reader does not know."""
+    varying = set(exported.graph_signature.user_inputs)
+    found = set()
+    for fx in exported.graph.nodes:
+        if fx.op != "call_function" or not any(node.name in varying for node in fx.all_input_nodes):
+            continue  # what depends on weights alone is computed once, by the operator itself
+        varying.add(fx.name)
+        size = isinstance(fx.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
+        if not size and isinstance(fx.target, torch._ops.OpOverload) and not known(fx.target):
+            found.add(fx.target)
+    return found
+
+
+def _pure(exported: Any) -> bool:
+    """Whether no operator of the graph writes into a tensor."""
+    for fx in exported.graph.nodes:
+        schema = getattr(fx.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            return False
+        # Arithmetic of sizes is plain Python; anything else without a schema holds a graph of its own.
+        if schema is None and fx.op == "call_function" and fx.target.__module__ not in ("_operator", "math", "torch"):
+            return False
+    return True
+
+
+def _register_outputs(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    """Tell torch.export about the data classes that the network returns."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = pytree.tree_map(mode.from_tensor, (args, kwargs))
+        try:
+            output = model(*fake[0], **fake[1])
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, torch.export says it better
+            return
+    if dataclasses.is_dataclass(output) and type(output) not in pytree.SUPPORTED_NODES:
+        torch.export.register_dataclass(type(output))
+
+
+def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    parameters = inspect.signature(model.forward).parameters
+    variadic = next((n for n, p in parameters.items() if p.kind is p.VAR_POSITIONAL), None)
+    if variadic is not None:
+        return {variadic: args, **kwargs}
+    names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return {**dict(zip(names, args, strict=False)), **kwargs}

@@ -1,0 +1,113 @@
+"""Which sizes of the inputs stay free in a graph: open all, fix what the code relies on, prove the rest."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from parspike.errors import TraceError
+from parspike.graph.export import export
+from parspike.graph.ir import BATCH, Graph, Node, Size
+from parspike.graph.ops import Role
+from parspike.graph.read import Reader
+from parspike.graph.same import same, time_folded
+from parspike.graph.sizes import GuardWatch, conditions, other_sizes, resized
+
+__all__ = ["with_free_sizes"]
+
+TURNS = 4
+"""Tracings at most to find the sizes that may be free."""
+
+PROOFS = 3
+"""Other sizes tried at most, where the network fails on the first."""
+
+
+def with_free_sizes(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+) -> tuple[Graph | None, tuple[str, ...]]:
+    """The graph with free sizes, None where there are none; and why sizes are fixed."""
+    inputs = (*args, *kwargs.values())
+    fixed: dict[tuple[int, int], str] = {}
+    names: list[str] = []
+    try:
+        # Every turn fixes a size or ends, and each costs a tracing.
+        for _ in range(TURNS):
+            opened = [{d for d in range(1, x.dim()) if (i, d) not in fixed} for i, x in enumerate(inputs)]
+            if not any(opened):
+                break
+            watch = GuardWatch(model)
+            with watch.watching():
+                exported = export(model, args, kwargs, opened)
+            reader = Reader(model, exported, args, kwargs)
+            graph = reader.graph()
+            names = [i.name for i in graph.inputs]
+            found = conditions(reader.placeholders, opened, watch)
+            for place, (layer, line) in found.fixed.items():
+                fixed[place] = _reason(graph, layer, line) or f"{type(model).__name__}.forward"
+            if not any(isinstance(dim, Size) for i in graph.inputs for dim in i.shape[1:]):
+                break
+            if any(isinstance(graph.inputs[i].shape[d], Size) for i, d in found.fixed):
+                continue
+            wide = _without_channels(graph)
+            if wide is None:
+                graph = replace(graph, limits=found.as_sizes(reader.symbols))
+                graph = _proved(model, time_folded(graph, args, kwargs), args, kwargs)
+                return graph, _reasons(fixed, names, inputs)
+            sizes = {symbol for symbol in wide.shape[wide.channel_dim].symbols if symbol != BATCH}
+            for i, made in enumerate(graph.inputs):
+                for d, dim in enumerate(made.shape):
+                    if d and isinstance(dim, Size) and dim.symbols & sizes:
+                        fixed[i, d] = f"the neurons of layer '{wide.layer}', whose channels run along it"
+    except TraceError as error:
+        return None, (f"sizes as in the example, since with free ones {error}",)
+    return None, _reasons(fixed, names, inputs)
+
+
+def _reason(graph: Graph, layer: str, line: str) -> str:
+    source = next((n.source for n in graph.nodes if layer and n.layer == layer and n.source), "") or _user_place(line)
+    return " at ".join(part for part in (f"layer '{layer}'" if layer else "", source) if part)
+
+
+def _user_place(line: str) -> str:
+    return "" if "torch/" in line else line.rpartition("/")[2]
+
+
+def _reasons(fixed: Mapping[tuple[int, int], str], names: Sequence[str], inputs: Sequence[Tensor]) -> tuple[str, ...]:
+    """One text for every cause, the dimensions that it fixes first."""
+    grouped: dict[str, list[str]] = {}
+    for (i, d), reason in sorted(fixed.items()):
+        grouped.setdefault(reason, []).append(f"{names[i]}.{d} = {inputs[i].shape[d]}")
+    return tuple(f"{', '.join(sizes)} fixed by {reason}" for reason, sizes in grouped.items())
+
+
+def _without_channels(graph: Graph) -> Node | None:
+    """An activation whose channels would run along a free size."""
+    for node in graph.neurons:
+        dim = node.shape[node.channel_dim] if node.channel_dim < len(node.shape) else 1
+        if node.channel_dim and isinstance(dim, Size) and dim.symbols - {BATCH}:
+            return node
+    return None
+
+
+def _proved(model: nn.Module, graph: Graph, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Graph:
+    """The graph, if it computes on another size what the model does; else a `TraceError`."""
+    unknown = next((node for node in graph.nodes if node.role is Role.UNKNOWN), None)
+    if unknown is not None:
+        raise TraceError(f"{unknown.target} has no rule")
+    example = graph.bind(args, kwargs)
+    said = "no other size meets its conditions"
+    for sizes in itertools.islice(other_sizes(graph), PROOFS):
+        env = {i.name: resized(example[i.name], i.shape, sizes) for i in graph.inputs}
+        values = list(env.values())
+        try:
+            is_same = same(model, graph, values[: len(args)], dict(zip(kwargs, values[len(args) :], strict=True)))
+        except (RuntimeError, IndexError, ValueError) as error:
+            said = f"another size fails ({(str(error).splitlines() or [''])[0]})"
+            continue
+        if not is_same:
+            raise TraceError(f"its output for inputs of shape {[tuple(x.shape) for x in values]} is another")
+        return graph
+    raise TraceError(said)

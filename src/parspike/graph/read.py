@@ -1,0 +1,395 @@
+"""One exported program → `Graph`."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils import _pytree as pytree
+
+from parspike.errors import TraceError
+from parspike.graph import ops
+from parspike.graph.explain import user_line
+from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves
+from parspike.graph.ops import Role
+from parspike.graph.sizes import size_tree
+
+__all__ = ["Reader", "known", "plain"]
+
+BATCH_NORMS = ("aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default")
+
+IDENTITIES = ("aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.detach.default",
+              "aten.lift_fresh_copy.default", "aten.dropout.default", "aten.feature_dropout.default",
+              "aten.alpha_dropout.default", "aten.feature_alpha_dropout.default",
+              "aten._assert_tensor_metadata.default")  # fmt: skip
+
+CASTS = ("aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.to.prim_Device")
+
+RESHAPES = ("aten.flatten.using_ints", "aten.unflatten.int", "aten.view_as.default", "aten.reshape_as.default")
+
+REDUCTIONS = ("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default", "aten.amin.default")
+
+BLANKS = {f"aten.{form}.default": kind for kind, forms in {
+    "zeros": ("zeros_like", "new_zeros", "empty_like", "new_empty"), "ones": ("ones_like", "new_ones"),
+    "full": ("full_like", "new_full"),
+}.items() for form in forms}  # fmt: skip
+
+# Operators that also give the places of their maxima: what they are called where those are used.
+WITH_PLACES = {
+    "aten.max.dim": "aten.max.dim", "aten.min.dim": "aten.min.dim",
+    **{f"aten.max_pool{d}d_with_indices.default": f"aten.max_pool{d}d_with_indices.default" for d in "23"},
+    **{f"aten.adaptive_max_pool{d}d.default": f"aten.adaptive_max_pool{d}d.places" for d in "123"},
+}  # fmt: skip
+
+
+class Reader:
+    """Turns one exported program into a `Graph`."""
+
+    def __init__(self, model: nn.Module, exported: Any, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+        self.model, self.exported = model, exported
+        self.signature = (len(args), tuple(kwargs))
+        self.shapes = [x.shape for x in (*args, *kwargs.values())]
+        self.placeholders: list[Any] = []
+        self.example: dict[str, int] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.symbols: dict[Any, str] = {}
+        self.value: dict[str, Any] = {}  # fx name -> Ref, Param, Size or plain value
+        self.nodes: list[Node] = []
+        self.by_name: dict[str, Node] = {}
+        self.inputs: list[Input] = []
+        self.varying: set[str] = set()
+        self.firsts: set[str] = set()
+        self.used_layers: dict[str, int] = {}
+        self.paths = {name for name, _ in model.named_modules()}
+
+    def graph(self) -> Graph:
+        output: Any = None
+        written = sorted({
+            *self.exported.graph_signature.buffers_to_mutate.values(),
+            *self.exported.graph_signature.parameters_to_mutate.values(),
+        })  # fmt: skip
+        if written:
+            raise TraceError(
+                f"{type(self.model).__name__} writes into '{written[0]}' in forward: a spiking network keeps no state "
+                "between batches; write it only in training (self.training)"
+            )
+        self._placeholders()
+        for fx in self.exported.graph.nodes:
+            if fx.op == "call_function":
+                self._call(fx)
+            elif fx.op == "output":
+                output = self._arguments(fx.args[0])
+        structure = plain(pytree.tree_unflatten(list(output), self.exported.call_spec.out_spec))
+        found = list(leaves(structure))
+        if not any(isinstance(leaf, Ref) for leaf in found) or any(isinstance(leaf, (Param, Size)) for leaf in found):
+            raise TraceError(
+                f"{type(self.model).__name__} returns {_kinds(found)}: every output must be a tensor (B, …) that "
+                "depends on the input; return the others by another method"
+            )
+        nodes = _live(self.nodes, structure)
+        return Graph(tuple(self.inputs), nodes, structure, self._used(nodes), self.signature, self.example)
+
+    def _placeholders(self) -> None:
+        signature = self.exported.graph_signature
+        state = {**self.exported.state_dict, **self.exported.constants}
+        paths = {spec.arg.name: spec.target for spec in signature.input_specs if spec.target is not None}
+        for fx in self.exported.graph.nodes:
+            if fx.op == "placeholder":
+                path = paths.get(fx.name)
+                if path is not None and not isinstance(state[path], Tensor):
+                    kind = type(state[path]).__name__
+                    raise TraceError(f"{type(self.model).__name__} reads a {kind} in forward: only tensors can be read")
+                if path is not None:
+                    self.tensors[path] = state[path].detach()
+                    self.value[fx.name] = Param(path)
+                else:
+                    self._input(fx)
+
+    def _input(self, fx: Any) -> None:
+        value = fx.meta.get("val")
+        if not isinstance(value, Tensor):
+            raise TraceError(f"input '{fx.name}' is a {type(value).__name__}: inputs must be tensors (B, …)")
+        if isinstance(value.shape[0], int):
+            raise TraceError(
+                f"the network fixes the batch size of input '{fx.name}' at {value.shape[0]} (a shape written as a "
+                "number, or a loop over samples): use x.shape[0] or -1 where the batch size stands in the code"
+            )
+        self.placeholders.append(fx)
+        for position, dim in enumerate(value.shape):
+            if isinstance(dim, int) or dim.node.expr in self.symbols:
+                continue
+            if position == 0:
+                self.symbols[dim.node.expr] = BATCH
+            elif dim.node.expr.is_Symbol:  # anything else is computed from the sizes of other inputs
+                self.symbols[dim.node.expr] = name = f"{fx.name}.{position}"
+                self.example[name] = self.shapes[len(self.inputs)][position]
+        self.value[fx.name] = Ref(fx.name)
+        self.varying.add(fx.name)
+        self.inputs.append(Input(fx.name, tuple(self._size(dim) for dim in value.shape), value.dtype))
+
+    def _size(self, value: Any) -> Any:
+        return value if isinstance(value, int) else self._expression(value.node.expr)
+
+    def _expression(self, expression: Any) -> Any:
+        tree = size_tree(expression, self.symbols)
+        return tree if isinstance(tree, int) else Size(tree)
+
+    def _arguments(self, tree: Any) -> Any:
+        if isinstance(tree, tuple):
+            return tuple(self._arguments(item) for item in tree)
+        if isinstance(tree, list):  # fx's immutable lists become plain ones
+            return [self._arguments(item) for item in tree]
+        if isinstance(tree, dict):
+            return {key: self._arguments(item) for key, item in tree.items()}
+        if isinstance(tree, torch.fx.Node):
+            return self.value[tree.name]
+        if isinstance(tree, torch.device):
+            return Device()
+        if isinstance(tree, (torch.SymFloat, torch.SymBool)):
+            raise TraceError(f"it computes {tree} from its sizes: not supported")
+        return self._size(tree) if isinstance(tree, torch.SymInt) else tree
+
+    def _call(self, fx: Any) -> None:
+        meta = fx.meta.get("val")
+        if meta is not None and free_unbacked_symbols(meta):
+            place = user_line(fx.meta.get("stack_trace") or "")
+            raise TraceError(
+                f"{type(self.model).__name__}: the size of {ops.target_of(fx.target)} at {place} depends on values: "
+                "index by places (torch.nonzero outside forward) instead of a mask, or use torch.where"
+            )
+        if isinstance(meta, (torch.SymFloat, torch.SymBool)):
+            if fx.users:
+                raise TraceError(f"it computes {meta} from its sizes: not supported")
+            return
+        if isinstance(meta, (torch.SymInt, int, float, bool)):
+            self.value[fx.name] = self._size(meta) if isinstance(meta, torch.SymInt) else meta
+            return
+        target = ops.target_of(fx.target)
+        args, kwargs = self._arguments(fx.args), self._arguments(fx.kwargs)
+        args, kwargs = _positional(fx.target, args, kwargs)
+        if target in IDENTITIES and not ("dropout" in target and args[2]):
+            self.value[fx.name] = args[0] if fx.users else None
+            return
+        if meta is None and not fx.users:
+            return
+        if target == "aten.rrelu.default" and (slope := _rrelu_slope(*args[1:4])) is not None:
+            target, args, kwargs = "aten.leaky_relu.default", (args[0], slope), {}
+        if target in RESHAPES:
+            target, args, kwargs = (
+                "aten.reshape.default",
+                (args[0], [self._size(dim) for dim in fx.meta["val"].shape]),
+                {},
+            )
+        if target in CASTS:
+            target, args, kwargs = "aten.to.dtype", (args[0], fx.meta["val"].dtype), {}
+        if target in WITH_PLACES:
+            target, args = self._largest(fx, target, args)
+        if target in BLANKS:  # takes only the type and the sizes of its first argument, not its values
+            target, args, kwargs = self._blank(target, args, meta)
+        if target == "getitem" and self._is_first(args[0]):  # of its outputs only the first is used
+            self.value[fx.name] = args[0]
+            return
+        if target == "getitem" and isinstance(args[0], list):  # folded
+            self.value[fx.name] = args[0][operator.index(args[1])]  # pyright: ignore[reportArgumentType]
+            return
+        if target in BATCH_NORMS:
+            target, args, kwargs = "parspike.scale_shift", (args[0], *self._batch_norm(fx.name, args)), {}
+            self.firsts.add(fx.name)
+        refs = [leaf.name for leaf in leaves((args, kwargs)) if isinstance(leaf, Ref)]
+        sized = any(isinstance(leaf, Size) for leaf in leaves((args, kwargs)))
+        random = torch.Tag.nondeterministic_seeded in getattr(fx.target, "tags", ())
+        if not refs and not sized and not random:
+            self._compute(fx, target, args, kwargs)
+            return
+        varying = [sum(isinstance(le, Ref) and le.name in self.varying for le in leaves(arg)) for arg in args]
+        if any(varying) or any(name in self.varying for name in refs):
+            self.varying.add(fx.name)
+        role, reason = ops.judge(target, varying)
+        if role not in (Role.UNKNOWN, Role.ANALOG) and any(varying) and (said := _no_current(fx)):
+            role, reason = Role.ANALOG, said
+        shape = meta if isinstance(meta, Tensor) else next((m for m in meta or () if isinstance(m, Tensor)), None)
+        layer = self._layer(fx, target)
+        node = Node(
+            name=fx.name, target=target, args=args, kwargs=kwargs, role=role, layer=layer,
+            source=user_line(fx.meta.get("stack_trace") or ""),
+            shape=tuple(self._size(dim) for dim in shape.shape) if shape is not None else (),
+            reason=reason,
+        )  # fmt: skip
+        node = replace(node, channel_dim=self._channel_dim(node))
+        row = ops.TABLE.get(target)
+        if row is not None and row.activation is not None and role is Role.NEURON:
+            activation = row.activation(node)
+            if isinstance(activation, str):
+                node = replace(node, role=Role.ANALOG, reason=activation)
+        self.nodes.append(node)
+        self.by_name[node.name] = node
+        self.value[fx.name] = Ref(fx.name)
+
+    def _largest(self, fx: Any, target: str, args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+        """A maximum as an operator with one output, where nobody asks for the places."""
+        asked = {user.args[1] for user in fx.users if ops.target_of(user.target) == "getitem" and user.users}
+        if asked != {0}:
+            return WITH_PLACES[target], args
+        self.firsts.add(fx.name)
+        if "with_indices" in target:
+            return target.replace("_with_indices", ""), args
+        if target in ("aten.max.dim", "aten.min.dim"):
+            return f"aten.a{target[5:8]}.default", (args[0], [args[1]], *args[2:])
+        return target, args
+
+    def _blank(self, target: str, args: tuple[Any, ...], meta: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        shape = [self._size(dim) for dim in meta.shape]
+        kind = BLANKS[target]
+        value = (args[2 if "new" in target else 1],) if kind == "full" else ()
+        return f"aten.{kind}.default", (shape, *value), {"dtype": meta.dtype, "device": Device()}
+
+    def _is_first(self, value: Any) -> bool:
+        return isinstance(value, Ref) and value.name in self.firsts
+
+    def _batch_norm(self, name: str, args: Any) -> tuple[Param, Param]:
+        # In evaluation a batch norm is (x − mean)·weight/√(var + eps) + bias, computed once in float64.
+        if isinstance(args[5], bool) and args[5]:
+            raise TraceError("a batch norm uses the statistics of its batch: call model.eval() first")
+        eps = args[7] if isinstance(args[5], bool) else args[6]
+        weight, bias, mean, var = (self.tensors[a.path] if isinstance(a, Param) else None for a in args[1:5])
+        if mean is None or var is None:
+            raise TraceError("a batch norm without running statistics depends on its batch: train it with them")
+        scale = 1 / torch.sqrt(var.double() + eps)
+        scale = scale if weight is None else scale * weight.double()
+        shift = -mean.double() * scale if bias is None else bias.double() - mean.double() * scale
+        return tuple(self._constant(f"{name}.{kind}", value.to(mean.dtype))
+                     for kind, value in (("scale", scale), ("shift", shift)))  # type: ignore[return-value]  # fmt: skip
+
+    def _compute(self, fx: Any, target: str, args: Any, kwargs: Any) -> None:
+        stream = Stream({}, self.tensors, {})
+        node = Node(fx.name, "", args, kwargs, Role.SYNAPSE, "")
+        with torch.no_grad():
+            run = ops.TABLE[target].run if target in ops.TABLE else fx.target
+            result = run(*stream.arguments(node)[0], **stream.arguments(node)[1])
+        if isinstance(result, Tensor):
+            self.value[fx.name] = self._constant(fx.name, result)
+        else:  # several tensors: each taken by a getitem, folded when it comes
+            self.value[fx.name] = [self._constant(f"{fx.name}_{i}", item) for i, item in enumerate(result)]
+
+    def _constant(self, name: str, tensor: Tensor) -> Param:
+        # As a module holds it, it must not be called like a method of modules: `to`, `type` …
+        path = f"constants.{name}_" if hasattr(nn.Module, name) else f"constants.{name}"
+        # As a file holds it: another layout is another order of sums.
+        self.tensors[path] = tensor.contiguous()
+        return Param(path)
+
+    def _layer(self, fx: Any, target: str) -> str:
+        stack = [path for path, _ in (fx.meta.get("nn_module_stack") or {}).values()]
+        path = next((p for p in reversed(stack) if p in self.paths), "")
+        kind = target.split(".")[1] if "." in target else target
+        module = self.model.get_submodule(path) if path else self.model
+        leaf = path and not any(True for _ in module.children())
+        name = path if leaf else f"{path}.{kind}".lstrip(".")
+        self.used_layers[name] = count = self.used_layers.get(name, 0) + 1
+        return name if count == 1 else f"{name}@{count}"
+
+    def _channel_dim(self, node: Node) -> int:
+        dims = len(node.shape)
+        if node.target in ("aten.linear.default", "aten.matmul.default", "aten.mm.default", "aten.bmm.default"):
+            return max(dims - 1, 0)
+        if "conv" in node.target or node.target == "parspike.scale_shift":
+            return 1
+        before = self._first_read(node)
+        if before is None or not before.shape:
+            return min(1, max(dims - 1, 0))
+        if node.target == "aten.permute.default":
+            order = [d % dims for d in node.args[1]]
+            return order.index(before.channel_dim)
+        if node.target == "aten.transpose.int":
+            one, two = (d % dims for d in node.args[1:3])
+            return {one: two, two: one}.get(before.channel_dim, before.channel_dim)
+        dim = before.channel_dim
+        if node.target in REDUCTIONS and len(node.args) > 1 and node.args[1] is not None:
+            gone = [d % len(before.shape) for d in node.args[1]]
+            keep = len(node.args) > 2 and node.args[2]
+            return min(dim if keep else dim - sum(d < dim for d in gone), max(dims - 1, 0))
+        if dims > dim and len(before.shape) > dim and before.shape[dim] == node.shape[dim]:
+            return dim
+        last = dims == 2 or dim == len(before.shape) - 1
+        return dims - 1 if last else min(1, dims - 1)
+
+    def _first_read(self, node: Node) -> Node | None:
+        return self.by_name.get(node.refs[0]) if node.refs else None
+
+    def _used(self, nodes: Sequence[Node]) -> dict[str, Tensor]:
+        """The tensors that nodes read, copied, so that training the model later changes nothing here."""
+        names = dict.fromkeys(path for node in nodes for path in node.params)
+        return {name: self.tensors[name].clone() for name in names}
+
+
+def _no_current(fx: Any) -> str:
+    """Why an operator that is linear on real numbers is not on what this one reads or gives; "" if it is."""
+
+    def kinds(tree: Any) -> list[torch.dtype]:
+        return [value.dtype for value in leaves(tree) if isinstance(value, Tensor)]
+
+    read, made = kinds([node.meta.get("val") for node in fx.all_input_nodes]), kinds(fx.meta.get("val"))
+    if any(dtype.is_complex for dtype in read + made):
+        return ops.COMPLEX
+    if any(dtype.is_floating_point for dtype in read) and not any(dtype.is_floating_point for dtype in made):
+        return ops.WHOLE
+    return ""
+
+
+def plain(tree: Any) -> Any:
+    """Tuples, lists and dicts in place of named tuples and data classes, whose classes a file cannot hold."""
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, (Ref, Param, Size)):
+        return {field.name: plain(getattr(tree, field.name)) for field in dataclasses.fields(tree)}
+    if isinstance(tree, tuple) and (names := getattr(tree, "_fields", None)) is not None:
+        return {name: plain(value) for name, value in zip(names, tree, strict=True)}
+    if isinstance(tree, dict):
+        return {key: plain(value) for key, value in tree.items()}
+    return type(tree)([plain(item) for item in tree]) if isinstance(tree, (tuple, list)) else tree
+
+
+def _kinds(found: Sequence[Any]) -> str:
+    names = {Ref: "a tensor", Param: "a parameter of its own", Size: "a size"}
+    return ", ".join(names.get(type(leaf), repr(leaf)) for leaf in found) or "nothing"
+
+
+def known(operator_: Any) -> bool:
+    """Whether the reader takes an operator as it is: by a rule, by a refusal of its own, or because it is random."""
+    target = ops.target_of(operator_)
+    return (
+        any(target in group for group in (ops.TABLE, IDENTITIES, CASTS, RESHAPES, BLANKS, WITH_PLACES, BATCH_NORMS))
+        or target.split(".")[1] in ops.REFUSED
+        or torch.Tag.nondeterministic_seeded in operator_.tags
+    )
+
+
+def _rrelu_slope(lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> float | None:
+    """The slope below zero in evaluation; random in training."""
+    return None if training else (lower + upper) / 2
+
+
+def _positional(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call with every argument in its place, so that the table can judge it."""
+    schema = getattr(target, "_schema", None)
+    if schema is None or not kwargs:
+        return args, kwargs
+    places = [argument for argument in schema.arguments if not argument.kwarg_only]
+    named = [number for number, argument in enumerate(places) if argument.name in kwargs]
+    missing = places[len(args) : max(named, default=-1) + 1]
+    filled = (*args, *(kwargs.get(argument.name, argument.default_value) for argument in missing))
+    return filled, {k: v for k, v in kwargs.items() if k not in {argument.name for argument in places}}
+
+
+def _live(nodes: Sequence[Node], output: Any) -> tuple[Node, ...]:
+    needed = {leaf.name for leaf in leaves(output) if isinstance(leaf, Ref)}
+    kept = []
+    for node in reversed(nodes):
+        if node.name in needed:
+            needed.update(node.refs)
+            kept.append(node)
+    return tuple(reversed(kept))
