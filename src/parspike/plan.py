@@ -152,8 +152,9 @@ def plan(
     Raises `TraceError`, `InputError`, and `OptionError` for a pattern that matches no activation.
     """
     args, kwargs = arguments(example)
-    graph = rewrite(trace(model, args, kwargs, free_sizes=free_sizes))
-    check_same(model, graph, args, kwargs)
+    read = trace(model, args, kwargs, free_sizes=free_sizes)
+    check_same(model, read, args, kwargs)
+    graph = rewrite(read, args, kwargs)
     options = _options(graph, layers or {})
     kept = tuple(name for name, option in options.items() if isinstance(option, Keep))
     last = _readout(graph, kept)

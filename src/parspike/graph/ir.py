@@ -169,7 +169,7 @@ class Node:
     def multiplies(self) -> bool:
         """Whether the operator multiplies what it reads."""
         row = ops.TABLE.get(self.target)
-        return row is not None and (row.weighted or row.product or row.run is ops.scale_shift)
+        return row is not None and (row.weighted or row.product or row.run in (ops.batch_norm, ops.scale_shift))
 
     @property
     def batch_dim(self) -> int | None:

@@ -102,6 +102,11 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return x * scale.reshape(shape) + shift.reshape(shape)
 
 
+def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """A batch norm in evaluation, by the kernel that the network itself runs; `rewrite` makes a `scale_shift` of it."""
+    return torch.nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+
 def _number(value: Any, default: float) -> float:
     return default if value is None else float(value)
 
@@ -319,6 +324,7 @@ _pointwise = """
 POINTWISE = frozenset(f"aten.{name}" for name in _pointwise.split())
 
 TABLE["getitem"] = Op(Role.SYNAPSE, operator.getitem, varying=(0,))
+TABLE["parspike.batch_norm"] = Op(Role.SYNAPSE, batch_norm, varying=(0,))
 TABLE["parspike.scale_shift"] = Op(Role.SYNAPSE, scale_shift, varying=(0,))
 USER: dict[str, Op] = {}
 """Rows that `parspike.register` added, by target."""

@@ -199,7 +199,7 @@ class Reader:
             self.value[fx.name] = args[0][operator.index(args[1])]  # pyright: ignore[reportArgumentType]
             return
         if target in BATCH_NORMS:
-            target, args, kwargs = "parspike.scale_shift", (args[0], *self._batch_norm(fx.name, args)), {}
+            target, args, kwargs = "parspike.batch_norm", self._batch_norm(args), {}
             self.firsts.add(fx.name)
         refs = [leaf.name for leaf in leaves((args, kwargs)) if isinstance(leaf, Ref)]
         sized = any(isinstance(leaf, Size) for leaf in leaves((args, kwargs)))
@@ -252,19 +252,15 @@ class Reader:
     def _is_first(self, value: Any) -> bool:
         return isinstance(value, Ref) and value.name in self.firsts
 
-    def _batch_norm(self, name: str, args: Any) -> tuple[Param, Param]:
-        # In evaluation a batch norm is (x − mean)·weight/√(var + eps) + bias, computed once in float64.
+    def _batch_norm(self, args: Any) -> tuple[Any, ...]:
+        """The input, weight, bias, mean, variance and ε of a batch norm in evaluation."""
         if isinstance(args[5], bool) and args[5]:
             raise TraceError("a batch norm uses the statistics of its batch: call model.eval() first")
         eps = args[7] if isinstance(args[5], bool) else args[6]
-        weight, bias, mean, var = (self.tensors[a.path] if isinstance(a, Param) else None for a in args[1:5])
+        weight, bias, mean, var = (a if isinstance(a, Param) else None for a in args[1:5])
         if mean is None or var is None:
             raise TraceError("a batch norm without running statistics depends on its batch: train it with them")
-        scale = 1 / torch.sqrt(var.double() + eps)
-        scale = scale if weight is None else scale * weight.double()
-        shift = -mean.double() * scale if bias is None else bias.double() - mean.double() * scale
-        return tuple(self._constant(f"{name}.{kind}", value.to(mean.dtype))
-                     for kind, value in (("scale", scale), ("shift", shift)))  # type: ignore[return-value]  # fmt: skip
+        return args[0], weight, bias, mean, var, eps
 
     def _compute(self, fx: Any, target: str, args: Any, kwargs: Any) -> None:
         stream = Stream({}, self.tensors, {})
@@ -298,7 +294,7 @@ class Reader:
         dims = len(node.shape)
         if node.target in ("aten.linear.default", "aten.matmul.default", "aten.mm.default", "aten.bmm.default"):
             return max(dims - 1, 0)
-        if "conv" in node.target or node.target == "parspike.scale_shift":
+        if "conv" in node.target or node.target == "parspike.batch_norm":
             return 1
         before = self._first_read(node)
         if before is None or not before.shape:

@@ -1,19 +1,22 @@
 """Rewriting that leaves the network's function as it is and its spikes fewer.
 
-- a per-channel scale and shift (batch norm) goes into the weights of the synapse before it, else into those of
-  the synapse after it (batch norm behind an activation), else stays, which is exact too;
+- a batch norm is a scale and a shift per channel, which goes into the weights of the synapse before it, else into
+  those of the synapse after it (batch norm behind an activation), else stays, which is exact too;
 - a max-pool behind an activation goes before it: both are monotone, so they commute exactly, and the neurons
   are those of the pooled map (method.md, facts beyond the paper);
 - an activation that falls and then rises (SiLU, GELU …) becomes lowest + rising(x) + falling(−x), PReLU becomes
   ReLU(x) − w·ReLU(−x): two layers of neurons, each silent where the other fires;
 - an activation written by hand (x·σ(x), x·(x > 0) …) becomes one activation;
 - a clamp whose bounds are tensors of one number is a clamp by numbers, and without finite bounds nothing.
+
+All of it is computed in float64, compared there with the graph as it was read (`same.check_rewritten`), and narrowed
+to the network's own types once at the end.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +27,8 @@ from parspike.graph.ir import Graph, Node, Param, Ref, leaves, map_tree
 from parspike.graph.ops import POINTWISE, TABLE, Role
 from parspike.graph.order import spans_channels
 from parspike.graph.pointwise import evaluate, function_of, turn_of
+from parspike.graph.same import check_rewritten
+from parspike.graph.wide import wide_dtype, widened
 
 __all__ = ["rewrite"]
 
@@ -40,24 +45,40 @@ KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.
                   "aten.adaptive_avg_pool3d.default", "aten.mean.dim", "aten.reshape.default")  # fmt: skip
 
 
-def rewrite(graph: Graph) -> Graph:
-    """Fold batch norms and move max-pools before their neuron. Same outputs up to rounding."""
-    draft = _Draft(graph)
-    for step in (_bounds, _merge_backward, _written, _monotone, _pool_first, _merge_forward):
+def rewrite(graph: Graph, args: Sequence[Tensor] = (), kwargs: Mapping[str, Tensor] | None = None) -> Graph:
+    """Fold batch norms, move max-pools before their neuron, find what the module's docstring lists.
+
+    args, kwargs: an example batch, on which the rewritten graph is compared with `graph`; without one it is not.
+    Raises `TraceError` where they differ, which is a fault of parspike's.
+    """
+    draft = _Draft(widened(graph))
+    _rewrite(draft)
+    made = draft.graph()
+    if args or kwargs:
+        check_rewritten(draft.source, made, draft.means, args, kwargs or {})
+    return replace(made, tensors={path: draft.narrowed(path, graph) for path in made.tensors})
+
+
+def _rewrite(draft: _Draft) -> None:
+    for step in (_norms, _bounds, _merge_backward, _written, _monotone, _pool_first, _merge_forward):
         nodes = list(draft.nodes.values())
         # A function written by hand is found at its last operator.
         for node in reversed(nodes) if step is _written else nodes:
             if node.name in draft.nodes:
                 step(draft, draft.nodes[node.name])
-    return draft.graph()
 
 
 @dataclass
 class _Draft:
+    """A graph in the making. source: the graph as read, its tensors in float64. means: of every node whose value is one
+    of the source's, the node of the source. like: for every new tensor, the one whose type it takes at the end."""
+
     source: Graph
 
     def __post_init__(self) -> None:
         self.nodes = {node.name: node for node in self.source.nodes}
+        self.means = {node.name: node.name for node in self.source.nodes}
+        self.like: dict[str, str] = {}
         self.tensors = dict(self.source.tensors)
         self.output = self.source.output
 
@@ -70,8 +91,28 @@ class _Draft:
         readers = self.readers(name)
         return readers[0] if len(readers) == 1 and readers[0].target != "output" else None
 
-    def drop(self, node: Node, instead: str) -> None:
-        """Remove a node; who read it reads `instead`."""
+    def put(self, path: str, tensor: Tensor, like: str) -> Param:
+        """Give a node a tensor of its own. like: the path of one with the type that it shall have."""
+        self.tensors[path] = tensor
+        if path not in self.source.tensors:
+            self.like.setdefault(path, like)
+        return Param(path)
+
+    def narrowed(self, path: str, graph: Graph) -> Tensor:
+        """A tensor in the type that the network gave it, or the one that it was made from."""
+        tensor = self.tensors[path]
+        if tensor is self.source.tensors.get(path):
+            return graph.tensors[path]
+        while path not in graph.tensors:
+            path = self.like[path]
+        dtype = graph.tensors[path].dtype
+        return tensor.to(dtype) if wide_dtype(dtype) is not None else tensor
+
+    def drop(self, node: Node, instead: str, *, same: bool = True) -> None:
+        """Remove a node; who read it reads `instead`, whose value is now the removed node's, or not the `same`."""
+        means = self.means.pop(node.name, None)
+        if same and means is not None:
+            self.means[instead] = means
         del self.nodes[node.name]
         swap = _renaming({node.name: instead})
         self.nodes = {name: n.mapped(swap) for name, n in self.nodes.items()}
@@ -102,8 +143,7 @@ class _Draft:
         param = node.args[position]
         users = [n for n in self.nodes.values() for path in n.params if path == param.path]
         path = param.path if len(users) == 1 else f"{node.name}.{suffix}"
-        self.tensors[path] = self.tensors[param.path]
-        return Param(path)
+        return self.put(path, self.tensors[param.path], param.path)
 
     def free(self, weight: str) -> str:
         """A name for the bias of a synapse that had none: beside its weight, where nothing has that name."""
@@ -126,8 +166,22 @@ def _renaming(names: dict[str, str]) -> Callable[[Any], Any]:
 
 
 def _scales(draft: _Draft, node: Node) -> tuple[Tensor, Tensor]:
-    scale, shift = (draft.tensors[param.path].double() for param in node.args[1:3])
+    scale, shift = (draft.tensors[param.path] for param in node.args[1:3])
     return scale, shift
+
+
+def _norms(draft: _Draft, node: Node) -> None:
+    """A batch norm in evaluation, (x − mean)·weight/√(var + ε) + bias → scale·x + shift."""
+    if node.target != "parspike.batch_norm":
+        return
+    weight, bias = (None if p is None else draft.tensors[p.path] for p in node.args[1:3])
+    mean, var = (draft.tensors[p.path] for p in node.args[3:5])
+    scale = 1 / torch.sqrt(var + node.args[5])
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    params = (draft.put(f"constants.{node.name}.{kind}", value, node.args[3].path)
+              for kind, value in (("scale", scale), ("shift", shift)))  # fmt: skip
+    draft.nodes[node.name] = replace(node, target="parspike.scale_shift", args=(node.args[0], *params))
 
 
 def _bias_of(node: Node) -> Param | None:
@@ -135,12 +189,12 @@ def _bias_of(node: Node) -> Param | None:
 
 
 def _set_synapse(draft: _Draft, node: Node, weight: Tensor, bias: Tensor) -> None:
-    """Give a synapse other weights, keeping the dtype it had."""
+    """Give a synapse other weights."""
     param = draft.own(node, 1, "weight")
-    dtype = draft.tensors[param.path].dtype
     old = _bias_of(node)
     bias_param = draft.own(node, 2, "bias") if old is not None else Param(draft.free(param.path))
-    draft.tensors[param.path], draft.tensors[bias_param.path] = weight.to(dtype), bias.to(dtype)
+    draft.put(param.path, weight, param.path)
+    draft.put(bias_param.path, bias, param.path)
     draft.nodes[node.name] = replace(node, args=(node.args[0], param, bias_param, *node.args[3:]))
 
 
@@ -164,7 +218,7 @@ def _bounds(draft: _Draft, node: Node) -> None:
         value = none if bound is None else float(draft.tensors[bound.path])
         bounds.append(None if value == none else value)
     if bounds == [None, None]:
-        draft.drop(node, node.args[0].name)
+        draft.drop(node, node.args[0].name, same=False)
         return
     made = replace(node, target="aten.clamp.default", args=(node.args[0], *bounds), role=Role.NEURON, reason="")
     draft.nodes[node.name] = made
@@ -179,9 +233,9 @@ def _merge_backward(draft: _Draft, node: Node) -> None:
     if before.target == LINEAR and len(before.shape) != 2:
         return
     scale, shift = _scales(draft, node)
-    weight = draft.tensors[before.args[1].path].double()
+    weight = draft.tensors[before.args[1].path]
     old = _bias_of(before)
-    bias = torch.zeros_like(shift) if old is None else draft.tensors[old.path].double()
+    bias = torch.zeros_like(shift) if old is None else draft.tensors[old.path]
     _set_synapse(draft, before, weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias * scale + shift)
     draft.drop(node, before.name)
 
@@ -202,7 +256,7 @@ def _merge_forward(draft: _Draft, node: Node) -> None:
     if reader is None or not _foldable(draft, reader):
         return
     scale, shift = _scales(draft, node)
-    weight = draft.tensors[reader.args[1].path].double()
+    weight = draft.tensors[reader.args[1].path]
     if reader.target in CONV:
         padding = reader.args[4] if len(reader.args) > 4 else 0
         groups = reader.args[6] if len(reader.args) > 6 else 1
@@ -216,9 +270,11 @@ def _merge_forward(draft: _Draft, node: Node) -> None:
         scale, shift = scale.repeat_interleave(repeat), shift.repeat_interleave(repeat)
     extra = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
     old = _bias_of(reader)
-    bias = extra @ shift + (0 if old is None else draft.tensors[old.path].double())
+    bias = extra @ shift + (0 if old is None else draft.tensors[old.path])
     _set_synapse(draft, reader, weight * scale.reshape(1, -1, *[1] * (weight.dim() - 2)), bias)
-    draft.drop(node, node.args[0].name)
+    for between in path:
+        draft.means.pop(between.name, None)  # these are now of the value before the scale and the shift
+    draft.drop(node, node.args[0].name, same=False)
 
 
 def _flattens(before: Node, node: Node) -> bool:
@@ -265,7 +321,8 @@ def _monotone(draft: _Draft, node: Node) -> None:
             leaky = "aten.leaky_relu.default"
             draft.nodes[node.name] = replace(node, target=leaky, args=(x, float(values)))
         else:
-            draft.insert(node.name, _two_relus(draft, node, values))
+            like = slope.path if isinstance(slope, Param) else ""
+            draft.insert(node.name, _two_relus(draft, node, values, like))
 
 
 def _halves(node: Node, turn: tuple[float, float]) -> list[Node]:
@@ -279,7 +336,7 @@ def _halves(node: Node, turn: tuple[float, float]) -> list[Node]:
     return [right, mirrored, left, both, replace(_linear(node, "", "aten.add.Scalar", Ref(both.name), turn[1]))]
 
 
-def _two_relus(draft: _Draft, node: Node, slope: Tensor) -> list[Node]:
+def _two_relus(draft: _Draft, node: Node, slope: Tensor, like: str) -> list[Node]:
     """ReLU(x) − slope·ReLU(−x), exact whatever the slopes of the channels."""
     mirrored, right, left = _sides(node, node.args[0])
     right = replace(right, target="aten.relu.default", args=(node.args[0],))
@@ -287,9 +344,8 @@ def _two_relus(draft: _Draft, node: Node, slope: Tensor) -> list[Node]:
     if slope.numel() == 1:
         scaled = _linear(node, "scaled", "aten.mul.Scalar", Ref(left.name), -float(slope))
     else:
-        path = f"constants.{node.name}_slope"
-        draft.tensors[path] = -slope.reshape(-1, *[1] * (len(node.shape) - 2))
-        scaled = _linear(node, "scaled", "aten.mul.Tensor", Ref(left.name), Param(path))
+        param = draft.put(f"constants.{node.name}_slope", -slope.reshape(-1, *[1] * (len(node.shape) - 2)), like)
+        scaled = _linear(node, "scaled", "aten.mul.Tensor", Ref(left.name), param)
     return [right, mirrored, left, scaled, _linear(node, "", "aten.add.Tensor", Ref(right.name), Ref(scaled.name))]
 
 
@@ -321,3 +377,4 @@ def _pool_first(draft: _Draft, node: Node) -> None:
     for name, n in draft.nodes.items():
         swapped[name] = pool if name == neuron.name else fire if name == node.name else n
     draft.nodes = swapped
+    draft.means.pop(neuron.name, None)

@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from parspike.errors import InputError, TraceError
 from parspike.graph import ops
-from parspike.graph.ir import Graph, Schedule, Stream, leaves, walk
+from parspike.graph.ir import Graph, Node, Schedule, Stream, leaves, walk
 from parspike.graph.ops import Role
 from parspike.graph.quiet import quiet
 from parspike.graph.read import plain
+from parspike.graph.sizes import other_sizes, resized
+from parspike.graph.wide import Wide, wide, wide_dtype, widened
 
-__all__ = ["alike", "check_same", "same", "time_folded", "two_samples"]
+__all__ = ["alike", "check_rewritten", "check_same", "same", "time_folded", "two_samples"]
+
+
+NEAR = 1e-6
+"""How far network and graph may be apart in float64, as a share of the largest value: other kernels round otherwise."""
+EXACT = 1e-9
+"""How far a value may be moved by rewriting, in float64, as a share of its tensor's largest."""
+CLOSE = {torch.float16: 2e-2, torch.bfloat16: 2e-2}
+"""How far network and graph may be apart in their own type, where they cannot be compared in float64."""
 
 
 def same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> bool:
-    """Whether network and graph give the same outputs, up to rounding."""
+    """Whether a graph as it was read computes what its network does: the same bits, since it runs the same kernels in
+    the same order, else the same values in float64, else, of a network that float64 cannot run, close ones.
+
+    Values alone would not do: a network with rounding, maxima or thresholds inside makes a large difference of the last
+    bit, and a tolerance that lets it pass lets a wrong number pass too.
+    """
     with quiet():
-        wanted, found = plain(model(*args, **kwargs)), graph.run(*args, **kwargs)
-    return alike(*([leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)] for tree in (wanted, found)))
+        wanted = _tensors(plain(model(*_copies(args), **_copies(kwargs))))
+        found = _tensors(graph.run(*args, **kwargs))
+        if _apart(wanted, found) == 0:
+            return True
+        try:
+            twin = copy.deepcopy(model).to(torch.float64)
+            given, named = pytree.tree_map(wide, (_copies(args), _copies(kwargs)))
+            with Wide():
+                return (
+                    _apart(_tensors(plain(twin(*given, **named))), _tensors(widened(graph).run(*given, **named))) < NEAR
+                )
+        except Exception:  # noqa: BLE001 - a network that cannot be copied, or has a kernel without float64
+            return alike(wanted, found)
 
 
 def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
@@ -45,6 +75,118 @@ def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: M
             "forward computes from the batch size or the values (len, int, .item()) was fixed in tracing; if there is "
             "none, please report it, with the network"
         )
+
+
+def check_rewritten(
+    source: Graph, made: Graph, means: Mapping[str, str], args: Sequence[Tensor], kwargs: Mapping[str, Tensor]
+) -> None:
+    """Raise `TraceError` unless a rewritten graph has the values of the one that it was made from, both in float64.
+
+    means: of every node of `made` whose value is one of `source`'s, the node of `source`. Each such value is compared
+    by itself, made of values that are the source's to the bit: what a rewriting changes is seen where it stands, also
+    in a network whose output hardly depends on it, and no rounding grows on its way through later layers.
+    Of four samples two have noise added, so that a tie of the example's values cannot decide.
+    """
+    if any(node.role is Role.UNKNOWN for node in source.nodes):
+        return
+    for seed in range(2):
+        given = {name: wide(_with_noise(x, seed)) for name, x in _smaller(source, source.bind(args, kwargs)).items()}
+        differs = _first_difference(source, made, means, given)
+        if differs is None:
+            return
+    node, difference = differs
+    raise TraceError(
+        f"layer '{node.layer}', {node.target} at {node.source or 'unknown line'}: rewriting changed its value by "
+        f"{difference:.2g} of its largest (allowed: {EXACT:g}). This is a fault of parspike: report it, with the "
+        "network"
+    )
+
+
+def _first_difference(
+    source: Graph, made: Graph, means: Mapping[str, str], given: Mapping[str, Tensor]
+) -> tuple[Node, float] | None:
+    """The first node of `made` whose value is another than its node's of `source`, and by how much."""
+    order = {node.name: place for place, node in enumerate(source.nodes)}
+    turns: list[tuple[bool, Node]] = []  # whether a node is one of `made`
+    place = 0
+    for node in made.nodes:
+        until = order.get(means.get(node.name, ""), -1) + 1
+        turns += [(False, source.nodes[i]) for i in range(place, until)]
+        place = max(place, until)
+        turns.append((True, node))
+    last: dict[tuple[bool, str], int] = {}
+    for turn, (is_made, node) in enumerate(turns):
+        last.update({(is_made, name): turn for name in (node.name, *node.refs)})
+        if is_made and node.name in means:
+            last[False, means[node.name]] = turn
+    streams = {
+        False: Stream(dict(given), source.tensors, source.sizes(given)),
+        True: Stream(dict(given), made.tensors, made.sizes(given)),
+    }
+    gone: dict[int, list[tuple[bool, str]]] = {}
+    for key, turn in last.items():
+        gone.setdefault(turn, []).append(key)
+    with quiet(), Wide():
+        for turn, (is_made, node) in enumerate(turns):
+            stream = streams[is_made]
+            args, kwargs = stream.arguments(node)
+            value = ops.call(node.target, args, kwargs)
+            if is_made and node.name in means:
+                wanted = streams[False].env[means[node.name]]
+                if (difference := _apart(_tensors(wanted), _tensors(value))) > EXACT:
+                    return node, difference
+                value = wanted
+            stream.env[node.name] = value
+            for side, name in gone.get(turn, ()):
+                streams[side].env.pop(name, None)
+    return None
+
+
+def _smaller(graph: Graph, env: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs cut to the least sizes that the graph is known to take, since a rewriting holds for all sizes or none."""
+    own = math.prod(graph.example.values())
+    for sizes in itertools.islice(other_sizes(graph), 1):
+        if math.prod(sizes.values()) < own:
+            return {i.name: resized(env[i.name], i.shape, sizes) for i in graph.inputs}
+    return env
+
+
+def _with_noise(x: Tensor, seed: int) -> Tensor:
+    """Two samples as they are, then two with noise; of whole numbers the samples alone."""
+    x = x[:2]
+    if not x.is_floating_point():
+        return torch.cat([x, x])
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
+    spread = x.std() if x.numel() > 1 and bool(x.std() > 0) else 1.0
+    return torch.cat([x if seed == 0 else x + 1e-3 * spread * noise.flip(0), x + spread * noise])
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _copies(tree: Any) -> Any:
+    """Inputs of its own for a network, which may write into them."""
+    return pytree.tree_map_only(Tensor, torch.clone, tree)
+
+
+def _apart(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest difference of two lists of tensors as a share of the largest value of its tensor; 0: equal bits."""
+    largest = 0.0
+    for a, b in zip(wanted, found, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return math.inf
+        if torch.equal(a, b):
+            continue
+        if wide_dtype(a.dtype) is None:
+            return math.inf
+        a, b = (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in (wide(a), wide(b)))
+        if not torch.equal(a.isnan(), b.isnan()):
+            return math.inf
+        difference = torch.where((a == b) | a.isnan(), 0.0, (a - b).abs())
+        size = torch.nan_to_num(a, nan=0, posinf=0, neginf=0).abs().max()
+        largest = max(largest, float(difference.max() / size.clamp(min=torch.finfo(a.dtype).tiny)))
+    return largest
 
 
 def time_folded(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Graph:
@@ -77,6 +219,7 @@ def time_folded(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tenso
             varying.add(node.name)
             if node.batch_dim is None:
                 continue
+            two[node.name] = _repeated(one[node.name], two[node.name], node)
             joined = _joined(one[node.name], two[node.name], node.batch_dim)
             if node.role is not Role.ANALOG and not alike(joined, both[node.name]):
                 unfoldable.add(node.name)
@@ -86,6 +229,17 @@ def time_folded(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tenso
     return replace(graph, nodes=tuple(nodes))
 
 
+def _repeated(one: Any, two: Any, node: Node) -> Any:
+    """The value of the second sample twice, where a node gives it that up to rounding: else the places of the samples
+    in the batch, which change how kernels round, would decide in a network with thresholds inside."""
+    dim = node.batch_dim
+    if not isinstance(one, Tensor) or dim is None or one.shape[dim] != 2 or not one.is_floating_point():
+        return two
+    sample = one.narrow(dim, 1, 1)
+    expected = torch.cat([sample, sample], dim)
+    return expected if _apart([expected], [two]) <= CLOSE.get(one.dtype, 1e-4) else two
+
+
 def _joined(one: Any, two: Any, dim: int) -> Any:
     if isinstance(one, Tensor):
         return torch.cat([one, two], dim) if one.dim() > dim else one
@@ -93,20 +247,9 @@ def _joined(one: Any, two: Any, dim: int) -> Any:
 
 
 def alike(wanted: Any, found: Any) -> bool:
-    """Whether two trees of tensors are equal up to rounding: 1 % of the largest value."""
-    for a, b in zip(leaves(wanted), leaves(found), strict=True):
-        if a.shape != b.shape:
-            return False
-        if a.is_complex() and b.is_complex():
-            a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
-        if not a.is_floating_point():
-            if not torch.equal(a, b):
-                return False
-            continue
-        size = torch.nan_to_num(a, posinf=0, neginf=0).abs().max() if a.numel() else 0
-        if not torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(size), equal_nan=True):
-            return False
-    return True
+    """Whether two trees of tensors are equal up to rounding in their own type, of the largest value."""
+    pairs = list(zip(_tensors(wanted), _tensors(found), strict=True))
+    return all(_apart([a], [b]) <= CLOSE.get(a.dtype, 1e-2) for a, b in pairs)
 
 
 def _unlike(x: Tensor) -> Tensor:

@@ -207,8 +207,7 @@ def other_sizes(graph: Graph) -> Iterator[dict[str, int]]:
 
 
 def resized(x: Tensor, shape: Sequence[Any], sizes: Mapping[str, int]) -> Tensor:
-    """The first sample of an input, cut or repeated to other sizes, so that its values stay what they mean."""
-    x = x[:1]
+    """An input cut or repeated to other sizes, so that its values stay what they mean."""
     for d, dim in enumerate(shape):
         if d and isinstance(dim, Size):
             x = x.index_select(d, torch.arange(dim(sizes), device=x.device) % x.shape[d])
