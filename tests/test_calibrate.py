@@ -275,7 +275,7 @@ def test_progress_names_layers_and_totals():
     model, x = made(Residual, batch=8)
     seen = []
     parspike.convert(model, x.split(2), T=2, recipe=parspike.DAQCFS(means="exact"), progress=lambda *a: seen.append(a))
-    assert ("recording maxima", 4, 4) in seen
+    assert ("recording ranges", 4, 4) in seen
     assert ("act@2", 1, 5) in seen
 
 

@@ -161,7 +161,7 @@ class ParallelNeuron(Neuron):
 
     @property
     def offsets(self) -> bool:
-        """Whether a silent neuron emits a current. A tensor of offsets is not looked at: that would wait for the device."""
+        """Whether silent neurons emit a current. A tensor is not looked at, which would wait for the device."""
         return isinstance(self.offset, Tensor) or self.offset != 0
 
     def above(self, z: Tensor) -> Tensor:
@@ -209,7 +209,10 @@ class ParallelNeuron(Neuron):
         return self.offset
 
     def extra_repr(self) -> str:
-        return f"θ {float(self.v_threshold.min()):.4g} … {float(self.v_threshold.max()):.4g}"
+        theta = f"θ {float(self.v_threshold.min()):.4g} … {float(self.v_threshold.max()):.4g}"
+        if not isinstance(self.offset, Tensor):
+            return theta
+        return f"{theta}, from {float(self.offset.min()):.4g} … {float(self.offset.max()):.4g} on"
 
     def config(self) -> dict[str, Any]:
         offset = None if isinstance(self.offset, Tensor) else self.offset
