@@ -152,15 +152,18 @@ def test_thresholds_are_percentiles_of_all_outputs_zeros_included():
 
 
 @torch.no_grad()
-def test_percentiles_count_from_the_lower_bound_and_keep_the_dtype():
+def test_percentiles_cut_both_ends_but_a_bound_that_is_reached_and_keep_the_dtype():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 2), nn.Hardtanh(-1.0, 2.0), nn.Linear(2, 2)).eval().double()
     x = torch.randn(50, 3).double()
     snn = parspike.convert(model, x, T=4, recipe="80%")
     neuron = next(iter(snn.neurons().values()))
-    a = F.hardtanh(model[0](x), -1.0, 2.0) + 1
-    assert neuron.v_threshold.dtype == torch.float64
-    torch.testing.assert_close(neuron.v_threshold.flatten(), a.sort(0).values[39], rtol=1e-6, atol=0)
+    a = F.hardtanh(model[0](x), -1.0, 2.0).sort(0).values
+    assert a[0, 0] == -1 < a[0, 1]
+    low = torch.stack([a[0, 0], a[10, 1]])
+    assert neuron.v_threshold.dtype == neuron.offset.dtype == torch.float64
+    torch.testing.assert_close(neuron.offset, low, rtol=1e-6, atol=0)
+    torch.testing.assert_close(neuron.v_threshold, a[39] - low, rtol=1e-6, atol=0)
 
 
 @torch.no_grad()
@@ -272,7 +275,7 @@ def test_progress_names_layers_and_totals():
     model, x = made(Residual, batch=8)
     seen = []
     parspike.convert(model, x.split(2), T=2, recipe=parspike.DAQCFS(means="exact"), progress=lambda *a: seen.append(a))
-    assert ("recording maxima", 4, 4) in seen
+    assert ("recording ranges", 4, 4) in seen
     assert ("act@2", 1, 5) in seen
 
 

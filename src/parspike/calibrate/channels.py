@@ -7,7 +7,10 @@ from torch import Tensor
 
 from parspike.graph import Node
 
-__all__ = ["above_zero", "by_channel", "channel_mean", "node_shape"]
+__all__ = ["above_zero", "by_channel", "channel_mean", "node_shape", "unit_of"]
+
+NEAR = 10
+"""Powers of two around 1 within which sums of squares are safe in float32."""
 
 
 def by_channel(x: Tensor, node: Node) -> Tensor:
@@ -24,6 +27,17 @@ def node_shape(vector: Tensor, node: Node, like: Tensor | None = None) -> Tensor
     """A vector (C,) in the shape that broadcasts against one sample of the node's output."""
     shaped = node.per_channel(vector).squeeze(0)
     return shaped if like is None else shaped.to(like.dtype).reshape(like.shape)
+
+
+def unit_of(largest: Tensor) -> Tensor:
+    """Units to measure magnitudes in, so that their squares neither vanish nor overflow: powers of two.
+
+    1 for magnitudes near 1 and for 0, so what is divided by it keeps every bit there.
+    """
+    near = NEAR if torch.finfo(largest.dtype).max > 1e5 else 1  # squares of half precision end at 65504
+    exponent = torch.frexp(largest.detach()).exponent - 1  # the largest number of a dtype has a unit below it
+    far = (exponent.abs() > near) & (largest > 0) & largest.isfinite()
+    return torch.where(far, torch.ldexp(torch.ones_like(largest), exponent), 1.0)
 
 
 def above_zero(theta: Tensor, levels: int) -> Tensor:

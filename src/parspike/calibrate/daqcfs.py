@@ -11,7 +11,7 @@ from torch import Tensor
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import above_zero, by_channel, channel_mean, node_shape
 from parspike.calibrate.lockstep import Lockstep, pair_of
-from parspike.calibrate.percentile import percentiles
+from parspike.calibrate.percentile import Range, percentiles
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.staircase import add_staircases
 from parspike.errors import CalibrationError, OptionError
@@ -20,7 +20,7 @@ from parspike.graph.ops import call
 from parspike.neurons import ParallelNeuron, levels_of, qcfs
 from parspike.neurons.percentile import MODES, share_of
 
-__all__ = ["DAQCFS", "Thresholds", "channel_maxima", "initial_neurons"]
+__all__ = ["DAQCFS", "Thresholds", "channel_ranges", "initial_neurons"]
 
 
 Granularity = Literal["channel", "layer"]
@@ -32,7 +32,9 @@ class Thresholds(Recipe):
 
     mode: "max", the largest output (Diehl et al. 2015), or a percentile such as "99.9%" of all outputs, zeros
     included (Rueckauer et al. 2017): exact and from the whole set, see `calibrate.percentile`. A channel whose
-    percentile is 0 gets the layer's largest. granularity: of each "channel", or of the "layer".
+    percentile is 0 gets the layer's largest. granularity: of each "channel", or of the "layer". An activation whose
+    lower bound is not 0 (clamp, hardtanh) has the lower end of its range from the data too, in the same way, so bounds
+    that no value comes near do not matter.
     """
 
     name: ClassVar[str] = "thresholds"
@@ -124,7 +126,7 @@ class DAQCFS(Recipe):
                 wanted, fired = _Mean(batches), _Mean(batches)
                 for teacher, student in lockstep.visit(node):
                     a = clipped(draft, node, teacher.env[source], teacher.arguments(node)[0])
-                    wanted.add(a - neuron.offset, node)
+                    wanted.add(neuron.above(a), node)
                     fired.add(neuron.count(student.env[source]), node)
                 # The fixed point of step 3: φ = mean(a) − mean(k)(θ + φ)/T.
                 rate = fired.mean / neuron.levels
@@ -134,14 +136,16 @@ class DAQCFS(Recipe):
         draft.progress("algorithm 1", len(neurons), len(neurons))
 
 
-def channel_maxima(draft: Draft, batches: Batches) -> dict[str, Tensor]:
-    """The largest output of every channel of every activation, (C,) by node name."""
+def channel_ranges(draft: Draft, batches: Batches) -> dict[str, Range]:
+    """The smallest and the largest output of every channel of every activation, by node name."""
+    lowest: dict[str, Tensor] = {}
     largest: dict[str, Tensor] = {}
 
     def record(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         a = call(node.target, args, node.kwargs)
-        now = by_channel(a, node).amax(1)
-        largest[node.name] = torch.maximum(largest[node.name], now) if node.name in largest else now
+        rows = by_channel(a, node)
+        for found, now, further in ((lowest, rows.amin(1), torch.minimum), (largest, rows.amax(1), torch.maximum)):
+            found[node.name] = further(found[node.name], now) if node.name in found else now
         return [a]
 
     graph = draft.graph
@@ -149,15 +153,16 @@ def channel_maxima(draft: Draft, batches: Batches) -> dict[str, Tensor]:
     at = dict.fromkeys(draft.activations, record)
     for done, env in enumerate(batches, 1):
         walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], at)
-        draft.progress("recording maxima", done, batches.rounds)
+        draft.progress("recording ranges", done, batches.rounds)
     together = batches.together
-    found = together.gather({together.rank: list(largest.values())} if largest else {})
+    found = together.gather({together.rank: [*lowest.values(), *largest.values()]} if largest else {})
     names = [node.name for node in graph.nodes if node.name in draft.activations]
-    largest = {name: torch.stack(each).amax(0) for name, each in zip(names, zip(*found, strict=True), strict=True)}
+    each = [torch.stack(parts) for parts in zip(*found, strict=True)]
+    ranges = {name: (each[i].amin(0), each[len(names) + i].amax(0)) for i, name in enumerate(names)}
     for node in graph.neurons:
-        if node.name in largest and not torch.isfinite(largest[node.name]).all():
+        if node.name in ranges and not all(bool(end.isfinite().all()) for end in ranges[node.name]):
             raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
-    return largest
+    return ranges
 
 
 def check_granularity(granularity: object) -> None:
@@ -172,17 +177,22 @@ def _check_start(mode: object, granularity: object) -> None:
     check_granularity(granularity)
 
 
-def recorded_thresholds(draft: Draft, batches: Batches, mode: str, granularity: Granularity) -> dict[str, Tensor]:
-    """θ of every ClipReLU as `Thresholds` says, (C,) by node name; 0 where a channel was silent."""
+def recorded_ranges(draft: Draft, batches: Batches, mode: str, granularity: Granularity) -> dict[str, Range]:
+    """The range of every ClipReLU as `Thresholds` says, by node name; its ends are equal where a channel was silent."""
     share, layer = share_of(mode), granularity == "layer"
     if share is not None and share < 1:
         return percentiles(draft, batches, share, layer=layer)
-    maxima = channel_maxima(draft, batches)
-    return {
-        name: (maxima[name].max().expand_as(maxima[name]) if layer else maxima[name]) - activation.low
-        for name, activation in draft.activations.items()
-        if isinstance(activation, Clip)
-    }
+    found = channel_ranges(draft, batches)
+    ranges: dict[str, Range] = {}
+    for name, activation in draft.activations.items():
+        if not isinstance(activation, Clip):
+            continue
+        low, high = found[name]
+        if layer:
+            low, high = low.min().expand_as(low), high.max().expand_as(high)
+        # Without a spike a ReLU sends nothing: that is worth more than levels for a channel that is never silent.
+        ranges[name] = torch.zeros_like(low) if activation.low == 0 else low, high
+    return ranges
 
 
 def initial_neurons(
@@ -190,14 +200,14 @@ def initial_neurons(
 ) -> None:
     """Neurons with θ from the network (QCFS) or as `Thresholds` says (ClipReLU), δ = φ = 0."""
     clips = [name for name, a in draft.activations.items() if isinstance(a, Clip)]
-    recorded: dict[str, Tensor] = {}
+    recorded: dict[str, Range] = {}
     if clips:
         if batches is None:
             layer = draft.graph.by_name[clips[0]].layer
             raise CalibrationError(
                 f"layer '{layer}' has no threshold of its own: pass calibration= (images, no labels)"
             )
-        recorded = recorded_thresholds(draft, batches, mode, granularity)
+        recorded = recorded_ranges(draft, batches, mode, granularity)
     add_staircases(draft, batches)
     for name, activation in draft.activations.items():
         node = draft.graph.by_name[name]
@@ -209,9 +219,15 @@ def initial_neurons(
                 raise CalibrationError(f"layer '{node.layer}' has a threshold that is not above 0")
             draft.neurons[name] = ParallelNeuron(draft.steps_of(name), theta, code=draft.code)
         else:
-            theta = above_zero(recorded[name], levels_of(draft.steps_of(name), draft.code))
+            low, high = recorded[name]
+            theta = above_zero(high - low, levels_of(draft.steps_of(name), draft.code))
+            # One number where all channels reach the activation's own bound.
+            bound = bool((low == torch.tensor(activation.low, dtype=torch.float64).to(low)).all())
             draft.neurons[name] = ParallelNeuron(
-                draft.steps_of(name), node_shape(theta, node), offset=activation.low, code=draft.code
+                draft.steps_of(name),
+                node_shape(theta, node),
+                offset=activation.low if bound else node_shape(low, node),
+                code=draft.code,
             )
 
 
@@ -234,7 +250,8 @@ def clipped(draft: Draft, node: Node, z: Tensor, args: tuple[Any, ...]) -> Tenso
     if not isinstance(neuron, ParallelNeuron):
         return call(node.target, args, node.kwargs)
     low = neuron.offset
-    return torch.minimum(z.clamp(min=low), neuron.v_threshold + low if low else neuron.v_threshold)
+    z = torch.maximum(z, low) if isinstance(low, Tensor) else z.clamp(min=low)
+    return torch.minimum(z, neuron.v_threshold + low if neuron.offsets else neuron.v_threshold)
 
 
 class _Mean:

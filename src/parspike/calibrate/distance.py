@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
+from parspike.calibrate.channels import unit_of
 from parspike.calibrate.lockstep import pair_of
 from parspike.calibrate.recipe import Draft
 from parspike.errors import CalibrationError
@@ -68,6 +69,8 @@ class Distance:
 
 def relative_error(x: Tensor, target: Tensor) -> Tensor:
     """Squared error as a share of the target's mean square."""
+    unit = unit_of(target.detach().abs().max()) if target.numel() else 1.0
+    x, target = x / unit, target / unit
     return (x - target).square().mean() / target.square().mean().clamp(min=1e-12)
 
 

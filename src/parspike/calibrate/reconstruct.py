@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
+from parspike.calibrate.channels import unit_of
 from parspike.calibrate.distance import Distance, apart, relative_error
 from parspike.calibrate.layerwise import ClosedForm
 from parspike.calibrate.recipe import Draft, Recipe
@@ -74,7 +75,10 @@ class Reconstruct(Recipe):
 
     def _train(self, draft: Draft, images: _Images, trained: _Trained, together: Together) -> None:
         rate = self.rate * min(1.0, (2 / levels_of(draft.T, draft.code)) ** 2)
-        groups = [{"params": [p], "lr": rate * size, "initial": rate * size} for p, size in trained.sizes()]
+        sizes = trained.sizes()
+        groups = [{"params": [p], "lr": rate * size, "initial": rate * size} for p, size in sizes]
+        # Adam takes roots of squares: a gradient is measured in the tensor's own unit, as its steps are.
+        units = [(p, float(unit_of(torch.tensor(size, dtype=torch.float64)))) for p, size in sizes]
         optimiser = torch.optim.Adam(groups)
         distance = _Loss(draft, self.features)
         best, best_loss = trained.state(), distance.held_out(images)
@@ -99,6 +103,9 @@ class Reconstruct(Recipe):
                 break
             optimiser.zero_grad()
             loss.backward()
+            for parameter, unit in units:
+                if parameter.grad is not None and unit != 1:
+                    parameter.grad.mul_(unit)
             optimiser.step()
             trained.keep_positive()
             draft.progress("reconstruction", step + 1, self.steps)
@@ -171,6 +178,7 @@ class _Trained:
         self.neurons = draft.parallel()
         for neuron in self.neurons.values():
             neuron.requires_grad_(True)
+        self.least = {name: 1e-6 * unit_of(neuron.v_threshold) for name, neuron in self.neurons.items()}
 
     def tensors(self) -> list[Tensor]:
         own = [parameter for neuron in self.neurons.values() for parameter in neuron.parameters()]
@@ -178,11 +186,20 @@ class _Trained:
 
     def sizes(self) -> list[tuple[Tensor, float]]:
         """Every tensor with the size that its steps are a share of: its own, or for a shift that of a level."""
-        sizes = [(self.draft.tensors[path], _rms(self.draft.tensors[path])) for path in self.paths]
+        sizes = [(self.draft.tensors[path], _rms(self.draft.tensors[path], self._unit(path))) for path in self.paths]
         for neuron in self.neurons.values():
             theta = _rms(neuron.v_threshold)
             sizes += [(neuron.v_threshold, theta), (neuron.shift, theta / neuron.levels), (neuron.v_post, theta)]
         return sizes
+
+    def _unit(self, path: str) -> float:
+        """The unit of the thresholds next behind a tensor, for what is 0 and has no size of its own."""
+        ahead, readers = [node for node in self.draft.graph.nodes if path in node.params], self.draft.graph.consumers()
+        for node in ahead:  # grows while it is walked
+            if node.name in self.neurons:
+                return float(unit_of(self.neurons[node.name].v_threshold.detach().max()))
+            ahead += [reader for reader in readers[node.name] if reader not in ahead]
+        return 1.0
 
     def state(self) -> list[Tensor]:
         return [tensor.detach().clone() for tensor in self.tensors()]
@@ -194,8 +211,8 @@ class _Trained:
 
     @torch.no_grad()
     def keep_positive(self) -> None:
-        for neuron in self.neurons.values():
-            neuron.v_threshold.clamp_(min=1e-6)
+        for name, neuron in self.neurons.items():
+            neuron.v_threshold.clamp_(min=self.least[name])
 
     def freeze(self) -> None:
         for path in self.paths:
@@ -220,9 +237,8 @@ class _Loss:
                 b = soft + (neuron(student[0]) - soft).detach()
                 errors.append(relative_error(b, a))
                 return [a, b]
-            z = student[0] - neuron.offset if neuron.offset else student[0]
             phi = neuron.v_post - neuron.v_threshold
-            b = da_qcfs(z, neuron.v_threshold, neuron.shift, phi, neuron.levels) + neuron.offset
+            b = da_qcfs(neuron.above(student[0]), neuron.v_threshold, neuron.shift, phi, neuron.levels) + neuron.offset
             errors.append(relative_error(b, a))
             return [a, b]
 
@@ -235,5 +251,8 @@ class _Loss:
         return self.distance.to_teacher(images.held_out())[0]
 
 
-def _rms(tensor: Tensor) -> float:
-    return max(float(tensor.detach().square().mean().sqrt()), 1e-3)
+def _rms(tensor: Tensor, unit: float = 1.0) -> float:
+    """Root mean square, at least a thousandth of the unit that the tensor is measured in. unit: where it is all 0."""
+    largest = tensor.detach().abs().max()
+    unit = float(unit_of(largest)) if largest > 0 else unit
+    return unit * max(float((tensor.detach() / unit).square().mean().sqrt()), 1e-3)

@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parspike.graph import Graph, Node, Param, Ref, Stream
-from parspike.graph.ops import call
+from parspike.calibrate.channels import unit_of
+from parspike.graph import Clip, Graph, Node, Param, Quantised, Ref, Role, Stream
+from parspike.graph.ops import TABLE, call
 from parspike.together import Together
 
 __all__ = ["Refit", "branches", "refittable"]
 
 CONV = {"aten.conv1d.default": 1, "aten.conv2d.default": 2, "aten.conv3d.default": 3}
 LINEAR = "aten.linear.default"
-RECTIFIERS = ("aten.relu.default", "aten.relu6.default", "parspike.qcfs")
 ROUNDS = 6
 """Solutions with the same matrix, the target brought up to date between them."""
 BIAS = 1e-4
@@ -67,7 +67,9 @@ def _rectified(graph: Graph, node: Node) -> bool:
     while len(readers[here.name]) == 1:
         here = readers[here.name][0]
         if here.target != "aten.add.Tensor":
-            return here.target in RECTIFIERS
+            describe = TABLE[here.target].activation if here.role is Role.NEURON else None
+            answer = None if describe is None else describe(here)
+            return isinstance(answer, Quantised) or (isinstance(answer, Clip) and answer.low == 0)
     return False
 
 
@@ -147,6 +149,11 @@ class Refit:
         """
         together = together or Together()
         x, given, wanted = (torch.cat(parts, 1) for parts in zip(*self.parts, strict=True))
+        # Inputs and outputs in units in which squares neither vanish nor overflow; the bias is in the outputs' unit.
+        unit = unit_of(x[:, :, :-1].abs().amax((1, 2), keepdim=True))
+        x = torch.cat([x[:, :, :-1] / unit, x[:, :, -1:]], 2) if bool((unit != 1).any()) else x
+        outward = unit_of(torch.maximum(given.abs(), wanted.abs()).amax(1, keepdim=True))
+        given, wanted = given / outward, wanted / outward
         cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
         fitted, held = (_Rows(*(v[:, part] for v in (x, given, wanted))) for part in (slice(0, cut), slice(cut, None)))
         solver = _Solver(fitted.x)
@@ -171,7 +178,8 @@ class Refit:
                 better = (error < least) | ((error == least) & (tried < which))
                 least, which = torch.where(better, error, least), torch.where(better, tried, which)
                 best = torch.where(better[:, None, :], change, best)
-        delta = best[:, :-1].mT.reshape(weight.shape)
+        best = best * outward.double()
+        delta = (best[:, :-1] / unit.double()).mT.reshape(weight.shape)
         old = torch.zeros(weight.shape[0], dtype=best.dtype) if bias is None else bias.double()
         return (weight.double() + delta).to(weight.dtype), (old + best[:, -1].reshape(-1)).to(weight.dtype)
 

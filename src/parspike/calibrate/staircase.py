@@ -217,8 +217,13 @@ def _crossings(g: Tensor, place: Tensor, outputs: Tensor) -> Tensor:
     between = (outputs[:, 1:] + outputs[:, :-1]) / 2
     above = torch.searchsorted(g, between).clamp(1, g.shape[1] - 1)
     low, high = g.gather(1, above - 1), g.gather(1, above)
-    part = ((between - low) / (high - low).clamp(min=1e-30)).clamp(0, 1)
+    part = ((between - low) / _divisor(high - low)).clamp(0, 1)
     return (place.gather(1, above - 1) * (1 - part) + place.gather(1, above) * part).cummax(1).values
+
+
+def _divisor(width: Tensor) -> Tensor:
+    """A width of at least 0 to divide by; 1 where there is none."""
+    return torch.where(width > 0, width, 1.0)
 
 
 def _of_equals(z: Tensor, a: Tensor) -> Tensor:
@@ -248,7 +253,7 @@ def _even(a: Tensor, levels: int) -> Tensor:
         skipped = int(share * (a.shape[1] - 1))
         low, high = a[:, skipped], a[:, -1 - skipped]
         for _ in range(ROUNDS):
-            step = ((high - low) / levels).clamp(min=1e-30)
+            step = _divisor((high - low) / levels)
             k = ((a - low[:, None]) / step[:, None]).round().clamp(0, levels)
             centred = k - k.mean(1, keepdim=True)
             # Both rise; below 0 it is rounding, where the values are all but one.
@@ -256,7 +261,7 @@ def _even(a: Tensor, levels: int) -> Tensor:
             low, high = mean[:, 0] - slope * k.mean(1), mean[:, 0] + slope * (levels - k.mean(1))
         step = (high - low) / levels
         outputs = low[:, None] + number * step[:, None]
-        nearest = ((a - low[:, None]) / step.clamp(min=1e-30)[:, None]).round().clamp(0, levels)
+        nearest = ((a - low[:, None]) / _divisor(step)[:, None]).round().clamp(0, levels)
         error = (a - outputs.gather(1, nearest.long())).square().mean(1)
         best, least = torch.where((error < least)[:, None], outputs, best), torch.minimum(error, least)
     return best

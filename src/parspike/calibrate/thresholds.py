@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
-from parspike.calibrate.channels import above_zero, by_channel, node_shape
+from parspike.calibrate.channels import above_zero, by_channel, node_shape, unit_of
 from parspike.errors import OptionError
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron, spike_count
@@ -94,11 +94,18 @@ def choose(
     a: Tensor, z: Tensor, levels: int, *, shift: bool = True, layer: bool = False, weigh: Weigh = "own"
 ) -> Choice:
     """The θ, δ and v_post of least error, as the module says; a, z: (C, N). layer: one θ for all channels."""
-    top = a.amax(1)
+    largest = above_zero(a.amax(1), levels)
+    # Measured in a unit of its own, since squares of 1e-20 are 0 in float32, and squares of 1e20 infinite. Errors
+    # of channels that share a threshold are added, so they share the unit.
+    unit = unit_of(largest.max().expand_as(largest) if layer else largest)
+    best = _chosen(a / unit[:, None], z / unit[:, None], largest / unit, levels, shift, layer, weigh)
+    return Choice(best.theta * unit, best.delta * unit, best.post * unit, best.error * unit * unit)
+
+
+def _chosen(a: Tensor, z: Tensor, top: Tensor, levels: int, shift: bool, layer: bool, weigh: Weigh) -> Choice:
     if weigh == "next":
         a = a - a.mean(1, keepdim=True)
     power = a.square().mean(1)
-    top = above_zero(top, levels)
     start = top.max().expand_as(top) if layer else top
     best = Choice(start, torch.zeros_like(top), top.clone(), torch.full_like(top, float("inf")))
 
@@ -123,7 +130,10 @@ def choose(
 
 def fit_neuron(neuron: ParallelNeuron, samples: Samples, **options: Any) -> None:
     """Set θ, δ and v_post of a neuron layer from samples. options: those of `choose`."""
-    a, z = (value - neuron.offset for value in samples.tensors())
+    rest = neuron.rest()
+    if isinstance(rest, Tensor):
+        rest = rest.reshape(-1, 1)
+    a, z = (value - rest for value in samples.tensors())
     best = choose(a, z, neuron.levels, **options)
     for parameter, value in (
         (neuron.v_threshold, best.theta), (neuron.shift, best.delta), (neuron.v_post, best.post)

@@ -40,11 +40,11 @@ def serial_if(net: Network, env: dict[str, Any], *, record: bool = False) -> Run
     def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         neuron, z = neurons[node.name], args[0]
         v = state[node.name] if node.name in state else (neuron.v_threshold / 2).expand_as(z)
-        spike, state[node.name] = soft_reset_step(v, z - neuron.offset if neuron.offset else z, neuron.v_threshold)
+        spike, state[node.name] = soft_reset_step(v, neuron.above(z), neuron.v_threshold)
         if record:
             spikes[node.name].append(spike)
         current = spike * neuron.v_threshold
-        return [current + neuron.offset if neuron.offset else current]
+        return [current + neuron.offset if neuron.offsets else current]
 
     def difference(node: Node, args: tuple[Any, ...]) -> list[Any]:
         total, before, steps = state.get(node.name, (None, None, 0))

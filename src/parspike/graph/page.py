@@ -38,8 +38,8 @@ evenly spaced levels, one threshold a channel. **Every other activation that nev
 threshold for every level, placed by optimal one-dimensional quantisation of what the layer was seen to compute
 (evenly spaced where that is better, and for the weighted code); `repr(snn)` gives the error of both. At few levels
 the closed form gives every channel a staircase of its own ([calibration.md](calibration.md)). **Signed
-outputs** are exact through an offset: the activation's smallest output is a constant current beside the spikes, which
-the next synapse takes in like a bias; no spike is negative. **Activations that fall and then rise** (\\*) become two
+outputs** are exact through an offset: the smallest output seen is a constant current beside the spikes, which the next
+synapse takes in like a bias; no spike is negative. **Activations that fall and then rise** (\\*) become two
 layers of neurons, `layer+` and `layer-`: f(x) = lowest + rising(x) + falling(−x), each silent where the other fires.
 `prelu` is ReLU(x) − w·ReLU(−x).
 

@@ -138,16 +138,20 @@ class Neuron(nn.Module):
 class ParallelNeuron(Neuron):
     """Parallel spiking neurons with evenly spaced levels, equations (7)-(9).
 
-    offset: the activation's smallest output (0 for ReLU), a constant current. v_threshold: θ, pre-threshold.
-    shift: δ. v_post: θ + φ, the sum of a full count's amplitudes divided by T (post-threshold). Each is a scalar
-    or broadcasts against one sample, such as (C, 1, 1).
+    offset: the smallest output (0 for ReLU), a constant current: a number for all neurons, or a tensor. v_threshold:
+    θ, pre-threshold. shift: δ. v_post: θ + φ, the sum of a full count's amplitudes divided by T (post-threshold).
+    Each is a scalar or broadcasts against one sample, such as (C, 1, 1).
     """
 
     kind = "parallel"
+    offset: float | Tensor
 
-    def __init__(self, T: int, v_threshold: Tensor, *, offset: float = 0.0, code: Code = "sorted") -> None:
+    def __init__(self, T: int, v_threshold: Tensor, *, offset: float | Tensor = 0.0, code: Code = "sorted") -> None:
         super().__init__(T, code)
-        self.offset = float(offset)
+        if isinstance(offset, Tensor):
+            self.register_buffer("offset", offset.detach().to(v_threshold).clone())
+        else:
+            self.offset = float(offset)
         self.v_threshold = nn.Parameter(v_threshold.detach().clone(), requires_grad=False)
         self.shift = nn.Parameter(torch.zeros_like(v_threshold), requires_grad=False)
         self.v_post = nn.Parameter(v_threshold.detach().clone(), requires_grad=False)
@@ -155,28 +159,40 @@ class ParallelNeuron(Neuron):
     def count(self, z: Tensor) -> Tensor:
         return spike_count(z, self.v_threshold, self.levels, self._shift())
 
+    @property
+    def offsets(self) -> bool:
+        """Whether silent neurons emit a current. A tensor is not looked at, which would wait for the device."""
+        return isinstance(self.offset, Tensor) or self.offset != 0
+
+    def above(self, z: Tensor) -> Tensor:
+        """z (…, one sample) as counted from the smallest output on."""
+        return z - self.offset if self.offsets else z
+
     def _shift(self) -> Tensor:
-        return self.shift - self.offset if self.offset else self.shift
+        return self.shift - self.offset if self.offsets else self.shift
 
     def value(self, count: Tensor) -> Tensor:
         mean = count * (self.v_post / self.levels)
-        return mean + self.offset if self.offset else mean
+        return mean + self.offset if self.offsets else mean
 
     def forward(self, z: Tensor) -> Tensor:
         # In place on the counts, which nobody else sees: the cost of a neuron is memory traffic.
         theta, shift, scale = self.v_threshold.detach(), self._shift().detach(), self.v_post.detach() / self.levels
         if not runs_here(z) or z.dtype != theta.dtype:
             mean = self.count(z).mul_(scale)
-            return mean.add_(self.offset) if self.offset else mean
+            return mean.add_(self.offset) if self.offsets else mean
 
         def fill(out: Tensor, z: Tensor) -> None:
             count_into(out, z, theta, self.levels, shift).mul_(scale)
-            if self.offset:
-                out.add_(self.offset)
+            if self.offsets:
+                out.add_(offset)
 
+        offset = self.offset
+        # Where a tensor of offsets has more than one element, so has the shift that it is subtracted from.
         flat = theta.numel() == shift.numel() == scale.numel() == 1
         if flat:
             theta, shift, scale = (t.reshape(()) for t in (theta, shift, scale))
+            offset = offset.reshape(()) if isinstance(offset, Tensor) else offset
         return in_pieces(fill, z.detach(), z.dtype, flat=flat)
 
     def amplitudes(self) -> Tensor:
@@ -189,23 +205,31 @@ class ParallelNeuron(Neuron):
             scale = 2.0 ** (self.T - 1 - steps) * (self.T / self.levels)
         return scale.reshape(-1, *[1] * self.v_post.dim()) * self.v_post
 
-    def rest(self) -> float:
+    def rest(self) -> float | Tensor:
         return self.offset
 
     def extra_repr(self) -> str:
-        return f"θ {float(self.v_threshold.min()):.4g} … {float(self.v_threshold.max()):.4g}"
+        theta = f"θ {float(self.v_threshold.min()):.4g} … {float(self.v_threshold.max()):.4g}"
+        if not isinstance(self.offset, Tensor):
+            return theta
+        return f"{theta}, from {float(self.offset.min()):.4g} … {float(self.offset.max()):.4g} on"
 
     def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "T": self.T, "code": self.code, "offset": self.offset}
+        offset = None if isinstance(self.offset, Tensor) else self.offset
+        return {"kind": self.kind, "T": self.T, "code": self.code, "offset": offset}
 
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ParallelNeuron:
         theta = tensors["v_threshold"]
-        if not math.isfinite(config["offset"]):
+        offset = tensors["offset"] if config["offset"] is None else config["offset"]
+        if isinstance(offset, Tensor):
+            if offset.dtype != theta.dtype:
+                raise ValueError("offset and v_threshold have unlike dtypes")
+        elif not math.isfinite(offset):
             raise ValueError("the offset must be finite")
         if not bool((theta > 0).all()):
             raise ValueError("thresholds must be above 0")
-        neuron = cls(config["T"], theta, offset=config["offset"], code=config["code"])
+        neuron = cls(config["T"], theta, offset=offset, code=config["code"])
         for name in ("shift", "v_post"):
             value = tensors[name]
             if value.dtype != theta.dtype:

@@ -156,7 +156,7 @@ class Staircase(Neuron):
             low, high = tau[0], tau[-1]
             k = FINEST - torch.frexp(torch.maximum(-low, high)).exponent.double()
             fits = torch.log2(most / (high - low)).floor()  # infinite where all thresholds are one
-            grid = torch.minimum(k, fits).clamp(max=100).exp2()
+            grid = torch.minimum(k, fits).clamp(max=126).exp2()  # float32 ends at 2^127
             edges = (tau * grid).round()
             # Rounding may have made the span a little larger than the grid was chosen for.
             if torch.equal(moved := edges / grid, tau):
