@@ -1,8 +1,9 @@
 """Operations and error, layer by layer, in one walk over counts.
 
-Beside the values of the spiking network walk two more streams: the spikes that reach each element, and where a real
-value stands instead of spikes (the image; what is behind a weighted synapse or an analog operator). A fourth is the
-network itself, where there is one to compare with. Counts are enough, no train is made.
+Beside the values of the spiking network walk three more streams: the spikes that reach each element, where a real
+value stands instead of spikes (the image; what is behind a weighted synapse or an analog operator), and where any
+value stands that is not a constant zero of padding. A fifth is the network itself, where there is one to compare
+with. Counts are enough, no train is made.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from parspike.errors import InputError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk
 from parspike.graph.ops import TABLE, UNFOLDABLE, call
 from parspike.measure.report import Energy, LayerRow, Report
-from parspike.measure.wires import at_refs, carry, fan_out, macs_of
+from parspike.measure.wires import at_refs, carry, fan_out, macs_of, present, role_of
 from parspike.plan import Plan, plan
 from parspike.snn import SNN
 
@@ -121,23 +122,26 @@ class _Meter:
     def add(self, env: dict[str, Tensor]) -> tuple[Any, Any]:
         """One batch; the outputs of the spiking network, and of the network where it walks along."""
         tensors, sizes = self.snn.tensors(), self.graph.sizes(env)
-        real = {name: torch.ones_like(x, dtype=torch.float64) for name, x in env.items()}
-        envs = [dict(env), dict.fromkeys(env), real]
+        ones = {name: torch.ones_like(x, dtype=torch.float64) for name, x in env.items()}
+        envs = [dict(env), dict.fromkeys(env), dict(ones), dict(ones)]
         self.streams = [Stream(values, tensors, sizes) for values in envs]
         if self.reference is not None:
             self.streams.append(Stream(dict(env), self.reference.tensors, sizes))
         moving = [node.name for node in self.graph.nodes if node.name in self.varying]
         walk(self.schedule, self.streams, dict.fromkeys(moving, self._visit))
         outputs = self.graph.collect(self.streams[0].env)
-        return outputs, None if self.reference is None else self.graph.collect(self.streams[3].env)
+        return outputs, None if self.reference is None else self.graph.collect(self.streams[4].env)
 
-    def _visit(self, node: Node, args: Any, spike_args: Any, real_args: Any, *network_args: Any) -> list[Any]:
+    def _visit(
+        self, node: Node, args: Any, spike_args: Any, real_args: Any, seen_args: Any, *network_args: Any
+    ) -> list[Any]:
         # walk gives no keyword arguments; they hold no values, only sizes and the device
         kwargs = self.streams[0].arguments(node)[1]
         network = [call(node.target, other, kwargs) for other in network_args]
-        role = TABLE[node.target].role if node.reason == UNFOLDABLE else node.role
-        neuron, row = self.neurons.get(node.name), TABLE[node.target]
-        spikes, reals = (at_refs(node.args, found, self.varying) for found in (spike_args, real_args))
+        role, neuron, row = role_of(node), self.neurons.get(node.name), TABLE[node.target]
+        spikes, reals, there = (
+            at_refs(node.args, found, self.varying) for found in (spike_args, real_args, seen_args)
+        )
         done = self.sums.setdefault(node.name, _Sum())
         if neuron is not None:
             count = neuron.count(args[0])
@@ -148,25 +152,29 @@ class _Meter:
             for wanted in network:
                 done.apart += float((value - wanted).double().square().sum())
                 done.size += float(wanted.double().square().sum())
-            return [value, sent, None, *network]
+            return [value, sent, None, present(node, args, kwargs, there, self.varying), *network]
         value = call(node.target, args, kwargs)
         if role is Role.SYNAPSE and row.weighted:
             edges = self._once(node, args, lambda: fan_out(node, args, kwargs, self.varying))
             done.synops += sum(float((s.abs() * edges).sum()) for s in spikes if s is not None)
             done.macs += sum(float((r * edges).sum()) for r in reals if r is not None)
-            done.network_macs += float(edges.expand(at_refs(node.args, args, self.varying)[0].shape).sum())
-            return [value, None, _everywhere(value), *network]
+            done.network_macs += sum(float((s * edges).sum()) for s in there)
+            return [value, None, _everywhere(value), _everywhere(value), *network]
         if role is Role.SYNAPSE and row.sources != "many":
             sent, real = (carry(node, args, kwargs, found, self.varying) for found in (spikes, reals))
             real = None if real is None else map_tree(lambda r: (r != 0).double(), real)
-            return [value, sent, real, *network]
+            return [value, sent, real, present(node, args, kwargs, there, self.varying), *network]
+        if role in (Role.NEURON, Role.ORDER):
+            seen = present(node, args, kwargs, there, self.varying)
+        else:
+            seen = _everywhere(value)
         if node.name in self.nested:
-            return [value, call(node.target, spike_args, kwargs), None, *network]
+            return [value, call(node.target, spike_args, kwargs), None, seen, *network]
         done.synops += _total(spikes)  # added up to the mean that the operator acts on
         if role is Role.ANALOG:
             macs = self._once(node, args, lambda: macs_of(node, args, kwargs, value, self.varying))
             done.macs, done.network_macs = done.macs + macs, done.network_macs + macs
-        return [value, None, _everywhere(value), *network]
+        return [value, None, seen, seen, *network]
 
     def _once(self, node: Node, args: Any, make: Callable[[], Any]) -> Any:
         """What depends on shapes alone is made once for each."""
