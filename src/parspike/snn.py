@@ -38,7 +38,7 @@ class SNN(nn.Module):
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.T, self.provenance = T, dict(provenance or {})
+        self._T, self.provenance = T, dict(provenance or {})
         self._paths = tuple(graph.tensors)
         self._layers = {name: graph.by_name[name].layer for name in neurons}
         self.synapses, self.spiking = nn.Module(), nn.Module()
@@ -49,6 +49,18 @@ class SNN(nn.Module):
         # The module holds the tensors; the graph keeps only their names.
         self._run_as(replace(graph, tensors={}))
         self.eval()
+
+    @property
+    def T(self) -> int:
+        """Time-steps. The neurons' parameters were calibrated for them, so they are no option of a run."""
+        return self._T
+
+    @T.setter
+    def T(self, value: Any) -> None:
+        raise OptionError(
+            f"this network was calibrated for T={self._T} time-steps, which cannot be changed afterwards: "
+            f"convert again with T={value!r}"
+        )
 
     def _run_as(self, graph: Graph) -> None:
         self.graph, neurons = graph, self.neurons()
