@@ -8,24 +8,25 @@ with. Counts are enough, no train is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from parspike.calibrate.batches import arguments_of, inputs_of, readable_again
+from parspike.calibrate.batches import arguments_of, inputs_of, labels_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.errors import InputError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk
 from parspike.graph.ops import TABLE, UNFOLDABLE, call
 from parspike.measure.report import Energy, LayerRow, Report
+from parspike.measure.scores import Scores
 from parspike.measure.wires import at_refs, carry, fan_out, macs_of, present, role_of
 from parspike.plan import Plan, plan
 from parspike.snn import SNN
 
-__all__ = ["answer_of", "measure"]
+__all__ = ["measure"]
 
 
 @torch.no_grad()
@@ -40,9 +41,11 @@ def measure(
 ) -> Report:
     """Operations, energy and spikes of a spiking network by layer, its accuracy, and its error against the network.
 
-    loader: an iterable of tensors (B, …), (x, y) tuples or dicts, or one tensor (N, …); accuracy needs y: whole
-    numbers, one for each answer, in the last place of a tuple or under "label" or "labels" of a dict. against: the
-    network, or its plan; any other network that takes these inputs is compared by its outputs alone. inputs: a function
+    loader: an iterable of tensors (B, …), (x, y) tuples or dicts, or one tensor (N, …). Accuracy needs y: whole
+    numbers, one for each answer, right behind the inputs of a tuple (with `inputs` in its last place) or under "label"
+    or "labels" of a dict. Accuracy and agreement are of class scores; values, such as those of a regression, have an
+    error alone, and docs/measure.md says how the two are told apart. against: the network, or its plan; any other
+    network that takes these inputs is compared by its outputs alone. inputs: a function
     from an item to the inputs. energy: picojoules of an operation. progress: called as progress(what, done, total).
     docs/measure.md says what is counted. The counts are those of the engines count, parallel and serial.
     Raises `InputError` where there is no batch or inputs do not fit, and what `plan` raises for `against`.
@@ -51,7 +54,7 @@ def measure(
         raise InputError(f"measure takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
     source = readable_again(loader, name="loader")
     total = len(source) if hasattr(source, "__len__") else 0  # pyright: ignore[reportArgumentType]
-    meter, scores, reference = _Meter(snn), _Scores(), None
+    meter, scores, reference, samples = _Meter(snn), Scores(), None, 0
     for number, item in enumerate(source):
         place = f"batch {number} of the loader"
         if against is not None and reference is None:
@@ -62,13 +65,23 @@ def measure(
         outputs, network = meter.add(env)
         if reference is not None and network is None:
             network = _run(reference, inputs_of(item, place, reference, inputs))
-        scores.samples += next(iter(env.values())).shape[0]
-        scores.add(outputs, network, _label(item))
+        samples += next(iter(env.values())).shape[0]
+        scores.add(outputs, network, labels_of(item, inputs, snn.graph.signature))
         if progress:
             progress("", number + 1, total)
-    if not scores.samples:
+    if not samples:
         raise InputError("the loader is empty: give at least one batch of inputs")
-    return scores.report(snn, meter.rows(scores.samples), energy or Energy())
+    return Report(
+        samples,
+        snn.T,
+        tuple(dict.fromkeys(neuron.code for neuron in snn.neurons().values())),
+        meter.rows(samples),
+        energy or Energy(),
+        accuracy=scores.accuracy,
+        network_accuracy=scores.network_accuracy,
+        agreement=scores.agreement,
+        error=scores.error,
+    )
 
 
 def _reference(against: nn.Module | Plan, example: Any) -> Graph:
@@ -139,9 +152,7 @@ class _Meter:
         kwargs = self.streams[0].arguments(node)[1]
         network = [call(node.target, other, kwargs) for other in network_args]
         role, neuron, row = role_of(node), self.neurons.get(node.name), TABLE[node.target]
-        spikes, reals, there = (
-            at_refs(node.args, found, self.varying) for found in (spike_args, real_args, seen_args)
-        )
+        spikes, reals, there = (at_refs(node.args, found, self.varying) for found in (spike_args, real_args, seen_args))
         done = self.sums.setdefault(node.name, _Sum())
         if neuron is not None:
             count = neuron.count(args[0])
@@ -220,73 +231,3 @@ def _total(spikes: list[Any]) -> float:
 
 def _everywhere(value: Any) -> Any:
     return map_tree(lambda leaf: torch.ones_like(leaf, dtype=torch.float64), value)
-
-
-class _Scores:
-    """Accuracy, agreement and error of the outputs over batches."""
-
-    def __init__(self) -> None:
-        self.samples = self.answers = self.labelled = self.right = self.network_right = self.same = 0
-        self.apart = self.size = 0.0
-        self.compared = False
-
-    def add(self, outputs: Any, network: Any, labels: Tensor | None) -> None:
-        """One batch. An output without classes along dimension 1 has an error, but is no answer."""
-        for x, target in zip(_floats(outputs), _floats(network), strict=False):
-            if x.shape == target.shape:
-                self.apart += float((x - target).double().square().sum())
-                self.size += float(target.double().square().sum())
-        if not _classes(outputs):
-            return
-        said = answer_of(outputs)
-        labelled = labels is not None and labels.shape == said.shape
-        labels = labels.to(said.device) if labels is not None and labelled else said
-        self.answers += said.numel()
-        if labelled:
-            self.labelled, self.right = self.labelled + said.numel(), self.right + int((said == labels).sum())
-        if network is None or not _classes(network):
-            return
-        wanted = answer_of(network)
-        if wanted.shape != said.shape:
-            raise InputError(f"against= answers in the shape {tuple(wanted.shape)}, this network {tuple(said.shape)}")
-        self.compared, self.same = True, self.same + int((said == wanted).sum())
-        self.network_right += int((wanted == labels).sum()) if labelled else 0
-
-    def report(self, snn: SNN, rows: tuple[LayerRow, ...], energy: Energy) -> Report:
-        """Shares of what was added; None where not every sample had a label, or nothing was compared."""
-        known = self.answers > 0 and self.labelled == self.answers
-        return Report(
-            self.samples,
-            snn.T,
-            tuple(dict.fromkeys(neuron.code for neuron in snn.neurons().values())),
-            rows,
-            energy,
-            accuracy=self.right / self.answers if known else None,
-            network_accuracy=self.network_right / self.answers if known and self.compared else None,
-            agreement=self.same / self.answers if self.compared else None,
-            error=(self.apart / self.size) ** 0.5 if self.size else None,
-        )
-
-
-def answer_of(output: Any) -> Tensor:
-    """The largest of an output's dimension 1, of the first output where there are several: (B, …) without it."""
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values() if isinstance(output, Mapping) else output))
-    return output.argmax(1)
-
-
-def _classes(output: Any) -> bool:
-    first = next((leaf for leaf in leaves(output) if isinstance(leaf, Tensor)), None)
-    return first is not None and first.dim() > 1 and first.shape[1] > 1
-
-
-def _label(item: Any) -> Tensor | None:
-    if isinstance(item, Mapping):
-        found = item.get("label", item.get("labels"))
-    else:
-        found = item[-1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
-    return found if isinstance(found, Tensor) and not found.is_floating_point() else None
-
-
-def _floats(output: Any) -> list[Tensor]:
-    return [leaf for leaf in leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

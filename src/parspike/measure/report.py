@@ -63,8 +63,9 @@ class Report:
     """Operations by layer and in total, and scores. `str` is a table, `to_json` everything.
 
     samples: measured. T: time-steps. codes: how counts are sent. rows: the layers. energy: the constants.
-    accuracy, network_accuracy: share right, None without labels. agreement: share of samples whose largest output is
-    the network's. error: of the outputs, as in `LayerRow`. Both None without a network to compare with.
+    accuracy, network_accuracy: share of answers that are right, None without labels. agreement: share that are the
+    network's. All three are None where the outputs are values and no class scores. error: of the outputs, as in
+    `LayerRow`, of several the largest. The last two are None without a network to compare with.
     """
 
     samples: int
