@@ -17,6 +17,7 @@ from parspike.engines.stages import Stages
 from parspike.errors import InputError, OptionError
 from parspike.graph import Graph
 from parspike.neurons import Neuron
+from parspike.notebook import html_table
 
 __all__ = ["SNN"]
 
@@ -132,13 +133,18 @@ class SNN(nn.Module):
         name = recipe.get("name", "?") if isinstance(recipe, Mapping) else recipe
         return f"T={self.T}, neuron layers={len(self._layers)}, recipe={name}"
 
-    def __repr__(self) -> str:
-        lines = [f"SNN({self.extra_repr()})"]
+    def _cells(self) -> Iterator[tuple[str, str, str]]:
         for name, neuron in self.neurons().items():
             node = self.graph.by_name[name]
-            shape = "×".join(str(dim) for dim in self.graph.shape_of(node)[1:])
-            lines.append(f"  {node.layer}: {shape} neurons, {neuron.extra_repr()}")
-        return "\n".join(lines)
+            yield node.layer, "×".join(str(dim) for dim in self.graph.shape_of(node)[1:]), neuron.extra_repr()
+
+    def __repr__(self) -> str:
+        lines = [f"  {layer}: {shape} neurons, {parameters}" for layer, shape, parameters in self._cells()]
+        return "\n".join((f"SNN({self.extra_repr()})", *lines))
+
+    def _repr_html_(self) -> str:
+        notes = [f"inputs: {self.graph.taken}"]
+        return html_table(f"SNN({self.extra_repr()})", ("layer", "neurons", "parameters"), self._cells(), notes)
 
     @contextlib.contextmanager
     def _explained(self, env: Mapping[str, Any]) -> Iterator[None]:
