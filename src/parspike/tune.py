@@ -71,12 +71,9 @@ class Tuning:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        what = {"both": "agreement, and values kept,", "values": "values kept"}.get(self.measure, self.measure)
+        what = {"both": "agreement and values (R²)", "values": "values (R²)"}.get(self.measure, self.measure)
         wanted = self.network - self.drop
         lines = [f"{what} on held-out images: network {self.network:.1f} %, wanted ≥ {wanted:.1f} %"]
-        if self.measure in ("both", "values"):
-            error = (max(0.0, 100 * self.drop)) ** 0.5
-            lines[0] += f", which is a relative error of the outputs ≤ {error:.3g} %"
         if self.measure == "both":
             lines.append(
                 "  no labels say whether the outputs are class scores: measure='agreement' if they are, 'values' if not"
@@ -84,7 +81,8 @@ class Tuning:
         for t in self.trials:
             mark = "  ← chosen" if t is self.chosen else ""
             own = f", {len(t.layers)} layers with fewer" if t.layers else ""
-            shown = [f"{t.agreement if self.measure == 'both' else t.score:5.1f} %"]
+            shown = [f"{t.score:5.1f} %"]
+            shown += [f"agreement {t.agreement:5.1f} %"] if self.measure == "both" else []
             shown += [] if t.error is None else [f"error {t.error:4.1f} %"]
             shown.append(f"{t.spikes:.3f} spikes a neuron{own}{mark}")
             lines.append(f"  T={t.T:<3} {t.code:<9} {'  '.join(shown)}")
@@ -116,8 +114,8 @@ def tune(
     - "agreement": the answers that are the network's, of class scores (B, K, …) the largest, or whole numbers;
     - "accuracy": the answers that are right, for items (x, y), the labels right behind the inputs, or with `inputs` in
       the last place;
-    - "values": 100 (1 − e²), e the relative error ‖output − network's‖ / ‖network's‖, of several outputs the largest;
-      so drop=1 allows e = 10 %, drop=0.01 allows 1 %;
+    - "values": R², 1 − ‖output − network's‖² / ‖network's − its mean‖² over the images held out, of several outputs the
+      smallest; drop=1 allows an error of 10 % of the outputs' standard deviation, drop=0.01 one of 1 %;
     - "both": the smaller of agreement and values.
 
     By default what the outputs are decides. Whole numbers, and outputs whose labels are whole numbers, one for each
@@ -256,7 +254,7 @@ class _Held:
         accuracy, agreement, error = (
             None if share is None else 100 * share for share in (scores.accuracy, scores.agreement, scores.error)
         )
-        kept = None if error is None else 100 - error**2 / 100
+        kept = None if scores.kept is None else 100 * scores.kept
         both = None if kept is None or agreement is None else min(kept, agreement)
         score = {"accuracy": accuracy, "agreement": agreement, "values": kept, "both": both}[self.measure]
         if score is None:

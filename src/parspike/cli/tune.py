@@ -19,8 +19,8 @@ def tune(
     measure: Annotated[
         str | None,
         typer.Option(
-            help="agreement with the network, accuracy (needs labels), values (100 % minus the squared relative error) "
-            "or both; by default what the outputs are decides"
+            help="agreement with the network, accuracy (needs labels), values (R² of the outputs) or both; by default "
+            "what the outputs are decides"
         ),
     ] = None,
     code: Annotated[list[str] | None, typer.Option(help="sorted, weighted or onset (repeatable)")] = None,

@@ -164,7 +164,8 @@ class Report:
         return "\n".join((lines[0], rule, *lines[1:-1], rule, lines[-1], "", *self._remarks()))
 
     def _remarks(self) -> list[str]:
-        lines = [f"For one sample, mean over {self.samples:,}. T = {self.T}, code {', '.join(self.codes)}."]
+        codes = f"code {', '.join(self.codes)}" if self.codes else "no spiking neurons"
+        lines = [f"For one sample, mean over {self.samples:,}. T = {self.T}, {codes}."]
         shares = {"accuracy": self.accuracy, "network's accuracy": self.network_accuracy, "agreement": self.agreement}
         if known := [f"{name} {100 * share:.2f} %" for name, share in shares.items() if share is not None]:
             lines.append(", ".join(known))

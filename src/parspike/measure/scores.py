@@ -9,7 +9,8 @@ A share of answers says something only where the outputs are answers. What they 
 - without labels, (B, K), K > 1, may be either, so the answers are counted beside the error; anything else is values.
 
 Where a network gives several outputs of real numbers, the one named "logits" holds the scores; without one, values.
-Values have an error: ‖output − network's output‖ / ‖network's output‖ over all samples, of several the largest.
+Values have an error: ‖output − network's output‖ / ‖network's output‖ over all samples, of several the largest. Where
+they lie far from 0 and vary little that is small whatever the spikes do; `kept` compares with how much they vary.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Scores:
     classes: int = 0
     apart: list[float] = field(default_factory=list)
     size: list[float] = field(default_factory=list)
+    total: list[Tensor] = field(default_factory=list)
+    samples: int = 0
 
     def add(self, output: Any, network: Any = None, labels: Tensor | None = None, *, sure: bool = False) -> None:
         """One batch of outputs, the network's own if there is one to compare with, and labels. sure: see `answers_of`.
@@ -90,13 +93,27 @@ class Scores:
     def _errors(self, outputs: list[Tensor], network: list[Tensor]) -> None:
         if [x.shape for x in outputs] != [x.shape for x in network]:
             return
-        self.apart = self.apart or [0.0] * len(outputs)
-        self.size = self.size or [0.0] * len(outputs)
-        for i, (x, target) in enumerate(zip(outputs, network, strict=True)):
+        part = Scores(samples=len(outputs[0]) if outputs else 0)
+        for x, target in zip(outputs, network, strict=True):
             x, target = x.double(), target.double()
+            finite = torch.where(target.isfinite(), target, 0.0)
             # Places where both are one infinity (masks) are no error.
-            self.apart[i] += float(torch.where(x == target, 0.0, x - target).square().sum())
-            self.size[i] += float(torch.where(target.isfinite(), target, 0.0).square().sum())
+            part.apart.append(float(torch.where(x == target, 0.0, x - target).square().sum()))
+            part.size.append(float(finite.square().sum()))
+            part.total.append(finite.sum(0).cpu())
+        self._join(part)
+
+    def _join(self, part: Scores) -> None:
+        """Add the errors of others."""
+        if not self.apart:
+            self.apart, self.size, self.total = list(part.apart), list(part.size), list(part.total)
+        elif part.apart:
+            self.apart = [a + b for a, b in zip(self.apart, part.apart, strict=True)]
+            self.size = [a + b for a, b in zip(self.size, part.size, strict=True)]
+            # Samples of unlike sizes have no mean sample.
+            pairs = zip(self.total, part.total, strict=True)
+            self.total = [a + b if a.shape == b.shape else torch.zeros(0) for a, b in pairs]
+        self.samples += part.samples
 
     @classmethod
     def merged(cls, parts: Iterable[Scores]) -> Scores:
@@ -106,8 +123,7 @@ class Scores:
             for name in ("answers", "labelled", "right", "network_right", "same", "compared"):
                 setattr(total, name, getattr(total, name) + getattr(part, name))
             total.classes = max(total.classes, part.classes)
-            total.apart = [a + b for a, b in zip(total.apart or [0.0] * len(part.apart), part.apart, strict=True)]
-            total.size = [a + b for a, b in zip(total.size or [0.0] * len(part.size), part.size, strict=True)]
+            total._join(part)
         return total
 
     @property
@@ -131,3 +147,14 @@ class Scores:
         """‖output − network's‖ / ‖network's‖, of several outputs the largest; None without one to compare with."""
         errors = [(a / max(b, 1e-300)) ** 0.5 for a, b in zip(self.apart, self.size, strict=True)]
         return max(errors, default=None)
+
+    @property
+    def kept(self) -> float | None:
+        """R², 1 − ‖output − network's‖² / ‖network's − its mean sample‖², of several outputs the smallest: 1 where the
+        values are kept, 0 where the mean alone would do as well. Where the network's output is the same for all samples
+        (or they are of unlike sizes), its own square is what is compared with."""
+        found = []
+        for apart, size, total in zip(self.apart, self.size, self.total, strict=True):
+            varies = size - float(total.square().sum()) / max(1, self.samples)
+            found.append(1 - apart / max(varies if varies > 1e-9 * size else size, 1e-300))
+        return min(found, default=None)
