@@ -23,7 +23,7 @@ from parspike.engines import Run
 from parspike.errors import ParspikeError
 from parspike.file import load
 from parspike.graph import register
-from parspike.measure import Energy, Report, measure
+from parspike.measure import Energy, Report, Scores, measure
 from parspike.neurons import QCFS
 from parspike.plan import Keep, Plan, Steps, plan
 from parspike.snn import SNN
@@ -43,6 +43,7 @@ __all__ = [
     "Reconstruct",
     "Report",
     "Run",
+    "Scores",
     "Steps",
     "Thresholds",
     "Tuning",

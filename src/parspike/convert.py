@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +17,7 @@ from torch.utils.data import DistributedSampler
 from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, recipe_to_json
 from parspike.calibrate.batches import arguments_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
-from parspike.errors import CalibrationError, OptionError
+from parspike.errors import CalibrationError, OptionError, ParspikeWarning
 from parspike.neurons import CODES, Code
 from parspike.neurons.layer import MAX_WEIGHTED
 from parspike.plan import LayerOption, Plan, plan
@@ -81,6 +82,13 @@ def convert(
         torch.manual_seed(seed)
         made = model if isinstance(model, Plan) else _plan(model, source, example, inputs, layers, strict)
         made.check()
+        if not made.spiking and not made.kept and together.rank == 0:
+            warnings.warn(
+                "the network has no activation that becomes neurons, so its conversion sends no spikes and computes "
+                "what the network computes: print(parspike.plan(model, example)) says what each operator is",
+                ParspikeWarning,
+                stacklevel=2,
+            )
         torch.manual_seed(seed)
         graph = made.graph
         batches = None if source is None else Batches(source, graph, inputs=inputs, together=together)

@@ -9,6 +9,8 @@
     ├── FileError           a file cannot be read or written as asked (also an OSError)
     └── MissingExtraError   an optional dependency is absent; says the command that installs it
 
+What is possible and hardly meant is a `ParspikeWarning`.
+
 Each message names the place and says what to do.
 """
 
@@ -21,6 +23,7 @@ __all__ = [
     "MissingExtraError",
     "OptionError",
     "ParspikeError",
+    "ParspikeWarning",
     "TraceError",
     "UnsupportedError",
 ]
@@ -63,3 +66,7 @@ class MissingExtraError(ParspikeError, ImportError):
 
     def __init__(self, module: str, *, extra: str) -> None:
         super().__init__(f"'{module}' is not installed: run  pip install 'parspike[{extra}]'")
+
+
+class ParspikeWarning(UserWarning):
+    """Something works otherwise than it may be meant; says what follows and what to do."""

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Activation, Curve, Graph, Node, Role, check_same, nested, rewrite, trace
 from parspike.graph.ops import TABLE, UNFOLDABLE, remedy
+from parspike.notebook import html_table
 
 __all__ = ["READOUT", "Keep", "LayerOption", "Plan", "PlanRow", "Steps", "plan"]
 
 
 READOUT = "readout"
+HEAD = ("layer", "operator", "role", "becomes", "shape", "source")
 
 
 @dataclass(frozen=True)
@@ -113,26 +115,33 @@ class Plan:
             "rows": [asdict(row) for row in self.rows],
         }
 
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [
+            (row.layer, row.operator, row.role, row.becomes, "×".join(str(dim) for dim in row.shape), row.source)
+            for row in self.rows
+        ]
+
     def __str__(self) -> str:
-        head = ("layer", "operator", "role", "becomes", "shape", "source")
-        table: list[tuple[str, ...]] = [head]
-        for row in self.rows:
-            shape = "×".join(str(dim) for dim in row.shape)
-            table.append((row.layer, row.operator, row.role, row.becomes, shape, row.source))
+        head, table = HEAD, [HEAD, *self._cells()]
         widths = [max(len(line[i]) for line in table) for i in range(len(head) - 1)]
         lines = [
             "  ".join((*(cell.ljust(w) for cell, w in zip(line, widths, strict=False)), line[-1])).rstrip()
             for line in table
         ]
         lines.insert(1, "  ".join("─" * w for w in (*widths, len(head[-1]))))
+        return "\n".join((*lines, *self._remarks()))
+
+    def _repr_html_(self) -> str:
+        return html_table("Plan", HEAD, self._cells(), self._remarks())
+
+    def _remarks(self) -> list[str]:
         count = Counter(row.role for row in self.rows)
-        lines.append(
+        lines = [
             f"{len(self.spiking)} spiking, {len(self.kept)} kept analog, {count[Role.ORDER]} max, "
-            f"{count[Role.ANALOG]} analog operators, {count[READOUT]} read-out, {len(self.refusals)} refused"
-        )
-        lines.append(f"inputs: {self.graph.taken}")
-        lines.extend(f"refused: layer '{row.layer}', {row.operator}: {row.remedy}" for row in self.refusals)
-        return "\n".join(lines)
+            f"{count[Role.ANALOG]} analog operators, {count[READOUT]} read-out, {len(self.refusals)} refused",
+            f"inputs: {self.graph.taken}",
+        ]
+        return [*lines, *(f"refused: layer '{row.layer}', {row.operator}: {row.remedy}" for row in self.refusals)]
 
 
 def plan(

@@ -17,6 +17,7 @@ from parspike.engines.stages import Stages
 from parspike.errors import InputError, OptionError
 from parspike.graph import Graph
 from parspike.neurons import Neuron
+from parspike.notebook import html_table
 
 __all__ = ["SNN"]
 
@@ -38,7 +39,7 @@ class SNN(nn.Module):
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.T, self.provenance = T, dict(provenance or {})
+        self._T, self.provenance = T, dict(provenance or {})
         self._paths = tuple(graph.tensors)
         self._layers = {name: graph.by_name[name].layer for name in neurons}
         self.synapses, self.spiking = nn.Module(), nn.Module()
@@ -49,6 +50,18 @@ class SNN(nn.Module):
         # The module holds the tensors; the graph keeps only their names.
         self._run_as(replace(graph, tensors={}))
         self.eval()
+
+    @property
+    def T(self) -> int:
+        """Time-steps. The neurons' parameters were calibrated for them, so they are no option of a run."""
+        return self._T
+
+    @T.setter
+    def T(self, value: Any) -> None:
+        raise OptionError(
+            f"this network was calibrated for T={self._T} time-steps, which cannot be changed afterwards: "
+            f"convert again with T={value!r}"
+        )
 
     def _run_as(self, graph: Graph) -> None:
         self.graph, neurons = graph, self.neurons()
@@ -120,13 +133,18 @@ class SNN(nn.Module):
         name = recipe.get("name", "?") if isinstance(recipe, Mapping) else recipe
         return f"T={self.T}, neuron layers={len(self._layers)}, recipe={name}"
 
-    def __repr__(self) -> str:
-        lines = [f"SNN({self.extra_repr()})"]
+    def _cells(self) -> Iterator[tuple[str, str, str]]:
         for name, neuron in self.neurons().items():
             node = self.graph.by_name[name]
-            shape = "×".join(str(dim) for dim in self.graph.shape_of(node)[1:])
-            lines.append(f"  {node.layer}: {shape} neurons, {neuron.extra_repr()}")
-        return "\n".join(lines)
+            yield node.layer, "×".join(str(dim) for dim in self.graph.shape_of(node)[1:]), neuron.extra_repr()
+
+    def __repr__(self) -> str:
+        lines = [f"  {layer}: {shape} neurons, {parameters}" for layer, shape, parameters in self._cells()]
+        return "\n".join((f"SNN({self.extra_repr()})", *lines))
+
+    def _repr_html_(self) -> str:
+        notes = [f"inputs: {self.graph.taken}"]
+        return html_table(f"SNN({self.extra_repr()})", ("layer", "neurons", "parameters"), self._cells(), notes)
 
     @contextlib.contextmanager
     def _explained(self, env: Mapping[str, Any]) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from parspike.calibrate import Recipe
-from parspike.calibrate.batches import arguments_of, readable_again, signature_of
+from parspike.calibrate.batches import arguments_of, labels_of, readable_again, signature_of
+from parspike.calibrate.distance import named, values_of
 from parspike.calibrate.recipe import Progress
 from parspike.convert import convert
-from parspike.errors import CalibrationError, OptionError
-from parspike.measure import answer_of
+from parspike.errors import CalibrationError, OptionError, ParspikeWarning
+from parspike.graph import Graph
+from parspike.measure import Scores, answers_of
 from parspike.neurons import Code
 from parspike.plan import Plan, plan
 from parspike.snn import SNN
@@ -26,11 +29,16 @@ WEIGHTED = 8
 """Steps of the weighted code that are tried at most: 255 levels."""
 
 
+MEASURES = ("agreement", "accuracy", "values", "both")
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One conversion that was tried. score: per cent agreement or accuracy on the images held out. spikes: a neuron.
+    """One conversion that was tried, on the images held out. score: per cent of what `tune` was asked to keep.
 
-    layers: time-steps of the layers that have their own.
+    spikes: of a neuron. layers: time-steps of the layers that have their own. agreement: per cent of the answers, None
+    where the outputs are values. error: relative error ‖output − network's‖ / ‖network's‖ in per cent, None where they
+    are whole numbers.
     """
 
     T: int
@@ -38,11 +46,14 @@ class Trial:
     score: float
     spikes: float
     layers: Mapping[str, int]
+    agreement: float | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What `tune` tried and chose. network: the network's own score. snn: the chosen conversion, None if none did."""
+    """What `tune` tried and chose. network: the network's own score. measure: what the scores are, as asked for or
+    found. snn: the chosen conversion, None if none did."""
 
     trials: tuple[Trial, ...]
     network: float
@@ -60,12 +71,21 @@ class Tuning:
         }  # fmt: skip
 
     def __str__(self) -> str:
+        what = {"both": "agreement and values (R²)", "values": "values (R²)"}.get(self.measure, self.measure)
         wanted = self.network - self.drop
-        lines = [f"{self.measure} on held-out images: network {self.network:.1f} %, wanted ≥ {wanted:.1f} %"]
+        lines = [f"{what} on held-out images: network {self.network:.1f} %, wanted ≥ {wanted:.1f} %"]
+        if self.measure == "both":
+            lines.append(
+                "  no labels say whether the outputs are class scores: measure='agreement' if they are, 'values' if not"
+            )
         for t in self.trials:
             mark = "  ← chosen" if t is self.chosen else ""
             own = f", {len(t.layers)} layers with fewer" if t.layers else ""
-            lines.append(f"  T={t.T:<3} {t.code:<9} {t.score:5.1f} %  {t.spikes:.3f} spikes a neuron{own}{mark}")
+            shown = [f"{t.score:5.1f} %"]
+            shown += [f"agreement {t.agreement:5.1f} %"] if self.measure == "both" else []
+            shown += [] if t.error is None else [f"error {t.error:4.1f} %"]
+            shown.append(f"{t.spikes:.3f} spikes a neuron{own}{mark}")
+            lines.append(f"  T={t.T:<3} {t.code:<9} {'  '.join(shown)}")
         if self.chosen is None:
             lines.append("  none reaches it: allow a larger drop, or more steps with most=")
         return "\n".join(lines)
@@ -76,7 +96,7 @@ def tune(
     calibration: Any,
     *,
     drop: float = 1.0,
-    measure: Literal["agreement", "accuracy"] = "agreement",
+    measure: Literal["agreement", "accuracy", "values", "both"] | None = None,
     codes: Sequence[Code] = ("sorted", "weighted"),
     most: int = 32,
     mixed: bool = False,
@@ -87,16 +107,26 @@ def tune(
 ) -> Tuning:
     """Find the fewest time-steps within `drop` per cent points of the network, on calibration images held out.
 
-    calibration: as for `convert`; every fourth batch is held out, so at least four batches. measure: "agreement" of
-    the largest outputs with the network's (100 % for the network itself), or "accuracy", for items (x, y), the labels
-    right behind the inputs, or with `inputs` in the last place. codes: tried at every T, the one with fewer spikes
-    wins. most: largest T. mixed: then give single layers fewer steps, those with the most spikes first, as long as
-    the drop allows. One conversion a trial.
-    Raises `CalibrationError` for fewer than four batches, `OptionError` for unknown options.
+    calibration: as for `convert`; every fourth batch is held out, so at least four batches. codes: tried at every T,
+    the one with fewer spikes wins. most: largest T. mixed: then give single layers fewer steps, those with the most
+    spikes first, as long as the drop allows. One conversion a trial. measure: what is kept, in per cent:
+
+    - "agreement": the answers that are the network's, of class scores (B, K, …) the largest, or whole numbers;
+    - "accuracy": the answers that are right, for items (x, y), the labels right behind the inputs, or with `inputs` in
+      the last place;
+    - "values": R², 1 − ‖output − network's‖² / ‖network's − its mean‖² over the images held out, of several outputs the
+      smallest; drop=1 allows an error of 10 % of the outputs' standard deviation, drop=0.01 one of 1 %;
+    - "both": the smaller of agreement and values.
+
+    By default what the outputs are decides. Whole numbers, and outputs whose labels are whole numbers, one for each
+    answer, have answers. (B, K), K > 1, without labels may be class scores or K values, so both are kept. All other
+    outputs are values: one value, maps of values, several outputs, those with real numbers as labels.
+    Raises `CalibrationError` for fewer than four batches and for a measure that these outputs do not have,
+    `OptionError` for unknown options.
     """
-    if measure not in ("agreement", "accuracy"):
-        raise OptionError(f"measure must be 'agreement' or 'accuracy', got {measure!r}")
-    if not codes or drop < 0 or most < 1:
+    if measure is not None and measure not in MEASURES:
+        raise OptionError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
+    if not codes or not drop >= 0 or most < 1:
         raise OptionError("give at least one code, a drop of at least 0 and most of at least 1")
     batches = list(readable_again(calibration))
     if len(batches) < 4:
@@ -107,23 +137,25 @@ def tune(
     else:
         signature = signature_of(model, batches[0], inputs)
         made = plan(model, arguments_of(batches[0], "calibration batch 0", inputs, signature))
-    held = _Held(batches[3::4], measure, inputs, made.graph.signature)
-    network = held.score(made.graph.run, made.graph.run)[0]
+    held = _Held(batches[3::4], made.graph, measure, inputs)
+    network = held.score(None).score
     trials: list[Trial] = []
 
     def attempt(T: int, code: Code, layers: Mapping[str, int]) -> tuple[Trial, SNN]:
-        snn = convert(
-            _with_steps(made, layers),
-            fitted,
-            T=T,
-            code=code,
-            recipe=recipe,
-            inputs=inputs,
-            seed=seed,
-            progress=progress,
-        )
-        score, spikes = held.score(snn, made.graph.run)
-        trial = Trial(T, code, score, spikes, dict(layers))
+        with warnings.catch_warnings():
+            if trials:  # what the first conversion warned of holds for all
+                warnings.simplefilter("ignore", ParspikeWarning)
+            snn = convert(
+                _with_steps(made, layers),
+                fitted,
+                T=T,
+                code=code,
+                recipe=recipe,
+                inputs=inputs,
+                seed=seed,
+                progress=progress,
+            )
+        trial = replace(held.score(snn), T=T, code=code, layers=dict(layers))
         trials.append(trial)
         return trial, snn
 
@@ -133,18 +165,23 @@ def tune(
             pair
             for code in codes
             if code != "weighted" or 1 < T <= WEIGHTED
-            if (pair := attempt(T, code, {}))[0].score >= network - drop
+            if _reaches((pair := attempt(T, code, {}))[0], network - drop)
         ]
         if good:
             best = min(good, key=lambda pair: pair[0].spikes)
             break
     if best is not None and mixed:
-        best = _fewer(best, attempt, made, held, network - drop)
+        best = _fewer(best, attempt, held, network - drop)
     chosen, snn = best if best is not None else (None, None)
-    return Tuning(tuple(trials), network, drop, measure, chosen, snn)
+    return Tuning(tuple(trials), network, drop, held.measure, chosen, snn)
 
 
-def _fewer(best: Any, attempt: Any, made: Plan, held: _Held, wanted: float) -> tuple[Trial, SNN]:
+def _reaches(trial: Trial, wanted: float) -> bool:
+    # Rounding, of which a lossless conversion has some, is no loss.
+    return round(trial.score, 6) >= round(wanted, 6)
+
+
+def _fewer(best: Any, attempt: Any, held: _Held, wanted: float) -> tuple[Trial, SNN]:
     trial, snn = best
     counts = held.counts(snn)
     for layer in sorted(counts, key=lambda name: -counts[name]):
@@ -152,7 +189,7 @@ def _fewer(best: Any, attempt: Any, made: Plan, held: _Held, wanted: float) -> t
         if steps < 1:
             break
         other, converted = attempt(trial.T, trial.code, {**trial.layers, layer: steps})
-        if other.score >= wanted and other.spikes < trial.spikes:
+        if _reaches(other, wanted) and other.spikes < trial.spikes:
             trial, snn = other, converted
     return trial, snn
 
@@ -163,42 +200,72 @@ def _with_steps(made: Plan, layers: Mapping[str, int]) -> Plan:
 
 
 class _Held:
-    """The images held out, and scores on them."""
+    """The batches held out, what is measured on them (see `tune`), and how a network does there."""
 
     def __init__(
-        self, batches: Sequence[Any], measure: str, inputs: Callable[[Any], Any] | None,
-        signature: tuple[int, tuple[str, ...]],
-    ) -> None:  # fmt: skip
-        self.batches, self.measure, self.inputs, self.signature = batches, measure, inputs, signature
-        # Where a function finds the inputs, how many entries they are is not known.
-        self.label, fewest = (signature[0], signature[0] + 1) if inputs is None else (-1, 2)
-        if measure == "accuracy" and not all(isinstance(b, (tuple, list)) and len(b) >= fewest for b in batches):
+        self, batches: Sequence[Any], graph: Graph, measure: str | None, inputs: Callable[[Any], Any] | None
+    ) -> None:
+        self.batches, self.graph, self.inputs = batches, graph, inputs
+        labels = [self._labels(batch) for batch in batches]
+        if measure == "accuracy" and any(y is None for y in labels):
             raise CalibrationError("accuracy needs labels: give calibration items (x, y), or measure='agreement'")
+        args, kwargs = self._call(batches[0])
+        with torch.no_grad():
+            output = graph.run(*args, **kwargs)
+        self.sure = measure in ("agreement", "accuracy", "both")
+        answers, values = answers_of(output, labels[0], sure=self.sure), bool(values_of(output))
+        labelled = answers is not None and labels[0] is not None and labels[0].shape == answers.shape
+        if measure is None:
+            measure = "values" if answers is None else "agreement" if labelled or not values else "both"
+        self.measure = measure
+        shapes = ", ".join(str(tuple(leaf.shape)) for _, leaf in named(output))
+        if self.sure and answers is None:
+            raise CalibrationError(
+                f"measure='{measure}' compares the largest of K class scores, (B, K) with K > 1, and this network's "
+                f"outputs are {shapes}: leave measure= out, or give measure='values'"
+            )
+        if measure == "accuracy" and labels[0] is not None and answers is not None and not labelled:
+            raise CalibrationError(
+                f"held-out labels are {tuple(labels[0].shape)}, the network's answers {tuple(answers.shape)}: give one "
+                "class a sample"
+            )
+        if measure in ("values", "both") and not values:
+            raise CalibrationError(
+                f"measure='{measure}' needs real numbers, and this network's outputs {shapes} are whole numbers: give "
+                "measure='agreement', the share of equal ones"
+            )
 
     @torch.no_grad()
-    def score(self, net: Any, reference: Any) -> tuple[float, float]:
-        """Per cent right, and spikes a neuron (0 for what is no SNN)."""
-        right, count, spikes = 0.0, 0, 0.0
+    def score(self, net: SNN | None) -> Trial:
+        """How a conversion does, without its T and code; None: the network itself."""
+        scores, count, spikes = Scores(), 0, 0.0
         for item in self.batches:
             args, kwargs = self._call(item)
-            if isinstance(net, SNN):
+            samples = len(next(iter((*args, *kwargs.values()))))
+            wanted = self.graph.run(*args, **kwargs)
+            output = wanted
+            if net is not None:
                 run = net.run(*args, record=True, **kwargs)
                 output = run.logits
-                samples = len(next(iter((*args, *kwargs.values()))))
                 fired = sum(float(sent.sum()) for sent in run.sent.values())
                 spikes += fired / max(1, sum(c.numel() for c in run.counts.values())) * samples
-            else:
-                output = net(*args, **kwargs)
-            wanted = item[self.label] if self.measure == "accuracy" else answer_of(reference(*args, **kwargs))
-            answer = answer_of(output)
-            if not isinstance(wanted, Tensor) or wanted.shape != answer.shape:
-                got = tuple(wanted.shape) if isinstance(wanted, Tensor) else type(wanted).__name__
-                raise CalibrationError(
-                    f"held-out labels are {got}, the network's answers {tuple(answer.shape)}: give one class a sample"
-                )
-            right += float((answer == wanted.to(answer.device)).float().sum()) / max(1, answer[0].numel())
-            count += len(answer)
-        return 100 * right / count, spikes / count
+            scores.add(output, wanted, self._labels(item), sure=self.sure)
+            count += samples
+        accuracy, agreement, error = (
+            None if share is None else 100 * share for share in (scores.accuracy, scores.agreement, scores.error)
+        )
+        kept = None if scores.kept is None else 100 * scores.kept
+        both = None if kept is None or agreement is None else min(kept, agreement)
+        score = {"accuracy": accuracy, "agreement": agreement, "values": kept, "both": both}[self.measure]
+        if score is None:
+            raise CalibrationError(
+                f"the held-out batches are not alike, {self.measure} cannot be told of all: give all of them labels of "
+                "one kind, or none"
+            )
+        return Trial(0, "sorted", score, spikes / count, {}, agreement, error)
+
+    def _labels(self, item: Any) -> Tensor | None:
+        return labels_of(item, self.inputs, self.graph.signature)
 
     @torch.no_grad()
     def counts(self, snn: SNN) -> dict[str, float]:
@@ -208,7 +275,7 @@ class _Held:
 
     def _call(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword inputs in one item."""
-        given = arguments_of(item, "held-out batch", self.inputs, self.signature)
+        given = arguments_of(item, "held-out batch", self.inputs, self.graph.signature)
         if isinstance(given, Mapping):
             return (), dict(given)
         return (given if isinstance(given, tuple) else (given,)), {}

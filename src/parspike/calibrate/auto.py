@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -18,7 +19,7 @@ from parspike.calibrate.distance import Distance
 from parspike.calibrate.layerwise import ClosedForm, refit_passes
 from parspike.calibrate.recipe import Draft, Recipe, recipe_to_json
 from parspike.calibrate.reconstruct import Reconstruct
-from parspike.errors import CalibrationError, OptionError
+from parspike.errors import CalibrationError, OptionError, ParspikeWarning
 from parspike.graph import Curve
 from parspike.together import Together
 
@@ -48,7 +49,16 @@ class Auto(Recipe):
             raise OptionError(f"budget must be a number of seconds of at least 0, got {self.budget!r}")
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
-        if batches is None or draft.lossless or batches.samples() < FEW:
+        few = batches is not None and not draft.lossless and batches.samples() < FEW
+        if few and batches is not None and batches.together.rank == 0:
+            warnings.warn(
+                f"{batches.samples()} calibration images are too few to hold some of them out and choose a recipe by "
+                f"them, so it is Algorithm 1 (recipe='daqcfs') alone, with thresholds of few images: give {FEW} or "
+                "more, best some hundreds, or say recipe=",
+                ParspikeWarning,
+                stacklevel=3,
+            )
+        if batches is None or draft.lossless or few:
             DAQCFS().fit(draft, batches)
             draft.notes["chosen"] = recipe_to_json(DAQCFS())
             return

@@ -14,7 +14,7 @@ from parspike.errors import CalibrationError, InputError
 from parspike.graph import Graph
 from parspike.together import Together
 
-__all__ = ["Batches", "arguments_of", "inputs_of", "readable_again", "signature_of"]
+__all__ = ["Batches", "arguments_of", "inputs_of", "labels_of", "readable_again", "signature_of"]
 
 DICT_KEYS = ("input", "inputs", "image", "images", "x", "pixel_values")
 LABELS = ("label", "labels", "label_ids", "target", "targets")
@@ -89,6 +89,20 @@ def arguments_of(
     if isinstance(item, (tuple, list)):
         return tuple(item[: max(1, positional)])
     return item
+
+
+def labels_of(
+    item: Any, inputs: Callable[[Any], Any] | None = None, signature: tuple[int, tuple[str, ...]] = (1, ())
+) -> Tensor | None:
+    """The labels in one item: right behind the inputs of a tuple (its last entry where `inputs` finds the inputs), or
+    under a usual key of a dict; None where there are none."""
+    found = None
+    if isinstance(item, Mapping):
+        found = next((item[key] for key in LABELS if key in item and key not in signature[1]), None)
+    elif isinstance(item, (tuple, list)):
+        place = max(1, signature[0]) if inputs is None else max(1, len(item) - 1)
+        found = item[place] if len(item) > place else None
+    return found if isinstance(found, Tensor) else None
 
 
 class Batches:

@@ -3,11 +3,17 @@
 Gradient steps go down `apart`, which has the divergence of the softmax: smooth, but without a bound, so that a few
 answers that are confident and wrong outweigh all others. States and recipes are chosen by `judged`, where an answer
 counts 1 at most.
+
+A network's outputs are class scores, of which the largest counts, or values. Scores (B, K) and K values look alike, and
+no recipe sees a label, so their distance has both parts: the relative error, which values need, and the softmax, which
+says how many answers would change. For values the second part is bounded in `judged`, and 0 where they are kept, so the
+choice among recipes stays one by their error. Every other output has the error alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -19,9 +25,9 @@ from parspike.calibrate.channels import unit_of
 from parspike.calibrate.lockstep import pair_of
 from parspike.calibrate.recipe import Draft
 from parspike.errors import CalibrationError
-from parspike.graph import Node, Schedule, leaves, walk
+from parspike.graph import Node, Schedule, walk
 
-__all__ = ["Distance", "apart", "judged", "relative_error"]
+__all__ = ["Distance", "apart", "class_scores", "judged", "named", "relative_error", "values_of"]
 
 
 class Distance:
@@ -32,12 +38,10 @@ class Distance:
         self.schedule = Schedule.of(draft.graph.nodes, draft.graph.outputs)
 
     def outputs(self, env: Mapping[str, Tensor], fire: Any = None) -> tuple[list[Tensor], list[Tensor]]:
-        """The floating outputs of both for one batch. fire: what happens at the neurons, by default they fire."""
+        """The outputs of both that are real numbers. fire: what happens at the neurons, by default they fire."""
         pair = pair_of(self.draft, dict(env))
         walk(self.schedule, pair, dict.fromkeys(self.draft.neurons, fire or self._fire))
-        teacher, student = (
-            [leaf for leaf in leaves(self.draft.graph.collect(stream.env)) if _floating(leaf)] for stream in pair
-        )
+        teacher, student = (values_of(self.draft.graph.collect(stream.env)) for stream in pair)
         if not teacher:
             raise CalibrationError(
                 "the network's outputs are whole numbers, which say too little of how near a spiking network is: "
@@ -46,8 +50,9 @@ class Distance:
         return teacher, student
 
     @torch.no_grad()
-    def to_teacher(self, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, float]:
-        """Mean distance of the outputs (`judged`), and the share of samples whose largest output is the teacher's.
+    def to_teacher(self, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, float | None]:
+        """Mean distance of the outputs (`judged`), and the share of samples whose largest class score is the teacher's;
+        None for the share where the outputs are no class scores.
 
         Of `Batches` that processes share: over those of all.
         """
@@ -56,19 +61,26 @@ class Distance:
             teacher, student = self.outputs(env)
             size = student[0].shape[0]
             distance = sum(float(judged(s, t)) for s, t in zip(student, teacher, strict=True)) * size
-            agreeing = (teacher[0].flatten(1).argmax(1) == student[0].flatten(1).argmax(1)).sum()
-            parts.append((torch.tensor([distance, float(agreeing), size], dtype=torch.float64),))
+            agreeing = (
+                float((teacher[0].argmax(1) == student[0].argmax(1)).sum())
+                if len(teacher) == 1 and may_be_scores(teacher[0])
+                else float("nan")
+            )
+            parts.append((torch.tensor([distance, agreeing, size], dtype=torch.float64),))
         if isinstance(batches, Batches):
             parts = batches.gather(parts)
         distance, agreeing, count = sum((part for (part,) in parts), torch.zeros(3, dtype=torch.float64)).tolist()
-        return distance / max(1, count), agreeing / max(1, count)
+        return distance / max(1, count), None if agreeing != agreeing else agreeing / max(1, count)
 
     def _fire(self, node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
         return [self.draft.teacher(node, teacher), self.draft.neurons[node.name](student[0])]
 
 
 def relative_error(x: Tensor, target: Tensor) -> Tensor:
-    """Squared error as a share of the target's mean square."""
+    """Squared error as a share of the target's mean square. Places where both are one infinity are no error."""
+    finite = torch.isfinite(target)
+    if not finite.all():
+        x, target = (torch.where(finite | (x != target), value, 0.0) for value in (x, target))
     unit = unit_of(target.detach().abs().max()) if target.numel() else 1.0
     x, target = x / unit, target / unit
     return (x - target).square().mean() / target.square().mean().clamp(min=1e-12)
@@ -77,8 +89,10 @@ def relative_error(x: Tensor, target: Tensor) -> Tensor:
 def apart(student: Tensor, teacher: Tensor) -> Tensor:
     """Relative squared error of an output and, for logits (B, K), the divergence of their softmax."""
     error = relative_error(student, teacher)
-    if teacher.dim() == 2 and teacher.shape[1] > 1:
+    if may_be_scores(teacher):
         log_p, log_q = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
+        gone = torch.isneginf(log_p)  # an answer that a mask forbids has no share, where −∞ − (−∞) would be NaN
+        log_p, log_q = torch.where(gone, -1e4, log_p), torch.where(gone, -1e4, log_q)
         error = error + F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
     return error
 
@@ -89,10 +103,43 @@ def judged(student: Tensor, teacher: Tensor) -> Tensor:
     The latter is the mean share of the answers, drawn with the softmax as their probabilities, that would change.
     """
     error = relative_error(student, teacher)
-    if teacher.dim() == 2 and teacher.shape[1] > 1:
+    if may_be_scores(teacher):
         error = error + (student.softmax(1) - teacher.softmax(1)).abs().sum(1).mean() / 2
     return error
 
 
-def _floating(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+def values_of(output: Any) -> list[Tensor]:
+    """The distinct outputs that are real numbers (complex ones as pairs of them), in order."""
+    found = {id(leaf): leaf for _, leaf in named(output) if leaf.is_floating_point() or leaf.is_complex()}
+    return [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in found.values()]
+
+
+def class_scores(output: Any) -> Tensor | None:
+    """The output (B, K, …), K > 1, that may hold scores of K classes: the only one of real numbers, or the only one
+    that is named so, as in {"logits": …, "states": …}. None where there is none, or where several may be meant."""
+    found = {id(leaf): leaf for _, leaf in named(output) if leaf.is_floating_point()}
+    called = {id(leaf): leaf for name, leaf in named(output) if name.endswith("logits") and id(leaf) in found}
+    only = list((called if len(called) == 1 else found).values())
+    return only[0] if len(only) == 1 and only[0].dim() > 1 and only[0].shape[1] > 1 else None
+
+
+def may_be_scores(value: Tensor) -> bool:
+    """Whether an output has the shape (B, K), K > 1."""
+    return value.dim() == 2 and value.shape[1] > 1
+
+
+def named(output: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of an output, each with the last name on the way to it."""
+    if isinstance(output, Tensor):
+        yield name, output
+        return
+    if is_dataclass(output):
+        output = {field.name: getattr(output, field.name) for field in fields(output)}
+    if isinstance(output, Mapping):
+        pairs = [(str(key), value) for key, value in output.items()]
+    elif isinstance(output, (tuple, list)):
+        pairs = list(zip(getattr(output, "_fields", [name] * len(output)), output, strict=True))
+    else:
+        pairs = []
+    for key, value in pairs:
+        yield from named(value, key)

@@ -19,7 +19,7 @@ class OneClearError(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         as_json = "--json" in ctx.args
         try:
-            with processes.one_fate():
+            with processes.one_fate(), console.warnings_shown():
                 answer = super().invoke(ctx)
             processes.leave()
             return answer

@@ -186,7 +186,8 @@ def evaluate(
     devices: processes.Devices = 1,
     json: Json = False,
 ) -> None:
-    """Run a converted network on images: accuracy, agreement with the network it came from, spikes, time, cost."""
+    """Run a converted network on images: accuracy, agreement with the network it came from, the relative error of its
+    outputs, spikes, time, cost. Outputs that are values have no accuracy and agreement."""
     import parspike
     from parspike.cli.data import open_images
 
@@ -215,11 +216,11 @@ def evaluate(
     score = _Score.of_all(together.exchange(score))
     if together.rank:
         return
-    if 0 < (folders := getattr(images.source, "ordered", 0)) < score.classes:
+    if 0 < (folders := getattr(images.source, "ordered", 0)) < score.outputs.classes:
         console.warn(
             f"{data} has {folders} class folders, numbered 0 … {folders - 1} in their order, but the network knows "
-            f"{score.classes} classes: if some are missing, the accuracy is wrong; begin the folders' names with the "
-            "numbers of the classes"
+            f"{score.outputs.classes} classes: if some are missing, the accuracy is wrong; begin the folders' names "
+            "with the numbers of the classes"
         )
     report = None
     if operations:
@@ -243,18 +244,20 @@ class _Score:
     """Sums over batches; a share is None where it cannot be told."""
 
     def __init__(self) -> None:
-        self.images = self.spikes = self.neurons = self.classes = 0
-        self.right = self.right_network = self.same = 0
-        self.labelled = self.compared = False
+        import parspike
+
+        self.images = self.spikes = self.neurons = 0
+        self.outputs = parspike.Scores()
+        self.compared = False
         self.seconds = self.seconds_network = 0.0
 
     @classmethod
     def of_all(cls, scores: list[_Score]) -> _Score:
         """That of the batches of all processes."""
         total = cls()
-        for name in vars(total):
+        for name in ("images", "spikes", "neurons", "compared", "seconds", "seconds_network"):
             setattr(total, name, sum(getattr(score, name) for score in scores))
-        total.classes = max(score.classes for score in scores)
+        total.outputs = total.outputs.merged(score.outputs for score in scores)
         return total
 
     def add(self, snn: Any, network: Network | None, engine: str, x: Tensor, y: Tensor | None) -> None:
@@ -265,42 +268,33 @@ class _Score:
         start = time.perf_counter()
         run = snn.run(x, engine=engine, record=True)
         self.seconds += time.perf_counter() - start
-        said, self.classes = self._said(run.logits, y), run.logits.shape[1]
         self.images += len(x)
         # In float64 sums of counts are exact, so their order and who formed them do not matter.
         for sent in run.sent.values():
             self.spikes, self.neurons = self.spikes + float(sent.sum(dtype=torch.float64)), self.neurons + sent.numel()
-        if y is not None:
-            self.labelled, self.right = True, self.right + int((said == y).sum())
-        if network is None:
-            return
-        start = time.perf_counter()
-        with torch.inference_mode():
-            logits = network.model(x)
-        self.seconds_network += time.perf_counter() - start
-        network_said = self._said(logits, y)
-        self.compared, self.same = True, self.same + int((said == network_said).sum())
-        if y is not None:
-            self.right_network += int((network_said == y).sum())
-
-    @staticmethod
-    def _said(logits: Any, y: Tensor | None) -> Tensor:
-        if getattr(logits, "ndim", 0) != 2:
-            raise InputError("eval scores classifiers: the network has to give one tensor of logits (B, classes)")
-        if y is not None and int(y.max()) >= logits.shape[1]:
+        output = None
+        if network is not None:
+            start = time.perf_counter()
+            with torch.inference_mode():
+                output = network.model(x)
+            self.seconds_network += time.perf_counter() - start
+            self.compared = True
+        self.outputs.add(run.logits, output, y)
+        classes = self.outputs.classes
+        if y is not None and 0 < classes <= int(y.max()):
             raise InputError(
-                f"the data have a class {int(y.max())} but the network knows {logits.shape[1]} classes "
-                "(0 … n−1): the two do not belong together"
+                f"the data have a class {int(y.max())} but the network knows {classes} classes (0 … n−1): the two do "
+                "not belong together; where the outputs are values and no class scores, give images without labels"
             )
-        return logits.argmax(1)
 
     def fields(self) -> dict[str, Any]:
         n = self.images
         return {
             "images": n,
-            "accuracy": self.right / n if self.labelled else None,
-            "network_accuracy": self.right_network / n if self.labelled and self.compared else None,
-            "agreement": self.same / n if self.compared else None,
+            "accuracy": self.outputs.accuracy,
+            "network_accuracy": self.outputs.network_accuracy,
+            "agreement": self.outputs.agreement,
+            "error": self.outputs.error,
             "spikes_per_neuron": self.spikes / self.neurons if self.neurons else None,
             "seconds_per_image": self.seconds / n,
             "network_seconds_per_image": self.seconds_network / n if self.compared else None,
@@ -308,6 +302,7 @@ class _Score:
 
     def text(self, file: str, T: int, engine: str, preprocess: Preprocessing) -> str:
         score = self.fields()
+        values = "values, no class scores: --against SPEC tells their error"
 
         def percent(name: str) -> str | None:
             return None if score[name] is None else f"{100 * score[name]:.2f} %"
@@ -324,6 +319,8 @@ class _Score:
                 "accuracy": percent("accuracy"),
                 "network's accuracy": percent("network_accuracy"),
                 "agreement": percent("agreement"),
+                "outputs": None if self.outputs.answers or self.compared else values,
+                "relative error": percent("error"),
                 "spikes per neuron": None if spikes is None else f"{spikes:.3f} of {T}",
                 "time": milliseconds("seconds_per_image"),
                 "network's time": milliseconds("network_seconds_per_image"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-__all__ = ["be_silent", "fail", "figure", "progress", "result", "warn"]
+from parspike.errors import ParspikeWarning
+
+__all__ = ["be_silent", "fail", "figure", "progress", "result", "warn", "warnings_shown"]
 
 
 _silent = False
@@ -57,6 +60,22 @@ def figure(value: float) -> str:
 def warn(message: str) -> None:
     """A remark on stderr."""
     _say("warning", "yellow", message)
+
+
+@contextmanager
+def warnings_shown() -> Iterator[None]:
+    """What parspike warns of becomes a remark on stderr, without the line of the code that said it."""
+    with warnings.catch_warnings():
+        other = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
+            if issubclass(category, ParspikeWarning):
+                warn(str(message))
+            else:
+                other(message, category, *rest, **options)
+
+        warnings.showwarning = show
+        yield
 
 
 def fail(as_json: bool, kind: str, message: str) -> None:

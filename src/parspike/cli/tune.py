@@ -15,8 +15,14 @@ __all__ = ["tune"]
 def tune(
     spec: commands.Spec,
     data: Annotated[str, typer.Option(help=f"for calibration and choice: {commands.Data}")],
-    drop: Annotated[float, typer.Option(help="per cent points that may be lost")] = 1.0,
-    measure: Annotated[str, typer.Option(help="agreement with the network, or accuracy (needs labels)")] = "agreement",
+    drop: Annotated[float, typer.Option(help="per cent points of the measure that may be lost")] = 1.0,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            help="agreement with the network, accuracy (needs labels), values (R² of the outputs) or both; by default "
+            "what the outputs are decides"
+        ),
+    ] = None,
     code: Annotated[list[str] | None, typer.Option(help="sorted, weighted or onset (repeatable)")] = None,
     most: Annotated[int, typer.Option(help="largest number of time-steps to try")] = 32,
     mixed: Annotated[bool, typer.Option("--mixed", help="then give single layers fewer steps")] = False,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from parspike.errors import OptionError
 from parspike.graph import Graph
 from parspike.neurons import Neuron
 
@@ -31,23 +32,70 @@ class Network(Protocol):
         ...
 
 
-@dataclass
 class Run:
-    """Result of a run. logits: the network's output, mean over time. With record=True also, by layer name:
-    counts (B, …), what a neuron counted; sent (B, …), the spikes it sent, fewer than its count where the code is not
-    sorted; spikes, bool (T, B, …)."""
+    """Result of a run. logits: the network's output, mean over time; T: time-steps; engine: its name.
 
-    logits: Any
-    T: int
-    engine: str
-    counts: Mapping[str, Tensor] = field(default_factory=dict)
-    spikes: Mapping[str, Tensor] = field(default_factory=dict)
-    sent: Mapping[str, Tensor] = field(default_factory=dict)
+    With record=True also, by layer name: counts (B, …), what a neuron counted; sent (B, …), the spikes it sent, fewer
+    than its count where the code is not sorted; spikes, bool (T, B, …). Without it they raise `OptionError`.
+    """
+
+    def __init__(
+        self, logits: Any, T: int, engine: str, *, counts: Mapping[str, Tensor] | None = None,
+        spikes: Mapping[str, Tensor] | None = None, sent: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self.logits, self.T, self.engine = logits, T, engine
+        self._recorded = {"counts": counts, "spikes": spikes, "sent": sent}
+
+    def _get(self, name: str) -> Mapping[str, Tensor]:
+        found = self._recorded[name]
+        if found is None:
+            raise OptionError(
+                "this run recorded no spikes: counts, sent, spikes and firing_rate need snn.run(x, record=True)"
+            )
+        return found
+
+    @property
+    def counts(self) -> Mapping[str, Tensor]:
+        """What the neurons counted, (B, …) by layer."""
+        return self._get("counts")
+
+    @property
+    def spikes(self) -> Mapping[str, Tensor]:
+        """The spike trains, bool (T, B, …) by layer."""
+        return self._get("spikes")
+
+    @property
+    def sent(self) -> Mapping[str, Tensor]:
+        """The number of spikes sent, (B, …) by layer."""
+        return self._get("sent")
 
     @property
     def firing_rate(self) -> dict[str, float]:
         """Spikes per neuron and step, by layer."""
-        return {layer: float(sent.float().mean()) / self.T for layer, sent in self.sent.items()}
+        return {layer: float(sent.float().mean()) / self.T for layer, sent in self._get("sent").items()}
+
+    def __repr__(self) -> str:
+        counts = self._recorded["counts"]
+        recorded = "not recorded"
+        if counts is not None:
+            recorded = f"{len(counts)} {'layer' if len(counts) == 1 else 'layers'} recorded"
+        return f"Run(logits {_shapes(self.logits)}, T={self.T}, engine '{self.engine}', {recorded})"
+
+
+def _shapes(value: Any) -> str:
+    """The shapes of an output, as one line.
+
+    >>> import torch
+    >>> _shapes({"logits": torch.zeros(5, 3), "states": (torch.zeros(5, 2), None)})
+    '{logits: (5, 3), states: [(5, 2), None]}'
+    """
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shapes(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(_shapes, value)) + "]"
+    return " ".join(repr(value).split())
 
 
 @dataclass(frozen=True)
@@ -66,14 +114,19 @@ class OnDemand(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.counts)
 
+    def __repr__(self) -> str:
+        return f"OnDemand({', '.join(self.counts)})"
 
-def recorded(logits: Any, net: Network, engine: str, counts: Mapping[str, Tensor]) -> Run:
-    """A run with counts by node name turned into counts and trains by layer name."""
+
+def recorded(logits: Any, net: Network, engine: str, counts: Mapping[str, Tensor] | None) -> Run:
+    """A run with counts by node name turned into counts and trains by layer name. counts: None if nobody asked."""
+    if counts is None:
+        return Run(logits, net.T, engine)
     layer = {node.name: node.layer for node in net.graph.neurons}
     neurons = net.neurons()
     return Run(
         logits, net.T, engine,
-        counts := {layer[name]: count for name, count in counts.items()},
-        OnDemand(counts, {layer[name]: neuron.spikes for name, neuron in neurons.items()}),
-        OnDemand(counts, {layer[name]: neuron.sent for name, neuron in neurons.items()}),
+        counts=(counts := {layer[name]: count for name, count in counts.items()}),
+        spikes=OnDemand(counts, {layer[name]: neuron.spikes for name, neuron in neurons.items()}),
+        sent=OnDemand(counts, {layer[name]: neuron.sent for name, neuron in neurons.items()}),
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 v(0) = θ/2, thresholds as they are, no calibrated shift or amplitude: what parallel conversion is compared with.
 Operators that are not linear in time (max-pool, analog ones, staircases that no IF neuron has) emit at step t the
-increase of t · f(mean of the inputs so far), so that their average output is f of the average input.
+increase of t · f(mean of the inputs so far), so that their average output is f of the average input. Whole numbers
+and masks have no mean: their value is that of the last step.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def serial_if(net: Network, env: dict[str, Any], *, record: bool = False) -> Run
     walk(Schedule.of(still, needed), [first])
     schedule = Schedule.of(moving, [n for n in graph.outputs if n in changing], seeds=tuple(first.env))
     state: dict[str, Any] = {}
+    whole: set[str] = set()
     spikes: dict[str, list[Tensor]] = {name: [] for name in neurons}
 
     def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
@@ -47,32 +49,39 @@ def serial_if(net: Network, env: dict[str, Any], *, record: bool = False) -> Run
         return [current + neuron.offset if neuron.offsets else current]
 
     def difference(node: Node, args: tuple[Any, ...]) -> list[Any]:
+        kwargs = stream.arguments(node)[1]
+        if node.role is Role.SYNAPSE and whole.isdisjoint(node.refs):
+            return [call(node.target, args, kwargs)]
         total, before, steps = state.get(node.name, (None, None, 0))
         steps += 1
         total = list(leaves(args)) if total is None else [_plus(a, b) for a, b in zip(total, leaves(args), strict=True)]
-        means = iter([value / steps if _floats(value) else value for value in total])
-        now = call(node.target, map_tree(lambda _: next(means), args), node.kwargs)
-        now = map_tree(lambda value: value * steps, now)
+        means = iter([value / steps if _adds(value) else value for value in total])
+        now = call(node.target, map_tree(lambda _: next(means), args), kwargs)
+        if not all(_adds(value) for value in leaves(now)):
+            whole.add(node.name)
+        now = map_tree(lambda value: value * steps if _adds(value) else value, now)
         state[node.name] = (total, now, steps)
         if before is None:
             return [now]
         old = iter(list(leaves(before)))
-        return [map_tree(lambda value: value - next(old), now)]
+        return [map_tree(lambda value: _minus(value, next(old)), now)]
 
-    at = {node.name: fire if node.name in neurons else difference
-          for node in moving if node.name in neurons or node.role is not Role.SYNAPSE}  # fmt: skip
+    at = {node.name: fire if node.name in neurons else difference for node in moving}
     totals: dict[str, Tensor] = {}
     for _ in range(net.T):
         stream = Stream(dict(first.env), tensors, sizes)
         walk(schedule, [stream], at)
-        for name in graph.outputs:
+        for name in dict.fromkeys(graph.outputs):  # an output may be returned under several names
             if name in changing:
-                totals[name] = totals[name] + stream.env[name] if name in totals else stream.env[name]
-    outputs = {name: totals[name] / net.T if name in totals else first.env[name] for name in graph.outputs}
+                totals[name] = _plus(totals[name], stream.env[name]) if name in totals else stream.env[name]
+    outputs = {name: first.env[name] for name in graph.outputs if name not in changing}
+    outputs |= {name: total / net.T if _adds(total) else total for name, total in totals.items()}
+    if not record:
+        return Run(graph.collect(outputs), net.T, "serial-if")
     trains = {graph.by_name[name].layer: torch.stack(train) for name, train in spikes.items() if train}
     counts = {graph.by_name[name].layer: torch.stack(train).sum(0).to(neurons[name].v_threshold.dtype)
               for name, train in spikes.items() if train}  # fmt: skip
-    return Run(graph.collect(outputs), net.T, "serial-if", counts, trains, counts)
+    return Run(graph.collect(outputs), net.T, "serial-if", counts=counts, spikes=trains, sent=counts)
 
 
 def _changing(net: Network) -> set[str]:
@@ -83,9 +92,14 @@ def _changing(net: Network) -> set[str]:
     return changing
 
 
-def _floats(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def _adds(value: Any) -> bool:
+    """Whether a value has a mean over time."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _plus(total: Any, value: Any) -> Any:
-    return total + value if _floats(value) else total
+    return total + value if _adds(value) else value
+
+
+def _minus(value: Any, before: Any) -> Any:
+    return value - before if _adds(value) else value

@@ -201,7 +201,7 @@ def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, e
         for value in stages.dead.get(name, ()):
             means.pop(value, None)
             counts.pop(value, None)
-    return recorded(graph.collect({name: mean(name) for name in graph.outputs}), net, engine, kept)
+    return recorded(graph.collect({name: mean(name) for name in graph.outputs}), net, engine, kept if record else None)
 
 
 def _chunk(schedule: Schedule, sizes: Mapping[str, int], batch: int) -> int:

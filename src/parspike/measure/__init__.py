@@ -1,6 +1,7 @@
 """What a spiking network costs and how well it does: operations, energy, accuracy, error by layer."""
 
-from parspike.measure.layers import answer_of, measure
+from parspike.measure.layers import measure
 from parspike.measure.report import Energy, LayerRow, Report
+from parspike.measure.scores import Scores, answers_of
 
-__all__ = ["Energy", "LayerRow", "Report", "answer_of", "measure"]
+__all__ = ["Energy", "LayerRow", "Report", "Scores", "answers_of", "measure"]

@@ -1,30 +1,32 @@
 """Operations and error, layer by layer, in one walk over counts.
 
-Beside the values of the spiking network walk two more streams: the spikes that reach each element, and where a real
-value stands instead of spikes (the image; what is behind a weighted synapse or an analog operator). A fourth is the
-network itself, where there is one to compare with. Counts are enough, no train is made.
+Beside the values of the spiking network walk three more streams: the spikes that reach each element, where a real
+value stands instead of spikes (the image; what is behind a weighted synapse or an analog operator), and where any
+value stands that is not a constant zero of padding. A fifth is the network itself, where there is one to compare
+with. Counts are enough, no train is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from parspike.calibrate.batches import arguments_of, inputs_of, readable_again
+from parspike.calibrate.batches import arguments_of, inputs_of, labels_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.errors import InputError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk
 from parspike.graph.ops import TABLE, UNFOLDABLE, call
 from parspike.measure.report import Energy, LayerRow, Report
-from parspike.measure.wires import at_refs, carry, fan_out, macs_of
+from parspike.measure.scores import Scores
+from parspike.measure.wires import at_refs, carry, fan_out, macs_of, present, role_of
 from parspike.plan import Plan, plan
 from parspike.snn import SNN
 
-__all__ = ["answer_of", "measure"]
+__all__ = ["measure"]
 
 
 @torch.no_grad()
@@ -39,9 +41,11 @@ def measure(
 ) -> Report:
     """Operations, energy and spikes of a spiking network by layer, its accuracy, and its error against the network.
 
-    loader: an iterable of tensors (B, …), (x, y) tuples or dicts, or one tensor (N, …); accuracy needs y: whole
-    numbers, one for each answer, in the last place of a tuple or under "label" or "labels" of a dict. against: the
-    network, or its plan; any other network that takes these inputs is compared by its outputs alone. inputs: a function
+    loader: an iterable of tensors (B, …), (x, y) tuples or dicts, or one tensor (N, …). Accuracy needs y: whole
+    numbers, one for each answer, right behind the inputs of a tuple (with `inputs` in its last place) or under "label"
+    or "labels" of a dict. Accuracy and agreement are of class scores; values, such as those of a regression, have an
+    error alone, and docs/measure.md says how the two are told apart. against: the network, or its plan; any other
+    network that takes these inputs is compared by its outputs alone. inputs: a function
     from an item to the inputs. energy: picojoules of an operation. progress: called as progress(what, done, total).
     docs/measure.md says what is counted. The counts are those of the engines count, parallel and serial.
     Raises `InputError` where there is no batch or inputs do not fit, and what `plan` raises for `against`.
@@ -50,7 +54,7 @@ def measure(
         raise InputError(f"measure takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
     source = readable_again(loader, name="loader")
     total = len(source) if hasattr(source, "__len__") else 0  # pyright: ignore[reportArgumentType]
-    meter, scores, reference = _Meter(snn), _Scores(), None
+    meter, scores, reference, samples = _Meter(snn), Scores(), None, 0
     for number, item in enumerate(source):
         place = f"batch {number} of the loader"
         if against is not None and reference is None:
@@ -61,13 +65,23 @@ def measure(
         outputs, network = meter.add(env)
         if reference is not None and network is None:
             network = _run(reference, inputs_of(item, place, reference, inputs))
-        scores.samples += next(iter(env.values())).shape[0]
-        scores.add(outputs, network, _label(item))
+        samples += next(iter(env.values())).shape[0]
+        scores.add(outputs, network, labels_of(item, inputs, snn.graph.signature))
         if progress:
             progress("", number + 1, total)
-    if not scores.samples:
+    if not samples:
         raise InputError("the loader is empty: give at least one batch of inputs")
-    return scores.report(snn, meter.rows(scores.samples), energy or Energy())
+    return Report(
+        samples,
+        snn.T,
+        tuple(dict.fromkeys(neuron.code for neuron in snn.neurons().values())),
+        meter.rows(samples),
+        energy or Energy(),
+        accuracy=scores.accuracy,
+        network_accuracy=scores.network_accuracy,
+        agreement=scores.agreement,
+        error=scores.error,
+    )
 
 
 def _reference(against: nn.Module | Plan, example: Any) -> Graph:
@@ -121,23 +135,24 @@ class _Meter:
     def add(self, env: dict[str, Tensor]) -> tuple[Any, Any]:
         """One batch; the outputs of the spiking network, and of the network where it walks along."""
         tensors, sizes = self.snn.tensors(), self.graph.sizes(env)
-        real = {name: torch.ones_like(x, dtype=torch.float64) for name, x in env.items()}
-        envs = [dict(env), dict.fromkeys(env), real]
+        ones = {name: torch.ones_like(x, dtype=torch.float64) for name, x in env.items()}
+        envs = [dict(env), dict.fromkeys(env), dict(ones), dict(ones)]
         self.streams = [Stream(values, tensors, sizes) for values in envs]
         if self.reference is not None:
             self.streams.append(Stream(dict(env), self.reference.tensors, sizes))
         moving = [node.name for node in self.graph.nodes if node.name in self.varying]
         walk(self.schedule, self.streams, dict.fromkeys(moving, self._visit))
         outputs = self.graph.collect(self.streams[0].env)
-        return outputs, None if self.reference is None else self.graph.collect(self.streams[3].env)
+        return outputs, None if self.reference is None else self.graph.collect(self.streams[4].env)
 
-    def _visit(self, node: Node, args: Any, spike_args: Any, real_args: Any, *network_args: Any) -> list[Any]:
+    def _visit(
+        self, node: Node, args: Any, spike_args: Any, real_args: Any, seen_args: Any, *network_args: Any
+    ) -> list[Any]:
         # walk gives no keyword arguments; they hold no values, only sizes and the device
         kwargs = self.streams[0].arguments(node)[1]
         network = [call(node.target, other, kwargs) for other in network_args]
-        role = TABLE[node.target].role if node.reason == UNFOLDABLE else node.role
-        neuron, row = self.neurons.get(node.name), TABLE[node.target]
-        spikes, reals = (at_refs(node.args, found, self.varying) for found in (spike_args, real_args))
+        role, neuron, row = role_of(node), self.neurons.get(node.name), TABLE[node.target]
+        spikes, reals, there = (at_refs(node.args, found, self.varying) for found in (spike_args, real_args, seen_args))
         done = self.sums.setdefault(node.name, _Sum())
         if neuron is not None:
             count = neuron.count(args[0])
@@ -148,25 +163,29 @@ class _Meter:
             for wanted in network:
                 done.apart += float((value - wanted).double().square().sum())
                 done.size += float(wanted.double().square().sum())
-            return [value, sent, None, *network]
+            return [value, sent, None, present(node, args, kwargs, there, self.varying), *network]
         value = call(node.target, args, kwargs)
         if role is Role.SYNAPSE and row.weighted:
             edges = self._once(node, args, lambda: fan_out(node, args, kwargs, self.varying))
             done.synops += sum(float((s.abs() * edges).sum()) for s in spikes if s is not None)
             done.macs += sum(float((r * edges).sum()) for r in reals if r is not None)
-            done.network_macs += float(edges.expand(at_refs(node.args, args, self.varying)[0].shape).sum())
-            return [value, None, _everywhere(value), *network]
+            done.network_macs += sum(float((s * edges).sum()) for s in there)
+            return [value, None, _everywhere(value), _everywhere(value), *network]
         if role is Role.SYNAPSE and row.sources != "many":
             sent, real = (carry(node, args, kwargs, found, self.varying) for found in (spikes, reals))
             real = None if real is None else map_tree(lambda r: (r != 0).double(), real)
-            return [value, sent, real, *network]
+            return [value, sent, real, present(node, args, kwargs, there, self.varying), *network]
+        if role in (Role.NEURON, Role.ORDER):
+            seen = present(node, args, kwargs, there, self.varying)
+        else:
+            seen = _everywhere(value)
         if node.name in self.nested:
-            return [value, call(node.target, spike_args, kwargs), None, *network]
+            return [value, call(node.target, spike_args, kwargs), None, seen, *network]
         done.synops += _total(spikes)  # added up to the mean that the operator acts on
         if role is Role.ANALOG:
             macs = self._once(node, args, lambda: macs_of(node, args, kwargs, value, self.varying))
             done.macs, done.network_macs = done.macs + macs, done.network_macs + macs
-        return [value, None, _everywhere(value), *network]
+        return [value, None, seen, seen, *network]
 
     def _once(self, node: Node, args: Any, make: Callable[[], Any]) -> Any:
         """What depends on shapes alone is made once for each."""
@@ -212,73 +231,3 @@ def _total(spikes: list[Any]) -> float:
 
 def _everywhere(value: Any) -> Any:
     return map_tree(lambda leaf: torch.ones_like(leaf, dtype=torch.float64), value)
-
-
-class _Scores:
-    """Accuracy, agreement and error of the outputs over batches."""
-
-    def __init__(self) -> None:
-        self.samples = self.answers = self.labelled = self.right = self.network_right = self.same = 0
-        self.apart = self.size = 0.0
-        self.compared = False
-
-    def add(self, outputs: Any, network: Any, labels: Tensor | None) -> None:
-        """One batch. An output without classes along dimension 1 has an error, but is no answer."""
-        for x, target in zip(_floats(outputs), _floats(network), strict=False):
-            if x.shape == target.shape:
-                self.apart += float((x - target).double().square().sum())
-                self.size += float(target.double().square().sum())
-        if not _classes(outputs):
-            return
-        said = answer_of(outputs)
-        labelled = labels is not None and labels.shape == said.shape
-        labels = labels.to(said.device) if labels is not None and labelled else said
-        self.answers += said.numel()
-        if labelled:
-            self.labelled, self.right = self.labelled + said.numel(), self.right + int((said == labels).sum())
-        if network is None or not _classes(network):
-            return
-        wanted = answer_of(network)
-        if wanted.shape != said.shape:
-            raise InputError(f"against= answers in the shape {tuple(wanted.shape)}, this network {tuple(said.shape)}")
-        self.compared, self.same = True, self.same + int((said == wanted).sum())
-        self.network_right += int((wanted == labels).sum()) if labelled else 0
-
-    def report(self, snn: SNN, rows: tuple[LayerRow, ...], energy: Energy) -> Report:
-        """Shares of what was added; None where not every sample had a label, or nothing was compared."""
-        known = self.answers > 0 and self.labelled == self.answers
-        return Report(
-            self.samples,
-            snn.T,
-            tuple(dict.fromkeys(neuron.code for neuron in snn.neurons().values())),
-            rows,
-            energy,
-            accuracy=self.right / self.answers if known else None,
-            network_accuracy=self.network_right / self.answers if known and self.compared else None,
-            agreement=self.same / self.answers if self.compared else None,
-            error=(self.apart / self.size) ** 0.5 if self.size else None,
-        )
-
-
-def answer_of(output: Any) -> Tensor:
-    """The largest of an output's dimension 1, of the first output where there are several: (B, …) without it."""
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values() if isinstance(output, Mapping) else output))
-    return output.argmax(1)
-
-
-def _classes(output: Any) -> bool:
-    first = next((leaf for leaf in leaves(output) if isinstance(leaf, Tensor)), None)
-    return first is not None and first.dim() > 1 and first.shape[1] > 1
-
-
-def _label(item: Any) -> Tensor | None:
-    if isinstance(item, Mapping):
-        found = item.get("label", item.get("labels"))
-    else:
-        found = item[-1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
-    return found if isinstance(found, Tensor) and not found.is_floating_point() else None
-
-
-def _floats(output: Any) -> list[Tensor]:
-    return [leaf for leaf in leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

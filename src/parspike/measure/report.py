@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from parspike.errors import OptionError
+from parspike.notebook import html_table
 
 __all__ = ["Energy", "LayerRow", "Report"]
 
 
+HEAD = ("layer", "operator", "neurons", "spikes/neuron", "rate", "SynOps", "MACs", "network's MACs", "updates", "error")
 SCALES = {
     "weighted": "weighted: a spike of step t counts 2^(T−1−t); an accumulator is shifted by one bit a step",
     "onset": "onset: a spike of step t counts T−t; an accumulator is added once more at every step",
@@ -63,8 +65,9 @@ class Report:
     """Operations by layer and in total, and scores. `str` is a table, `to_json` everything.
 
     samples: measured. T: time-steps. codes: how counts are sent. rows: the layers. energy: the constants.
-    accuracy, network_accuracy: share right, None without labels. agreement: share of samples whose largest output is
-    the network's. error: of the outputs, as in `LayerRow`. Both None without a network to compare with.
+    accuracy, network_accuracy: share of answers that are right, None without labels. agreement: share that are the
+    network's. All three are None where the outputs are values and no class scores. error: of the outputs, as in
+    `LayerRow`, of several the largest. The last two are None without a network to compare with.
     """
 
     samples: int
@@ -144,20 +147,25 @@ class Report:
         named = [f"{row.layer} ({row.operator})" for row in self.analog]
         return {**data, **{name: getattr(self, name) for name in totals}, "analog": named, "rows": rows}
 
-    def __str__(self) -> str:
-        head = ("layer", "operator", "neurons", "spikes/neuron", "rate", "SynOps", "MACs", "network's MACs", "updates",
-                "error")  # fmt: skip
+    def _table(self) -> list[Sequence[str]]:
         total = LayerRow("total", "", "", self.synops, self.macs, self.network_macs, self.neurons, self.spikes,
                          self.spikes_per_neuron / self.T, self.updates, self.error)  # fmt: skip
-        cells = [head, *(_cells(row) for row in (*self.rows, total))]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+        return [_cells(row) for row in (*self.rows, total)]
+
+    def _repr_html_(self) -> str:
+        return html_table("Report", HEAD, self._table(), self._remarks())
+
+    def __str__(self) -> str:
+        cells = [HEAD, *self._table()]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(HEAD))]
         lines = ["  ".join(_pad(cell, w, i) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip()
                  for line in cells]  # fmt: skip
         rule = "  ".join("─" * w for w in widths)
         return "\n".join((lines[0], rule, *lines[1:-1], rule, lines[-1], "", *self._remarks()))
 
     def _remarks(self) -> list[str]:
-        lines = [f"For one sample, mean over {self.samples:,}. T = {self.T}, code {', '.join(self.codes)}."]
+        codes = f"code {', '.join(self.codes)}" if self.codes else "no spiking neurons"
+        lines = [f"For one sample, mean over {self.samples:,}. T = {self.T}, {codes}."]
         shares = {"accuracy": self.accuracy, "network's accuracy": self.network_accuracy, "agreement": self.agreement}
         if known := [f"{name} {100 * share:.2f} %" for name, share in shares.items() if share is not None]:
             lines.append(", ".join(known))

@@ -7,19 +7,24 @@ behind it. A weighted synapse has an edge wherever its geometry has a weight, ze
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from parspike.graph import Node, Ref, leaves, map_tree
-from parspike.graph.ops import TABLE, call
+from parspike.graph import Node, Ref, Role, leaves, map_tree
+from parspike.graph.ops import TABLE, UNFOLDABLE, call
 
-__all__ = ["at_refs", "carry", "fan_out", "macs_of"]
+__all__ = ["at_refs", "carry", "fan_out", "macs_of", "present", "role_of"]
 
 NEGLIGIBLE = 1e-6
 """Shares of a spike below it are rounding: interpolation gives its neighbours 1 and 0."""
+
+
+def role_of(node: Node) -> Role:
+    """What a node is for spikes: an operator that only joins or splits along the batch is what it is elsewhere."""
+    return TABLE[node.target].role if node.reason == UNFOLDABLE else node.role
 
 
 def at_refs(tree: Any, resolved: Any, names: Collection[str]) -> list[Any]:
@@ -79,6 +84,32 @@ def carry(node: Node, args: Any, kwargs: dict[str, Any], signals: list[Any], nam
         part = map_tree(lambda _, parts=parts: next(parts), sent)
         total = part if total is None else _of_pairs(lambda a, b: a.abs() + b.abs(), total, part)
     return total
+
+
+def present(node: Node, args: Any, kwargs: dict[str, Any], signals: list[Any], names: Collection[str]) -> Any:
+    """Where the output of a wire, an activation or a maximum may be other than 0: ones, and 0 for a constant zero.
+
+    signals: the same of the values at each reference to `names`. The zeros that padding puts around a value have no
+    edge at the synapse behind, whether that synapse pads or an operator before it.
+    """
+
+    def run(put: Sequence[Any], other: Callable[[Any], Any] = _double) -> Any:
+        queue = iter(put)
+        return call(node.target, _swap(node.args, args, names, lambda _: next(queue), other), kwargs)
+
+    values, role = at_refs(node.args, args, names), role_of(node)
+    if role is Role.NEURON:
+        found = [signals[0], run([torch.zeros_like(values[0])], lambda leaf: leaf)]
+    elif role is Role.ORDER:  # whether values are above or below 0 is not known
+        found = [run([map_tree(lambda x, sign=sign: x * sign, s) for s in signals]) for sign in (1.0, -1.0, 0.0)]
+    else:
+        found = [carry(node, args, kwargs, signals, names)]
+        if TABLE[node.target].sources != "window":
+            found.append(run([_like(value, 0.0) for value in values]))
+    seen = map_tree(lambda leaf: leaf != 0, found[0])
+    for other in found[1:]:
+        seen = _of_pairs(lambda a, b: a | (b != 0), seen, other)
+    return map_tree(lambda leaf: leaf.double(), seen)
 
 
 def _share(sent: Tensor, ones: Tensor, nothing: Tensor, sums: float) -> Tensor:

@@ -56,16 +56,38 @@ class Neuron(nn.Module):
 
     def __init__(self, T: int, code: Code = "sorted") -> None:
         super().__init__()
-        self.T = check_steps(T)
-        self.code: Code = code
+        self._T: int = check_steps(T)
+        self._code: Code = code
         check_choice(code, CODES, "code")
         if code == "weighted" and T > MAX_WEIGHTED:
             raise ValueError(f"the weighted code takes at most T = {MAX_WEIGHTED} steps (2^T − 1 levels), got T={T}")
 
     @property
+    def T(self) -> int:
+        """Time-steps."""
+        return self._T
+
+    @T.setter
+    def T(self, value: Any) -> None:
+        raise _fixed("T", value)
+
+    @property
+    def code(self) -> Code:
+        """How a count is sent."""
+        return self._code
+
+    @code.setter
+    def code(self, value: Any) -> None:
+        raise _fixed("code", value)
+
+    @property
     def levels(self) -> int:
         """The largest count."""
-        return levels_of(self.T, self.code)
+        return levels_of(self._T, self._code)
+
+    @levels.setter
+    def levels(self, value: Any) -> None:
+        raise _fixed("levels", value)
 
     @abstractmethod
     def count(self, z: Tensor) -> Tensor:
@@ -133,6 +155,13 @@ class Neuron(nn.Module):
             current = torch.cat([current, current.new_zeros(stop - start - end + begin, *count.shape)])
         rest = self.rest()
         return current if isinstance(rest, float) and not rest else current + rest
+
+
+def _fixed(name: str, value: Any) -> AttributeError:
+    return AttributeError(
+        f"{name} = {value!r}: T, code and levels of neurons are fixed when they are made, for their thresholds belong "
+        "to them: convert the network again with another T or code"
+    )
 
 
 class ParallelNeuron(Neuron):

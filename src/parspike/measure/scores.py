@@ -1,0 +1,160 @@
+"""How well a spiking network does: the share of right answers, of equal ones, and the error of its outputs.
+
+A share of answers says something only where the outputs are answers. What they are is told by what is there:
+
+- whole numbers: each is an answer (`argmax` inside the network);
+- with labels that are whole numbers, one for every place of the output without dimension 1, real numbers (B, K, …),
+  K > 1, are scores of K classes, of an image or of each pixel;
+- with other labels (real numbers, or several for a sample) they are values;
+- without labels, (B, K), K > 1, may be either, so the answers are counted beside the error; anything else is values.
+
+Where a network gives several outputs of real numbers, the one named "logits" holds the scores; without one, values.
+Values have an error: ‖output − network's output‖ / ‖network's output‖ over all samples, of several the largest. Where
+they lie far from 0 and vary little that is small whatever the spikes do; `kept` compares with how much they vary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parspike.calibrate.distance import class_scores, named, values_of
+from parspike.errors import InputError
+
+__all__ = ["Scores", "answers_of"]
+
+
+def answers_of(output: Any, labels: Tensor | None = None, *, sure: bool = False) -> Tensor | None:
+    """The answers in an output, whole numbers; None where it holds values. sure: the user says that it holds answers,
+    which are then the largest along dimension 1 of the first output that has one."""
+    tensors = [leaf for _, leaf in named(output)]
+    if not values_of(output):
+        return tensors[0] if tensors else None
+    scores = class_scores(output)
+    if sure:
+        long = (leaf for leaf in values_of(output) if leaf.dim() > 1 and leaf.shape[1] > 1)
+        scores = next(long, None) if scores is None else scores
+        return None if scores is None else scores.argmax(1)
+    if scores is None:
+        return None
+    answers = scores.argmax(1)
+    if labels is None or labels.is_floating_point() or labels.shape != answers.shape:
+        several = labels is not None and (labels.is_floating_point() or labels.shape == scores.shape)
+        return answers if scores.dim() == 2 and not several else None
+    return answers
+
+
+@dataclass
+class Scores:
+    """Adds up batches; a share is None where it says nothing. Several of them make one with `merged`.
+
+    answers: those given; labelled: of these, with a label. classes: K of the scores, 0 where they are none.
+    """
+
+    answers: int = 0
+    labelled: int = 0
+    right: int = 0
+    network_right: int = 0
+    same: int = 0
+    compared: int = 0
+    classes: int = 0
+    apart: list[float] = field(default_factory=list)
+    size: list[float] = field(default_factory=list)
+    total: list[Tensor] = field(default_factory=list)
+    samples: int = 0
+
+    def add(self, output: Any, network: Any = None, labels: Tensor | None = None, *, sure: bool = False) -> None:
+        """One batch of outputs, the network's own if there is one to compare with, and labels. sure: see `answers_of`.
+        Raises `InputError` where the two answer in unlike shapes."""
+        if network is not None:
+            self._errors(values_of(output), values_of(network))
+        said = answers_of(output, labels, sure=sure)
+        if said is None:
+            return
+        scores = class_scores(output)
+        self.classes = scores.shape[1] if scores is not None else 0
+        labelled = labels is not None and labels.shape == said.shape and (sure or not labels.is_floating_point())
+        labels = labels.to(said.device) if labels is not None and labelled else said
+        self.answers += said.numel()
+        if labelled:
+            self.labelled, self.right = self.labelled + said.numel(), self.right + int((said == labels).sum())
+        wanted = None if network is None else answers_of(network, labels if labelled else None, sure=sure)
+        if wanted is None:
+            return
+        if wanted.shape != said.shape:
+            raise InputError(f"against= answers in the shape {tuple(wanted.shape)}, this network {tuple(said.shape)}")
+        self.compared, self.same = self.compared + said.numel(), self.same + int((said == wanted).sum())
+        self.network_right += int((wanted == labels).sum()) if labelled else 0
+
+    def _errors(self, outputs: list[Tensor], network: list[Tensor]) -> None:
+        if [x.shape for x in outputs] != [x.shape for x in network]:
+            return
+        part = Scores(samples=len(outputs[0]) if outputs else 0)
+        for x, target in zip(outputs, network, strict=True):
+            x, target = x.double(), target.double()
+            finite = torch.where(target.isfinite(), target, 0.0)
+            # Places where both are one infinity (masks) are no error.
+            part.apart.append(float(torch.where(x == target, 0.0, x - target).square().sum()))
+            part.size.append(float(finite.square().sum()))
+            part.total.append(finite.sum(0).cpu())
+        self._join(part)
+
+    def _join(self, part: Scores) -> None:
+        """Add the errors of others."""
+        if not self.apart:
+            self.apart, self.size, self.total = list(part.apart), list(part.size), list(part.total)
+        elif part.apart:
+            self.apart = [a + b for a, b in zip(self.apart, part.apart, strict=True)]
+            self.size = [a + b for a, b in zip(self.size, part.size, strict=True)]
+            # Samples of unlike sizes have no mean sample.
+            pairs = zip(self.total, part.total, strict=True)
+            self.total = [a + b if a.shape == b.shape else torch.zeros(0) for a, b in pairs]
+        self.samples += part.samples
+
+    @classmethod
+    def merged(cls, parts: Iterable[Scores]) -> Scores:
+        """That of the batches of all."""
+        total = cls()
+        for part in parts:
+            for name in ("answers", "labelled", "right", "network_right", "same", "compared"):
+                setattr(total, name, getattr(total, name) + getattr(part, name))
+            total.classes = max(total.classes, part.classes)
+            total._join(part)
+        return total
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of answers that are right; None unless each has a label."""
+        return self.right / self.answers if 0 < self.answers == self.labelled else None
+
+    @property
+    def network_accuracy(self) -> float | None:
+        """The same of the network compared with."""
+        known = 0 < self.answers == self.labelled == self.compared
+        return self.network_right / self.answers if known else None
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of answers that are the network's."""
+        return self.same / self.answers if 0 < self.answers == self.compared else None
+
+    @property
+    def error(self) -> float | None:
+        """‖output − network's‖ / ‖network's‖, of several outputs the largest; None without one to compare with."""
+        errors = [(a / max(b, 1e-300)) ** 0.5 for a, b in zip(self.apart, self.size, strict=True)]
+        return max(errors, default=None)
+
+    @property
+    def kept(self) -> float | None:
+        """R², 1 − ‖output − network's‖² / ‖network's − its mean sample‖², of several outputs the smallest: 1 where the
+        values are kept, 0 where the mean alone would do as well. Where the network's output is the same for all samples
+        (or they are of unlike sizes), its own square is what is compared with."""
+        found = []
+        for apart, size, total in zip(self.apart, self.size, self.total, strict=True):
+            varies = size - float(total.square().sum()) / max(1, self.samples)
+            found.append(1 - apart / max(varies if varies > 1e-9 * size else size, 1e-300))
+        return min(found, default=None)
