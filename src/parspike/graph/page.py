@@ -94,7 +94,7 @@ def page() -> str:
 
 def _name(target: str) -> str:
     row = TABLE[target]
-    mark = "\\*" if row.turn is not None else "†" if row.readout else ""
+    mark = "\\*" if row.turn is not None else ""
     return f"`{target.removeprefix('aten.').split('.')[0] if target.startswith('aten.') else target}`{mark}"
 
 
