@@ -288,4 +288,4 @@ def _order(node: Node, place: _Place) -> str:
     readers = place.graph.consumers()[node.name]
     if len(node.refs) == 1 and readers and all(reader.name in place.spiking for reader in readers):
         return "max of the current, before the neuron, exact"
-    return f"max of the time-means: {fault}"
+    return f"max of the time-means, these trains are not nested: {fault}"
