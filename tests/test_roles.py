@@ -1,5 +1,5 @@
-"""Law: every activation has the right part in the network (neuron, read-out, guard), maxima are exact where the plan says
-so, a value that no spike makes weighs spikes, and the engines agree on all of it."""
+"""Law: every activation has its part in the network (neuron, read-out, guard), maxima are exact where the plan says so,
+a value that no spike makes weighs spikes, and the engines agree on all of it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Made(nn.Module):
         for name, layer in layers.items():
             self.add_module(name, layer)
 
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(self, *inputs)
+    def forward(self, x: Tensor, m: Tensor | None = None) -> Any:
+        return self.function(self, x) if m is None else self.function(self, x, m)
 
 
-def made(function: Callable[..., Any], seed: int = 0, **layers: Callable[[], nn.Module]) -> nn.Module:
+def made(function: Callable[..., Any], seed: int = 0, **layers: Callable[[], nn.Module]) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Made(function, **{name: layer() for name, layer in layers.items()}).eval().double()
@@ -100,7 +100,7 @@ OVER_PLACES = {
 }  # fmt: skip
 
 
-def pooled(function: Callable[[Tensor], Tensor]) -> tuple[nn.Module, Tensor]:
+def pooled(function: Callable[[Tensor], Tensor]) -> tuple[Any, Tensor]:
     """A pool of neurons that are read elsewhere too, so that it cannot go before them."""
     x = noise(8, 5, 6)
     size = function(torch.zeros(1, 5, 16, dtype=D)).shape[1]
@@ -356,7 +356,8 @@ def test_guards_are_no_neurons(name):
     def body(self: Any, x: Tensor) -> Tensor:
         return self.b(self.a(x).relu())
 
-    layers: dict[str, Any] = {"a": lambda: nn.Linear(6, 12), "b": lambda: nn.Linear(12, 8), "c": lambda: nn.Linear(8, 3)}
+    layers: dict[str, Any] = {"a": lambda: nn.Linear(6, 12), "b": lambda: nn.Linear(12, 8),
+                              "c": lambda: nn.Linear(8, 3)}  # fmt: skip
     model = made(lambda self, x: self.c(function(body(self, x))), **layers)
     x = noise(9, 6)
     plan = parspike.plan(model, x)
@@ -381,6 +382,21 @@ def test_guards_say_why_and_who_asks_gets_neurons():
     asked = parspike.plan(model, x, layers={row.layer: parspike.Spike()})
     assert neurons(asked) == ["relu", row.layer]
     engines_agree(parspike.convert(asked, x, T=3, recipe="max"), x)
+
+
+def test_a_guard_between_spikes_and_a_learned_power_is_no_neuron():
+    """Generalised-mean pooling: its clamp would make levels of levels."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        return self.b(h.clamp(min=1e-6).pow(self.p.weight[0]).mean(1).pow(1 / self.p.weight[0])) + self.b(h.mean(1))
+
+    model = made(forward, a=lambda: nn.Linear(6, 12), b=lambda: nn.Linear(12, 3), p=lambda: nn.Linear(1, 1))
+    model.p.weight.data.fill_(3.0)
+    x = noise(9, 5, 6)
+    plan = parspike.plan(model, x)
+    assert neurons(plan) == ["relu"]
+    engines_agree(parspike.convert(plan, x, T=3, recipe="max"), x)
 
 
 def test_a_logarithm_of_the_inputs_is_computed_before_any_spike():
@@ -443,7 +459,7 @@ WEIGHED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "adjacency, einsum": (lambda h, m: torch.einsum("bij,bjd->bid", m[:, :, None] * m[:, None], h), "einsum"),
     "filled": (lambda h, m: h.masked_fill(m[..., None] == 0, 0.5), "masked_fill"),
     "either": (lambda h, m: torch.where(m[..., None] > 0, h, -h), "where"),
-    "last": (lambda h, m: h[torch.arange(len(h)), m.sum(1).long() - 1][:, None], "index"),
+    "last": (lambda h, m: h[torch.arange(h.shape[0]), m.sum(1).long() - 1][:, None], "index"),
     "gathered": (lambda h, m: h.gather(1, (m.sum(1).long() - 1)[:, None, None].expand(-1, 1, 8)), "gather"),
     "softmax of positions": (lambda h, m: (m * torch.arange(7)).softmax(1)[:, None] @ h, "matmul"),
     "transposed": (lambda h, m: (h.transpose(0, 1) * m.T[..., None]).transpose(0, 1), "mul"),
@@ -460,12 +476,12 @@ def test_a_weight_that_no_spike_makes_is_of_a_synapse(name, tmp_path):
     rows = [row for row in plan.rows if row.operator == operator and row.role == "synapse"]
     assert [row.becomes for row in rows] == ["synapse: its weights depend on the sample, and on no spike"]
     assert neurons(plan) == ["relu", "relu@2"]
-    snn = parspike.convert(plan, [(x, MASK)], T=5, recipe="max")
+    snn = parspike.convert(plan, [(x, MASK)], inputs=lambda item: item, T=5, recipe="max")
     engines_agree(snn, x, MASK)
     assert bool((snn.run(x, MASK, engine="parallel", chunk=2).logits - snn(x, MASK)).abs().max() < 1e-9)
-    many = parspike.convert(plan, [(x, MASK)], T=2048, recipe="max")
+    many = parspike.convert(plan, [(x, MASK)], inputs=lambda item: item, T=512, recipe="max")
     for engine in ("count", "serial-if"):
-        torch.testing.assert_close(many.run(x, MASK, engine=engine).logits, model(x, MASK), rtol=0, atol=0.05)
+        torch.testing.assert_close(many.run(x, MASK, engine=engine).logits, model(x, MASK), rtol=0, atol=0.1)
     again = parspike.load(snn.save(tmp_path / "net.parspike"))
     torch.testing.assert_close(again(x, MASK), snn(x, MASK), rtol=0, atol=0)
     assert parspike.measure(snn, [(x, MASK)], inputs=lambda item: item).rows
@@ -476,7 +492,8 @@ def test_operations_of_a_synapse_whose_weights_the_sample_brings():
     model = made(lambda self, x, m: self.b(m @ self.a(x).relu()).sum(1), a=lambda: nn.Linear(6, 8),
                  b=lambda: nn.Linear(8, 3))  # fmt: skip
     x, adjacency = noise(4, 7, 6), noise(4, 7, 7).abs()
-    snn = parspike.convert(model, [(x, adjacency)], T=5, recipe="max")
+    plan = parspike.plan(model, (x, adjacency))
+    snn = parspike.convert(plan, [(x, adjacency)], T=5, recipe="max", inputs=lambda item: item)
     report = parspike.measure(snn, [(x, adjacency)], inputs=lambda item: item)
     row = next(row for row in report.rows if row.operator == "matmul")
     spikes = float(snn.run(x, adjacency, record=True).sent["relu"].sum()) / 4
@@ -505,4 +522,4 @@ def test_a_product_across_the_batch_stays_on_the_means():
     model = made(forward, a=lambda: nn.Linear(6, 8), b=lambda: nn.Linear(8, 3))
     x = noise(4, 7, 6)
     plan = parspike.plan(model, (x, MASK))
-    engines_agree(parspike.convert(plan, [(x, MASK)], T=5, recipe="max"), x, MASK)
+    engines_agree(parspike.convert(plan, [(x, MASK)], inputs=lambda item: item, T=5, recipe="max"), x, MASK)

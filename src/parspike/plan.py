@@ -163,9 +163,7 @@ def plan(
     graph = rewrite(trace(model, args, kwargs, free_sizes=free_sizes))
     check_same(model, graph, args, kwargs)
     options = _options(graph, layers or {})
-    kept, asked = (
-        {name for name, option in options.items() if isinstance(option, kind)} for kind in (Keep, Spike)
-    )
+    kept, asked = ({name for name, option in options.items() if isinstance(option, kind)} for kind in (Keep, Spike))
     guarded = guards(graph, asked)
     graph = with_copies(graph, guarded, asked)
     last = readouts(graph, kept, asked)

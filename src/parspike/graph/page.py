@@ -60,8 +60,8 @@ registers it first.
 - a *guard* whose input is made by no synapse: an input, a mask, a length, a variance, a softmax. `clamp(min=1e-9)` of
   a number of tokens, the eps of `F.normalize`, `clamp(min=0)` of a variance. An activation behind a synapse is a
   neuron also where a normalisation, a sum of branches, a maximum or attention lies between.
-- a *guard* that only divisions (as the divisor), logarithms and roots read, and one of a power of spikes (the
-  `clamp(min=eps)` of generalised-mean pooling): their slope has no bound near 0, where a spike count has one level.
+- a *guard* that only divisions (as the divisor), logarithms and roots read: their slope has no bound near 0, where a
+  spike count has one level. So has the `clamp(min=eps)` between spikes and a learned power (generalised-mean pooling).
 
 Guards are computed on the time-means, or once where they depend on no spike. `layers={"name": parspike.Spike()}` makes
 neurons of a read-out or a guard, `parspike.Keep()` keeps any activation analog.

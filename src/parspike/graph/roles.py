@@ -4,8 +4,9 @@
   would: it is computed on the mean current. Where such a value is read inside the network as well, the graph gets a
   copy of the activation: the copy is the read-out, the activation itself spikes.
 - **Guard.** An activation is no neuron where its input is made by no synapse (a mask, an input, a norm, a variance:
-  `clamp(min=1e-9)` of a number of tokens), or where it is read by nothing but divisions (as the divisor), logarithms
-  and roots, whose slope has no bound, so that the error of a level has none either.
+  `clamp(min=1e-9)` of a number of tokens), where it is read by nothing but divisions (as the divisor), logarithms and
+  roots, whose slope has no bound, so that the error of a level has none either, or where it stands between spikes and
+  a power or another analog function alone.
 - **Weights of a sample.** A product of what spikes make with what no spike makes (a mask, the adjacency of a graph) is
   a synapse, whose weights each sample brings with it.
 """
@@ -241,7 +242,8 @@ def with_weights_of_samples(
     if all(new is old for new, old in zip(nodes, graph.nodes, strict=True)):
         return graph
     pair = two_samples([*args, *kwargs.values()])
-    return folded(replace(graph, nodes=tuple(nodes)), pair[: len(args)], dict(zip(kwargs, pair[len(args) :], strict=True)))
+    named = dict(zip(kwargs, pair[len(args) :], strict=True))
+    return folded(replace(graph, nodes=tuple(nodes)), pair[: len(args)], named)
 
 
 def weighed_by_sample(node: Node, reached: Collection[str]) -> bool:
