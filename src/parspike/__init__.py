@@ -25,7 +25,7 @@ from parspike.file import load
 from parspike.graph import register
 from parspike.measure import Energy, Report, Scores, measure
 from parspike.neurons import QCFS
-from parspike.plan import Keep, Plan, Steps, plan
+from parspike.plan import Keep, Plan, Spike, Steps, plan
 from parspike.snn import SNN
 from parspike.tune import Tuning, tune
 
@@ -44,6 +44,7 @@ __all__ = [
     "Report",
     "Run",
     "Scores",
+    "Spike",
     "Steps",
     "Thresholds",
     "Tuning",

@@ -29,6 +29,7 @@ from parspike.graph import Device, Graph, Input, Node, Param, Ref, Role, Schedul
 from parspike.graph.ir import BATCH, CONDITIONS, SIZE_OPERATIONS
 from parspike.graph.ops import ON_MEANS, TABLE, judge
 from parspike.graph.quiet import unlogged
+from parspike.graph.roles import weighed_by_sample
 from parspike.neurons import Neuron, neuron_from
 from parspike.snn import SNN
 
@@ -332,7 +333,7 @@ def _graph_to_json(graph: Graph) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _graph_from_json(body: Any, tensors: dict[str, Tensor]) -> Graph:
+def _graph_from_json(body: Any, tensors: dict[str, Tensor], spiking: set[str]) -> Graph:
     inputs, signature, items, output, example, limits = _fields(
         body, "the graph", inputs=list, signature=list, nodes=list, output=object, example=dict, limits=list
     )
@@ -352,15 +353,17 @@ def _graph_from_json(body: Any, tensors: dict[str, Tensor]) -> Graph:
     keywords = {_is(name, str, "a name of the signature") for name in _is(names, list, "the signature")}
     if len(keywords) != len(names) or not 0 <= _is(positional, int, "the signature") == len(made) - len(names):
         raise FileError("the signature does not match the inputs")
-    varying = set(known)
+    varying, reached = set(known), set(spiking)
     nodes = []
     for item in items:
         node = _node(item, known)
         _check_leaves(f"node '{node.name}'", (node.args, node.kwargs, node.shape), known, tensors)
         _check_symbols(f"node '{node.name}'", (node.args, node.kwargs, node.shape), symbols)
-        _check_role(node, varying)
+        _check_role(node, varying, reached)
         if any(name in varying for name in node.refs):
             varying.add(node.name)
+        if any(name in reached for name in node.refs):
+            reached.add(node.name)
         known.add(node.name)
         nodes.append(node)
     tree = _decode(output)
@@ -422,10 +425,10 @@ def _node(item: Any, known: set[str]) -> Node:
     return Node(name, target, made, keywords, Role(role), layer, source, shape, channel_dim, reason)
 
 
-def _check_role(node: Node, varying: set[str]) -> None:
+def _check_role(node: Node, varying: set[str], reached: set[str]) -> None:
     """The role in the file must be what the table says, as if the network had just been traced.
 
-    varying: names of the values that depend on the network's input.
+    varying, reached: names of the values that depend on the network's input, and on its spikes.
     """
     if any(isinstance(leaf, Ref) for leaf in leaves(node.kwargs)):  # the table judges positional arguments
         raise FileError(f"node '{node.name}' takes a value of the network by keyword")
@@ -434,6 +437,8 @@ def _check_role(node: Node, varying: set[str]) -> None:
     describe = TABLE[node.target].activation
     if role is Role.NEURON and describe is not None and isinstance(answer := describe(node), str):
         role, reason = Role.ANALOG, answer
+    if weighed_by_sample(node, reached):
+        return
     if node.reason in ON_MEANS and node.role is Role.ANALOG and role is not Role.UNKNOWN:
         return  # tracing saw what the table cannot; on the time-means it does the same as in the network
     if role is not node.role or role is Role.UNKNOWN:
@@ -466,7 +471,7 @@ def _network(body: Any, tensors: Mapping[str, Tensor]) -> SNN:
             states[node][key] = tensor
         else:
             raise FileError(f"the tensor '{name[:80]}' belongs to nothing in the network")
-    made = _graph_from_json(graph, synapses)
+    made = _graph_from_json(graph, synapses, set(configs))
     if (unfit := made.unfit()) is not None:
         raise FileError(f"the tensor 'synapses.{unfit}' holds NaN or Inf")
     neurons = {

@@ -12,11 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from parspike.errors import OptionError, UnsupportedError
-from parspike.graph import Activation, Curve, Graph, Node, Role, check_same, nested, rewrite, trace
-from parspike.graph.ops import TABLE, UNFOLDABLE, remedy
+from parspike.graph import Activation, Curve, Graph, Node, Role, check_same, rewrite, trace
+from parspike.graph.ops import TABLE, UNFOLDABLE, WEIGHED_BY_SAMPLE, remedy
+from parspike.graph.order import compared, unnested
+from parspike.graph.roles import guards, reached_by, readouts, with_copies, with_weights_of_samples
 from parspike.notebook import html_table
 
-__all__ = ["READOUT", "Keep", "LayerOption", "Plan", "PlanRow", "Steps", "plan"]
+__all__ = ["READOUT", "Keep", "LayerOption", "Plan", "PlanRow", "Spike", "Steps", "plan"]
 
 
 READOUT = "readout"
@@ -39,15 +41,20 @@ class Steps:
             raise OptionError(f"Steps takes an integer of at least 1, got {self.T!r}")
 
 
-LayerOption = Keep | Steps
+@dataclass(frozen=True)
+class Spike:
+    """Make neurons of an activation that the plan would compute on the time-mean: a read-out, or a guard."""
+
+
+LayerOption = Keep | Steps | Spike
 
 
 @dataclass(frozen=True)
 class PlanRow:
     """One line of the plan. becomes: what stands there in the SNN; shape: per batch, of the example's size.
 
-    role: see `graph.Role`, or `READOUT`: an analog operator behind the last neuron and synapse, which acts on the
-    network's output as a decision would.
+    role: see `graph.Role`, or `READOUT`: an activation or analog operator behind the last neuron and synapse, which
+    acts on the network's output as a decision would. `graph.roles` says which activations are neurons.
     """
 
     layer: str
@@ -155,7 +162,8 @@ def plan(
     """What a conversion will do with a network, before any data are read.
 
     example: a batch (B, …), a tuple of several inputs, or a dict of keyword inputs; values do not matter.
-    layers: options by pattern of layer name, such as {"stem.*": Keep(), "head.*": Steps(4)}. strict: refuse analog
+    layers: options by pattern of layer name, such as {"stem.*": Keep(), "head.*": Steps(4), "out": Spike()}: keep an
+    activation analog, give it steps of its own, make neurons of one that the plan would not. strict: refuse analog
     operators too. free_sizes: leave height, width, length or tokens free where the network allows it, which the plan
     says; False for a network of the example's sizes alone.
     Raises `TraceError`, `InputError`, and `OptionError` for a pattern that matches no activation.
@@ -165,46 +173,44 @@ def plan(
     check_same(model, read, args, kwargs)
     graph = rewrite(read, args, kwargs)
     options = _options(graph, layers or {})
-    kept = tuple(name for name, option in options.items() if isinstance(option, Keep))
-    last = _readout(graph, kept)
-    spiking = tuple(node.name for node in graph.neurons if node.name not in kept and node.name not in last)
-    place = _Place(graph, frozenset(spiking), frozenset(kept), last, _reached(graph, spiking))
-    rows = tuple(row for node in graph.nodes if (row := _row(node, place)) is not None)
+    kept, asked = ({name for name, option in options.items() if isinstance(option, kind)} for kind in (Keep, Spike))
+    guarded = guards(graph, asked)
+    graph = with_copies(graph, guarded, asked)
+    last = readouts(graph, kept, asked)
+    spiking = tuple(n.name for n in graph.neurons if n.name not in last and n.name not in {*kept, *guarded})
+    graph = with_weights_of_samples(graph, spiking, args, kwargs)
     steps = {name: option.T for name, option in options.items() if isinstance(option, Steps)}
-    return Plan(graph, spiking, kept, rows, strict, steps)
+    _check_steps(graph, layers or {}, steps, spiking)
+    place = _Place(graph, frozenset(spiking), frozenset(kept), last, guarded, reached_by(graph, spiking))
+    rows = tuple(row for node in graph.nodes if (row := _row(node, place)) is not None)
+    steps = {name: T for name, T in steps.items() if name in spiking}
+    return Plan(graph, spiking, tuple(n.name for n in graph.neurons if n.name in kept), rows, strict, steps)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """What a row needs to know beside its node. readout: see `PlanRow`. reached: the values that spikes act on."""
+    """What a row needs to know beside its node. readout: see `PlanRow`. guards: activations that are no neurons, and
+    why. reached: the values that spikes act on."""
 
     graph: Graph
     spiking: frozenset[str]
     kept: frozenset[str]
     readout: frozenset[str]
+    guards: Mapping[str, str]
     reached: frozenset[str]
 
 
-def _readout(graph: Graph, kept: Collection[str]) -> frozenset[str]:
-    """Analog operators and squashing activations behind which neither a neuron nor a weighted synapse comes."""
-    readers = graph.consumers()
-    tail: set[str] = set()
-    for node in reversed(graph.nodes):
-        row = TABLE.get(node.target)
-        if row is None or not all(reader.name in tail for reader in readers[node.name]):
-            continue
-        ends = node.role in (Role.ANALOG, Role.ORDER) or (node.role is Role.SYNAPSE and not row.weighted)
-        if ends or node.name in kept or (node.role is Role.NEURON and row.readout):
-            tail.add(node.name)
-    return frozenset(name for name in tail if graph.by_name[name].role in (Role.ANALOG, Role.NEURON)) - set(kept)
-
-
-def _reached(graph: Graph, spiking: Collection[str]) -> frozenset[str]:
-    reached: set[str] = set()
-    for node in graph.nodes:
-        if node.name in spiking or any(name in reached for name in node.refs):
-            reached.add(node.name)
-    return frozenset(reached)
+def _check_steps(
+    graph: Graph, layers: Mapping[str, LayerOption], steps: Mapping[str, int], spiking: Collection[str]
+) -> None:
+    """Refuse time-steps for layers without neurons, which would change nothing."""
+    for pattern, option in layers.items():
+        named = [name for name in steps if _matches(graph.by_name[name].layer, pattern)]
+        if isinstance(option, Steps) and named and not any(name in spiking for name in named):
+            raise OptionError(
+                f"layers['{pattern}'] gives time-steps to activations that are no neurons (read-outs, or guards of a "
+                "division): see print(parspike.plan(…)); parspike.Spike() makes neurons of them"
+            )
 
 
 def arguments(example: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -220,7 +226,7 @@ def _options(graph: Graph, layers: Mapping[str, LayerOption]) -> dict[str, Layer
         raise OptionError(f"layers is {layers!r}: expected options by pattern, such as {{'stem.*': parspike.Keep()}}")
     for pattern, option in layers.items():
         if not isinstance(option, LayerOption):
-            raise OptionError(f"layers['{pattern}'] is {option!r}: expected parspike.Keep() or parspike.Steps(T)")
+            raise OptionError(f"layers['{pattern}'] is {option!r}: expected parspike.Keep(), Spike() or Steps(T)")
         matched = [node for node in graph.neurons if _matches(node.layer, pattern)]
         if not matched:
             names = [node.layer for node in graph.neurons]
@@ -243,11 +249,15 @@ def _row(node: Node, place: _Place) -> PlanRow | None:
     shape = place.graph.shape_of(node)
     role, what = str(node.role), ""
     if node.role is Role.SYNAPSE:
-        if row is None or not row.weighted:
+        by_sample = node.reason == WEIGHED_BY_SAMPLE
+        if row is None or not (row.weighted or by_sample):
             return None
-        becomes = "synapse"
+        becomes = f"synapse: {node.reason}" if by_sample else "synapse"
     elif node.name in place.readout:
         role, becomes = READOUT, "read-out, computed on the mean output"
+    elif node.role is Role.NEURON and node.name in place.guards and node.name not in place.kept:
+        role, becomes = str(Role.ANALOG), f"analog {_where(node, place)}: {place.guards[node.name]}"
+        what = f"{remedy(node.target, Role.ANALOG)}, or make neurons of it: layers={{'{node.layer}': Spike()}}"
     elif node.role is Role.NEURON:
         becomes = "kept analog" if node.name in place.kept else _neuron(node)
     elif node.role is Role.ORDER:
@@ -255,11 +265,14 @@ def _row(node: Node, place: _Place) -> PlanRow | None:
     elif node.role is Role.ANALOG and row is not None and node.reason == UNFOLDABLE:
         role, becomes = str(Role.SYNAPSE), f"{row.role} on the time-mean: {node.reason}"
     elif node.role is Role.ANALOG:
-        where = "on the time-mean" if node.name in place.reached else "once, before any spike"
-        becomes, what = f"analog {where}: {node.reason}", remedy(node.target, node.role)
+        becomes, what = f"analog {_where(node, place)}: {node.reason}", remedy(node.target, node.role)
     else:
         becomes, what = f"refused: {node.reason}", remedy(node.target, node.role)
     return PlanRow(node.layer, operator, role, becomes, node.source, shape, what)
+
+
+def _where(node: Node, place: _Place) -> str:
+    return "on the time-mean" if node.name in place.reached else "once, before any spike"
 
 
 def _neuron(node: Node) -> str:
@@ -270,9 +283,17 @@ def _neuron(node: Node) -> str:
 
 
 def _order(node: Node, place: _Place) -> str:
-    if node.refs[0] in place.reached and nested(place.graph, node, place.spiking):
-        return "max of nested spike trains, exact"
+    if node.name not in place.reached:
+        readers = place.graph.consumers()[node.name]
+        if len(node.refs) == 1 and readers and all(reader.name in place.spiking for reader in readers):
+            return "max of the current, before the neuron, exact"
+        return "max once, before any spike"
+    fault = unnested(place.graph, node, place.spiking)
+    if not fault:
+        before = place.graph.by_name[node.refs[0]]
+        dims = ", ".join(str(d) for d in sorted(compared(before, node)))
+        return f"max of nested spike trains along dimension {dims}, exact"
     readers = place.graph.consumers()[node.name]
     if len(node.refs) == 1 and readers and all(reader.name in place.spiking for reader in readers):
         return "max of the current, before the neuron, exact"
-    return "max of the time-means: these trains are not nested"
+    return f"max of the time-means, these trains are not nested: {fault}"

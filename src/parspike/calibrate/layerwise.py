@@ -16,6 +16,7 @@ from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_neuro
 from parspike.errors import CalibrationError
 from parspike.graph import Graph, Node, Role
 from parspike.graph.ir import elements
+from parspike.graph.ops import WEIGHED_BY_SAMPLE
 from parspike.neurons import Neuron, ParallelNeuron
 from parspike.neurons.staircase import MOST_IN_ALL
 
@@ -92,7 +93,7 @@ class ClosedForm(Recipe):
                 refitted = self.refit and len(reader.args) > 2 and reader.args[2] is not None
                 if (reader.role is Role.NEURON and self.shift) or (refitted and refittable(graph, reader)):
                     continue
-                if reader.role not in (Role.SYNAPSE, Role.ORDER):
+                if reader.role not in (Role.SYNAPSE, Role.ORDER) or reader.reason == WEIGHED_BY_SAMPLE:
                     return False
                 ahead.append(reader)
         return True

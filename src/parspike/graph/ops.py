@@ -67,10 +67,11 @@ class Op:
     """One row of the table.
 
     varying: positions of the arguments that may depend on the input (None: any). product: affine only while a
-    single argument depends on the input. weighted: its cost is worth counting and not worth repeating.
+    single argument depends on the input. weighted: its cost is worth counting and not worth repeating. weighs: it has
+    weights, or adds up weighted values, in another way than as a synapse whose cost is counted.
     activation: what a neuron's node computes, or why it cannot be one. turn: of an activation that falls, then
-    rises, from its keyword arguments: where it turns, and its value there. readout: no neuron where it is the last
-    step of the network. inverse: of a user's activation, where they gave one. reason: why it is analog.
+    rises, from its keyword arguments: where it turns, and its value there. inverse: of a user's activation, where
+    they gave one. reason: why it is analog.
     sources: elements of the input that an element of an unweighted synapse's output is made of: "one", times a factor;
     "sum" of as many for every output, equally weighted; "window", other factors along each spatial dimension, alike
     for all channels; "many", anything else. macs: multiply-accumulates of an analog operator that is no product,
@@ -82,9 +83,9 @@ class Op:
     varying: tuple[int, ...] | None = None
     product: bool = False
     weighted: bool = False
+    weighs: bool = False
     activation: Callable[[Node], Activation | str] | None = None
     turn: Callable[[dict[str, Any]], tuple[float, float]] | None = None
-    readout: bool = False
     inverse: Callable[[Tensor], Tensor] | None = None
     reason: str = ""
     sources: Literal["one", "sum", "window", "many"] = "one"
@@ -215,7 +216,7 @@ TABLE["aten.index_put.default"] = replace(TABLE["aten.index_put.default"], varyi
 _rows(Role.SYNAPSE, "where.self where.ScalarOther where.ScalarSelf", varying=(1, 2))
 # Looked up by tokens: a constant current.
 _rows(Role.SYNAPSE, "embedding.default _embedding_bag.default _embedding_bag_forward_only.default",
-      varying=(1, 2), sources="many")  # fmt: skip
+      varying=(1, 2), sources="many", weighs=True)  # fmt: skip
 _rows(Role.SYNAPSE, "zeros.default ones.default full.default arange.default arange.start arange.start_step",
       varying=())  # fmt: skip
 
@@ -226,10 +227,9 @@ _rows(Role.NEURON, "clamp.default clamp_min.default", varying=(0,), activation=_
 _rows(Role.NEURON, "hardtanh.default", varying=(0,), activation=_hardtanh)
 _rows(Role.NEURON, "elu.default", varying=(0,), activation=_elu)
 _rows(Role.NEURON, "clamp_max.default celu.default selu.default hardsigmoid.default "
-      "atan.default asinh.default erf.default expm1.default sinh.default",
+      "atan.default asinh.default erf.default expm1.default sinh.default "
+      "sigmoid.default tanh.default softplus.default log_sigmoid.default",
       varying=(0,), activation=lambda node: Curve())  # fmt: skip
-_rows(Role.NEURON, "sigmoid.default tanh.default softplus.default log_sigmoid.default", varying=(0,),
-      activation=lambda node: Curve(), readout=True)  # fmt: skip
 _rows(Role.NEURON, "threshold.default", varying=(0,), activation=_threshold)
 # Rewriting splits a leaky ReLU whose slope is negative, and makes two ReLUs of a PReLU.
 _rows(Role.NEURON, "leaky_relu.default", varying=(0,), activation=lambda node: Curve())
@@ -245,6 +245,7 @@ _rows(Role.ORDER, "max_pool1d.default max_pool2d.default max_pool3d.default amax
       "minimum.default fmax.default fmin.default")  # fmt: skip
 
 # Analog: computed on the time-means, and named.
+FUNCTIONS = "a function that is not piecewise monotone in the table"
 _analog = {
     "a softmax weighs its values against each other": "softmax.int _softmax.default",
     "the logarithm of a softmax": "log_softmax.int _log_softmax.default logsumexp.default",
@@ -257,7 +258,7 @@ _analog = {
         "scaled_dot_product_attention.default _scaled_dot_product_flash_attention_for_cpu.default",
     "a product of two values that both depend on the input":
         "glu.default cumprod.default prod.dim_int bilinear.default cdist.default square.default",
-    "a function that is not piecewise monotone in the table":
+    FUNCTIONS:
         "exp.default exp2.default log.default log2.default log1p.default sqrt.default rsqrt.default "
         "pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar reciprocal.default sin.default cos.default "
         "softshrink.default hardshrink.default trunc.default round.decimals signbit.default copysign.Tensor "
@@ -290,6 +291,8 @@ _analog = {
 for _reason, _names in _analog.items():
     _rows(Role.ANALOG, _names, reason=_reason)
 
+for _name in ("bilinear", "scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"):
+    TABLE[f"aten.{_name}.default"] = replace(TABLE[f"aten.{_name}.default"], weighs=True)
 TABLE["aten._conj.default"] = replace(TABLE["aten._conj.default"], run=torch.conj_physical)  # no view, as traced
 
 for _names, _macs in {
@@ -323,6 +326,21 @@ _pointwise = """
 """
 POINTWISE = frozenset(f"aten.{name}" for name in _pointwise.split())
 
+STEEP = frozenset(f"aten.{name}.default" for name in "log log2 log10 sqrt rsqrt reciprocal acos asin acosh atanh".split())
+"""Functions whose slope has no bound: what keeps their argument away from there is a guard, and no activation."""
+_scales = """
+    layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm _fused_rms_norm glu round floor
+    ceil trunc softshrink hardshrink topk sort kthvalue median cummax cummin _fft_r2c _fft_c2c _fft_c2r view_as_real
+    view_as_complex
+"""
+SCALES = frozenset([*(f"aten.{name}.default" for name in _scales.split()), "aten.max.dim", "aten.min.dim",
+                    "aten.median.dim", "aten.round.decimals", "aten.scatter.src", "aten.scatter_add.default",
+                    "aten.max_pool2d_with_indices.default", "aten.max_pool3d_with_indices.default",
+                    "aten.max_unpool2d.default", "aten.max_unpool3d.default", "aten.masked_fill.Tensor",
+                    "aten.clamp.Tensor", "aten.clamp_min.Tensor", "aten.clamp_max.Tensor",
+                    *(f"aten.adaptive_max_pool{d}d.places" for d in "123")])  # fmt: skip
+"""Analog operators that leave a current what it is: they scale, round, choose or transform it."""
+
 TABLE["getitem"] = Op(Role.SYNAPSE, operator.getitem, varying=(0,))
 TABLE["parspike.batch_norm"] = Op(Role.SYNAPSE, batch_norm, varying=(0,))
 TABLE["parspike.scale_shift"] = Op(Role.SYNAPSE, scale_shift, varying=(0,))
@@ -349,6 +367,8 @@ COMPLEX = "complex numbers are no currents"
 WHOLE = "it rounds to whole numbers, or compares"
 ON_MEANS = (UNFOLDABLE, COMPLEX, WHOLE)
 """Reasons for computing on the time-means that tracing finds and the table does not know."""
+WEIGHED_BY_SAMPLE = "its weights depend on the sample, and on no spike"
+"""Why an operator is a synapse although what it multiplies by depends on the network's input."""
 
 
 def target_of(target: Any) -> str:

@@ -26,7 +26,9 @@ input x. A linear layer behind `flatten` or a number written in the code fixes t
 SYNAPSE = """## Synapses
 
 Linear in what comes from spikes, so they act on a spike as on an average. Weights, indices and masks must not depend
-on the input; where they do, the operator is analog. Batch norm in evaluation is folded into its neighbour, or stays
+on spikes; where they do, the operator is analog. They may depend on the input in another way (padding masks, the
+adjacency of a graph, functions of positions): the plan says of such an operator that its weights depend on the
+sample. Batch norm in evaluation is folded into its neighbour, or stays
 as a scale and a shift, which is exact too. A table looked up by tokens (`embedding`) is a constant current. An
 operator that joins or splits along the batch (attention of several heads written that way) acts on the time-means,
 which changes nothing.
@@ -50,13 +52,28 @@ itself; `x * sigmoid(x)`, GPT-2's GELU, `relu(x) ** 2`, `x / (1 + |x|)`, `where(
 or falls once and then rises, and makes it one operator. A file holds its name; a program that loads the file
 registers it first.
 
-A squashing activation at the network's output (†) is a read-out: computed on the mean output, no neuron.
+**No neurons** are three kinds of activation, and the plan says so:
+- a *read-out*: behind it comes no operator with weights, so it is the network's last step (the clamp of an image, the
+  ReLU of a regressor, a sigmoid, a quantiser). It is computed on the mean output, exactly as in the network. An output
+  that is read inside the network too (a sigmoid returned beside what the next layer makes of it, features of a
+  backbone) is both: what is returned is the read-out (`layer@output` in the plan), and the neurons beside it spike.
+- a *guard* whose input is made by no synapse: an input, a mask, a length, a variance, a softmax. `clamp(min=1e-9)` of
+  a number of tokens, the eps of `F.normalize`, `clamp(min=0)` of a variance. An activation behind a synapse is a
+  neuron also where a normalisation, a sum of branches, a maximum or attention lies between.
+- a *guard* that only divisions (as the divisor), logarithms and roots read: their slope has no bound near 0, where a
+  spike count has one level. So has the `clamp(min=eps)` between spikes and a learned power (generalised-mean pooling).
+
+Guards are computed on the time-means, or once where they depend on no spike. `layers={"name": parspike.Spike()}` makes
+neurons of a read-out or a guard, `parspike.Keep()` keeps any activation analog.
 """
 ORDER = """## Maxima
 
 Sorted trains of neurons that share thresholds are nested, so their maximum step by step is the train of the largest
-count. A max-pool behind an activation goes before it, on the current, where nobody else reads the activation; both
-are exact. Any other maximum is taken of the time-means. The plan says which.
+count. Thresholds run along one dimension, the channels of a convolution or the features of a linear layer, so this
+holds for maxima along the other dimensions, and the plan names them. A max-pool along these, behind an activation, goes
+before it, on the current, where nobody else reads the activation; both are exact. Any other maximum (across channels,
+as in maxout; of two layers; behind a batch norm of the compared dimension) is taken of the time-means, and the plan
+says why.
 """
 ANALOG = """## Analog
 
@@ -94,7 +111,7 @@ def page() -> str:
 
 def _name(target: str) -> str:
     row = TABLE[target]
-    mark = "\\*" if row.turn is not None else "†" if row.readout else ""
+    mark = "\\*" if row.turn is not None else ""
     return f"`{target.removeprefix('aten.').split('.')[0] if target.startswith('aten.') else target}`{mark}"
 
 

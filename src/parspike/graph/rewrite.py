@@ -367,8 +367,8 @@ def _pool_first(draft: _Draft, node: Node) -> None:
     neuron = draft.nodes.get(node.args[0].name)
     if neuron is None or neuron.role is not Role.NEURON or draft.only_reader(neuron.name) is None:
         return
-    if spans_channels(neuron, node):
-        return
+    if spans_channels(neuron, node) or any(draft.tensors[path].numel() != 1 for path in neuron.params):
+        return  # its thresholds, or parameters of the activation itself, are not those of one neuron
     pool = replace(node, name=neuron.name, args=(neuron.args[0], *node.args[1:]))
     fire = replace(
         neuron, name=node.name, args=(Ref(pool.name), *neuron.args[1:]), shape=node.shape, channel_dim=node.channel_dim

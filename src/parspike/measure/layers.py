@@ -20,6 +20,7 @@ from parspike.calibrate.recipe import Progress
 from parspike.errors import InputError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk
 from parspike.graph.ops import TABLE, UNFOLDABLE, call
+from parspike.graph.roles import currents, reached_by
 from parspike.measure.report import Energy, LayerRow, Report
 from parspike.measure.scores import Scores
 from parspike.measure.wires import at_refs, carry, fan_out, macs_of, present, role_of
@@ -122,6 +123,7 @@ class _Meter:
         for node in self.graph.nodes:
             if any(name in self.varying for name in node.refs):
                 self.varying.add(node.name)
+        self.reached = reached_by(self.graph, self.neurons)
         sorted_code = {name for name, neuron in self.neurons.items() if neuron.code == "sorted"}
         self.nested = {
             node.name for node in self.graph.nodes
@@ -152,7 +154,8 @@ class _Meter:
         kwargs = self.streams[0].arguments(node)[1]
         network = [call(node.target, other, kwargs) for other in network_args]
         role, neuron, row = role_of(node), self.neurons.get(node.name), TABLE[node.target]
-        spikes, reals, there = (at_refs(node.args, found, self.varying) for found in (spike_args, real_args, seen_args))
+        moving = currents(node, self.reached, self.varying)
+        spikes, reals, there = (at_refs(node.args, found, moving) for found in (spike_args, real_args, seen_args))
         done = self.sums.setdefault(node.name, _Sum())
         if neuron is not None:
             count = neuron.count(args[0])
@@ -163,20 +166,20 @@ class _Meter:
             for wanted in network:
                 done.apart += float((value - wanted).double().square().sum())
                 done.size += float(wanted.double().square().sum())
-            return [value, sent, None, present(node, args, kwargs, there, self.varying), *network]
+            return [value, sent, None, present(node, args, kwargs, there, moving), *network]
         value = call(node.target, args, kwargs)
         if role is Role.SYNAPSE and row.weighted:
-            edges = self._once(node, args, lambda: fan_out(node, args, kwargs, self.varying))
+            edges = self._once(node, args, lambda: fan_out(node, args, kwargs, moving))
             done.synops += sum(float((s.abs() * edges).sum()) for s in spikes if s is not None)
             done.macs += sum(float((r * edges).sum()) for r in reals if r is not None)
             done.network_macs += sum(float((s * edges).sum()) for s in there)
             return [value, None, _everywhere(value), _everywhere(value), *network]
         if role is Role.SYNAPSE and row.sources != "many":
-            sent, real = (carry(node, args, kwargs, found, self.varying) for found in (spikes, reals))
+            sent, real = (carry(node, args, kwargs, found, moving) for found in (spikes, reals))
             real = None if real is None else map_tree(lambda r: (r != 0).double(), real)
-            return [value, sent, real, present(node, args, kwargs, there, self.varying), *network]
+            return [value, sent, real, present(node, args, kwargs, there, moving), *network]
         if role in (Role.NEURON, Role.ORDER):
-            seen = present(node, args, kwargs, there, self.varying)
+            seen = present(node, args, kwargs, there, moving)
         else:
             seen = _everywhere(value)
         if node.name in self.nested:
