@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from parspike.errors import OptionError, UnsupportedError
-from parspike.graph import Activation, Curve, Graph, Node, Role, check_same, nested, rewrite, trace
+from parspike.graph import Activation, Curve, Graph, Node, Quantised, Role, check_same, nested, rewrite, trace
 from parspike.graph.ops import TABLE, UNFOLDABLE, remedy
 
 __all__ = ["READOUT", "Keep", "LayerOption", "Plan", "PlanRow", "Steps", "plan"]
@@ -254,9 +254,12 @@ def _row(node: Node, place: _Place) -> PlanRow | None:
 
 def _neuron(node: Node) -> str:
     describe = TABLE[node.target].activation
-    if describe is None or not isinstance(describe(node), Curve):
-        return "parallel spiking neuron"
-    return "parallel spiking neuron, a threshold for every level"
+    activation = None if describe is None else describe(node)
+    if isinstance(activation, Quantised):
+        return f"parallel spiking neuron, QCFS with L = {activation.levels}"
+    if isinstance(activation, Curve):
+        return "parallel spiking neuron, a threshold for every level"
+    return "parallel spiking neuron"
 
 
 def _order(node: Node, place: _Place) -> str:

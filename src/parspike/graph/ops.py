@@ -304,6 +304,30 @@ for _dims in "123":  # their second output, the places, is dropped in tracing
     TABLE[f"aten.adaptive_max_pool{_dims}d.default"] = Op(Role.ORDER, lambda *args, both=_both: both(*args)[0])
     TABLE[f"aten.adaptive_max_pool{_dims}d.places"] = Op(Role.ANALOG, _both, reason="sorting and choosing")
 
+
+def _fake_quantise(name: str) -> Callable[..., Any]:
+    def run(x: Tensor, scale: Any, zero: Any, *rest: Any) -> Tensor:
+        if x.dtype == torch.float64:  # torch's own divides by a scale that it rounds to float32
+            axis, least, most = rest if "per_channel" in name else (0, *rest[:2])
+            shape = [-1] + [1] * (x.dim() - 1 - axis % x.dim()) if "per_channel" in name else []
+            scale, zero = (torch.as_tensor(t).double().reshape(shape) for t in (scale, zero))
+            return ((torch.round(x / scale) + zero).clamp(least, most) - zero) * scale
+        # It wants the scale in float32, also where the network and its tensors were cast to another type.
+        scale = scale.float() if isinstance(scale, Tensor) else scale
+        zero = zero.to(torch.float32 if "learnable" in name else torch.int32) if isinstance(zero, Tensor) else zero
+        return _aten(name)(x, scale, zero, *rest)
+
+    return run
+
+
+FAKE_QUANTISE = tuple(f"aten.{name}" for name in (
+    "fake_quantize_per_tensor_affine.default", "fake_quantize_per_tensor_affine.tensor_qparams",
+    "fake_quantize_per_channel_affine.default", "_fake_quantize_learnable_per_tensor_affine.default",
+))  # fmt: skip
+"""Rewriting makes neurons of those whose levels are evenly spaced, which is all whose scale is no input."""
+for _name in FAKE_QUANTISE:
+    TABLE[_name] = Op(Role.ANALOG, _fake_quantise(_name), varying=(0,), reason="it rounds to a few levels")
+
 # Elementwise operators: what a function written by hand may be made of (graph/pointwise.py).
 _pointwise = """
     mul.Tensor mul.Scalar div.Tensor div.Scalar add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar rsub.Tensor
@@ -314,9 +338,11 @@ _pointwise = """
     silu.default mish.default gelu.default hardswish.default threshold.default gt.Scalar ge.Scalar lt.Scalar le.Scalar
     where.self where.ScalarOther where.ScalarSelf maximum.default minimum.default _to_copy.default to.dtype
     type_as.default softshrink.default hardshrink.default sign.default masked_fill.Scalar zeros.default ones.default
-    full.default
+    full.default log.default floor.default round.default ceil.default trunc.default div.Tensor_mode div.Scalar_mode
+    floor_divide.default gt.Tensor ge.Tensor lt.Tensor le.Tensor clamp.Tensor clamp_min.Tensor clamp_max.Tensor
+    fmax.default fmin.default
 """
-POINTWISE = frozenset(f"aten.{name}" for name in _pointwise.split())
+POINTWISE = frozenset(f"aten.{name}" for name in _pointwise.split()) | frozenset(FAKE_QUANTISE)
 
 TABLE["getitem"] = Op(Role.SYNAPSE, operator.getitem, varying=(0,))
 TABLE["parspike.scale_shift"] = Op(Role.SYNAPSE, scale_shift, varying=(0,))

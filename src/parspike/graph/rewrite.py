@@ -6,7 +6,9 @@
   are those of the pooled map (method.md, facts beyond the paper);
 - an activation that falls and then rises (SiLU, GELU …) becomes lowest + rising(x) + falling(−x), PReLU becomes
   ReLU(x) − w·ReLU(−x): two layers of neurons, each silent where the other fires;
-- an activation written by hand (x·σ(x), x·(x > 0) …) becomes one activation;
+- an activation written by hand (x·σ(x), log(1 + exp(x)), where(x > 20, 20, x·(x > 0)) …) becomes one activation, a
+  clip where it is one;
+- a quantiser written by hand (divide, floor or round, clamp, multiply) becomes QCFS;
 - a clamp whose bounds are tensors of one number is a clamp by numbers, and without finite bounds nothing.
 """
 
@@ -20,10 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parspike.graph.course import Course, Turn, clip_of, course_of, turn_of
 from parspike.graph.ir import Graph, Node, Param, Ref, leaves, map_tree
+from parspike.graph.levels import Levels, levels_of
 from parspike.graph.ops import POINTWISE, TABLE, Role
 from parspike.graph.order import spans_channels
-from parspike.graph.pointwise import evaluate, function_of, turn_of
+from parspike.graph.pointwise import Written, evaluate, functions_of, numbers, polynomial, steps, widened
 
 __all__ = ["rewrite"]
 
@@ -36,6 +40,10 @@ BY_TENSORS = {
     "aten.fmax.default": (1, None), "aten.fmin.default": (None, 1),
 }  # fmt: skip
 """Where the arguments of a clamp by tensors hold the lower and the upper bound."""
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, OverflowError, ZeroDivisionError)
+"""What an operator may raise on numbers that its place in the network never gives it."""
+PIECE = 256
+"""Channels of a quantiser looked at together."""
 KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default",
                   "aten.adaptive_avg_pool3d.default", "aten.mean.dim", "aten.reshape.default")  # fmt: skip
 
@@ -60,6 +68,13 @@ class _Draft:
         self.nodes = {node.name: node for node in self.source.nodes}
         self.tensors = dict(self.source.tensors)
         self.output = self.source.output
+        floating = {t.dtype for t in self.tensors.values()} | {i.dtype for i in self.source.inputs}
+        floating |= {
+            leaf for n in self.source.nodes for leaf in leaves((n.args, n.kwargs)) if isinstance(leaf, torch.dtype)
+        }
+        floating = {dtype for dtype in floating if dtype.is_floating_point}
+        self.dtype = floating.pop() if len(floating) == 1 else None
+        """The one type of all real numbers in the network, None where it has several."""
 
     def readers(self, name: str) -> list[Node]:
         found = [node for node in self.nodes.values() for ref in node.refs if ref == name]
@@ -103,6 +118,12 @@ class _Draft:
         users = [n for n in self.nodes.values() for path in n.params if path == param.path]
         path = param.path if len(users) == 1 else f"{node.name}.{suffix}"
         self.tensors[path] = self.tensors[param.path]
+        return Param(path)
+
+    def keep(self, name: str, tensor: Tensor) -> Param:
+        """Give the network a constant."""
+        path = f"constants.{name}"
+        self.tensors[path] = tensor.to(self.dtype)
         return Param(path)
 
     def free(self, weight: str) -> str:
@@ -227,27 +248,158 @@ def _flattens(before: Node, node: Node) -> bool:
 
 
 def _written(draft: _Draft, node: Node) -> None:
-    """A function written by hand, with a product or a condition in it → one activation."""
-    if node.role is not Role.ANALOG or node.target not in POINTWISE:
+    """A function written by hand → one activation. The largest that can be one is taken.
+
+    It takes the place of what was analog, of a maximum, or of several activations in a row; what follows no rule stays
+    as it is. An operator that is linear by itself ends a function only where nobody else reads what is inside.
+    """
+    if node.target not in POINTWISE or node.role is Role.UNKNOWN:
         return
-    found = function_of(draft.now(), node)
-    if found is None:
-        return
-    source, tree = found
-    grid = torch.linspace(-8, 8, 4097, dtype=torch.float64)
-    if torch.equal(evaluate(grid, tree), grid.relu()):
-        draft.nodes[node.name] = replace(
-            node, target="aten.relu.default", args=(Ref(source),), kwargs={}, role=Role.NEURON, reason=""
-        )
+    for written in functions_of(draft.now(), node):
+        roles = [n.role for n in written.curved]
+        lacking = Role.ANALOG in roles or Role.ORDER in roles
+        if written.a_single_step or not (lacking or len(roles) > 1 or written.joins):
+            continue
+        if (node.role is Role.SYNAPSE or not lacking) and _read_elsewhere(draft, written):
+            continue
+        made = _as_levels(draft, node, written) or _as_activation(draft, node, written)
+        if made is None or (not lacking and not written.joins and len(made) > 1):
+            continue
+        if made:
+            draft.insert(node.name, made)
+        else:
+            draft.drop(node, written.source)
         draft.prune()
         return
-    turn = turn_of(lambda x: evaluate(x, tree))
-    made = replace(node, target="parspike.pointwise", args=(Ref(source), tree), kwargs={}, role=Role.NEURON, reason="")
-    if turn is None:
-        draft.nodes[node.name] = made
-    elif isinstance(turn, tuple):
-        draft.insert(node.name, _halves(made, turn))
-    draft.prune()
+
+
+def _read_elsewhere(draft: _Draft, written: Written) -> bool:
+    """Whether an activation inside a function is read outside it too."""
+    names = {node.name for node in written.inside}
+    last = written.inside[0]
+    return any(
+        reader.name not in names or reader.target == "output"
+        for node in written.curved
+        if node is not last
+        for reader in draft.readers(node.name)
+    )
+
+
+def _as_levels(draft: _Draft, node: Node, written: Written) -> list[Node] | None:
+    """scale · QCFS(x + shift) + lowest, if the function is a quantiser."""
+    dtype = draft.dtype
+    if dtype is None or not written.casts | written.filled <= {dtype}:
+        return None
+    channels = node.channels if written.per_channel else 1
+    found = _quantiser(written, channels)
+    if found is None:
+        return None
+    made: list[Node] = []
+    at: Any = Ref(written.source)
+
+    def then(suffix: str, operator: str, values: Tensor, neutral: float) -> None:
+        nonlocal at
+        if bool((values == neutral).all()):
+            return
+        number = float(values[0]) if len(values) == 1 else draft.keep(f"{node.name}_{suffix}", node.per_channel(values))
+        made.append(_linear(node, suffix, f"aten.{operator}.{'Scalar' if len(values) == 1 else 'Tensor'}", at, number))
+        at = Ref(made[-1].name)
+
+    then("shift", "add", found.shift, 0)
+    theta = found.v_threshold.reshape(()) if channels == 1 else node.per_channel(found.v_threshold).squeeze(0)
+    threshold = draft.keep(f"{node.name}_threshold", theta)
+    made.append(
+        replace(
+            node, name=f"{node.name}_levels", target="parspike.qcfs", args=(at, threshold, found.levels), kwargs={},
+            role=Role.NEURON, reason="",
+        )
+    )  # fmt: skip
+    at = Ref(made[-1].name)
+    then("scale", "mul", found.scale, 1)
+    then("lowest", "add", found.lowest, 0)
+    return [*made[:-1], replace(made[-1], name=node.name)]
+
+
+def _quantiser(written: Written, channels: int) -> Levels | None:
+    """None also where the function cannot be computed on numbers."""
+    if not steps(written.tree):
+        return None
+    if not written.per_channel:
+        return _look_at(written.tree).levels
+    tree, found = widened(written.tree), []
+    for i in range(0, channels, PIECE):
+        part = map_tree(lambda leaf, i=i: leaf[i : i + PIECE] if isinstance(leaf, Tensor) else leaf, tree)
+        levels = _levels_of(part, min(PIECE, channels - i))
+        if levels is None or (found and levels.levels != found[0].levels):
+            return None
+        found.append(levels)
+    joined = (torch.cat([getattr(f, name) for f in found]) for name in ("v_threshold", "shift", "scale", "lowest"))
+    return Levels(found[0].levels, *joined)
+
+
+def _levels_of(tree: Any, channels: int) -> Levels | None:
+    try:
+        return levels_of(lambda x: evaluate(x, tree), channels)
+    except FAILURES:
+        return None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is known of a function, whatever network it stands in. turn: see `turn_of`."""
+
+    levels: Levels | None
+    clip: tuple[float, float] | None
+    turn: Turn | str | None
+
+
+_seen: dict[str, _Seen] = {}
+"""By the function's text: the layers of a network have one activation."""
+
+
+def _look_at(tree: Any) -> _Seen:
+    key = repr(tree)
+    if key not in _seen:
+        if len(_seen) >= 1 << 10:
+            _seen.clear()
+        wide = widened(tree)
+        levels = _levels_of(wide, 1) if steps(tree) else None
+        try:
+            course = course_of(lambda x: evaluate(x, wide))
+            turn = turn_of(lambda x: evaluate(x, wide), course)
+        except FAILURES as error:
+            course, turn = "", f"it cannot be computed on numbers: {error}"
+        clip = clip_of(course, numbers(tree)) if polynomial(tree) and isinstance(course, Course) else None
+        if isinstance(course, Course) and turn is None and _jumps_above_zero(course):
+            turn = "it jumps just above 0"
+        _seen[key] = _Seen(levels, clip, turn)
+    return _seen[key]
+
+
+def _jumps_above_zero(course: Course) -> bool:
+    """Whether the value at 0, where silent neurons are, is another than just above: no threshold tells these apart."""
+    zero, near = (int(torch.searchsorted(course.x, at)) for at in (0.0, 1e-9))
+    here, above, there = (float(course.y[i]) for i in (zero, zero + 1, near))
+    return above - here > 0.5 * (there - here) and above - here > float(course.slack[zero : zero + 2].sum())
+
+
+def _as_activation(draft: _Draft, node: Node, written: Written) -> list[Node] | None:
+    """A clip, another activation, or the two halves of one that turns; nothing for the identity."""
+    if written.per_channel or not written.filled <= {draft.dtype}:
+        return None
+    seen, x = _look_at(written.tree), Ref(written.source)
+    if seen.clip is not None and written.casts <= {draft.dtype}:
+        low, high = (None if math.isinf(bound) else bound for bound in seen.clip)
+        clip = replace(node, target="aten.clamp.default", args=(x, low, high), kwargs={}, role=Role.NEURON, reason="")
+        if low is None and high is None:
+            return []
+        return [replace(clip, target="aten.relu.default", args=(x,)) if (low, high) == (0, None) else clip]
+    if isinstance(seen.turn, str):
+        return None
+    made = replace(
+        node, target="parspike.pointwise", args=(x, written.tree), kwargs={}, role=Role.NEURON, reason=""
+    )
+    return [made] if seen.turn is None else _halves(made, seen.turn)
 
 
 def _monotone(draft: _Draft, node: Node) -> None:
