@@ -63,7 +63,8 @@ class Trail(TorchDispatchMode):
             for place, tensor in enumerate(read):
                 if (moved := self.errors.get(id(tensor))) is not None and bool(moved.any()):
                     both = [func(*_shifted(before, place, by), **kwargs) for by in (moved, -moved)]
-                    error = error + torch.maximum(*((other - made).abs() for other in both)).nan_to_num(nan=0.0)
+                    # Where a value has overflowed nothing is known of what is made from it: x/∞ is no 0.
+                    error = error + torch.maximum(*((other - made).abs() for other in both)).nan_to_num(nan=torch.inf)
             self.errors[id(made)] = error
         numbers = [float(leaf) for leaf in leaves(args) if isinstance(leaf, (int, float))]
         numbers += [float(t) for t in read if t.dim() == 0 and not t.is_complex()]
@@ -147,7 +148,7 @@ def course_of(function: Callable[[Tensor], Tensor]) -> Course | str:
         x = low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, PARTS + 1, dtype=torch.float64)
     x, y, slack = (torch.cat(part) for part in zip(*parts, strict=True))
     order = x.argsort()
-    x, y, slack = x[order], y[order], slack[order].nan_to_num(nan=0.0)
+    x, y, slack = x[order], y[order], slack[order].nan_to_num(nan=torch.inf)
     seen = y.isfinite()
     if not bool(seen[x.abs() <= WINDOW].all()):
         return f"it gives NaN, Inf, no floats or another shape on [−{WINDOW:g}, {WINDOW:g}]"

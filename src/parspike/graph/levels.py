@@ -61,23 +61,22 @@ def _levels(function: Callable[[Tensor], Tensor], x: Tensor) -> Levels | None:
     size = torch.where(sure, y.abs(), 0).amax(1, keepdim=True)
     # Farther out than this, rounding has taken the value: |x| − |x − α| is 0 for a large x.
     usable = y.isfinite() & (error <= CLOSE * size)
-    middle = x.shape[1] // 2
-    right = usable[:, middle:].int().cumprod(1).sum(1) + middle - 1
-    left = middle - usable[:, : middle + 1].flip(1).int().cumprod(1).sum(1) + 1
-    if bool((right <= middle).any()) or bool((left >= middle).any()):
+    if not bool(usable.any(1).all()):
         return None
-    low, high = (y.gather(1, end[:, None]) for end in (left, right))
+    place = torch.arange(x.shape[1])
+    right = torch.where(usable, place, -1).amax(1, keepdim=True)
+    left = torch.where(usable, place, x.shape[1]).amin(1, keepdim=True)
+    low, high = (y.gather(1, end) for end in (left, right))
     span = high - low
     if not bool((span > 0).all()):
         return None
 
-    place = torch.arange(x.shape[1])
-    inside = (place >= left[:, None]) & (place <= right[:, None])
-
     def jump(reached: Callable[[Tensor], Tensor]) -> Tensor:
         """Where a function begins to be reached, (C, 1): the first number there."""
-        at = (reached(y) & inside).int().argmax(1, keepdim=True).clamp(min=1)
-        below, above = x.gather(1, at - 1), x.gather(1, at)
+        there = reached(y)
+        at = (there & usable).int().argmax(1, keepdim=True)
+        before = torch.where(usable & ~there & (place < at), place, left).amax(1, keepdim=True)
+        below, above = x.gather(1, before), x.gather(1, at)
         for _ in range(80):
             half = (below + above) / 2
             there = reached(function(half).double())
@@ -110,7 +109,7 @@ def _levels(function: Callable[[Tensor], Tensor], x: Tensor) -> Levels | None:
     on_a_jump = (places - places.round()).abs() < 1e-7 + places.abs() * 1e-12
     # Currents of exactly 0 are common (no input, no bias), so a jump there must count 0 as QCFS does: as reached.
     there = torch.where(x == 0, places + 1e-9, places)
-    if not agrees(y, wanted(there), inside & (~on_a_jump | (x == 0))):
+    if not agrees(y, wanted(there), usable & (~on_a_jump | (x == 0))):
         return None
     scale, lowest = span / levels / apart, torch.where(low.abs() <= CLOSE * span, 0, low)
     plain = (scale - 1).abs() <= CLOSE

@@ -307,10 +307,10 @@ for _dims in "123":  # their second output, the places, is dropped in tracing
 
 def _fake_quantise(name: str) -> Callable[..., Any]:
     def run(x: Tensor, scale: Any, zero: Any, *rest: Any) -> Tensor:
-        if x.dtype == torch.float64:  # torch's own divides by a scale that it rounds to float32
+        if x.dtype == torch.float64:  # torch's own rounds the inverse of the scale to float32
             axis, least, most = rest if "per_channel" in name else (0, *rest[:2])
             shape = [-1] + [1] * (x.dim() - 1 - axis % x.dim()) if "per_channel" in name else []
-            scale, zero = (torch.as_tensor(t).double().reshape(shape) for t in (scale, zero))
+            scale, zero = (torch.as_tensor(t).float().double().reshape(shape) for t in (scale, zero))
             return ((torch.round(x / scale) + zero).clamp(least, most) - zero) * scale
         # It wants the scale in float32, also where the network and its tensors were cast to another type.
         scale = scale.float() if isinstance(scale, Tensor) else scale
@@ -325,6 +325,20 @@ FAKE_QUANTISE = tuple(f"aten.{name}" for name in (
     "fake_quantize_per_channel_affine.default", "_fake_quantize_learnable_per_tensor_affine.default",
 ))  # fmt: skip
 """Rewriting makes neurons of those whose levels are evenly spaced, which is all whose scale is no input."""
+
+# torch has no rule for the shape of what these give, and so cannot trace them where a size is free.
+_shapes = torch.library.Library("aten", "IMPL")
+for _name, _both in {
+    "fake_quantize_per_tensor_affine_cachemask": True, "_fake_quantize_learnable_per_tensor_affine": False,
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams": True, "fake_quantize_per_channel_affine_cachemask": True,
+}.items():  # fmt: skip
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{_name}", "Meta"):
+        _shapes.impl(
+            _name,
+            lambda x, *rest, both=_both: (torch.empty_like(x), torch.empty_like(x, dtype=torch.bool))
+            if both else torch.empty_like(x),
+            "Meta",
+        )  # fmt: skip
 for _name in FAKE_QUANTISE:
     TABLE[_name] = Op(Role.ANALOG, _fake_quantise(_name), varying=(0,), reason="it rounds to a few levels")
 
@@ -340,7 +354,9 @@ _pointwise = """
     type_as.default softshrink.default hardshrink.default sign.default masked_fill.Scalar zeros.default ones.default
     full.default log.default floor.default round.default ceil.default trunc.default div.Tensor_mode div.Scalar_mode
     floor_divide.default gt.Tensor ge.Tensor lt.Tensor le.Tensor clamp.Tensor clamp_min.Tensor clamp_max.Tensor
-    fmax.default fmin.default
+    fmax.default fmin.default masked_fill.Tensor logical_and.default logical_or.default logical_not.default
+    bitwise_and.Tensor bitwise_or.Tensor __and__.Tensor __or__.Tensor remainder.Scalar pow.Scalar exp2.default
+    log2.default log10.default sinh.default cosh.default erfc.default
 """
 POINTWISE = frozenset(f"aten.{name}" for name in _pointwise.split()) | frozenset(FAKE_QUANTISE)
 

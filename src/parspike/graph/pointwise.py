@@ -22,7 +22,7 @@ __all__ = ["Written", "evaluate", "functions_of", "numbers", "polynomial", "step
 
 TENSORS = frozenset(f"aten.{name}" for name in """
     where.self maximum.default minimum.default fmax.default fmin.default gt.Tensor ge.Tensor lt.Tensor le.Tensor
-    clamp.Tensor clamp_min.Tensor clamp_max.Tensor
+    clamp.Tensor clamp_min.Tensor clamp_max.Tensor masked_fill.Tensor
 """.split())  # fmt: skip
 """Operators that take no numbers in place of tensors."""
 FILLED = {"aten.zeros.default": 0, "aten.ones.default": 1, "aten.full.default": None}
@@ -36,12 +36,13 @@ POLYNOMIAL = AFFINE | frozenset(f"aten.{name}" for name in """
     abs.default relu.default relu6.default clamp.default clamp_min.default clamp_max.default hardtanh.default
     leaky_relu.default threshold.default gt.Scalar ge.Scalar lt.Scalar le.Scalar gt.Tensor ge.Tensor lt.Tensor le.Tensor
     where.self where.ScalarOther where.ScalarSelf maximum.default minimum.default fmax.default fmin.default
-    masked_fill.Scalar sign.default clamp.Tensor clamp_min.Tensor clamp_max.Tensor
+    masked_fill.Scalar masked_fill.Tensor sign.default logical_and.default logical_or.default logical_not.default
+    bitwise_and.Tensor bitwise_or.Tensor __and__.Tensor __or__.Tensor clamp.Tensor clamp_min.Tensor clamp_max.Tensor
 """.split())  # fmt: skip
 """Operators that give a polynomial between their corners: two of these that agree on a grid between all corners agree."""
 STEPS = frozenset(f"aten.{name}" for name in """
     floor.default round.default ceil.default trunc.default div.Tensor_mode div.Scalar_mode floor_divide.default
-    sign.default gt.Scalar ge.Scalar lt.Scalar le.Scalar gt.Tensor ge.Tensor lt.Tensor le.Tensor
+    remainder.Scalar sign.default gt.Scalar ge.Scalar lt.Scalar le.Scalar gt.Tensor ge.Tensor lt.Tensor le.Tensor
 """.split())  # fmt: skip
 LARGEST = 64
 """Operators of the largest function looked for."""
@@ -127,7 +128,7 @@ def functions_of(graph: Graph, node: Node) -> Iterator[Written]:
     inside, frontier = [node], set(_varying(node, graph.by_name))
     found: list[tuple[str, tuple[Node, ...]]] = []
     while frontier and len(inside) <= LARGEST:
-        if len(frontier) == 1 and (len(inside) > 1 or node.target in FAKE_QUANTISE):
+        if len(frontier) == 1 and (len(inside) > 1 or node.target in FAKE_QUANTISE or node.role is Role.ORDER):
             found.append((next(iter(frontier)), tuple(inside)))
         last = graph.by_name.get(max(frontier, key=lambda name: index.get(name, -1)))
         if last is None or last.target not in POINTWISE or last.reason in (COMPLEX, UNFOLDABLE):
@@ -249,19 +250,18 @@ class _Builder:
     def _fake_quantised(self, node: Node) -> Any:
         """clamp(round(x/scale) + zero, least, most), and back."""
         x, scale, zero, *rest = node.args
-        scale, zero = (
-            self.graph.tensors[value.path].double() if isinstance(value, Param) else value for value in (scale, zero)
-        )
+        if any(isinstance(value, Ref) for value in (scale, zero, *rest)):
+            raise _NoFunctionError
         if "per_channel" in node.target:
             axis, *rest = rest
-            if axis % len(node.shape) != self.node.channel_dim or len(scale) != self.node.channels:
+            if axis % len(node.shape) != self.node.channel_dim:
                 raise _NoFunctionError
-        values = [
-            value.reshape(-1, 1) if isinstance(value, Tensor) and value.numel() > 1 else float(value)
-            for value in (scale, zero)
-        ]
-        if any(isinstance(value, Ref) for value in (scale, zero, *rest[:2])):
+        scale, zero = (
+            self.graph.tensors[value.path] if isinstance(value, Param) else torch.tensor(value) for value in (scale, zero)
+        )
+        if {scale.numel(), zero.numel()} - {1, self.node.channels}:
             raise _NoFunctionError
+        values = [t.item() if t.numel() == 1 else t.double().reshape(-1, 1) for t in (scale.float(), zero)]
         whole = ["aten.round.default", [["aten.div.Tensor", [self.tree(x), values[0]], {}]], {}]
         moved = ["aten.clamp.default", [["aten.add.Tensor", [whole, values[1]], {}], rest[0], rest[1]], {}]
         return ["aten.mul.Tensor", [["aten.sub.Tensor", [moved, values[1]], {}], values[0]], {}]

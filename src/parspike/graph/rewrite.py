@@ -25,7 +25,7 @@ from torch import Tensor
 from parspike.graph.course import Course, Turn, clip_of, course_of, turn_of
 from parspike.graph.ir import Graph, Node, Param, Ref, leaves, map_tree
 from parspike.graph.levels import Levels, levels_of
-from parspike.graph.ops import POINTWISE, TABLE, Role
+from parspike.graph.ops import FAKE_QUANTISE, POINTWISE, TABLE, Role
 from parspike.graph.order import spans_channels
 from parspike.graph.pointwise import Written, evaluate, functions_of, numbers, polynomial, steps, widened
 
@@ -253,7 +253,9 @@ def _written(draft: _Draft, node: Node) -> None:
     It takes the place of what was analog, of a maximum, or of several activations in a row; what follows no rule stays
     as it is. An operator that is linear by itself ends a function only where nobody else reads what is inside.
     """
-    if node.target not in POINTWISE or node.role is Role.UNKNOWN:
+    alone = node.target in FAKE_QUANTISE or node.role is Role.ORDER
+    before = (draft.nodes.get(name) for name in node.refs)
+    if node.target not in POINTWISE or not (alone or any(n is not None and n.target in POINTWISE for n in before)):
         return
     for written in functions_of(draft.now(), node):
         roles = [n.role for n in written.curved]
@@ -378,9 +380,9 @@ def _look_at(tree: Any) -> _Seen:
 
 def _jumps_above_zero(course: Course) -> bool:
     """Whether the value at 0, where silent neurons are, is another than just above: no threshold tells these apart."""
-    zero, near = (int(torch.searchsorted(course.x, at)) for at in (0.0, 1e-9))
-    here, above, there = (float(course.y[i]) for i in (zero, zero + 1, near))
-    return above - here > 0.5 * (there - here) and above - here > float(course.slack[zero : zero + 2].sum())
+    zero, near = (int(torch.searchsorted(course.x, at, right=True)) for at in (0.0, 1e-9))
+    here, above, there = (float(course.y[i]) for i in (zero - 1, zero, near))
+    return above - here > max(0.5 * (there - here), 1e-9 * max(abs(here), abs(there)))
 
 
 def _as_activation(draft: _Draft, node: Node, written: Written) -> list[Node] | None:
