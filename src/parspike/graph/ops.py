@@ -330,7 +330,8 @@ FAKE_QUANTISE = tuple(f"aten.{name}" for name in (
 _shapes = torch.library.Library("aten", "IMPL")
 for _name, _both in {
     "fake_quantize_per_tensor_affine_cachemask": True, "_fake_quantize_learnable_per_tensor_affine": False,
-    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams": True, "fake_quantize_per_channel_affine_cachemask": True,
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams": True,
+    "fake_quantize_per_channel_affine_cachemask": True,
 }.items():  # fmt: skip
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{_name}", "Meta"):
         _shapes.impl(

@@ -20,30 +20,36 @@ from parspike.graph.ops import COMPLEX, FAKE_QUANTISE, POINTWISE, TABLE, UNFOLDA
 
 __all__ = ["Written", "evaluate", "functions_of", "numbers", "polynomial", "steps", "widened"]
 
-TENSORS = frozenset(f"aten.{name}" for name in """
+
+def _aten(names: str) -> frozenset[str]:
+    return frozenset(f"aten.{name}" for name in names.split())
+
+
+TENSORS = _aten("""
     where.self maximum.default minimum.default fmax.default fmin.default gt.Tensor ge.Tensor lt.Tensor le.Tensor
     clamp.Tensor clamp_min.Tensor clamp_max.Tensor masked_fill.Tensor
-""".split())  # fmt: skip
+""")
 """Operators that take no numbers in place of tensors."""
 FILLED = {"aten.zeros.default": 0, "aten.ones.default": 1, "aten.full.default": None}
 SPREAD = ("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default", "aten.reshape.default")
 CASTS = ("aten.to.dtype", "aten._to_copy.default")
 PRODUCTS = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar")
-AFFINE = frozenset(f"aten.{name}" for name in """
+AFFINE = _aten("""
     add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar rsub.Tensor neg.default type_as.default
-""".split()) | {*PRODUCTS, *CASTS}  # fmt: skip
-POLYNOMIAL = AFFINE | frozenset(f"aten.{name}" for name in """
+""") | {*PRODUCTS, *CASTS}
+POLYNOMIAL = AFFINE | _aten("""
     abs.default relu.default relu6.default clamp.default clamp_min.default clamp_max.default hardtanh.default
-    leaky_relu.default threshold.default gt.Scalar ge.Scalar lt.Scalar le.Scalar gt.Tensor ge.Tensor lt.Tensor le.Tensor
-    where.self where.ScalarOther where.ScalarSelf maximum.default minimum.default fmax.default fmin.default
-    masked_fill.Scalar masked_fill.Tensor sign.default logical_and.default logical_or.default logical_not.default
-    bitwise_and.Tensor bitwise_or.Tensor __and__.Tensor __or__.Tensor clamp.Tensor clamp_min.Tensor clamp_max.Tensor
-""".split())  # fmt: skip
-"""Operators that give a polynomial between their corners: two of these that agree on a grid between all corners agree."""
-STEPS = frozenset(f"aten.{name}" for name in """
+    leaky_relu.default threshold.default gt.Scalar ge.Scalar lt.Scalar le.Scalar gt.Tensor ge.Tensor lt.Tensor
+    le.Tensor where.self where.ScalarOther where.ScalarSelf maximum.default minimum.default fmax.default
+    fmin.default masked_fill.Scalar masked_fill.Tensor sign.default logical_and.default logical_or.default
+    logical_not.default bitwise_and.Tensor bitwise_or.Tensor __and__.Tensor __or__.Tensor clamp.Tensor
+    clamp_min.Tensor clamp_max.Tensor
+""")
+"""Operators that give polynomials between corners: two that agree on a grid that holds all corners agree anywhere."""
+STEPS = _aten("""
     floor.default round.default ceil.default trunc.default div.Tensor_mode div.Scalar_mode floor_divide.default
     remainder.Scalar sign.default gt.Scalar ge.Scalar lt.Scalar le.Scalar gt.Tensor ge.Tensor lt.Tensor le.Tensor
-""".split())  # fmt: skip
+""")
 LARGEST = 64
 """Operators of the largest function looked for."""
 
@@ -257,7 +263,8 @@ class _Builder:
             if axis % len(node.shape) != self.node.channel_dim:
                 raise _NoFunctionError
         scale, zero = (
-            self.graph.tensors[value.path] if isinstance(value, Param) else torch.tensor(value) for value in (scale, zero)
+            self.graph.tensors[value.path] if isinstance(value, Param) else torch.tensor(value)
+            for value in (scale, zero)
         )
         if {scale.numel(), zero.numel()} - {1, self.node.channels}:
             raise _NoFunctionError

@@ -24,9 +24,9 @@ def register(activation: Any, *, name: str | None = None, inverse: Callable[[Ten
     """Make an elementwise activation of your own convertible. Use what is returned; works as a decorator.
 
     activation: a function of one tensor, or a class of modules without parameters. It must never fall, or fall and
-    then rise once, which is checked on all numbers, however far out a step or a cap stands. name: how graphs and files call it (default: its own name). A file
-    holds the name alone, so that a program that loads it registers the activation first. inverse: from outputs to
-    the smallest input that gives them, where bisection would be too slow.
+    then rise once, which is checked on all numbers, however far out a step or a cap stands. name: how graphs and files
+    call it (default: its own name). A file holds the name alone, so that a program that loads it registers the
+    activation first. inverse: from outputs to the smallest input that gives them, where bisection would be too slow.
     Raises `OptionError` where the activation is not elementwise or not monotone, and says where.
 
     >>> @register

@@ -394,13 +394,11 @@ def _as_activation(draft: _Draft, node: Node, written: Written) -> list[Node] | 
         low, high = (None if math.isinf(bound) else bound for bound in seen.clip)
         clip = replace(node, target="aten.clamp.default", args=(x, low, high), kwargs={}, role=Role.NEURON, reason="")
         if low is None and high is None:
-            return []
+            return None if written.casts else []
         return [replace(clip, target="aten.relu.default", args=(x,)) if (low, high) == (0, None) else clip]
     if isinstance(seen.turn, str):
         return None
-    made = replace(
-        node, target="parspike.pointwise", args=(x, written.tree), kwargs={}, role=Role.NEURON, reason=""
-    )
+    made = replace(node, target="parspike.pointwise", args=(x, written.tree), kwargs={}, role=Role.NEURON, reason="")
     return [made] if seen.turn is None else _halves(made, seen.turn)
 
 
