@@ -36,7 +36,7 @@ X = 3 * torch.randn(128, 8, generator=torch.Generator().manual_seed(1), dtype=to
 def planned(function: Function | nn.Module, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, parspike.Plan]:
     """A network and its plan, whose graph computes what the network does."""
     model = Two(function).eval().to(dtype)
-    plan = parspike.plan(model, X.to(dtype))
+    plan = parspike.plan(model, X.to(dtype), free_sizes=False)
     if dtype == torch.float64:
         torch.testing.assert_close(plan.graph.run(X), model(X), rtol=1e-9, atol=1e-9)
     return model, plan
@@ -132,16 +132,17 @@ def test_neurons_in_every_type(name, dtype):
 
 
 STAYS: dict[str, tuple[Function, str]] = {
-    "binary": (lambda x: (x > 0).to(x.dtype), "gt"), "binary, where": (lambda x: torch.where(x > 0, 1.0, -1.0), "where"),
+    "binary": (lambda x: (x > 0).to(x.dtype), "gt"),
+    "binary, where": (lambda x: torch.where(x > 0, 1.0, -1.0), "where"),
     "sign": (torch.sign, "sign"), "ceil": (lambda x: torch.ceil(x.clamp(0, 1) * 4) / 4, "ceil"),
     "exp": (lambda x: torch.exp(2 * x), "exp"), "square": (lambda x: x * x, "mul"),
-    "sqrt": (lambda x: torch.sqrt(x.square() + 1e-6), "square"), "sin": (lambda x: torch.sin(3 * x), "sin"),
+    "sin": (lambda x: torch.sin(3 * x), "sin"),
     "bump": (lambda x: torch.exp(-x * x), "exp"), "step far out": (lambda x: x.relu() * (x < 5e4), "mul"),
     "softmax": (lambda x: (x / 2).exp() / (x / 2).exp().sum(1, keepdim=True), "exp"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in STAYS if name != "sqrt"])
+@pytest.mark.parametrize("name", STAYS)
 def test_what_is_no_neuron_stays_analog_and_is_named(name):
     function, operator = STAYS[name]
     _, plan = planned(function)
@@ -333,6 +334,9 @@ def test_quantisers_in_every_type(name, dtype):
 
 
 class PerChannel(nn.Module):
+    step: Tensor
+    zero: Tensor
+
     def __init__(self, kind: str) -> None:
         super().__init__()
         torch.manual_seed(0)

@@ -1,9 +1,9 @@
 """Quantisers as their authors write them: divide, floor or round, clamp, multiply, in whatever order.
 
 Any function with evenly spaced jumps between evenly spaced values is scale · QCFS(x + shift) + lowest, with the L
-levels and the threshold θ of equation (5): L jumps, θ/L apart. `levels_of` looks for the jumps instead of a form of writing,
-then compares the function with that staircase on either side of every jump. A value that lies exactly on a jump is the
-one case in which the two may differ: QCFS counts it as reached, `round` takes the even neighbour.
+levels and the threshold θ of equation (5): L jumps, θ/L apart. `levels_of` looks for the jumps instead of a form of
+writing, then compares the function with that staircase on either side of every jump. A value that lies exactly on a
+jump is the one case in which the two may differ: QCFS counts it as reached, `round` takes the even neighbour.
 """
 
 from __future__ import annotations
