@@ -13,8 +13,8 @@ from torch import nn
 import parspike
 from parspike.calibrate.staircase import Sample, _best_cut, lloyd_max, staircase, staircase_between
 from parspike.errors import OptionError
+from parspike.graph.course import turn_of
 from parspike.graph.ops import TABLE, falling, rising
-from parspike.graph.pointwise import turn_of
 from parspike.neurons import ParallelNeuron, Staircase, joined
 
 

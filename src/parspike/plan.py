@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from parspike.errors import OptionError, UnsupportedError
-from parspike.graph import Activation, Curve, Graph, Node, Role, check_same, rewrite, trace
+from parspike.graph import Activation, Curve, Graph, Node, Quantised, Role, check_same, rewrite, trace
 from parspike.graph.ops import TABLE, UNFOLDABLE, WEIGHED_BY_SAMPLE, remedy
 from parspike.graph.order import compared, unnested
 from parspike.graph.roles import guards, reached_by, readouts, with_copies, with_weights_of_samples
@@ -277,9 +277,12 @@ def _where(node: Node, place: _Place) -> str:
 
 def _neuron(node: Node) -> str:
     describe = TABLE[node.target].activation
-    if describe is None or not isinstance(describe(node), Curve):
-        return "parallel spiking neuron"
-    return "parallel spiking neuron, a threshold for every level"
+    activation = None if describe is None else describe(node)
+    if isinstance(activation, Quantised):
+        return f"parallel spiking neuron, QCFS with L = {activation.levels}"
+    if isinstance(activation, Curve):
+        return "parallel spiking neuron, a threshold for every level"
+    return "parallel spiking neuron"
 
 
 def _order(node: Node, place: _Place) -> str:

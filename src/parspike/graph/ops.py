@@ -312,6 +312,45 @@ for _dims in "123":  # their second output, the places, is dropped in tracing
     TABLE[f"aten.adaptive_max_pool{_dims}d.default"] = Op(Role.ORDER, lambda *args, both=_both: both(*args)[0])
     TABLE[f"aten.adaptive_max_pool{_dims}d.places"] = Op(Role.ANALOG, _both, reason="sorting and choosing")
 
+
+def _fake_quantise(name: str) -> Callable[..., Any]:
+    def run(x: Tensor, scale: Any, zero: Any, *rest: Any) -> Tensor:
+        if x.dtype == torch.float64:  # torch's own rounds the inverse of the scale to float32
+            axis, least, most = rest if "per_channel" in name else (0, *rest[:2])
+            shape = [-1] + [1] * (x.dim() - 1 - axis % x.dim()) if "per_channel" in name else []
+            scale, zero = (torch.as_tensor(t).float().double().reshape(shape) for t in (scale, zero))
+            return ((torch.round(x / scale) + zero).clamp(least, most) - zero) * scale
+        # It wants the scale in float32, also where the network and its tensors were cast to another type.
+        scale = scale.float() if isinstance(scale, Tensor) else scale
+        zero = zero.to(torch.float32 if "learnable" in name else torch.int32) if isinstance(zero, Tensor) else zero
+        return _aten(name)(x, scale, zero, *rest)
+
+    return run
+
+
+FAKE_QUANTISE = tuple(f"aten.{name}" for name in (
+    "fake_quantize_per_tensor_affine.default", "fake_quantize_per_tensor_affine.tensor_qparams",
+    "fake_quantize_per_channel_affine.default", "_fake_quantize_learnable_per_tensor_affine.default",
+))  # fmt: skip
+"""Rewriting makes neurons of those whose levels are evenly spaced, which is all whose scale is no input."""
+
+# torch has no rule for the shape of what these give, and so cannot trace them where a size is free.
+_shapes = torch.library.Library("aten", "IMPL")
+for _name, _both in {
+    "fake_quantize_per_tensor_affine_cachemask": True, "_fake_quantize_learnable_per_tensor_affine": False,
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams": True,
+    "fake_quantize_per_channel_affine_cachemask": True,
+}.items():  # fmt: skip
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{_name}", "Meta"):
+        _shapes.impl(
+            _name,
+            lambda x, *rest, both=_both: (torch.empty_like(x), torch.empty_like(x, dtype=torch.bool))
+            if both else torch.empty_like(x),
+            "Meta",
+        )  # fmt: skip
+for _name in FAKE_QUANTISE:
+    TABLE[_name] = Op(Role.ANALOG, _fake_quantise(_name), varying=(0,), reason="it rounds to a few levels")
+
 # Elementwise operators: what a function written by hand may be made of (graph/pointwise.py).
 _pointwise = """
     mul.Tensor mul.Scalar div.Tensor div.Scalar add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar rsub.Tensor
@@ -322,11 +361,19 @@ _pointwise = """
     silu.default mish.default gelu.default hardswish.default threshold.default gt.Scalar ge.Scalar lt.Scalar le.Scalar
     where.self where.ScalarOther where.ScalarSelf maximum.default minimum.default _to_copy.default to.dtype
     type_as.default softshrink.default hardshrink.default sign.default masked_fill.Scalar zeros.default ones.default
-    full.default
+    full.default log.default floor.default round.default ceil.default trunc.default div.Tensor_mode div.Scalar_mode
+    floor_divide.default gt.Tensor ge.Tensor lt.Tensor le.Tensor clamp.Tensor clamp_min.Tensor clamp_max.Tensor
+    fmax.default fmin.default masked_fill.Tensor logical_and.default logical_or.default logical_not.default
+    bitwise_and.Tensor bitwise_or.Tensor __and__.Tensor __or__.Tensor remainder.Scalar pow.Scalar exp2.default
+    log2.default log10.default sinh.default cosh.default erfc.default
 """
-POINTWISE = frozenset(f"aten.{name}" for name in _pointwise.split())
+POINTWISE = frozenset(f"aten.{name}" for name in _pointwise.split()) | frozenset(FAKE_QUANTISE)
 
-STEEP = frozenset(f"aten.{name}.default" for name in "log log2 log10 sqrt rsqrt reciprocal acos asin acosh atanh".split())
+_steep = "log log2 log10 sqrt rsqrt reciprocal acos asin acosh atanh"
+STEEP = frozenset(f"aten.{name}.default" for name in _steep.split())
+    f"aten.{name}.default"
+    for name in ["log", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "acos", "asin", "acosh", "atanh"]
+)
 """Functions whose slope has no bound: what keeps their argument away from there is a guard, and no activation."""
 _scales = """
     layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm _fused_rms_norm glu round floor

@@ -45,8 +45,22 @@ synapse takes in like a bias; no spike is negative. **Activations that fall and 
 layers of neurons, `layer+` and `layer-`: f(x) = lowest + rising(x) + falling(−x), each silent where the other fires.
 `prelu` is ReLU(x) − w·ReLU(−x).
 
-**Written by hand**, an activation is found as a function of one number, and taken the same way: `x * (x > 0)` is ReLU
-itself; `x * sigmoid(x)`, GPT-2's GELU, `relu(x) ** 2`, `x / (1 + |x|)`, `where(x > 0, x, 0.1 * x)` are neurons too.
+**Written by hand**, an activation is found as a function of one number, whatever operators it is made of (every
+elementwise operator of this page that takes one value and numbers), and taken the same way: `log(1 + exp(x))`,
+`1 / (1 + exp(-x))`, `x * sigmoid(x)`, GPT-2's GELU, `relu(x) ** 2`, `x / (1 + |x|)`, `max(0.1 * x, x)` and
+`where(x > 0, x, exp(x) - 1)` are neurons. What equals ReLU or a clip is that: `x * (x > 0)`, `(x + |x|) / 2`,
+`maximum(x, zeros_like(x))`, `where(x > 20, 20, relu(x))`, `relu6(relu(x))`. Whether a function never falls is decided
+on all numbers of float64, with every bound, limit and turn of its operators met exactly, so a cap at 65504 stays one. A
+single analog operator with a scale or a shift (`exp(2 * x)`, `sqrt(x + eps)`) stays analog, as it is without. So does
+what jumps just above 0 (`(x > 0).float()`): a threshold at 0 would fire for a current of exactly 0.
+
+**Quantised networks** of other authors are networks of QCFS, and the plan says with how many levels ("QCFS with
+L = 4"): divide, round or floor, clamp, multiply, in whatever order (LSQ, DoReFa, PACT, the published code of QCFS,
+`fake_quantize_per_tensor_affine`), with a step or bound for the layer or for every channel, whether it is a number, a
+buffer or a parameter. Any quantiser with evenly spaced jumps and values is scale · QCFS(x + shift) + lowest: `floor`
+without 1/2 moves the input by half a level, one of −Q … Q has L = 2Q levels above its lowest value. At T = L nothing
+is lost and no data are needed; at other T they are calibrated as QCFS is. A current exactly half-way between two
+levels counts as the upper one, where `round` takes the even one. Unevenly spaced levels become a staircase.
 
 **Your own**: `parspike.register(function_or_class, name=…, inverse=…)` checks that it is elementwise and never falls,
 or falls once and then rises, and makes it one operator. A file holds its name; a program that loads the file

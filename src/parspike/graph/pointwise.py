@@ -1,29 +1,57 @@
-"""Elementwise functions written by hand: x·σ(x), x·(x > 0), x/(1 + |x|), GPT-2's GELU … found in the graph as one
-function of one number, and fit for a staircase where that function rises, or falls once and then rises.
+"""Elementwise functions written by hand: x·σ(x), log(1 + exp(x)), where(x > 20, 20, x·(x > 0)), round(x/s)·s … found
+in the graph as one function of one number.
 
-A function is written as a tree: the text "x", a number, or [operator, arguments, keywords].
+A function is written as a tree: the text "x", a number, or [operator, arguments, keywords]. While it is looked at, a
+tree may also hold tensors (C, 1), a number for every channel. What such a function is good for is decided in `course`
+(does it never fall, is it a clip?) and in `levels` (is it a quantiser?).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from parspike.graph.ir import Graph, Node, Param, Ref
-from parspike.graph.ops import COMPLEX, POINTWISE, TABLE, Curve, Op, Role
+from parspike.graph.ir import Device, Graph, Node, Param, Ref, leaves, map_tree
+from parspike.graph.ops import COMPLEX, FAKE_QUANTISE, POINTWISE, TABLE, UNFOLDABLE, WHOLE, Curve, Op, Role
 
-__all__ = ["Turn", "evaluate", "function_of", "turn_of"]
+__all__ = ["Written", "evaluate", "functions_of", "numbers", "polynomial", "steps", "uncast"]
 
-TENSORS = ("aten.where.self", "aten.maximum.default", "aten.minimum.default")
-FILLED = {"aten.zeros.default": 0.0, "aten.ones.default": 1.0, "aten.full.default": None}
+
+def _aten(names: str) -> frozenset[str]:
+    return frozenset(f"aten.{name}" for name in names.split())
+
+
+TENSORS = _aten("""
+    where.self maximum.default minimum.default fmax.default fmin.default gt.Tensor ge.Tensor lt.Tensor le.Tensor
+    clamp.Tensor clamp_min.Tensor clamp_max.Tensor masked_fill.Tensor
+""")
+"""Operators that take no numbers in place of tensors."""
+FILLED = {"aten.zeros.default": 0, "aten.ones.default": 1, "aten.full.default": None}
+SPREAD = ("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default", "aten.reshape.default")
+CASTS = ("aten.to.dtype", "aten._to_copy.default")
+PRODUCTS = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar")
+AFFINE = _aten("""
+    add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar rsub.Tensor neg.default type_as.default
+""") | {*PRODUCTS, *CASTS}
+POLYNOMIAL = AFFINE | _aten("""
+    abs.default relu.default relu6.default clamp.default clamp_min.default clamp_max.default hardtanh.default
+    leaky_relu.default threshold.default gt.Scalar ge.Scalar lt.Scalar le.Scalar gt.Tensor ge.Tensor lt.Tensor
+    le.Tensor where.self where.ScalarOther where.ScalarSelf maximum.default minimum.default fmax.default
+    fmin.default masked_fill.Scalar masked_fill.Tensor sign.default logical_and.default logical_or.default
+    logical_not.default bitwise_and.Tensor bitwise_or.Tensor __and__.Tensor __or__.Tensor clamp.Tensor
+    clamp_min.Tensor clamp_max.Tensor
+""")
+"""Operators that give polynomials between corners: two that agree on a grid that holds all corners agree anywhere."""
+STEPS = _aten("""
+    floor.default round.default ceil.default trunc.default div.Tensor_mode div.Scalar_mode floor_divide.default
+    remainder.Scalar sign.default gt.Scalar ge.Scalar lt.Scalar le.Scalar gt.Tensor ge.Tensor lt.Tensor le.Tensor
+""")
 LARGEST = 64
 """Operators of the largest function looked for."""
-Turn = tuple[float, float]
-"""Where a function that falls and then rises turns, and its value there."""
 
 
 def evaluate(x: Tensor, tree: Any) -> Tensor:
@@ -38,8 +66,10 @@ def _evaluate(x: Tensor, tree: Any) -> Any:
         return tree
     target, args, options = tree
     values = [_evaluate(x, arg) for arg in args]
-    if target in TENSORS:  # these take no numbers
-        values = [v if isinstance(v, Tensor) else torch.full((), v, dtype=x.dtype, device=x.device) for v in values]
+    for place, value in enumerate(values):
+        if isinstance(value, (bool, int, float)) and (place == 0 or target in TENSORS):
+            dtype = torch.bool if isinstance(value, bool) else x.dtype
+            values[place] = torch.full((), value, dtype=dtype, device=x.device)
     return TABLE[target].run(*values, **options)
 
 
@@ -56,68 +86,232 @@ def _activation(node: Node) -> Curve | str:
 TABLE["parspike.pointwise"] = Op(Role.NEURON, evaluate, varying=(0,), activation=_activation)
 
 
-def function_of(graph: Graph, node: Node) -> tuple[str, Any] | None:
-    """An elementwise node as a function of the one earlier value that it depends on: (its name, tree); else None."""
+@dataclass(frozen=True)
+class Written:
+    """A function written by hand. source: the value that it is a function of. inside: its nodes, the last one first.
+
+    casts: types that values are cast to on the way. filled: types of tensors in whose place the tree has numbers.
+    """
+
+    source: str
+    tree: Any
+    inside: tuple[Node, ...]
+    casts: frozenset[torch.dtype]
+    filled: frozenset[torch.dtype]
+
+    @property
+    def curved(self) -> list[Node]:
+        """The operators that are not affine in what they read."""
+        return [node for node in self.inside if _curved(node)]
+
+    @property
+    def a_single_step(self) -> bool:
+        """Whether it is one operator of the table that is analog there, and scales: exp(2·x), √(x + ε), x·x."""
+        curved = self.curved
+        if len(curved) != 1 or curved[0].role is not Role.ANALOG or curved[0].target in FAKE_QUANTISE:
+            return not curved
+        return len(set(_varying(curved[0], {}))) < 2
+
+    @property
+    def joins(self) -> bool:
+        """Whether an operator in it reads two values that both depend on the source."""
+        return any(len(set(_varying(node, {}))) > 1 for node in self.inside)
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether a number in it is another one for every channel."""
+        return any(isinstance(leaf, Tensor) for leaf in leaves(self.tree))
+
+
+class _NoFunctionError(Exception):
+    pass
+
+
+def functions_of(graph: Graph, node: Node) -> Iterator[Written]:
+    """The functions that end at an elementwise node: of each earlier value that alone decides it, the largest first."""
     index = {n.name: i for i, n in enumerate(graph.nodes)}
-    inside, frontier = [node], set(node.refs)
-    while True:
-        names = sorted(frontier, key=lambda name: index.get(name, -1))
-        last = graph.by_name.get(names[-1]) if names else None
-        # A single value is the argument, but an activation in front of it is part of the function: relu(x)².
-        done = len(names) == 1 and (last is None or last.role is not Role.NEURON or last.target not in POINTWISE)
-        if done or last is None or last.target not in POINTWISE or len(inside) > LARGEST:
+    shapes = {i.name: i.shape for i in graph.inputs} | {n.name: n.shape for n in graph.nodes}
+    inside, frontier = [node], set(_varying(node, graph.by_name))
+    found: list[tuple[str, tuple[Node, ...]]] = []
+    while frontier and len(inside) <= LARGEST:
+        if len(frontier) == 1 and (len(inside) > 1 or node.target in FAKE_QUANTISE or node.role is Role.ORDER):
+            found.append((next(iter(frontier)), tuple(inside)))
+        last = graph.by_name.get(max(frontier, key=lambda name: index.get(name, -1)))
+        if last is None or last.target not in POINTWISE or last.reason in (COMPLEX, UNFOLDABLE):
             break
         inside.append(last)
-        frontier = (frontier - {last.name}) | set(last.refs)
-    if not done or len(inside) < 2 or any(n.target not in POINTWISE or n.reason == COMPLEX for n in inside):
-        return None
-    tree = _tree(Ref(node.name), names[0], graph)
-    return None if tree is None else (names[0], tree)
+        frontier = (frontier - {last.name}) | set(_varying(last, graph.by_name))
+    for source, nodes in reversed(found):
+        if shapes[source] == node.shape and floating(graph, source):
+            builder = _Builder(graph, node, source)
+            try:
+                tree = builder.tree(Ref(node.name))
+            except _NoFunctionError:
+                continue
+            yield Written(source, tree, nodes, frozenset(builder.casts), frozenset(builder.filled))
 
 
-def _tree(value: Any, root: str, graph: Graph) -> Any:
-    if isinstance(value, Ref) and value.name == root:
-        return "x"
-    if isinstance(value, Ref):
-        node = graph.by_name[value.name]
+def _varying(node: Node, by_name: Mapping[str, Node]) -> list[str]:
+    """Names of the values that a node reads, without those that are the same whatever the input."""
+    refs = [(name, by_name.get(name)) for name in node.refs]
+    return [name for name, before in refs if before is None or not _constant(before)]
+
+
+def _constant(node: Node) -> bool:
+    return node.target in FILLED or (node.target in SPREAD and isinstance(node.args[0], Param))
+
+
+def _curved(node: Node) -> bool:
+    if node.target in CASTS:
+        return not all(d.is_floating_point or d is torch.bool for d in leaves((node.args, node.kwargs)) if _is_type(d))
+    return node.target not in AFFINE or (node.target in PRODUCTS and len(node.refs) > 1)
+
+
+def _is_type(leaf: Any) -> bool:
+    return isinstance(leaf, torch.dtype)
+
+
+def floating(graph: Graph, name: str) -> bool:
+    """Whether a value holds real numbers: masks, places and tokens are no currents."""
+    node = graph.by_name.get(name)
+    if node is None:
+        return any(i.name == name and i.dtype.is_floating_point for i in graph.inputs)
+    types = [leaf for leaf in leaves((node.args, node.kwargs)) if _is_type(leaf)]
+    if types:
+        return types[-1].is_floating_point
+    row = TABLE.get(node.target)
+    if row is None or node.reason == WHOLE or row.reason in ("a comparison", "sorting and choosing"):
+        return False
+    if row.weighted or row.role is Role.NEURON or "embedding" in node.target or node.target.startswith("aten.div."):
+        return True
+    values = leaves(node.args)
+    return any(
+        floating(graph, leaf.name) if isinstance(leaf, Ref)
+        else graph.tensors[leaf.path].is_floating_point() if isinstance(leaf, Param)
+        else isinstance(leaf, float)
+        for leaf in values
+    )  # fmt: skip
+
+
+class _Builder:
+    """Writes the nodes between a value and a node as a tree."""
+
+    def __init__(self, graph: Graph, node: Node, source: str) -> None:
+        self.graph, self.node, self.source = graph, node, source
+        self.casts: set[torch.dtype] = set()
+        self.filled: set[torch.dtype] = set()
+
+    def tree(self, value: Any) -> Any:
+        if isinstance(value, Ref):
+            return "x" if value.name == self.source else self._of_node(self.graph.by_name[value.name])
+        if isinstance(value, Param):
+            return self._of_tensor(self.graph.tensors[value.path])
+        if value is None or isinstance(value, (int, float)):
+            return value
+        if isinstance(value, torch.dtype):
+            self._cast(value)
+            return value
+        raise _NoFunctionError
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        if dtype.is_floating_point:
+            self.casts.add(dtype)
+
+    def _of_node(self, node: Node) -> Any:
         if node.target in FILLED:
-            return FILLED[node.target] if node.target != "aten.full.default" else node.args[1]
-        args = [_tree(arg, root, graph) for arg in node.args]
-        return None if any(a is None and b is not None for a, b in zip(args, node.args, strict=True)) else [
-            node.target, args, dict(node.kwargs)
-        ]  # fmt: skip
-    if isinstance(value, Param):
-        tensor = graph.tensors[value.path]
-        return tensor.item() if tensor.numel() == 1 else None
-    return value if isinstance(value, (int, float, bool, torch.dtype)) else None
+            value = self.tree(node.args[1]) if FILLED[node.target] is None else FILLED[node.target]
+            dtype = next((leaf for leaf in leaves(node.kwargs) if _is_type(leaf)), torch.get_default_dtype())
+            if isinstance(value, (list, str, Tensor)) or dtype.is_complex:
+                raise _NoFunctionError
+            if node.shape and dtype.is_floating_point:
+                self.filled.add(dtype)
+            return bool(value) if dtype is torch.bool else float(value) if dtype.is_floating_point else int(value)
+        if _constant(node):
+            return self.tree(node.args[0])
+        if node.target in FAKE_QUANTISE:
+            return self._fake_quantised(node)
+        options = {key: value for key, value in node.kwargs.items() if value is not None and value is not False}
+        options = {key: value for key, value in options.items() if not isinstance(value, Device)}
+        if not all(isinstance(value, (int, float, str, torch.dtype)) for value in options.values()):
+            raise _NoFunctionError
+        for value in options.values():
+            if _is_type(value):
+                self._cast(value)
+        return _simplified([node.target, [self.tree(arg) for arg in node.args], options])
+
+    def _of_tensor(self, tensor: Tensor) -> Any:
+        if tensor.is_complex():
+            raise _NoFunctionError
+        if tensor.numel() == 1:
+            if tensor.dim() and tensor.is_floating_point():
+                self.filled.add(tensor.dtype)
+            return tensor.item()
+        place = self.node.channel_dim - len(self.node.shape) + tensor.dim()
+        alone = 0 <= place < tensor.dim() and tensor.shape[place] == tensor.numel() == self.node.channels
+        if not alone or not tensor.is_floating_point():
+            raise _NoFunctionError
+        self.filled.add(tensor.dtype)
+        return tensor.double().reshape(-1, 1)
+
+    def _fake_quantised(self, node: Node) -> Any:
+        """clamp(round(x/scale) + zero, least, most), and back."""
+        x, scale, zero, *rest = node.args
+        if any(isinstance(value, Ref) for value in (scale, zero, *rest)):
+            raise _NoFunctionError
+        if "per_channel" in node.target:
+            axis, *rest = rest
+            if axis % len(node.shape) != self.node.channel_dim:
+                raise _NoFunctionError
+        scale, zero = (
+            self.graph.tensors[value.path] if isinstance(value, Param) else torch.tensor(value)
+            for value in (scale, zero)
+        )
+        if {scale.numel(), zero.numel()} - {1, self.node.channels}:
+            raise _NoFunctionError
+        values = [t.item() if t.numel() == 1 else t.double().reshape(-1, 1) for t in (scale.float(), zero)]
+        whole = ["aten.round.default", [["aten.div.Tensor", [self.tree(x), values[0]], {}]], {}]
+        moved = ["aten.clamp.default", [["aten.add.Tensor", [whole, values[1]], {}], rest[0], rest[1]], {}]
+        return ["aten.mul.Tensor", [["aten.sub.Tensor", [moved, values[1]], {}], values[0]], {}]
 
 
-def turn_of(function: Callable[[Tensor], Tensor]) -> Turn | str | None:
-    """None for a function that never falls, its turn for one that falls and then rises, else where it does not."""
-    far = torch.logspace(math.log10(60), 4, 2001)
-    grid = torch.cat([torch.linspace(-60, 60, 60001), torch.linspace(-4, 4, 80001), far, -far]).double().unique()
-    y = function(grid)
-    seen = y.isfinite() if y.shape == grid.shape and y.is_floating_point() else torch.zeros_like(grid, dtype=torch.bool)
-    if not bool(seen[grid.abs() <= 60].all()):
-        return "it gives NaN, Inf, no floats or another shape on [−60, 60]"
-    grid, y = grid[seen], y[seen]
-    # Rounding of the value, and of the number that it was made from.
-    size = torch.maximum(y.abs(), grid.abs()).clamp(min=1)
-    slack = 1e-12 * torch.maximum(size[1:], size[:-1])
-    falls, rises = y.diff() < -slack, y.diff() > slack
-    if not bool(falls.any()):
-        return None
-    last_fall = int(falls.nonzero()[-1])
-    if bool(rises[:last_fall].any()) or not bool(rises.any()):
-        near = falls & (grid[:-1] >= -60)
-        at = int((near if bool(near.any()) else falls).nonzero()[0]) if not bool(rises.any()) else last_fall
-        here, there = (f"{float(y[i]):.6g} at {float(grid[i]):.6g}" for i in (at, at + 1))
-        return f"it falls from {here} to {there}"
-    least = int(y.argmin())
-    low, high = grid[max(least - 1, 0)], grid[min(least + 1, len(grid) - 1)]
-    for _ in range(100):
-        third = (high - low) / 3
-        falling = function((low + third).reshape(1)) > function((high - third).reshape(1))
-        low, high = (low + third, high) if bool(falling) else (low, high - third)
-    at = (low + high) / 2
-    return float(at), float(function(at.reshape(1)))
+def _simplified(tree: Any) -> Any:
+    """Without what a straight-through gradient leaves in the forward pass: (a − b) + b and b − (b − a) are a."""
+    target, args, options = tree
+    if target in ("aten.add.Tensor", "aten.sub.Tensor") and not options:
+        for one, other in ((args[0], args[1]), (args[1], args[0])):
+            minus = isinstance(one, list) and one[0] == "aten.sub.Tensor" and not one[2]
+            if minus and target == "aten.add.Tensor" and _equal(one[1][1], other):
+                return one[1][0]
+        minus = isinstance(args[1], list) and args[1][0] == "aten.sub.Tensor" and not args[1][2]
+        if minus and target == "aten.sub.Tensor" and _equal(args[1][1][0], args[0]):
+            return args[1][1][1]
+    return tree
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    return type(one) is type(other) and one == other
+
+
+def uncast(tree: Any) -> Any:
+    """The same function without the rounding of its casts, to look at in float64."""
+    return map_tree(lambda leaf: torch.float64 if _is_type(leaf) and leaf.is_floating_point else leaf, tree)
+
+
+def numbers(tree: Any) -> list[float]:
+    """The numbers that stand in a function."""
+    return [float(leaf) for leaf in leaves(tree) if isinstance(leaf, (int, float)) and not isinstance(leaf, bool)]
+
+
+def polynomial(tree: Any) -> bool:
+    """Whether a function is made of pieces of polynomials."""
+    return not isinstance(tree, list) or (tree[0] in POLYNOMIAL and all(polynomial(arg) for arg in tree[1]))
+
+
+def steps(tree: Any) -> bool:
+    """Whether an operator of a function makes a step: one that rounds, compares or casts to whole numbers."""
+    whole = (leaf for leaf in leaves(tree) if _is_type(leaf) and not leaf.is_floating_point)
+    return next(whole, None) is not None or any(leaf in STEPS for leaf in leaves(tree) if isinstance(leaf, str))

@@ -6,7 +6,9 @@
   are those of the pooled map (method.md, facts beyond the paper);
 - an activation that falls and then rises (SiLU, GELU …) becomes lowest + rising(x) + falling(−x), PReLU becomes
   ReLU(x) − w·ReLU(−x): two layers of neurons, each silent where the other fires;
-- an activation written by hand (x·σ(x), x·(x > 0) …) becomes one activation;
+- an activation written by hand (x·σ(x), log(1 + exp(x)), where(x > 20, 20, x·(x > 0)) …) becomes one activation, a
+  clip where it is one;
+- a quantiser written by hand (divide, floor or round, clamp, multiply) becomes QCFS;
 - a clamp whose bounds are tensors of one number is a clamp by numbers, and without finite bounds nothing.
 
 All of it is computed in float64, compared there with the graph as it was read (`same.check_rewritten`), and narrowed
@@ -16,17 +18,19 @@ to the network's own types once at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from parspike.graph.course import Course, Turn, clip_of, course_of, turn_of
 from parspike.graph.ir import Graph, Node, Param, Ref, leaves, map_tree
-from parspike.graph.ops import POINTWISE, TABLE, Role
+from parspike.graph.levels import Levels, levels_of
+from parspike.graph.ops import FAKE_QUANTISE, POINTWISE, TABLE, Role
 from parspike.graph.order import spans_channels
-from parspike.graph.pointwise import evaluate, function_of, turn_of
+from parspike.graph.pointwise import Written, evaluate, functions_of, numbers, polynomial, steps, uncast
 from parspike.graph.same import check_rewritten
 from parspike.graph.wide import wide_dtype, widened
 
@@ -41,6 +45,10 @@ BY_TENSORS = {
     "aten.fmax.default": (1, None), "aten.fmin.default": (None, 1),
 }  # fmt: skip
 """Where the arguments of a clamp by tensors hold the lower and the upper bound."""
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, OverflowError, ZeroDivisionError)
+"""What an operator may raise on numbers that its place in the network never gives it."""
+PIECE = 256
+"""Channels of a quantiser looked at together."""
 KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default",
                   "aten.adaptive_avg_pool3d.default", "aten.mean.dim", "aten.reshape.default")  # fmt: skip
 
@@ -51,12 +59,12 @@ def rewrite(graph: Graph, args: Sequence[Tensor] = (), kwargs: Mapping[str, Tens
     args, kwargs: an example batch, on which the rewritten graph is compared with `graph`; without one it is not.
     Raises `TraceError` where they differ, which is a fault of parspike's.
     """
-    draft = _Draft(widened(graph))
+    draft = _Draft(widened(graph), graph)
     _rewrite(draft)
     made = draft.graph()
     if args or kwargs:
         check_rewritten(draft.source, made, draft.means, args, kwargs or {})
-    return replace(made, tensors={path: draft.narrowed(path, graph) for path in made.tensors})
+    return replace(made, tensors={path: draft.narrowed(path) for path in made.tensors})
 
 
 def _rewrite(draft: _Draft) -> None:
@@ -71,16 +79,27 @@ def _rewrite(draft: _Draft) -> None:
 @dataclass
 class _Draft:
     """A graph in the making. source: the graph as read, its tensors in float64. means: of every node whose value is one
-    of the source's, the node of the source. like: for every new tensor, the one whose type it takes at the end."""
+    of the source's, the node of the source. like: for every new tensor, the type that it takes at the end, or the
+    tensor that has it. dtype: the one type of all real numbers in the network, None where it has several."""
 
     source: Graph
+    narrow: Graph
 
     def __post_init__(self) -> None:
         self.nodes = {node.name: node for node in self.source.nodes}
         self.means = {node.name: node.name for node in self.source.nodes}
-        self.like: dict[str, str] = {}
+        self.like: dict[str, str | torch.dtype] = {}
         self.tensors = dict(self.source.tensors)
         self.output = self.source.output
+        leaves_of = [leaf for n in self.narrow.nodes for leaf in leaves((n.args, n.kwargs))]
+        types = {t.dtype for t in self.narrow.tensors.values()} | {i.dtype for i in self.narrow.inputs}
+        types |= {leaf for leaf in leaves_of if isinstance(leaf, torch.dtype)}
+        floating = [dtype for dtype in types if dtype.is_floating_point]
+        self.dtype = floating[0] if len(floating) == 1 else None
+
+    def has_one_type(self, types: Collection[torch.dtype]) -> bool:
+        """Whether types named in a function are the network's one type, or that of this draft's tensors."""
+        return not types or (self.dtype is not None and set(types) <= {self.dtype, torch.float64})
 
     def readers(self, name: str) -> list[Node]:
         found = [node for node in self.nodes.values() for ref in node.refs if ref == name]
@@ -91,22 +110,22 @@ class _Draft:
         readers = self.readers(name)
         return readers[0] if len(readers) == 1 and readers[0].target != "output" else None
 
-    def put(self, path: str, tensor: Tensor, like: str) -> Param:
-        """Give a node a tensor of its own. like: the path of one with the type that it shall have."""
+    def put(self, path: str, tensor: Tensor, like: str | torch.dtype) -> Param:
+        """Give a node a tensor of its own. like: the type that it shall have, or the path of a tensor that has it."""
         self.tensors[path] = tensor
         if path not in self.source.tensors:
             self.like.setdefault(path, like)
         return Param(path)
 
-    def narrowed(self, path: str, graph: Graph) -> Tensor:
+    def narrowed(self, path: str) -> Tensor:
         """A tensor in the type that the network gave it, or the one that it was made from."""
         tensor = self.tensors[path]
         if tensor is self.source.tensors.get(path):
-            return graph.tensors[path]
-        while path not in graph.tensors:
-            path = self.like[path]
-        dtype = graph.tensors[path].dtype
-        return tensor.to(dtype) if wide_dtype(dtype) is not None else tensor
+            return self.narrow.tensors[path]
+        origin: str | torch.dtype = path
+        while isinstance(origin, str):
+            origin = self.narrow.tensors[origin].dtype if origin in self.narrow.tensors else self.like[origin]
+        return tensor.to(origin) if wide_dtype(origin) is not None else tensor
 
     def drop(self, node: Node, instead: str, *, same: bool = True) -> None:
         """Remove a node; who read it reads `instead`, whose value is now the removed node's, or not the `same`."""
@@ -283,27 +302,162 @@ def _flattens(before: Node, node: Node) -> bool:
 
 
 def _written(draft: _Draft, node: Node) -> None:
-    """A function written by hand, with a product or a condition in it → one activation."""
-    if node.role is not Role.ANALOG or node.target not in POINTWISE:
+    """A function written by hand → one activation. The largest that can be one is taken.
+
+    It takes the place of what was analog, of a maximum, or of several activations in a row; what follows no rule stays
+    as it is. An operator that is linear by itself ends a function only where nobody else reads what is inside.
+    """
+    alone = node.target in FAKE_QUANTISE or node.role is Role.ORDER
+    before = (draft.nodes.get(name) for name in node.refs)
+    if node.target not in POINTWISE or not (alone or any(n is not None and n.target in POINTWISE for n in before)):
         return
-    found = function_of(draft.now(), node)
-    if found is None:
-        return
-    source, tree = found
-    grid = torch.linspace(-8, 8, 4097, dtype=torch.float64)
-    if torch.equal(evaluate(grid, tree), grid.relu()):
-        draft.nodes[node.name] = replace(
-            node, target="aten.relu.default", args=(Ref(source),), kwargs={}, role=Role.NEURON, reason=""
-        )
+    for written in functions_of(draft.now(), node):
+        roles = [n.role for n in written.curved]
+        lacking = Role.ANALOG in roles or Role.ORDER in roles
+        if written.a_single_step or not (lacking or len(roles) > 1 or written.joins):
+            continue
+        if (node.role is Role.SYNAPSE or not lacking) and _read_elsewhere(draft, written):
+            continue
+        made = _as_levels(draft, node, written) or _as_activation(draft, node, written)
+        if made is None or (not lacking and not written.joins and len(made) > 1):
+            continue
+        if made:
+            draft.insert(node.name, made)
+        else:
+            draft.drop(node, written.source)
         draft.prune()
         return
-    turn = turn_of(lambda x: evaluate(x, tree))
-    made = replace(node, target="parspike.pointwise", args=(Ref(source), tree), kwargs={}, role=Role.NEURON, reason="")
-    if turn is None:
-        draft.nodes[node.name] = made
-    elif isinstance(turn, tuple):
-        draft.insert(node.name, _halves(made, turn))
-    draft.prune()
+
+
+def _read_elsewhere(draft: _Draft, written: Written) -> bool:
+    """Whether an activation inside a function is read outside it too."""
+    names = {node.name for node in written.inside}
+    last = written.inside[0]
+    return any(
+        reader.name not in names or reader.target == "output"
+        for node in written.curved
+        if node is not last
+        for reader in draft.readers(node.name)
+    )
+
+
+def _as_levels(draft: _Draft, node: Node, written: Written) -> list[Node] | None:
+    """scale · QCFS(x + shift) + lowest, if the function is a quantiser."""
+    dtype = draft.dtype
+    if dtype is None or not draft.has_one_type(written.casts | written.filled):
+        return None
+    channels = node.channels if written.per_channel else 1
+    found = _quantiser(written, channels)
+    if found is None:
+        return None
+    made: list[Node] = []
+    at: Any = Ref(written.source)
+
+    def then(suffix: str, operator: str, values: Tensor, neutral: float) -> None:
+        nonlocal at
+        if bool((values == neutral).all()):
+            return
+        number = (
+            float(values[0])
+            if len(values) == 1
+            else draft.put(f"constants.{node.name}_{suffix}", node.per_channel(values), dtype)
+        )
+        made.append(_linear(node, suffix, f"aten.{operator}.{'Scalar' if len(values) == 1 else 'Tensor'}", at, number))
+        at = Ref(made[-1].name)
+
+    then("shift", "add", found.shift, 0)
+    theta = found.v_threshold.reshape(()) if channels == 1 else node.per_channel(found.v_threshold).squeeze(0)
+    threshold = draft.put(f"constants.{node.name}_threshold", theta, dtype)
+    made.append(
+        replace(
+            node, name=f"{node.name}_levels", target="parspike.qcfs", args=(at, threshold, found.levels), kwargs={},
+            role=Role.NEURON, reason="",
+        )
+    )  # fmt: skip
+    at = Ref(made[-1].name)
+    then("scale", "mul", found.scale, 1)
+    then("lowest", "add", found.lowest, 0)
+    return [*made[:-1], replace(made[-1], name=node.name)]
+
+
+def _quantiser(written: Written, channels: int) -> Levels | None:
+    """None also where the function cannot be computed on numbers."""
+    if not steps(written.tree):
+        return None
+    if not written.per_channel:
+        return _look_at(written.tree).levels
+    tree, found = uncast(written.tree), []
+    for i in range(0, channels, PIECE):
+        part = map_tree(lambda leaf, i=i: leaf[i : i + PIECE] if isinstance(leaf, Tensor) else leaf, tree)
+        levels = _levels_of(part, min(PIECE, channels - i))
+        if levels is None or (found and levels.levels != found[0].levels):
+            return None
+        found.append(levels)
+    joined = (torch.cat([getattr(f, name) for f in found]) for name in ("v_threshold", "shift", "scale", "lowest"))
+    return Levels(found[0].levels, *joined)
+
+
+def _levels_of(tree: Any, channels: int) -> Levels | None:
+    try:
+        return levels_of(lambda x: evaluate(x, tree), channels)
+    except FAILURES:
+        return None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is known of a function, whatever network it stands in. turn: see `turn_of`."""
+
+    levels: Levels | None
+    clip: tuple[float, float] | None
+    turn: Turn | str | None
+
+
+_seen: dict[str, _Seen] = {}
+"""By the function's text: the layers of a network have one activation."""
+
+
+def _look_at(tree: Any) -> _Seen:
+    key = repr(tree)
+    if key not in _seen:
+        if len(_seen) >= 1 << 10:
+            _seen.clear()
+        wide = uncast(tree)
+        levels = _levels_of(wide, 1) if steps(tree) else None
+        try:
+            course = course_of(lambda x: evaluate(x, wide))
+            turn = turn_of(lambda x: evaluate(x, wide), course)
+        except FAILURES as error:
+            course, turn = "", f"it cannot be computed on numbers: {error}"
+        clip = clip_of(course, numbers(tree)) if polynomial(tree) and isinstance(course, Course) else None
+        if isinstance(course, Course) and turn is None and _jumps_above_zero(course):
+            turn = "it jumps just above 0"
+        _seen[key] = _Seen(levels, clip, turn)
+    return _seen[key]
+
+
+def _jumps_above_zero(course: Course) -> bool:
+    """Whether the value at 0, where silent neurons are, is another than just above: no threshold tells these apart."""
+    zero, near = (int(torch.searchsorted(course.x, at, right=True)) for at in (0.0, 1e-9))
+    here, above, there = (float(course.y[i]) for i in (zero - 1, zero, near))
+    return above - here > max(0.5 * (there - here), 1e-9 * max(abs(here), abs(there)))
+
+
+def _as_activation(draft: _Draft, node: Node, written: Written) -> list[Node] | None:
+    """A clip, another activation, or the two halves of one that turns; nothing for the identity."""
+    if written.per_channel or not draft.has_one_type(written.filled):
+        return None
+    seen, x = _look_at(written.tree), Ref(written.source)
+    if seen.clip is not None and draft.has_one_type(written.casts):
+        low, high = (None if math.isinf(bound) else bound for bound in seen.clip)
+        clip = replace(node, target="aten.clamp.default", args=(x, low, high), kwargs={}, role=Role.NEURON, reason="")
+        if low is None and high is None:
+            return None if written.casts else []
+        return [replace(clip, target="aten.relu.default", args=(x,)) if (low, high) == (0, None) else clip]
+    if isinstance(seen.turn, str):
+        return None
+    made = replace(node, target="parspike.pointwise", args=(x, written.tree), kwargs={}, role=Role.NEURON, reason="")
+    return [made] if seen.turn is None else _halves(made, seen.turn)
 
 
 def _monotone(draft: _Draft, node: Node) -> None:
