@@ -5,11 +5,14 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from torch import Tensor
 
 from parspike.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["BROKEN", "decoded"]
 

@@ -3,7 +3,7 @@
     text ──open_images──► Images ──iterate──► (x, y) batches: x (B, C, H, W) float32, y (B,) int64 or None
 
 A source knows names, labels and how to read one item; `Images` chooses items, preprocesses and stacks them.
-Files are decoded one batch at a time.
+Files are decoded one batch at a time. torch is imported where a tensor is made, so that a wrong option is said at once.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from parspike.broken import BROKEN, decoded
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["Images", "Preprocessing", "open_images"]
 
@@ -94,6 +96,8 @@ class Preprocessing:
 
     def __call__(self, image: np.ndarray | Image.Image) -> Tensor:
         """One image, (H, W[, C]) uint8, → (C, H, W) float32."""
+        import torch
+
         pil = image if isinstance(image, Image.Image) else Image.fromarray(image)
         if self.channels is not None:
             pil = pil.convert({1: "L", 3: "RGB"}[self.channels])
@@ -108,6 +112,8 @@ class Preprocessing:
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x − mean) / std along the channels, the first axis of x."""
+        import torch
+
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, x.shape[0]):
                 raise InputError(
@@ -138,6 +144,8 @@ class ArraySource:
     names: Sequence[str]
 
     def read(self, index: int, preprocess: Preprocessing) -> Tensor:
+        import torch
+
         image = np.asarray(self.images[index])
         if image.dtype == np.uint8:
             return preprocess(image)
@@ -228,6 +236,8 @@ class Images:
             raise InputError(f"none of {len(self)} images could be decoded, the first is {self.names[0]}")
 
     def _read(self, order: Sequence[int]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        import torch
+
         labels = self.source.labels
         xs: list[Tensor] = []
         ys: list[int] = []

@@ -2,7 +2,8 @@
 
     package.module:factory    file.py:factory    timm:NAME    torchvision:NAME
 
-`file.py` is the user's own code and is run like a script; `--weights` files are data and run nothing.
+`file.py` is the user's own code and is run like a script; `--weights` files are data and run nothing. torch is imported
+where a network is made, so that a wrong SPEC is said at once.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from parspike.cli.data import FILTERS, Preprocessing
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = ["Network", "load_network", "parse_shape"]
 
