@@ -14,6 +14,9 @@ Each message names the place and says what to do.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+
 __all__ = [
     "CalibrationError",
     "FileError",
@@ -27,7 +30,12 @@ __all__ = [
 
 
 class ParspikeError(Exception):
-    """Base of every error that parspike raises on purpose."""
+    """Base of every error that parspike raises on purpose.
+
+    details: what the message only counts, in full, by name; `--json` prints them.
+    """
+
+    details: Mapping[str, Sequence[str]] = {}
 
 
 class TraceError(ParspikeError):
@@ -63,3 +71,13 @@ class MissingExtraError(ParspikeError, ImportError):
 
     def __init__(self, module: str, *, extra: str) -> None:
         super().__init__(f"'{module}' is not installed: run  pip install 'parspike[{extra}]'")
+
+
+def meant(name: object, known: Iterable[str]) -> str:
+    """What a message about an unknown name adds where it is close to a known one.
+
+    >>> meant("pases", ["momentum", "passes"]), meant("zz", ["momentum", "passes"])
+    (", did you mean 'passes'?", '')
+    """
+    near = difflib.get_close_matches(str(name), list(known))
+    return f", did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-__all__ = ["be_silent", "fail", "figure", "progress", "result", "warn"]
+__all__ = ["be_silent", "fail", "few", "figure", "progress", "result", "warn"]
 
 
+FEW = 3
+"""Names that a message gives of many."""
 _silent = False
 
 
@@ -41,6 +43,16 @@ def table(rows: dict[str, Any]) -> str:
     shown = {name: str(value) for name, value in rows.items() if value is not None}
     width = max(map(len, shown), default=0)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
+
+
+def few(names: Sequence[str], most: int = FEW) -> str:
+    """The first of many names, and how many more there are.
+
+    >>> few(["a", "b", "c", "d", "e"]), few(["a", "b"])
+    ('a, b, c and 2 more', 'a, b')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def figure(value: float) -> str:
