@@ -77,7 +77,7 @@ def meant(name: object, known: Iterable[str]) -> str:
     """What a message about an unknown name adds where it is close to a known one.
 
     >>> meant("pases", ["momentum", "passes"]), meant("zz", ["momentum", "passes"])
-    (", did you mean 'passes'?", '')
+    (" (did you mean 'passes'?)", '')
     """
     near = difflib.get_close_matches(str(name), list(known))
-    return f", did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from parspike.cli import console
+from parspike.cli import commands, console
 from parspike.errors import FileError, InputError, OptionError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["data_app", "train"]
 
 DATA = "a folder of class folders, a .zip of one, an .npz, digits, or hf:NAME of Hugging Face datasets"
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, also for an error")]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="leave out images that cannot be decoded")]
 
 
 def train(
@@ -52,8 +50,8 @@ def train(
     stream: Annotated[
         bool, typer.Option("--stream", help="read the training images of hf: while they arrive, and keep none")
     ] = False,
-    skip_broken: SkipBroken = False,
-    json: Json = False,
+    skip_broken: commands.SkipBroken = False,
+    json: commands.Json = False,
 ) -> None:
     """Train a network whose activations are QCFS, so that it converts without loss."""
     import torch
@@ -216,13 +214,12 @@ def _open(data: str, split: str, recipe: Recipe, skip_broken: bool) -> Images:
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before they are used.")
 
 
-@data_app.command()
 def check(
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA)],
-    size: Annotated[int | None, typer.Option(help="resize the short side to this many pixels")] = None,
-    crop: Annotated[int | None, typer.Option(help="then cut this square from the centre")] = None,
-    skip_broken: SkipBroken = False,
-    json: Json = False,
+    size: commands.Side = None,
+    crop: commands.Crop = None,
+    skip_broken: commands.SkipBroken = False,
+    json: commands.Json = False,
 ) -> None:
     """Say what is in the data: images, classes and sizes of each split, and what training would stumble over.
 
