@@ -39,9 +39,6 @@ class OneClearError(TyperGroup):
                 typer.echo(error.format_message())
             else:
                 console.fail(as_json, *usage(error))
-        except KeyboardInterrupt:
-            console.fail(as_json, "KeyboardInterrupt", "interrupted")
-            return 130
         except Exception as error:
             if as_json:
                 console.fail(True, type(error).__name__, str(error))
@@ -51,8 +48,13 @@ class OneClearError(TyperGroup):
         return 1
 
     def invoke(self, ctx: Any) -> Any:
-        with processes.one_fate():
-            return super().invoke(ctx)
+        as_json = "--json" in ctx.args
+        try:
+            with processes.one_fate():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            console.fail(as_json, "KeyboardInterrupt", "interrupted")
+            raise typer.Exit(130) from error
 
 
 def usage(error: typer.TyperException) -> tuple[str, str]:

@@ -50,7 +50,11 @@ NET, DATA, HOW, OUT = Panel.NETWORK, Panel.DATA, Panel.CONVERSION, Panel.OUTPUT
 
 def starting(*words: str) -> Callable[[str], list[str]]:
     """Completion by those of the words that begin so; files are completed by the shell."""
-    return lambda begun: [word for word in words if word.startswith(begun)]
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
 
 
 Spec = Annotated[
@@ -520,10 +524,11 @@ def check_output(path: Path, force: bool) -> None:
         )
 
 
-def check_file(file: str) -> None:
-    """Before torch is imported."""
+def check_file(file: str, option: str = "") -> None:
+    """Refuse a file that is not there."""
     if not Path(file).is_file():
-        raise FileError(f"'{file}' is a folder" if Path(file).is_dir() else f"there is no file '{file}'")
+        text = f"'{file}' is a folder" if Path(file).is_dir() else f"there is no file '{file}'"
+        raise FileError(f"{option} {file}: {text}" if option else text)
 
 
 def check_network(spec: str, weights: str | None, shape: str | None = None, give: str = "") -> None:

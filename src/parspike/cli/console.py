@@ -23,7 +23,7 @@ from rich.text import Text
 
 __all__ = ["NARROW", "Panel", "be_silent", "fail", "few", "figure", "progress", "result", "show_anything", "warn"]
 
-NARROW = shutil.get_terminal_size().columns < 72
+NARROW = shutil.get_terminal_size().columns < 80
 """Whether boxes would cut the names of options."""
 EVERY = 10.0
 """Seconds between two lines of progress where nobody watches."""
@@ -44,6 +44,8 @@ class Panel(StrEnum):
     NETWORK = "The network"
     DATA = "The images"
     CONVERSION = "The conversion"
+    TRAINING = "The training"
+    DEVICES = "Devices"
     OUTPUT = "What comes out"
 
 
