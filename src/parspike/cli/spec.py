@@ -12,6 +12,7 @@ import copy
 import importlib
 import importlib.util
 import inspect
+import pickle
 import re
 import sys
 import traceback
@@ -274,10 +275,12 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # each reader raises its own kinds on a damaged file
         # torch names what it would have run, and advises to run it: its words are not repeated.
-        if found := re.search(r"(?:GLOBAL|global|[Cc]lass|function) `?([\w.]+\.[\w.]+)", str(error)):
+        if isinstance(error, pickle.UnpicklingError) and (zipfile.is_zipfile(path) or head.startswith(LEGACY)):
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            more = f"more than tensors ({found[1]})" if found else "more than tensors"
             raise FileError(
-                f"--weights {path}: the file holds more than tensors ({found[1]}) and was not run; where it was made, "
-                "save the weights alone: torch.save(model.state_dict(), …)"
+                f"--weights {path}: the file holds {more} and was not run; "
+                "where it was made, save the weights alone: torch.save(model.state_dict(), …)"
             ) from error
         reason = f"{error}" if _is_safetensors(head) else "it is damaged, or of another kind"
         raise FileError(f"--weights {path}: not a readable state dict ({reason}); {EXPECTED}") from error
