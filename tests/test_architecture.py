@@ -10,10 +10,12 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import parspike
 
@@ -138,12 +140,51 @@ def test_public_names() -> None:
     assert names == sorted(names, key=lambda name: (not name.isupper(), name[0].islower(), name))
     bound = {
         name
-        for name in vars(parspike)
-        if not name.startswith("_") and not (inspect.ismodule(vars(parspike)[name]) and name not in names)
+        for name in dir(parspike)
+        if not name.startswith("_") and not (inspect.ismodule(getattr(parspike, name)) and name not in names)
     }
     assert bound == set(names)
     for name in names:
         assert inspect.getdoc(getattr(parspike, name)), f"parspike.{name} has no docstring"
+
+
+@pytest.mark.parametrize("package", ["parspike", "parspike.train"])
+def test_names_for_type_checkers_are_those_that_are_found(package: str) -> None:
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(module.__file__ or "").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    said = {
+        alias.name: f"{node.module}" for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert set(said) == set(module.__all__) - {"ParspikeError", "errors"}
+    for name, home in said.items():
+        assert getattr(module, name) is getattr(sys.modules[home], name)
+        assert name in dir(module)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        module.nothing  # noqa: B018
+
+
+def test_a_function_of_a_modules_name_stays_the_function() -> None:
+    code = """if True:
+        import sys, parspike.convert, parspike.plan, parspike.measure.report, parspike.tune
+        from parspike import convert
+        import parspike
+        names = ("convert", "plan", "measure", "tune")
+        assert all(getattr(parspike, name) is getattr(sys.modules[f"parspike.{name}"], name) for name in names)
+        assert parspike.convert is convert
+        assert parspike.neurons.ParallelNeuron  # modules are found as well
+    """
+    env = {**os.environ, "PYTHONPATH": str(SOURCE.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_one_version() -> None:
+    built = tomllib.loads((DOCUMENT.parents[1] / "pyproject.toml").read_text())
+    assert built["project"]["dynamic"] == ["version"]
+    assert built["tool"]["hatch"]["version"]["path"] == "src/parspike/version.py"
+    snn = parspike.convert(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()).eval(), torch.rand(4, 2), T=2)
+    assert snn.provenance["versions"]["parspike"] == parspike.__version__
 
 
 def modules() -> list[str]:
@@ -179,7 +220,12 @@ def test_every_method_of_a_public_class_says_what_it_does(name: str) -> None:
 def test_import_is_quiet_and_brings_no_extra() -> None:
     unwanted = ["torchvision", "timm", "typer", "click", "rich", "sklearn", "skimage", "PIL", "matplotlib",
                 "parspike.cli", "parspike.train"]  # fmt: skip
-    code = f"import sys, parspike; [sys.exit(m) for m in {unwanted} if m in sys.modules]"
+    code = (
+        f"import sys, parspike\n"
+        f"[sys.exit(m) for m in ('torch', 'numpy') if m in sys.modules]\n"
+        f"[getattr(parspike, name) for name in parspike.__all__]\n"
+        f"[sys.exit(m) for m in {unwanted} if m in sys.modules]"
+    )
     env = {**os.environ, "PYTHONPATH": str(SOURCE.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

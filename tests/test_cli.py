@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -217,7 +216,7 @@ def test_an_existing_file_stays_unless_forced(converted: Path) -> None:
         ("plan mynet.py:net", "OptionError", "--shape 3,224,224"),
         ("plan mynet.py:net --shape 3,x", "OptionError", "--shape 3,x"),
         ("convert mynet.py:net --data data.npz -o n.parspike -T 0", "OptionError", "from 1 to"),
-        ("convert mynet.py:net --data data.npz -o n.parspike -T many", "BadParameter", "-T"),
+        ("convert mynet.py:net --data data.npz -o n.parspike -T many", "OptionError", "from 1 to 16777216, got many"),
         ("convert mynet.py:net --data data.npz", "MissingParameter", "--output"),
         ("convert mynet.py:net --data data.npz -o no/n.parspike", "FileError", "no folder no"),
         ("convert mynet.py:net --data data.npz -o n.parspike --keep zz", "OptionError", "zz"),
@@ -238,7 +237,7 @@ def test_one_clear_error(here: Path, arguments: str, kind: str, says: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("--engine warp", "engine 'warp'"),
+        ("--engine warp", "--engine must be count, parallel, serial or serial-if, got warp"),
         ("--weights w.safetensors", "--against"),
         ("--size 9 --crop 9", r"shape"),
         ("--against mynet.py:net --limit 0", "at least 1"),
@@ -307,13 +306,3 @@ def test_an_error_keeps_its_brackets(monkeypatch: pytest.MonkeyPatch, here: Path
     monkeypatch.setattr(parspike, "plan", refuse)
     stderr = run("plan", "mynet.py:net", "--shape", "3,6,6").stderr
     assert stderr == "error: x[0] and 'parspike[demo]' " + "w" * 100 + "\n"
-
-
-def test_help_does_not_import_torch() -> None:
-    code = (
-        "import sys; sys.modules['parspike'] = p = type(sys)('parspike'); p.__path__ = [sys.argv[1]]\n"
-        "import parspike.cli\n"
-        "sys.exit('torch' in sys.modules)"
-    )
-    package = str(Path(parspike.__file__).parent)
-    assert subprocess.run([sys.executable, "-c", code, package], check=False, timeout=60).returncode == 0

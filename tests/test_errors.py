@@ -343,7 +343,7 @@ def test_files(tmp_path: Path) -> None:
     says(lambda: snn.save(path), errors.FileError, str(path), "exists", "force=True", "--force")
     path.write_bytes(path.read_bytes()[:-1])
     says(lambda: parspike.load(path), errors.FileError, str(path), "truncated", "write or copy it again")
-    says(lambda: parspike.load(tmp_path / "no"), errors.FileError, str(tmp_path / "no"), "not a file")
+    says(lambda: parspike.load(tmp_path / "no"), errors.FileError, "there is no file", str(tmp_path / "no"))
 
 
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:

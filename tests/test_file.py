@@ -281,8 +281,8 @@ def test_any_edit_of_the_bytes(saved: Path, tmp_path: Path, data: st.DataObject)
 def test_what_is_no_file_of_ours(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    assert "not a file" in refused(tmp_path / "absent")
-    assert "not a file" in refused(tmp_path)
+    assert "there is no file" in refused(tmp_path / "absent")
+    assert "is a folder" in refused(tmp_path)
     save_file({"w": torch.zeros(2)}, tmp_path / "other")
     torch.save({"w": torch.zeros(2)}, tmp_path / "pickle")
     (tmp_path / "empty").write_bytes(b"")

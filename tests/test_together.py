@@ -232,12 +232,15 @@ def test_devices_ends_as_its_processes_do(failure: str, code: int, folder: Path,
     from torch.distributed.elastic import multiprocessing
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    started = []
+
     class Launch:
         def __init__(self, config: Any, entry: str) -> None:
             assert config.nproc_per_node == 3
             assert config.max_restarts == 0
 
         def __call__(self, *command: str) -> None:
+            started.append(command)
             if failure == "ChildFailedError":
                 raise ChildFailedError("parspike", {0: None})  # pyright: ignore[reportArgumentType]
             raise multiprocessing.SignalException("", 2)  # pyright: ignore[reportArgumentType]
@@ -245,7 +248,9 @@ def test_devices_ends_as_its_processes_do(failure: str, code: int, folder: Path,
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", Launch)
     monkeypatch.setattr(ChildFailedError, "__init__", lambda self, *args: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(folder)  # files that are not there are refused before
     assert CliRunner().invoke(app, [*EVAL[:-1], "--devices", "3"]).exit_code == code
+    assert len(started) == 1
 
 
 def test_devices_beside_torchrun(monkeypatch, folder: Path) -> None:

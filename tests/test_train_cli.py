@@ -216,7 +216,7 @@ def test_what_a_user_gets_wrong_is_one_clear_error(tmp_path):
     assert "no folder can be made there" in error(*args, *mine, "-o", tmp_path / "file")
     assert "has no test images: the accuracy is that of the training images" in run(*args, *mine, "-o", tmp_path / "r")
     assert "these devices cannot be used" in error(*args, *mine, "-o", tmp_path / "x", "--strategy", "none")
-    assert "--nodes 0" in error(*args, *mine, "-o", tmp_path / "x", "--nodes", 0)
+    assert "--nodes must be" in error(*args, *mine, "-o", tmp_path / "x", "--nodes", 0)
     assert "take --on-demand" in error(*args, *mine, "-o", tmp_path / "x", "--stream")
     (tmp_path / "data" / "deeper").mkdir()
     for name in ("class0", "class1"):

@@ -7,27 +7,33 @@
 torch.Size([5, 2])
 """
 
+import typing
+
 from parspike import errors
-from parspike.calibrate import (
-    DAQCFS,
-    Auto,
-    ClosedForm,
-    Recipe,
-    Reconstruct,
-    Thresholds,
-    recipe_from_json,
-    recipe_to_json,
-)
-from parspike.convert import convert
-from parspike.engines import Run
 from parspike.errors import ParspikeError
-from parspike.file import load
-from parspike.graph import register
-from parspike.measure import Energy, Report, Scores, measure
-from parspike.neurons import QCFS
-from parspike.plan import Keep, Plan, Spike, Steps, plan
-from parspike.snn import SNN
-from parspike.tune import Tuning, tune
+from parspike.lazy import look_up_later
+from parspike.version import __version__ as __version__
+
+if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
+    from parspike.calibrate import (
+        DAQCFS,
+        Auto,
+        ClosedForm,
+        Recipe,
+        Reconstruct,
+        Thresholds,
+        recipe_from_json,
+        recipe_to_json,
+    )
+    from parspike.convert import convert
+    from parspike.engines import Run
+    from parspike.file import load
+    from parspike.graph import register
+    from parspike.measure import Energy, Report, Scores, measure
+    from parspike.neurons import QCFS
+    from parspike.plan import Keep, Plan, Spike, Steps, plan
+    from parspike.snn import SNN
+    from parspike.tune import Tuning, tune
 
 __all__ = [
     "DAQCFS",
@@ -58,3 +64,22 @@ __all__ = [
     "register",
     "tune",
 ]
+
+look_up_later(
+    __name__,
+    {
+        "calibrate": (
+            "DAQCFS", "Auto", "ClosedForm", "Recipe", "Reconstruct", "Thresholds", "recipe_from_json", "recipe_to_json",
+        ),
+        "convert": ("convert",),
+        "engines": ("Run",),
+        "file": ("load",),
+        "graph": ("register",),
+        "measure": ("Energy", "Report", "Scores", "measure"),
+        "neurons": ("QCFS",),
+        "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
+        "snn": ("SNN",),
+        "tune": ("Tuning", "tune"),
+    },
+)  # fmt: skip
+del look_up_later

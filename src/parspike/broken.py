@@ -5,13 +5,16 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from PIL import Image
-from torch import Tensor
+from PIL import Image, UnidentifiedImageError
 
 from parspike.errors import InputError
 
-__all__ = ["BROKEN", "decoded"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["BROKEN", "decoded", "reason"]
 
 # What Pillow and zipfile raise on a damaged file; SyntaxError is Pillow's word for a broken PNG chunk.
 BROKEN = (
@@ -25,9 +28,12 @@ BROKEN = (
 )
 
 
-def decoded(name: str, read: Callable[[], Tensor], skip_broken: bool, broken: list[str]) -> Tensor | None:
+def decoded(
+    name: str, read: Callable[[], Tensor], skip_broken: bool, broken: list[str], others: Callable[[], str] = lambda: ""
+) -> Tensor | None:
     """The image that `read` gives, (C, H, W); None, and its name in `broken`, where it may be left out.
 
+    others: what the error says of the other images, asked for where there is one.
     Raises `InputError` with the name on a damaged image that may not, and on one that does not fit.
     """
     try:
@@ -37,8 +43,20 @@ def decoded(name: str, read: Callable[[], Tensor], skip_broken: bool, broken: li
     except BROKEN as error:
         if not skip_broken:
             raise InputError(
-                f"{name}: cannot be decoded ({error}); replace it, or leave such files out with --skip-broken"
+                f"{name}: cannot be decoded ({reason(error)}); replace it, or leave such files out with "
+                f"--skip-broken{others()}"
             ) from error
         if name not in broken:
             broken.append(name)
         return None
+
+
+def reason(error: BaseException) -> str:
+    """Why an image cannot be decoded, in words that are the same every time.
+
+    >>> reason(UnidentifiedImageError("cannot identify image file <_io.BytesIO object at 0x7f69ae0aa4d0>"))
+    'it is no image'
+    """
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image"
+    return str(error) or type(error).__name__

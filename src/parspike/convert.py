@@ -6,7 +6,6 @@ import platform
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from parspike.neurons.layer import MAX_WEIGHTED
 from parspike.plan import LayerOption, Plan, plan
 from parspike.snn import SNN
 from parspike.together import Together
+from parspike.version import __version__
 
 __all__ = ["convert"]
 
@@ -109,7 +109,7 @@ def convert(
         **({"search": draft.notes} if draft.notes else {}),
         "kept": [graph.by_name[name].layer for name in made.kept],
         "calibration": None if batches is None else {"samples": batches.count, "sha256": batches.hash},
-        "versions": {"parspike": _version(), "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"parspike": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     student = replace(graph, tensors=draft.tensors)
     return SNN(student, {name: draft.neurons[name] for name in draft.activations}, T=T, provenance=provenance)
@@ -148,10 +148,3 @@ def _plan(
             raise CalibrationError("the calibration set is empty: give at least one batch of inputs")
         example = arguments_of(first, "calibration batch 0", inputs, signature_of(model, first, inputs))
     return plan(model, example, layers=layers, strict=strict)
-
-
-def _version() -> str:
-    try:
-        return version("parspike")
-    except PackageNotFoundError:
-        return "unknown"

@@ -16,6 +16,9 @@ Each message names the place and says what to do.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+
 __all__ = [
     "CalibrationError",
     "FileError",
@@ -30,7 +33,12 @@ __all__ = [
 
 
 class ParspikeError(Exception):
-    """Base of every error that parspike raises on purpose."""
+    """Base of every error that parspike raises on purpose.
+
+    details: what the message only counts, in full, by name; `--json` prints them.
+    """
+
+    details: Mapping[str, Sequence[str]] = {}
 
 
 class TraceError(ParspikeError):
@@ -70,3 +78,13 @@ class MissingExtraError(ParspikeError, ImportError):
 
 class ParspikeWarning(UserWarning):
     """Something works otherwise than it may be meant; says what follows and what to do."""
+
+
+def meant(name: object, known: Iterable[str]) -> str:
+    """What a message about an unknown name adds where it is close to a known one.
+
+    >>> meant("pases", ["momentum", "passes"]), meant("zz", ["momentum", "passes"])
+    (" (did you mean 'passes'?)", '')
+    """
+    near = difflib.get_close_matches(str(name), list(known))
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""

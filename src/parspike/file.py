@@ -58,6 +58,8 @@ CONSTANTS = {**DTYPE_NAMES, **{str(value): value for value in LAYOUTS}}
 def save(snn: SNN, path: str | Path, *, force: bool = False) -> Path:
     """Write an SNN. The file appears whole or not at all; force=True replaces an existing one."""
     path = Path(path)
+    if path.is_dir():
+        raise FileError(f"'{path}' is a folder: name a file in it, such as '{path / 'net.parspike'}'")
     if path.exists() and not force:
         raise FileError(f"'{path}' exists: choose another name, or pass force=True (command line: --force)")
     tensors = {f"synapses.{name}": tensor for name, tensor in snn.tensors().items()}
@@ -138,7 +140,7 @@ def load(path: str | Path) -> SNN:
     """Read an SNN from a `.parspike` file. Raises `FileError` on anything but a whole, untouched file."""
     path = Path(path)
     if not path.is_file():
-        raise FileError(f"'{path}' is not a file")
+        raise FileError(f"'{path}' is a folder" if path.is_dir() else f"there is no file '{path}'")
     try:
         header, tensors = _contents(path)
         text = header["__metadata__"]["network"]
@@ -163,7 +165,8 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with path.open("rb") as stream:
         start = stream.read(DIGEST.stop + 20)  # 20: the version at its longest
         length = int.from_bytes(start[:8], "little")
-        if start[8 : DIGEST.start] != MAGIC[: max(0, len(start) - 8)] or not start:
+        # Nine bytes are the fewest that tell a file of ours, cut short, from another.
+        if len(start) < 9 or start[8 : DIGEST.start] != MAGIC[: len(start) - 8]:
             raise FileError("this is not a parspike file")
         version = VERSION_FIELD.match(start, DIGEST.stop)
         if version is not None and int(version[1]) > VERSION:

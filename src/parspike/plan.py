@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from parspike.errors import OptionError, UnsupportedError
-from parspike.graph import Activation, Curve, Graph, Node, Quantised, Role, check_same, rewrite, trace
+from parspike.errors import InputError, OptionError, TraceError, UnsupportedError
+from parspike.graph import Activation, Curve, Graph, Node, Quantised, Role, check_same, leaves, rewrite, trace
+from parspike.graph.ir import expected_tensor
 from parspike.graph.ops import TABLE, UNFOLDABLE, WEIGHED_BY_SAMPLE, remedy
 from parspike.graph.order import compared, unnested
 from parspike.graph.roles import guards, reached_by, readouts, with_copies, with_weights_of_samples
@@ -169,9 +172,18 @@ def plan(
     Raises `TraceError`, `InputError`, and `OptionError` for a pattern that matches no activation.
     """
     args, kwargs = arguments(example)
-    read = trace(model, args, kwargs, free_sizes=free_sizes)
-    check_same(model, read, args, kwargs)
-    graph = rewrite(read, args, kwargs)
+    try:
+        read = trace(model, args, kwargs, free_sizes=free_sizes)
+        check_same(model, read, args, kwargs)
+        graph = rewrite(read, args, kwargs)
+    except (InputError, TraceError) as error:
+        if not _one_sample(model, args, kwargs):
+            raise
+        given = ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()))
+        raise InputError(
+            f"{type(model).__name__} takes batches, (B, …), B ≥ 1, and the example, {given}, looks like one sample: "
+            "pass x[None]"
+        ) from error
     options = _options(graph, layers or {})
     kept, asked = ({name for name, option in options.items() if isinstance(option, kind)} for kind in (Keep, Spike))
     guarded = guards(graph, asked)
@@ -185,6 +197,23 @@ def plan(
     rows = tuple(row for node in graph.nodes if (row := _row(node, place)) is not None)
     steps = {name: T for name, T in steps.items() if name in spiking}
     return Plan(graph, spiking, tuple(n.name for n in graph.neurons if n.name in kept), rows, strict, steps)
+
+
+def _one_sample(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a network, refused with these inputs, gives a batch of outputs for x[None], and none for x."""
+    if not isinstance(model, nn.Module):
+        return False
+
+    def batched(args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> bool:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                out = deepcopy(model)(*args, **kwargs)  # a copy: networks may write into their buffers
+            except Exception:  # noqa: BLE001 (whatever it raises, it does not take them)
+                return False
+        sizes = {x.shape[:1] for x in (*args, *kwargs.values())}
+        return all(leaf.shape[:1] in sizes for leaf in leaves(out) if isinstance(leaf, Tensor))
+
+    return not batched(args, kwargs) and batched([x[None] for x in args], {k: x[None] for k, x in kwargs.items()})
 
 
 @dataclass(frozen=True)
@@ -215,9 +244,12 @@ def _check_steps(
 
 def arguments(example: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Positional and keyword inputs of an example or a batch."""
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
+    args = () if isinstance(example, Mapping) else tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    kwargs = dict(example) if isinstance(example, Mapping) else {}
+    for x in (*args, *kwargs.values()):
+        if not isinstance(x, Tensor):
+            raise InputError(f"an example input is {type(x).__name__}, {expected_tensor(x)}")
+    return args, kwargs
 
 
 def _options(graph: Graph, layers: Mapping[str, LayerOption]) -> dict[str, LayerOption]:

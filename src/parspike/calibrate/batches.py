@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibratio
     """
     if isinstance(source, Tensor):
         return source.split(batch_size)
+    if isinstance(source, np.ndarray):
+        raise CalibrationError(f"{name} is a numpy array: pass torch.from_numpy(x)")
     if not isinstance(source, Iterable) or isinstance(source, (str, bytes, Mapping)):
         raise CalibrationError(f"{name} must be an iterable of batches, got {type(source).__name__}")
     return list(source) if iter(source) is source else source
@@ -74,6 +77,14 @@ def arguments_of(
     item: Any, place: str, inputs: Callable[[Any], Any] | None = None, signature: tuple[int, tuple[str, ...]] = (1, ())
 ) -> Any:
     """The model's input in one item: a tensor, a tuple of inputs, or a dict of keyword inputs."""
+    chosen = _chosen(item, place, inputs, signature)
+    several = chosen.values() if isinstance(chosen, Mapping) else chosen if isinstance(chosen, tuple) else (chosen,)
+    if any(isinstance(x, np.ndarray) for x in several):
+        raise CalibrationError(f"{place} is a numpy array: pass torch.from_numpy(x)")
+    return chosen
+
+
+def _chosen(item: Any, place: str, inputs: Callable[[Any], Any] | None, signature: tuple[int, tuple[str, ...]]) -> Any:
     positional, names = signature
     if inputs is not None:
         return inputs(item)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
-from parspike.errors import OptionError
+from parspike.errors import OptionError, meant
 from parspike.graph import Graph, Node, Quantised
 from parspike.graph.ops import Activation, call
 from parspike.neurons import Code, Neuron, ParallelNeuron, levels_of
@@ -108,9 +108,15 @@ def recipe_from_json(value: str | Mapping[str, Any]) -> Recipe:
     if share_of(name) is not None:
         mode, name = {"mode": name}, "thresholds"
     if name not in RECIPES:
-        raise OptionError(f"there is no recipe '{name}': choose one of {', '.join(sorted(RECIPES))}, or {MODES}")
+        known = ", ".join(sorted(RECIPES))
+        raise OptionError(f"there is no recipe '{name}'{meant(name, RECIPES)}: choose one of {known}, or {MODES}")
+    fields = [field.name for field in dataclasses.fields(RECIPES[name])]
+    for option in options:
+        if option not in fields:
+            raise OptionError(
+                f"recipe '{name}' has no option '{option}'{meant(option, fields)}; it has {', '.join(fields)}"
+            )
     try:
         return RECIPES[name](**mode, **options)
     except TypeError as error:
-        fields = ", ".join(field.name for field in dataclasses.fields(RECIPES[name]))
-        raise OptionError(f"recipe '{name}' has the options {fields or '(none)'}: {error}") from error
+        raise OptionError(f"recipe '{name}': {error}") from error

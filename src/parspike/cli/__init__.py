@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+import parspike
 from parspike.cli import commands, console, demo, processes, train, tune
 from parspike.errors import ParspikeError
 
@@ -16,43 +19,100 @@ __all__ = ["app", "main"]
 class OneClearError(TyperGroup):
     """Whatever goes wrong becomes one message and exit code 1; Ctrl-C is 130."""
 
+    def main(self, args: Sequence[str] | None = None, *more: Any, standalone_mode: bool = True, **named: Any) -> Any:
+        """Run a command line. Exits in `standalone_mode`, as typer does, and else gives the exit code."""
+        console.show_anything()
+        args = list(sys.argv[1:] if args is None else args)
+        code = self._run(args, *more, **named)
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    def _run(self, args: list[str], *more: Any, **named: Any) -> int:
+        as_json = "--json" in args
+        try:
+            return super().main(args, *more, standalone_mode=False, **named) or 0
+        except ParspikeError as error:
+            console.fail(as_json, type(error).__name__, str(error), error.details)
+        except typer.TyperException as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                typer.echo(error.format_message())
+            else:
+                console.fail(as_json, *usage(error))
+        except Exception as error:
+            if as_json:
+                console.fail(True, type(error).__name__, str(error))
+            raise  # a defect of parspike: the traceback belongs on stderr
+        finally:
+            processes.leave()
+        return 1
+
     def invoke(self, ctx: Any) -> Any:
         as_json = "--json" in ctx.args
         try:
             with processes.one_fate(), console.warnings_shown():
-                answer = super().invoke(ctx)
-            processes.leave()
-            return answer
-        except (ParspikeError, typer.TyperException) as error:
-            message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-            console.fail(as_json, type(error).__name__, message)
-            processes.leave()
-            raise typer.Exit(1) from error
+                return super().invoke(ctx)
         except KeyboardInterrupt as error:
             console.fail(as_json, "KeyboardInterrupt", "interrupted")
             raise typer.Exit(130) from error
-        except (typer.Exit, typer.Abort):
-            raise
-        except Exception as error:
-            if as_json:
-                console.fail(True, type(error).__name__, str(error))
-            processes.leave()
-            raise  # a defect of parspike: the traceback belongs on stderr
+
+
+def usage(error: typer.TyperException) -> tuple[str, str]:
+    """Kind and text of an error of typer; of an option's wrong value: which values there are, and which was given."""
+    parameter: Any = getattr(error, "param", None)
+    context: Any = getattr(error, "ctx", None)
+    refused = getattr(error.__cause__, "errors", None)  # pydantic checks the values
+    if parameter is not None and refused is not None:
+        given = str(refused()[0]["input"])
+        return "OptionError", f"{parameter.opts[0]} must be {_wanted(parameter)}, got {given}"
+    text = " ".join(error.format_message().split()).removesuffix(".")
+    return type(error).__name__, f"{text}; see {context.command_path} --help" if context is not None else text
+
+
+def _wanted(parameter: Any) -> str:
+    kind, least, most = parameter.type_descriptor, parameter.min, parameter.max
+    if kind.choices is not None:
+        *others, last = [str(getattr(choice, "value", choice)) for choice in kind.choices]
+        return f"{', '.join(others)} or {last}"
+    bounds = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
+    return f"{'a whole number' if kind.annotation is int else 'a number'}{bounds}"
 
 
 app = typer.Typer(
     cls=OneClearError,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None if console.NARROW else "rich",
     help="Turns trained PyTorch networks into parallel spiking neural networks.",
 )
-app.command()(commands.plan)
-app.command()(commands.convert)
-app.command("eval")(commands.evaluate)
-app.command()(tune.tune)
-app.command()(demo.demo)
-app.command()(train.train)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"parspike {parspike.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
+IMAGES = "--weights net.pt --data images/"
+for command, function, example in (
+    ("plan", commands.plan, "net.py:make --shape 3,224,224"),
+    ("convert", commands.convert, f"net.py:make {IMAGES} -T 8 -o net.parspike"),
+    ("eval", commands.evaluate, "net.parspike --data images/ --against net.py:make --weights net.pt"),
+    ("tune", tune.tune, f"net.py:make {IMAGES} --drop 1.0"),
+    ("demo", demo.demo, "--json"),
+    ("train", train.train, "cifar10-resnet20 --data cifar10.zip -o runs/one --set optimiser.epochs=30"),
+):
+    app.command(command, epilog=f"Example: parspike {command} {example}")(function)
+train.data_app.command("check", epilog="Example: parspike data check images/ --size 256 --crop 224")(train.check)
 app.add_typer(train.data_app, name="data")
 
 

@@ -1,16 +1,24 @@
-"""`parspike plan`, `convert` and `eval`. torch is imported inside them, so that `--help` answers at once."""
+"""`parspike plan`, `convert` and `eval`.
+
+torch is imported inside them, so that `--help` answers at once, and after what can be refused without it.
+"""
 
 from __future__ import annotations
 
+import json as json_format
+import os
 import time
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from parspike.cli import console, processes
-from parspike.errors import CalibrationError, FileError, InputError, OptionError
+from parspike.cli.console import Panel
+from parspike.errors import CalibrationError, FileError, InputError, OptionError, TraceError, meant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,27 +28,87 @@ if TYPE_CHECKING:
 
 __all__ = ["convert", "evaluate", "plan"]
 
+MAX_T = 1 << 24
+"""Counts above it are not whole in float32."""
+
+RECIPES = {
+    "auto": ("budget",),
+    "closed-form": ("refit", "shift", "granularity", "ridge", "weigh"),
+    "daqcfs": ("momentum", "passes", "means", "mode", "granularity"),
+    "reconstruct": ("steps", "batch_size", "rate", "augment", "held_out", "features", "weigh", "checkpoint"),
+    "thresholds": ("mode", "granularity"),
+}
+"""Recipes and their options, known without importing torch: for completion, and so that a slip is said at once."""
+FOREIGN = {
+    ".onnx": "ONNX", ".pt": "PyTorch", ".pth": "PyTorch", ".ckpt": "PyTorch", ".pkl": "pickle", ".h5": "HDF5",
+    ".safetensors": "plain safetensors", ".keras": "Keras", ".tflite": "TFLite", ".nir": "NIR", ".npz": "NumPy",
+    ".json": "JSON",
+}  # fmt: skip
+"""What other programs expect in a file of such a name."""
+NET, DATA, HOW, OUT = Panel.NETWORK, Panel.DATA, Panel.CONVERSION, Panel.OUTPUT
+
+
+def starting(*words: str) -> Callable[[str], list[str]]:
+    """Completion by those of the words that begin so; files are completed by the shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
 Spec = Annotated[
     str,
-    typer.Argument(metavar="SPEC", help="package.module:factory, file.py:factory, timm:NAME, torchvision:NAME"),
+    typer.Argument(
+        metavar="SPEC",
+        help="package.module:factory, file.py:factory, timm:NAME, torchvision:NAME",
+        autocompletion=starting("timm:", "torchvision:"),
+    ),
 ]
-Weights = Annotated[str | None, typer.Option(help="safetensors, or a state dict saved by torch.save")]
-Shape = Annotated[str | None, typer.Option(help="one sample without batch, such as 3,224,224")]
+Weights = Annotated[
+    str | None, typer.Option(help="safetensors, or a state dict saved by torch.save", rich_help_panel=NET)
+]
+Shape = Annotated[str | None, typer.Option(help="one sample without batch, such as 3,224,224", rich_help_panel=NET)]
 Keep = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATTERN", help="keep these layers' activations analog (repeatable)"),
+    typer.Option(metavar="PATTERN", help="keep these layers' activations analog (repeatable)", rich_help_panel=HOW),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="refuse what a spike cannot do instead of keeping it analog")]
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, also for an error")]
-Data = "a folder of class folders, a .zip of one, an .npz, digits or photos"
-Split = Annotated[str | None, typer.Option(help="train, test or val, where the data are divided so")]
-Side = Annotated[int | None, typer.Option("--size", help="resize the short side to this many pixels")]
-Crop = Annotated[int | None, typer.Option(help="then cut this square from the centre")]
-Mean = Annotated[str | None, typer.Option(help="then (x/255 − mean) / std: one value, or one a channel")]
-Std = Annotated[str | None, typer.Option(help="see --mean")]
-BatchSize = Annotated[int, typer.Option(help="images at a time")]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="leave out images that cannot be decoded")]
-Seed = Annotated[int, typer.Option(help="chooses which images, and their order")]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="refuse what a spike cannot do instead of keeping it analog", rich_help_panel=HOW),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help=f"how to calibrate: {', '.join(RECIPES)}, max, a percentile, or a recipe as JSON",
+        autocompletion=starting(*RECIPES, "max", "99.9%"),
+        rich_help_panel=HOW,
+    ),
+]
+Data = "a folder of class folders, a .zip of one, an .npz (images, labels), digits or photos"
+DataOption = Annotated[str, typer.Option(help=Data, autocompletion=starting("digits", "photos"), rich_help_panel=DATA)]
+CalibrationImages = Annotated[
+    int, typer.Option(min=1, help="take at most this many of the images", rich_help_panel=DATA)
+]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, also for an error", rich_help_panel=OUT)]
+Split = Annotated[
+    Literal["train", "test", "val"] | None,
+    typer.Option(help="where the data are divided so", rich_help_panel=DATA),
+]
+Side = Annotated[
+    int | None, typer.Option("--size", min=1, help="resize the short side to this many pixels", rich_help_panel=DATA)
+]
+Crop = Annotated[int | None, typer.Option(min=1, help="then cut this square from the centre", rich_help_panel=DATA)]
+Mean = Annotated[
+    str | None, typer.Option(help="then (x/255 − mean) / std: one value, or one a channel", rich_help_panel=DATA)
+]
+Std = Annotated[str | None, typer.Option(help="see --mean", rich_help_panel=DATA)]
+BatchSize = Annotated[int, typer.Option(min=1, help="images at a time", rich_help_panel=DATA)]
+SkipBroken = Annotated[
+    bool, typer.Option("--skip-broken", help="leave out images that cannot be decoded", rich_help_panel=DATA)
+]
+Seed = Annotated[int, typer.Option(min=0, help="chooses which images, and their order", rich_help_panel=DATA)]
+Force = Annotated[bool, typer.Option("--force", help="write over FILE if it exists", rich_help_panel=OUT)]
 
 
 def plan(
@@ -52,6 +120,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Show what becomes of every layer, before any data is read. Exit code 1 if a layer is refused."""
+    check_network(spec, weights, shape, "--shape 3,224,224")
     import parspike
 
     network = load(spec, weights)
@@ -63,16 +132,29 @@ def plan(
 
 def convert(
     spec: Spec,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="the file to write, net.parspike")],
-    data: Annotated[str | None, typer.Option(help=f"for the calibration: {Data}")] = None,
-    T: Annotated[int, typer.Option("-T", "--T", help="time-steps")] = 8,
+    output: Annotated[
+        str,
+        typer.Option("-o", "--output", metavar="FILE", help="the file to write, net.parspike", rich_help_panel=OUT),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help=f"for the calibration: {Data}", autocompletion=starting("digits", "photos"), rich_help_panel=DATA
+        ),
+    ] = None,
+    T: Annotated[int, typer.Option("-T", "--T", min=1, max=MAX_T, help="time-steps", rich_help_panel=HOW)] = 8,
     weights: Weights = None,
-    code: Annotated[str, typer.Option(help="sorted, weighted (2^T − 1 levels) or onset (one spike)")] = "sorted",
-    recipe: Annotated[str | None, typer.Option(help="how to calibrate: a name, or a recipe as JSON")] = None,
-    passes: Annotated[int | None, typer.Option(help="how often the calibration sees the data")] = None,
+    code: Annotated[
+        Literal["sorted", "weighted", "onset"],
+        typer.Option(help="weighted has 2^T − 1 levels, onset sends one spike", rich_help_panel=HOW),
+    ] = "sorted",
+    recipe: Recipe = None,
+    passes: Annotated[
+        int | None, typer.Option(min=1, help="how often the calibration sees the data", rich_help_panel=HOW)
+    ] = None,
     keep: Keep = None,
     strict: Strict = False,
-    calibration_images: Annotated[int, typer.Option(help="take at most this many of the images")] = 1024,
+    calibration_images: CalibrationImages = 1024,
     split: Split = None,
     shape: Shape = None,
     size: Side = None,
@@ -83,15 +165,26 @@ def convert(
     skip_broken: SkipBroken = False,
     seed: Seed = 0,
     devices: processes.Devices = 1,
-    force: Annotated[bool, typer.Option("--force", help="write over FILE if it exists")] = False,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Turn a trained network into a spiking one and write it to FILE."""
+
+    def check() -> None:
+        check_output(Path(output), force)
+        if data is None:
+            check_network(spec, weights, shape, "--data with images, which networks other than QCFS need for their "
+                          "calibration, or else one sample's --shape 3,224,224")  # fmt: skip
+        else:
+            check_network(spec, weights)
+            check_images(data, split)
+        check_recipe(recipe, passes)
+        preprocessing(None, shape, size, crop, mean, std)
+
+    together = processes.join(devices, check)
     import parspike
     from parspike.cli.data import open_images
 
-    together = processes.join(devices)
-    check_output(Path(output), force)
     network = load(spec, weights)
     preprocess = preprocessing(network.preprocess, shape, size, crop, mean, std)
     images = None
@@ -108,13 +201,13 @@ def convert(
             skip_broken=skip_broken,
         )
     start = time.perf_counter()
-    with console.progress("calibrating") as progress:
+    with console.progress("calibrating") as progress, explained(images):
         try:
             snn = parspike.convert(
                 network.model,
                 calibration=None if images is None else images.batches(),
                 T=T,
-                code=code,  # pyright: ignore[reportArgumentType] (convert says which there are)
+                code=code,
                 recipe=recipe_of(recipe, passes),
                 layers=_kept(keep),
                 example=None if images else _example(network, shape),
@@ -166,15 +259,22 @@ def convert(
 
 def evaluate(
     file: Annotated[str, typer.Argument(metavar="FILE", help="what `parspike convert` wrote")],
-    data: Annotated[str, typer.Option(help=Data)],
-    against: Annotated[str | None, typer.Option(metavar="SPEC", help="also run the network it came from")] = None,
+    data: DataOption,
+    against: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="also run the network it came from", rich_help_panel=NET)
+    ] = None,
     weights: Weights = None,
-    engine: Annotated[str, typer.Option(help="count, parallel, serial, or serial-if for comparison")] = "count",
+    engine: Annotated[
+        Literal["count", "parallel", "serial", "serial-if"],
+        typer.Option(help="how to run it; all but serial-if, which is for comparison, give the same"),
+    ] = "count",
     operations: Annotated[
-        bool, typer.Option("--operations", help="also operations, energy and error by layer")
+        bool, typer.Option("--operations", help="also operations, energy and error by layer", rich_help_panel=OUT)
     ] = False,
     split: Split = None,
-    limit: Annotated[int | None, typer.Option(help="take at most this many of the images")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="take at most this many of the images", rich_help_panel=DATA)
+    ] = None,
     shape: Shape = None,
     size: Side = None,
     crop: Crop = None,
@@ -188,14 +288,24 @@ def evaluate(
 ) -> None:
     """Run a converted network on images: accuracy, agreement with the network it came from, the relative error of its
     outputs, spikes, time, cost. Outputs that are values have no accuracy and agreement."""
+
+    def check() -> None:
+        if operations and engine == "serial-if":
+            raise OptionError(
+                "--operations counts the converted network's spikes, not those of serial-if: leave one out"
+            )
+        if weights is not None and against is None:
+            raise OptionError("--weights belongs to the network of --against SPEC; the spiking network has its own")
+        check_file(file)
+        if against is not None:
+            check_network(against, weights)
+        check_images(data, split)
+        preprocessing(None, shape, size, crop, mean, std)
+
+    together = processes.join(devices, check)
     import parspike
     from parspike.cli.data import open_images
 
-    if operations and engine == "serial-if":
-        raise OptionError("--operations counts the converted network's spikes, not those of serial-if: leave one out")
-    together = processes.join(devices)
-    if weights is not None and against is None:
-        raise OptionError("--weights belongs to the network of --against SPEC; the spiking network has its own")
     snn = parspike.load(file)
     network = load(against, weights) if against else None
     images = open_images(
@@ -209,7 +319,7 @@ def evaluate(
         skip_broken=skip_broken,
     )
     score = _Score()
-    with console.progress("evaluating") as progress:
+    with console.progress("evaluating") as progress, explained(images):
         for _, (x, y) in together.share(images.batches()):
             score.add(snn, network, engine, x, y)
             progress("", score.images, (len(images) - len(images.broken)) // together.size)
@@ -346,11 +456,7 @@ def _example(network: Network, shape: str | None) -> Tensor:
     from parspike.cli.spec import parse_shape
 
     one = parse_shape(shape) if shape else network.shape
-    if one is None:
-        raise OptionError(
-            f"the input of {network.spec} is not known: give one sample's shape, such as --shape 3,224,224"
-        )
-    return torch.zeros(2, *one)
+    return torch.zeros(2, *(one or ()))  # `check_network` has seen to it that there is one
 
 
 def preprocessing(
@@ -401,17 +507,87 @@ def _kept(patterns: list[str] | None) -> dict[str, Any]:
 
 def check_output(path: Path, force: bool) -> None:
     """Before minutes of calibration, not after."""
+    if path.is_dir():
+        raise FileError(f"--output {path}: this is a folder; name a file in it, such as {path / 'net.parspike'}")
     if path.exists() and not force:
         raise FileError(f"{path} exists: write over it with --force, or choose another name")
     if not path.parent.is_dir():
         raise FileError(f"{path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise FileError(f"{path}: the folder {path.parent} cannot be written to")
+    if path.suffix.lower() in FOREIGN:
+        console.warn(
+            f"{path} will hold parspike's own format, not {FOREIGN[path.suffix.lower()]}: call it {path.stem}.parspike"
+        )
+
+
+def check_file(file: str, option: str = "") -> None:
+    """Refuse a file that is not there."""
+    if not Path(file).is_file():
+        text = f"'{file}' is a folder" if Path(file).is_dir() else f"there is no file '{file}'"
+        raise FileError(f"{option} {file}: {text}" if option else text)
+
+
+def check_network(spec: str, weights: str | None, shape: str | None = None, give: str = "") -> None:
+    """Refuse a network that is not there; one whose input nothing tells, if `give` says what would tell it."""
+    from parspike.cli.spec import check_spec, parse_shape, states_input
+
+    check_spec(spec, weights)
+    if shape:
+        parse_shape(shape)
+    elif give and not states_input(spec):
+        raise OptionError(f"the input of {spec} is not known: give {give}")
+
+
+def check_images(data: str, split: str | None) -> None:
+    """Refuse images that are not there."""
+    from parspike.cli.data import check_data
+
+    check_data(data, split)
+
+
+def check_recipe(recipe: str | None, passes: int | None = None) -> None:
+    """Refuse a recipe, or an option of one, of a name that there is not; and passes where none are made."""
+    if recipe is None:
+        return
+    try:
+        value = json_format.loads(recipe) if recipe.lstrip().startswith("{") else {"name": recipe}
+    except json_format.JSONDecodeError as error:
+        raise OptionError(f"--recipe {recipe}: not valid JSON: {error}") from error
+    name = value.pop("name", None)
+    if name == "max" or str(name).endswith("%"):
+        name = "thresholds"
+    if name not in RECIPES:
+        raise OptionError(
+            f"there is no recipe '{name}'{meant(name, RECIPES)}: choose one of {', '.join(RECIPES)}, or 'max', or a "
+            "percentile such as '99.9%'"
+        )
+    for option in value:
+        if option not in RECIPES[name]:
+            raise OptionError(
+                f"recipe '{name}' has no option '{option}'{meant(option, RECIPES[name])}; "
+                f"it has {', '.join(RECIPES[name])}"
+            )
+    if passes is not None and "passes" not in RECIPES[name]:
+        raise OptionError(f"--passes {passes}: the recipe '{name}' makes no passes")
+
+
+@contextmanager
+def explained(images: Images | None) -> Iterator[None]:
+    """Adds to an error about shapes that the images seem to have their axes in another order."""
+    try:
+        yield
+    except (InputError, TraceError) as error:
+        if images is None or not images.layout or images.layout in str(error):
+            raise
+        raise type(error)(f"{error}; {images.layout}") from error
 
 
 def _skipped(images: Images | None) -> list[str]:
     """The files left out, said once on stderr."""
     names = images.broken if images else []
     if names:
-        console.warn(f"{len(names)} images could not be decoded and were left out: {', '.join(names)}")
+        console.warn(f"{len(names)} images could not be decoded and were left out: {console.few(names)}")
     return names
 
 
@@ -442,9 +618,5 @@ def recipe_of(recipe: str | None, passes: int | None) -> Any:
 
     if recipe is None and passes is None:
         return None
-    made = parspike.recipe_from_json(recipe) if recipe else parspike.DAQCFS()
-    if passes is None:
-        return made
-    if "passes" not in (field.name for field in fields(made)):
-        raise OptionError(f"--passes {passes}: the recipe '{made.name}' makes no passes")
-    return replace(made, passes=passes)
+    made: Any = parspike.recipe_from_json(recipe) if recipe else parspike.DAQCFS()
+    return made if passes is None else replace(made, passes=passes)

@@ -1,12 +1,20 @@
-"""What the command line writes: one result on stdout, everything else on stderr."""
+"""What the command line writes: one result on stdout, everything else on stderr.
+
+On a terminal progress is a bar; elsewhere, in a log, a line every ten seconds.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
+import sys
+import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Any
 
 import typer
@@ -16,9 +24,17 @@ from rich.text import Text
 
 from parspike.errors import ParspikeWarning
 
-__all__ = ["be_silent", "fail", "figure", "progress", "result", "warn", "warnings_shown"]
+__all__ = [
+    "NARROW", "Panel", "be_silent", "fail", "few", "figure", "progress", "result", "show_anything", "warn",
+    "warnings_shown",
+]  # fmt: skip
 
-
+NARROW = shutil.get_terminal_size().columns < 80
+"""Whether boxes would cut the names of options."""
+EVERY = 10.0
+"""Seconds between two lines of progress where nobody watches."""
+FEW = 3
+"""Names that a message gives of many."""
 _silent = False
 
 
@@ -28,10 +44,38 @@ def be_silent() -> None:
     _silent = True
 
 
+class Panel(StrEnum):
+    """The groups of options in `--help`."""
+
+    NETWORK = "The network"
+    DATA = "The images"
+    CONVERSION = "The conversion"
+    TRAINING = "The training"
+    DEVICES = "Devices"
+    OUTPUT = "What comes out"
+
+
+def show_anything() -> None:
+    """From here on print a replacement for a character that stdout cannot show, instead of failing at it."""
+    errors, utf = getattr(sys.stdout, "errors", None), (getattr(sys.stdout, "encoding", None) or "").startswith("utf")
+    if errors == "strict" or (errors == "surrogateescape" and not utf):
+        sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def result(as_json: bool, fields: dict[str, Any], text: str) -> None:
     """The command's answer: `fields` as one JSON object, or `text` for a person."""
     if not _silent:
-        typer.echo(json.dumps(fields, ensure_ascii=False) if as_json else text)
+        typer.echo(_json(fields) if as_json else text)
+
+
+def _json(fields: dict[str, Any]) -> str:
+    """One JSON object, with escapes where stdout could not show its characters: a name stays what it is."""
+    text = json.dumps(fields, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return json.dumps(fields)
+    return text
 
 
 def table(rows: dict[str, Any]) -> str:
@@ -44,6 +88,16 @@ def table(rows: dict[str, Any]) -> str:
     shown = {name: str(value) for name, value in rows.items() if value is not None}
     width = max(map(len, shown), default=0)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
+
+
+def few(names: Sequence[str], most: int = FEW) -> str:
+    """The first of many names, and how many more there are.
+
+    >>> few(["a", "b", "c", "d", "e"]), few(["a", "b"])
+    ('a, b, c and 2 more', 'a, b')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def figure(value: float) -> str:
@@ -78,10 +132,10 @@ def warnings_shown() -> Iterator[None]:
         yield
 
 
-def fail(as_json: bool, kind: str, message: str) -> None:
-    """An error, on stderr for a person, as a JSON object on stdout for a program."""
+def fail(as_json: bool, kind: str, message: str, details: Mapping[str, Sequence[str]] | None = None) -> None:
+    """An error, on stderr for a person, as a JSON object on stdout for a program, which gets the details too."""
     if as_json:
-        result(True, {"error": {"type": kind, "message": message}}, "")
+        result(True, {"error": {"type": kind, "message": message, **(details or {})}}, "")
     else:
         _say("error", "red", message)
 
@@ -96,19 +150,50 @@ def _say(word: str, style: str, message: str) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr with the time left, silent where nobody watches.
+    """A bar on stderr with the time left, a line now and then where nobody watches.
 
     It gives a function to call with (what, done, total), total 0 while it is not known.
     """
     stderr = Console(stderr=True)
+    if _silent or not stderr.is_terminal:
+        with _lines(title) as say:
+            yield say
+        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=stderr, transient=True, disable=_silent or not stderr.is_terminal) as bar:
+    with Progress(*columns, console=stderr, transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda what, done, total: bar.update(
             task, description=f"{title} {what}".rstrip(), completed=done, total=total or None
         )
+
+
+@contextmanager
+def _lines(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    state, start, over = [title, 0, 0], time.monotonic(), threading.Event()
+
+    def say(what: str, done: int, total: int) -> None:
+        state[:] = f"{title} {what}".strip(), done, total
+
+    def write() -> None:
+        while not over.wait(EVERY):
+            what, done, total = state
+            count = f" {done}/{total}" if total else f" {done}" if done else ""
+            sys.stderr.write(f"{what}{count}, {time.monotonic() - start:.0f} s\n".lstrip(", "))
+            sys.stderr.flush()
+
+    if _silent:
+        yield say
+        return
+    # A thread of its own, since some steps take minutes without a word.
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    try:
+        yield say
+    finally:
+        over.set()
+        writer.join()

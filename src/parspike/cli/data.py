@@ -3,7 +3,7 @@
     text ──open_images──► Images ──iterate──► (x, y) batches: x (B, C, H, W) float32, y (B,) int64 or None
 
 A source knows names, labels and how to read one item; `Images` chooses items, preprocesses and stacks them.
-Files are decoded one batch at a time.
+Files are decoded one batch at a time. torch is imported where a tensor is made, so that a wrong option is said at once.
 """
 
 from __future__ import annotations
@@ -15,20 +15,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from parspike.broken import BROKEN, decoded
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError
 
-__all__ = ["Images", "Preprocessing", "open_images"]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Images", "Preprocessing", "check_data", "open_images"]
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SPLITS = ("train", "test", "val")
+NPZ = "images and labels, x and y, or train_images, train_labels, test_images, test_labels"
+"""The keys of an .npz; labels may be missing."""
+LOOK = 1000
+"""Images that are looked at to say how many are broken."""
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -94,6 +100,8 @@ class Preprocessing:
 
     def __call__(self, image: np.ndarray | Image.Image) -> Tensor:
         """One image, (H, W[, C]) uint8, → (C, H, W) float32."""
+        import torch
+
         pil = image if isinstance(image, Image.Image) else Image.fromarray(image)
         if self.channels is not None:
             pil = pil.convert({1: "L", 3: "RGB"}[self.channels])
@@ -108,6 +116,8 @@ class Preprocessing:
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x − mean) / std along the channels, the first axis of x."""
+        import torch
+
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, x.shape[0]):
                 raise InputError(
@@ -138,6 +148,8 @@ class ArraySource:
     names: Sequence[str]
 
     def read(self, index: int, preprocess: Preprocessing) -> Tensor:
+        import torch
+
         image = np.asarray(self.images[index])
         if image.dtype == np.uint8:
             return preprocess(image)
@@ -165,6 +177,8 @@ class FileSource:
     def read(self, index: int, preprocess: Preprocessing) -> Tensor:
         name = self.names[index]
         data = self.archive.read(name) if self.archive else (self.root / name).read_bytes()
+        if not data:
+            raise EOFError("the file is empty")
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             return preprocess(image.convert("RGB"))
@@ -211,6 +225,19 @@ class Images:
         """The images' names, in the order of iteration."""
         return [self.source.names[i] for i in self._order]
 
+    @property
+    def layout(self) -> str:
+        """What a refused shape may come from: floats with the channels last, as images of uint8 have them. Else ""."""
+        images = getattr(self.source, "images", None)
+        if not isinstance(images, np.ndarray) or images.dtype == np.uint8 or images.ndim != 4:
+            return ""
+        if images.shape[3] not in (1, 3) or images.shape[1] in (1, 3):
+            return ""
+        return (
+            f"float images are (N, C, H, W), and these, {images.shape}, look like (N, H, W, C): "
+            "save images.transpose(0, 3, 1, 2)"
+        )
+
     def first(self) -> Tensor:
         """The first readable image, (C, H, W)."""
         return next(iter(replace(self, batch_size=1)))[0][0]
@@ -227,13 +254,30 @@ class Images:
         if not read:
             raise InputError(f"none of {len(self)} images could be decoded, the first is {self.names[0]}")
 
+    def _count_broken(self, index: int) -> str:
+        """How many images cannot be decoded: of all, or of so many from `index` on as take a few seconds."""
+        few = len(self._order) <= LOOK
+        looked, number = self._order if few else self._order[self._order.index(index) :][:LOOK], 0
+        for other in looked:
+            try:
+                self.source.read(other, self.preprocess)
+            except InputError:
+                continue  # it does not fit, which is another matter
+            except BROKEN:
+                number += 1
+        of = f"the {len(looked)} images" if few else f"{len(looked)} images from there on"
+        return f"; {number} of {of} cannot be decoded, parspike data check names them"
+
     def _read(self, order: Sequence[int]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        import torch
+
         labels = self.source.labels
         xs: list[Tensor] = []
         ys: list[int] = []
         for index in order:
             name = self.source.names[index]
-            x = decoded(name, partial(self.source.read, index, self.preprocess), self.skip_broken, self.broken)
+            read = partial(self.source.read, index, self.preprocess)
+            x = decoded(name, read, self.skip_broken, self.broken, partial(self._count_broken, index))
             if x is None:
                 continue
             self._first = self._first or (x.shape, name)
@@ -291,8 +335,7 @@ def open_images(
     >>> len(images), tuple(x.shape), y[:5].tolist()
     (360, (100, 1, 8, 8), [0, 5, 0, 5, 0])
     """
-    if split is not None and split not in SPLITS:
-        raise OptionError(f"--split {split}: choose one of {', '.join(SPLITS)}")
+    check_data(data, split)
     return Images(
         _source(data, split, prefer),
         preprocess or Preprocessing(),
@@ -304,6 +347,19 @@ def open_images(
     )
 
 
+def check_data(data: str, split: str | None = None) -> None:
+    """Refuse data that are not there, before anything is loaded. Whether they can be read shows when they are."""
+    if split is not None and split not in SPLITS:
+        raise OptionError(f"--split {split}: choose one of {', '.join(SPLITS)}")
+    path = Path(data)
+    if data in BUILT_IN or path.is_dir():
+        return
+    if not path.exists():
+        raise FileError(f"--data {data}: no such file or folder (built in are: {', '.join(BUILT_IN)})")
+    if path.suffix not in (".npz", ".zip"):
+        raise OptionError(f"--data {data}: expected a folder, .zip, .npz, or one of {', '.join(BUILT_IN)}")
+
+
 def _source(data: str, split: str | None, prefer: str | None) -> Source:
     if data in BUILT_IN:
         return BUILT_IN[data](split, prefer)
@@ -311,17 +367,13 @@ def _source(data: str, split: str | None, prefer: str | None) -> Source:
     if path.is_dir():
         files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
         return _files(path, files, None, split, prefer)
-    if not path.exists():
-        raise FileError(f"--data {data}: no such file or folder (built in are: {', '.join(BUILT_IN)})")
     if path.suffix == ".npz":
         return _npz(path, split, prefer)
-    if path.suffix == ".zip":
-        try:
-            archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise FileError(f"{path}: not a readable zip ({error})") from error
-        return _files(path, sorted(n for n in archive.namelist() if not n.endswith("/")), archive, split, prefer)
-    raise OptionError(f"--data {data}: expected a folder, .zip, .npz, or one of {', '.join(BUILT_IN)}")
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise FileError(f"{path}: not a readable zip ({error})") from error
+    return _files(path, sorted(n for n in archive.namelist() if not n.endswith("/")), archive, split, prefer)
 
 
 def _files(
@@ -378,10 +430,7 @@ def _npz(path: Path, split: str | None, prefer: str | None) -> ArraySource:
             pairs = [(f"{chosen}_images", f"{chosen}_labels")] if chosen else [("images", "labels"), ("x", "y")]
             pair = next((p for p in pairs if p[0] in keys), None)
             if pair is None:
-                raise InputError(
-                    f"{path}: has {', '.join(sorted(keys)) or 'no arrays'}; expected images and labels, "
-                    "x and y, or train_images, train_labels, test_images, test_labels"
-                )
+                raise InputError(f"{path}: has {', '.join(sorted(keys)) or 'no arrays'}; expected {NPZ}")
             images = file[pair[0]]
             labels = file[pair[1]] if pair[1] in keys else None
     except ParspikeError:

@@ -12,11 +12,11 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from parspike.cli import console
+from parspike.cli import commands, console
 from parspike.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, also for an error")]
 Progress = Callable[[str, int, int], None]
 
 PACKAGES = {
@@ -119,7 +118,7 @@ class Photos:
     double_differing: int
 
 
-def demo(json: Json = False) -> None:
+def demo(json: commands.Json = False) -> None:
     """Convert two real networks and run them: digits without any loss, photographs through EfficientNet-Lite0."""
     for module, package in PACKAGES.items():
         if find_spec(module) is None:

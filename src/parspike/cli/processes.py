@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -24,19 +24,30 @@ if TYPE_CHECKING:
 __all__ = ["Devices", "join", "leave", "one_fate"]
 
 Devices = Annotated[
-    int, typer.Option(min=1, help="processes that share the images, each with its part of the cores; or use torchrun")
+    int,
+    typer.Option(
+        min=1,
+        help="processes that share the images, each with its part of the cores; or use torchrun",
+        rich_help_panel=console.Panel.DATA,
+    ),
 ]
 
 _joined: list[Together] = []
 
 
-def join(devices: int) -> Together:
-    """This process among those of the command, which are started here where torchrun has not done it."""
+def join(devices: int, check: Callable[[], object]) -> Together:
+    """This process among those of the command, which are started here where torchrun has not done it.
+
+    check: refuses wrong options. It is called before torch is imported; by processes of torchrun when they know of
+    each other, so that one of them speaks.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started == 1:
+        check()
     import torch.distributed as dist
 
     from parspike.together import Together
 
-    started = int(os.environ.get("WORLD_SIZE", "1"))
     if started == 1 and devices > 1:
         _launch(devices)
     if started == 1:
@@ -49,6 +60,7 @@ def join(devices: int) -> Together:
     _joined.append(together)
     if together.rank:
         console.be_silent()
+    check()
     return together
 
 
@@ -89,6 +101,8 @@ def one_fate() -> Iterator[None]:
 
 def leave() -> None:
     """Wait until all have said what they have to: torchrun stops the others as soon as one has failed."""
+    if not _joined:
+        return
     import torch.distributed as dist
 
     while _joined:

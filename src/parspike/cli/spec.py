@@ -2,31 +2,40 @@
 
     package.module:factory    file.py:factory    timm:NAME    torchvision:NAME
 
-`file.py` is the user's own code and is run like a script; `--weights` files are data and run nothing.
+`file.py` is the user's own code and is run like a script; `--weights` files are data and run nothing. torch is imported
+where a network is made, so that a wrong SPEC is said at once.
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
 import importlib
 import importlib.util
+import inspect
+import pickle
+import re
 import sys
 import traceback
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
+from parspike.cli.console import FEW, few
 from parspike.cli.data import FILTERS, Preprocessing
-from parspike.errors import FileError, InputError, MissingExtraError, OptionError
+from parspike.errors import FileError, InputError, MissingExtraError, OptionError, meant
 
-__all__ = ["Network", "load_network", "parse_shape"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
+__all__ = ["Network", "check_spec", "load_network", "parse_shape"]
+
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
+"""What files of torch.save begin with that are no .zip: a pickled number."""
+LIBRARIES = ("timm", "torchvision")
+EXPECTED = "expected safetensors, or what torch.save(model.state_dict(), …) wrote"
 FORMS = "package.module:factory, file.py:factory, timm:NAME or torchvision:NAME"
 
 
@@ -43,9 +52,7 @@ class Network:
 
 def load_network(spec: str, weights: str | None = None) -> Network:
     """The network that `spec` names, with the state of the file `weights` if one is given."""
-    library, separator, name = spec.rpartition(":")
-    if not separator or not library or not name:
-        raise OptionError(f"SPEC {spec!r}: expected {FORMS}")
+    library, name = check_spec(spec, weights)
     shape, preprocess = None, None
     if library == "timm":
         model, shape, preprocess = _timm(name)
@@ -55,8 +62,25 @@ def load_network(spec: str, weights: str | None = None) -> Network:
         model = _from_factory(spec, library, name)
     if weights is not None:
         _set_state(model, spec, weights)
-    random = weights is None and library in ("timm", "torchvision")
+    random = weights is None and library in LIBRARIES
     return Network(model.eval(), spec, random, shape, preprocess)
+
+
+def check_spec(spec: str, weights: str | None = None) -> tuple[str, str]:
+    """SPEC in two, at its last colon. Refuses what can be refused before anything is imported."""
+    where, separator, name = spec.rpartition(":")
+    if not separator or not where or not name:
+        raise OptionError(f"SPEC {spec!r}: expected {FORMS}")
+    if where.endswith(".py") and not Path(where).is_file():
+        raise FileError(f"SPEC {spec}: there is no file {where}")
+    if weights is not None and not Path(weights).is_file():
+        raise FileError(f"--weights {weights}: there is no such file")
+    return where, name
+
+
+def states_input(spec: str) -> bool:
+    """Whether the network's library says which input it takes."""
+    return spec.partition(":")[0] in LIBRARIES
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -75,12 +99,13 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def _from_factory(spec: str, where: str, name: str) -> nn.Module:
+    from torch import nn
+
     module = _run_file(spec, Path(where)) if where.endswith(".py") else _import(spec, where)
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            have = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
-            raise OptionError(f"SPEC {spec}: {where} has no {name!r}{_perhaps(name, have)}")
+            raise OptionError(f"SPEC {spec}: {where} has no {name!r}{_choice(found, part)}")
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         return copy.deepcopy(found)  # eval() below must not reach the user's own object
@@ -92,9 +117,32 @@ def _from_factory(spec: str, where: str, name: str) -> nn.Module:
     return model
 
 
+def _choice(found: Any, name: str) -> str:
+    """What a module or class has that makes a network: what it was perhaps meant to be, else a list."""
+    from torch import nn
+
+    home = found.__name__ if isinstance(found, ModuleType) else getattr(found, "__module__", None)
+    public = {n: v for n, v in vars(found).items() if not n.startswith("_")}
+    networks = [n for n, v in public.items() if isinstance(v, nn.Module)]
+    # What was imported from elsewhere is not what the file is for, unless it has nothing else.
+    made = [n for n, v in public.items() if _makes(v) and f"{_home(v)}.".startswith(f"{home}.")]
+    have = [*made, *networks] or [n for n, v in public.items() if _makes(v)]
+    if said := meant(name, have):
+        return said
+    return f": it has {few(have, 10)}" if have else ": it has no function that makes a network"
+
+
+def _makes(value: Any) -> bool:
+    from torch import nn
+
+    return isinstance(value, (FunctionType, staticmethod)) or (isinstance(value, type) and issubclass(value, nn.Module))
+
+
+def _home(value: Any) -> str | None:
+    return inspect.unwrap(getattr(value, "__func__", value)).__module__
+
+
 def _run_file(spec: str, path: Path) -> ModuleType:
-    if not path.is_file():
-        raise FileError(f"SPEC {spec}: no file {path}")
     found = importlib.util.spec_from_file_location(f"parspike_user_{path.stem}", path)
     if found is None or found.loader is None:
         raise FileError(f"SPEC {spec}: {path} is not a Python file")
@@ -134,7 +182,7 @@ def _users_code(spec: str, call: Callable[[], Any]) -> Any:
 def _timm(name: str) -> tuple[nn.Module, tuple[int, ...], Preprocessing]:
     timm = _vision("timm")
     if not timm.is_model(name):
-        raise OptionError(f"timm has no network {name!r}{_perhaps(name, timm.list_models())}")
+        raise OptionError(f"timm has no network {name!r}{meant(name, timm.list_models())}")
     model = _users_code(f"timm:{name}", lambda: timm.create_model(name, pretrained=False))
     says = timm.data.resolve_model_data_config(model)
     shape = tuple(says["input_size"])
@@ -153,7 +201,7 @@ def _torchvision(name: str) -> tuple[nn.Module, tuple[int, ...], Preprocessing]:
     models = _vision("torchvision").models
     if name not in models.list_models(module=models):
         raise OptionError(
-            f"torchvision has no classification network {name!r}{_perhaps(name, models.list_models(module=models))}"
+            f"torchvision has no classification network {name!r}{meant(name, models.list_models(module=models))}"
         )
     model = _users_code(f"torchvision:{name}", lambda: models.get_model(name, weights=None))
     says = models.get_model_weights(name).DEFAULT.transforms()
@@ -177,6 +225,8 @@ def _vision(library: str) -> Any:
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
+        import torch
+
         raise OptionError(
             f"{library}: the installed torchvision was built for another torch than {torch.__version__} "
             f"({error}). Install a pair that belongs together with  pip install --force-reinstall "
@@ -186,9 +236,8 @@ def _vision(library: str) -> Any:
 
 
 def _set_state(model: nn.Module, spec: str, weights: str) -> None:
-    """Loads the file into the model; every key that does not fit is named in one error."""
+    """Loads the file into the model. One error counts the keys that do not fit; `details` has all of them."""
     state, expected = _read_state(Path(weights)), model.state_dict()
-    problems = []
     # Files older than PyTorch 0.4.1 lack the counter, and inference never reads it.
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in expected]
@@ -197,30 +246,44 @@ def _set_state(model: nn.Module, spec: str, weights: str) -> None:
         for k, v in state.items()
         if k in expected and v.shape != expected[k].shape
     ]
-    for title, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes)):
-        if keys:
-            problems.append(f"  {title} ({len(keys)}): {', '.join(keys)}")
+    wrong = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes}
+    problems = [f"{title} ({len(keys)}): {few(keys)}" for title, keys in wrong.items() if keys]
     if problems:
-        raise InputError(f"{weights} does not fit {spec}:\n" + "\n".join(problems))
+        cut = "; --json lists all" if max(map(len, wrong.values())) > FEW else ""
+        error = InputError(f"{weights} does not fit {spec}: {'; '.join(problems)}{cut}")
+        error.details = {title.replace(" ", "_"): keys for title, keys in wrong.items()}
+        raise error
     model.load_state_dict(state, strict=False)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileError(f"--weights {path}: no such file")
+    import torch
+    from torch import Tensor
+
     try:
-        if path.suffix == ".safetensors":
+        with path.open("rb") as stream:
+            head = stream.read(64)
+        if said := _no_weights(path, head):
+            raise FileError(f"--weights {path}: this is {said}; {EXPECTED}")
+        if path.suffix == ".safetensors" or _is_safetensors(head):
             from safetensors.torch import load_file
 
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileError:
+        raise
     except Exception as error:  # each reader raises its own kinds on a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileError(
-            f"--weights {path}: not a readable state dict ({reason}); "
-            "expected safetensors, or what torch.save(model.state_dict(), …) wrote"
-        ) from error
+        # torch names what it would have run, and advises to run it: its words are not repeated.
+        if isinstance(error, pickle.UnpicklingError) and (zipfile.is_zipfile(path) or head.startswith(LEGACY)):
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            more = f"more than tensors ({found[1]})" if found else "more than tensors"
+            raise FileError(
+                f"--weights {path}: the file holds {more} and was not run; "
+                "where it was made, save the weights alone: torch.save(model.state_dict(), …)"
+            ) from error
+        reason = f"{error}" if _is_safetensors(head) else "it is damaged, or of another kind"
+        raise FileError(f"--weights {path}: not a readable state dict ({reason}); {EXPECTED}") from error
     for key in ("state_dict", "model", "model_state_dict"):  # training scripts save more than the weights
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -231,6 +294,27 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _perhaps(name: str, have: list[str]) -> str:
-    near = difflib.get_close_matches(name, have, n=3)
-    return f"; perhaps {', '.join(near)}" if near else ""
+def _is_safetensors(head: bytes) -> bool:
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+
+
+def _no_weights(path: Path, head: bytes) -> str:
+    """What a file is by its first bytes, or its members, if that is no state dict of PyTorch."""
+    if head.startswith(b'{"__metadata__":{"format":"parspike"', 8):
+        return "a converted network (.parspike)"
+    if head.startswith(b"\x89HDF"):
+        return "an HDF5 file, as Keras writes"
+    if head.startswith(b"\x93NUMPY"):
+        return "a .npy array"
+    if head.startswith(b"\x80") and not head.startswith(LEGACY):
+        return "a Python pickle, which can hold code and was not run; where it was made, save model.state_dict()"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if names and all(name.endswith(".npy") for name in names):
+            return f"an .npz of arrays ({few([name.removesuffix('.npy') for name in names])}), which goes to --data"
+        if any(name.endswith("/constants.pkl") for name in names):
+            return "a TorchScript program, which was not run"
+        if not any(name.endswith("/data.pkl") for name in names):
+            return f"a .zip of other files ({few(names)})"
+    return "an empty file" if not head else ""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from parspike.cli import console
+from parspike.cli import commands, console
+from parspike.cli.console import Panel
 from parspike.errors import FileError, InputError, OptionError
 
 if TYPE_CHECKING:
@@ -20,52 +21,103 @@ if TYPE_CHECKING:
 
 __all__ = ["data_app", "train"]
 
-DATA = "a folder of class folders, a .zip of one, an .npz, digits, or hf:NAME of Hugging Face datasets"
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, also for an error")]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="leave out images that cannot be decoded")]
+DATA = "a folder of class folders, a .zip of one, an .npz (images, labels), digits, or hf:NAME of Hugging Face datasets"
+
+
+def _recipes(incomplete: str) -> list[str]:
+    from parspike.train.recipe import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(incomplete)]
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe's name, or a .toml file")],
-    data: Annotated[str, typer.Option(help=DATA)],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FOLDER", help="weights, checkpoint and log go here")
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="a recipe's name, or a .toml file", autocompletion=_recipes)
     ],
-    test_data: Annotated[str | None, typer.Option(help="the images to score on (default: --data's test split)")] = None,
-    network: Annotated[str | None, typer.Option(metavar="SPEC", help="train this one instead of the recipe's")] = None,
-    weights: Annotated[str | None, typer.Option("--from", help="start from these weights of the ReLU network")] = None,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="change the recipe: optimiser.epochs=30")
+    data: Annotated[str, typer.Option(help=DATA, rich_help_panel=Panel.DATA)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="FOLDER", help="weights, checkpoint and log go here", rich_help_panel=Panel.OUTPUT
+        ),
+    ],
+    test_data: Annotated[
+        str | None,
+        typer.Option(help="the images to score on (default: --data's test split)", rich_help_panel=Panel.DATA),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in FOLDER")] = False,
-    devices: Annotated[str, typer.Option(help="how many devices, or auto")] = "auto",
-    nodes: Annotated[int, typer.Option(help="machines; start each with torchrun")] = 1,
-    strategy: Annotated[str, typer.Option(help="auto, ddp or fsdp, as Lightning Fabric names them")] = "auto",
-    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
-    save_every: Annotated[float, typer.Option(help="seconds between checkpoints")] = 60.0,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also log for TensorBoard")] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="compile the whole network")] = False,
-    cache: Annotated[Path, typer.Option(help="decoded images are kept here")] = Path("runs/cache"),
+    network: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="train this one instead of the recipe's", rich_help_panel=Panel.TRAINING),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--from", help="start from these weights of the ReLU network", rich_help_panel=Panel.TRAINING),
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="change the recipe: optimiser.epochs=30", rich_help_panel=Panel.TRAINING
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the checkpoint in FOLDER", rich_help_panel=Panel.OUTPUT)
+    ] = False,
+    devices: Annotated[str, typer.Option(help="how many devices, or auto", rich_help_panel=Panel.DEVICES)] = "auto",
+    nodes: Annotated[
+        int, typer.Option(min=1, help="machines; start each with torchrun", rich_help_panel=Panel.DEVICES)
+    ] = 1,
+    strategy: Annotated[
+        str, typer.Option(help="auto, ddp or fsdp, as Lightning Fabric names them", rich_help_panel=Panel.DEVICES)
+    ] = "auto",
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps", rich_help_panel=Panel.DEVICES)] = "auto",
+    save_every: Annotated[
+        float, typer.Option(min=0, help="seconds between checkpoints", rich_help_panel=Panel.OUTPUT)
+    ] = 60.0,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="also log for TensorBoard", rich_help_panel=Panel.OUTPUT)
+    ] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="compile the whole network", rich_help_panel=Panel.DEVICES)
+    ] = False,
+    cache: Annotated[Path, typer.Option(help="decoded images are kept here", rich_help_panel=Panel.DATA)] = Path(
+        "runs/cache"
+    ),
     on_demand: Annotated[
-        bool, typer.Option("--on-demand", help="decode images when they are needed, not all of them once (ImageNet)")
+        bool,
+        typer.Option(
+            "--on-demand",
+            help="decode images when they are needed, not all of them once (ImageNet)",
+            rich_help_panel=Panel.DATA,
+        ),
     ] = False,
     stream: Annotated[
-        bool, typer.Option("--stream", help="read the training images of hf: while they arrive, and keep none")
+        bool,
+        typer.Option(
+            "--stream",
+            help="read the training images of hf: while they arrive, and keep none",
+            rich_help_panel=Panel.DATA,
+        ),
     ] = False,
-    skip_broken: SkipBroken = False,
-    json: Json = False,
+    skip_broken: commands.SkipBroken = False,
+    json: commands.Json = False,
 ) -> None:
     """Train a network whose activations are QCFS, so that it converts without loss."""
-    import torch
-
-    from parspike.train import Devices, OnDemand, Stream, fit, load_recipe
+    from parspike.train.recipe import load_recipe
 
     made = load_recipe(recipe).replace(_changes(change))
     if network is not None:
         made = made.replace({"network": network})
-    if (output / "last.ckpt").exists() and not resume:
-        raise FileError(f"{output} holds a training: go on with --resume, or choose another folder")
+    _check_folder(output, resume)
     number = devices if devices == "auto" else _number("--devices", devices)
+    for given in {data, test_data or data}:
+        if not given.startswith("hf:"):
+            commands.check_images(given, None)
+    if weights is not None:
+        commands.check_file(weights, "--from")
+    import torch
+
+    from parspike.train import Devices, OnDemand, Stream, fit
+
     with console.progress("") as progress:
         held_out = _open(test_data or data, "test", made, skip_broken)
         if stream:
@@ -106,6 +158,13 @@ def train(
         "log": output / "log.csv",
     }
     console.result(json, fields, console.table(text))
+
+
+def _check_folder(output: Path, resume: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise FileError(f"--output {output}: this is a file, so no folder can be made there; choose another name")
+    if (output / "last.ckpt").exists() and not resume:
+        raise FileError(f"{output} holds a training: go on with --resume, or choose another folder")
 
 
 def _changes(texts: list[str] | None) -> dict[str, Any]:
@@ -200,7 +259,7 @@ def _arrays(images: Images, data: str, split: str, cache: Path, progress: Any) -
 
 def _left_out(broken: list[str]) -> None:
     if broken:
-        console.warn(f"{len(broken)} images could not be decoded and were left out: {', '.join(broken)}")
+        console.warn(f"{len(broken)} images could not be decoded and were left out: {console.few(broken)}")
 
 
 def _open(data: str, split: str, recipe: Recipe, skip_broken: bool) -> Images:
@@ -216,18 +275,19 @@ def _open(data: str, split: str, recipe: Recipe, skip_broken: bool) -> Images:
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before they are used.")
 
 
-@data_app.command()
 def check(
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA)],
-    size: Annotated[int | None, typer.Option(help="resize the short side to this many pixels")] = None,
-    crop: Annotated[int | None, typer.Option(help="then cut this square from the centre")] = None,
-    skip_broken: SkipBroken = False,
-    json: Json = False,
+    size: commands.Side = None,
+    crop: commands.Crop = None,
+    skip_broken: commands.SkipBroken = False,
+    json: commands.Json = False,
 ) -> None:
     """Say what is in the data: images, classes and sizes of each split, and what training would stumble over.
 
     Exit code 1 if there is something of the kind.
     """
+    if not data.startswith("hf:"):
+        commands.check_images(data, None)
     opened = _splits(data, size, crop)
     with console.progress("reading") as progress:
         splits = {name: _look(images, progress) for name, images in opened.items()}
@@ -269,14 +329,14 @@ def _splits(data: str, size: int | None, crop: int | None) -> dict[str, Images]:
 
 def _look(images: Images, progress: Any) -> dict[str, Any]:
     """Every image read once, one at a time."""
-    from parspike.broken import BROKEN
+    from parspike.broken import BROKEN, reason
 
     source, sizes, classes, broken = images.source, Counter(), Counter(), []
     for index, name in enumerate(source.names):
         try:
             shape = source.read(index, images.preprocess).shape
         except BROKEN as error:
-            broken.append(f"{name} ({str(error) or type(error).__name__})")
+            broken.append(f"{name} ({reason(error)})")
             continue
         sizes["×".join(map(str, shape))] += 1
         if source.labels is not None:

@@ -327,7 +327,7 @@ class Graph:
         for i in self.inputs:
             x = env.get(i.name)
             if not isinstance(x, Tensor):
-                raise InputError(f"{place}: input '{i.name}' is {type(x).__name__}, expected a tensor (B, …)")
+                raise InputError(f"{place}: input '{i.name}' is {type(x).__name__}, {expected_tensor(x)}")
             fixed = [d for d, n in zip(i.shape, x.shape, strict=False) if not isinstance(d, Size) and d != n]
             if x.dim() != len(i.shape) or fixed or 0 in x.shape:
                 raise self._refused(i, x, place)
@@ -348,6 +348,9 @@ class Graph:
 
     def _refused(self, i: Input, x: Tensor, place: str) -> InputError:
         said = f"; {self.about_sizes}" if self.about_sizes else ""
+        sizes = zip(i.shape[1:], x.shape, strict=False)
+        if x.dim() == len(i.shape) - 1 and all(isinstance(d, Size) or d == n for d, n in sizes):
+            said = ": it looks like one sample, pass x[None]"
         return InputError(
             f"{place}: input '{i.name}' has shape {tuple(x.shape)}, this network takes {i.shape_text}, B ≥ 1{said}"
         )
@@ -445,3 +448,9 @@ def walk(schedule: Schedule, streams: Sequence[Stream], at: Mapping[str, Hook] |
         for stream in streams:
             for name in dead:
                 stream.env.pop(name, None)
+
+
+def expected_tensor(value: object) -> str:
+    """What a message says to someone who gave something else."""
+    numpy = type(value).__module__ == "numpy"
+    return "expected a tensor (B, …)" + (": pass torch.from_numpy(x)" if numpy else "")

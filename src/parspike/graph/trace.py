@@ -58,7 +58,7 @@ def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str
         line = user_line("".join(frames(error)))
         raise InputError(
             f"{type(model).__name__} fails on the example, {', '.join(given)}{f' at {line}' if line else ''}: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}. Inputs are batches, (B, …), of any B from 2 on"
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}. Inputs are batches, (B, …), B ≥ 1"
         ) from error
 
 

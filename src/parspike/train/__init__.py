@@ -8,15 +8,20 @@
 `docs/training.md` shows it from the command line.
 """
 
-from parspike.train.activation import TrainQCFS
-from parspike.train.data import Arrays, decode
-from parspike.train.direct import LIF, with_lif
-from parspike.train.hub import Hub, Stream
-from parspike.train.loop import Devices, DivergedError, Result, fit
-from parspike.train.make import load_trained, make_network
-from parspike.train.ondemand import Decoder, OnDemand
-from parspike.train.recipe import Recipe, load_recipe, recipe_names
-from parspike.train.replace import with_qcfs
+import typing
+
+from parspike.lazy import look_up_later
+
+if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
+    from parspike.train.activation import TrainQCFS
+    from parspike.train.data import Arrays, decode
+    from parspike.train.direct import LIF, with_lif
+    from parspike.train.hub import Hub, Stream
+    from parspike.train.loop import Devices, DivergedError, Result, fit
+    from parspike.train.make import load_trained, make_network
+    from parspike.train.ondemand import Decoder, OnDemand
+    from parspike.train.recipe import Recipe, load_recipe, recipe_names
+    from parspike.train.replace import with_qcfs
 
 __all__ = [
     "LIF",
@@ -39,3 +44,19 @@ __all__ = [
     "with_lif",
     "with_qcfs",
 ]
+
+look_up_later(
+    __name__,
+    {
+        "activation": ("TrainQCFS",),
+        "data": ("Arrays", "decode"),
+        "direct": ("LIF", "with_lif"),
+        "hub": ("Hub", "Stream"),
+        "loop": ("Devices", "DivergedError", "Result", "fit"),
+        "make": ("load_trained", "make_network"),
+        "ondemand": ("Decoder", "OnDemand"),
+        "recipe": ("Recipe", "load_recipe", "recipe_names"),
+        "replace": ("with_qcfs",),
+    },
+)
+del look_up_later

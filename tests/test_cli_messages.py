@@ -1,0 +1,519 @@
+"""What the command line says, as a new user meets it: every message names the place and the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+import parspike
+from parspike import errors
+from parspike.calibrate import RECIPES
+from parspike.cli import app, commands, console
+
+NET = """
+from torch import nn
+from torch.nn import Conv2d
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+
+def wide():
+    return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(180, 3))
+
+class Zoo:
+    tiny = staticmethod(lambda: nn.Linear(4, 2))
+"""
+CONVERT = "convert net.py:small -o n.parspike"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def error(text: str) -> str:
+    """The one line on stderr of a command that is refused; nothing on stdout."""
+    outcome = run(*text.split())
+    assert (outcome.exit_code, outcome.stdout) == (1, ""), outcome.output
+    *warnings, said = outcome.stderr.splitlines()
+    assert all(line.startswith("warning: ") for line in warnings)
+    assert said.startswith("error: ")
+    return said.removeprefix("error: ")
+
+
+def process(*arguments: str, **env: str) -> subprocess.CompletedProcess[bytes]:
+    """A command in a process of its own."""
+    source = str(Path(parspike.__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", **env}
+    command = [sys.executable, "-m", "parspike", *arguments]
+    return subprocess.run(command, capture_output=True, env=env, check=False, timeout=300)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with net.py and twelve images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "net.py").write_text(NET)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
+    np.savez("data.npz", images=images, labels=rng.integers(0, 3, 12))
+    return tmp_path
+
+
+# -------------------------------------------------------------------------------------------------- one look
+
+
+def test_the_version() -> None:
+    said = run("--version")
+    assert (said.exit_code, said.stdout, said.stderr) == (0, f"parspike {parspike.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("--versoin", ["--versoin", "--version", "--help"]),
+        ("plann", ["'plann'", "'plan'", "--help"]),
+        ("plan", ["'SPEC'", "plan --help"]),
+        ("convert net.py:small", ["--output", "convert --help"]),
+        ("convert net.py:small -o", ["-o", "requires an argument"]),
+        (f"{CONVERT} --passe 3", ["--passe", "--passes"]),
+        (f"{CONVERT} -T 2.5", ["-T must be a whole number from 1 to 16777216, got 2.5"]),
+        (f"{CONVERT} -T 0", ["from 1 to 16777216, got 0"]),
+        (f"{CONVERT} -T 1000000000", ["from 1 to 16777216, got 1000000000"]),
+        (f"{CONVERT} --size x", ["--size must be a whole number of at least 1, got x"]),
+        (f"{CONVERT} --seed -1", ["--seed must be a whole number of at least 0, got -1"]),
+        (f"{CONVERT} --code fast", ["--code must be sorted, weighted or onset, got fast"]),
+        (f"{CONVERT} --data data.npz --split exam", ["--split must be train, test or val, got exam"]),
+        ("tune net.py:small --data data.npz --code fast", ["--code must be sorted, weighted or onset, got fast"]),
+        ("tune net.py:small --data data.npz --drop nan", ["--drop must be a number of at least 0, got nan"]),
+        ("eval n.parspike --data data.npz --engine warp", ["--engine must be count, parallel, serial or serial-if"]),
+        ("train digits --data digits -o r --nodes 0", ["--nodes must be a whole number of at least 1, got 0"]),
+        ("data chek", ["'chek'", "'check'"]),
+    ],
+)
+def test_usage_errors_are_one_line(here: Path, text: str, says: list[str]) -> None:
+    said = error(text)
+    for part in says:
+        assert part in said, said
+    outcome = run(*text.split(), "--json") if text != "convert net.py:small -o" else None
+    if outcome is not None:
+        assert (outcome.exit_code, outcome.stderr) == (1, "")
+        assert json.loads(outcome.stdout)["error"]["message"] == said
+
+
+@pytest.mark.parametrize("text", ["", "data"])
+def test_without_a_command_the_help_is_shown(text: str) -> None:
+    outcome = run(*text.split())
+    assert outcome.exit_code == 1
+    assert "Usage:" in outcome.stdout
+    assert outcome.stderr == ""
+
+
+def test_torch_is_not_imported_for_help_or_a_wrong_option(here: Path) -> None:
+    save = "-o n.parspike"
+    lines = [
+        "--version", "--help", "convert --help", "train --help", "nope", "plan net.py:small", "plan nope --shape 1",
+        "plan no.py:net --shape 1", "plan net.py:small --shape x", f"convert net.py:small {save}",
+        f"convert net.py:small --data nowhere {save}", "convert net.py:small --data data.npz -o .",
+        f"convert net.py:small --data data.npz -T 2.5 {save}",
+        f"convert net.py:small --data data.npz --recipe x {save}",
+        f"convert net.py:small --data data.npz --weights w.pt {save}",
+        f"convert net.py:small --data data.npz --mean x {save}", f"convert net.py:small --data data.npz --std 0 {save}",
+        f"convert net.py:small --data data.npz --recipe max --passes 2 {save}",
+        "eval none.parspike --data data.npz", "tune net.py:small --data nowhere",
+        "tune net.py:small --data data.npz -o .",
+        "train nope --data digits -o r", "train digits --data nowhere -o r", "train digits --data digits -o r --set x",
+        "train digits --data digits -o net.py", "data check nowhere",
+    ]  # fmt: skip
+    code = (
+        "import sys\nfrom parspike.cli import app\n"
+        "for line in sys.argv[1:]:\n"
+        "    try: app(line.split())\n"
+        "    except SystemExit: pass\n"
+        "    if 'torch' in sys.modules: sys.exit(f'{line}: torch')\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(parspike.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("error: ") == len(lines) - 4
+
+
+def test_completion_knows_commands_options_and_values() -> None:
+    def offered(line: str) -> set[str]:
+        env = {"_PARSPIKE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+        return set(CliRunner().invoke(app, [], prog_name="parspike", env=env).stdout.split())
+
+    assert {"plan", "convert", "eval", "tune", "train", "data", "demo"} <= offered("parspike ")
+    assert offered("parspike convert --calib") == {"--calibration-images"}
+    assert offered("parspike eval n.parspike --engine serial") == {"serial", "serial-if"}
+    assert offered("parspike convert --recipe da") == {"daqcfs"}
+    assert offered("parspike plan ti") == {"timm:"}
+    assert "digits" in offered("parspike train dig")
+
+
+def test_recipes_of_the_command_line_are_those_of_the_library() -> None:
+    for name, recipe in RECIPES.items():
+        assert commands.RECIPES[name] == tuple(field.name for field in dataclasses.fields(recipe))
+    assert commands.RECIPES.keys() == RECIPES.keys()
+
+
+COMMANDS = ["plan", "convert", "eval", "tune", "demo", "train", "data check"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example_that_is_understood(command: str) -> None:
+    shown = run(*command.split(), "--help").stdout
+    assert f"Example: parspike {command} " in shown
+    group: Any = get_command(app)
+    for part in command.split():
+        group = group.commands[part]
+    *_, words = group.epilog.partition(f"parspike {command} ")
+    with group.make_context(command, words.split()) as context:  # typer checks every option
+        assert context.params
+
+
+@pytest.mark.parametrize("command", ["convert", "eval", "tune", "train"])
+def test_options_stand_in_groups(command: str) -> None:
+    shown = run(command, "--help").stdout
+    ungrouped = shown.partition("─ Options ─")[2].partition("╰")[0]
+    assert ungrouped.count("--") <= 2, "options without rich_help_panel"
+    assert "The images" in shown
+    assert "What comes out" in shown
+
+
+def test_no_option_is_cut_where_the_terminal_is_narrow() -> None:
+    shown = process("convert", "--help", COLUMNS="40").stdout.decode()
+    group: Any = get_command(app)
+    for parameter in group.commands["convert"].params:
+        for option in parameter.opts if parameter.param_type_name == "option" else ():
+            assert option in shown
+    assert "…" not in shown
+
+
+# ---------------------------------------------------------------------------------------------- stdout, stderr
+
+
+def test_a_stdout_that_cannot_show_a_character_prints_another(here: Path) -> None:
+    arguments = ("plan", "net.py:small", "--shape", "3,6,6")
+    done = process(*arguments, PYTHONIOENCODING="latin-1")
+    assert done.returncode == 0, done.stderr
+    whole = run(*arguments).stdout
+    assert whole.encode("latin-1", "replace") == done.stdout
+    assert b"?" in done.stdout
+    (here / "θ.py").write_text(NET)
+    spoken = process("convert", "θ.py:small", "--data", "data.npz", "-o", "n.parspike", "--recipe", "max", "--json",
+                     PYTHONIOENCODING="latin-1", PYTHONUTF8="1")  # fmt: skip
+    assert json.loads(spoken.stdout)["spec"] == "θ.py:small"
+
+
+class Watched(io.StringIO):
+    """What is not a terminal."""
+
+
+def test_a_line_of_progress_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "EVERY", 0.01)
+    monkeypatch.setattr(sys, "stderr", stream := Watched())
+    until = time.monotonic() + 60
+    with console.progress("calibrating") as progress:
+        progress("daqcfs", 3, 12)
+        while stream.getvalue().count("\n") < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) >= 2
+    assert all(line.startswith("calibrating daqcfs 3/12, ") and line.endswith(" s") for line in lines)
+    monkeypatch.setattr(console, "_silent", True)
+    with console.progress("calibrating"):
+        time.sleep(0.05)
+    assert stream.getvalue().splitlines() == lines
+
+
+def test_no_line_of_progress_in_a_short_command(here: Path) -> None:
+    assert run(*CONVERT.split(), "--data", "data.npz", "--recipe", "max").stderr == ""
+
+
+# ------------------------------------------------------------------------------------------------------ output
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_folder_as_output_is_refused_before_the_work(
+    here: Path, force: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parspike, "convert", lambda *a, **k: pytest.fail("it worked first"))
+    (here / "out").mkdir()
+    for command in ("convert", "tune"):
+        said = error(" ".join([command, "net.py:small", "--data data.npz -o out", *force]))
+        assert "out: this is a folder; name a file in it, such as out/net.parspike" in said
+    snn = parspike.SNN.__new__(parspike.SNN)
+    with pytest.raises(errors.FileError, match=r"is a folder: name a file in it"):
+        parspike.SNN.save(snn, here / "out", force=bool(force))
+
+
+def test_a_foreign_name_is_warned_of(here: Path) -> None:
+    common = ("convert", "net.py:small", "--data", "data.npz", "--recipe", "max", "-o")
+    said = run(*common, "x.onnx")
+    assert said.exit_code == 0
+    assert said.stderr.startswith("warning: x.onnx will hold parspike's own format, not ONNX: call it x.parspike")
+    assert "not PyTorch" in run(*common, "x.PT").stderr
+    assert run(*common, "x.parspike").stderr == run(*common, "x.v2").stderr == ""
+
+
+# ------------------------------------------------------------------------------------- networks and weights
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("net.py:nope", "net.py has no 'nope': it has small, wide"),
+        ("net.py:smal", "net.py has no 'smal' (did you mean 'small'?)"),
+        ("net.py:Zoo.nope", "net.py has no 'Zoo.nope': it has tiny"),
+        ("none.py:net", "there is no file none.py"),
+        ("os.path:nope", "os.path has no 'nope': it has "),
+    ],
+)
+def test_a_network_that_is_not_there(here: Path, spec: str, says: str) -> None:
+    assert says in error(f"plan {spec} --shape 3,6,6")
+
+
+def test_an_input_that_nothing_tells(here: Path) -> None:
+    assert "--data" not in error("plan net.py:small")
+    said = error(CONVERT)
+    assert "--data" in said
+    assert "--shape 3,224,224" in said
+    assert "QCFS" in said
+
+
+class Harmful:
+    """Runs code when unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return (exec, ("raise SystemExit('code ran')",))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_weights_that_hold_code_are_not_run_and_nobody_is_told_to(here: Path) -> None:
+    torch.save({"0.weight": Harmful()}, "code.pt")
+    torch.save(nn.Sequential(nn.Linear(2, 2)), "whole.pt")
+    torch.save({"epoch": np.float64(3), "state_dict": {}}, "array.pt")
+    (here / "plain.pkl").write_bytes(pickle.dumps({"0.weight": Harmful()}))
+    (here / "legacy.pt").touch()
+    torch.save(nn.Linear(2, 2), "legacy.pt", _use_new_zipfile_serialization=False)
+    torch.jit.script(nn.Sequential(nn.Linear(2, 2))).save("script.pt")
+    for name in ("code.pt", "whole.pt", "array.pt", "plain.pkl", "legacy.pt", "script.pt"):
+        said = error(f"{CONVERT} --data data.npz --weights {name}")
+        assert f"--weights {name}" in said
+        assert "was not run" in said
+        assert "model.state_dict()" in said
+        assert "weights_only" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("data.npz", "this is an .npz of arrays (images, labels), which goes to --data"),
+        ("one.npy", "this is a .npy array"),
+        ("empty.pt", "this is an empty file"),
+        ("cut.pt", "not a readable state dict"),
+        ("cut.safetensors", "not a readable state dict"),
+        ("garbage.pt", "not a readable state dict"),
+        ("files.zip", "this is a .zip of other files (a.png)"),
+        ("keras.h5", "this is an HDF5 file"),
+        ("n.parspike", "this is a converted network (.parspike)"),
+    ],
+)
+def test_what_is_given_as_weights(here: Path, name: str, says: str) -> None:
+    np.save("one.npy", np.zeros(3))
+    torch.save({"w": torch.zeros(300)}, "whole.pt")
+    save_file({"w": torch.zeros(300)}, "whole.safetensors")
+    for kind in ("pt", "safetensors"):
+        (here / f"cut.{kind}").write_bytes((here / f"whole.{kind}").read_bytes()[:-200])
+    (here / "empty.pt").touch()
+    (here / "garbage.pt").write_bytes(b"garbage")
+    (here / "keras.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50))
+    zipfile.ZipFile(here / "files.zip", "w").writestr("a.png", b"")
+    if name == "n.parspike":
+        parspike.convert(nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval(), torch.rand(4, 2), T=2).save(name)
+    said = error(f"convert net.py:small -o m.parspike --data data.npz --weights {name}")
+    assert f"--weights {name}: {says}" in said
+    assert "safetensors, or what torch.save(model.state_dict(), …) wrote" in said
+    assert "0x" not in said
+
+
+def test_safetensors_are_known_by_their_content(here: Path) -> None:
+    sys.path.insert(0, str(here))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    save_file(model.state_dict(), "w.bin")
+    assert run("plan", "net.py:small", "--shape", "3,6,6", "--weights", "w.bin").exit_code == 0
+
+
+def test_weights_of_another_network_are_counted_and_three_named(here: Path) -> None:
+    (here / "deep.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(*map(nn.Linear, *[[4] * 9] * 2))\n"
+    )
+    torch.save({f"layer{i}.weight": torch.zeros(4, 4) for i in range(5)} | {"0.bias": torch.zeros(7)}, "w.pt")
+    said = error("plan deep.py:net --shape 4 --weights w.pt")
+    assert "missing (17): 0.weight, 1.weight, 1.bias and 14 more" in said
+    assert "unexpected (5): layer0.weight, layer1.weight, layer2.weight and 2 more" in said
+    assert "wrong shape (1): 0.bias is (7,), expected (4,)" in said
+    assert "--json lists all" in said
+    outcome = run("plan", "deep.py:net", "--shape", "4", "--weights", "w.pt", "--json")
+    whole = json.loads(outcome.stdout)["error"]
+    assert whole["type"] == "InputError"
+    assert [len(whole[key]) for key in ("missing", "unexpected", "wrong_shape")] == [17, 5, 1]
+    assert whole["unexpected"][-1] == "layer4.weight"
+
+
+# ------------------------------------------------------------------------------------------------------ images
+
+
+def test_broken_images_are_counted_and_told_the_same_every_time(here: Path) -> None:
+    for number in range(6):
+        path = here / "pets" / "cat" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 6)).save(path)
+    (here / "pets/cat/2.png").write_bytes(b"")
+    (here / "pets/cat/4.png").write_bytes(b"no picture")
+    said = error(f"{CONVERT} --data pets")
+    assert (
+        "cat/2.png: cannot be decoded (the file is empty)" in said
+        or "cat/4.png: cannot be decoded (it is no image)" in said
+    )
+    assert "--skip-broken" in said
+    assert "2 of the 6 images cannot be decoded, parspike data check names them" in said
+    assert "0x" not in said
+    checked = json.loads(run("data", "check", "pets", "--json").stdout)["splits"][""]["broken"]
+    assert checked == ["cat/2.png (the file is empty)", "cat/4.png (it is no image)"]
+    left_out = run(*CONVERT.split(), "--data", "pets", "--skip-broken", "--recipe", "max")
+    assert "2 images could not be decoded and were left out: cat/" in left_out.stderr
+
+
+@pytest.mark.parametrize("mean", ["", " --mean 0.5,0.5,0.5"])
+def test_floats_with_the_channels_last(here: Path, mean: str) -> None:
+    np.savez("float.npz", train_images=np.random.default_rng(0).random((12, 6, 6, 3), dtype=np.float32))
+    said = error(f"{CONVERT} --data float.npz{mean}")
+    assert "float images are (N, C, H, W), and these, (12, 6, 6, 3), look like (N, H, W, C)" in said
+    assert "images.transpose(0, 3, 1, 2)" in said
+    assert said.count("transpose") == 1
+
+
+def test_floats_that_only_look_so_are_taken(here: Path) -> None:
+    (here / "odd.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Conv2d(6, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))\n"
+    )
+    np.savez("float.npz", x=np.random.default_rng(0).random((12, 6, 6, 3), dtype=np.float32))
+    made = run("convert", "odd.py:net", "--data", "float.npz", "--recipe", "max", "-o", "n.parspike")
+    assert (made.exit_code, made.stderr) == (0, "")
+
+
+def test_the_keys_of_an_npz_are_said(here: Path) -> None:
+    np.savez("other.npz", pictures=np.zeros(3))
+    said = error(f"{CONVERT} --data other.npz")
+    assert "has pictures; expected images and labels, x and y, or train_images, train_labels" in said
+    assert "(images, labels)" in " ".join(run("eval", "--help").stdout.replace("│", " ").split())
+
+
+# ----------------------------------------------------------------------------------------- recipes and files
+
+
+def test_a_misspelt_recipe_or_option_of_one(here: Path) -> None:
+    common = ["convert", "net.py:small", "-o", "n.parspike", "--data", "data.npz", "--recipe"]
+    for wrong, says in (
+        (
+            '{"name": "daqcfs", "pases": 3}',
+            "recipe 'daqcfs' has no option 'pases' (did you mean 'passes'?); it has momentum",
+        ),
+        ("dacqfs", "there is no recipe 'dacqfs' (did you mean 'daqcfs'?): choose one of auto, closed-form"),
+    ):
+        assert says in run(*common, wrong).stderr
+        with pytest.raises(errors.OptionError) as caught:
+            parspike.recipe_from_json(wrong)
+        assert says in str(caught.value)
+    assert "not valid JSON" in run(*common, '{"name": ').stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"garbage\n", b"garbage in, garbage out" * 50])
+def test_garbage_is_no_parspike_file(here: Path, content: bytes) -> None:
+    (here / "g.parspike").write_bytes(content)
+    assert error("eval g.parspike --data data.npz") == "'g.parspike': this is not a parspike file"
+
+
+def test_files_that_are_not_there(here: Path) -> None:
+    assert error("eval none.parspike --data data.npz") == "there is no file 'none.parspike'"
+    assert error("eval . --data data.npz") == "'.' is a folder"
+    with pytest.raises(errors.FileError, match=r"^there is no file 'none\.parspike'$"):
+        parspike.load("none.parspike")
+    assert "--weights w.pt: there is no such file" in error(f"{CONVERT} --data data.npz --weights w.pt")
+
+
+# ----------------------------------------------------------------------------------------------- from Python
+
+SMALL = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+X = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "given", [X.numpy(), [X.numpy()], [(X.numpy(), 1)], [{"x": X.numpy()}], [X, X.numpy()], iter([X.numpy()])]
+)
+def test_numpy_is_told_the_way(given: Any) -> None:
+    with pytest.raises(errors.CalibrationError, match=r"calibration.*is a numpy array: pass torch\.from_numpy\(x\)"):
+        parspike.convert(SMALL, given, T=2, recipe="max")
+
+
+def test_numpy_is_told_the_way_everywhere() -> None:
+    snn = parspike.convert(SMALL, X, T=2, recipe="max")
+    for call in (snn, snn.run, lambda x: parspike.plan(SMALL, x), lambda x: parspike.plan(SMALL, {"input": x})):
+        with pytest.raises(errors.InputError, match=r"ndarray, expected a tensor \(B, …\): pass torch\.from_numpy"):
+            call(X.numpy())
+    with pytest.raises(errors.InputError, match=r"is list, expected a tensor \(B, …\)$"):
+        parspike.plan(SMALL, [[1.0]])
+
+
+GREY = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+CONVOLUTIONS = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()).eval()
+ROWS = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+
+
+@pytest.mark.parametrize(("model", "x"), [(SMALL, X), (GREY, X[:, :1]), (CONVOLUTIONS, X), (ROWS, torch.rand(8, 4))])
+def test_one_sample_is_told_to_become_a_batch(model: nn.Module, x: torch.Tensor) -> None:
+    rule = r"\(B, .*B ≥ 1.*looks like one sample.*pass x\[None\]"
+    with pytest.raises(errors.InputError, match=rule):
+        parspike.plan(model, x[0])
+    with pytest.raises(errors.InputError, match=rule):
+        parspike.convert(model, [x[0]], T=2)
+    snn = parspike.convert(model, x, T=2, recipe="max")
+    with pytest.raises(errors.InputError, match=rule):
+        snn.run(x[0])
+    assert len(snn(x[0][None])) == 1  # what the message says works, in plan as in run
+    assert parspike.plan(model, x[0][None]).ok
+    with pytest.raises(errors.InputError, match=r"calibration batch 1.*looks like one sample"):
+        parspike.convert(model, [x, x[0]], T=2, recipe="max")
+
+
+def test_other_wrong_shapes_are_not_taken_for_one_sample() -> None:
+    with pytest.raises(errors.InputError) as caught:
+        parspike.plan(SMALL, torch.rand(2, 3, 9, 9))
+    assert "B ≥ 1" in str(caught.value)
+    assert "x[None]" not in str(caught.value)
+    snn = parspike.convert(SMALL, X, T=2, recipe="max")
+    with pytest.raises(errors.InputError) as caught:
+        snn.run(torch.rand(3, 9, 9))
+    assert "x[None]" not in str(caught.value)
