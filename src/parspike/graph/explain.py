@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from parspike.graph import ops
 from parspike.graph.ops import Role
-from parspike.graph.quiet import quiet
+from parspike.graph.quiet import outputs
 
 __all__ = ["explain", "frames", "seen", "user_line"]
 
@@ -52,8 +52,8 @@ class _Watch(TorchDispatchMode):
 
 def seen(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> str:
     """What a network that cannot be traced runs all the same, as far as it comes."""
-    with contextlib.suppress(Exception), quiet(), _Watch() as watch:
-        model(*args, **kwargs)
+    with contextlib.suppress(Exception), _Watch() as watch:
+        outputs(model, args, kwargs)
     found = ", ".join(f"{number} {name}" for name, number in watch.counts.most_common(12))
     return f". It runs: {found}" if found else ""
 

@@ -13,7 +13,7 @@ from parspike.graph.explain import frames, user_line
 from parspike.graph.export import export
 from parspike.graph.free import with_free_sizes
 from parspike.graph.ir import Graph
-from parspike.graph.quiet import quiet
+from parspike.graph.quiet import outputs
 from parspike.graph.read import Reader
 from parspike.graph.same import time_folded, two_samples
 
@@ -49,8 +49,7 @@ def trace(
 def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
     """Say of an example that the network itself does not take that this is so, before tracing blames the code."""
     try:
-        with quiet():
-            model(*args, **kwargs)
+        outputs(model, args, kwargs)
     except (AttributeError, NameError, ImportError):
         return  # the code's own fault, which tracing explains
     except Exception as error:
