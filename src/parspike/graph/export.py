@@ -109,6 +109,10 @@ def _register_outputs(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[s
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     parameters = inspect.signature(model.forward).parameters
     variadic = next((n for n, p in parameters.items() if p.kind is p.VAR_POSITIONAL), None)
+    rest = next((n for n, p in parameters.items() if p.kind is p.VAR_KEYWORD), None)
+    unnamed = {name: dims for name, dims in kwargs.items() if name not in parameters}
+    if rest is not None and unnamed:
+        kwargs = {**{name: dims for name, dims in kwargs.items() if name in parameters}, rest: unnamed}
     if variadic is not None:
         return {variadic: args, **kwargs}
     names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

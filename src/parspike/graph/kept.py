@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["Kept"]
 
-Entry = tuple[str, Callable[[], bool], Callable[[], None]]
-"""Name, whether it is as it was, how to put it back."""
+Entry = tuple[Callable[[], list[str]], Callable[[], None]]
+"""What is not as it was, by name; how to put it back."""
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, types.BuiltinFunctionType)
 NOTHING = object()
 
@@ -55,12 +55,12 @@ class Kept:
 
     def changed(self) -> list[str]:
         """Names of what is not as it was."""
-        return [name for name, same, _ in self.entries if not same()]
+        return [name for changes, _ in self.entries for name in changes()]
 
     def restore(self) -> None:
         """Put everything back, and the numbers that were written inside `writing`."""
-        for _, same, back in self.entries:
-            if not same():
+        for changes, back in self.entries:
+            if changes():
                 back()
         for storage, copy in self.copies.values():
             storage.copy_(copy)
@@ -78,6 +78,9 @@ class Kept:
             if at in self.storages and at not in self.copies:
                 self.copies[at] = storage, storage.clone()
 
+    def _entry(self, name: str, same: Callable[[], bool], back: Callable[[], Any]) -> None:
+        self.entries.append((lambda: [] if same() else [name], back))
+
     def _add(self, name: str, values: Iterable[Any]) -> None:
         self._todo.extend((name, value) for value in values if not isinstance(value, PLAIN))
 
@@ -90,11 +93,10 @@ class Kept:
             self._add(name, value)
         elif isinstance(value, np.ndarray):
             copy = value.copy()
-            self.entries.append((name, lambda: np.array_equal(value, copy), lambda: np.copyto(value, copy)))
+            self._entry(name, lambda: np.array_equal(value, copy), lambda: np.copyto(value, copy))
         elif isinstance(value, torch.Generator):
             state = value.get_state()
-            back = functools.partial(value.set_state, state)
-            self.entries.append((name, lambda: torch.equal(value.get_state(), state), lambda: void(back())))
+            self._entry(name, lambda: torch.equal(value.get_state(), state), lambda: value.set_state(state))
         elif isinstance(value, types.MethodType):
             self._add(name, (value.__self__, value.__func__))
         elif isinstance(value, functools.partial):
@@ -111,13 +113,14 @@ class Kept:
             return
         if tensor.is_leaf:
             wanted = tensor.requires_grad
-            back = functools.partial(tensor.requires_grad_, wanted)
-            self.entries.append((name, lambda: tensor.requires_grad == wanted, lambda: void(back())))
+            self._entry(name, lambda: tensor.requires_grad == wanted, lambda: tensor.requires_grad_(wanted))
         with contextlib.suppress(RuntimeError, NotImplementedError):  # as above
             at, data = tensor.data_ptr(), tensor.data
             self.storages.add(tensor.untyped_storage().data_ptr())
-            back = functools.partial(setattr, tensor, "data", data)
-            self.entries.append((name, lambda: tensor.data_ptr() == at and tensor.shape == data.shape, back))
+            self._entry(
+                name, lambda: tensor.data_ptr() == at and tensor.shape == data.shape,
+                lambda: setattr(tensor, "data", data),
+            )  # fmt: skip
 
     def _container(self, name: str, value: Any) -> None:
         before = list(value.items() if isinstance(value, dict) else value)
@@ -135,7 +138,7 @@ class Kept:
             kind.clear(value)
             (kind.extend if issubclass(kind, (list, deque)) else kind.update)(value, before)  # pyright: ignore[reportAttributeAccessIssue]
 
-        self.entries.append((name, same, back))
+        self._entry(name, same, back)
         if not isinstance(value, dict):
             self._add(name, value)
             return
@@ -152,7 +155,7 @@ class Kept:
                 continue
             slots = kind.__dict__.get("__slots__", ())
             for slot in (slots,) if isinstance(slots, str) else slots:
-                self._place(f"{name}.{slot}", functools.partial(_get, value, slot), functools.partial(_set, value, slot))
+                self._place(f"{name}.{slot}", value, slot)
             if isinstance(value, nn.Module):
                 self._add(kind.__name__, (kind,))
 
@@ -161,31 +164,35 @@ class Kept:
         for key, item in before.items():
             self._add(f"{name}.{key}".lstrip("."), (item,))
 
-        def changed() -> list[str]:
-            return [key for key in {**before, **state} if state.get(key, NOTHING) is not before.get(key, NOTHING)]
+        def changes() -> list[str]:
+            apart = [key for key in {**before, **state} if state.get(key, NOTHING) is not before.get(key, NOTHING)]
+            return [f"{name}.{key}".lstrip(".") for key in apart]
 
         def back() -> None:
             state.clear()
             state.update(before)
 
-        self.entries.append((name, lambda: not changed(), back))
+        self.entries.append((changes, back))
 
-    def _place(self, name: str, get: Callable[[], Any], put: Callable[[Any], None]) -> None:
-        before = get()
-        self.entries.append((name, lambda: get() is before, lambda: put(before)))
+    def _place(self, name: str, owner: Any, attribute: str) -> None:
+        before = _get(owner, attribute)
+        self._entry(name, lambda: _get(owner, attribute) is before, lambda: _set(owner, attribute, before))
         self._add(name, (before,))
 
     def _function(self, name: str, function: types.FunctionType) -> None:
         """A hook, or a method: what it closes over, and the globals that it names."""
         self._add(name, (vars(function), function.__defaults__, function.__kwdefaults__))
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            get, put = functools.partial(_get, cell, "cell_contents"), functools.partial(_set, cell, "cell_contents")
-            self._place(variable, get, put)
+            self._place(variable, cell, "cell_contents")
         room = function.__globals__
-        for variable in function.__code__.co_names:
-            before = room.get(variable, NOTHING)
-            if not isinstance(before, (type, types.ModuleType, types.FunctionType)) and before is not NOTHING:
-                self._place(variable, functools.partial(room.get, variable), functools.partial(room.__setitem__, variable))
+        for variable in set(function.__code__.co_names) & room.keys():
+            before = room[variable]
+            if not isinstance(before, (type, types.ModuleType, types.FunctionType)):
+                self._global(variable, room, before)
+
+    def _global(self, name: str, room: dict[str, Any], before: Any) -> None:
+        self._entry(name, lambda: room.get(name) is before, lambda: room.update({name: before}))
+        self._add(name, (before,))
 
     def _class(self, name: str, kind: type) -> None:
         """A class of the user's modules: counters and caches that all of its modules share."""
@@ -195,11 +202,7 @@ class Kept:
             if isinstance(value, types.FunctionType):
                 self._add(f"{name}.{key}", (value,))
             elif not key.startswith("__") and not hasattr(value, "__get__"):
-                self._place(f"{name}.{key}", functools.partial(_get, kind, key), functools.partial(_set, kind, key))
-
-
-def void(_: Any) -> None:
-    """Nothing, whatever was returned."""
+                self._place(f"{name}.{key}", kind, key)
 
 
 def _foreign(kind: type) -> bool:

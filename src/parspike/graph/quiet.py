@@ -56,11 +56,20 @@ def quiet() -> Iterator[None]:
         np.random.set_state(drawn[1])  # noqa: NPY002
 
 
-def outputs(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Any:
-    """What a network returns; it and its inputs are left as they were, whatever its forward writes into."""
+def outputs(
+    model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor], changes: list[str] | None = None
+) -> Any:
+    """What a network returns; it and its inputs are left as they were, whatever its forward writes into.
+
+    changes: filled with the names of the attributes that forward, or a hook, changed.
+    """
     args, kwargs = copied(args, kwargs)
-    with quiet(), Kept(model) as kept, kept.writing():
-        return model(*args, **kwargs)
+    with quiet(), Kept(model) as kept:
+        with kept.writing():
+            result = model(*args, **kwargs)
+        if changes is not None:
+            changes.extend(kept.changed())
+        return result
 
 
 def copied(args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:

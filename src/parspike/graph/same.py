@@ -16,12 +16,15 @@ from parspike.graph.ops import Role
 from parspike.graph.quiet import outputs, quiet
 from parspike.graph.read import plain
 
-__all__ = ["alike", "check_same", "same", "time_folded", "two_samples"]
+__all__ = ["alike", "check_same", "same", "time_folded", "two_samples", "unlike"]
 
 
-def same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> bool:
-    """Whether network and graph give the same outputs, up to rounding."""
-    wanted = plain(outputs(model, args, kwargs))
+def same(
+    model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor],
+    changes: list[str] | None = None,
+) -> bool:  # fmt: skip
+    """Whether network and graph give the same outputs, up to rounding. changes: see `quiet.outputs`."""
+    wanted = plain(outputs(model, args, kwargs, changes))
     with quiet():
         found = graph.run(*args, **kwargs)
     return alike(*([leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)] for tree in (wanted, found)))
@@ -57,7 +60,7 @@ def time_folded(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tenso
     """
     if any(node.role is Role.UNKNOWN for node in graph.nodes):
         return graph
-    one = {name: _unlike(value[:2]) for name, value in graph.bind(args, kwargs).items()}
+    one = {name: unlike(value[:2]) for name, value in graph.bind(args, kwargs).items()}
     two = {name: value[1:].repeat(2, *[1] * (value.dim() - 1)) for name, value in one.items()}
     both = {name: torch.cat([one[name], two[name]]) for name in one}
     streams = [Stream(env, graph.tensors, graph.sizes(env)) for env in (one, two, both)]
@@ -110,7 +113,7 @@ def alike(wanted: Any, found: Any) -> bool:
     return True
 
 
-def _unlike(x: Tensor) -> Tensor:
+def unlike(x: Tensor) -> Tensor:
     """Two samples that differ, since an example's values are the user's and may all be zero."""
     if not x.is_floating_point() or not torch.equal(x[0], x[1]):
         return x
@@ -135,6 +138,9 @@ def two_samples(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
             raise InputError(f"example inputs must be tensors of shape (batch, …), got {type(tensor).__name__}")
         if tensor.dim() == 0 or tensor.shape[0] == 0:
             raise InputError(f"an example input has shape {tuple(tensor.shape)}: it needs at least one sample, (B, …)")
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            kind = "on the meta device" if tensor.is_meta else f"sparse ({tensor.layout})"
+            raise InputError(f"an example input is {kind}: give a dense tensor with numbers, such as x.to_dense()")
     if all(tensor.shape[0] > 1 for tensor in tensors):
         return tuple(tensors)
     return tuple(torch.cat([t[:1], t[:1].flip(-1)]) if t.dim() > 1 else t[:1].repeat(2) for t in tensors)

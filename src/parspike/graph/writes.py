@@ -18,11 +18,12 @@ from parspike.graph.ir import leaves
 
 __all__ = ["pure", "without_writes"]
 
-FRESH = frozenset("""
-    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul batch_norm layer_norm group_norm
-    instance_norm max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+_fresh = """
+    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul batch_norm layer_norm
+    group_norm instance_norm max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d relu6 selu softmax log_softmax scaled_dot_product_attention embedding
-""".split())  # fmt: skip
+"""
+FRESH = frozenset(_fresh.split())
 """Operators that torch composes of others, and whose output is never the input itself or a view of it."""
 
 
@@ -147,7 +148,8 @@ def _functional(fx: Any) -> OpOverload | None:
         return None
     found = getattr(packet, schema.overload_name or "default")
     names = [[a.name for a in s.arguments] for s in (schema, found._schema)]
-    if names[0] != names[1] or any(a.alias_info is not None for a in (*found._schema.arguments, *found._schema.returns)):
+    shared = any(a.alias_info is not None for a in (*found._schema.arguments, *found._schema.returns))
+    if names[0] != names[1] or shared:
         return None
     written = fx.args[0].meta.get("val")
     others = [node.meta.get("val") for node in fx.all_input_nodes if node is not fx.args[0]]
