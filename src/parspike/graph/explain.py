@@ -33,6 +33,13 @@ def explain(model: nn.Module, error: Exception) -> str:
             f"{name}: the code branches on the values of a tensor{place} ({first}). A spiking network has one fixed "
             "graph: replace the branch by tensor operations, or convert the part of the model around it"
         )
+    if "exported program constant's list" in text:
+        return (
+            f"{name} computes with a tensor that changes while forward runs, such as a weight whose .data it assigns: do "
+            "that in training only (if self.training), or once before it is converted"
+        )
+    if "is mutated in the forward" in text:
+        return f"{name} writes into a tensor of its own in forward ({first}): a spiking network keeps no state"
     return f"{name} could not be traced{place}: {first}"
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ def export(
     dims = [dict.fromkeys({0, *more}, Dim.AUTO) for more in opened or [set()] * (len(args) + len(kwargs))]
     shapes = (tuple(dims[: len(args)]), dict(zip(kwargs, dims[len(args) :], strict=True)))
     try:
-        with quiet(), _without_dumps(), Kept(model):
+        with quiet(), _without_dumps(), Kept(model) as kept:
+            kept.copy_constants()
+            _name_keywords(model, kwargs)
             exported = _exported(model, args, kwargs, _by_parameter(model, *shapes))
             # Decomposing traces the whole network a second time.
             if not (pure(exported) or without_writes(exported)):
@@ -106,13 +109,27 @@ def _register_outputs(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[s
     return unknown
 
 
+def _name_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Give a forward that takes **kwargs their names, which torch.export asks for: until the state is put back."""
+    signature, forward = inspect.signature(model.forward), model.forward
+    parameters = signature.parameters.values()
+    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    new = [name for name in kwargs if name not in {p.name for p in named}]
+    if len(named) == len(parameters) or not new:
+        return
+
+    @functools.wraps(forward)
+    def by_name(*args: Any, **given: Any) -> Any:
+        return forward(*args, **given)
+
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in new]
+    vars(by_name)["__signature__"] = signature.replace(parameters=[*named, *more])
+    vars(model)["forward"] = by_name
+
+
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     parameters = inspect.signature(model.forward).parameters
     variadic = next((n for n, p in parameters.items() if p.kind is p.VAR_POSITIONAL), None)
-    rest = next((n for n, p in parameters.items() if p.kind is p.VAR_KEYWORD), None)
-    unnamed = {name: dims for name, dims in kwargs.items() if name not in parameters}
-    if rest is not None and unnamed:
-        kwargs = {**{name: dims for name, dims in kwargs.items() if name in parameters}, rest: unnamed}
     if variadic is not None:
         return {variadic: args, **kwargs}
     names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -322,7 +322,7 @@ class Graph:
         return env
 
     def check(self, env: Mapping[str, Any], place: str) -> None:
-        """Raise `InputError` naming `place` unless `env` holds every input in its shape and dtype, without NaN or Inf."""
+        """Raise `InputError` naming `place` unless `env` holds every input, in its shape and type, all finite."""
         for i in self.inputs:
             x = env.get(i.name)
             if not isinstance(x, Tensor):

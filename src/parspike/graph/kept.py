@@ -39,6 +39,8 @@ class Kept:
         self.entries: list[Entry] = []
         self.storages: set[int] = set()
         self.copies: dict[int, tuple[Any, Any]] = {}
+        self.constants: list[Tensor] = []
+        self._state = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._seen: dict[int, Any] = {}
         self._todo: deque[tuple[str, Any]] = deque([*model.named_modules(), ("", model)])
         while self._todo:
@@ -69,6 +71,11 @@ class Kept:
     def writing(self) -> TorchDispatchMode:
         """Inside, numbers of the network's tensors are copied before an operator writes into them."""
         return _Writing(self)
+
+    def copy_constants(self) -> None:
+        """Copy the numbers of tensors that are neither parameters nor buffers: torch.export writes into them."""
+        for tensor in self.constants:
+            self.about_to_write(tensor)
 
     def about_to_write(self, tensor: Tensor) -> None:
         """Copy the numbers of a tensor if they are the network's."""
@@ -117,6 +124,8 @@ class Kept:
         with contextlib.suppress(RuntimeError, NotImplementedError):  # as above
             at, data = tensor.data_ptr(), tensor.data
             self.storages.add(tensor.untyped_storage().data_ptr())
+            if id(tensor) not in self._state:
+                self.constants.append(tensor)
             self._entry(
                 name, lambda: tensor.data_ptr() == at and tensor.shape == data.shape,
                 lambda: setattr(tensor, "data", data),

@@ -21,7 +21,7 @@ from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Siz
 from parspike.graph.ops import Role
 from parspike.graph.sizes import size_tree
 
-__all__ = ["Reader", "known", "plain"]
+__all__ = ["Reader", "known", "plain", "unreadable"]
 
 BATCH_NORMS = ("aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default")
 
@@ -113,8 +113,8 @@ class Reader:
                     kind = type(state[path]).__name__
                     raise TraceError(f"{type(self.model).__name__} reads a {kind} in forward: only tensors can be read")
                 if path is not None:
-                    if fx.users:
-                        _check_readable(path, state[path])
+                    if fx.users and (said := unreadable(state[path])) is not None:
+                        raise InputError(f"'{path}' {said}")
                     self.tensors[path] = state[path].detach()
                     self.value[fx.name] = Param(path)
                 else:
@@ -354,14 +354,16 @@ class Reader:
         return {name: self.tensors[name].clone() for name in names}
 
 
-def _check_readable(path: str, tensor: Tensor) -> None:
+def unreadable(tensor: Tensor) -> str | None:
+    """Why a tensor of a network cannot be read, with the remedy."""
     if tensor.is_meta:
-        raise InputError(
-            f"'{path}' is on the meta device, so it has no numbers: load the weights first "
+        return (
+            "is on the meta device, so it has no numbers: load the weights first "
             "(model.load_state_dict(weights, assign=True))"
         )
     if tensor.layout is not torch.strided:
-        raise InputError(f"'{path}' is a sparse tensor ({tensor.layout}): make it dense with .to_dense()")
+        return f"is a sparse tensor ({tensor.layout}): make it dense with .to_dense()"
+    return None
 
 
 def _no_current(fx: Any) -> str:

@@ -38,7 +38,7 @@ def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: M
     args, kwargs = given[: len(args)], dict(zip(kwargs, given[len(args) :], strict=True))
     try:
         is_same = same(model, graph, args, kwargs)
-    except (RuntimeError, IndexError, ValueError) as error:
+    except Exception as error:  # whatever the network raises
         raise TraceError(
             f"{type(model).__name__} takes no batch of 3 (a shape written as a number, or computed from the batch size "
             f"with len or int): use x.shape[0] or -1 there ({(str(error).splitlines() or [''])[0]})"

@@ -15,7 +15,7 @@ from parspike.graph.export import export
 from parspike.graph.free import with_free_sizes
 from parspike.graph.ir import Graph
 from parspike.graph.quiet import outputs
-from parspike.graph.read import Reader
+from parspike.graph.read import Reader, unreadable
 from parspike.graph.same import time_folded, two_samples
 from parspike.graph.sizes import batch_limits
 
@@ -42,7 +42,10 @@ def trace(
             reader = Reader(model, export(model, args, kwargs), args, kwargs)
             graph = replace(reader.graph(), limits=(*batch_limits(reader.placeholders, reader.symbols), *reader.limits))
             graph = with_one_sample(model, time_folded(graph, args, kwargs), args, kwargs)
-    except TraceError:
+    except TraceError as error:
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if (said := unreadable(tensor)) is not None:
+                raise InputError(f"'{name}' {said}") from error
         # Only now, since a network that was traced takes its example.
         _check_example(model, args, kwargs)
         raise
