@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from parspike.errors import FileError
 from parspike.graph import Device, Graph, Input, Node, Param, Ref, Role, Schedule, Size, Stream, leaves, walk
-from parspike.graph.ir import BATCH, CONDITIONS, SIZE_OPERATIONS
+from parspike.graph.ir import BATCH, CONDITIONS, MOST_TRIED, SIZE_OPERATIONS
 from parspike.graph.ops import ON_MEANS, TABLE, judge
 from parspike.graph.quiet import unlogged
 from parspike.graph.roles import weighed_by_sample
@@ -401,7 +401,7 @@ def _limit(value: Any, example: Mapping[str, int], symbols: set[str]) -> Size:
     (tree,) = _fields(value, "a limit", size=list)
     limit = Size(_decode_size(tree, operations=CONDITIONS))
     _check_symbols("a limit", limit, symbols)
-    if limit.symbols <= {BATCH} or not limit({**example, BATCH: 2}):
+    if not limit.symbols or not any(limit({**example, BATCH: batch}) for batch in range(1, MOST_TRIED)):
         raise FileError(f"the limit {str(limit)[:80]} does not hold for the example, or is of no size of it")
     return limit
 
@@ -531,8 +531,7 @@ def _check_run(snn: SNN) -> None:
     with unlogged(), mode, torch.no_grad():
         env: dict[str, Any] = {}
         for i in graph.inputs:
-            dtype = (snn.dtype or i.dtype) if i.dtype.is_floating_point else i.dtype
-            env[i.name] = torch.empty(size(i.shape), dtype=dtype)
+            env[i.name] = torch.empty(size(i.shape), dtype=i.dtype)
         stream = Stream(env, snn.tensors(), sizes)
         for node in graph.nodes:
             try:

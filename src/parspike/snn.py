@@ -69,14 +69,15 @@ class SNN(nn.Module):
         sorted_code = [name for name, neuron in neurons.items() if neuron.code == "sorted"]
         self._stages = Stages.of(graph, tuple(neurons), sorted_code)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> SNN:
+    def _apply(self, fn: Any, recurse: bool = True) -> SNN:
         before = self.dtype
-        super()._apply(*args, **kwargs)
-        after = self.dtype
-        if before is not after and before is not None and after is not None:
-            # Blanks and casts of the network's own dtype follow it.
+        super()._apply(fn, recurse)
+        after = None if before is None else fn(torch.empty(0, dtype=before)).dtype
+        if before is not after:
+            # Inputs, blanks and casts of the network's own dtype follow it.
             nodes = tuple(n.mapped(lambda leaf: after if leaf is before else leaf) for n in self.graph.nodes)
-            self._run_as(replace(self.graph, nodes=nodes))
+            inputs = tuple(replace(i, dtype=after) if i.dtype is before else i for i in self.graph.inputs)
+            self._run_as(replace(self.graph, inputs=inputs, nodes=nodes))
         return self
 
     def tensors(self) -> dict[str, Tensor]:
@@ -171,16 +172,15 @@ class SNN(nn.Module):
         env = graph.bind(args, kwargs)
         if torch.compiler.is_compiling():
             return env
-        graph.check(env, "run", dtype=self.dtype)
+        graph.check(env, "run")
         return env
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The floating type that the network was cast to; None where it has several, as it was traced."""
-        wanted = {i.dtype for i in self.graph.inputs}
-        floating = (p.dtype for p in self.parameters() if p.is_floating_point())
-        first = next(floating, None)
-        return first if first in wanted or {first} >= set(floating) else None
+        """The floating type of the network's inputs, else of its tensors; None where they have several."""
+        inputs = {i.dtype for i in self.graph.inputs if i.dtype.is_floating_point}
+        found = inputs or {p.dtype for p in self.parameters() if p.is_floating_point()}
+        return next(iter(found)) if len(found) == 1 else None
 
 
 def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:

@@ -194,10 +194,8 @@ def inputs_of(
     place: str,
     graph: Graph,
     inputs: Callable[[Any], Any] | None = None,
-    *,
-    dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """The network's inputs in one item, by name, checked. dtype: see `Graph.check`."""
+    """The network's inputs in one item, by name, checked."""
     positional, names = graph.signature
     args: Any = arguments_of(item, place, inputs, graph.signature)
     if isinstance(args, Mapping):
@@ -205,7 +203,7 @@ def inputs_of(
     else:
         args, kwargs = args if isinstance(args, tuple) else (args,), {}
     env = graph.bind(args[:positional], kwargs)
-    graph.check(env, place, dtype=dtype)
+    graph.check(env, place)
     return env
 
 

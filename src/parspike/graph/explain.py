@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from parspike.graph import ops
 from parspike.graph.ops import Role
-from parspike.graph.quiet import quiet
+from parspike.graph.quiet import outputs
 
 __all__ = ["explain", "frames", "seen", "user_line"]
 
@@ -33,6 +33,13 @@ def explain(model: nn.Module, error: Exception) -> str:
             f"{name}: the code branches on the values of a tensor{place} ({first}). A spiking network has one fixed "
             "graph: replace the branch by tensor operations, or convert the part of the model around it"
         )
+    if "exported program constant's list" in text:
+        return (
+            f"{name} computes with a tensor that changes while forward runs, such as a weight whose .data it assigns: "
+            "do that in training only (if self.training), or once before it is converted"
+        )
+    if "is mutated in the forward" in text:
+        return f"{name} writes into a tensor of its own in forward ({first}): a spiking network keeps no state"
     return f"{name} could not be traced{place}: {first}"
 
 
@@ -52,8 +59,8 @@ class _Watch(TorchDispatchMode):
 
 def seen(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> str:
     """What a network that cannot be traced runs all the same, as far as it comes."""
-    with contextlib.suppress(Exception), quiet(), _Watch() as watch:
-        model(*args, **kwargs)
+    with contextlib.suppress(Exception), _Watch() as watch:
+        outputs(model, args, kwargs)
     found = ", ".join(f"{number} {name}" for name, number in watch.counts.most_common(12))
     return f". It runs: {found}" if found else ""
 

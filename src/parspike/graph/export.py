@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.export import Dim
+from torch.export import Dim, _trace
 from torch.utils import _pytree as pytree
 
 from parspike.errors import TraceError
 from parspike.graph.explain import explain, seen
+from parspike.graph.kept import Kept
 from parspike.graph.quiet import quiet
 from parspike.graph.read import known
+from parspike.graph.writes import pure, without_writes
 
 __all__ = ["export"]
 
@@ -28,18 +32,38 @@ def export(
     dims = [dict.fromkeys({0, *more}, Dim.AUTO) for more in opened or [set()] * (len(args) + len(kwargs))]
     shapes = (tuple(dims[: len(args)]), dict(zip(kwargs, dims[len(args) :], strict=True)))
     try:
-        with quiet():
-            _register_outputs(model, args, kwargs)
-            exported = torch.export.export(
-                model, args, kwargs, dynamic_shapes=_by_parameter(model, *shapes), strict=False
-            )
-            # Only to be rid of in-place operators: it traces the whole network a second time.
-            return _in_known_operators(exported if _pure(exported) else exported.run_decompositions({}))
+        with quiet(), _without_dumps(), Kept(model) as kept:
+            kept.copy_constants()
+            _name_keywords(model, kwargs)
+            exported = _exported(model, args, kwargs, _by_parameter(model, *shapes))
+            # Decomposing traces the whole network a second time.
+            if not (pure(exported) or without_writes(exported)):
+                exported = exported.run_decompositions({})
+            return _in_known_operators(exported)
     except TraceError:
         raise
     except Exception as error:
         runs = seen(model, args, kwargs) if opened is None else ""
         raise TraceError(explain(model, error) + runs) from error
+
+
+def _exported(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any) -> Any:
+    try:
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception:
+        if not _register_outputs(model, args, kwargs):
+            raise
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+@contextlib.contextmanager
+def _without_dumps() -> Iterator[None]:
+    """Without the graph that torch.export prints where tracing ends: the error says where."""
+    vars(_trace)["print"] = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        del vars(_trace)["print"]
 
 
 def _in_known_operators(exported: Any) -> Any:
@@ -71,28 +95,36 @@ def _lacking(exported: Any) -> set[Any]:
     return found
 
 
-def _pure(exported: Any) -> bool:
-    """Whether no operator of the graph writes into a tensor."""
-    for fx in exported.graph.nodes:
-        schema = getattr(fx.target, "_schema", None)
-        if schema is not None and schema.is_mutable:
-            return False
-        # Arithmetic of sizes is plain Python; anything else without a schema holds a graph of its own.
-        if schema is None and fx.op == "call_function" and fx.target.__module__ not in ("_operator", "math", "torch"):
-            return False
-    return True
-
-
-def _register_outputs(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-    """Tell torch.export about the data classes that the network returns."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+def _register_outputs(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> bool:
+    """Tell torch.export about a data class that the network returns; whether there was one that it did not know."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, Kept(model):
         fake = pytree.tree_map(mode.from_tensor, (args, kwargs))
         try:
             output = model(*fake[0], **fake[1])
         except Exception:  # noqa: BLE001 - whatever is wrong with it, torch.export says it better
-            return
-    if dataclasses.is_dataclass(output) and type(output) not in pytree.SUPPORTED_NODES:
+            return False
+    unknown = dataclasses.is_dataclass(output) and type(output) not in pytree.SUPPORTED_NODES
+    if unknown:
         torch.export.register_dataclass(type(output))
+    return unknown
+
+
+def _name_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Give a forward that takes **kwargs their names, which torch.export asks for: until the state is put back."""
+    signature, forward = inspect.signature(model.forward), model.forward
+    parameters = signature.parameters.values()
+    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    new = [name for name in kwargs if name not in {p.name for p in named}]
+    if len(named) == len(parameters) or not new:
+        return
+
+    @functools.wraps(forward)
+    def by_name(*args: Any, **given: Any) -> Any:
+        return forward(*args, **given)
+
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in new]
+    vars(by_name)["__signature__"] = signature.replace(parameters=[*named, *more])
+    vars(model)["forward"] = by_name
 
 
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

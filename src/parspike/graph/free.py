@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from parspike.errors import TraceError
+from parspike.graph.batch import check_memory, with_one_sample
 from parspike.graph.export import export
 from parspike.graph.ir import BATCH, Graph, Node, Size
 from parspike.graph.ops import Role
@@ -53,8 +54,8 @@ def with_free_sizes(
                 continue
             wide = _without_channels(graph)
             if wide is None:
-                graph = replace(graph, limits=found.as_sizes(reader.symbols))
-                graph = _proved(model, time_folded(graph, args, kwargs), args, kwargs)
+                limits = dict.fromkeys((*found.as_sizes(reader.symbols), *reader.limits))
+                graph = _proved(model, replace(graph, limits=tuple(limits)), args, kwargs)
                 return graph, _reasons(fixed, names, inputs)
             sizes = {symbol for symbol in wide.shape[wide.channel_dim].symbols if symbol != BATCH}
             for i, made in enumerate(graph.inputs):
@@ -100,14 +101,30 @@ def _proved(model: nn.Module, graph: Graph, args: tuple[Tensor, ...], kwargs: di
     example = graph.bind(args, kwargs)
     said = "no other size meets its conditions"
     for sizes in itertools.islice(other_sizes(graph), PROOFS):
-        env = {i.name: resized(example[i.name][:1], i.shape, sizes) for i in graph.inputs}
-        values = list(env.values())
-        try:
-            is_same = same(model, graph, values[: len(args)], dict(zip(kwargs, values[len(args) :], strict=True)))
-        except (RuntimeError, IndexError, ValueError) as error:
-            said = f"another size fails ({(str(error).splitlines() or [''])[0]})"
-            continue
-        if not is_same:
-            raise TraceError(f"its output for inputs of shape {[tuple(x.shape) for x in values]} is another")
-        return graph
+        # A network that does another thing with one sample alone is looked at by itself.
+        for batch in dict.fromkeys((sizes[BATCH], graph.batch(2))):
+            env = {i.name: resized(example[i.name], i.shape, {**sizes, BATCH: batch}) for i in graph.inputs}
+            changes: list[str] = []
+            try:
+                is_same = same(model, graph, *_as_given(graph, env), changes)
+            except Exception as error:  # noqa: BLE001 - a network raises what it likes
+                said = f"another size fails ({(str(error).splitlines() or [''])[0]})"
+                continue
+            if not is_same:
+                said = f"its output for inputs of shape {[tuple(x.shape) for x in env.values()]} is another"
+                continue
+            check_memory(model, args, kwargs, changes)
+            # Folding does not depend on these sizes, and the example's may be large.
+            two = {i.name: resized(example[i.name], i.shape, {**sizes, BATCH: 2}) for i in graph.inputs}
+            graph = time_folded(graph, *_as_given(graph, two))
+            return graph if batch == sizes[BATCH] else with_one_sample(model, graph, args, kwargs)
+        if "is another" in said:
+            break
     raise TraceError(said)
+
+
+def _as_given(graph: Graph, env: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Inputs by name as the positional and the keyword ones of the network."""
+    positional, names = graph.signature
+    values = [env[i.name] for i in graph.inputs]
+    return tuple(values[:positional]), dict(zip(names, values[positional:], strict=True))

@@ -26,6 +26,8 @@ from parspike.graph import ops
 __all__ = ["Device", "Graph", "Input", "Node", "Param", "Ref", "Schedule", "Size", "Stream", "map_tree", "walk"]
 
 BATCH = "batch"
+MOST_TRIED = 4096
+"""Batch sizes looked at for one that the limits allow."""
 
 
 @dataclass(frozen=True)
@@ -319,11 +321,8 @@ class Graph:
                 env[i.name] = kwargs[name]
         return env
 
-    def check(self, env: Mapping[str, Any], place: str, *, dtype: torch.dtype | None = None) -> None:
-        """Raise `InputError` naming `place` unless `env` holds every input in its shape and dtype, without NaN or Inf.
-
-        dtype: of floating inputs, where the network was cast since it was traced.
-        """
+    def check(self, env: Mapping[str, Any], place: str) -> None:
+        """Raise `InputError` naming `place` unless `env` holds every input, in its shape and type, all finite."""
         for i in self.inputs:
             x = env.get(i.name)
             if not isinstance(x, Tensor):
@@ -331,9 +330,8 @@ class Graph:
             fixed = [d for d, n in zip(i.shape, x.shape, strict=False) if not isinstance(d, Size) and d != n]
             if x.dim() != len(i.shape) or fixed or 0 in x.shape:
                 raise self._refused(i, x, place)
-            wanted = dtype if dtype is not None and i.dtype.is_floating_point else i.dtype
-            if x.dtype != wanted:
-                raise InputError(f"{place}: input '{i.name}' is {x.dtype}, this network takes {wanted}")
+            if x.dtype != i.dtype:
+                raise InputError(f"{place}: input '{i.name}' is {x.dtype}, this network takes {i.dtype}")
             if x.is_floating_point() and not torch.isfinite(x).all():
                 raise InputError(f"{place}: input '{i.name}' holds NaN or Inf")
         sizes = self.sizes(env)
@@ -343,7 +341,8 @@ class Graph:
                     raise self._refused(i, env[i.name], place)
         broken = next((limit for limit in self.limits if not limit(sizes)), None)
         if broken is not None:
-            i = next(i for i in self.inputs if any(str(dim) in broken.symbols for dim in i.shape[1:]))
+            read = {str(dim) for dim in broken.symbols}
+            i = next((i for i in self.inputs if any(str(dim) in read for dim in i.shape[1:])), self.inputs[0])
             raise self._refused(i, env[i.name], place)
 
     def _refused(self, i: Input, x: Tensor, place: str) -> InputError:
@@ -351,9 +350,19 @@ class Graph:
         sizes = zip(i.shape[1:], x.shape, strict=False)
         if x.dim() == len(i.shape) - 1 and all(isinstance(d, Size) or d == n for d, n in sizes):
             said = ": it looks like one sample, pass x[None]"
+        least = "" if any(BATCH in limit.symbols for limit in self.limits) else ", B ≥ 1"
         return InputError(
-            f"{place}: input '{i.name}' has shape {tuple(x.shape)}, this network takes {i.shape_text}, B ≥ 1{said}"
+            f"{place}: input '{i.name}' has shape {tuple(x.shape)}, this network takes {i.shape_text}{least}{said}"
         )
+
+    def batch(self, least: int = 1) -> int:
+        """The smallest batch from `least` on that the limits allow with the example's other sizes."""
+        sizes = (n for n in range(least, least + MOST_TRIED) if self.allows({**self.example, BATCH: n}))
+        return next(sizes, least)
+
+    def allows(self, sizes: Mapping[str, int]) -> bool:
+        """Whether inputs of these sizes meet every limit."""
+        return all(limit(sizes) for limit in self.limits)
 
     def sizes(self, env: Mapping[str, Tensor]) -> dict[str, int]:
         """The value of every symbol of the input shapes."""

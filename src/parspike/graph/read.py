@@ -10,17 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export.graph_signature import OutputKind
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-from parspike.errors import TraceError
+from parspike.errors import InputError, TraceError
 from parspike.graph import ops
 from parspike.graph.explain import user_line
 from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves
 from parspike.graph.ops import Role
 from parspike.graph.sizes import size_tree
 
-__all__ = ["Reader", "known", "plain"]
+__all__ = ["Reader", "known", "plain", "unreadable"]
 
 BATCH_NORMS = ("aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default")
 
@@ -32,6 +33,8 @@ IDENTITIES = ("aten.clone.default", "aten.contiguous.default", "aten.alias.defau
 CASTS = ("aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.to.prim_Device")
 
 RESHAPES = ("aten.flatten.using_ints", "aten.unflatten.int", "aten.view_as.default", "aten.reshape_as.default")
+
+SQUEEZES = ("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
 
 REDUCTIONS = ("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default", "aten.amin.default")
 
@@ -67,6 +70,7 @@ class Reader:
         self.firsts: set[str] = set()
         self.used_layers: dict[str, int] = {}
         self.paths = {name for name, _ in model.named_modules()}
+        self.limits: list[Size] = []
 
     def graph(self) -> Graph:
         output: Any = None
@@ -84,8 +88,11 @@ class Reader:
             if fx.op == "call_function":
                 self._call(fx)
             elif fx.op == "output":
-                output = self._arguments(fx.args[0])
-        structure = plain(pytree.tree_unflatten(list(output), self.exported.call_spec.out_spec))
+                # An input that forward writes into is given back first: nobody asks for it.
+                specs = self.exported.graph_signature.output_specs
+                output = [self._arguments(value) for value, spec in zip(fx.args[0], specs, strict=True)
+                          if spec.kind is OutputKind.USER_OUTPUT]  # fmt: skip
+        structure = plain(pytree.tree_unflatten(output, self.exported.call_spec.out_spec))
         found = list(leaves(structure))
         if not any(isinstance(leaf, Ref) for leaf in found) or any(isinstance(leaf, (Param, Size)) for leaf in found):
             raise TraceError(
@@ -106,6 +113,8 @@ class Reader:
                     kind = type(state[path]).__name__
                     raise TraceError(f"{type(self.model).__name__} reads a {kind} in forward: only tensors can be read")
                 if path is not None:
+                    if fx.users and (said := unreadable(state[path])) is not None:
+                        raise InputError(f"'{path}' {said}")
                     self.tensors[path] = state[path].detach()
                     self.value[fx.name] = Param(path)
                 else:
@@ -118,7 +127,8 @@ class Reader:
         if isinstance(value.shape[0], int):
             raise TraceError(
                 f"the network fixes the batch size of input '{fx.name}' at {value.shape[0]} (a shape written as a "
-                "number, or a loop over samples): use x.shape[0] or -1 where the batch size stands in the code"
+                "number, len(x), a loop over samples, or a program that was exported for one size): use x.shape[0] or "
+                "-1 where the batch size stands in the code"
             )
         self.placeholders.append(fx)
         for position, dim in enumerate(value.shape):
@@ -186,6 +196,12 @@ class Reader:
                 (args[0], [self._size(dim) for dim in fx.meta["val"].shape]),
                 {},
             )
+        if target in SQUEEZES:
+            dims = self._ones(fx.args[0].meta["val"].shape, args[1:])
+            if not dims:
+                self.value[fx.name] = args[0]
+                return
+            target, args, kwargs = "aten.squeeze.dims", (args[0], dims), {}
         if target in CASTS:
             target, args, kwargs = "aten.to.dtype", (args[0], fx.meta["val"].dtype), {}
         if target in WITH_PLACES:
@@ -230,6 +246,16 @@ class Reader:
         self.nodes.append(node)
         self.by_name[node.name] = node
         self.value[fx.name] = Ref(fx.name)
+
+    def _ones(self, shape: Sequence[Any], asked: tuple[Any, ...]) -> list[int]:
+        """The dimensions that a squeeze removes whatever the sizes of inputs are: never the batch, so that a batch of
+        one keeps it up to the output (`free.with_one_sample`), nor another free size, which then must not be one."""
+        dims = range(len(shape)) if not asked else [asked[0]] if isinstance(asked[0], int) else asked[0]
+        dims = [d % len(shape) for d in dims] if len(shape) else []
+        sizes = [self._size(shape[d]) for d in dims]
+        self.limits.extend(Size((">", size.tree, 1)) for size in sizes
+                           if isinstance(size, Size) and BATCH not in size.symbols)  # fmt: skip
+        return [d for d, size in zip(dims, sizes, strict=True) if isinstance(size, int) and size == 1]
 
     def _largest(self, fx: Any, target: str, args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
         """A maximum as an operator with one output, where nobody asks for the places."""
@@ -324,6 +350,18 @@ class Reader:
         return {name: self.tensors[name].clone() for name in names}
 
 
+def unreadable(tensor: Tensor) -> str | None:
+    """Why a tensor of a network cannot be read, with the remedy."""
+    if tensor.is_meta:
+        return (
+            "is on the meta device, so it has no numbers: load the weights first "
+            "(model.load_state_dict(weights, assign=True))"
+        )
+    if tensor.layout is not torch.strided:
+        return f"is a sparse tensor ({tensor.layout}): make it dense with .to_dense()"
+    return None
+
+
 def _no_current(fx: Any) -> str:
     """Why an operator that is linear on real numbers is not on what this one reads or gives; "" if it is."""
 
@@ -357,8 +395,9 @@ def _kinds(found: Sequence[Any]) -> str:
 def known(operator_: Any) -> bool:
     """Whether the reader takes an operator as it is: by a rule, by a refusal of its own, or because it is random."""
     target = ops.target_of(operator_)
+    groups = (ops.TABLE, IDENTITIES, SQUEEZES, CASTS, RESHAPES, BLANKS, WITH_PLACES, BATCH_NORMS)
     return (
-        any(target in group for group in (ops.TABLE, IDENTITIES, CASTS, RESHAPES, BLANKS, WITH_PLACES, BATCH_NORMS))
+        any(target in group for group in groups)
         or target.split(".")[1] in ops.REFUSED
         or torch.Tag.nondeterministic_seeded in operator_.tags
     )

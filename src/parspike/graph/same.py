@@ -17,12 +17,12 @@ from parspike.errors import InputError, TraceError
 from parspike.graph import ops
 from parspike.graph.ir import Graph, Node, Schedule, Stream, leaves, walk
 from parspike.graph.ops import Role
-from parspike.graph.quiet import quiet
+from parspike.graph.quiet import outputs, quiet
 from parspike.graph.read import plain
 from parspike.graph.sizes import other_sizes, resized
 from parspike.graph.wide import Wide, wide, wide_dtype, widened
 
-__all__ = ["alike", "check_rewritten", "check_same", "same", "time_folded", "two_samples"]
+__all__ = ["alike", "check_rewritten", "check_same", "same", "time_folded", "two_samples", "unlike"]
 
 
 NEAR = 1e-6
@@ -33,15 +33,18 @@ CLOSE = {torch.float16: 2e-2, torch.bfloat16: 2e-2}
 """How far network and graph may be apart in their own type, where they cannot be compared in float64."""
 
 
-def same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> bool:
+def same(
+    model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor],
+    changes: list[str] | None = None,
+) -> bool:  # fmt: skip
     """Whether a graph as it was read computes what its network does: the same bits, since it runs the same kernels in
     the same order, else the same values in float64, else, of a network that float64 cannot run, close ones.
 
     Values alone would not do: a network with rounding, maxima or thresholds inside makes a large difference of the last
-    bit, and a tolerance that lets it pass lets a wrong number pass too.
+    bit, and a tolerance that lets it pass lets a wrong number pass too. changes: see `quiet.outputs`.
     """
+    wanted = _tensors(plain(outputs(model, args, kwargs, changes)))
     with quiet():
-        wanted = _tensors(plain(model(*_copies(args), **_copies(kwargs))))
         found = _tensors(graph.run(*args, **kwargs))
         if _apart(wanted, found) == 0:
             return True
@@ -49,30 +52,31 @@ def same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping
             twin = copy.deepcopy(model).to(torch.float64)
             given, named = pytree.tree_map(wide, (_copies(args), _copies(kwargs)))
             with Wide():
-                return (
-                    _apart(_tensors(plain(twin(*given, **named))), _tensors(widened(graph).run(*given, **named))) < NEAR
-                )
+                wanted_wide = _tensors(plain(twin(*given, **named)))
+                return _apart(wanted_wide, _tensors(widened(graph).run(*given, **named))) < NEAR
         except Exception:  # noqa: BLE001 - a network that cannot be copied, or has a kernel without float64
             return alike(wanted, found)
 
 
 def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
-    """Raise `TraceError` unless the graph computes what the network does, on a batch of three samples."""
+    """Raise `TraceError` unless the graph computes what the network does, on a batch of three samples, or of the next
+    number that its conditions allow."""
     if any(node.role is Role.UNKNOWN for node in graph.nodes):
         return
-    given = [torch.cat([x[:2], x[:1]]) for x in two_samples([*args, *kwargs.values()])]
+    places = torch.arange(batch := graph.batch(3)) % 2
+    given = [x[places.to(x.device)] for x in two_samples([*args, *kwargs.values()])]
     args, kwargs = given[: len(args)], dict(zip(kwargs, given[len(args) :], strict=True))
     try:
         is_same = same(model, graph, args, kwargs)
-    except (RuntimeError, IndexError, ValueError) as error:
+    except Exception as error:  # whatever the network raises
         raise TraceError(
-            f"{type(model).__name__} takes no batch of 3 (a shape written as a number, or computed from the batch size "
+            f"{type(model).__name__} takes no batch of {batch} (a shape written as a number, or computed from the batch size "
             f"with len or int): use x.shape[0] or -1 there ({(str(error).splitlines() or [''])[0]})"
         ) from error
     if not is_same:
         raise TraceError(
-            f"the graph of {type(model).__name__} gives another output than the network on a batch of 3: a number that "
-            "forward computes from the batch size or the values (len, int, .item()) was fixed in tracing; if there is "
+            f"the graph of {type(model).__name__} gives another output than the network on a batch of {batch}: a number "
+            "that forward computes from the batch size or the values (len, int, .item()) was fixed in tracing; if there is "
             "none, please report it, with the network"
         )
 
@@ -198,7 +202,7 @@ def time_folded(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tenso
     """
     if any(node.role is Role.UNKNOWN for node in graph.nodes):
         return graph
-    one = {name: _unlike(value[:2]) for name, value in graph.bind(args, kwargs).items()}
+    one = {name: unlike(value[:2]) for name, value in graph.bind(args, kwargs).items()}
     two = {name: value[1:].repeat(2, *[1] * (value.dim() - 1)) for name, value in one.items()}
     both = {name: torch.cat([one[name], two[name]]) for name in one}
     streams = [Stream(env, graph.tensors, graph.sizes(env)) for env in (one, two, both)]
@@ -252,7 +256,7 @@ def alike(wanted: Any, found: Any) -> bool:
     return all(_apart([a], [b]) <= CLOSE.get(a.dtype, 1e-2) for a, b in pairs)
 
 
-def _unlike(x: Tensor) -> Tensor:
+def unlike(x: Tensor) -> Tensor:
     """Two samples that differ, since an example's values are the user's and may all be zero."""
     if not x.is_floating_point() or not torch.equal(x[0], x[1]):
         return x
@@ -277,6 +281,9 @@ def two_samples(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
             raise InputError(f"example inputs must be tensors of shape (batch, …), got {type(tensor).__name__}")
         if tensor.dim() == 0 or tensor.shape[0] == 0:
             raise InputError(f"an example input has shape {tuple(tensor.shape)}: it needs at least one sample, (B, …)")
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            kind = "on the meta device" if tensor.is_meta else f"sparse ({tensor.layout})"
+            raise InputError(f"an example input is {kind}: give a dense tensor with numbers, such as x.to_dense()")
     if all(tensor.shape[0] > 1 for tensor in tensors):
         return tuple(tensors)
     return tuple(torch.cat([t[:1], t[:1].flip(-1)]) if t.dim() > 1 else t[:1].repeat(2) for t in tensors)

@@ -32,7 +32,7 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 from parspike.errors import TraceError
 from parspike.graph.ir import BATCH, Graph, Size
 
-__all__ = ["Conditions", "GuardWatch", "conditions", "other_sizes", "resized", "size_tree"]
+__all__ = ["Conditions", "GuardWatch", "batch_limits", "conditions", "other_sizes", "resized", "size_tree"]
 
 OPERATIONS = {"Add": "+", "Mul": "*", "FloorDiv": "//", "CleanDiv": "//", "Mod": "%", "PythonMod": "%",
               "Max": "max", "Min": "min", "Equality": "=", "Unequality": "≠", "StrictLessThan": "<", "LessThan": "≤",
@@ -135,9 +135,11 @@ def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: G
             if environment.replace(symbol).is_Integer:
                 reasons.setdefault(symbol, where)
         expression = environment.replace(guard.expr)
-        if not expression.free_symbols - batch:
+        if not expression.free_symbols:
             continue
-        if numbered := _numbered(expression):
+        if not expression.free_symbols - batch:
+            found.limits.append(expression)
+        elif numbered := _numbered(expression):
             for symbol in numbered:
                 found.fixed.update(dict.fromkeys(places.get(symbol, ()), where))
         else:
@@ -156,6 +158,23 @@ def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: G
         found.limits.extend([symbol >= known.lower] if known.lower > 1 else [])
         found.limits.extend([symbol <= known.upper] if known.upper.is_Integer else [])
     return found
+
+
+def batch_limits(placeholders: Sequence[Any], symbols: Mapping[Any, str]) -> tuple[Size, ...]:
+    """What a program that was exported with the batch alone open asks of it: a branch on its size is a limit."""
+    environment = placeholders[0].meta["val"].shape[0].node.shape_env
+    batch = {symbol for symbol, name in symbols.items() if name == BATCH}
+    limits = []
+    for guard in environment.guards:
+        expression = environment.replace(guard.expr)
+        if expression.free_symbols and not _always(expression, {}, batch):
+            try:
+                limits.append(Size(_condition(expression, symbols)))
+            except TraceError:
+                holds = [bool(expression.subs(dict.fromkeys(batch, n))) for n in range(1, 65)]
+                if not all(holds):
+                    raise TraceError(f"its code asks of the batch size that {expression}: not supported") from None
+    return tuple(dict.fromkeys(limits))
 
 
 def _place(source: str) -> tuple[str, int]:
@@ -177,7 +196,9 @@ def _numbered(condition: Any) -> set[Any]:
 
 
 def _always(limit: Any, ranges: Mapping[Any, Any], batch: set[Any]) -> bool:
-    known = bound_sympy(limit, {**dict.fromkeys(batch, ValueRanges(1, 1 << 30)), **ranges})
+    # torch asks of its own accord whether a batch is one: what is then done is compared with the network itself.
+    least = 2 if limit.free_symbols <= batch else 1
+    known = bound_sympy(limit, {**dict.fromkeys(batch, ValueRanges(least, 1 << 30)), **ranges})
     return known.is_singleton() and bool(known.lower)
 
 
@@ -193,22 +214,22 @@ def _condition(expression: Any, symbols: Mapping[Any, str]) -> Any:
 
 
 def other_sizes(graph: Graph) -> Iterator[dict[str, int]]:
-    """Sizes for one sample that the limits allow, every free one unlike the example's; smaller ones first."""
-    choices = []
+    """Sizes for the smallest batch that the limits allow, every free one unlike the example's; smaller ones first."""
+    choices, batch = [], graph.batch()
     for place, n in enumerate(graph.example.values()):
         near = (n // 2 + 1, n // 2, n - n // 4, n - 1, n - 2, n - 4, n - 8, n - 16, n - 32, n + 1, n + 2, n + 4,
                 n + 8, n + 16, n + 32, n + 64, 2 * n)  # fmt: skip
         fit = [size for size in dict.fromkeys(near) if size > 1 and size != n]
         choices.append(fit[place % len(fit) :] + fit[: place % len(fit)])
     for combination in itertools.islice(itertools.product(*choices), TRIES):
-        sizes = {BATCH: 1, **dict(zip(graph.example, combination, strict=True))}
-        if all(limit(sizes) for limit in graph.limits):
+        sizes = {BATCH: batch, **dict(zip(graph.example, combination, strict=True))}
+        if graph.allows(sizes):
             yield sizes
 
 
 def resized(x: Tensor, shape: Sequence[Any], sizes: Mapping[str, int]) -> Tensor:
     """An input cut or repeated to other sizes, so that its values stay what they mean."""
     for d, dim in enumerate(shape):
-        if d and isinstance(dim, Size):
+        if isinstance(dim, Size):
             x = x.index_select(d, torch.arange(dim(sizes), device=x.device) % x.shape[d])
     return x

@@ -8,14 +8,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from parspike.errors import InputError
+from parspike.errors import InputError, TraceError
+from parspike.graph.batch import with_one_sample
 from parspike.graph.explain import frames, user_line
 from parspike.graph.export import export
 from parspike.graph.free import with_free_sizes
 from parspike.graph.ir import Graph
-from parspike.graph.quiet import quiet
-from parspike.graph.read import Reader
+from parspike.graph.quiet import outputs
+from parspike.graph.read import Reader, unreadable
 from parspike.graph.same import time_folded, two_samples
+from parspike.graph.sizes import batch_limits
 
 __all__ = ["trace"]
 
@@ -32,15 +34,21 @@ def trace(
     """
     kwargs = dict(kwargs or {})
     check_model(model)
-    weights = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    for x in (*args, *kwargs.values()):
-        if isinstance(x, Tensor) and x.is_floating_point() and len(weights) == 1 and x.dtype not in weights:
-            raise InputError(f"the example input is {x.dtype}, the network's weights are {weights.pop()}: convert one")
+    model = within(model)
     args, kwargs = two_samples(args), dict(zip(kwargs, two_samples(list(kwargs.values())), strict=True))
-    _check_example(model, args, kwargs)
-    graph, fixed = with_free_sizes(model, args, kwargs) if free_sizes else (None, ())
-    if graph is None:
-        graph = time_folded(Reader(model, export(model, args, kwargs), args, kwargs).graph(), args, kwargs)
+    try:
+        graph, fixed = with_free_sizes(model, args, kwargs) if free_sizes else (None, ())
+        if graph is None:
+            reader = Reader(model, export(model, args, kwargs), args, kwargs)
+            graph = replace(reader.graph(), limits=(*batch_limits(reader.placeholders, reader.symbols), *reader.limits))
+            graph = with_one_sample(model, time_folded(graph, args, kwargs), args, kwargs)
+    except TraceError as error:
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if (said := unreadable(tensor)) is not None:
+                raise InputError(f"'{name}' {said}") from error
+        # Only now, since a network that was traced takes its example.
+        _check_example(model, args, kwargs)
+        raise
     if (name := graph.unfit()) is not None:
         raise _unfit(name)
     return replace(graph, fixed=fixed)
@@ -49,11 +57,17 @@ def trace(
 def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
     """Say of an example that the network itself does not take that this is so, before tracing blames the code."""
     try:
-        with quiet():
-            model(*args, **kwargs)
+        outputs(model, args, kwargs)
     except (AttributeError, NameError, ImportError):
         return  # the code's own fault, which tracing explains
     except Exception as error:
+        weights = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        floats = {x.dtype for x in (*args, *kwargs.values()) if x.is_floating_point()}
+        if len(weights) == 1 and len(floats) == 1 and weights != floats:
+            raise InputError(
+                f"the example input is {floats.pop()}, the network's weights are {weights.pop()}, and it fails on "
+                "this input: convert one"
+            ) from error
         given = [f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in (*args, *kwargs.values())]
         line = user_line("".join(frames(error)))
         raise InputError(
@@ -62,16 +76,25 @@ def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str
         ) from error
 
 
+def within(model: nn.Module) -> nn.Module:
+    """The network in a wrapper that only hands it its inputs."""
+    wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
+    return within(model.module) if isinstance(model, wrappers) else model
+
+
 def check_model(model: nn.Module) -> None:
-    """Refuse what would make a silently wrong network: train mode, NaN and Inf."""
+    """Refuse what would make a silently wrong network, train mode, NaN and Inf; and what cannot be read at all."""
     if not isinstance(model, nn.Module):
         raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
     if isinstance(getattr(model, "graph", None), Graph):
         raise InputError(f"this {type(model).__name__} is converted already: give the network that it was made from")
     tables: set[str] = set()
     for name, module in model.named_modules():
+        _check_kind(name, module)
         if not isinstance(module, nn.modules.batchnorm._NormBase):
-            tables |= {f"{name}.{buffer}".removeprefix(".") for buffer, _ in module.named_buffers(recurse=False)}
+            own = (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False))
+            tables |= {f"{name}.{key}".removeprefix(".") for key, tensor in own
+                       if not isinstance(tensor, nn.Parameter) or tensor.numel() == 1}  # fmt: skip
         stateful = nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd
         if isinstance(module, stateful) and module.training:
             raise InputError(
@@ -81,9 +104,23 @@ def check_model(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if torch.nn.parameter.is_lazy(tensor):
             raise InputError(f"'{name}' is not initialised yet: run the model once on a batch, then convert")
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            continue  # refused in reading, if forward reads it
         # Masks and bounds in buffers may be infinite, if nothing multiplies by them: `Graph.unfit` sees to that.
         if tensor.is_floating_point() and bool(tensor.isnan().any() if name in tables else ~tensor.isfinite().all()):
             raise _unfit(name)
+
+
+def _check_kind(name: str, module: nn.Module) -> None:
+    place = f"layer '{name}' ({type(module).__name__})" if name else f"this network ({type(module).__name__})"
+    room = type(module).__module__
+    if isinstance(module, torch.jit.ScriptModule) and not name:
+        raise InputError(f"{place} is a TorchScript program, which has no Python code: give the network it was made of")
+    if room.startswith(("torch.ao.nn", "torch.nn")) and ".quantized" in room and ".qat" not in room:
+        raise InputError(
+            f"{place} computes with whole numbers (torch.ao.quantization): give the network of floating numbers that "
+            "it was made of; parspike quantises by its time-steps itself"
+        )
 
 
 def _unfit(name: str) -> InputError:

@@ -62,7 +62,7 @@ def measure(
             reference = _reference(against, arguments_of(item, place, inputs, snn.graph.signature))
             if _same(reference, snn.graph):
                 meter.reference = reference
-        env = inputs_of(item, place, snn.graph, inputs, dtype=snn.dtype)
+        env = inputs_of(item, place, snn.graph, inputs)
         outputs, network = meter.add(env)
         if reference is not None and network is None:
             network = _run(reference, inputs_of(item, place, reference, inputs))

@@ -1,0 +1,105 @@
+"""What a network does to batches: to one sample alone, and to one batch after another."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from parspike.errors import TraceError
+from parspike.graph.ir import BATCH, Graph, Ref, Size, leaves, map_tree
+from parspike.graph.kept import Kept
+from parspike.graph.ops import UNFOLDABLE, Role
+from parspike.graph.quiet import copied, outputs, quiet
+from parspike.graph.read import plain
+from parspike.graph.same import alike, same, unlike
+
+__all__ = ["check_memory", "with_one_sample"]
+
+
+def with_one_sample(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Graph:
+    """The graph, with what the network does to a batch of one alone: `x.squeeze()` drops its dimension too.
+
+    torch.export follows a network with more than one sample. An output that differs for one by its shape alone gets
+    that shape at the very end, behind whatever is folded in time; any other difference is a limit: more than one.
+    """
+    if graph.batch() != 1 or any(node.role is Role.UNKNOWN for node in graph.nodes):
+        return graph
+    one = [x[:1] for x in args], {name: x[:1] for name, x in kwargs.items()}
+    changes: list[str] = []
+    several = replace(graph, limits=(*graph.limits, Size((">", BATCH, 1))))
+    try:
+        if same(model, graph, *one, changes):
+            check_memory(model, args, kwargs, changes)
+            return graph
+        wanted = [leaf for leaf in leaves(plain(outputs(model, *one))) if isinstance(leaf, Tensor)]
+        found = [leaf for leaf in leaves(graph.run(*one[0], **one[1])) if isinstance(leaf, Tensor)]
+    except Exception:  # noqa: BLE001 - a network raises what it likes
+        return several
+    finally:
+        check_memory(model, args, kwargs, changes)
+    named = [leaf for leaf in leaves(graph.output) if isinstance(leaf, Ref)]
+    nodes = list(graph.nodes)
+    made: list[Any] = []
+    for ref, a, b in zip(named, wanted, found, strict=True):
+        dropped = _dropped(tuple(a.shape), tuple(b.shape))
+        if dropped is None or ref.name not in graph.by_name or not alike([a], [b.reshape(a.shape)]):
+            return several
+        made.append(ref)
+        if dropped:
+            node = graph.by_name[ref.name]
+            name = f"{node.name}_alone"
+            if all(other.name != name for other in nodes):
+                nodes.append(replace(
+                    node, name=name, target="aten.squeeze.dims", args=(ref, dropped), kwargs={}, role=Role.ANALOG,
+                    layer=f"{node.layer}.squeeze", reason=UNFOLDABLE,
+                ))  # fmt: skip
+            made[-1] = Ref(name)
+    names = iter(made)
+    output = map_tree(lambda leaf: next(names) if isinstance(leaf, Ref) else leaf, graph.output)
+    return replace(graph, nodes=tuple(nodes), output=output)
+
+
+def _dropped(shape: tuple[int, ...], full: tuple[int, ...]) -> list[int] | None:
+    """Which dimensions of one go where a batch of one loses that of the batch; None where shapes differ otherwise."""
+    if shape == full:
+        return []
+    ones = [d for d in range(1, len(full)) if full[d] == 1]
+    for more in range(len(ones) + 1):
+        for others in itertools.combinations(ones, more):
+            if tuple(n for d, n in enumerate(full) if d not in (0, *others)) == shape:
+                return [0, *others]
+    return None
+
+
+def check_memory(
+    model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor], changes: Sequence[str]
+) -> None:
+    """Raise `TraceError` where a network's output depends on what it kept from the batch before.
+
+    changes: the attributes that forward changes; without any it cannot remember.
+    """
+    if not changes:
+        return
+    first = [unlike(x[:2]) for x in (*args, *kwargs.values())]
+    second = [x.flip(0) for x in first]
+
+    def given(values: Sequence[Tensor]) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
+        return copied(values[: len(args)], dict(zip(kwargs, values[len(args) :], strict=True)))
+
+    def run(values: Sequence[Tensor]) -> Any:
+        positional, keywords = given(values)
+        return model(*positional, **keywords)
+
+    with quiet(), Kept(model) as kept, kept.writing():
+        run(first)
+        after = run(second)
+    alone = outputs(model, *given(second))
+    if not alike(*([x for x in leaves(plain(tree)) if isinstance(x, Tensor)] for tree in (after, alone))):
+        raise TraceError(
+            f"{type(model).__name__} remembers one batch in the next, in '{changes[0]}': a spiking network keeps no "
+            "state between batches; make it an input, or write it only in training (self.training)"
+        )
