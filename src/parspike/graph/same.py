@@ -70,14 +70,14 @@ def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: M
         is_same = same(model, graph, args, kwargs)
     except Exception as error:  # whatever the network raises
         raise TraceError(
-            f"{type(model).__name__} takes no batch of {batch} (a shape written as a number, or computed from the batch size "
-            f"with len or int): use x.shape[0] or -1 there ({(str(error).splitlines() or [''])[0]})"
+            f"{type(model).__name__} takes no batch of {batch} (a shape written as a number, or computed from the "
+            f"batch size with len or int): use x.shape[0] or -1 there ({(str(error).splitlines() or [''])[0]})"
         ) from error
     if not is_same:
         raise TraceError(
-            f"the graph of {type(model).__name__} gives another output than the network on a batch of {batch}: a number "
-            "that forward computes from the batch size or the values (len, int, .item()) was fixed in tracing; if there is "
-            "none, please report it, with the network"
+            f"the graph of {type(model).__name__} gives another output than the network on a batch of {batch}: a "
+            "number that forward computes from the batch size or the values (len, int, .item()) was fixed in tracing; "
+            "if there is none, please report it, with the network"
         )
 
 

@@ -1,0 +1,48 @@
+"""The tests of conversion and engines once more, as another processor computes.
+
+Kernels of torch and oneDNN are chosen when a process starts, by what the processor can do. Each child process here is
+told to be a lesser one, so that a check which only this machine's rounding passes fails on this machine already.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+TOLD = "PARSPIKE_TESTED_AS"
+FILES = [
+    "test_processors", "test_engines", "test_faithful", "test_graph", "test_calibrate", "test_codes", "test_train_pretrained",
+    "test_rewrite_faults", "test_real",
+]  # fmt: skip
+LESSER = {"default": "SSE41", "avx2": "AVX2"}
+"""Kernels of torch, and with them those of oneDNN."""
+
+
+def lesser() -> list[str]:
+    """The capabilities below this machine's own, from which torch lets a process choose."""
+    own = torch.backends.cpu.get_cpu_capability().lower()
+    return [name for name in LESSER if name != own and own.startswith("avx")]
+
+
+@pytest.mark.skipif(TOLD in os.environ, reason="this process is such a child")
+@pytest.mark.parametrize("capability", lesser())
+def test_conversion_and_engines_on_a_lesser_processor(capability):
+    told = {"ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": LESSER[capability], TOLD: capability}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [*command, *(f"tests/{name}.py" for name in FILES)],
+        cwd=ROOT, env=environment | told, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
+
+
+@pytest.mark.skipif(TOLD not in os.environ, reason="only in a child process of the test above")
+def test_the_child_is_the_processor_that_it_was_told_to_be():
+    assert torch.backends.cpu.get_cpu_capability().lower() == os.environ[TOLD]
