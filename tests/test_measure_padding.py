@@ -105,7 +105,8 @@ def ones(before, x: Tensor) -> Tensor:
 def test_zeros_stay_zeros_through_what_cannot_change_them(before):
     """Brute force: ones where something may stand, through weights of 1."""
     x = torch.randn(2, 2, 6, 6)
-    model = nn.Sequential(nn.Conv2d(before(x).shape[1], 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1))
+    conv = nn.Conv2d(before(x).shape[1], 3, 3)
+    model = nn.Sequential(conv, nn.ReLU(), nn.Conv2d(3, 2, 1))
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -117,7 +118,7 @@ def test_zeros_stay_zeros_through_what_cannot_change_them(before):
 
     seen = ones(before, x[:1])
     assert bool((seen == 0).any())
-    wanted = float(F.conv2d(seen, torch.ones_like(model[0].weight)).sum())
+    wanted = float(F.conv2d(seen, torch.ones_like(conv.weight)).sum())
     first = next(row for row in measured(Net(), x).rows if row.layer == "model.0")
     assert first.network_macs == wanted
 

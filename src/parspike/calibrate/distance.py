@@ -6,8 +6,8 @@ counts 1 at most.
 
 A network's outputs are class scores, of which the largest counts, or values. Scores (B, K) and K values look alike, and
 no recipe sees a label, so their distance has both parts: the relative error, which values need, and the softmax, which
-says how many answers would change. For values the second part is bounded in `judged`, and 0 where they are kept, so the
-choice among recipes stays one by their error. Every other output has the error alone.
+says how many answers would change. For values the second part says little; in `judged` it is bounded, and falls to 0 as
+they come near. Every other output has the error alone.
 """
 
 from __future__ import annotations

@@ -21,7 +21,11 @@ class Network(Protocol):
     """A graph, its tensors, and the neurons that stand at some of its nodes (by node name)."""
 
     graph: Graph
-    T: int
+
+    @property
+    def T(self) -> int:
+        """Time-steps."""
+        ...
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The tensors of the synapses, by the names that the graph uses."""
