@@ -170,6 +170,7 @@ STAYS: dict[str, tuple[Function, str]] = {
     "binary": (lambda x: (x > 0).to(x.dtype), "gt"),
     "binary, where": (lambda x: torch.where(x > 0, torch.ones_like(x), -torch.ones_like(x)), "where"),
     "sign": (torch.sign, "sign"), "ceil": (lambda x: torch.ceil(x.clamp(0, 1) * 4) / 4, "ceil"),
+    "turns at 1e5": (lambda x: torch.where(x < 1e5, -x, x - 2e5), "where"),
     "exp": (lambda x: torch.exp(2 * x), "exp"), "square": (lambda x: x * x, "mul"),
     "sin": (lambda x: torch.sin(3 * x), "sin"),
     "bump": (lambda x: torch.exp(-x * x), "exp"), "step far out": (lambda x: x.relu() * (x < 5e4), "mul"),
