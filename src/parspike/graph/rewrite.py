@@ -47,6 +47,8 @@ BY_TENSORS = {
 """Where the arguments of a clamp by tensors hold the lower and the upper bound."""
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, OverflowError, ZeroDivisionError)
 """What an operator may raise on numbers that its place in the network never gives it."""
+FARTHEST = 1e4
+"""Where a function turns at most, and its value there: two halves are summed with it, and rounded as it is."""
 PIECE = 256
 """Channels of a quantiser looked at together."""
 KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default",
@@ -454,7 +456,7 @@ def _as_activation(draft: _Draft, node: Node, written: Written) -> list[Node] | 
         if low is None and high is None:
             return None if written.casts else []
         return [replace(clip, target="aten.relu.default", args=(x,)) if (low, high) == (0, None) else clip]
-    if isinstance(seen.turn, str):
+    if isinstance(seen.turn, str) or (seen.turn is not None and max(map(abs, seen.turn)) > FARTHEST):
         return None
     made = replace(node, target="parspike.pointwise", args=(x, written.tree), kwargs={}, role=Role.NEURON, reason="")
     return [made] if seen.turn is None else _halves(made, seen.turn)
