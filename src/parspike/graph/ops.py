@@ -321,7 +321,8 @@ _pointwise = """
 """
 POINTWISE = frozenset(f"aten.{name}" for name in _pointwise.split())
 
-STEEP = frozenset(f"aten.{name}.default" for name in "log log2 log10 sqrt rsqrt reciprocal acos asin acosh atanh".split())
+_steep = "log log2 log10 sqrt rsqrt reciprocal acos asin acosh atanh"
+STEEP = frozenset(f"aten.{name}.default" for name in _steep.split())
 """Functions whose slope has no bound: what keeps their argument away from there is a guard, and no activation."""
 _scales = """
     layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm _fused_rms_norm glu round floor
