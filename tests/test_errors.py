@@ -153,7 +153,7 @@ def test_what_is_no_model() -> None:
 
 
 def test_threshold_of_the_network() -> None:
-    model = nn.Sequential(nn.Linear(4, 6), parspike.QCFS(4, 1.0)).eval()
+    model = nn.Sequential(nn.Linear(4, 6), parspike.QCFS(4, 1.0), nn.Linear(6, 2)).eval()
     changed(model, "1.v_threshold", -1.0)
     call = lambda: parspike.convert(model, T=4, example=X)  # noqa: E731
     says(call, errors.CalibrationError, "layer '1'", "not above 0")

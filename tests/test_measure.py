@@ -130,7 +130,8 @@ BACKS: dict[str, tuple[nn.Module, bool]] = {
 
 
 def check(model: nn.Module, x: Tensor) -> None:
-    plan = parspike.plan(model, x, free_sizes=False)  # the spikes pushed alone below have the shapes of the nodes
+    # The spikes pushed alone below have the shapes of the nodes, and reach neurons at the output too.
+    plan = parspike.plan(model, x, free_sizes=False, layers={"*": parspike.Spike()})
     names = {(node.layer, node.target.split(".")[1]): node.name for node in plan.graph.nodes}
     for code in CODES:
         snn = parspike.convert(plan, x, T=3, code=code, recipe="max")
