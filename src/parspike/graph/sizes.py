@@ -39,6 +39,8 @@ OPERATIONS = {"Add": "+", "Mul": "*", "FloorDiv": "//", "CleanDiv": "//", "Mod":
               "StrictGreaterThan": ">", "GreaterThan": "≥", "And": "and", "Or": "or"}  # fmt: skip
 MOST = 40
 """Conditions at most: a network of windows and paddings asks twice as many, and tracing them takes a minute."""
+LONG = 4096
+"""Sizes above it are tried much smaller first."""
 TRIES = 2000
 """Combinations of sizes looked at for one that the limits allow."""
 
@@ -217,7 +219,9 @@ def other_sizes(graph: Graph) -> Iterator[dict[str, int]]:
     """Sizes for the smallest batch that the limits allow, every free one unlike the example's; smaller ones first."""
     choices, batch = [], graph.batch()
     for place, n in enumerate(graph.example.values()):
-        near = (n // 2 + 1, n // 2, n - n // 4, n - 1, n - 2, n - 4, n - 8, n - 16, n - 32, n + 1, n + 2, n + 4,
+        # A long signal would take most of planning; a length this small is still far from the layers' windows.
+        short = (n // 16 + 1,) if n > LONG else ()
+        near = (*short, n // 2 + 1, n // 2, n - n // 4, n - 1, n - 2, n - 4, n - 8, n - 16, n - 32, n + 1, n + 2, n + 4,
                 n + 8, n + 16, n + 32, n + 64, 2 * n)  # fmt: skip
         fit = [size for size in dict.fromkeys(near) if size > 1 and size != n]
         choices.append(fit[place % len(fit) :] + fit[: place % len(fit)])
