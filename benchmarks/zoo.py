@@ -5,13 +5,15 @@
     python benchmarks/zoo.py --one NAME         one network, its result printed as JSON
     python benchmarks/zoo.py --only swin,gpt2   those whose name holds one of the words, anew
     python benchmarks/zoo.py --page             write docs/zoo.md from the results that are there
+    python benchmarks/zoo.py --plans            plan every network anew, convert none, and say which plans changed
 
 Weights are random (nothing is downloaded), the input is noise, arithmetic is float64. The error is that of the
 output at T = 1024 with thresholds from the test input itself, ‖snn(x) − net(x)‖ / ‖net(x)‖, and where that is above
 1 %, also at T = 16384. "gain" is what the network itself makes of a small relative change of its input: a network of
 random weights may be chaotic (50), and then every error of the first layers is seen 50 times at the output.
 "engines" is the largest relative difference of `parallel` and `serial` from `count` at T = 3.
-Results stand in benchmarks/zoo.jsonl, one line a network, kept with the code so that another machine goes on with them.
+Results stand in benchmarks/zoo.jsonl, one line a network, kept with the code so that another machine goes on with them;
+those of --plans stand in benchmarks/zoo-plans.jsonl.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ for _name in ("nms", "qnms"):  # torchvision from PyPI beside the CPU build of t
         torch.library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 RESULTS = Path("benchmarks/zoo.jsonl")
+PLANS = Path("benchmarks/zoo-plans.jsonl")
 PAGE = Path("docs/zoo.md")
 FINE, FINEST, COARSE = 1024, 16384, 3
 GOOD, ASLEEP, FAINT = 0.01, 0.02, 1e-10
@@ -271,8 +274,8 @@ _torchvision("vit_h_14", 56, image_size=56)
 _torchvision("regnet_y_128gf")
 
 
-def run(name: str) -> dict[str, Any]:
-    """Plan, convert, compare one network."""
+def run(name: str, *, planned: bool = False) -> dict[str, Any]:
+    """Plan, convert, compare one network; or only plan it."""
     import parspike
 
     torch.manual_seed(0)
@@ -296,6 +299,8 @@ def run(name: str) -> dict[str, Any]:
         plan.check()
     except parspike.ParspikeError as error:
         return result | {"refused": f"{type(error).__name__}: {error}"[:2000]}
+    if planned:
+        return result
     with torch.no_grad():
         wanted = _tensors(model(*args, **kwargs))
 
@@ -363,9 +368,9 @@ def _distance(found: list[Tensor], wanted: list[Tensor]) -> float:
     return max(float((f - w).norm() / w.norm().clamp(min=1e-30)) for f, w in zip(found, wanted, strict=True))
 
 
-def _result(name: str, memory: int) -> dict[str, Any]:
+def _result(name: str, memory: int, *more: str) -> dict[str, Any]:
     """The network's result, from a process of its own that may take `memory` bytes."""
-    command = [sys.executable, __file__, "--one", name]
+    command = [sys.executable, __file__, "--one", name, *more]
     begin = time.perf_counter()
     try:
         done = subprocess.run(
@@ -428,16 +433,44 @@ def _counted(table: dict[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in sorted(table.items(), key=lambda item: -item[1])) or "none"
 
 
-def _read() -> dict[str, dict[str, Any]]:
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What a new plan of a network says that the one of its last result did not."""
+    if "failed" in now or "refused" in now:
+        same = ("refused" in now) == ("refused" in before) and "failed" not in now
+        return "" if same else f"LOST: {now.get('refused') or now.get('failed')}"[:300]
+    if "refused" in before or not before:
+        return "is planned now"
+    said = [f"neurons {before['neurons']} → {now['neurons']}"] if before["neurons"] != now["neurons"] else []
+    for kind in ("analog", "readout"):
+        old, new = Counter(before.get(kind, {})), Counter(now[kind])
+        said += [f"{kind} +{number} {name}" for name, number in (new - old).items()]
+        said += [f"{kind} −{number} {name}" for name, number in (old - new).items()]
+    return ", ".join(said)
+
+
+def _plan_all(names: list[str], jobs: int, memory: int) -> None:
+    results, found = _read(), _read(PLANS)
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(_result, name, memory, "--plans") for name in names if name not in found]
+        for future in as_completed(futures):
+            now = future.result()
+            _keep(found := found | {now["name"]: now}, PLANS)
+            print(now["name"], now.get("plan_seconds"), _changes(results.get(now["name"], {}), now), flush=True)
+    changed = {name: _changes(results.get(name, {}), found[name]) for name in names if name in found}
+    lost = [name for name, said in changed.items() if said.startswith("LOST")]
+    print(f"{len(changed)} planned, {sum(map(bool, changed.values()))} otherwise than before, {len(lost)} lost: {lost}")
+
+
+def _read(path: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    lines = path.read_text().splitlines() if path.exists() else []
     return {result["name"]: result for result in map(json.loads, lines)}
 
 
-def _keep(results: dict[str, dict[str, Any]]) -> None:
+def _keep(results: dict[str, dict[str, Any]], path: Path = RESULTS) -> None:
     """All results, sorted by name; the file is never half written."""
-    draft = RESULTS.with_suffix(".part")
+    draft = path.with_suffix(".part")
     draft.write_text("".join(json.dumps(results[name]) + "\n" for name in sorted(results)))
-    draft.replace(RESULTS)
+    draft.replace(path)
 
 
 def main() -> None:
@@ -445,14 +478,19 @@ def main() -> None:
     parser.add_argument("--one")
     parser.add_argument("--only", default="")
     parser.add_argument("--page", action="store_true")
+    parser.add_argument("--plans", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--memory", type=float, default=14, help="GiB that one of them may take")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(run(options.one)))
+        print(json.dumps(run(options.one, planned=options.plans)))
         return
     words = [word for word in options.only.split(",") if word]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if options.plans:
+        names = [name for name in ZOO if not words or any(word in name for word in words)]
+        _plan_all(names, options.jobs, int(options.memory * 2**30))
+        return
     results = _read()
     names = [name for name in ZOO if (any(word in name for word in words) if words else name not in results)]
     with ThreadPoolExecutor(options.jobs) as pool:
