@@ -57,7 +57,8 @@ def says(call: Callable[[], Any], kind: type[Exception], *parts: str) -> str:
 
 def test_the_tree() -> None:
     kinds = [getattr(errors, name) for name in errors.__all__]
-    assert all(issubclass(kind, errors.ParspikeError) for kind in kinds)
+    assert all(issubclass(kind, (errors.ParspikeError, errors.ParspikeWarning)) for kind in kinds)
+    assert issubclass(errors.ParspikeWarning, UserWarning)
     for kind, also in {
         errors.InputError: ValueError,
         errors.OptionError: ValueError,
