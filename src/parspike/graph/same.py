@@ -59,23 +59,23 @@ def same(
 
 
 def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
-    """Raise `TraceError` unless the graph computes what the network does, on a batch of three samples, or of the next
-    number that its conditions allow."""
+    """Raise `TraceError` unless the graph computes what the network does, on three samples or as many as it takes."""
     if any(node.role is Role.UNKNOWN for node in graph.nodes):
         return
-    places = torch.arange(batch := graph.batch(3)) % 2
+    number = graph.batch(3)
+    places = torch.arange(number) % 2
     given = [x[places.to(x.device)] for x in two_samples([*args, *kwargs.values()])]
     args, kwargs = given[: len(args)], dict(zip(kwargs, given[len(args) :], strict=True))
     try:
         is_same = same(model, graph, args, kwargs)
     except Exception as error:  # whatever the network raises
         raise TraceError(
-            f"{type(model).__name__} takes no batch of {batch} (a shape written as a number, or computed from the "
+            f"{type(model).__name__} takes no batch of {number} (a shape written as a number, or computed from the "
             f"batch size with len or int): use x.shape[0] or -1 there ({(str(error).splitlines() or [''])[0]})"
         ) from error
     if not is_same:
         raise TraceError(
-            f"the graph of {type(model).__name__} gives another output than the network on a batch of {batch}: a "
+            f"the graph of {type(model).__name__} gives another output than the network on a batch of {number}: a "
             "number that forward computes from the batch size or the values (len, int, .item()) was fixed in tracing; "
             "if there is none, please report it, with the network"
         )

@@ -147,7 +147,7 @@ def _functional(fx: Any) -> OpOverload | None:
     if packet is None or schema.overload_name not in {o if o != "default" else "" for o in packet.overloads()}:
         return None
     found = getattr(packet, schema.overload_name or "default")
-    names = [[a.name for a in s.arguments] for s in (schema, found._schema)]
+    names = [[a.name for a in s.arguments[1:]] for s in (schema, found._schema)]
     shared = any(a.alias_info is not None for a in (*found._schema.arguments, *found._schema.returns))
     if names[0] != names[1] or shared:
         return None

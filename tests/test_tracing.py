@@ -1,0 +1,472 @@
+"""Tracing of networks that write into inputs and attributes, cast, squeeze, or branch on their batch; and of modules
+that are no plain networks."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim
+
+import parspike
+from parspike.errors import InputError, ParspikeError, TraceError
+from parspike.graph import Graph, trace
+
+X = torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) + 0.1
+ENGINES = ("count", "parallel", "serial", "serial-if")
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+
+
+class Net(nn.Module):
+    """Whatever a function of the module and its input does with the small network."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Any], **attributes: Any) -> None:
+        super().__init__()
+        self.n, self.function = small(), function
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def net(function: Callable[[Any, Tensor], Any], **attributes: Any) -> Net:
+    return Net(function, **attributes).eval()
+
+
+def same(graph: Graph, model: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(graph.run(x), model(x.clone()), rtol=1e-5, atol=1e-6)
+
+
+# Writing into inputs and into values that others read.
+
+
+def _scaled(s: Any, x: Tensor) -> Tensor:
+    return s.n(x.div_(255))
+
+
+def _column(s: Any, x: Tensor) -> Tensor:
+    x[:, 0] = 0
+    return s.n(x)
+
+
+def _centred(s: Any, x: Tensor) -> Tensor:
+    x -= x.mean(1, keepdim=True)
+    return s.n(x)
+
+
+def _out(s: Any, x: Tensor) -> Tensor:
+    torch.mul(x, 2, out=x)
+    return s.n(x)
+
+
+def _masked(s: Any, x: Tensor) -> Tensor:
+    x[x < 0.5] = 0
+    return s.n(x)
+
+
+def _through_a_view(s: Any, x: Tensor) -> Tensor:
+    x.view(-1, 2, 4).mul_(2)
+    x.t().add_(1)
+    x.chunk(2, 1)[0].mul_(3)
+    return s.n(x)
+
+
+def _returned(s: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    x.mul_(2)
+    return s.n(x), x
+
+
+def _residual(s: Any, x: Tensor) -> Tensor:
+    h = s.n[0](x)
+    return s.n[2](h.relu_() + h)  # both are the value behind the ReLU
+
+
+def _view_before(s: Any, x: Tensor) -> Tensor:
+    h = s.n[0](x)
+    total = h[:, :4].sum(1, keepdim=True)
+    h.relu_()
+    return s.n[2](h) + total
+
+
+def _view_after(s: Any, x: Tensor) -> Tensor:
+    h = s.n[0](x)
+    part = h[:, :4]
+    h.relu_()
+    return s.n[2](h) + part.sum(1, keepdim=True)
+
+
+def _reshaped(s: Any, x: Tensor) -> Tensor:
+    h = s.n[0](x)
+    h.reshape(-1, 4, 4).relu_()
+    return s.n[2](h)
+
+
+def _contiguous(s: Any, x: Tensor) -> Tensor:
+    h = s.n[0](x)
+    h.contiguous().to(torch.float32).relu_()
+    return s.n[2](h)
+
+
+def _chain(s: Any, x: Tensor) -> Tensor:
+    h = s.n[0](x)
+    h += 1
+    h *= 2
+    h.relu_()
+    h -= 0.5
+    return s.n[2](h.relu_())
+
+
+def _wider(s: Any, x: Tensor) -> Tensor:
+    h = s.n[0](x)
+    h.add_(torch.ones(16, dtype=torch.float64))  # the result stays float32
+    return s.n[2](h.relu_())
+
+
+WRITES = (_scaled, _column, _centred, _out, _masked, _through_a_view, _returned, _residual, _view_before, _view_after,
+          _reshaped, _contiguous, _chain, _wider)  # fmt: skip
+
+
+@pytest.mark.parametrize("function", WRITES)
+def test_a_network_that_writes_in_place_is_followed_and_the_batch_stays_as_it_was(function):
+    model, x = net(function), X.clone()
+    graph = parspike.plan(model, x).graph
+    snn = parspike.convert(model, [x], T=4, recipe="max")
+    assert torch.equal(x, X)
+    same(graph, model, X * 1.5)
+    snn(x)
+    assert torch.equal(x, X)
+
+
+def test_in_place_activations_need_no_second_tracing(monkeypatch):
+    def no(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("traced twice")
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", no)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(inplace=True), nn.Dropout(inplace=True),
+        nn.Conv2d(4, 4, 3), nn.SiLU(inplace=True), nn.Hardswish(inplace=True), nn.LeakyReLU(inplace=True),
+    ).eval()  # fmt: skip
+    graph = trace(model, (torch.randn(2, 3, 8, 8),))
+    same(graph, model, torch.randn(5, 3, 9, 10))
+
+
+# The model is left as it was.
+
+
+def _state(model: nn.Module) -> list[Any]:
+    held = [(id(module), key, id(value)) for module in model.modules() for key, value in vars(module).items()]
+    tensors = [(p.data_ptr(), p.requires_grad, float(p.detach().sum())) for p in model.parameters()]
+    return [held, tensors, [module.training for module in model.modules()]]
+
+
+def test_attributes_hooks_and_random_numbers_stay_as_they_were():
+    def _function(s: Any, x: Tensor) -> Tensor:
+        s.attention = s.n[0](x)
+        s.calls += 1
+        s.seen.append(x)
+        s.cache.setdefault("mask", torch.ones(8))
+        s.box.calls += 1
+        s.box.seen.append(x)
+        s.extra = nn.Linear(1, 1)
+        s.n.train()
+        for parameter in s.n.parameters():
+            parameter.requires_grad_(False)
+        random.random()
+        y = s.n(x * s.cache["mask"])
+        s.n.eval()
+        return y
+
+    model = net(_function, attention=None, calls=0, seen=[], cache={}, box=SimpleNamespace(calls=0, seen=[]))
+    features: list[Tensor] = []
+    count = {"calls": 0}
+    number = 0
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        nonlocal number
+        number += 1
+        features.append(output)
+        count["calls"] += 1
+
+    model.n[0].register_forward_hook(hook)
+    before, drawn = _state(model), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    snn = parspike.convert(model, [X], T=64, recipe="max")
+    assert _state(model) == before
+    assert (model.seen, model.cache, vars(model.box), features, count, number) == (
+        [], {}, {"calls": 0, "seen": []}, [], {"calls": 0}, 0,
+    )  # fmt: skip
+    assert torch.equal(torch.get_rng_state(), drawn[0])
+    assert random.getstate() == drawn[1]
+    assert np.random.get_state()[1].tolist() == drawn[2]  # noqa: NPY002
+    assert (snn(X) - model(X)).norm() < 0.05 * model(X).norm()
+
+
+def _previous(s: Any, x: Tensor) -> Tensor:
+    h = s.n[0](x).relu()
+    mixed = h if s.previous is None or s.previous.shape != h.shape else (h + s.previous) / 2
+    s.previous = h
+    return s.n[2](mixed)
+
+
+def _summed(s: Any, x: Tensor) -> Tensor:
+    s.total.add_(1)
+    return s.n(x + s.total)
+
+
+def test_a_network_that_remembers_a_batch_in_the_next_is_refused_and_works_as_before():
+    model = net(_previous, previous=None)
+    with pytest.raises(TraceError, match=r"remembers one batch in the next, in 'previous'"):
+        parspike.plan(model, X)
+    assert model.previous is None
+    model = net(_summed, total=torch.zeros(8))
+    with pytest.raises(TraceError, match="writes into a tensor of its own"):
+        parspike.plan(model, X)
+    assert not model.total.any()
+    model.register_buffer("held", torch.zeros(8))
+    model.function = lambda s, x: s.n(x + s.held.add_(1))
+    with pytest.raises(TraceError, match="writes into 'held'"):
+        parspike.plan(model, X)
+    assert not model.held.any()
+
+
+# One error of parspike's, not torch's own.
+
+
+def _keywords() -> nn.Module:
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.n = small()
+
+        def forward(self, **inputs: Tensor) -> Tensor:
+            return self.n(inputs["x"])
+
+    return Keywords().eval()
+
+
+def _unused(tensor: Tensor) -> nn.Module:
+    model = small()
+    model.register_buffer("unused", tensor)
+    return model
+
+
+def _half() -> nn.Module:
+    model = net(lambda s, x: s.n(x.half()).float())
+    model.n.half()
+    return model
+
+
+def _double() -> nn.Module:
+    model = net(lambda s, x: s.n(x.to(s.n[0].weight.dtype)))
+    model.n.double()
+    return model
+
+
+TAKEN = {
+    "an unused tensor on meta": lambda: _unused(torch.empty(3, device="meta")),
+    "an unused sparse tensor": lambda: _unused(torch.eye(8).to_sparse_csr()),
+    "exported": lambda: torch.export.export(small(), (X,), dynamic_shapes=({0: Dim("b")},)).module(),
+    "fx": lambda: torch.fx.symbolic_trace(small()),
+    "compiled": lambda: torch.compile(small()),
+    "data parallel": lambda: nn.DataParallel(small()),
+    "half inside": _half,
+    "double inside": _double,
+}
+
+
+@pytest.mark.parametrize("make", TAKEN.values(), ids=TAKEN)
+def test_modules_that_are_no_plain_networks_are_taken(make, tmp_path):
+    model = make()
+    snn = parspike.convert(model, [X], T=64, recipe="max")
+    with torch.no_grad():
+        wanted = small()(X)
+    assert (snn(X) - wanted).norm() < 0.05 * wanted.norm()
+    assert torch.equal(parspike.load(snn.save(tmp_path / "n.parspike"))(X), snn(X))
+
+
+def test_a_forward_of_any_keywords_is_traced():
+    snn = parspike.convert(_keywords(), [{"x": X}], T=64, recipe="max", inputs=lambda item: item, example={"x": X})
+    assert (snn(x=X) - small()(X)).norm() < 0.05 * small()(X).norm()
+
+
+def _used_on_meta() -> nn.Module:
+    model = small()
+    model[0].to("meta")
+    return model
+
+
+def _sparse() -> nn.Module:
+    return net(lambda s, x: torch.sparse.mm(s.w, x.T).T, w=nn.Parameter(torch.eye(8).to_sparse()))
+
+
+def _assigns_data(s: Any, x: Tensor) -> Tensor:
+    s.n[0].weight.data = torch.renorm(s.n[0].weight.data, 2, 0, 0.5)
+    return s.n(x)
+
+
+REFUSED = {
+    "on meta": (_used_on_meta, X, ["'0.weight' is on the meta device", "load the weights"]),
+    "sparse": (_sparse, X, ["'w' is a sparse tensor", "to_dense"]),
+    "sparse example": (small, X.to_sparse(), ["example input is sparse", "to_dense"]),
+    "example on meta": (small, X.to("meta"), ["meta device"]),
+    "fixed batch": (lambda: torch.export.export(small(), (X,)).module(), X, ["batch of 3", "== 8"]),
+    "script": (lambda: torch.jit.script(small()), X, ["TorchScript", "made of"]),
+    "jit traced": (lambda: torch.jit.trace(small(), X), X, ["TorchScript", "made of"]),
+    "int8": (
+        lambda: torch.ao.quantization.quantize_dynamic(small(), {nn.Linear}, dtype=torch.qint8), X,
+        ["layer '0'", "whole numbers", "made of"],
+    ),
+    "float64 example": (small, X.double(), ["torch.float64", "torch.float32", "convert one"]),
+    "data assigned": (lambda: net(_assigns_data), X, [".data", "once before"]),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("make", "x", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_read_is_one_error_with_its_place(make, x, words):
+    model = make()
+    with pytest.raises(ParspikeError) as caught:
+        parspike.plan(model, x)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_branch_on_values_prints_nothing(capfd):
+    with pytest.raises(TraceError, match="branches on the values of a tensor"):
+        parspike.plan(net(lambda s, x: s.n(x) if x.sum() > 3 else s.n(2 * x)), X)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_autocast_inside_is_converted_with_its_casts():
+    def function(s: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return s.n(x).float()
+
+    model = net(function)
+    snn = parspike.convert(model, [X], T=64, recipe="max")
+    assert (snn(X) - model(X)).norm() < 0.05 * model(X).norm()
+    assert any(tensor.dtype is torch.bfloat16 for tensor in snn.tensors().values())
+    assert snn.graph.inputs[0].dtype is torch.float32
+
+
+def test_images_of_bytes_are_divided_inside():
+    model, x = net(lambda s, x: s.n(x / 255)), (200 * X).to(torch.uint8)
+    snn = parspike.convert(model, [x], T=64, recipe="max")
+    assert (snn(x) - model(x)).norm() < 0.05 * model(x).norm()
+
+
+# Batches of one, and branches on the batch.
+
+
+class Squeezed(nn.Module):
+    """A squeeze that drops the batch of one as well, before more layers and at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.b, self.c = nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).squeeze()).relu())
+
+
+@pytest.mark.parametrize("free_sizes", [True, False])
+def test_all_engines_squeeze_one_sample_as_the_network_does(free_sizes, tmp_path):
+    model, x = Squeezed().eval(), torch.rand(6, 3, 8, 8)
+    snn = parspike.convert(parspike.plan(model, x, free_sizes=free_sizes), [x], T=8, recipe="max")
+    snn = parspike.load(snn.save(tmp_path / "n.parspike"))
+    for engine in ENGINES:
+        one, all_ = snn.run(x[:1], engine=engine).logits, snn.run(x, engine=engine).logits
+        assert (one.shape, all_.shape) == (model(x[:1]).shape, (6, 4))
+        torch.testing.assert_close(one, all_[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_takes_no_single_sample_says_so():
+    model = Squeezed().eval()
+    model.c = nn.Sequential(
+        nn.Unflatten(1, (2, 3)), nn.Flatten(), nn.Linear(6, 4)
+    )  # no second dimension without a batch
+    snn = parspike.convert(model, [torch.rand(6, 3, 8, 8)], T=4, recipe="max")
+    with pytest.raises(InputError, match=r"shape \(1, 3, 8, 8\).*B > 1"):
+        snn(torch.rand(1, 3, 8, 8))
+
+
+BRANCHES = {
+    "B ≤ 16": (lambda x: x.shape[0] > 16, 8, 17),
+    "(8 * B) ≤ 64": (lambda x: x.numel() > 64, 8, 9),
+    "B ≥ 5": (lambda x: x.shape[0] < 5, 8, 4),
+    "(B % 2) ≠ 1": (lambda x: x.shape[0] % 2 == 1, 8, 7),
+    "B ≠ 4": (lambda x: x.shape[0] in (1, 4), 8, 4),
+    "B > 1": (lambda x: x.shape[0] == 1, 8, 1),
+}
+
+
+@pytest.mark.parametrize("free_sizes", [True, False])
+@pytest.mark.parametrize(("text", "branch"), BRANCHES.items(), ids=BRANCHES)
+def test_a_branch_on_the_batch_is_a_limit_in_every_engine(text, branch, free_sizes, tmp_path):
+    condition, fits, beyond = branch
+    model = net(lambda s, x: s.n(x) * 2 if condition(x) else s.n(x))
+    snn = parspike.convert(parspike.plan(model, X, free_sizes=free_sizes), [X], T=4, recipe="max")
+    snn = parspike.load(snn.save(tmp_path / "n.parspike"))
+    many = X.repeat(3, 1)
+    for engine in ENGINES:
+        assert snn.run(many[:fits], engine=engine).logits.shape == (fits, 3)
+        with pytest.raises(InputError, match=re.escape(f"where {text}")):
+            snn.run(many[:beyond], engine=engine)
+
+
+@pytest.mark.parametrize("free_sizes", [True, False])
+def test_a_network_without_branches_takes_every_batch(free_sizes):
+    graph = trace(small(), (X,), free_sizes=free_sizes)
+    assert not graph.limits
+    for batch in (1, 2, 7):
+        same(graph, small(), X[:batch])
+
+
+# Infinite constants.
+
+
+def _largest(s: Any, x: Tensor) -> Tensor:
+    best = torch.full((x.shape[0],), -float("inf"))
+    for i in range(3):
+        best = torch.maximum(best, s.n(x)[:, i])
+    return best[:, None]
+
+
+INFINITE = {
+    "full": net(lambda s, x: torch.maximum(torch.full((), float("-inf")), s.n(x))),
+    "start": net(_largest),
+    "attribute": net(lambda s, x: torch.maximum(s.low, s.n(x)), low=torch.tensor(float("-inf"))),
+    "parameter": net(lambda s, x: torch.maximum(s.low, s.n(x)), low=nn.Parameter(torch.tensor(float("-inf")))),
+    "mask": net(
+        lambda s, x: s.n(x).masked_fill(s.m, float("-inf")).amax(1, True), m=torch.tensor([True, False, False])
+    ),
+    "softmax": net(lambda s, x: F.softmax(s.n(x) + s.m, 1), m=torch.tensor([float("-inf"), 0.0, 0.0])),
+}
+
+
+@pytest.mark.parametrize("model", INFINITE.values(), ids=INFINITE)
+def test_an_infinite_constant_that_nothing_multiplies_by_is_taken(model, tmp_path):
+    same(parspike.plan(model, X).graph, model, X)
+    snn = parspike.convert(model, [X], T=64, recipe="max")
+    assert torch.equal(parspike.load(snn.save(tmp_path / "n.parspike"))(X), snn(X))
+
+
+def test_an_infinite_factor_is_refused():
+    with pytest.raises(InputError, match="'factor' holds NaN or Inf"):
+        parspike.plan(net(lambda s, x: s.n(x) * s.factor, factor=torch.tensor(float("inf"))), X)
