@@ -107,11 +107,7 @@ class Scores:
 
     def _join(self, part: Scores) -> None:
         """Add the errors of others."""
-        self.apart, self.size, self.samples = (
-            self.apart + part.apart,
-            self.size + part.size,
-            self.samples + part.samples,
-        )
+        self.apart, self.size = self.apart + part.apart, self.size + part.size
         # Samples of unlike sizes have no mean sample.
         pairs = zip(self.total, part.total, strict=True) if self.total and part.total else ()
         sums = [a + b if a.shape == b.shape else torch.zeros(0) for a, b in pairs]
