@@ -97,6 +97,7 @@ def test_shares_and_errors_of_batches_add_up():
     assert both.agreement == whole.agreement == float((said.argmax(1) == network.argmax(1)).double().mean())
     assert both.error == pytest.approx(float((said - network).norm() / network.norm()), rel=1e-6)
     assert whole.error == pytest.approx(both.error)
+    assert Scores.merged([last, first]).error == both.error  # to the last bit, whoever added which batches
     assert both.kept == pytest.approx(whole.kept)
     assert both.kept == pytest.approx(kept(said, network) / 100, rel=1e-6)
     same = Scores()

@@ -15,6 +15,7 @@ they lie far from 0 and vary little that is small whatever the spikes do; `kept`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +53,8 @@ def answers_of(output: Any, labels: Tensor | None = None, *, sure: bool = False)
 class Scores:
     """Adds up batches; a share is None where it says nothing. Several of them make one with `merged`.
 
-    answers: those given; labelled: of these, with a label. classes: K of the scores, 0 where they are none.
+    answers: those given; labelled: of these, with a label. classes: K of the scores, 0 where they are none. apart,
+    size: ‖output − network's‖² and ‖network's‖², of every batch and in it of every output; total: sums over samples.
     """
 
     answers: int = 0
@@ -62,8 +64,8 @@ class Scores:
     same: int = 0
     compared: int = 0
     classes: int = 0
-    apart: list[float] = field(default_factory=list)
-    size: list[float] = field(default_factory=list)
+    apart: list[list[float]] = field(default_factory=list)
+    size: list[list[float]] = field(default_factory=list)
     total: list[Tensor] = field(default_factory=list)
     samples: int = 0
 
@@ -93,27 +95,28 @@ class Scores:
     def _errors(self, outputs: list[Tensor], network: list[Tensor]) -> None:
         if [x.shape for x in outputs] != [x.shape for x in network]:
             return
-        part = Scores(samples=len(outputs[0]) if outputs else 0)
+        part = Scores(samples=len(outputs[0]) if outputs else 0, apart=[[]], size=[[]])
         for x, target in zip(outputs, network, strict=True):
             x, target = x.double(), target.double()
             finite = torch.where(target.isfinite(), target, 0.0)
             # Places where both are one infinity (masks) are no error.
-            part.apart.append(float(torch.where(x == target, 0.0, x - target).square().sum()))
-            part.size.append(float(finite.square().sum()))
+            part.apart[0].append(float(torch.where(x == target, 0.0, x - target).square().sum()))
+            part.size[0].append(float(finite.square().sum()))
             part.total.append(finite.sum(0).cpu())
         self._join(part)
 
     def _join(self, part: Scores) -> None:
         """Add the errors of others."""
-        if not self.apart:
-            self.apart, self.size, self.total = list(part.apart), list(part.size), list(part.total)
-        elif part.apart:
-            self.apart = [a + b for a, b in zip(self.apart, part.apart, strict=True)]
-            self.size = [a + b for a, b in zip(self.size, part.size, strict=True)]
-            # Samples of unlike sizes have no mean sample.
-            pairs = zip(self.total, part.total, strict=True)
-            self.total = [a + b if a.shape == b.shape else torch.zeros(0) for a, b in pairs]
-        self.samples += part.samples
+        self.apart, self.size = self.apart + part.apart, self.size + part.size
+        # Samples of unlike sizes have no mean sample.
+        pairs = zip(self.total, part.total, strict=True) if self.total and part.total else ()
+        sums = [a + b if a.shape == b.shape else torch.zeros(0) for a, b in pairs]
+        self.total, self.samples = sums or self.total or part.total, self.samples + part.samples
+
+    def _squares(self) -> list[tuple[float, float]]:
+        """‖output − network's‖² and ‖network's‖² of every output; summed exactly, whoever added which batches."""
+        sums = ([math.fsum(column) for column in zip(*rows, strict=True)] for rows in (self.apart, self.size))
+        return list(zip(*sums, strict=True))
 
     @classmethod
     def merged(cls, parts: Iterable[Scores]) -> Scores:
@@ -145,7 +148,7 @@ class Scores:
     @property
     def error(self) -> float | None:
         """‖output − network's‖ / ‖network's‖, of several outputs the largest; None without one to compare with."""
-        errors = [(a / max(b, 1e-300)) ** 0.5 for a, b in zip(self.apart, self.size, strict=True)]
+        errors = [(apart / max(size, 1e-300)) ** 0.5 for apart, size in self._squares()]
         return max(errors, default=None)
 
     @property
@@ -154,7 +157,7 @@ class Scores:
         values are kept, 0 where the mean alone would do as well. Where the network's output is the same for all samples
         (or they are of unlike sizes), its own square is what is compared with."""
         found = []
-        for apart, size, total in zip(self.apart, self.size, self.total, strict=True):
+        for (apart, size), total in zip(self._squares(), self.total, strict=True):
             varies = size - float(total.square().sum()) / max(1, self.samples)
             found.append(1 - apart / max(varies if varies > 1e-9 * size else size, 1e-300))
         return min(found, default=None)
