@@ -143,9 +143,10 @@ class Kept:
 
         def back() -> None:
             # Not by a method that a class of the user's may have made its own.
-            kind = next(k for k in (OrderedDict, dict, list, set, deque) if isinstance(value, k))
+            kind: Any = next(k for k in (OrderedDict, dict, list, set, deque) if isinstance(value, k))
+            put = "extend" if kind in (list, deque) else "update"
             kind.clear(value)
-            (kind.extend if issubclass(kind, (list, deque)) else kind.update)(value, before)  # pyright: ignore[reportAttributeAccessIssue]
+            getattr(kind, put)(value, before)
 
         self._entry(name, same, back)
         if not isinstance(value, dict):
