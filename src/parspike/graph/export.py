@@ -59,11 +59,12 @@ def _exported(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tens
 @contextlib.contextmanager
 def _without_dumps() -> Iterator[None]:
     """Without the graph that torch.export prints where tracing ends: the error says where."""
-    vars(_trace)["print"] = lambda *args, **kwargs: None
+    room: Any = _trace
+    room.print = lambda *args, **kwargs: None
     try:
         yield
     finally:
-        del vars(_trace)["print"]
+        del room.print
 
 
 def _in_known_operators(exported: Any) -> Any:

@@ -143,9 +143,9 @@ class Kept:
 
         def back() -> None:
             # Not by a method that a class of the user's may have made its own.
-            kind = next(k for k in (OrderedDict, dict, list, set, deque) if isinstance(value, k))
+            kind = _builtin(value)
             kind.clear(value)
-            (kind.extend if issubclass(kind, (list, deque)) else kind.update)(value, before)  # pyright: ignore[reportAttributeAccessIssue]
+            (kind.extend if kind in (list, deque) else kind.update)(value, before)
 
         self._entry(name, same, back)
         if not isinstance(value, dict):
@@ -212,6 +212,10 @@ class Kept:
                 self._add(f"{name}.{key}", (value,))
             elif not key.startswith("__") and not hasattr(value, "__get__"):
                 self._place(f"{name}.{key}", kind, key)
+
+
+def _builtin(container: Any) -> Any:
+    return next(kind for kind in (OrderedDict, dict, list, set, deque) if isinstance(container, kind))
 
 
 def _foreign(kind: type) -> bool:

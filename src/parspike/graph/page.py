@@ -22,6 +22,14 @@ of the plan says so: `inputs: x (B, 3, x.2, x.3); free: x.2, x.3; where (x.2 % 3
 input x. A linear layer behind `flatten` or a number written in the code fixes them: `x.2 = 32, x.3 = 32 fixed by layer
 'fc' at net.py:12`. So do numbers computed from a size that are no whole numbers (`interpolate` by 1.5,
 `x.shape[1] ** 0.5`), and networks that ask more than 40 conditions of their sizes (windows and paddings).
+
+**The batch** may have any size, and one more than another has no effect on a sample. A branch on its size (`if len(x)`
+fixes it and is refused, `if x.shape[0] > 16` is followed for the example's side) is a limit, `where B ≤ 16`, that every
+engine checks. A network that drops the dimension of a single sample (`x.squeeze()`) does so in every engine.
+
+**Writing in place** (`x.div_(255)`, `h[:, 0] = 0`, `ReLU(inplace=True)`, `out=`) is followed, and your batch stays as
+it was. A network that writes into its own buffers, or remembers one batch in the next, is refused. Casts and
+`torch.autocast` inside forward stay where they are.
 """
 SYNAPSE = """## Synapses
 
