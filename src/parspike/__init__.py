@@ -79,6 +79,7 @@ look_up_later(
         "neurons": ("QCFS",),
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
         "snn": ("SNN",),
+        "train": (),
         "tune": ("Tuning", "tune"),
     },
 )  # fmt: skip

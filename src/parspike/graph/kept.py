@@ -143,7 +143,7 @@ class Kept:
 
         def back() -> None:
             # Not by a method that a class of the user's may have made its own.
-            kind = _builtin(value)
+            kind: Any = _builtin(value)
             kind.clear(value)
             (kind.extend if kind in (list, deque) else kind.update)(value, before)
 

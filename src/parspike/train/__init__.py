@@ -54,6 +54,7 @@ look_up_later(
         "hub": ("Hub", "Stream"),
         "loop": ("Devices", "DivergedError", "Result", "fit"),
         "make": ("load_trained", "make_network"),
+        "pretrained": (),
         "ondemand": ("Decoder", "OnDemand"),
         "recipe": ("Recipe", "load_recipe", "recipe_names"),
         "replace": ("with_qcfs",),
