@@ -253,7 +253,7 @@ def weighed_by_sample(node: Node, reached: Collection[str]) -> bool:
     if row is None or row.role is not Role.SYNAPSE or not (analog or marked):
         return False
     counts = [sum(isinstance(leaf, Ref) and leaf.name in reached for leaf in leaves(arg)) for arg in node.args]
-    return any(counts) and judge(node.target, counts)[0] is Role.SYNAPSE
+    return (marked or any(counts)) and judge(node.target, counts)[0] is Role.SYNAPSE
 
 
 def currents(node: Node, reached: Collection[str], varying: Collection[str]) -> Collection[str]:
@@ -261,4 +261,4 @@ def currents(node: Node, reached: Collection[str], varying: Collection[str]) -> 
     if node.reason != WEIGHED_BY_SAMPLE:
         return varying
     row = TABLE[node.target]
-    return set(node.refs) & set(reached) if row.product else set(_acting(node)) & set(varying)
+    return (set(node.refs) & set(reached) or set(node.refs[:1])) if row.product else set(_acting(node)) & set(varying)
