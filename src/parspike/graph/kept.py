@@ -145,7 +145,7 @@ class Kept:
             # Not by a method that a class of the user's may have made its own.
             kind: Any = _builtin(value)
             kind.clear(value)
-            (kind.extend if kind in (list, deque) else kind.update)(value, before)
+            (kind.update if isinstance(value, (dict, set)) else kind.extend)(value, before)
 
         self._entry(name, same, back)
         if not isinstance(value, dict):
