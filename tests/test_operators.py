@@ -260,7 +260,7 @@ calls("any.dims", lambda x: (x > 0.5, [1, 2]))
 calls("masked_fill.Tensor", lambda x: (x, x > 0.5, EDGES[0]))
 CALLS["getitem"] = lambda x: x.split(2, 1)[1]
 CALLS["parspike.qcfs"] = parspike.QCFS(4, 1.0).double()
-CALLS["parspike.scale_shift"] = lambda x: F.batch_norm(x, weight(4).to(x), weight(4).to(x) + 2, None, None)
+CALLS["parspike.batch_norm"] = lambda x: F.batch_norm(x, weight(4).to(x), weight(4).to(x) + 2, None, None)
 
 STEPS_OF, ZEROS = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.zeros(4, dtype=torch.int32)
 calls("fake_quantize_per_tensor_affine.default", lambda x: (x, 0.25, 0, 0, 15))
@@ -269,7 +269,7 @@ calls("fake_quantize_per_channel_affine.default", lambda x: (x, STEPS_OF, ZEROS,
 calls("_fake_quantize_learnable_per_tensor_affine.default", lambda x: (x, STEPS_OF[:1], ZEROS[:1].float(), 0, 15, 1.0))
 
 BAGS = {"aten._embedding_bag.default", "aten._embedding_bag_forward_only.default"}
-LATER = {"parspike.rising", "parspike.falling", "parspike.pointwise"} | BAGS
+LATER = {"parspike.scale_shift", "parspike.rising", "parspike.falling", "parspike.pointwise"} | BAGS
 """Rows whose networks stand elsewhere: what rewriting makes in the tests of activations, bags of tokens below."""
 
 

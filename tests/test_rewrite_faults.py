@@ -49,7 +49,7 @@ class Everything(nn.Module):
         x = self.next(self.behind(F.max_pool2d(F.relu(x), 2)))
         x = self.wide(self.padded(F.gelu(x, approximate="tanh")))
         x = self.prelu(x) + self.scalar(x.flip(1)) + F.leaky_relu(x, -0.2)
-        x = x.clamp(self.low, self.high) + x * torch.sigmoid(1.7 * x)
+        x = x.flip(2).clamp(self.low, self.high) + x * torch.sigmoid(1.7 * x)
         return self.head(F.adaptive_avg_pool2d(self.pooled(x), 3).flatten(1))
 
 

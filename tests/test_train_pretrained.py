@@ -31,7 +31,9 @@ def test_the_spiking_network_has_the_very_logits_of_the_network(make, levels):
     # Batch norms are folded in both, so that even in float32 every current is the same number.
     folded = parspike.plan(model, x).graph
     assert torch.equal(snn(x), folded.run(x))
-    assert torch.equal(snn(x).argmax(1), model(x).argmax(1))
+    # In float32 a current that the fold rounds across a threshold moves a count, and the layers behind carry it on.
+    exact = parspike.convert(model.double(), example=x.double(), T=levels)
+    torch.testing.assert_close(exact(x.double()), model(x.double()), rtol=1e-9, atol=1e-9)
 
 
 def test_accuracy_on_the_original_images(shared):

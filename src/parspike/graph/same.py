@@ -29,6 +29,9 @@ NEAR = 1e-6
 """How far network and graph may be apart in float64, as a share of the largest value: other kernels round otherwise."""
 EXACT = 1e-9
 """How far a value may be moved by rewriting, in float64, as a share of its tensor's largest."""
+CANCELLED = 1e-5
+"""Values that are smaller than this share of what they were summed from are compared as if they were as large: SiLU of
+1e-8 is 0.278 above its lowest value, less 0.278."""
 CLOSE = {torch.float16: 2e-2, torch.bfloat16: 2e-2}
 """How far network and graph may be apart in their own type, where they cannot be compared in float64."""
 
@@ -137,7 +140,7 @@ def _first_difference(
             value = ops.call(node.target, args, kwargs)
             if is_made and node.name in means:
                 wanted = streams[False].env[means[node.name]]
-                if (difference := _apart(_tensors(wanted), _tensors(value))) > EXACT:
+                if (difference := _apart(_tensors(wanted), _tensors(value), CANCELLED * _largest(args))) > EXACT:
                     return node, difference
                 value = wanted
             stream.env[node.name] = value
@@ -174,8 +177,16 @@ def _copies(tree: Any) -> Any:
     return pytree.tree_map_only(Tensor, torch.clone, tree)
 
 
-def _apart(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """The largest difference of two lists of tensors as a share of the largest value of its tensor; 0: equal bits."""
+def _largest(tree: Any) -> float:
+    """The largest finite number that a node reads."""
+    numbers = [float(torch.nan_to_num(x.double(), 0, 0, 0).abs().max()) for x in _tensors(tree)
+               if x.numel() and not x.is_complex()]  # fmt: skip
+    return max((*numbers, *(abs(x) for x in leaves(tree) if isinstance(x, float) and math.isfinite(x))), default=0.0)
+
+
+def _apart(wanted: Sequence[Tensor], found: Sequence[Tensor], least: float = 0.0) -> float:
+    """The largest difference of two lists of tensors as a share of the largest value of its tensor, or of `least`
+    where that is more; 0: equal bits."""
     largest = 0.0
     for a, b in zip(wanted, found, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
@@ -188,7 +199,7 @@ def _apart(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
         if not torch.equal(a.isnan(), b.isnan()):
             return math.inf
         difference = torch.where((a == b) | a.isnan(), 0.0, (a - b).abs())
-        size = torch.nan_to_num(a, nan=0, posinf=0, neginf=0).abs().max()
+        size = torch.nan_to_num(a, nan=0, posinf=0, neginf=0).abs().max().clamp(min=least)
         largest = max(largest, float(difference.max() / size.clamp(min=torch.finfo(a.dtype).tiny)))
     return largest
 

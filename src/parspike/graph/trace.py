@@ -94,7 +94,8 @@ def check_model(model: nn.Module) -> None:
         if not isinstance(module, nn.modules.batchnorm._NormBase):
             own = (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False))
             tables |= {f"{name}.{key}".removeprefix(".") for key, tensor in own
-                       if not isinstance(tensor, nn.Parameter) or tensor.numel() == 1}  # fmt: skip
+                       if not isinstance(tensor, nn.Parameter)
+                       or (not torch.nn.parameter.is_lazy(tensor) and tensor.numel() == 1)}  # fmt: skip
         stateful = nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd
         if isinstance(module, stateful) and module.training:
             raise InputError(
