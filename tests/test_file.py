@@ -500,7 +500,6 @@ FORGED: dict[str, tuple[Edit, str]] = {
         set_node("conv2d", shape=[{"size": "batch"}, 4, {"size": "y.2"}, {"size": "x.3"}]), "not in the example"
     ),
     "limit that the example breaks": (set_limits([">", "x.2", 6]), "does not hold"),
-    "limit of the batch": (set_limits([">", "batch", 1]), "of no size"),
     "limit of an unknown size": (set_limits([">", "x.4", 1]), "not in the example"),
     "limit of an unknown kind": (set_limits(["is", "x.2", 6]), "unknown size expression"),
     "limit that is a size": (set_limits(["+", "x.2", 6]), "unknown size expression"),

@@ -173,7 +173,7 @@ STAYS: dict[str, tuple[Function, str]] = {
     "turns at 1e5": (lambda x: torch.where(x < 1e5, -x, x - 2e5), "where"),
     "exp": (lambda x: torch.exp(2 * x), "exp"), "square": (lambda x: x * x, "mul"),
     "sin": (lambda x: torch.sin(3 * x), "sin"),
-    "bump": (lambda x: torch.exp(-x * x), "exp"), "step far out": (lambda x: x.relu() * (x < 5e4), "mul"),
+    "bump": (lambda x: torch.exp(-x * x), "exp"), "step far out": (lambda x: x.relu() * (x < 5e4), "lt"),
     "softmax": (lambda x: (x / 2).exp() / (x / 2).exp().sum(1, keepdim=True), "exp"),
 }  # fmt: skip
 

@@ -169,6 +169,8 @@ def batch_limits(placeholders: Sequence[Any], symbols: Mapping[Any, str]) -> tup
     limits = []
     for guard in environment.guards:
         expression = environment.replace(guard.expr)
+        if expression.free_symbols - batch:
+            continue  # the strides of an example that is a view: inputs of other strides have the same values
         if expression.free_symbols and not _always(expression, {}, batch):
             try:
                 limits.append(Size(_condition(expression, symbols)))
