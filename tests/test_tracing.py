@@ -327,7 +327,6 @@ REFUSED = {
     "sparse": (_sparse, X, ["'w' is a sparse tensor", "to_dense"]),
     "sparse example": (small, X.to_sparse(), ["example input is sparse", "to_dense"]),
     "example on meta": (small, X.to("meta"), ["meta device"]),
-    "fixed batch": (lambda: torch.export.export(small(), (X,)).module(), X, ["batch of 3", "== 8"]),
     "script": (lambda: torch.jit.script(small()), X, ["TorchScript", "made of"]),
     "jit traced": (lambda: torch.jit.trace(small(), X), X, ["TorchScript", "made of"]),
     "int8": (
