@@ -16,10 +16,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 TOLD = "PARSPIKE_TESTED_AS"
-FILES = [
-    "test_processors", "test_engines", "test_faithful", "test_graph", "test_calibrate", "test_codes",
-    "test_train_pretrained", "test_rewrite_faults", "test_real",
-]  # fmt: skip
+FILES = ["test_processors", "test_engines", "test_graph", "test_codes", "test_train_pretrained", "test_rewrite_faults"]
 LESSER = {"default": "SSE41", "avx2": "AVX2"}
 """Kernels of torch, and with them those of oneDNN."""
 
