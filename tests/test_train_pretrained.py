@@ -27,10 +27,6 @@ def test_each_file_is_small_and_says_where_it_comes_from(path):
 def test_the_spiking_network_has_the_very_logits_of_the_network(make, levels):
     model = getattr(pretrained, make)()
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    snn = parspike.convert(model, example=x, T=levels)
-    # Batch norms are folded in both, so that even in float32 every current is the same number.
-    folded = parspike.plan(model, x).graph
-    assert torch.equal(snn(x), folded.run(x))
     # In float32 a current that the fold rounds across a threshold moves a count, and the layers behind carry it on.
     exact = parspike.convert(model.double(), example=x.double(), T=levels)
     torch.testing.assert_close(exact(x.double()), model(x.double()), rtol=1e-9, atol=1e-9)
