@@ -24,7 +24,7 @@ def test_each_file_is_small_and_says_where_it_comes_from(path):
 
 
 @pytest.mark.parametrize(("make", "levels"), [("cifar10_resnet20", 4), ("cifar10_resnet20_8", 8)])
-def test_the_spiking_network_has_the_very_logits_of_the_network(make, levels):
+def test_the_spiking_network_has_the_very_logits_of_the_network(not_compiled, make, levels):
     model = getattr(pretrained, make)()
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     # In float32 a current that the fold rounds across a threshold moves a count, and the layers behind carry it on.
