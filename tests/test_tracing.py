@@ -3,6 +3,7 @@ that are no plain networks."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Callable
@@ -475,3 +476,23 @@ def test_an_infinite_constant_that_nothing_multiplies_by_is_taken(model, tmp_pat
 def test_an_infinite_factor_is_refused():
     with pytest.raises(InputError, match="'factor' holds NaN or Inf"):
         parspike.plan(net(lambda s, x: s.n(x) * s.factor, factor=torch.tensor(float("inf"))), X)
+
+
+def test_a_network_runs_at_most_twice_in_planning():
+    runs = itertools.count()  # not a number in the network, which is put back after every run
+
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if type(x) is torch.Tensor and not torch.compiler.is_exporting():
+                next(runs)
+            return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+    for free_sizes in (True, False):
+        runs = itertools.count()
+        parspike.plan(Counted().eval(), torch.rand(2, 3, 12, 12), free_sizes=free_sizes)
+        assert 1 <= next(runs) <= 2

@@ -5,12 +5,10 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from parspike.errors import InputError, OptionError, TraceError, UnsupportedError
@@ -18,6 +16,7 @@ from parspike.graph import Activation, Curve, Graph, Node, Quantised, Role, chec
 from parspike.graph.ir import expected_tensor
 from parspike.graph.ops import TABLE, UNFOLDABLE, WEIGHED_BY_SAMPLE, remedy
 from parspike.graph.order import compared, unnested
+from parspike.graph.quiet import outputs
 from parspike.graph.roles import guards, reached_by, readouts, with_copies, with_weights_of_samples
 from parspike.notebook import html_table
 
@@ -205,11 +204,10 @@ def _one_sample(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         return False
 
     def batched(args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> bool:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            try:
-                out = deepcopy(model)(*args, **kwargs)  # a copy: networks may write into their buffers
-            except Exception:  # noqa: BLE001 (whatever it raises, it does not take them)
-                return False
+        try:
+            out = outputs(model, args, kwargs)
+        except Exception:  # noqa: BLE001 (whatever it raises, it does not take them)
+            return False
         sizes = {x.shape[:1] for x in (*args, *kwargs.values())}
         return all(leaf.shape[:1] in sizes for leaf in leaves(out) if isinstance(leaf, Tensor))
 

@@ -15,7 +15,7 @@ from parspike.graph.kept import Kept
 from parspike.graph.ops import UNFOLDABLE, Role
 from parspike.graph.quiet import copied, outputs, quiet
 from parspike.graph.read import plain
-from parspike.graph.same import alike, same, unlike
+from parspike.graph.same import alike, same, tensors_of, unlike
 
 __all__ = ["check_memory", "with_one_sample"]
 
@@ -35,8 +35,8 @@ def with_one_sample(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwar
         if same(model, graph, *one, changes):
             check_memory(model, args, kwargs, changes)
             return graph
-        wanted = [leaf for leaf in leaves(plain(outputs(model, *one))) if isinstance(leaf, Tensor)]
-        found = [leaf for leaf in leaves(graph.run(*one[0], **one[1])) if isinstance(leaf, Tensor)]
+        wanted = tensors_of(plain(outputs(model, *one)))
+        found = tensors_of(graph.run(*one[0], **one[1]))
     except Exception:  # noqa: BLE001 - a network raises what it likes
         return several
     finally:
@@ -98,7 +98,7 @@ def check_memory(
         run(first)
         after = run(second)
     alone = outputs(model, *given(second))
-    if not alike(*([x for x in leaves(plain(tree)) if isinstance(x, Tensor)] for tree in (after, alone))):
+    if not alike(plain(after), plain(alone)):
         raise TraceError(
             f"{type(model).__name__} remembers one batch in the next, in '{changes[0]}': a spiking network keeps no "
             "state between batches; make it an input, or write it only in training (self.training)"

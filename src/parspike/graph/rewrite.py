@@ -80,9 +80,10 @@ def _rewrite(draft: _Draft) -> None:
 
 @dataclass
 class _Draft:
-    """A graph in the making. source: the graph as read, its tensors in float64. means: of every node whose value is one
-    of the source's, the node of the source. like: for every new tensor, the type that it takes at the end, or the
-    tensor that has it. dtype: the one type of all real numbers in the network, None where it has several."""
+    """A graph in the making. narrow: the graph as read. source: the same, its tensors in float64. means: of every node
+    whose value is one of the source's, the node of the source. like: for every new tensor, the type that it takes at
+    the end, or the tensor that has it. dtype: the one type of all real numbers in the network, None where it has
+    several."""
 
     source: Graph
     narrow: Graph

@@ -22,7 +22,7 @@ from parspike.graph.read import plain
 from parspike.graph.sizes import other_sizes, resized
 from parspike.graph.wide import Wide, wide, wide_dtype, widened
 
-__all__ = ["alike", "check_rewritten", "check_same", "same", "time_folded", "two_samples", "unlike"]
+__all__ = ["alike", "check_rewritten", "check_same", "same", "tensors_of", "time_folded", "two_samples", "unlike"]
 
 
 NEAR = 1e-6
@@ -46,17 +46,17 @@ def same(
     Values alone would not do: a network with rounding, maxima or thresholds inside makes a large difference of the last
     bit, and a tolerance that lets it pass lets a wrong number pass too. changes: see `quiet.outputs`.
     """
-    wanted = _tensors(plain(outputs(model, args, kwargs, changes)))
+    wanted = tensors_of(plain(outputs(model, args, kwargs, changes)))
     with quiet():
-        found = _tensors(graph.run(*args, **kwargs))
+        found = tensors_of(graph.run(*args, **kwargs))
         if _apart(wanted, found) == 0:
             return True
         try:
             twin = copy.deepcopy(model).to(torch.float64)
-            given, named = pytree.tree_map(wide, (_copies(args), _copies(kwargs)))
+            given, named = pytree.tree_map(wide, (tuple(args), dict(kwargs)))
             with Wide():
-                wanted_wide = _tensors(plain(twin(*given, **named)))
-                return _apart(wanted_wide, _tensors(widened(graph).run(*given, **named))) < NEAR
+                wanted_wide = tensors_of(plain(outputs(twin, given, named)))
+                return _apart(wanted_wide, tensors_of(widened(graph).run(*given, **named))) < NEAR
         except Exception:  # noqa: BLE001 - a network that cannot be copied, or has a kernel without float64
             return alike(wanted, found)
 
@@ -140,7 +140,10 @@ def _first_difference(
             value = ops.call(node.target, args, kwargs)
             if is_made and node.name in means:
                 wanted = streams[False].env[means[node.name]]
-                if (difference := _apart(_tensors(wanted), _tensors(value), CANCELLED * _largest(args))) > EXACT:
+                difference = _apart(tensors_of(wanted), tensors_of(value))
+                if difference > EXACT:
+                    difference = _apart(tensors_of(wanted), tensors_of(value), CANCELLED * _largest(args))
+                if difference > EXACT:
                     return node, difference
                 value = wanted
             stream.env[node.name] = value
@@ -168,18 +171,14 @@ def _with_noise(x: Tensor, seed: int) -> Tensor:
     return torch.cat([x if seed == 0 else x + 1e-3 * spread * noise.flip(0), x + spread * noise])
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors among the leaves of a tree, in order."""
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _copies(tree: Any) -> Any:
-    """Inputs of its own for a network, which may write into them."""
-    return pytree.tree_map_only(Tensor, torch.clone, tree)
 
 
 def _largest(tree: Any) -> float:
     """The largest finite number that a node reads."""
-    numbers = [float(torch.nan_to_num(x.double(), 0, 0, 0).abs().max()) for x in _tensors(tree)
+    numbers = [float(torch.nan_to_num(x.double(), 0, 0, 0).abs().max()) for x in tensors_of(tree)
                if x.numel() and not x.is_complex()]  # fmt: skip
     return max((*numbers, *(abs(x) for x in leaves(tree) if isinstance(x, float) and math.isfinite(x))), default=0.0)
 
@@ -263,7 +262,7 @@ def _joined(one: Any, two: Any, dim: int) -> Any:
 
 def alike(wanted: Any, found: Any) -> bool:
     """Whether two trees of tensors are equal up to rounding in their own type, of the largest value."""
-    pairs = list(zip(_tensors(wanted), _tensors(found), strict=True))
+    pairs = list(zip(tensors_of(wanted), tensors_of(found), strict=True))
     return all(_apart([a], [b]) <= CLOSE.get(a.dtype, 1e-2) for a, b in pairs)
 
 

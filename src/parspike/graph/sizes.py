@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
-from torch.fx.experimental import _config, symbolic_shapes
+from torch.fx.experimental import _config
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
@@ -92,13 +91,10 @@ class GuardWatch:
     def watching(self) -> Iterator[None]:
         """Export inside; sizes of one are then nothing special, so that they add no conditions of their own."""
         hooks = register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)
-        logger = logging.getLogger(symbolic_shapes.__name__)  # reports inequalities that it cannot solve
-        before, logger.disabled = logger.disabled, True
         try:
             with _config.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
                 yield
         finally:
-            logger.disabled = before
             for hook in hooks:
                 hook.remove()
 
