@@ -31,7 +31,7 @@ def lesser() -> list[str]:
 @pytest.mark.parametrize("capability", lesser())
 def test_conversion_and_engines_on_a_lesser_processor(capability):
     told = {"ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": LESSER[capability], TOLD: capability}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         [*command, *(f"tests/{name}.py" for name in FILES)],
