@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -133,7 +134,7 @@ def _first_difference(
     gone: dict[int, list[tuple[bool, str]]] = {}
     for key, turn in last.items():
         gone.setdefault(turn, []).append(key)
-    with quiet(), Wide():
+    with quiet(), Wide(), _alone():
         for turn, (is_made, node) in enumerate(turns):
             stream = streams[is_made]
             args, kwargs = stream.arguments(node)
@@ -150,6 +151,18 @@ def _first_difference(
             for side, name in gone.get(turn, ()):
                 streams[side].env.pop(name, None)
     return None
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """On one thread: torch runs a grouped convolution of float64 group by group, and where other programs want the
+    cores too, threads that wait for each other at every group take a hundred times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _smaller(graph: Graph, env: dict[str, Tensor]) -> dict[str, Tensor]:
