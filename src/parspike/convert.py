@@ -17,7 +17,7 @@ from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, r
 from parspike.calibrate.batches import arguments_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning
-from parspike.neurons import CODES, Code
+from parspike.neurons import CODES, Code, Simulation
 from parspike.neurons.layer import MAX_WEIGHTED
 from parspike.plan import LayerOption, Plan, plan
 from parspike.snn import SNN
@@ -112,7 +112,7 @@ def convert(
         "versions": {"parspike": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     student = replace(graph, tensors=draft.tensors)
-    return SNN(student, {name: draft.neurons[name] for name in draft.activations}, T=T, provenance=provenance)
+    return SNN(student, {name: draft.neurons[name] for name in draft.activations}, simulation=Simulation(T), provenance=provenance)
 
 
 def _agree(draft: Draft, together: Together) -> None:

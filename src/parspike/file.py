@@ -30,7 +30,7 @@ from parspike.graph.ir import BATCH, CONDITIONS, MOST_TRIED, SIZE_OPERATIONS
 from parspike.graph.ops import ON_MEANS, TABLE, judge
 from parspike.graph.quiet import unlogged
 from parspike.graph.roles import weighed_by_sample
-from parspike.neurons import Neuron, neuron_from
+from parspike.neurons import Neuron, Simulation, neuron_from
 from parspike.snn import SNN
 
 __all__ = ["VERSION", "load", "save"]
@@ -485,7 +485,7 @@ def _network(body: Any, tensors: Mapping[str, Tensor]) -> SNN:
     unknown = set(configs) - set(neurons)
     if unknown:
         raise FileError(f"neurons stand at '{unknown.pop()[:80]}', which is no activation of the graph")
-    snn = SNN(made, neurons, T=steps, provenance=provenance)
+    snn = SNN(made, neurons, simulation=Simulation(steps), provenance=provenance)
     if any(snn.neurons()[name] is not neuron for name, neuron in neurons.items()):
         raise FileError("two layers of neurons have the same name")
     _check_run(snn)
@@ -503,7 +503,7 @@ def _neuron(node: Node, config: Any, state: Mapping[str, Tensor], steps: int) ->
         raise FileError(f"{place} hold fields or tensors of another kind of neuron")
     sample = node.shape[1:]
     for name, tensor in state.items():
-        dims = tuple(tensor.shape)[1 if name in neuron.per_level else 0 :]
+        dims = tuple(tensor.shape)[1 if name in neuron.leading else 0 :]
         sizes = zip(reversed(dims), reversed(sample), strict=False)
         if len(dims) > len(sample) or not all(dim in (1, size) for dim, size in sizes):
             raise FileError(f"{place}: {name} {tuple(tensor.shape)} does not fit the layer's channels")

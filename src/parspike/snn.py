@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from parspike import engines
 from parspike.engines import Run
-from parspike.engines.stages import Stages
+from parspike.engines.stages import Stages, check_chunk
 from parspike.errors import InputError, OptionError
 from parspike.graph import Graph
-from parspike.neurons import Neuron
+from parspike.neurons import Dynamics, Neuron, Simulation, SpikingLayer, twin
 from parspike.notebook import html_table
 
 __all__ = ["SNN"]
@@ -25,21 +25,27 @@ __all__ = ["SNN"]
 class SNN(nn.Module):
     """A spiking network: graph, synapses, neurons and where they come from. Made by `parspike.convert`.
 
-    `snn(x)` gives the logits (B, K) of the count engine; `snn.run(x, engine=…, record=True)` also the spikes.
-    T: time-steps. provenance: recipe, seed, versions, hash of the calibration data.
+    `snn(x)` gives the logits (B, K): of parallel neurons by the count engine, in one pass; of neurons with a state (IF,
+    LIF) after T steps. `snn.run(x, engine=…, record=True)` also gives the spikes.
+    simulation: T, and which steps the output is read from. provenance: recipe, seed, versions, hash of the calibration
+    data. Neurons are all parallel, or all have a state.
     State dict: `synapses.` with the names of the original network, `spiking.` with the layers of the neurons.
     """
 
     def __init__(
         self,
         graph: Graph,
-        neurons: Mapping[str, Neuron],
+        neurons: Mapping[str, SpikingLayer],
         *,
-        T: int,
+        simulation: Simulation,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self._T, self.provenance = T, dict(provenance or {})
+        self.simulation, self.provenance = simulation, dict(provenance or {})
+        self.over_time = any(isinstance(neuron, Dynamics) for neuron in neurons.values())
+        """Whether the neurons have a state, so that the network runs step by step."""
+        if self.over_time and not all(isinstance(neuron, Dynamics) for neuron in neurons.values()):
+            raise ValueError("some neurons have a state and some have none: a network has neurons of one kind")
         self._paths = tuple(graph.tensors)
         self._layers = {name: graph.by_name[name].layer for name in neurons}
         self.synapses, self.spiking = nn.Module(), nn.Module()
@@ -54,17 +60,20 @@ class SNN(nn.Module):
     @property
     def T(self) -> int:
         """Time-steps. The neurons' parameters were calibrated for them, so they are no option of a run."""
-        return self._T
+        return self.simulation.T
 
     @T.setter
     def T(self, value: Any) -> None:
         raise OptionError(
-            f"this network was calibrated for T={self._T} time-steps, which cannot be changed afterwards: "
+            f"this network was calibrated for T={self.T} time-steps, which cannot be changed afterwards: "
             f"convert again with T={value!r}"
         )
 
     def _run_as(self, graph: Graph) -> None:
-        self.graph, neurons = graph, self.neurons()
+        self.graph = graph
+        if self.over_time:
+            return
+        neurons = self.counting()
         self._pass = engines.Pass.of(graph, neurons)
         sorted_code = [name for name, neuron in neurons.items() if neuron.code == "sorted"]
         self._stages = Stages.of(graph, tuple(neurons), sorted_code)
@@ -84,34 +93,75 @@ class SNN(nn.Module):
         """The synapses' tensors by the names that the graph uses."""
         return {path: _find(self.synapses, path) for path in self._paths}
 
-    def neurons(self) -> dict[str, Neuron]:
+    def neurons(self) -> dict[str, SpikingLayer]:
         """The spiking neurons by node name, in order."""
         return {name: _find(self.spiking, layer) for name, layer in self._layers.items()}
 
+    def counting(self) -> dict[str, Neuron]:
+        """The neurons whose counts follow from their mean input: all of them, or none where they have a state."""
+        return {name: neuron for name, neuron in self.neurons().items() if isinstance(neuron, Neuron)}
+
+    def stateful(self) -> dict[str, Dynamics]:
+        """The neurons that have a state: all of them, or none."""
+        return {name: neuron for name, neuron in self.neurons().items() if isinstance(neuron, Dynamics)}
+
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        """Logits for a batch (B, …): the count engine, one pass whatever T is."""
+        """Logits for a batch (B, …): parallel neurons in one pass whatever T is, neurons with a state in T steps."""
         env = self._inputs(args, kwargs)
         if torch.compiler.is_compiling():
-            return engines.count(self, env, self._pass).logits
+            return self._answers(env)
         with self._explained(env):
+            return self._answers(env)
+
+    def _answers(self, env: dict[str, Any]) -> Any:
+        if not self.over_time:
             return engines.count(self, env, self._pass).logits
+        with torch.no_grad():
+            return self._steps(env, self.stateful(), self.simulation, engines.OVER_TIME).logits
+
+    def _steps(
+        self, env: dict[str, Any], neurons: Mapping[str, Dynamics], simulation: Simulation, engine: str, **options: Any
+    ) -> Run:
+        return engines.over_time(self, env, neurons, simulation, engine=engine, **options)
 
     @torch.no_grad()
     def run(
         self,
         *args: Tensor,
-        engine: str = "count",
+        engine: str | None = None,
         record: bool = False,
+        every_step: bool = False,
         chunk: int | None = None,
         **kwargs: Tensor,
     ) -> Run:
         """Run a batch (B, …) and return logits and, with record=True, counts and spike trains by layer.
 
-        engine: "count", one pass; "parallel", all spike trains with time folded into the batch; "serial", the
-        same trains step by step; "serial-if", the twin with soft-reset IF neurons. chunk: time-steps at once in
-        "parallel" (default: what keeps the largest tensor under 128 MiB). Same results in the first three.
+        engine: of parallel neurons "count", one pass (the default); "parallel", all spike trains with time folded into
+        the batch; "serial", the same trains step by step; all with the same results; and "serial-if", the twin with
+        soft-reset IF neurons. Neurons with a state have one, "over-time". every_step: logits after each step,
+        (T, B, …), the mean of the output so far; of "over-time" and "serial-if". chunk: time-steps at once in
+        "parallel" (default: what keeps the largest tensor under 128 MiB), "over-time" and "serial-if" (what stays in
+        the cache).
         """
+        engine = engine or (engines.OVER_TIME if self.over_time else "count")
+        if engine not in (*engines.ENGINES, engines.OVER_TIME):
+            raise OptionError(f"engine '{engine}' is unknown: choose one of {', '.join(engines.ENGINES)}")
+        if self.over_time != (engine == engines.OVER_TIME):
+            raise OptionError(
+                f"engine '{engine}' runs parallel neurons, and this network's fire step by step: leave engine= out, or "
+                "convert without neuron= for parallel ones"
+                if self.over_time
+                else "engine 'over-time' runs neurons with a state, and this network's are parallel: leave engine= out, "
+                "give engine='serial-if' for its IF twin, or convert for IF neurons with neuron=parspike.IF()"
+            )
+        if every_step and engine not in (engines.OVER_TIME, "serial-if"):
+            raise OptionError(
+                f"every_step=True needs neurons that fire step by step; engine '{engine}' has its answer after all T "
+                "steps: give engine='serial-if', or convert with neuron=parspike.IF()"
+            )
+        check_chunk(chunk)
         env = self._inputs(args, kwargs)
+        options = {"chunk": chunk, "record": record, "every_step": every_step}
         with self._explained(env):
             if engine == "count":
                 return engines.count(self, env, self._pass, record=record)
@@ -120,8 +170,8 @@ class SNN(nn.Module):
             if engine == "serial":
                 return engines.serial(self, env, self._stages, record=record)
             if engine == "serial-if":
-                return engines.serial_if(self, env, record=record)
-        raise OptionError(f"engine '{engine}' is unknown: choose one of {', '.join(engines.ENGINES)}")
+                return self._steps(env, twin(self.neurons()), Simulation(self.T), engine, **options)
+            return self._steps(env, self.stateful(), self.simulation, engine, **options)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write a `.parspike` file (docs/format.md); an existing file is replaced only with force=True."""

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from parspike.errors import OptionError
 from parspike.graph import Graph
-from parspike.neurons import Neuron
+from parspike.neurons import Neuron, SpikingLayer
 
-__all__ = ["ENGINES", "Network", "OnDemand", "Run"]
+__all__ = ["ENGINES", "OVER_TIME", "Network", "OnDemand", "Run"]
 
 ENGINES = ("count", "parallel", "serial", "serial-if")
+"""Of parallel neurons; neurons with a state have one, `OVER_TIME`."""
+OVER_TIME = "over-time"
 
 
 class Network(Protocol):
@@ -31,8 +33,12 @@ class Network(Protocol):
         """The tensors of the synapses, by the names that the graph uses."""
         ...
 
-    def neurons(self) -> Mapping[str, Neuron]:
+    def neurons(self) -> Mapping[str, SpikingLayer]:
         """The spiking neurons, by node name, in order."""
+        ...
+
+    def counting(self) -> Mapping[str, Neuron]:
+        """The same of a network whose neurons' counts follow from their mean input."""
         ...
 
 
@@ -40,7 +46,8 @@ class Run:
     """Result of a run. logits: the network's output, mean over time; T: time-steps; engine: its name.
 
     With record=True also, by layer name: counts (B, …), what a neuron counted; sent (B, …), the spikes it sent, fewer
-    than its count where the code is not sorted; spikes, bool (T, B, …). Without it they raise `OptionError`.
+    than its count where the code is not sorted; spikes, bool (T, B, …), or int8 with −1 where neurons take spikes back.
+    Without it they raise `OptionError`. With every_step=True logits are those after each step, (T, B, …).
     """
 
     def __init__(
@@ -127,7 +134,7 @@ def recorded(logits: Any, net: Network, engine: str, counts: Mapping[str, Tensor
     if counts is None:
         return Run(logits, net.T, engine)
     layer = {node.name: node.layer for node in net.graph.neurons}
-    neurons = net.neurons()
+    neurons = net.counting()
     return Run(
         logits, net.T, engine,
         counts=(counts := {layer[name]: count for name, count in counts.items()}),

@@ -80,7 +80,7 @@ def _read_once(graph: Graph, readers: Mapping[str, Sequence[Node]], node: Node) 
 
 def count(net: Network, env: dict[str, Any], how: Pass, *, record: bool = False) -> Run:
     """One pass for the inputs in `env`."""
-    neurons = net.neurons()
+    neurons = net.counting()
     kept: dict[str, Tensor] = {}
 
     def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:

@@ -18,12 +18,13 @@ from typing import Any
 from torch import Tensor
 
 from parspike.engines.base import Network, Run, recorded
+from parspike.engines.folded import fold, place_of, repeat, timed
 from parspike.errors import OptionError
-from parspike.graph import Graph, Role, Schedule, Stream, leaves, nested, walk
+from parspike.graph import Graph, Role, Schedule, Stream, nested, walk
 from parspike.graph.ir import elements
 from parspike.graph.ops import TABLE
 
-__all__ = ["Stages", "parallel", "serial"]
+__all__ = ["Stages", "check_chunk", "parallel", "serial"]
 
 CHUNK_ELEMENTS = 1 << 25
 """Default bound on the elements of the largest tensor of a stage, 128 MiB in float32."""
@@ -145,10 +146,14 @@ def serial(net: Network, env: dict[str, Any], stages: Stages, *, record: bool = 
     return _run(net, env, stages, 1, "serial", record)
 
 
-def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, engine: str, record: bool) -> Run:
+def check_chunk(chunk: object) -> None:
+    """Refuse what is no number of time-steps; None is the engine's own choice."""
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise OptionError(f"chunk must be a number of time-steps of at least 1, got {chunk!r}")
-    graph, neurons, tensors = net.graph, net.neurons(), net.tensors()
+
+
+def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, engine: str, record: bool) -> Run:
+    graph, neurons, tensors = net.graph, net.counting(), net.tensors()
     sizes = graph.sizes(env)
     batch = next(iter(env.values())).shape[0]
     means: dict[str, Any] = dict(env)
@@ -170,16 +175,16 @@ def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, e
         total: Any = 0
         for start in range(0, net.T, size):
             stop = min(start + size, net.T)
-            stream = Stream({}, tensors, {key: _timed(key, value, stop - start) for key, value in sizes.items()})
+            stream = Stream({}, tensors, {key: timed(key, value, stop - start) for key, value in sizes.items()})
             for seed in stage.seeds:
                 if seed in counts:
-                    stream.env[seed] = _fold(
+                    stream.env[seed] = fold(
                         neurons[seed].current(counts[seed], start, stop, net.T), graph.by_name[seed].batch_dim or 0
                     )
                 else:
-                    stream.env[seed] = _repeat(means[seed], stop - start, _batch_dim(graph, seed))
+                    stream.env[seed] = repeat(means[seed], stop - start, place_of(graph, seed))
             walk(stage.schedule, [stream])
-            place = _batch_dim(graph, name)
+            place = place_of(graph, name)
             value = stream.env[name]
             total = total + (
                 value * (stop - start) if place is None else value.unflatten(place, (stop - start, -1)).sum(place)
@@ -207,24 +212,3 @@ def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, e
 def _chunk(schedule: Schedule, sizes: Mapping[str, int], batch: int) -> int:
     largest = max((elements(node.shape, sizes) for node, _ in schedule.steps), default=1)
     return max(1, CHUNK_ELEMENTS // max(1, largest * batch))
-
-
-def _timed(symbol: str, value: int, steps: int) -> int:
-    return value * steps if symbol == "batch" else value
-
-
-def _batch_dim(graph: Graph, name: str) -> int | None:
-    return graph.by_name[name].batch_dim if name in graph.by_name else 0
-
-
-def _fold(current: Tensor, place: int) -> Tensor:
-    """(t, B, …) → (t·B, …), time outermost; place: the dimension of the batch in one step."""
-    return current.movedim(0, place).flatten(place, place + 1)
-
-
-def _repeat(value: Any, steps: int, place: int | None) -> Any:
-    if place is None:
-        return value
-    if isinstance(value, Tensor):
-        return _fold(value.expand(steps, *value.shape), place) if value.dim() > place else value
-    return type(value)([_repeat(item, steps, place) for item in leaves(value)])

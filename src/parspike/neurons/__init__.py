@@ -6,13 +6,17 @@
 ``trains``     sorted spike trains and their counts: equation (7)
 ``staircase``  neurons with a free threshold for every level, for any monotone activation
 ``percentile`` thresholds from data: "max", "99.9%"
-``layer``      the neurons of one layer with their parameters, the one module with state
+``layer``      the neurons of one layer with their parameters
+``dynamics``   neurons that compute step by step, with a potential: IF and LIF, soft and hard reset
+``kinds``      which neuron a network is converted for, as a value
 
 Time is the first axis, ``(T, ...)``; thresholds broadcast against one step. ``docs/equations.md`` lists
 each equation with its function and the test that proves it.
 """
 
-from .layer import CODES, Code, Neuron, ParallelNeuron, levels_of, neuron_from
+from .dynamics import Dynamics, IntegrateFire, Simulation, State, twin
+from .kinds import IF, LIF, MAX_T, Kind, Parallel, Serial, kind_from_text
+from .layer import CODES, Code, Neuron, ParallelNeuron, SpikingLayer, levels_of, neuron_from
 from .parallel import (
     bisect_count,
     charge,
@@ -31,11 +35,22 @@ from .trains import count_of, first_spike, sorted_train
 
 __all__ = [
     "CODES",
+    "IF",
+    "LIF",
+    "MAX_T",
     "QCFS",
     "Code",
+    "Dynamics",
+    "IntegrateFire",
+    "Kind",
     "Neuron",
+    "Parallel",
     "ParallelNeuron",
+    "Serial",
+    "Simulation",
+    "SpikingLayer",
     "Staircase",
+    "State",
     "average_rate",
     "bisect_count",
     "charge",
@@ -46,6 +61,7 @@ __all__ = [
     "fused_matrix",
     "if_neuron",
     "joined",
+    "kind_from_text",
     "levels_of",
     "lif_matrix",
     "lif_neuron",
@@ -58,4 +74,5 @@ __all__ = [
     "soft_reset_step",
     "sorted_train",
     "spike_count",
+    "twin",
 ]

@@ -25,14 +25,14 @@ from .pieces import in_pieces, runs_here
 from .quantised import count_into, spike_count
 from .trains import first_spike, sorted_train
 
-__all__ = ["CODES", "Code", "Neuron", "ParallelNeuron", "levels_of", "neuron_from"]
+__all__ = ["CODES", "Code", "Neuron", "ParallelNeuron", "SpikingLayer", "levels_of", "neuron_from"]
 
 Code = Literal["sorted", "weighted", "onset"]
 CODES: tuple[str, ...] = get_args(Code)
 MAX_WEIGHTED = 20
 """Steps of the weighted code: counts up to 2^20 − 1 are exact in float32 with room for sums."""
 
-KINDS: dict[str, type[Neuron]] = {}
+KINDS: dict[str, type[SpikingLayer]] = {}
 
 
 def levels_of(T: int, code: str) -> int:
@@ -44,15 +44,36 @@ def levels_of(T: int, code: str) -> int:
     return 2**T - 1 if code == "weighted" else T
 
 
-class Neuron(nn.Module):
-    """Base of the spiking neurons of a layer. T: time-steps. code: how a count is sent."""
+class SpikingLayer(nn.Module):
+    """Base of the neurons of one layer, of every kind: what is written into a file and read from it.
+
+    `Neuron`: its count follows from the mean of its input. `Dynamics`: it has a state and computes step by step.
+    """
 
     kind: ClassVar[str]
-    per_level: ClassVar[tuple[str, ...]] = ()
-    """Names of the tensors whose first dimension runs over levels."""
+    leading: ClassVar[tuple[str, ...]] = ()
+    """Names of the tensors that have one dimension more than the others, their first: levels, or time-steps."""
 
     def __init_subclass__(cls) -> None:
-        KINDS[cls.kind] = cls
+        if "kind" in vars(cls):
+            KINDS[cls.kind] = cls
+
+    @abstractmethod
+    def example(self, z: Tensor) -> Tensor:
+        """An output for an input current z (B, …): of its shape and dtype, to check a network with."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What the tensors do not say, as JSON-able data: arguments of `restore`."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SpikingLayer:
+        """The neurons that `config` and `state_dict` describe. Raises ValueError or KeyError on anything else."""
+
+
+class Neuron(SpikingLayer):
+    """Base of the neurons whose count follows from their mean input. T: time-steps. code: how a count is sent."""
 
     def __init__(self, T: int, code: Code = "sorted") -> None:
         super().__init__()
@@ -105,14 +126,8 @@ class Neuron(nn.Module):
     def rest(self) -> float | Tensor:
         """The constant current of a silent neuron: the activation's smallest output; broadcasts against one sample."""
 
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """What the tensors do not say, as JSON-able data: arguments of `restore`."""
-
-    @classmethod
-    @abstractmethod
-    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Neuron:
-        """The neurons that `config` and `state_dict` describe. Raises ValueError or KeyError on anything else."""
+    def example(self, z: Tensor) -> Tensor:
+        return self.value(self.count(z))
 
     def forward(self, z: Tensor) -> Tensor:
         """`value(count(z))`."""
@@ -267,7 +282,7 @@ class ParallelNeuron(Neuron):
         return neuron
 
 
-def neuron_from(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Neuron:
+def neuron_from(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SpikingLayer:
     """Neurons of any kind from their `config` and `state_dict`. Raises ValueError or KeyError."""
     kind = config["kind"]
     if kind not in KINDS:

@@ -106,7 +106,7 @@ class Staircase(Neuron):
     """
 
     kind = "staircase"
-    per_level = ("thresholds", "outputs")
+    leading = ("thresholds", "outputs")
     counts: Tensor
     values: Tensor
 

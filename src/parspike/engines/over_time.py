@@ -1,0 +1,249 @@
+"""Neurons with a state, block of time-steps by block of time-steps.
+
+A block of t steps runs with time folded into the batch, (t·B, …): each synapse once, and each layer of neurons in a
+loop over the t steps that only reads and writes its own potential. What does not change over time, such as a constant
+input and the first synapse behind it, is computed once, before the first block.
+
+Operators that are not linear in time (max-pool, analog ones, activations that no such neuron stands for) emit at step n
+the increase of n · f(mean of their input so far), so that the mean of what they emit is f of the mean of their input.
+Whole numbers and masks have no mean: their value is that of the step itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parspike.engines.base import Network, Run
+from parspike.engines.folded import fold, join, place_of, repeat, split, timed, unfold
+from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, walk
+from parspike.graph.ir import Hook, elements
+from parspike.graph.ops import UNFOLDABLE, call
+from parspike.neurons import Dynamics, Simulation, State
+
+__all__ = ["Block", "Moving", "over_time"]
+
+CACHED = 1 << 18
+"""Elements of the largest tensor of a block on the CPU: 1 MiB of float32. On a CPU larger blocks are slower."""
+LARGEST = 1 << 25
+"""The same on other devices, 128 MiB of float32: there few large products win."""
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Which values of a graph change over time, given the nodes where neurons with a state stand.
+
+    names: nodes whose value changes over time; in a block of t steps it is (t·B, …). whole: those of them whose value
+    is no mean over time (whole numbers, masks, or made of them).
+    """
+
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, graph: Graph, neurons: Mapping[str, Dynamics]) -> Moving:
+        """All nodes behind a neuron, itself among them."""
+        names: set[str] = set()
+        for node in graph.nodes:
+            if node.name in neurons or any(ref in names for ref in node.refs):
+                names.add(node.name)
+        return cls(frozenset(names))
+
+
+class Block:
+    """What happens at a node that changes over time, for a block of steps.
+
+    One `Block` lives as long as a run: it holds the states of the neurons, and of every operator that is not linear in
+    time the sum of its inputs and what it gave. t: steps that are done. steps: of the block in work.
+    """
+
+    def __init__(
+        self, graph: Graph, neurons: Mapping[str, Dynamics], moving: Moving,
+        sent: Callable[[str, Tensor], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.graph, self.neurons, self.moving = graph, neurons, moving
+        self.sent = sent
+        self.t, self.steps = 0, 1
+        self.states: dict[str, State] = {}
+        self.sums: dict[str, tuple[list[Any], Any]] = {}
+        self.whole: set[str] = set()
+
+    def next_phase(self) -> None:
+        """Begin the second phase of a simulation: the neurons keep what they want to, all else starts anew."""
+        kept = {name: self.neurons[name].next_phase(state) for name, state in self.states.items()}
+        self.states = {name: state for name, state in kept.items() if state is not None}
+        self.sums, self.t = {}, 0
+
+    def hook(self, stream: Stream) -> Hook:
+        """For `walk`, with one stream."""
+        return lambda node, args: [self(node, stream)]
+
+    def __call__(self, node: Node, stream: Stream) -> Any:
+        """The value of a moving node, (t·B, …), from the values in a stream whose sizes are those of one step."""
+        if node.name in self.neurons:
+            return self._fire(node, stream.env[node.refs[0]])
+        if node.role is Role.SYNAPSE and self.whole.isdisjoint(node.refs):
+            return call(node.target, *self._arguments(node, stream))
+        return self._difference(node, stream)
+
+    def _arguments(self, node: Node, stream: Stream) -> tuple[Any, Any]:
+        """The node's arguments for all steps of the block at once."""
+        if self.steps == 1:
+            return stream.arguments(node)
+        env = {
+            ref: stream.env[ref]
+            if ref in self.moving.names
+            else repeat(stream.env[ref], self.steps, place_of(self.graph, ref))
+            for ref in node.refs
+        }
+        sizes = {key: timed(key, value, self.steps) for key, value in stream.sizes.items()}
+        return Stream(env, stream.tensors, sizes).arguments(node)
+
+    def _fire(self, node: Node, z: Tensor) -> Tensor:
+        place = node.batch_dim or 0
+        moves = node.refs[0] in self.moving.names
+        over = unfold(z, self.steps, place) if moves else z.expand(self.steps, *z.shape)
+        state, current, spikes = self.neurons[node.name].advance(self.states.get(node.name), over, self.t)
+        self.states[node.name] = state
+        if self.sent is not None:
+            self.sent(node.name, spikes)
+        return fold(current, place)
+
+    def _difference(self, node: Node, stream: Stream) -> Any:
+        """n · f(mean of the n inputs so far), less the same of the step before, for every step n of the block."""
+        moving = [ref for ref in dict.fromkeys(node.refs) if ref in self.moving.names]
+        totals, before = self.sums.get(node.name, ({}, None))
+        parts = {ref: split(stream.env[ref], self.steps, place_of(self.graph, ref)) for ref in moving}
+        means: list[dict[str, Any]] = []
+        for step in range(self.steps):
+            for ref in moving:
+                now = parts[ref][step]
+                totals[ref] = now if ref not in totals else _added(totals[ref], now)
+            n = self.t + step + 1
+            means.append({ref: _over(total, n) for ref, total in totals.items()})
+        place = place_of(self.graph, node.name)
+        if node.reason == UNFOLDABLE:
+            one = [Stream({**stream.env, **mean}, stream.tensors, stream.sizes) for mean in means]
+            values = [call(node.target, *each.arguments(node)) for each in one]
+        else:
+            joined = {ref: join([mean[ref] for mean in means], place_of(self.graph, ref)) for ref in moving}
+            at_means = Stream({**stream.env, **joined}, stream.tensors, stream.sizes)
+            values = split(call(node.target, *self._arguments(node, at_means)), self.steps, place)
+        if not all(_adds(leaf) for leaf in leaves(values[0])):
+            self.whole.add(node.name)
+        given: list[Any] = []
+        for step, value in enumerate(values):
+            now = map_tree(lambda leaf, n=self.t + step + 1: leaf * n if _adds(leaf) else leaf, value)
+            given.append(now if before is None else _added(now, before, -1))
+            before = now
+        self.sums[node.name] = totals, before
+        return join(given, place)
+
+
+def over_time(
+    net: Network, env: dict[str, Any], neurons: Mapping[str, Dynamics], simulation: Simulation, *, engine: str,
+    chunk: int | None = None, record: bool = False, every_step: bool = False,
+) -> Run:  # fmt: skip
+    """Run a network whose neurons have a state. chunk: time-steps of a block (default: what stays in the cache).
+
+    record: keep every spike (T, B, …). every_step: the logits after each step, the mean of the output so far,
+    (T, B, …), instead of those after the last.
+    """
+    graph, tensors, moving = net.graph, net.tensors(), Moving.of(net.graph, neurons)
+    sizes = graph.sizes(env)
+    still = [node for node in graph.nodes if node.name not in moving.names]
+    nodes = [node for node in graph.nodes if node.name in moving.names]
+    outputs = tuple(dict.fromkeys(graph.outputs))  # an output may be returned under several names
+    first = Stream(dict(env), tensors, sizes)
+    needed = [ref for node in nodes for ref in node.refs if ref not in moving.names]
+    walk(Schedule.of(still, [*needed, *(name for name in outputs if name not in moving.names)]), [first])
+    schedule = Schedule.of(nodes, [name for name in outputs if name in moving.names], seeds=tuple(first.env))
+    trains: dict[str, list[Tensor]] = {name: [] for name in neurons}
+    block = Block(graph, neurons, moving, (lambda name, s: trains[name].append(s)) if record else None)
+    size = chunk or _chunk(nodes, neurons, sizes, next(iter(env.values())))
+    shown = [name for name in outputs if name in moving.names]
+    totals: dict[str, Any] = {}
+    history: dict[str, list[Any]] = {name: [] for name in shown}
+    begin = simulation.T - (simulation.read or simulation.T)
+
+    def add(name: str, now: Any, done: int) -> None:
+        totals[name] = now if done <= begin + 1 or name not in totals else _added(totals[name], now)
+        if every_step:
+            history[name].append(_over(totals[name], max(1, done - begin)))
+
+    def phase(T: int, read: Callable[[str, Any, int], None] | None) -> None:
+        for start in range(0, T, size):
+            block.t, block.steps = start, min(size, T - start)
+            stream = Stream(dict(first.env), tensors, sizes)
+            walk(schedule, [stream], {node.name: block.hook(stream) for node in nodes})
+            for name in shown if read is not None else ():
+                for step, now in enumerate(split(stream.env[name], block.steps, place_of(graph, name)), start + 1):
+                    read(name, now, step)
+
+    if simulation.probe:
+        phase(simulation.probe, None)
+        block.next_phase()
+        trains = {name: [] for name in trains}
+    phase(simulation.T, add)
+    count = simulation.T - begin
+    if every_step:
+        values = {name: _stacked(history[name]) for name in shown}
+        fixed = {name: _stacked([first.env[name]] * simulation.T) for name in outputs if name not in moving.names}
+    else:
+        values = {name: _over(total, count) for name, total in totals.items()}
+        fixed = {name: first.env[name] for name in outputs if name not in moving.names}
+    logits = graph.collect({**values, **fixed})
+    if not record:
+        return Run(logits, simulation.T, engine)
+    layer = {name: graph.by_name[name].layer for name in neurons}
+    spikes = {name: torch.cat(train) for name, train in trains.items() if train}
+    return Run(
+        logits, simulation.T, engine,
+        counts={layer[name]: train.sum(0) for name, train in spikes.items()},
+        spikes={layer[name]: _whole(train, neurons[name]) for name, train in spikes.items()},
+        sent={layer[name]: train.abs().sum(0) for name, train in spikes.items()},
+    )  # fmt: skip
+
+
+def _chunk(nodes: Sequence[Node], neurons: Mapping[str, Dynamics], sizes: Mapping[str, int], x: Tensor) -> int:
+    """The most steps of a block whose largest tensor stays in the cache, at least what every neuron must look at."""
+    largest = max((elements(node.shape, sizes) for node in nodes), default=1) * x.shape[0]
+    room = CACHED if x.device.type == "cpu" else LARGEST
+    return max(room // max(1, largest), 1, *(neuron.lookahead for neuron in neurons.values()))
+
+
+def _whole(train: Tensor, neuron: Dynamics) -> Tensor:
+    """Spikes as bool, or as int8 where they have a sign."""
+    return train.to(torch.int8) if neuron.takes_back else train.bool()
+
+
+def _adds(value: Any) -> bool:
+    """Whether a value has a mean over time."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _added(total: Any, value: Any, sign: int = 1) -> Any:
+    """total + value, or total − value, leaf by leaf; what has no mean is that of the latest step."""
+    rest = iter(list(leaves(value)))
+
+    def one(before: Any) -> Any:
+        now = next(rest)
+        if sign < 0:
+            return before - now if _adds(before) else before
+        return before + now if _adds(before) else now
+
+    return map_tree(one, total)
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    """The same value of every step as (T, B, …)."""
+    each = zip(*(list(leaves(value)) for value in values), strict=True)
+    rest = iter([torch.stack(list(of)) if isinstance(of[0], Tensor) else of[0] for of in each])
+    return map_tree(lambda _: next(rest), values[0])
+
+
+def _over(total: Any, steps: int) -> Any:
+    return map_tree(lambda leaf: leaf / steps if _adds(leaf) else leaf, total)
