@@ -15,7 +15,7 @@ from parspike.calibrate.channels import unit_of
 from parspike.calibrate.distance import relative_error
 from parspike.calibrate.percentile import WIDTHS, Selection
 from parspike.errors import CalibrationError, FileError
-from parspike.file import _neuron
+from parspike.file.network import neuron_from_json
 from parspike.neurons import ParallelNeuron
 
 RECIPES = {
@@ -267,7 +267,7 @@ def test_a_forged_offset_is_refused(tmp_path):
     ):
         node = snn.graph.by_name[next(iter(snn.neurons()))]
         with pytest.raises(FileError, match=r"the neurons of 'clamp' cannot be read|does not fit"):
-            _neuron(node, config, forged, 4)
+            neuron_from_json(node, config, forged, 4)
     path = snn.save(tmp_path / "net.parspike")
     neurons(snn)[0].offset[3] = math.nan
     with pytest.raises(FileError, match=r"neurons\.clamp\.offset' holds NaN or Inf"):

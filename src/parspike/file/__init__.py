@@ -1,0 +1,61 @@
+"""The `.parspike` file: one safetensors file whose metadata hold the graph as JSON (docs/format.md).
+
+Loading runs no code from the file: operators are looked up by name in parspike's own table, every field is
+checked, the network is run once on tensors without data, and whatever does not fit is a `FileError`. Saving
+passes the same checks, so that no file is written that could not be read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from parspike.errors import FileError
+from parspike.file.bytes import DTYPES, VERSION, container, contents, parse, write_whole
+from parspike.file.graph import CONSTANTS
+from parspike.file.network import network_from_json, network_to_json, of_version
+from parspike.snn import SNN
+
+__all__ = ["CONSTANTS", "DTYPES", "VERSION", "load", "save"]
+
+
+def save(snn: SNN, path: str | Path, *, force: bool = False) -> Path:
+    """Write an SNN. The file appears whole or not at all; force=True replaces an existing one."""
+    path = Path(path)
+    if path.is_dir():
+        raise FileError(f"'{path}' is a folder: name a file in it, such as '{path / 'net.parspike'}'")
+    if path.exists() and not force:
+        raise FileError(f"'{path}' exists: choose another name, or pass force=True (command line: --force)")
+    try:
+        body, tensors, version = network_to_json(snn)
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        network_from_json(of_version(parse(text), version), tensors)
+        chunks = container(text, tensors, version)
+    except (ValueError, TypeError, RecursionError, FileError) as error:
+        raise FileError(f"cannot save this network as '{path}': {error}") from error
+    write_whole(path, chunks)
+    return path
+
+
+def load(path: str | Path) -> SNN:
+    """Read an SNN from a `.parspike` file. Raises `FileError` on anything but a whole, untouched file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"'{path}' is a folder" if path.is_dir() else f"there is no file '{path}'")
+    try:
+        header, tensors = contents(path)
+        text = header["__metadata__"]["network"]
+        if set(header["__metadata__"]) != {"format", "sha256", "version", "network"}:
+            raise FileError("its metadata have unknown entries")
+        body = of_version(parse(text), int(header["__metadata__"]["version"]))
+        json.dumps(body, ensure_ascii=False).encode()  # refuses half characters, which could not be shown
+        return network_from_json(body, tensors)
+    except FileError as error:
+        raise FileError(f"'{path}': {error}") from error
+    except MemoryError as error:
+        raise FileError(f"'{path}' does not fit into memory") from error
+    except OSError as error:
+        raise FileError(f"cannot read '{path}': {error.strerror or error}") from error
+    # Whatever a forged network raises says that it is none; the cause is chained.
+    except Exception as error:
+        raise FileError(f"'{path}' holds no valid network ({type(error).__name__}: {error})") from error

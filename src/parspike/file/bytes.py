@@ -1,0 +1,139 @@
+"""The bytes of a `.parspike` file: safetensors container, checksum, strict JSON, and writing whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from torch import Tensor
+
+from parspike.errors import FileError
+
+__all__ = ["DTYPES", "VERSION", "container", "contents", "move_whole", "parse", "write_whole"]
+
+VERSION = 3
+"""The newest version that is read."""
+
+# The file starts with the header's length, this, 64 hexadecimal digits, and the version.
+MAGIC = b'{"__metadata__":{"format":"parspike","sha256":"'
+DIGEST = slice(8 + len(MAGIC), 8 + len(MAGIC) + 64)
+VERSION_FIELD = re.compile(rb'","version":"([1-9][0-9]{0,5})",')
+
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+          torch.bool: "BOOL"}  # fmt: skip
+
+
+def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a file so that the name holds either the old content or all of the new."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+            temporary = Path(stream.name)
+            stream.writelines(chunks)
+        temporary.chmod(0o666 & ~_umask())
+        move_whole(temporary, path)
+    except OSError as error:
+        reason = error.strerror if path.parent.is_dir() else f"there is no folder '{path.parent}'"
+        raise FileError(f"cannot write '{path}': {reason or error}; the old file, if any, is as it was") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+def move_whole(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, which holds either the old content or all of the new, also after a power cut."""
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def container(text: str, tensors: Mapping[str, Tensor], version: int) -> list[bytes | memoryview]:
+    """The bytes of the file, in pieces."""
+    # Not by safetensors' own writer: the order of its metadata changes from run to run.
+    # Wide types first, so that every tensor is aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "parspike", "sha256": "0" * 64, "version": str(version), "network": text}
+    }
+    data: list[memoryview] = []
+    start = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in DTYPES:
+            raise FileError(f"the tensor '{name}' is {tensor.dtype}, which the format does not have")
+        stop = start + tensor.numel() * tensor.element_size()
+        entry = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, stop]}
+        header[name] = entry
+        data.append(tensor.flatten().view(torch.uint8).numpy().data)
+        start = stop
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    head = len(encoded).to_bytes(8, "little") + encoded
+    digest = hashlib.sha256(head)
+    for piece in data:
+        digest.update(piece)
+    return [head[: DIGEST.start], digest.hexdigest().encode(), head[DIGEST.stop :], *data]
+
+
+def contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors, of one reading, so that what was checked is what is used."""
+    with path.open("rb") as stream:
+        start = stream.read(DIGEST.stop + 20)  # 20: the version at its longest
+        length = int.from_bytes(start[:8], "little")
+        # Nine bytes are the fewest that tell a file of ours, cut short, from another.
+        if len(start) < 9 or start[8 : DIGEST.start] != MAGIC[: len(start) - 8]:
+            raise FileError("this is not a parspike file")
+        version = VERSION_FIELD.match(start, DIGEST.stop)
+        if version is not None and int(version[1]) > VERSION:
+            raise FileError(
+                f"its format has version {int(version[1])}, this parspike reads up to {VERSION}: "
+                "pip install --upgrade parspike"
+            )
+        if version is None:
+            raise FileError("it is truncated or damaged; write or copy it again")
+        content = start + stream.read()
+    digest = hashlib.sha256(content[: DIGEST.start])
+    digest.update(b"0" * 64)
+    digest.update(memoryview(content)[DIGEST.stop :])
+    if digest.hexdigest().encode() != content[DIGEST]:
+        raise FileError("it is truncated, or was changed after it was written: write or copy it again")
+    try:
+        return parse(content[8 : 8 + length].decode()), from_bytes(content)
+    except SafetensorError as error:
+        raise FileError(f"it is no valid safetensors file ({error})") from error
+
+
+def parse(text: str) -> Any:
+    """JSON of one meaning: no repeated keys, no NaN, no number beyond a float."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            raise FileError("a JSON object has the same key twice")
+        return table
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise FileError(f"{number} is no finite number")
+        return value
+
+    return json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)

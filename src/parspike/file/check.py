@@ -1,0 +1,129 @@
+"""What a file is refused for, though its bytes are whole: fields, names, references, roles, nodes that cannot run.
+
+Nothing in a file is believed: a forged one may hold any JSON and any tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from parspike.errors import FileError
+from parspike.graph import Input, Node, Param, Ref, Role, Schedule, Size, Stream, leaves, walk
+from parspike.graph.ir import BATCH
+from parspike.graph.ops import ON_MEANS, TABLE, judge
+from parspike.graph.quiet import unlogged
+from parspike.graph.roles import weighed_by_sample
+from parspike.snn import SNN
+
+__all__ = ["check_example", "check_leaves", "check_role", "check_run", "check_symbols", "expect", "fields", "new_name"]
+
+
+def expect(value: Any, kind: type | tuple[type, ...], what: str) -> Any:
+    """The value, which must be of this type; true and false are no integers."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise FileError(f"{what} is {str(value)[:80]!r}, expected {' or '.join(k.__name__ for k in kinds)}")
+    return value
+
+
+def fields(value: Any, what: str, **kinds: Any) -> list[Any]:
+    """The values of an object that has these keys, of these types, and no others."""
+    if set(expect(value, dict, what)) != set(kinds):
+        odd = set(value) ^ set(kinds)
+        raise FileError(f"{what} has missing or unknown entries: {', '.join(sorted(odd))[:200]}")
+    return [expect(value[key], kind, f"{what}, {key}") for key, kind in kinds.items()]
+
+
+def new_name(value: Any, what: str, taken: Iterable[str]) -> str:
+    """The value, which must be a short word that nothing before it in the file has as its name."""
+    if not re.fullmatch(r"\w{1,200}", expect(value, str, what)) or value in taken:
+        raise FileError(f"{what} has the name '{value[:80]}', which is no name or is given twice")
+    return value
+
+
+def check_example(example: Mapping[Any, Any], inputs: Iterable[Input]) -> None:
+    """Every free size is a dimension of an input, and has a value to check the network with."""
+    places = {f"{i.name}.{d}" for i in inputs for d, dim in enumerate(i.shape) if d and dim == Size(f"{i.name}.{d}")}
+    if set(example) - places:
+        raise FileError(f"the size '{sorted(set(example) - places)[0][:80]}' is no dimension of an input")
+    if not all(expect(n, int, "a size of the example") >= 1 for n in example.values()):
+        raise FileError("the example has a size below 1")
+
+
+def check_symbols(place: str, tree: Any, symbols: set[str]) -> None:
+    """Every size in the tree is computed from the batch and the free sizes that the file names."""
+    unknown = [name for leaf in leaves(tree) if isinstance(leaf, Size) for name in leaf.symbols - symbols]
+    if unknown:
+        raise FileError(f"{place} depends on the size '{unknown[0][:80]}', which is not in the example")
+
+
+def check_leaves(place: str, tree: Any, known: set[str], tensors: Mapping[str, Tensor]) -> None:
+    """The tree reads only values of earlier nodes, and tensors that the file holds."""
+    for leaf in leaves(tree):
+        if isinstance(leaf, Ref) and leaf.name not in known:
+            raise FileError(f"{place} reads '{leaf.name[:80]}', which no earlier node gives")
+        if isinstance(leaf, Param) and leaf.path not in tensors:
+            raise FileError(f"{place} reads the tensor '{leaf.path[:80]}', which is not in the file")
+
+
+def check_role(node: Node, varying: set[str], reached: set[str]) -> None:
+    """The role in the file must be what the table says, as if the network had just been traced.
+
+    varying, reached: names of the values that depend on the network's input, and on its spikes.
+    """
+    if any(isinstance(leaf, Ref) for leaf in leaves(node.kwargs)):  # the table judges positional arguments
+        raise FileError(f"node '{node.name}' takes a value of the network by keyword")
+    changes = [sum(isinstance(leaf, Ref) and leaf.name in varying for leaf in leaves(arg)) for arg in node.args]
+    role, reason = judge(node.target, changes)
+    describe = TABLE[node.target].activation
+    if role is Role.NEURON and describe is not None and isinstance(answer := describe(node), str):
+        role, reason = Role.ANALOG, answer
+    if weighed_by_sample(node, reached):
+        return
+    if node.reason in ON_MEANS and node.role is Role.ANALOG and role is not Role.UNKNOWN:
+        return  # tracing saw what the table cannot; on the time-means it does the same as in the network
+    if role is not node.role or role is Role.UNKNOWN:
+        said = f"{role}, {reason}" if reason else role
+        raise FileError(f"node '{node.name}' ({node.target}) has the role {node.role}, the table says {said}")
+
+
+def check_run(snn: SNN) -> None:
+    """Run the network on two samples without data, of the example's sizes.
+
+    Operators take their arguments, shapes are as stated.
+    """
+    graph, neurons, sizes = snn.graph, snn.neurons(), {**snn.graph.example, BATCH: 2}
+
+    def size(shape: Iterable[Any]) -> tuple[int, ...]:
+        return tuple(dim(sizes) if isinstance(dim, Size) else dim for dim in shape)
+
+    def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
+        neuron = neurons[node.name]
+        return [neuron.example(args[0])]
+
+    # The mode that torch.export traces in, so every operator of a traced network can run in it.
+    mode = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
+    with unlogged(), mode, torch.no_grad():
+        env: dict[str, Any] = {}
+        for i in graph.inputs:
+            env[i.name] = torch.empty(size(i.shape), dtype=i.dtype)
+        stream = Stream(env, snn.tensors(), sizes)
+        for node in graph.nodes:
+            try:
+                walk(Schedule(((node, ()),)), [stream], dict.fromkeys(neurons, fire))
+                first = next(leaf for leaf in leaves(env[node.name]) if isinstance(leaf, Tensor))
+            except Exception as error:  # torch raises whatever it likes on forged arguments
+                text = (str(error).splitlines() or [""])[0][:200]
+                raise FileError(f"node '{node.name}' ({node.target}) cannot run: {text}") from error
+            if tuple(first.shape) != size(node.shape):
+                wrong = f"gives {tuple(first.shape)}, the file says {str(size(node.shape))[:80]}"
+                raise FileError(f"node '{node.name}' {wrong}")
+        for name in graph.outputs:
+            if env[name].dim() == 0 or env[name].shape[0] != 2:
+                raise FileError(f"the output '{name}' has no batch dimension")
