@@ -17,7 +17,8 @@ from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, r
 from parspike.calibrate.batches import arguments_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning
-from parspike.neurons import CODES, Code, Simulation
+from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation
+from parspike.calibrate.student import ByCount, OverTime
 from parspike.neurons.layer import MAX_WEIGHTED
 from parspike.plan import LayerOption, Plan, plan
 from parspike.snn import SNN
@@ -35,6 +36,7 @@ def convert(
     calibration: Any = None,
     T: int = 8,
     *,
+    neuron: Kind | None = None,
     code: Code = "sorted",
     recipe: Recipe | str | Mapping[str, Any] | None = None,
     layers: Mapping[str, LayerOption] | None = None,
@@ -97,6 +99,7 @@ def convert(
             {node.name: made.activation(node) for node in graph.neurons if node.name in made.spiking},
             T, code, dict(graph.tensors), {}, progress or (lambda what, done, total: None),
             steps=_steps(made, T),
+            student=OverTime(neuron, T) if isinstance(neuron, Serial) else ByCount(code),
         )  # fmt: skip
         chosen.fit(draft, batches)
         _agree(draft, together)

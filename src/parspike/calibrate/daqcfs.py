@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +16,7 @@ from parspike.calibrate.lockstep import Lockstep, pair_of
 from parspike.calibrate.percentile import Range, percentiles
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.staircase import add_staircases
+from parspike.calibrate.student import ByCount
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Clip, Curve, Node, Quantised, Schedule, Stream, walk
 from parspike.graph.ops import call
@@ -75,6 +78,11 @@ class DAQCFS(Recipe):
             raise OptionError(f"means must be 'moving' or 'exact', got {self.means!r}")
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
+        if not isinstance(draft.student, ByCount):
+            raise OptionError(
+                "recipe 'daqcfs' (Algorithm 1) is for parallel neurons: with neuron= leave recipe= out, or give "
+                "'closed-form', 'reconstruct' or 'max'"
+            )
         initial_neurons(draft, batches, self.mode, self.granularity)
         if draft.lossless:
             return
@@ -177,21 +185,24 @@ def _check_start(mode: object, granularity: object) -> None:
     check_granularity(granularity)
 
 
-def recorded_ranges(draft: Draft, batches: Batches, mode: str, granularity: Granularity) -> dict[str, Range]:
-    """The range of every ClipReLU as `Thresholds` says, by node name; its ends are equal where a channel was silent."""
+def recorded_ranges(
+    draft: Draft, batches: Batches, mode: str, granularity: Granularity, lows: Mapping[str, float]
+) -> dict[str, Range]:
+    """The ranges of activations as `Thresholds` says, by node name; their ends are equal where a channel was silent.
+
+    lows: their lower bounds, −∞ where they have none.
+    """
     share, layer = share_of(mode), granularity == "layer"
     if share is not None and share < 1:
-        return percentiles(draft, batches, share, layer=layer)
+        return percentiles(draft, batches, share, lows, layer=layer)
     found = channel_ranges(draft, batches)
     ranges: dict[str, Range] = {}
-    for name, activation in draft.activations.items():
-        if not isinstance(activation, Clip):
-            continue
+    for name, bound in lows.items():
         low, high = found[name]
         if layer:
             low, high = low.min().expand_as(low), high.max().expand_as(high)
         # Without a spike a ReLU sends nothing: that is worth more than levels for a channel that is never silent.
-        ranges[name] = torch.zeros_like(low) if activation.low == 0 else low, high
+        ranges[name] = torch.zeros_like(low) if bound == 0 else low, high
     return ranges
 
 
@@ -199,36 +210,35 @@ def initial_neurons(
     draft: Draft, batches: Batches | None, mode: str = "max", granularity: Granularity = "channel"
 ) -> None:
     """Neurons with θ from the network (QCFS) or as `Thresholds` says (ClipReLU), δ = φ = 0."""
-    clips = [name for name, a in draft.activations.items() if isinstance(a, Clip)]
+    lows = {name: a.low for name, a in draft.activations.items() if isinstance(a, Clip)}
+    if not isinstance(draft.student, ByCount):  # neurons with a state have no staircase: they clip between two outputs
+        lows |= {name: -math.inf for name, a in draft.activations.items() if isinstance(a, Curve)}
     recorded: dict[str, Range] = {}
-    if clips:
+    if lows:
         if batches is None:
-            layer = draft.graph.by_name[clips[0]].layer
+            layer = draft.graph.by_name[next(iter(lows))].layer
             raise CalibrationError(
                 f"layer '{layer}' has no threshold of its own: pass calibration= (images, no labels)"
             )
-        recorded = recorded_ranges(draft, batches, mode, granularity)
-    add_staircases(draft, batches)
+        recorded = recorded_ranges(draft, batches, mode, granularity, lows)
+    if isinstance(draft.student, ByCount):
+        add_staircases(draft, batches)
     for name, activation in draft.activations.items():
         node = draft.graph.by_name[name]
-        if isinstance(activation, Curve):
+        if name in draft.neurons:  # a staircase
             continue
         if isinstance(activation, Quantised):
             theta = draft.graph.tensors[activation.v_threshold]
             if not bool((theta > 0).all()):
                 raise CalibrationError(f"layer '{node.layer}' has a threshold that is not above 0")
-            draft.neurons[name] = ParallelNeuron(draft.steps_of(name), theta, code=draft.code)
+            draft.neurons[name] = draft.student.neuron(draft.steps_of(name), theta, 0.0)
         else:
             low, high = recorded[name]
             theta = above_zero(high - low, levels_of(draft.steps_of(name), draft.code))
             # One number where all channels reach the activation's own bound.
-            bound = bool((low == torch.tensor(activation.low, dtype=torch.float64).to(low)).all())
-            draft.neurons[name] = ParallelNeuron(
-                draft.steps_of(name),
-                node_shape(theta, node),
-                offset=activation.low if bound else node_shape(low, node),
-                code=draft.code,
-            )
+            bound = bool((low == torch.tensor(lows[name], dtype=torch.float64).to(low)).all())
+            offset = lows[name] if bound else node_shape(low, node)
+            draft.neurons[name] = draft.student.neuron(draft.steps_of(name), node_shape(theta, node), offset)
 
 
 def _per_channel(neuron: ParallelNeuron, node: Node) -> None:

@@ -24,8 +24,9 @@ from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import unit_of
 from parspike.calibrate.lockstep import pair_of
 from parspike.calibrate.recipe import Draft
+from parspike.calibrate.student import Seen
 from parspike.errors import CalibrationError
-from parspike.graph import Node, Schedule, walk
+from parspike.graph import Schedule, walk
 
 __all__ = ["Distance", "apart", "class_scores", "judged", "named", "relative_error", "values_of"]
 
@@ -36,12 +37,16 @@ class Distance:
     def __init__(self, draft: Draft) -> None:
         self.draft = draft
         self.schedule = Schedule.of(draft.graph.nodes, draft.graph.outputs)
+        self.course = draft.student.course(draft)
 
-    def outputs(self, env: Mapping[str, Tensor], fire: Any = None) -> tuple[list[Tensor], list[Tensor]]:
-        """The outputs of both that are real numbers. fire: what happens at the neurons, by default they fire."""
-        pair = pair_of(self.draft, dict(env))
-        walk(self.schedule, pair, dict.fromkeys(self.draft.neurons, fire or self._fire))
-        teacher, student = (values_of(self.draft.graph.collect(stream.env)) for stream in pair)
+    def outputs(
+        self, env: Mapping[str, Tensor], *, seen: Seen | None = None, soft: bool = False
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The outputs of both that are real numbers, the student's as means over time. seen, soft: see `Course`."""
+        pair, graph = pair_of(self.draft, dict(env)), self.draft.graph
+        walk(self.schedule, pair, self.course.hooks(pair, self.draft.teacher, seen=seen, soft=soft))
+        means = {name: self.course.mean(name, pair[1].env[name]) for name in graph.outputs}
+        teacher, student = (values_of(graph.collect(env)) for env in (pair[0].env, means))
         if not teacher:
             raise CalibrationError(
                 "the network's outputs are whole numbers, which say too little of how near a spiking network is: "
@@ -71,9 +76,6 @@ class Distance:
             parts = batches.gather(parts)
         distance, agreeing, count = sum((part for (part,) in parts), torch.zeros(3, dtype=torch.float64)).tolist()
         return distance / max(1, count), None if agreeing != agreeing else agreeing / max(1, count)
-
-    def _fire(self, node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
-        return [self.draft.teacher(node, teacher), self.draft.neurons[node.name](student[0])]
 
 
 def relative_error(x: Tensor, target: Tensor) -> Tensor:

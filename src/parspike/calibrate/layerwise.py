@@ -8,16 +8,18 @@ from typing import ClassVar
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import node_shape
 from parspike.calibrate.daqcfs import Granularity, check_granularity, initial_neurons
+from parspike.calibrate.firing import fit_firing
 from parspike.calibrate.lockstep import Lockstep
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.refit import Refit, features, refittable
 from parspike.calibrate.staircase import staircase_between
+from parspike.calibrate.student import OverTime
 from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_neuron
 from parspike.errors import CalibrationError
 from parspike.graph import Graph, Node, Role
 from parspike.graph.ir import elements
 from parspike.graph.ops import WEIGHED_BY_SAMPLE
-from parspike.neurons import Neuron, ParallelNeuron
+from parspike.neurons import IntegrateFire, ParallelNeuron, SpikingLayer, Staircase
 from parspike.neurons.staircase import MOST_IN_ALL
 
 __all__ = ["ClosedForm", "refit_passes"]
@@ -64,18 +66,27 @@ class ClosedForm(Recipe):
                 self._refit(draft, lockstep, node, batches)
             if node.name in draft.neurons:
                 samples = Samples(node, batches)
+                source = node.refs[0]
                 for teacher, student in lockstep.visit(node):
-                    samples.add(draft.teacher(node, teacher.arguments(node)[0]), student.env[node.refs[0]])
+                    z = lockstep.course.over_time(source, student.env[source])
+                    samples.add(draft.teacher(node, teacher.arguments(node)[0]), z)
                 draft.neurons[node.name] = self._fitted(draft, node, samples)
                 spiked = True
 
-    def _fitted(self, draft: Draft, node: Node, samples: Samples) -> Neuron:
+    def _fitted(self, draft: Draft, node: Node, samples: Samples) -> SpikingLayer:
         neuron = draft.neurons[node.name]
-        if isinstance(neuron, ParallelNeuron):
-            weigh = "next" if self.weigh == "next" and self._taken_up(draft.graph, node) else "own"
-            fit_neuron(neuron, samples, shift=self.shift, layer=self.granularity == "layer", weigh=weigh)
+        weigh = "next" if self.weigh == "next" and self._taken_up(draft.graph, node) else "own"
+        layer = self.granularity == "layer"
+        if isinstance(neuron, IntegrateFire) and isinstance(draft.student, OverTime):
+            T = draft.student.steps
+            fit_firing(neuron, draft.student.kind, samples, T, shift=self.shift, layer=layer, weigh=weigh)
             return neuron
-        a, z = samples.tensors()
+        if isinstance(neuron, ParallelNeuron):
+            fit_neuron(neuron, samples, shift=self.shift, layer=layer, weigh=weigh)
+            return neuron
+        a, z = samples.means()
+        if not isinstance(neuron, Staircase):
+            raise CalibrationError(f"the closed form fits no neurons of the kind '{neuron.kind}'")
         levels = neuron.levels
         own = self.granularity == "channel" and 1 < len(z) <= MOST_IN_ALL // (4 * levels + 4)
         own = own and levels <= FEW and z.shape[1] >= SEEN * levels
@@ -105,7 +116,7 @@ class ClosedForm(Recipe):
         rows = _most_rows(wide) // max(1, batches.length) + 1
         refit = Refit(draft.graph, node, weight, rows)
         for (teacher, student), number in zip(lockstep.visit(node), batches.numbers(), strict=True):
-            refit.add(teacher, student, number)
+            refit.add(teacher, lockstep.course.means(student, node, *refit.others), number)
         refit.parts = [(x, given, wanted) for x, given, wanted in batches.gather(refit.parts)]
         bias = node.args[2] if len(node.args) > 2 else None
         old = None if bias is None else draft.tensors[bias.path]

@@ -8,19 +8,17 @@ where that would take more than `memory` bytes, every visit starts again from th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.recipe import Draft
+from parspike.calibrate.student import Teacher
 from parspike.graph import Node, Schedule, Stream, walk
 from parspike.graph.ir import elements
 
 __all__ = ["Lockstep", "pair_of"]
-
-Teacher = Callable[[Node, tuple[Any, ...]], Tensor]
 
 MEMORY = 6 << 30
 
@@ -40,6 +38,7 @@ class Lockstep:
         self.position = 0
         self.held: list[list[Stream]] | None = None
         self.memory = memory
+        self.course = draft.student.course(draft)
         self.hold: bool | None = None
 
     def visit(self, node: Node) -> Iterator[tuple[Stream, Stream]]:
@@ -47,20 +46,16 @@ class Lockstep:
         target = self.index[node.name]
         if self.hold is None:
             mine = -(-self.batches.samples() // self.batches.together.size)
-            self.hold = mine * 2 * _largest_frontier(self.draft) * 4 <= self.memory
+            self.hold = mine * (1 + self.draft.student.steps) * _largest_frontier(self.draft) * 4 <= self.memory
         schedule = Schedule(self.steps[self.position : target])
         if self.hold and self.held is None:
             self.held = [pair_of(self.draft, env) for env in self.batches]
         pairs = self.held if self.held is not None else (pair_of(self.draft, env) for env in self.batches)
-        at = dict.fromkeys(self.draft.neurons, self._fire)
         for pair in pairs:
-            walk(schedule, pair, at)
+            walk(schedule, pair, self.course.hooks(pair, self.teacher))
             yield pair[0], pair[1]
         if self.held is not None:
             self.position = target
-
-    def _fire(self, node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
-        return [self.teacher(node, teacher), self.draft.neurons[node.name](student[0])]
 
 
 def pair_of(draft: Draft, env: dict[str, Tensor]) -> list[Stream]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import by_channel
 from parspike.calibrate.recipe import Draft
 from parspike.errors import CalibrationError
-from parspike.graph import Clip, Node, Schedule, Stream, walk
+from parspike.graph import Node, Schedule, Stream, walk
 from parspike.graph.ops import call
 from parspike.neurons.percentile import rank_of
 from parspike.together import Together
@@ -25,8 +26,10 @@ Range = tuple[Tensor, Tensor]
 """The lower and the upper end of every channel's outputs, (C,) each."""
 
 
-def percentiles(draft: Draft, batches: Batches, share: float, *, layer: bool) -> dict[str, Range]:
-    """The range of the outputs of every clipped activation, by node name.
+def percentiles(
+    draft: Draft, batches: Batches, share: float, lows: Mapping[str, float], *, layer: bool
+) -> dict[str, Range]:
+    """The range of the outputs of activations, by node name. lows: their lower bounds, −∞ where they have none.
 
     Upper end: what `share` of the outputs do not exceed, zeros included. Lower end: 0 where that is the activation's
     lower bound (ReLU), the bound where an output reaches it, else what as large a share of the outputs do not fall
@@ -34,7 +37,6 @@ def percentiles(draft: Draft, batches: Batches, share: float, *, layer: bool) ->
     `Selection`.
     """
     graph = draft.graph
-    lows = {name: a.low for name, a in draft.activations.items() if isinstance(a, Clip)}
     made = {name: Selection(share) for name in lows}
     mirrored = {name: Selection(share if share > 0.5 else 1.0) for name, low in lows.items() if low != 0}
 

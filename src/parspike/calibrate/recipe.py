@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
+from parspike.calibrate.student import ByCount, Student
 from parspike.errors import OptionError, meant
 from parspike.graph import Graph, Node, Quantised
 from parspike.graph.ops import Activation, call
-from parspike.neurons import Code, Neuron, ParallelNeuron, levels_of
+from parspike.neurons import Code, ParallelNeuron, SpikingLayer, levels_of
 from parspike.neurons.percentile import MODES, share_of
 
 __all__ = ["RECIPES", "Draft", "Progress", "Recipe", "recipe_from_json", "recipe_to_json"]
@@ -33,7 +34,7 @@ class Draft:
     graph: the network; its tensors are the teacher's and never change. tensors: the student's synapses, at first
     the same; a recipe may replace entries. activations: by the name of every node that shall spike, what it
     computed. neurons: filled by the recipe, one for each of them. notes: what the recipe wants to be remembered.
-    steps: layers with time-steps of their own.
+    steps: layers with time-steps of their own. student: which neurons it is for, see `calibrate.student`.
     """
 
     graph: Graph
@@ -41,10 +42,11 @@ class Draft:
     T: int
     code: Code
     tensors: dict[str, Tensor]
-    neurons: dict[str, Neuron]
+    neurons: dict[str, SpikingLayer]
     progress: Progress
     notes: dict[str, Any] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
+    student: Student = ByCount()  # noqa: RUF009 (frozen)
 
     def teacher(self, node: Node, args: tuple[Any, ...]) -> Tensor:
         """What the network's own activation gives."""
@@ -53,7 +55,7 @@ class Draft:
     @property
     def lossless(self) -> bool:
         """Whether the network was trained for this T, so that nothing needs data: QCFS with T = T̃ everywhere."""
-        return all(
+        return isinstance(self.student, ByCount) and all(
             isinstance(a, Quantised) and a.levels == levels_of(self.steps_of(name), self.code)
             for name, a in self.activations.items()
         )

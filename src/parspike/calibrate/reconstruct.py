@@ -175,7 +175,7 @@ class _Trained:
         self.paths = [path for path in dict.fromkeys(weights) if draft.tensors[path].is_floating_point()]
         for path in self.paths:
             draft.tensors[path] = draft.tensors[path].clone().requires_grad_()
-        self.neurons = draft.parallel()
+        self.neurons = {name: neuron for name, neuron in draft.neurons.items() if hasattr(neuron, "v_threshold")}
         for neuron in self.neurons.values():
             neuron.requires_grad_(True)
         self.least = {name: 1e-6 * unit_of(neuron.v_threshold) for name, neuron in self.neurons.items()}
@@ -230,19 +230,10 @@ class _Loss:
     def __call__(self, env: Mapping[str, Tensor]) -> Tensor:
         errors: list[Tensor] = []
 
-        def fire(node: Node, teacher: tuple[Any, ...], student: tuple[Any, ...]) -> list[Tensor]:
-            a, neuron = self.draft.teacher(node, teacher), self.draft.neurons[node.name]
-            if not isinstance(neuron, ParallelNeuron):
-                soft = self.draft.teacher(node, student)
-                b = soft + (neuron(student[0]) - soft).detach()
-                errors.append(relative_error(b, a))
-                return [a, b]
-            phi = neuron.v_post - neuron.v_threshold
-            b = da_qcfs(neuron.above(student[0]), neuron.v_threshold, neuron.shift, phi, neuron.levels) + neuron.offset
+        def seen(node: Node, a: Tensor, b: Tensor) -> None:
             errors.append(relative_error(b, a))
-            return [a, b]
 
-        teacher, student = self.distance.outputs(env, fire)
+        teacher, student = self.distance.outputs(env, seen=seen, soft=True)
         outputs = torch.stack([apart(s, t) for s, t in zip(student, teacher, strict=True)]).sum()
         return outputs + self.features * torch.stack(errors).mean() if errors else outputs
 

@@ -35,7 +35,10 @@ def check_weigh(weigh: object) -> None:
 
 
 class Samples:
-    """An even subset of (a, z') of one layer, at most `per_batch` a channel of every batch: tensors (C, N)."""
+    """An even subset of (a, z') of one layer, at most `per_batch` a channel of every batch: a (C, N), z' (T, C, N).
+
+    z': the student's input current at each step, T = 1 where only its mean matters, or it does not change.
+    """
 
     def __init__(self, node: Node, batches: Batches) -> None:
         self.node, self.batches = node, batches
@@ -43,19 +46,24 @@ class Samples:
         self.parts: list[tuple[Tensor, Tensor]] = []
 
     def add(self, a: Tensor, z: Tensor) -> None:
-        """Add a batch."""
-        a, z = by_channel(a, self.node), by_channel(z, self.node)
+        """Add a batch: a (B, …), z' (T, B, …)."""
+        a = by_channel(a, self.node)
         n = a.shape[1]
+        rows = slice(None)
         if n > self.per_batch:
             # A fixed stride would meet the same pixels in every map; a golden-ratio walk meets all alike.
             rows = (torch.arange(self.per_batch, dtype=torch.float64) * 0.6180339887498949 % 1.0 * n).long()
-            a, z = a[:, rows], z[:, rows]
-        self.parts.append((a.clone(), z.clone()))
+        self.parts.append((a[:, rows].clone(), torch.stack([by_channel(now, self.node)[:, rows] for now in z])))
 
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """All samples, of all processes: a (C, N), z' (C, N)."""
+        """All samples, of all processes: a (C, N), z' (T, C, N)."""
         a, z = zip(*self.batches.gather(self.parts), strict=True)
-        return torch.cat(a, 1), torch.cat(z, 1)
+        return torch.cat(a, 1), torch.cat(z, 2)
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """The same with the mean current: a (C, N), z' (C, N)."""
+        a, z = self.tensors()
+        return a, z[0] if len(z) == 1 else z.mean(0)
 
 
 COARSE = tuple(float(f) for f in torch.logspace(-1.3, 0.1, 15))
@@ -133,7 +141,7 @@ def fit_neuron(neuron: ParallelNeuron, samples: Samples, **options: Any) -> None
     rest = neuron.rest()
     if isinstance(rest, Tensor):
         rest = rest.reshape(-1, 1)
-    a, z = (value - rest for value in samples.tensors())
+    a, z = (value - rest for value in samples.means())
     best = choose(a, z, neuron.levels, **options)
     for parameter, value in (
         (neuron.v_threshold, best.theta), (neuron.shift, best.delta), (neuron.v_post, best.post)

@@ -11,7 +11,7 @@ Whole numbers and masks have no mean: their value is that of the step itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from parspike.engines.base import Network, Run
 from parspike.engines.folded import fold, join, place_of, repeat, split, timed, unfold
-from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, walk
-from parspike.graph.ir import Hook, elements
+from parspike.graph import Graph, Hook, Node, Role, Schedule, Stream, leaves, map_tree, walk
+from parspike.graph.ir import elements
 from parspike.graph.ops import UNFOLDABLE, call
 from parspike.neurons import Dynamics, Simulation, State
 
@@ -37,14 +37,13 @@ LARGEST = 1 << 25
 class Moving:
     """Which values of a graph change over time, given the nodes where neurons with a state stand.
 
-    names: nodes whose value changes over time; in a block of t steps it is (t·B, …). whole: those of them whose value
-    is no mean over time (whole numbers, masks, or made of them).
+    names: nodes whose value changes over time; in a block of t steps it is (t·B, …).
     """
 
     names: frozenset[str]
 
     @classmethod
-    def of(cls, graph: Graph, neurons: Mapping[str, Dynamics]) -> Moving:
+    def of(cls, graph: Graph, neurons: Collection[str]) -> Moving:
         """All nodes behind a neuron, itself among them."""
         names: set[str] = set()
         for node in graph.nodes:
@@ -57,19 +56,20 @@ class Block:
     """What happens at a node that changes over time, for a block of steps.
 
     One `Block` lives as long as a run: it holds the states of the neurons, and of every operator that is not linear in
-    time the sum of its inputs and what it gave. t: steps that are done. steps: of the block in work.
+    time the sum of its inputs and what it gave. t: steps that are done. steps: of the block in work. whole: nodes whose
+    value is no mean over time (whole numbers, masks), known once they ran.
     """
 
     def __init__(
-        self, graph: Graph, neurons: Mapping[str, Dynamics], moving: Moving,
+        self, graph: Graph, neurons: Mapping[str, Any], moving: Moving, steps: int = 1, whole: set[str] | None = None,
         sent: Callable[[str, Tensor], None] | None = None,
     ) -> None:  # fmt: skip
         self.graph, self.neurons, self.moving = graph, neurons, moving
         self.sent = sent
-        self.t, self.steps = 0, 1
+        self.t, self.steps = 0, steps
+        self.whole = set() if whole is None else whole
         self.states: dict[str, State] = {}
-        self.sums: dict[str, tuple[list[Any], Any]] = {}
-        self.whole: set[str] = set()
+        self.sums: dict[str, tuple[dict[str, Any], Any]] = {}
 
     def next_phase(self) -> None:
         """Begin the second phase of a simulation: the neurons keep what they want to, all else starts anew."""
@@ -162,7 +162,7 @@ def over_time(
     walk(Schedule.of(still, [*needed, *(name for name in outputs if name not in moving.names)]), [first])
     schedule = Schedule.of(nodes, [name for name in outputs if name in moving.names], seeds=tuple(first.env))
     trains: dict[str, list[Tensor]] = {name: [] for name in neurons}
-    block = Block(graph, neurons, moving, (lambda name, s: trains[name].append(s)) if record else None)
+    block = Block(graph, neurons, moving, sent=(lambda name, s: trains[name].append(s)) if record else None)
     size = chunk or _chunk(nodes, neurons, sizes, next(iter(env.values())))
     shown = [name for name in outputs if name in moving.names]
     totals: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 from parspike.graph.ir import (
     Device,
     Graph,
+    Hook,
     Input,
     Node,
     Param,
@@ -27,6 +28,7 @@ __all__ = [
     "Curve",
     "Device",
     "Graph",
+    "Hook",
     "Input",
     "Node",
     "Param",
