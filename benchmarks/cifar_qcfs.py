@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import parspike
-from parspike.cli.data import Preprocessing, open_images
+from parspike.cli.images import open_images
+from parspike.cli.preprocess import Preprocessing
 from parspike.neurons import QCFS
 from parspike.train import Arrays, Recipe, decode, load_trained
 

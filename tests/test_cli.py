@@ -267,7 +267,7 @@ def test_eval_warns_where_class_folders_may_be_missing(converted: Path) -> None:
 
 def test_eval_tells_the_time_of_the_smallest_network(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter(range(1000))  # one step of 12 µs for each batch
-    monkeypatch.setattr("parspike.cli.commands.time.perf_counter", lambda: next(times) * 12e-6)
+    monkeypatch.setattr("parspike.cli.evaluate.time.perf_counter", lambda: next(times) * 12e-6)
     assert "0.00100 ms an image" in run("eval", converted, "--data", "data.npz").stdout
 
 

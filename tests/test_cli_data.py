@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from parspike.cli.data import Images, Preprocessing, open_images
+from parspike.cli.images import Images, open_images
+from parspike.cli.preprocess import Preprocessing
 from parspike.errors import FileError, InputError, OptionError
 
 

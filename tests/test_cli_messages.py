@@ -26,7 +26,7 @@ from typer.testing import CliRunner, Result
 import parspike
 from parspike import errors
 from parspike.calibrate import RECIPES
-from parspike.cli import app, commands, console
+from parspike.cli import app, console, options
 
 NET = """
 from torch import nn
@@ -171,8 +171,8 @@ def test_completion_knows_commands_options_and_values() -> None:
 
 def test_recipes_of_the_command_line_are_those_of_the_library() -> None:
     for name, recipe in RECIPES.items():
-        assert commands.RECIPES[name] == tuple(field.name for field in dataclasses.fields(recipe))
-    assert commands.RECIPES.keys() == RECIPES.keys()
+        assert options.RECIPES[name] == tuple(field.name for field in dataclasses.fields(recipe))
+    assert options.RECIPES.keys() == RECIPES.keys()
 
 
 COMMANDS = ["plan", "convert", "eval", "tune", "demo", "train", "data check"]

@@ -10,7 +10,8 @@ import torch
 
 import parspike
 from parspike.cli import demo
-from parspike.cli.data import Preprocessing, open_images
+from parspike.cli.images import open_images
+from parspike.cli.preprocess import Preprocessing
 from parspike.errors import MissingExtraError
 
 EPOCHS = 3

@@ -348,7 +348,7 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    from parspike.cli.data import open_images
+    from parspike.cli.images import open_images
 
     real = builtins.__import__
 

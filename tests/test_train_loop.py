@@ -117,7 +117,7 @@ def test_the_scale_of_half_precision_gradients_is_in_the_checkpoint(tmp_path, mo
         plugin = fabric.plugins.MixedPrecision("16-mixed", "cpu", scalers[-1])
         return fabric.Fabric(accelerator="cpu", devices=1, plugins=plugin)
 
-    monkeypatch.setattr("parspike.train.loop._fabric", make)
+    monkeypatch.setattr("parspike.train.loop.make_fabric", make)
     made = recipe(precision="16-mixed", optimiser__epochs=2)
     whole = train(tmp_path / "whole", made)
     with pytest.raises(KilledError):

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from parspike.errors import InputError, OptionError, TraceError, UnsupportedError
 from parspike.graph import Activation, Curve, Graph, Node, Quantised, Role, check_same, leaves, rewrite, trace
 from parspike.graph.ir import expected_tensor
-from parspike.graph.ops import TABLE, UNFOLDABLE, WEIGHED_BY_SAMPLE, remedy
+from parspike.graph.ops import TABLE, UNFOLDABLE, WEIGHED_BY_SAMPLE
 from parspike.graph.order import compared, unnested
 from parspike.graph.quiet import outputs
+from parspike.graph.refusals import remedy
 from parspike.graph.roles import guards, reached_by, readouts, with_copies, with_weights_of_samples
 from parspike.notebook import html_table
 

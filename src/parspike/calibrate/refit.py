@@ -20,6 +20,7 @@ from torch import Tensor
 from parspike.calibrate.channels import unit_of
 from parspike.graph import Clip, Graph, Node, Param, Quantised, Ref, Role, Stream
 from parspike.graph.ops import TABLE, call
+from parspike.graph.signature import Conv, arguments
 from parspike.together import Together
 
 __all__ = ["Refit", "branches", "refittable"]
@@ -79,18 +80,16 @@ class _Geometry:
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
 
 
 def _geometry(node: Node, weight: Tensor) -> _Geometry:
-    dims = CONV.get(node.target, 0)
-    defaults = [1, 0, 1, 1]
-    given = [*node.args[3:7], *defaults[len(node.args[3:7]) :]]
-    stride, padding, dilation = ((v * dims if len(v) == 1 else v) if isinstance(v, (list, tuple)) else [v] * dims
-                                 for v in given[:3])  # fmt: skip
-    return _Geometry(tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation), int(given[3]))
+    conv, kernel = arguments(node), tuple(weight.shape[2:])
+    if not isinstance(conv, Conv):
+        return _Geometry((), (), (), (), 1)
+    return _Geometry(kernel, conv.stride, conv.padded(kernel), conv.dilation, conv.groups)
 
 
 class Refit:
@@ -128,7 +127,7 @@ class Refit:
             given, wanted = (
                 value.movedim(1, -1)[where].unflatten(1, (self.groups, -1)).movedim(1, 0) for value in (given, wanted)
             )
-            padding = [p for size in reversed(g.padding) for p in (size, size)]
+            padding = [size for pair in reversed(g.padding) for size in pair]
             padded = F.pad(x, padding) if any(padding) else x
             index: list[Any] = [_along(where[0], 0, len(g.kernel)), slice(None)]
             for d, (kernel, stride, dilation) in enumerate(zip(g.kernel, g.stride, g.dilation, strict=True)):

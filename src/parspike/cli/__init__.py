@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import parspike
-from parspike.cli import commands, console, demo, processes, train, tune
+from parspike.cli import console, convert, data_check, demo, evaluate, plan, processes, train, tune
 from parspike.errors import ParspikeError
 
 __all__ = ["app", "main"]
@@ -94,7 +94,7 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def options(
+def before_command(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version and exit")
     ] = False,
@@ -104,16 +104,17 @@ def options(
 
 IMAGES = "--weights net.pt --data images/"
 for command, function, example in (
-    ("plan", commands.plan, "net.py:make --shape 3,224,224"),
-    ("convert", commands.convert, f"net.py:make {IMAGES} -T 8 -o net.parspike"),
-    ("eval", commands.evaluate, "net.parspike --data images/ --against net.py:make --weights net.pt"),
+    ("plan", plan.plan, "net.py:make --shape 3,224,224"),
+    ("convert", convert.convert, f"net.py:make {IMAGES} -T 8 -o net.parspike"),
+    ("eval", evaluate.evaluate, "net.parspike --data images/ --against net.py:make --weights net.pt"),
     ("tune", tune.tune, f"net.py:make {IMAGES} --drop 1.0"),
     ("demo", demo.demo, "--json"),
     ("train", train.train, "cifar10-resnet20 --data cifar10.zip -o runs/one --set optimiser.epochs=30"),
 ):
     app.command(command, epilog=f"Example: parspike {command} {example}")(function)
-train.data_app.command("check", epilog="Example: parspike data check images/ --size 256 --crop 224")(train.check)
-app.add_typer(train.data_app, name="data")
+data = typer.Typer(no_args_is_help=True, help="Look at data before they are used.")
+data.command("check", epilog="Example: parspike data check images/ --size 256 --crop 224")(data_check.check)
+app.add_typer(data, name="data")
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from rich.text import Text
 from parspike.errors import ParspikeWarning
 
 __all__ = [
-    "NARROW", "Panel", "be_silent", "fail", "few", "figure", "progress", "result", "show_anything", "warn",
+    "NARROW", "Panel", "be_silent", "fail", "few", "figure", "left_out", "progress", "result", "show_anything", "warn",
     "warnings_shown",
 ]  # fmt: skip
 
@@ -114,6 +114,13 @@ def figure(value: float) -> str:
 def warn(message: str) -> None:
     """A remark on stderr."""
     _say("warning", "yellow", message)
+
+
+def left_out(names: list[str]) -> list[str]:
+    """The files that could not be decoded, said once on stderr."""
+    if names:
+        warn(f"{len(names)} images could not be decoded and were left out: {few(names)}")
+    return names
 
 
 @contextmanager

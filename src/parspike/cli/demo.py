@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from parspike.cli import commands, console
+from parspike.cli import console
+from parspike.cli.options import Json
 from parspike.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     import parspike
-    from parspike.cli.data import Images
+    from parspike.cli.images import Images
 
 __all__ = ["demo"]
 
@@ -118,7 +119,7 @@ class Photos:
     double_differing: int
 
 
-def demo(json: commands.Json = False) -> None:
+def demo(json: Json = False) -> None:
     """Convert two real networks and run them: digits without any loss, photographs through EfficientNet-Lite0."""
     for module, package in PACKAGES.items():
         if find_spec(module) is None:
@@ -241,7 +242,8 @@ def run_photos() -> Photos:
     import torch
 
     import parspike
-    from parspike.cli.data import Preprocessing, open_images
+    from parspike.cli.images import open_images
+    from parspike.cli.preprocess import Preprocessing
 
     model, names = _efficientnet(), class_names()
     preprocess = Preprocessing(
@@ -370,7 +372,7 @@ def _grid(rows: Sequence[tuple[str, ...]]) -> list[str]:
 def _stacked(split: str) -> tuple[Tensor, Tensor]:
     import torch
 
-    from parspike.cli.data import open_images
+    from parspike.cli.images import open_images
 
     xs, ys = zip(*open_images("digits", split=split), strict=True)
     return torch.cat(xs), torch.cat(ys)

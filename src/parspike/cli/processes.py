@@ -21,9 +21,9 @@ from parspike.errors import OptionError, ParspikeError
 if TYPE_CHECKING:
     from parspike.together import Together
 
-__all__ = ["Devices", "join", "leave", "one_fate"]
+__all__ = ["Processes", "join", "leave", "one_fate"]
 
-Devices = Annotated[
+Processes = Annotated[
     int,
     typer.Option(
         min=1,

@@ -23,14 +23,14 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from parspike.cli.console import FEW, few
-from parspike.cli.data import FILTERS, Preprocessing
+from parspike.cli.console import FEW, few, warn
+from parspike.cli.preprocess import FILTERS, Preprocessing
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, meant
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Network", "check_spec", "load_network", "parse_shape"]
+__all__ = ["Network", "check_spec", "load", "load_network", "parse_shape", "set_state"]
 
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 """What files of torch.save begin with that are no .zip: a pickled number."""
@@ -49,6 +49,21 @@ class Network:
     shape: tuple[int, ...] | None = None
     preprocess: Preprocessing | None = None
 
+    def zeros(self, shape: str | None) -> Tensor:
+        """Two samples of zeros in the shape asked for, else in the one that the library states."""
+        import torch
+
+        one = parse_shape(shape) if shape else self.shape
+        return torch.zeros(2, *(one or ()))  # `checks.network` has seen to it that there is one
+
+
+def load(spec: str, weights: str | None) -> Network:
+    """The network of a SPEC, with a warning where its weights are random."""
+    network = load_network(spec, weights)
+    if network.random_weights:
+        warn(f"{spec} has random weights: give trained ones with --weights FILE")
+    return network
+
 
 def load_network(spec: str, weights: str | None = None) -> Network:
     """The network that `spec` names, with the state of the file `weights` if one is given."""
@@ -61,7 +76,7 @@ def load_network(spec: str, weights: str | None = None) -> Network:
     else:
         model = _from_factory(spec, library, name)
     if weights is not None:
-        _set_state(model, spec, weights)
+        set_state(model, spec, weights)
     random = weights is None and library in LIBRARIES
     return Network(model.eval(), spec, random, shape, preprocess)
 
@@ -235,7 +250,7 @@ def _vision(library: str) -> Any:
         ) from error
 
 
-def _set_state(model: nn.Module, spec: str, weights: str) -> None:
+def set_state(model: nn.Module, spec: str, weights: str) -> None:
     """Loads the file into the model. One error counts the keys that do not fit; `details` has all of them."""
     state, expected = _read_state(Path(weights)), model.state_dict()
     # Files older than PyTorch 0.4.1 lack the counter, and inference never reads it.

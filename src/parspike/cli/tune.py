@@ -8,8 +8,22 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from parspike.cli import commands, console
-from parspike.cli.commands import HOW, OUT
+from parspike.cli import checks, console
+from parspike.cli.options import (
+    HOW,
+    OUT,
+    CalibrationImages,
+    DataOption,
+    Force,
+    ImageOptions,
+    Json,
+    RecipeOption,
+    Spec,
+    Split,
+    Weights,
+    recipe_of,
+    spread,
+)
 
 __all__ = ["tune"]
 
@@ -22,9 +36,10 @@ class Code(Enum):
     ONSET = "onset"
 
 
+@spread
 def tune(
-    spec: commands.Spec,
-    data: commands.DataOption,
+    spec: Spec,
+    data: DataOption,
     drop: Annotated[
         float, typer.Option(min=0, help="per cent points of the measure that may be lost", rich_help_panel=HOW)
     ] = 1.0,
@@ -48,38 +63,31 @@ def tune(
         str | None,
         typer.Option("-o", "--output", metavar="FILE", help="write what was chosen", rich_help_panel=OUT),
     ] = None,
-    weights: commands.Weights = None,
-    recipe: commands.Recipe = None,
-    calibration_images: commands.CalibrationImages = 1024,
-    split: commands.Split = None,
-    shape: commands.Shape = None,
-    size: commands.Side = None,
-    crop: commands.Crop = None,
-    mean: commands.Mean = None,
-    std: commands.Std = None,
-    batch_size: commands.BatchSize = 32,
-    skip_broken: commands.SkipBroken = False,
-    seed: commands.Seed = 0,
-    force: commands.Force = False,
-    json: commands.Json = False,
+    weights: Weights = None,
+    recipe: RecipeOption = None,
+    calibration_images: CalibrationImages = 1024,
+    split: Split = None,
+    *,
+    options: ImageOptions,
+    force: Force = False,
+    json: Json = False,
 ) -> None:
     """Find the fewest time-steps that keep what the network says, on calibration images held out."""
     if output is not None:
-        commands.check_output(Path(output), force)
-    commands.check_network(spec, weights)
-    commands.check_images(data, split)
-    commands.check_recipe(recipe)
-    commands.preprocessing(None, shape, size, crop, mean, std)
+        checks.output(Path(output), force)
+    checks.network(spec, weights)
+    checks.images(data, split)
+    checks.recipe(recipe)
+    options.preprocessing()
     import parspike
-    from parspike.cli.data import open_images
+    from parspike.cli.images import explained
+    from parspike.cli.preprocess import remember
+    from parspike.cli.spec import load
 
-    network = commands.load(spec, weights)
-    preprocess = commands.preprocessing(network.preprocess, shape, size, crop, mean, std)
-    images = open_images(
-        data, preprocess, split=split, prefer="train", batch_size=batch_size, limit=calibration_images,
-        shuffle=True, seed=seed, skip_broken=skip_broken,
-    )  # fmt: skip
-    with console.progress("tuning") as progress, commands.explained(images):
+    network = load(spec, weights)
+    preprocess = options.preprocessing(network.preprocess)
+    images = options.open(data, preprocess, split=split, prefer="train", limit=calibration_images, shuffle=True)
+    with console.progress("tuning") as progress, explained(images):
         found = parspike.tune(
             network.model,
             images,
@@ -88,14 +96,12 @@ def tune(
             codes=[cast(Any, each.value) for each in code or (Code.SORTED, Code.WEIGHTED)],
             most=most,
             mixed=mixed,
-            recipe=commands.recipe_of(recipe, None),
-            seed=seed,
+            recipe=recipe_of(recipe, None),
+            seed=options.seed,
             progress=progress,
         )
     if output is not None and found.snn is not None:
-        found.snn.provenance["command_line"] = {
-            "spec": spec, "weights": weights, "data": data, "preprocessing": preprocess.to_json()
-        }  # fmt: skip
+        remember(found.snn, spec, weights, data, preprocess)
         found.snn.save(output, force=force)
     console.result(json, found.to_dict(), str(found))
     if found.chosen is None:

@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from parspike.errors import FileError
 from parspike.graph import Input, Node, Param, Ref, Role, Schedule, Size, Stream, leaves, walk
 from parspike.graph.ir import BATCH
-from parspike.graph.ops import ON_MEANS, TABLE, judge
+from parspike.graph.ops import ON_MEANS, TABLE
 from parspike.graph.quiet import unlogged
+from parspike.graph.refusals import judge
 from parspike.graph.roles import weighed_by_sample
 from parspike.snn import SNN
 

@@ -20,7 +20,7 @@ from parspike import neurons
 if TYPE_CHECKING:
     from parspike.graph.ir import Node
 
-__all__ = ["TABLE", "Activation", "Clip", "Curve", "Op", "Quantised", "Role", "call", "judge", "target_of"]
+__all__ = ["TABLE", "Activation", "Clip", "Curve", "Op", "Quantised", "Role", "call", "target_of"]
 
 
 class Role(StrEnum):
@@ -394,18 +394,6 @@ TABLE["parspike.rising"] = Op(Role.NEURON, rising, varying=(0,), activation=_par
 TABLE["parspike.falling"] = Op(Role.NEURON, falling, varying=(0,), activation=_part)
 TABLE["parspike.qcfs"] = Op(Role.NEURON, neurons.qcfs, varying=(0,), activation=_qcfs)
 
-RANDOM = "it draws random numbers, and a converted network computes the same every time"
-RECURRENT = "a recurrent cell carries a state along the sequence, and a parallel neuron has none"
-REFUSED: dict[str, str] = {name: reason for reason, names in {
-    RECURRENT: "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell _thnn_fused_lstm_cell "
-               "_thnn_fused_gru_cell mkldnn_rnn_layer",
-    RANDOM: "rand randn randint rand_like randn_like randint_like randperm bernoulli multinomial normal poisson "
-            "dropout native_dropout alpha_dropout feature_dropout feature_alpha_dropout rrelu fractional_max_pool2d "
-            "fractional_max_pool3d",
-}.items() for name in names.split()}  # fmt: skip
-"""Operators that are refused for a reason of their own, by name."""
-
-
 UNFOLDABLE = "it joins or splits values along the batch"
 COMPLEX = "complex numbers are no currents"
 WHOLE = "it rounds to whole numbers, or compares"
@@ -428,35 +416,3 @@ def target_of(target: Any) -> str:
 def call(target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run the operator."""
     return TABLE[target].run(*args, **kwargs)
-
-
-def judge(target: str, varying: Sequence[int]) -> tuple[Role, str]:
-    """Role of an operator, and why. varying: of every positional argument, which may be a list, how many of its values
-    depend on the network's input.
-    """
-    row = TABLE.get(target)
-    if row is None:
-        packet = target.split(".")[1] if "." in target else target
-        return Role.UNKNOWN, REFUSED.get(packet, f"no rule for {target}")
-    if not any(varying):
-        return Role.SYNAPSE, ""  # a constant, whatever makes it
-    if row.product and sum(varying) > 1:
-        return Role.ANALOG, "a product of two values that both depend on the input"
-    if row.varying is not None and any(v for i, v in enumerate(varying) if i not in row.varying):
-        return Role.ANALOG, "a weight or divisor that depends on the input"
-    return row.role, row.reason
-
-
-def remedy(target: str, role: Role) -> str:
-    """What the user can do about an operator that stands in the way."""
-    packet = target.split(".")[1] if "." in target else target
-    if role is Role.ANALOG:
-        return "convert with strict=False to accept it"
-    if REFUSED.get(packet) == RANDOM:
-        return "draw no random numbers in evaluation, or make them an input of the network"
-    if packet in REFUSED:
-        return "use convolutions or attention along the sequence, or convert the parts before and after the cell"
-    return (
-        "replace it by an operator of the table (docs/operators.md), or keep the part of the network that needs it "
-        "outside the model that is converted"
-    )

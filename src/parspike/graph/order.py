@@ -15,6 +15,7 @@ from typing import Any
 
 from parspike.graph.ir import Graph, Node
 from parspike.graph.ops import TABLE, Role
+from parspike.graph.signature import Pool, arguments
 
 __all__ = ["compared", "nested", "spans_channels", "unnested"]
 
@@ -89,14 +90,11 @@ def _unshaped(old: tuple[Any, ...], new: tuple[Any, ...], dims: Collection[int])
 def compared(before: Node, node: Node) -> set[int]:
     """The dimensions of `before`, the one value that an order operator reads, along which it compares."""
     rank = len(before.shape)
-    if "pool" not in node.target:
+    pool = arguments(node)
+    if not isinstance(pool, Pool):
         dims = node.args[1] if node.target in EXTREMA and len(node.args) > 1 else []
         return {d % rank for d in dims} or set(range(rank))
-    number = int(node.target.split("pool")[1][0])
-    window = node.args[1] if "adaptive" not in node.target else None
-    sides = [window] if isinstance(window, int) else list(window or [])
-    sides = sides * number if len(sides) == 1 else sides
-    return {rank - number + i for i in range(number) if not sides or sides[i] != 1}
+    return {rank - pool.rank + i for i in range(pool.rank) if not pool.kernel or pool.kernel[i] != 1}
 
 
 def spans_channels(before: Node, node: Node) -> bool:

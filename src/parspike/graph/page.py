@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from parspike.graph.ops import REFUSED, TABLE, USER, Role, remedy
+from parspike.graph.ops import TABLE, USER, Role
+from parspike.graph.refusals import REFUSED, remedy
 
 __all__ = ["page"]
 

@@ -19,6 +19,7 @@ from parspike.graph import ops
 from parspike.graph.explain import user_line
 from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves
 from parspike.graph.ops import Role
+from parspike.graph.refusals import REFUSED, judge
 from parspike.graph.sizes import size_tree
 
 __all__ = ["Reader", "known", "plain", "unreadable"]
@@ -226,7 +227,7 @@ class Reader:
         varying = [sum(isinstance(le, Ref) and le.name in self.varying for le in leaves(arg)) for arg in args]
         if any(varying) or any(name in self.varying for name in refs):
             self.varying.add(fx.name)
-        role, reason = ops.judge(target, varying)
+        role, reason = judge(target, varying)
         if role not in (Role.UNKNOWN, Role.ANALOG) and any(varying) and (said := _no_current(fx)):
             role, reason = Role.ANALOG, said
         shape = meta if isinstance(meta, Tensor) else next((m for m in meta or () if isinstance(m, Tensor)), None)
@@ -398,7 +399,7 @@ def known(operator_: Any) -> bool:
     groups = (ops.TABLE, IDENTITIES, SQUEEZES, CASTS, RESHAPES, BLANKS, WITH_PLACES, BATCH_NORMS)
     return (
         any(target in group for group in groups)
-        or target.split(".")[1] in ops.REFUSED
+        or target.split(".")[1] in REFUSED
         or torch.Tag.nondeterministic_seeded in operator_.tags
     )
 

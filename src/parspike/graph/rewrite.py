@@ -32,13 +32,11 @@ from parspike.graph.ops import FAKE_QUANTISE, POINTWISE, TABLE, Role
 from parspike.graph.order import spans_channels
 from parspike.graph.pointwise import Written, evaluate, functions_of, numbers, polynomial, steps, uncast
 from parspike.graph.same import check_rewritten
+from parspike.graph.signature import Conv, Linear, arguments, with_weights
 from parspike.graph.wide import wide_dtype, widened
 
 __all__ = ["rewrite"]
 
-CONV = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.conv1d.padding",
-        "aten.conv2d.padding", "aten.conv3d.padding")  # fmt: skip
-LINEAR = "aten.linear.default"
 BY_TENSORS = {
     "aten.clamp.Tensor": (1, 2), "aten.clamp_min.Tensor": (1, None), "aten.clamp_max.Tensor": (None, 1),
     "aten.maximum.default": (1, None), "aten.minimum.default": (None, 1),
@@ -160,9 +158,8 @@ class _Draft:
             else:
                 del self.nodes[name]
 
-    def own(self, node: Node, position: int, suffix: str) -> Param:
-        """The tensor at an argument, under a name that only this node reads."""
-        param = node.args[position]
+    def own(self, node: Node, param: Param, suffix: str) -> Param:
+        """The tensor of an argument, under a name that only this node reads."""
         users = [n for n in self.nodes.values() for path in n.params if path == param.path]
         path = param.path if len(users) == 1 else f"{node.name}.{suffix}"
         return self.put(path, self.tensors[param.path], param.path)
@@ -206,22 +203,22 @@ def _norms(draft: _Draft, node: Node) -> None:
     draft.nodes[node.name] = replace(node, target="parspike.scale_shift", args=(node.args[0], *params))
 
 
-def _bias_of(node: Node) -> Param | None:
-    return node.args[2] if len(node.args) > 2 else None
-
-
-def _set_synapse(draft: _Draft, node: Node, weight: Tensor, bias: Tensor) -> None:
+def _set_synapse(draft: _Draft, node: Node, synapse: Conv | Linear, weight: Tensor, bias: Tensor) -> None:
     """Give a synapse other weights."""
-    param = draft.own(node, 1, "weight")
-    old = _bias_of(node)
-    bias_param = draft.own(node, 2, "bias") if old is not None else Param(draft.free(param.path))
+    param = draft.own(node, synapse.weight, "weight")
+    bias_param = Param(draft.free(param.path)) if synapse.bias is None else draft.own(node, synapse.bias, "bias")
     draft.put(param.path, weight, param.path)
     draft.put(bias_param.path, bias, param.path)
-    draft.nodes[node.name] = replace(node, args=(node.args[0], param, bias_param, *node.args[3:]))
+    draft.nodes[node.name] = with_weights(node, param, bias_param)
 
 
-def _foldable(draft: _Draft, node: Node | None) -> bool:
-    return node is not None and (node.target in CONV or node.target == LINEAR) and isinstance(node.args[1], Param)
+def _foldable(node: Node | None) -> Conv | Linear | None:
+    """The synapse, whose weight is (out, in, …), if a batch norm beside it can go into its weights; else None."""
+    synapse = None if node is None else arguments(node)
+    if not isinstance(synapse, (Conv, Linear)) or synapse.transposed:
+        return None
+    own = isinstance(synapse.weight, Param) and (synapse.bias is None or isinstance(synapse.bias, Param))
+    return synapse if own else None
 
 
 def _bounds(draft: _Draft, node: Node) -> None:
@@ -250,15 +247,15 @@ def _merge_backward(draft: _Draft, node: Node) -> None:
     if node.target != "parspike.scale_shift" or not isinstance(node.args[0], Ref):
         return
     before = draft.nodes.get(node.args[0].name)
-    if before is None or draft.only_reader(before.name) is None or not _foldable(draft, before):
+    synapse = _foldable(before)
+    if before is None or draft.only_reader(before.name) is None or synapse is None:
         return
-    if before.target == LINEAR and len(before.shape) != 2:
+    if isinstance(synapse, Linear) and len(before.shape) != 2:
         return
     scale, shift = _scales(draft, node)
-    weight = draft.tensors[before.args[1].path]
-    old = _bias_of(before)
-    bias = torch.zeros_like(shift) if old is None else draft.tensors[old.path]
-    _set_synapse(draft, before, weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias * scale + shift)
+    weight = draft.tensors[synapse.weight.path]
+    bias = torch.zeros_like(shift) if synapse.bias is None else draft.tensors[synapse.bias.path]
+    _set_synapse(draft, before, synapse, weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias * scale + shift)
     draft.drop(node, before.name)
 
 
@@ -275,25 +272,23 @@ def _merge_forward(draft: _Draft, node: Node) -> None:
             return
         path.append(reader)
         reader = draft.only_reader(reader.name)
-    if reader is None or not _foldable(draft, reader):
+    synapse = _foldable(reader)
+    if reader is None or synapse is None:
         return
     scale, shift = _scales(draft, node)
-    weight = draft.tensors[reader.args[1].path]
-    if reader.target in CONV:
-        padding = reader.args[4] if len(reader.args) > 4 else 0
-        groups = reader.args[6] if len(reader.args) > 6 else 1
-        padded = padding not in (0, "valid") and (isinstance(padding, str) or any(padding))
-        if path or groups != 1 or (padded and bool(shift.any())):
+    weight = draft.tensors[synapse.weight.path]
+    if isinstance(synapse, Conv):
+        padded = synapse.padding == "same" or any(synapse.padding)
+        if path or synapse.groups != 1 or (padded and bool(shift.any())):
             return  # zero padding is put in behind the shift, so the shift cannot move past it
-    elif reader.target == LINEAR:
+    else:
         if len(reader.shape) != 2 or weight.shape[1] % len(scale):
             return
         repeat = weight.shape[1] // len(scale)  # flattened maps: each channel's pixels lie side by side
         scale, shift = scale.repeat_interleave(repeat), shift.repeat_interleave(repeat)
     extra = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-    old = _bias_of(reader)
-    bias = extra @ shift + (0 if old is None else draft.tensors[old.path])
-    _set_synapse(draft, reader, weight * scale.reshape(1, -1, *[1] * (weight.dim() - 2)), bias)
+    bias = extra @ shift + (0 if synapse.bias is None else draft.tensors[synapse.bias.path])
+    _set_synapse(draft, reader, synapse, weight * scale.reshape(1, -1, *[1] * (weight.dim() - 2)), bias)
     for between in path:
         draft.means.pop(between.name, None)  # these are now of the value before the scale and the shift
     draft.drop(node, node.args[0].name, same=False)

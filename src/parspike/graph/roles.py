@@ -20,7 +20,8 @@ from typing import Any
 from torch import Tensor
 
 from parspike.graph.ir import Graph, Node, Param, Ref, elements, leaves, map_tree
-from parspike.graph.ops import FUNCTIONS, ON_MEANS, POINTWISE, SCALES, STEEP, TABLE, WEIGHED_BY_SAMPLE, Role, judge
+from parspike.graph.ops import FUNCTIONS, ON_MEANS, POINTWISE, SCALES, STEEP, TABLE, WEIGHED_BY_SAMPLE, Role
+from parspike.graph.refusals import judge
 from parspike.graph.same import time_folded, two_samples
 
 __all__ = ["guards", "reached_by", "readouts", "with_copies", "with_weights_of_samples"]

@@ -15,9 +15,10 @@ from parspike.lazy import look_up_later
 if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.train.activation import TrainQCFS
     from parspike.train.data import Arrays, decode
+    from parspike.train.devices import Devices
     from parspike.train.direct import LIF, with_lif
     from parspike.train.hub import Hub, Stream
-    from parspike.train.loop import Devices, DivergedError, Result, fit
+    from parspike.train.loop import DivergedError, Result, fit
     from parspike.train.make import load_trained, make_network
     from parspike.train.ondemand import Decoder, OnDemand
     from parspike.train.recipe import Recipe, load_recipe, recipe_names
@@ -50,9 +51,10 @@ look_up_later(
     {
         "activation": ("TrainQCFS",),
         "data": ("Arrays", "decode"),
+        "devices": ("Devices",),
         "direct": ("LIF", "with_lif"),
         "hub": ("Hub", "Stream"),
-        "loop": ("Devices", "DivergedError", "Result", "fit"),
+        "loop": ("DivergedError", "Result", "fit"),
         "make": ("load_trained", "make_network"),
         "pretrained": (),
         "ondemand": ("Decoder", "OnDemand"),

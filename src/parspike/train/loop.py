@@ -7,11 +7,8 @@ to the same weights, bit for bit on a CPU.
 
 from __future__ import annotations
 
-import csv
-import errno
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,23 +21,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError
+from parspike.errors import FileError, InputError, OptionError, ParspikeError
 from parspike.neurons import QCFS
+from parspike.train import log
 from parspike.train.augment import Augmentation
+from parspike.train.checkpoint import check_checkpoint, save_checkpoint, save_weights, stays
 from parspike.train.data import Data, check_labels
+from parspike.train.devices import Devices, local, make_fabric
 from parspike.train.hub import Stream
 from parspike.train.networks import NETWORKS
 from parspike.train.ondemand import OnDemand
 from parspike.train.recipe import Recipe
 
-__all__ = ["Devices", "DivergedError", "Result", "fit"]
+__all__ = ["DivergedError", "Result", "fit"]
 
 Progress = Callable[[str, int, int], None]
-
-SHARDED = ("32-true", "bf16-mixed")
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-"""The parameters of each are gathered on their own."""
-
 
 FACTORY = '''"""`network.py:network` is the SPEC of the network trained here."""
 
@@ -56,20 +51,6 @@ def network():
 
 class DivergedError(ParspikeError):
     """The loss became NaN or Inf; names the step and the layer."""
-
-
-@dataclass(frozen=True)
-class Devices:
-    """Where to train, as Fabric names it. strategy: "auto", "ddp", "fsdp", …"""
-
-    accelerator: str = "auto"
-    devices: int | str = "auto"
-    nodes: int = 1
-    strategy: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.nodes < 1:
-            raise OptionError(f"--nodes {self.nodes}: at least 1")
 
 
 @dataclass(frozen=True)
@@ -105,59 +86,13 @@ def fit(
     Raises `DivergedError`, `FileError` (a full disk: the last checkpoint stays), `InputError`, `OptionError`.
     """
     folder = Path(folder)
-    fabric = _fabric(recipe, devices or Devices())
+    fabric = make_fabric(recipe, devices or Devices())
     for data in (train, test):
         if not isinstance(data, Stream):  # which looks at its labels when they come
             check_labels(data.labels, recipe.data.classes)
     run = _Run(recipe, network, train, test, folder, fabric, save_every, tensorboard, compile, progress)
     with torch.random.fork_rng():
         return run.go(resume)
-
-
-def _fabric(recipe: Recipe, devices: Devices) -> Any:
-    try:
-        from lightning_fabric import Fabric
-        from lightning_fabric.strategies import ModelParallelStrategy
-    except ImportError as error:
-        raise MissingExtraError("lightning-fabric", extra="train") from error
-    strategy: Any = devices.strategy
-    if strategy == "fsdp":
-        if recipe.precision not in SHARDED:
-            raise OptionError(f"--strategy fsdp trains in precision {' or '.join(SHARDED)}, not {recipe.precision}")
-        # Fabric's own "fsdp" is the older FSDP, which refuses CPUs and parameters without a dimension (thresholds).
-        strategy = ModelParallelStrategy(_shard, save_distributed_checkpoint=False)
-    try:
-        fabric = Fabric(
-            accelerator=devices.accelerator, devices=devices.devices, num_nodes=devices.nodes,
-            strategy=strategy, precision=recipe.precision,  # pyright: ignore[reportArgumentType]
-        )  # fmt: skip
-    except (ValueError, RuntimeError) as error:
-        raise OptionError(f"these devices cannot be used: {str(error).splitlines()[0]}") from error
-    if recipe.precision == "16-mixed" and fabric.device.type == "cpu":
-        raise OptionError("precision 16-mixed needs a GPU: set precision=bf16-mixed, or 32-true")
-    if not fabric.strategy.__class__.__name__.startswith("SingleDevice"):
-        fabric.launch()
-    return fabric
-
-
-def _shard(network: nn.Module, mesh: Any) -> nn.Module:
-    """FSDP2 over all processes; each layer is gathered when it is needed.
-
-    Thresholds of one number cannot be divided: every process keeps them, and `_Run` averages their gradients.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    everyone = init_device_mesh(mesh.device_type, (torch.distributed.get_world_size(),))
-    whole = {p for p in network.parameters() if not p.ndim}
-    for module in [m for m in network.modules() if isinstance(m, LAYERS)] + [network]:
-        fully_shard(module, mesh=everyone, ignored_params=whole)
-    return network
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """What this process holds of a parameter."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class _Run:
@@ -201,7 +136,7 @@ class _Run:
         self.state: dict[str, Any] = {
             "step": 0, "seconds": 0.0, "best": 0.0, "best_epoch": 0, "accuracy": 0.0, "stopped": False,
         }  # fmt: skip
-        self.logger = _tensorboard(folder) if tensorboard else None
+        self.logger = log.tensorboard(folder) if tensorboard else None
         self.order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     @property
@@ -308,7 +243,7 @@ class _Run:
             "lr": self.optimiser.param_groups[0]["lr"], "seconds": round(self.state["seconds"], 1),
         }  # fmt: skip
         if self.fabric.is_global_zero:
-            _log(self.folder / "log.csv", row)
+            log.append(self.folder / "log.csv", row)
             if self.logger is not None:
                 self.logger.log_metrics({k: v for k, v in row.items() if k != "step"}, row["step"])
         self.state["stopped"] = bool(patience) and epoch - self.state["best_epoch"] >= patience
@@ -339,40 +274,24 @@ class _Run:
         where = _first_bad(self.plain, self.network, x)
         epoch = 1 + step // self.steps_per_epoch
         raise DivergedError(
-            f"the loss is not finite at step {step} (epoch {epoch}): {where}{self._stays()}. Lower the learning "
-            "rate, or raise optimiser.warmup"
+            f"the loss is not finite at step {step} (epoch {epoch}): {where}{stays(self.checkpoint)}. "
+            "Lower the learning rate, or raise optimiser.warmup"
         )
 
     def _save(self) -> None:
         bad = _not_finite(self.plain)
         if self._anywhere(bool(bad)):
+            where = bad or "a weight in another process"
             raise DivergedError(
-                f"{bad or 'a weight in another process'} is not finite after step {self.state['step']}{self._stays()}. "
+                f"{where} is not finite after step {self.state['step']}{stays(self.checkpoint)}. "
                 "Lower the learning rate, or raise optimiser.warmup"
             )
-        temporary = self.checkpoint.with_suffix(".part")
         everything = {
             "network": self.network, "optimiser": self.optimiser, **self.state,
             "recipe": json.dumps(self.recipe.to_json()), "data": self.train.digest,
             "precision": self.fabric.strategy.precision.state_dict(),  # the scale of float16's gradients
         }  # fmt: skip
-        try:
-            self.fabric.save(temporary, everything)
-            if self.fabric.is_global_zero:
-                _replace(temporary, self.checkpoint)
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "write" not in str(error).lower():
-                raise
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            why = "the disk is full" if full else str(error).splitlines()[0]
-            raise FileError(
-                f"the checkpoint of step {self.state['step']} cannot be written "
-                f"({why}){self._stays()}. Free some space and resume"
-            ) from error
-        self.fabric.barrier()
-
-    def _stays(self) -> str:
-        return f"; the last good checkpoint, {self.checkpoint}, stays" if self.checkpoint.exists() else ""
+        save_checkpoint(self.fabric, self.checkpoint, everything)
 
     def _load(self) -> None:
         check_checkpoint(self.checkpoint, self.recipe, self.plain, self.train.digest)
@@ -381,7 +300,7 @@ class _Run:
         self.state = {name: rest[name] for name in self.state}
         self.fabric.strategy.precision.load_state_dict(rest["precision"])
         if self.fabric.is_global_zero:
-            _forget(self.folder / "log.csv", self.state["step"])
+            log.drop_after(self.folder / "log.csv", self.state["step"])
 
     def _finish(self) -> Result:
         weights = self.folder / "weights.safetensors"
@@ -409,61 +328,6 @@ def learning_rate(highest: float, step: int, total: int, warmup: float) -> float
     return highest * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def check_checkpoint(path: Path, recipe: Recipe, network: nn.Module, data: str) -> None:
-    """Refuse to go on with another network, another recipe or other data; everything that differs is listed."""
-    try:
-        # mmap: only the recipe and the names are read.
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        before, state = Recipe.from_json(json.loads(saved["recipe"])), saved["network"]
-        if missing := {"optimiser", "data", "precision"} - saved.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}, an older parspike made it: train anew")
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FileError(f"{path}: not a readable checkpoint ({reason})") from error
-    expected = {name: tuple(t.shape) for name, t in network.state_dict().items()}
-    have = {name: tuple(t.shape) for name, t in state.items()}
-    problems = [f"missing: {name}" for name in expected if name not in have]
-    problems += [f"unexpected: {name}" for name in have if name not in expected]
-    problems += [
-        f"{name} is {have[name]}, expected {expected[name]}"
-        for name in expected if name in have and have[name] != expected[name]
-    ]  # fmt: skip
-    if problems:
-        raise InputError(f"{path} is a checkpoint of another network:\n  " + "\n  ".join(problems))
-    if different := recipe.differences(before):
-        raise OptionError(
-            f"{path} was begun with another recipe (now and then):\n  " + "\n  ".join(different)
-            + "\nresume with the old recipe, or train into another folder"
-        )  # fmt: skip
-    if saved["data"] != data:
-        raise InputError(f"{path} was begun with other training images: resume with those, or choose another folder")
-
-
-def save_weights(path: Path, tensors: dict[str, Tensor], recipe: Recipe, state: dict[str, Any], data: str) -> None:
-    """weights.safetensors, and weights.json beside it with how they were made."""
-    from safetensors.torch import save
-
-    tensors = {name: t.contiguous().clone() for name, t in tensors.items()}
-    about = {
-        "recipe": recipe.to_json(), "seed": recipe.seed, "accuracy": state["accuracy"], "step": state["step"],
-        "seconds": round(state["seconds"]), "data_sha256": data, "torch": torch.__version__,
-    }  # fmt: skip
-    try:
-        temporary = path.with_suffix(".part")
-        temporary.write_bytes(save(tensors))  # save_file would make it readable by its owner only
-        _replace(temporary, path)
-        path.with_suffix(".json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise FileError(f"{path}: the weights cannot be written ({error})") from error
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    """So that the name always holds a whole file, also after a power cut."""
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-
-
 def _seed(*numbers: int) -> None:
     torch.manual_seed(_mix(*numbers))
 
@@ -475,37 +339,9 @@ def _mix(*numbers: int) -> int:
     return mixed
 
 
-def _log(path: Path, row: dict[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def _forget(path: Path, step: int) -> None:
-    """Leave out rows of steps that the checkpoint does not know: they come again."""
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= step]
-        path.unlink()
-        for row in rows:
-            _log(path, row)
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from lightning_fabric.loggers import TensorBoardLogger
-
-        return TensorBoardLogger(folder, name="", version="")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("tensorboard", extra="train") from error
-
-
 def _not_finite(plain: nn.Module) -> str:
     """The first parameter with NaN or Inf in what this process holds, in quotes; empty if there is none."""
-    return next((f"'{n}'" for n, p in plain.named_parameters() if not torch.isfinite(_local(p.detach())).all()), "")
+    return next((f"'{n}'" for n, p in plain.named_parameters() if not torch.isfinite(local(p.detach())).all()), "")
 
 
 @torch.no_grad()
@@ -528,6 +364,6 @@ def _first_bad(plain: nn.Module, network: nn.Module, x: Tensor) -> str:
     if weights := _not_finite(plain):
         return f"{weights} holds NaN or Inf"
     for name, module in plain.named_modules():
-        if isinstance(module, QCFS) and bool((_local(module.v_threshold) <= 0).any()):
+        if isinstance(module, QCFS) and bool((local(module.v_threshold) <= 0).any()):
             return f"the threshold of layer '{name}' fell to 0 or below"
     return f"the first layer with NaN or Inf is '{bad[0] or 'the network'}'" if bad else "in the loss itself"

@@ -1,0 +1,87 @@
+"""What a command refuses before torch is imported and anything is read: seconds after Enter, not minutes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from parspike.cli import console
+from parspike.cli.options import RECIPES
+from parspike.errors import FileError, OptionError, meant
+
+__all__ = ["file", "images", "network", "output", "recipe"]
+
+FOREIGN = {
+    ".onnx": "ONNX", ".pt": "PyTorch", ".pth": "PyTorch", ".ckpt": "PyTorch", ".pkl": "pickle", ".h5": "HDF5",
+    ".safetensors": "plain safetensors", ".keras": "Keras", ".tflite": "TFLite", ".nir": "NIR", ".npz": "NumPy",
+    ".json": "JSON",
+}  # fmt: skip
+"""What other programs expect in a file of such a name."""
+
+
+def output(path: Path, force: bool) -> None:
+    """Before minutes of calibration, not after."""
+    if path.is_dir():
+        raise FileError(f"--output {path}: this is a folder; name a file in it, such as {path / 'net.parspike'}")
+    if path.exists() and not force:
+        raise FileError(f"{path} exists: write over it with --force, or choose another name")
+    if not path.parent.is_dir():
+        raise FileError(f"{path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise FileError(f"{path}: the folder {path.parent} cannot be written to")
+    if path.suffix.lower() in FOREIGN:
+        console.warn(
+            f"{path} will hold parspike's own format, not {FOREIGN[path.suffix.lower()]}: call it {path.stem}.parspike"
+        )
+
+
+def file(path: str, option: str = "") -> None:
+    """Refuse a file that is not there."""
+    if not Path(path).is_file():
+        text = f"'{path}' is a folder" if Path(path).is_dir() else f"there is no file '{path}'"
+        raise FileError(f"{option} {path}: {text}" if option else text)
+
+
+def network(spec: str, weights: str | None, shape: str | None = None, give: str = "") -> None:
+    """Refuse a network that is not there; one whose input nothing tells, if `give` says what would tell it."""
+    from parspike.cli.spec import check_spec, parse_shape, states_input
+
+    check_spec(spec, weights)
+    if shape:
+        parse_shape(shape)
+    elif give and not states_input(spec):
+        raise OptionError(f"the input of {spec} is not known: give {give}")
+
+
+def images(data: str, split: str | None) -> None:
+    """Refuse images that are not there."""
+    from parspike.cli.sources import check_data
+
+    check_data(data, split)
+
+
+def recipe(text: str | None, passes: int | None = None) -> None:
+    """Refuse a recipe, or an option of one, of a name that there is not; and passes where none are made."""
+    if text is None:
+        return
+    try:
+        value = json.loads(text) if text.lstrip().startswith("{") else {"name": text}
+    except json.JSONDecodeError as error:
+        raise OptionError(f"--recipe {text}: not valid JSON: {error}") from error
+    name = value.pop("name", None)
+    if name == "max" or str(name).endswith("%"):
+        name = "thresholds"
+    if name not in RECIPES:
+        raise OptionError(
+            f"there is no recipe '{name}'{meant(name, RECIPES)}: choose one of {', '.join(RECIPES)}, or 'max', or a "
+            "percentile such as '99.9%'"
+        )
+    for option in value:
+        if option not in RECIPES[name]:
+            raise OptionError(
+                f"recipe '{name}' has no option '{option}'{meant(option, RECIPES[name])}; "
+                f"it has {', '.join(RECIPES[name])}"
+            )
+    if passes is not None and "passes" not in RECIPES[name]:
+        raise OptionError(f"--passes {passes}: the recipe '{name}' makes no passes")

@@ -1,0 +1,170 @@
+"""`parspike convert`: a trained network becomes a spiking one, in a file.
+
+torch is imported inside it, so that `--help` answers at once, and after what can be refused without it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from parspike.cli import checks, console, processes
+from parspike.cli.options import (
+    DATA,
+    HOW,
+    IMAGES,
+    MAX_T,
+    OUT,
+    CalibrationImages,
+    Force,
+    ImageOptions,
+    Json,
+    Keep,
+    RecipeOption,
+    Spec,
+    Split,
+    Strict,
+    Weights,
+    kept,
+    recipe_of,
+    spread,
+    starting,
+)
+from parspike.errors import CalibrationError
+
+__all__ = ["convert"]
+
+
+@spread
+def convert(
+    spec: Spec,
+    output: Annotated[
+        str,
+        typer.Option("-o", "--output", metavar="FILE", help="the file to write, net.parspike", rich_help_panel=OUT),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help=f"for the calibration: {IMAGES}", autocompletion=starting("digits", "photos"), rich_help_panel=DATA
+        ),
+    ] = None,
+    T: Annotated[int, typer.Option("-T", "--T", min=1, max=MAX_T, help="time-steps", rich_help_panel=HOW)] = 8,
+    weights: Weights = None,
+    code: Annotated[
+        Literal["sorted", "weighted", "onset"],
+        typer.Option(help="weighted has 2^T − 1 levels, onset sends one spike", rich_help_panel=HOW),
+    ] = "sorted",
+    recipe: RecipeOption = None,
+    passes: Annotated[
+        int | None, typer.Option(min=1, help="how often the calibration sees the data", rich_help_panel=HOW)
+    ] = None,
+    keep: Keep = None,
+    strict: Strict = False,
+    calibration_images: CalibrationImages = 1024,
+    split: Split = None,
+    *,
+    options: ImageOptions,
+    devices: processes.Processes = 1,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Turn a trained network into a spiking one and write it to FILE."""
+
+    def check() -> None:
+        checks.output(Path(output), force)
+        if data is None:
+            give = (
+                "--data with images, which networks other than QCFS need for their calibration, or else one sample's "
+                "--shape 3,224,224"
+            )
+            checks.network(spec, weights, options.shape, give)
+        else:
+            checks.network(spec, weights)
+            checks.images(data, split)
+        checks.recipe(recipe, passes)
+        options.preprocessing()
+
+    together = processes.join(devices, check)
+    import parspike
+    from parspike.cli.images import explained
+    from parspike.cli.preprocess import remember
+    from parspike.cli.spec import load
+
+    network = load(spec, weights)
+    preprocess = options.preprocessing(network.preprocess)
+    images = None
+    if data is not None:
+        images = options.open(data, preprocess, split=split, prefer="train", limit=calibration_images, shuffle=True)
+    start = time.perf_counter()
+    with console.progress("calibrating") as progress, explained(images):
+        try:
+            snn = parspike.convert(
+                network.model,
+                calibration=None if images is None else images.batches(),
+                T=T,
+                code=code,
+                recipe=recipe_of(recipe, passes),
+                layers=kept(keep),
+                example=None if images else network.zeros(options.shape),
+                strict=strict,
+                seed=options.seed,
+                progress=progress,
+                group=together.group,
+            )
+        except CalibrationError as error:
+            if images is None:
+                raise CalibrationError(f"{error}; on the command line, images with --data") from error
+            raise
+    seconds = time.perf_counter() - start
+    if together.rank:
+        return
+    remember(snn, spec, weights, data, preprocess)
+    snn.save(output, force=force)
+    answer = {
+        "output": output,
+        "spec": spec,
+        "T": snn.T,
+        "images": len(images) - len(images.broken) if images else 0,
+        "seconds": round(seconds, 3),
+        "bytes": Path(output).stat().st_size,
+        "spiking_layers": len(snn.neurons()),
+        "inputs": snn.graph.taken,
+        "preprocessing": preprocess.to_json(),
+        "skipped": console.left_out(images.broken if images else []),
+        "provenance": snn.provenance,
+    }
+    text = {
+        "written": f"{output} ({answer['bytes'] / 1e3:,.0f} kB)",
+        "T": snn.T,
+        "spiking layers": answer["spiking_layers"],
+        "inputs": snn.graph.taken,
+        "recipe": _chosen(snn.provenance),
+        "calibrated on": f"{answer['images']} images of {data}" if data else "nothing: no data given",
+        "preprocessing": preprocess,
+        "time": f"{seconds:.1f} s",
+    }
+    console.result(json, answer, console.table(text))
+
+
+def _chosen(provenance: dict[str, Any]) -> str:
+    """The recipe, and where several were tried how each did on the images held out."""
+    search = provenance.get("search", {})
+    tried = [
+        f"{t['recipe']['name']}{_variant(t['recipe'])} {t['distance']:.3f}"
+        for t in search.get("tried", ())
+        if "distance" in t
+    ]
+    made = search.get("chosen", provenance["recipe"])
+    options = ", ".join(f"{key}={value}" for key, value in made.items() if key != "name" and value not in ("", None))
+    text = f"{made['name']} ({options})" if options else made["name"]
+    return f"{text}; distance of the outputs on held-out images: {', '.join(tried)}" if tried else text
+
+
+def _variant(recipe: dict[str, Any]) -> str:
+    """What tells a recipe of `Auto` from the others of its name."""
+    if recipe["name"] != "closed-form":
+        return ""
+    return f" (weigh {recipe.get('weigh', 'next')})" if recipe.get("refit", True) else " without refit"

@@ -1,0 +1,194 @@
+"""`parspike eval`: a converted network on images, beside the network that it came from.
+
+torch is imported inside it, so that `--help` answers at once, and after what can be refused without it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from parspike.cli import checks, console, processes
+from parspike.cli.options import DATA, NET, OUT, DataOption, ImageOptions, Json, Split, Weights, spread
+from parspike.errors import InputError, OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from parspike.cli.preprocess import Preprocessing
+    from parspike.cli.spec import Network
+
+__all__ = ["evaluate"]
+
+
+@spread
+def evaluate(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="what `parspike convert` wrote")],
+    data: DataOption,
+    against: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="also run the network it came from", rich_help_panel=NET)
+    ] = None,
+    weights: Weights = None,
+    engine: Annotated[
+        Literal["count", "parallel", "serial", "serial-if"],
+        typer.Option(help="how to run it; all but serial-if, which is for comparison, give the same"),
+    ] = "count",
+    operations: Annotated[
+        bool, typer.Option("--operations", help="also operations, energy and error by layer", rich_help_panel=OUT)
+    ] = False,
+    split: Split = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="take at most this many of the images", rich_help_panel=DATA)
+    ] = None,
+    *,
+    options: ImageOptions,
+    devices: processes.Processes = 1,
+    json: Json = False,
+) -> None:
+    """Run a converted network on images: accuracy, agreement with the network it came from, the relative error of its
+    outputs, spikes, time, cost. Outputs that are values have no accuracy and agreement."""
+
+    def check() -> None:
+        if operations and engine == "serial-if":
+            raise OptionError(
+                "--operations counts the converted network's spikes, not those of serial-if: leave one out"
+            )
+        if weights is not None and against is None:
+            raise OptionError("--weights belongs to the network of --against SPEC; the spiking network has its own")
+        checks.file(file)
+        if against is not None:
+            checks.network(against, weights)
+        checks.images(data, split)
+        options.preprocessing()
+
+    together = processes.join(devices, check)
+    import parspike
+    from parspike.cli.images import explained
+    from parspike.cli.preprocess import remembered
+    from parspike.cli.spec import load
+
+    snn = parspike.load(file)
+    network = load(against, weights) if against else None
+    preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))
+    images = options.open(data, preprocess, split=split, prefer="test", limit=limit)
+    score = _Score()
+    with console.progress("evaluating") as progress, explained(images):
+        for _, (x, y) in together.share(images.batches()):
+            score.add(snn, network, engine, x, y)
+            progress("", score.images, (len(images) - len(images.broken)) // together.size)
+    score = _Score.of_all(together.exchange(score))
+    if together.rank:
+        return
+    if 0 < (folders := getattr(images.source, "ordered", 0)) < score.outputs.classes:
+        console.warn(
+            f"{data} has {folders} class folders, numbered 0 … {folders - 1} in their order, but the network knows "
+            f"{score.outputs.classes} classes: if some are missing, the accuracy is wrong; begin the folders' names "
+            "with the numbers of the classes"
+        )
+    report = None
+    if operations:
+        with console.progress("counting operations") as progress:
+            model = network.model if network else None
+            report = parspike.measure(snn, images, against=model, progress=progress)
+    answer = {
+        "file": file,
+        "T": snn.T,
+        "engine": engine,
+        **score.fields(),
+        **({"operations": report.to_json()} if report else {}),
+        "preprocessing": preprocess.to_json(),
+        "skipped": console.left_out(images.broken),
+    }
+    text = score.text(file, snn.T, engine, preprocess)
+    console.result(json, answer, f"{text}\n\n{report}" if report else text)
+
+
+class _Score:
+    """Sums over batches; a share is None where it cannot be told."""
+
+    def __init__(self) -> None:
+        import parspike
+
+        self.images = self.spikes = self.neurons = 0
+        self.outputs = parspike.Scores()
+        self.compared = False
+        self.seconds = self.seconds_network = 0.0
+
+    @classmethod
+    def of_all(cls, scores: list[_Score]) -> _Score:
+        """That of the batches of all processes."""
+        total = cls()
+        for name in ("images", "spikes", "neurons", "compared", "seconds", "seconds_network"):
+            setattr(total, name, sum(getattr(score, name) for score in scores))
+        total.outputs = total.outputs.merged(score.outputs for score in scores)
+        return total
+
+    def add(self, snn: Any, network: Network | None, engine: str, x: Tensor, y: Tensor | None) -> None:
+        import torch
+
+        if not self.images:  # the first call prepares kernels and memory: not what an image costs
+            snn.run(x[:1], engine=engine)
+        start = time.perf_counter()
+        run = snn.run(x, engine=engine, record=True)
+        self.seconds += time.perf_counter() - start
+        self.images += len(x)
+        # In float64 sums of counts are exact, so their order and who formed them do not matter.
+        for sent in run.sent.values():
+            self.spikes, self.neurons = self.spikes + float(sent.sum(dtype=torch.float64)), self.neurons + sent.numel()
+        output = None
+        if network is not None:
+            start = time.perf_counter()
+            with torch.inference_mode():
+                output = network.model(x)
+            self.seconds_network += time.perf_counter() - start
+            self.compared = True
+        self.outputs.add(run.logits, output, y)
+        classes = self.outputs.classes
+        if y is not None and 0 < classes <= int(y.max()):
+            raise InputError(
+                f"the data have a class {int(y.max())} but the network knows {classes} classes (0 … n−1): the two do "
+                "not belong together; where the outputs are values and no class scores, give images without labels"
+            )
+
+    def fields(self) -> dict[str, Any]:
+        n = self.images
+        return {
+            "images": n,
+            "accuracy": self.outputs.accuracy,
+            "network_accuracy": self.outputs.network_accuracy,
+            "agreement": self.outputs.agreement,
+            "error": self.outputs.error,
+            "spikes_per_neuron": self.spikes / self.neurons if self.neurons else None,
+            "seconds_per_image": self.seconds / n,
+            "network_seconds_per_image": self.seconds_network / n if self.compared else None,
+        }
+
+    def text(self, file: str, T: int, engine: str, preprocess: Preprocessing) -> str:
+        score = self.fields()
+        values = "values, no class scores: --against SPEC tells their error"
+
+        def percent(name: str) -> str | None:
+            return None if score[name] is None else f"{100 * score[name]:.2f} %"
+
+        def milliseconds(name: str) -> str | None:
+            return None if score[name] is None else f"{console.figure(1000 * score[name])} ms an image"
+
+        spikes = score["spikes_per_neuron"]
+        return console.table(
+            {
+                "file": file,
+                "T, engine": f"{T}, {engine}",
+                "images": score["images"],
+                "accuracy": percent("accuracy"),
+                "network's accuracy": percent("network_accuracy"),
+                "agreement": percent("agreement"),
+                "outputs": None if self.outputs.answers or self.compared else values,
+                "relative error": percent("error"),
+                "spikes per neuron": None if spikes is None else f"{spikes:.3f} of {T}",
+                "time": milliseconds("seconds_per_image"),
+                "network's time": milliseconds("network_seconds_per_image"),
+                "preprocessing": preprocess,
+            }
+        )

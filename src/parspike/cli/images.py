@@ -1,0 +1,233 @@
+"""`--data` → batches of images.
+
+    text ──open_images──► Images ──iterate──► (x, y) batches: x (B, C, H, W) float32, y (B,) int64 or None
+
+A source knows names, labels and how to read one item; `Images` chooses items, preprocesses and stacks them.
+Files are decoded one batch at a time. torch is imported where a tensor is made, so that a wrong option is said at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from parspike.broken import BROKEN, decoded
+from parspike.cli.preprocess import Preprocessing
+from parspike.cli.sources import Source, check_data, open_source
+from parspike.errors import InputError, OptionError, TraceError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Images", "explained", "open_images", "unlike_folders"]
+
+LOOK = 1000
+"""Images that are looked at to say how many are broken."""
+
+
+@dataclass
+class Images:
+    """Batches (x, y) of preprocessed images; iterate as often as you like, the order is always the same.
+
+    x is (B, C, H, W) float32 and y (B,) int64, or None where the source has no labels. `broken` names the
+    files that were left out because they could not be decoded (only with `skip_broken`).
+    """
+
+    source: Source
+    preprocess: Preprocessing = field(default_factory=Preprocessing)
+    batch_size: int = 64
+    limit: int | None = None
+    shuffle: bool = False
+    seed: int = 0
+    skip_broken: bool = False
+    broken: list[str] = field(default_factory=list, init=False)
+    _first: tuple[torch.Size, str] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise OptionError(f"--batch-size {self.batch_size}: at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise OptionError(f"{self.limit} images asked for: at least 1")
+        # A seeded choice: the first N of a folder in class order would be a single class.
+        order = np.random.default_rng(self.seed).permutation(len(self.source.names))[: self.limit]
+        self._order = [int(i) for i in (order if self.shuffle else np.sort(order))]
+
+    def __len__(self) -> int:
+        """Number of images that an iteration visits."""
+        return len(self._order)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the source knows the class of each image."""
+        return self.source.labels is not None
+
+    @property
+    def names(self) -> list[str]:
+        """The images' names, in the order of iteration."""
+        return [self.source.names[i] for i in self._order]
+
+    @property
+    def layout(self) -> str:
+        """What a refused shape may come from: floats with the channels last, as images of uint8 have them. Else ""."""
+        images = getattr(self.source, "images", None)
+        if not isinstance(images, np.ndarray) or images.dtype == np.uint8 or images.ndim != 4:
+            return ""
+        if images.shape[3] not in (1, 3) or images.shape[1] in (1, 3):
+            return ""
+        return (
+            f"float images are (N, C, H, W), and these, {images.shape}, look like (N, H, W, C): "
+            "save images.transpose(0, 3, 1, 2)"
+        )
+
+    def first(self) -> Tensor:
+        """The first readable image, (C, H, W)."""
+        return next(iter(replace(self, batch_size=1)))[0][0]
+
+    def batches(self) -> Iterable[tuple[Tensor, Tensor | None]]:
+        """The batches; a sequence of them, each read alone, unless the ends of one depend on broken images before."""
+        return _Batches(self) if self.skip_broken else _Numbered(self)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        read = 0
+        for x, y in self._read(self._order):
+            read += len(x)
+            yield x, y
+        if not read:
+            raise InputError(f"none of {len(self)} images could be decoded, the first is {self.names[0]}")
+
+    def _count_broken(self, index: int) -> str:
+        """How many images cannot be decoded: of all, or of so many from `index` on as take a few seconds."""
+        few = len(self._order) <= LOOK
+        looked, number = self._order if few else self._order[self._order.index(index) :][:LOOK], 0
+        for other in looked:
+            try:
+                self.source.read(other, self.preprocess)
+            except InputError:
+                continue  # it does not fit, which is another matter
+            except BROKEN:
+                number += 1
+        of = f"the {len(looked)} images" if few else f"{len(looked)} images from there on"
+        return f"; {number} of {of} cannot be decoded, parspike data check names them"
+
+    def _read(self, order: Sequence[int]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        import torch
+
+        labels = self.source.labels
+        xs: list[Tensor] = []
+        ys: list[int] = []
+        for index in order:
+            name = self.source.names[index]
+            read = partial(self.source.read, index, self.preprocess)
+            x = decoded(name, read, self.skip_broken, self.broken, partial(self._count_broken, index))
+            if x is None:
+                continue
+            self._first = self._first or (x.shape, name)
+            shape, shaped_by = self._first
+            if x.shape != shape:
+                raise InputError(
+                    f"{name} is {_times(x.shape)} but {shaped_by} is {_times(shape)}: "
+                    "give --size and --crop (a recipe: data.size, data.crop), so that all images have one shape"
+                )
+            xs.append(x)
+            if labels is not None:
+                ys.append(int(labels[index]))
+            if len(xs) == self.batch_size:
+                yield torch.stack(xs), torch.tensor(ys) if labels is not None else None
+                xs, ys = [], []
+        if xs:
+            yield torch.stack(xs), torch.tensor(ys) if labels is not None else None
+
+
+@dataclass(frozen=True)
+class _Batches:
+    images: Images
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.images.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        return iter(self.images)
+
+
+class _Numbered(_Batches, Sequence[Any]):
+    def __getitem__(self, number: Any) -> Any:
+        start = range(0, len(self.images), self.images.batch_size)[number]
+        return next(self.images._read(self.images._order[start : start + self.images.batch_size]))
+
+
+def open_images(
+    data: str,
+    preprocess: Preprocessing | None = None,
+    *,
+    split: str | None = None,
+    prefer: str | None = None,
+    batch_size: int = 64,
+    limit: int | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    skip_broken: bool = False,
+) -> Images:
+    """The images that `data` names: a folder, a `.zip`, an `.npz`, `digits` or `photos`.
+
+    `split` must exist; `prefer` is the split that is taken if nothing is asked and the data have it.
+
+    >>> images = open_images("digits", split="test", batch_size=100)
+    >>> x, y = next(iter(images))
+    >>> len(images), tuple(x.shape), y[:5].tolist()
+    (360, (100, 1, 8, 8), [0, 5, 0, 5, 0])
+    """
+    check_data(data, split)
+    return Images(
+        open_source(data, split, prefer),
+        preprocess or Preprocessing(),
+        batch_size=batch_size,
+        limit=limit,
+        shuffle=shuffle,
+        seed=seed,
+        skip_broken=skip_broken,
+    )
+
+
+@contextmanager
+def explained(images: Images | None) -> Iterator[None]:
+    """Adds to an error about shapes that the images seem to have their axes in another order."""
+    try:
+        yield
+    except (InputError, TraceError) as error:
+        if images is None or not images.layout or images.layout in str(error):
+            raise
+        raise type(error)(f"{error}; {images.layout}") from error
+
+
+def unlike_folders(train: Images, other: Images) -> str:
+    """Classes are numbered within each split, so a class that one of them lacks shifts all labels after it."""
+    ours, theirs = _folders(train), _folders(other)
+    if not ours or not theirs:
+        return ""
+    unlike = [
+        f"{name} is {ours[name]} and {theirs[name]}" if name in ours else f"{name} has no training images"
+        for name in theirs
+        if ours.get(name) != theirs[name]
+    ]
+    return ", ".join(unlike)
+
+
+def _folders(images: Images) -> dict[str, int]:
+    """The label of each class folder; empty where folders don't tell."""
+    labels: dict[str, int] = {}
+    for name, label in zip(images.source.names, images.source.labels or (), strict=False):
+        folder = PurePosixPath(name).parent.name
+        if not folder or labels.setdefault(folder, label) != label:
+            return {}
+    return labels
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "×".join(str(n) for n in shape)

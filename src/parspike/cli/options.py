@@ -1,0 +1,184 @@
+"""The options that several commands have, and what their text means.
+
+torch is imported inside the functions, so that `--help` answers at once, and after what can be refused without it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from parspike.cli.console import Panel
+from parspike.errors import OptionError
+
+if TYPE_CHECKING:
+    from parspike.cli.images import Images
+    from parspike.cli.preprocess import Preprocessing
+
+__all__ = ["ImageOptions", "kept", "recipe_of", "spread", "starting"]
+
+MAX_T = 1 << 24
+"""Counts above it are not whole in float32."""
+
+RECIPES = {
+    "auto": ("budget",),
+    "closed-form": ("refit", "shift", "granularity", "ridge", "weigh"),
+    "daqcfs": ("momentum", "passes", "means", "mode", "granularity"),
+    "reconstruct": ("steps", "batch_size", "rate", "augment", "held_out", "features", "weigh", "checkpoint"),
+    "thresholds": ("mode", "granularity"),
+}
+"""Recipes and their options, known without importing torch: for completion, and so that a slip is said at once."""
+NET, DATA, HOW, OUT = Panel.NETWORK, Panel.DATA, Panel.CONVERSION, Panel.OUTPUT
+
+
+def starting(*words: str) -> Callable[[str], list[str]]:
+    """Completion by those of the words that begin so; files are completed by the shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
+Spec = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPEC",
+        help="package.module:factory, file.py:factory, timm:NAME, torchvision:NAME",
+        autocompletion=starting("timm:", "torchvision:"),
+    ),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="safetensors, or a state dict saved by torch.save", rich_help_panel=NET)
+]
+Shape = Annotated[str | None, typer.Option(help="one sample without batch, such as 3,224,224", rich_help_panel=NET)]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="keep these layers' activations analog (repeatable)", rich_help_panel=HOW),
+]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="refuse what a spike cannot do instead of keeping it analog", rich_help_panel=HOW),
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"how to calibrate: {', '.join(RECIPES)}, max, a percentile, or a recipe as JSON",
+        autocompletion=starting(*RECIPES, "max", "99.9%"),
+        rich_help_panel=HOW,
+    ),
+]
+ON_DISK = "a folder of class folders, a .zip of one, an .npz (images, labels), digits"
+IMAGES = f"{ON_DISK} or photos"
+IMAGES_OR_HUB = f"{ON_DISK}, or hf:NAME of Hugging Face datasets"
+DataOption = Annotated[
+    str, typer.Option(help=IMAGES, autocompletion=starting("digits", "photos"), rich_help_panel=DATA)
+]
+CalibrationImages = Annotated[
+    int, typer.Option(min=1, help="take at most this many of the images", rich_help_panel=DATA)
+]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, also for an error", rich_help_panel=OUT)]
+Split = Annotated[
+    Literal["train", "test", "val"] | None,
+    typer.Option(help="where the data are divided so", rich_help_panel=DATA),
+]
+Side = Annotated[
+    int | None, typer.Option("--size", min=1, help="resize the short side to this many pixels", rich_help_panel=DATA)
+]
+Crop = Annotated[int | None, typer.Option(min=1, help="then cut this square from the centre", rich_help_panel=DATA)]
+Mean = Annotated[
+    str | None, typer.Option(help="then (x/255 − mean) / std: one value, or one a channel", rich_help_panel=DATA)
+]
+Std = Annotated[str | None, typer.Option(help="see --mean", rich_help_panel=DATA)]
+BatchSize = Annotated[int, typer.Option(min=1, help="images at a time", rich_help_panel=DATA)]
+SkipBroken = Annotated[
+    bool, typer.Option("--skip-broken", help="leave out images that cannot be decoded", rich_help_panel=DATA)
+]
+Seed = Annotated[int, typer.Option(min=0, help="chooses which images, and their order", rich_help_panel=DATA)]
+Force = Annotated[bool, typer.Option("--force", help="write over FILE if it exists", rich_help_panel=OUT)]
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How the images of --data become inputs of the network; `spread` makes each field an option of a command."""
+
+    shape: Shape = None
+    size: Side = None
+    crop: Crop = None
+    mean: Mean = None
+    std: Std = None
+    batch_size: BatchSize = 32
+    skip_broken: SkipBroken = False
+    seed: Seed = 0
+
+    def preprocessing(self, base: Preprocessing | None = None) -> Preprocessing:
+        """What the options ask, over what the network's library states."""
+        from parspike.cli.preprocess import Preprocessing
+        from parspike.cli.spec import parse_shape
+
+        asked: dict[str, Any] = {
+            "size": self.size,
+            "crop": self.crop,
+            "mean": _numbers("--mean", self.mean),
+            "std": _numbers("--std", self.std),
+        }
+        if self.shape and len(parsed := parse_shape(self.shape)) == 3 and parsed[0] in (1, 3):
+            asked["channels"] = parsed[0]
+        return replace(base or Preprocessing(), **{k: v for k, v in asked.items() if v is not None})
+
+    def open(self, data: str, preprocess: Preprocessing, **chosen: Any) -> Images:
+        """The images of `data`; chosen: split, prefer, limit and shuffle, as `open_images` takes them."""
+        from parspike.cli.images import open_images
+
+        return open_images(
+            data, preprocess, batch_size=self.batch_size, seed=self.seed, skip_broken=self.skip_broken, **chosen
+        )
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command for typer: each field of `ImageOptions` is an option where the parameter `options` stands."""
+    fields = inspect.signature(ImageOptions, eval_str=True).parameters
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        found = fields.values() if parameter.annotation is ImageOptions else (parameter,)
+        parameters += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in found]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        options = ImageOptions(**{name: given.pop(name) for name in fields})
+        command(options=options, **given)
+
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    return run
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionError(f"{option} {text}: expected numbers with commas, such as 0.485,0.456,0.406") from error
+
+
+def kept(patterns: list[str] | None) -> dict[str, Any]:
+    """What `--keep` asks of `parspike.plan` and `convert`, which call it `layers`."""
+    import parspike
+
+    return {pattern: parspike.Keep() for pattern in patterns or ()}
+
+
+def recipe_of(recipe: str | None, passes: int | None) -> Any:
+    """The recipe by name or JSON, `passes` put into it."""
+    import parspike
+
+    if recipe is None and passes is None:
+        return None
+    made: Any = parspike.recipe_from_json(recipe) if recipe else parspike.DAQCFS()
+    return made if passes is None else replace(made, passes=passes)

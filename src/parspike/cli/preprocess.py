@@ -1,0 +1,146 @@
+"""What happens to an image before the network sees it: one value, which the file of a converted network keeps.
+
+torch is imported where a tensor is made, so that a wrong option is said at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from parspike.errors import InputError, OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["FILTERS", "Preprocessing", "remember", "remembered"]
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to an image before the network sees it, in this order.
+
+    channels (1 grey, 3 colour; None: files as colour, arrays as they are) → short side to `size` →
+    centre `crop` → values to [0, 1] → (x − mean) / std.
+
+    >>> Preprocessing(size=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).crop
+    224
+    """
+
+    size: int | None = None
+    crop: int | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    interpolation: str = "bilinear"
+    channels: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("size", "crop"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"--{name} {value}: give a number of pixels, at least 1")
+        if not all(s > 0 for s in self.std):
+            raise OptionError(f"--std {self.std}: every value must be above 0")
+        if self.channels not in (None, 1, 3):
+            raise OptionError(f"images have 1 or 3 channels, not {self.channels}")
+        if self.interpolation not in FILTERS:
+            raise OptionError(f"interpolation {self.interpolation!r}: choose one of {', '.join(FILTERS)}")
+
+    def __str__(self) -> str:
+        colour = {None: [], 1: ["grey"], 3: ["colour"]}[self.channels]
+        size = [f"short side {self.size} ({self.interpolation})"] if self.size else []
+        crop = [f"centre {self.crop}"] if self.crop else []
+        norm = [] if (self.mean, self.std) == ((0.0,), (1.0,)) else [f"mean {self.mean}", f"std {self.std}"]
+        return ", ".join([*colour, *size, *crop, "x/255", *norm])
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Preprocessing:
+        """The inverse of `to_json`.
+
+        >>> p = Preprocessing(size=40, mean=(0.5,))
+        >>> Preprocessing.from_json(p.to_json()) == p
+        True
+        """
+        as_made: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        try:
+            return cls(**as_made)
+        except TypeError as error:
+            raise OptionError(f"the preprocessing {fields} cannot be understood: {error}") from error
+
+    def __call__(self, image: np.ndarray | Image.Image) -> Tensor:
+        """One image, (H, W[, C]) uint8, → (C, H, W) float32."""
+        import torch
+
+        pil = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        if self.channels is not None:
+            pil = pil.convert({1: "L", 3: "RGB"}[self.channels])
+        if self.size is not None:
+            pil = pil.resize(_short_side(pil.size, self.size), FILTERS[self.interpolation])
+        if self.crop is not None:
+            pil = pil.crop(_centre(pil.size, self.crop))
+        pixels = np.asarray(pil, dtype=np.float32)
+        x = torch.from_numpy(pixels / np.float32(255))
+        x = x.unsqueeze(0) if x.ndim == 2 else x.permute(2, 0, 1).contiguous()
+        return self.normalise(x)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """(x − mean) / std along the channels, the first axis of x."""
+        import torch
+
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, x.shape[0]):
+                raise InputError(
+                    f"--{name} has {len(values)} values but the images have {x.shape[0]} channel(s): "
+                    "give one value, or one a channel"
+                )
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        return (x - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
+
+
+def remember(snn: Any, spec: str, weights: str | None, data: str | None, preprocess: Preprocessing) -> None:
+    """Note in a converted network how its images were prepared: `eval` does the same without being told."""
+    snn.provenance["command_line"] = {
+        "spec": spec,
+        "weights": weights,
+        "data": data,
+        "preprocessing": preprocess.to_json(),
+    }
+
+
+def remembered(snn: Any) -> Preprocessing | None:
+    """How `remember` noted that the images were prepared; None for a network that was not made on the command line."""
+    said = snn.provenance.get("command_line")
+    return Preprocessing.from_json(said["preprocessing"]) if said else None
+
+
+def _short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
+    """(W, H) with the short side `short`, the ratio kept.
+
+    >>> _short_side((640, 427), 256)
+    (383, 256)
+    """
+    w, h = size
+    return (short, max(short, short * h // w)) if w <= h else (max(short, short * w // h), short)
+
+
+def _centre(size: tuple[int, int], crop: int) -> tuple[int, int, int, int]:
+    """The box (left, top, right, bottom) of the centre crop of an image (W, H)."""
+    w, h = size
+    if crop > min(w, h):
+        raise InputError(f"the image is {h}×{w} (H×W), smaller than the crop {crop}: give --size {crop} or more")
+    left, top = round((w - crop) / 2), round((h - crop) / 2)
+    return left, top, left + crop, top + crop

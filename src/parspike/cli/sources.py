@@ -1,0 +1,261 @@
+"""Where images come from: folders, `.zip`, `.npz`, and the built-in `digits` and `photos`.
+
+A source knows names, labels and how to read one item. torch is imported where a tensor is made, so that a wrong option
+is said at once.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from parspike.broken import BROKEN
+from parspike.cli.preprocess import Preprocessing
+from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["SPLITS", "ArraySource", "FileSource", "Source", "check_data", "open_source"]
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SPLITS = ("train", "test", "val")
+NPZ = "images and labels, x and y, or train_images, train_labels, test_images, test_labels"
+"""The keys of an .npz; labels may be missing."""
+
+
+class Source(Protocol):
+    """Where images come from."""
+
+    names: Sequence[str]  # one an item, for messages
+    labels: Sequence[int] | None
+
+    def read(self, index: int, preprocess: Preprocessing) -> Tensor:
+        """One item as the network takes it; BROKEN if the file is damaged."""
+        ...
+
+
+@dataclass
+class ArraySource:
+    """Images of an array, (N, H, W[, C]) uint8, or one network input a row if float."""
+
+    images: Sequence[np.ndarray] | np.ndarray
+    labels: Sequence[int] | None
+    names: Sequence[str]
+
+    def read(self, index: int, preprocess: Preprocessing) -> Tensor:
+        import torch
+
+        image = np.asarray(self.images[index])
+        if image.dtype == np.uint8:
+            return preprocess(image)
+        if preprocess.size or preprocess.crop:
+            raise InputError(
+                f"{self.names[index]}: float arrays are taken as ready network inputs; "
+                "--size and --crop need uint8 images"
+            )
+        return preprocess.normalise(torch.from_numpy(image.astype(np.float32)))
+
+
+@dataclass
+class FileSource:
+    """Image files in a folder, or members of a zip; `labels` from the folder of each.
+
+    ordered: number of class folders, if their numbers are their places in the sorted order; else 0.
+    """
+
+    root: Path
+    names: Sequence[str]
+    labels: Sequence[int] | None
+    archive: zipfile.ZipFile | None = None
+    ordered: int = 0
+
+    def read(self, index: int, preprocess: Preprocessing) -> Tensor:
+        name = self.names[index]
+        data = self.archive.read(name) if self.archive else (self.root / name).read_bytes()
+        if not data:
+            raise EOFError("the file is empty")
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return preprocess(image.convert("RGB"))
+
+
+def check_data(data: str, split: str | None = None) -> None:
+    """Refuse data that are not there, before anything is loaded. Whether they can be read shows when they are."""
+    if split is not None and split not in SPLITS:
+        raise OptionError(f"--split {split}: choose one of {', '.join(SPLITS)}")
+    path = Path(data)
+    if data in BUILT_IN or path.is_dir():
+        return
+    if not path.exists():
+        raise FileError(f"--data {data}: no such file or folder (built in are: {', '.join(BUILT_IN)})")
+    if path.suffix not in (".npz", ".zip"):
+        raise OptionError(f"--data {data}: expected a folder, .zip, .npz, or one of {', '.join(BUILT_IN)}")
+
+
+def open_source(data: str, split: str | None, prefer: str | None) -> Source:
+    """The source that `data` names; which split, see `open_images`."""
+    if data in BUILT_IN:
+        return BUILT_IN[data](split, prefer)
+    path = Path(data)
+    if path.is_dir():
+        files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+        return _files(path, files, None, split, prefer)
+    if path.suffix == ".npz":
+        return _npz(path, split, prefer)
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise FileError(f"{path}: not a readable zip ({error})") from error
+    return _files(path, sorted(n for n in archive.namelist() if not n.endswith("/")), archive, split, prefer)
+
+
+def _files(
+    root: Path, files: Sequence[str], archive: zipfile.ZipFile | None, split: str | None, prefer: str | None
+) -> FileSource:
+    """[SPLIT/]CLASS/IMAGE; images without a class folder have no label."""
+    images = [PurePosixPath(f) for f in files if PurePosixPath(f).suffix.lower() in SUFFIXES]
+    images = [p for p in images if not any(part.startswith((".", "__MACOSX")) for part in p.parts)]
+    if not images:
+        raise InputError(f"{root}: no images in it (looked for {', '.join(sorted(SUFFIXES))})")
+    depth = 0
+    # A zip of a folder usually holds that folder.
+    if archive and len({p.parts[0] for p in images}) == 1 and all(len(p.parts) > 2 for p in images):
+        depth = 0 if images[0].parts[0] in SPLITS else 1
+    tops = {p.parts[depth] for p in images if len(p.parts) > depth + 1}
+    chosen = _choose(str(root), tops if tops <= set(SPLITS) else set(), split, prefer)
+    everything = images
+    if chosen:
+        images, depth = [p for p in images if p.parts[depth] == chosen], depth + 1
+    names = [str(p) for p in images]
+    with_class = [len(p.parts) > depth + 1 for p in images]
+    if not any(with_class):
+        return FileSource(root, names, None, archive)
+    if not all(with_class):
+        raise InputError(
+            f"{root}: {names[with_class.index(False)]} lies beside class folders; "
+            "put every image into its class's folder"
+        )
+    # Over all splits, so that a class that one of them lacks does not shift the numbers of the others.
+    number, ordered = _class_numbers({p.parts[depth] for p in everything if len(p.parts) > depth + 1})
+    return FileSource(root, names, [number[p.parts[depth]] for p in images], archive, len(number) if ordered else 0)
+
+
+def _class_numbers(folders: set[str]) -> tuple[dict[str, int], bool]:
+    """The place of each in the sorted order and True; or the number that every name begins with and False.
+
+    >>> _class_numbers({"dog", "cat"}) == ({"cat": 0, "dog": 1}, True)
+    True
+    >>> _class_numbers({"007", "012_lynx"}) == ({"007": 7, "012_lynx": 12}, False)
+    True
+    """
+    said = {name: int(match.group()) for name in folders if (match := re.match(r"\d+", name))}
+    if len(said) == len(folders):
+        return said, False
+    return {name: place for place, name in enumerate(sorted(folders))}, True
+
+
+def _npz(path: Path, split: str | None, prefer: str | None) -> ArraySource:
+    """Keys `images` and `labels`, `x` and `y`, or these two with `train_`, `test_`, `val_` before them."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys = set(file.files)
+            chosen = _choose(str(path), {s for s in SPLITS if f"{s}_images" in keys}, split, prefer)
+            pairs = [(f"{chosen}_images", f"{chosen}_labels")] if chosen else [("images", "labels"), ("x", "y")]
+            pair = next((p for p in pairs if p[0] in keys), None)
+            if pair is None:
+                raise InputError(f"{path}: has {', '.join(sorted(keys)) or 'no arrays'}; expected {NPZ}")
+            images = file[pair[0]]
+            labels = file[pair[1]] if pair[1] in keys else None
+    except ParspikeError:
+        raise
+    except BROKEN as error:
+        raise FileError(f"{path}: not a readable .npz ({error})") from error
+    images = _check_images(f"{path}: {pair[0]}", images)
+    names = [f"{path.name}:{pair[0]}[{i}]" for i in range(len(images))]
+    return ArraySource(images, _check_labels(f"{path}: {pair[1]}", labels, len(images)), names)
+
+
+def _check_images(where: str, images: np.ndarray) -> np.ndarray:
+    if images.ndim < 2 or len(images) == 0:
+        raise InputError(f"{where} has shape {images.shape}; expected one image a row, at least one")
+    if images.dtype == np.uint8:
+        if images.ndim == 4 and images.shape[3] == 1:
+            images = images[..., 0]
+        if images.ndim != 3 and not (images.ndim == 4 and images.shape[3] == 3):
+            raise InputError(f"{where} has shape {images.shape}; uint8 images are (N, H, W) or (N, H, W, 3)")
+    elif not np.issubdtype(images.dtype, np.floating):
+        raise InputError(f"{where} is {images.dtype}; expected uint8 images, or floats as the network takes them")
+    return images
+
+
+def _check_labels(where: str, labels: np.ndarray | None, n: int) -> list[int] | None:
+    if labels is None:
+        return None
+    if labels.shape != (n,):
+        raise InputError(f"{where} has shape {labels.shape} for {n} images; expected one label each")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{where} is {labels.dtype}; expected whole numbers, the class of each image")
+    return labels.tolist()
+
+
+def _choose(where: str, splits: set[str], split: str | None, prefer: str | None) -> str | None:
+    """The split to take: as asked, else the preferred one, else the only one; None where there are none."""
+    if not splits:
+        if split is not None:
+            raise OptionError(f"--split {split}: {where} is not divided into splits; leave --split out")
+        return None
+    if split is None:
+        split = prefer if prefer in splits else "val" if prefer == "test" and "val" in splits else None
+        if split is None and len(splits) == 1:
+            (split,) = splits
+    if split not in splits:
+        asked = f"--split {split}: " if split else ""
+        raise OptionError(f"{asked}{where} is divided into {', '.join(sorted(splits))}: choose with --split")
+    return split
+
+
+def _digits(split: str | None, prefer: str | None) -> ArraySource:
+    """1,797 handwritten digits, (8, 8), 17 grey levels spread over 0 … 255; every fifth is a test image."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", extra="demo") from error
+    digits: Any = load_digits()
+    chosen = _choose("digits", {"train", "test"}, split, prefer)
+    test = np.arange(len(digits.target)) % 5 == 0
+    kept = np.flatnonzero(test if chosen == "test" else ~test)
+    images = np.rint(digits.images[kept] * (255 / 16)).astype(np.uint8)
+    return ArraySource(images, digits.target[kept].tolist(), [f"digits[{i}]" for i in kept])
+
+
+def _photos(split: str | None, prefer: str | None) -> ArraySource:
+    """Eight photographs that lie inside the two packages' wheels; no labels."""
+    try:
+        from skimage import data
+        from sklearn.datasets import load_sample_image
+    except ImportError as error:
+        raise MissingExtraError(error.name or "scikit-image", extra="demo") from error
+    _choose("photos", set(), split, prefer)
+    photos = {
+        "astronaut": data.astronaut(),
+        "camera": np.repeat(data.camera()[..., None], 3, axis=2),
+        "cat": data.chelsea(),
+        "coffee": data.coffee(),
+        "motorcycle": data.stereo_motorcycle()[0],
+        "rocket": data.rocket(),
+        "flower": load_sample_image("flower.jpg"),
+        "temple": load_sample_image("china.jpg"),
+    }
+    return ArraySource(list(photos.values()), None, list(photos))
+
+
+BUILT_IN = {"digits": _digits, "photos": _photos}

@@ -1,0 +1,52 @@
+"""What an operator becomes by the table, and what no spiking network can have: why, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parspike.graph.ops import TABLE, Role
+
+__all__ = ["REFUSED", "judge", "remedy"]
+
+RANDOM = "it draws random numbers, and a converted network computes the same every time"
+RECURRENT = "a recurrent cell carries a state along the sequence, and a parallel neuron has none"
+REFUSED: dict[str, str] = {name: reason for reason, names in {
+    RECURRENT: "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell _thnn_fused_lstm_cell "
+               "_thnn_fused_gru_cell mkldnn_rnn_layer",
+    RANDOM: "rand randn randint rand_like randn_like randint_like randperm bernoulli multinomial normal poisson "
+            "dropout native_dropout alpha_dropout feature_dropout feature_alpha_dropout rrelu fractional_max_pool2d "
+            "fractional_max_pool3d",
+}.items() for name in names.split()}  # fmt: skip
+"""Operators that are refused for a reason of their own, by name."""
+
+
+def judge(target: str, varying: Sequence[int]) -> tuple[Role, str]:
+    """Role of an operator, and why. varying: of every positional argument, which may be a list, how many of its values
+    depend on the network's input.
+    """
+    row = TABLE.get(target)
+    if row is None:
+        packet = target.split(".")[1] if "." in target else target
+        return Role.UNKNOWN, REFUSED.get(packet, f"no rule for {target}")
+    if not any(varying):
+        return Role.SYNAPSE, ""  # a constant, whatever makes it
+    if row.product and sum(varying) > 1:
+        return Role.ANALOG, "a product of two values that both depend on the input"
+    if row.varying is not None and any(v for i, v in enumerate(varying) if i not in row.varying):
+        return Role.ANALOG, "a weight or divisor that depends on the input"
+    return row.role, row.reason
+
+
+def remedy(target: str, role: Role) -> str:
+    """What the user can do about an operator that stands in the way."""
+    packet = target.split(".")[1] if "." in target else target
+    if role is Role.ANALOG:
+        return "convert with strict=False to accept it"
+    if REFUSED.get(packet) == RANDOM:
+        return "draw no random numbers in evaluation, or make them an input of the network"
+    if packet in REFUSED:
+        return "use convolutions or attention along the sequence, or convert the parts before and after the cell"
+    return (
+        "replace it by an operator of the table (docs/operators.md), or keep the part of the network that needs it "
+        "outside the model that is converted"
+    )
