@@ -15,6 +15,7 @@ import os
 import re
 import tempfile
 from collections.abc import Container, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ __all__ = ["VERSION", "load", "save"]
 VERSION = 2
 MAX_T = 1 << 24
 """Largest T: counts above it are not whole numbers in float32."""
+ONE_TYPE = {"aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.layer_norm.default",
+            "aten.native_layer_norm.default"}  # fmt: skip
+"""Operators beside those with weights that take tensors of one floating type, which torch does not always check where
+tensors have no data."""
 MAX_DEPTH = 64
 """Deepest nesting of an argument; a traced network has a handful."""
 
@@ -488,8 +493,25 @@ def _network(body: Any, tensors: Mapping[str, Tensor]) -> SNN:
     snn = SNN(made, neurons, T=steps, provenance=provenance)
     if any(snn.neurons()[name] is not neuron for name, neuron in neurons.items()):
         raise FileError("two layers of neurons have the same name")
-    _check_run(snn)
+    try:
+        _check_run(snn)
+    except FileError:
+        inputs = _inputs_as_cast(made, tensors)
+        if inputs == made.inputs:
+            raise
+        snn = SNN(replace(made, inputs=inputs), neurons, T=steps, provenance=provenance)
+        _check_run(snn)
     return snn
+
+
+def _inputs_as_cast(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple[Input, ...]:
+    """The inputs, floating ones in the type of the tensors. `snn.half()` once left the inputs' type as it was traced,
+    and the network took the other one: so its files say."""
+    types = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(types) != 1 or len({i.dtype for i in graph.inputs if i.dtype.is_floating_point}) != 1:
+        return graph.inputs
+    (cast,) = types
+    return tuple(replace(i, dtype=cast) if i.dtype.is_floating_point else i for i in graph.inputs)
 
 
 def _neuron(node: Node, config: Any, state: Mapping[str, Tensor], steps: int) -> Neuron:
@@ -510,6 +532,18 @@ def _neuron(node: Node, config: Any, state: Mapping[str, Tensor], steps: int) ->
     if steps < neuron.T:
         raise FileError(f"{place} take {neuron.T} steps, the network {steps}")
     return neuron
+
+
+def _check_types(node: Node, stream: Stream) -> None:
+    if node.target not in ONE_TYPE and not TABLE[node.target].weighted:
+        return
+    read = [leaf for leaf in leaves(stream.arguments(node)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    # A transposed convolution adds a bias of any type.
+    types = dict.fromkeys(tensor.dtype for tensor in (read[:2] if "conv_transpose" in node.target else read))
+    if "layer_norm" in node.target and read[0].itemsize == 2:
+        types.pop(torch.float32, None)  # half precision may be scaled by float32
+    if len(types) > 1:
+        raise TypeError(f"it takes {' and '.join(str(dtype) for dtype in types)}, which have to be one type")
 
 
 def _check_run(snn: SNN) -> None:
@@ -535,6 +569,7 @@ def _check_run(snn: SNN) -> None:
         stream = Stream(env, snn.tensors(), sizes)
         for node in graph.nodes:
             try:
+                _check_types(node, stream)
                 walk(Schedule(((node, ()),)), [stream], dict.fromkeys(neurons, fire))
                 first = next(leaf for leaf in leaves(env[node.name]) if isinstance(leaf, Tensor))
             except Exception as error:  # torch raises whatever it likes on forged arguments
