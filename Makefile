@@ -1,5 +1,6 @@
 # make demo    README command one: .venv, install, `parspike demo`
 # make test    README command two: the tests, in the same .venv
+# make slow    the tests that measure: what recipes reach on images not seen, on real data
 # make check   everything a change must pass
 # make bench   time and memory of every engine against the network
 # make zoo     docs/zoo.md: 195 networks converted and compared, hours; goes on where it stopped
@@ -7,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check lint zoo bench
+.PHONY: demo test slow check lint zoo bench
 .DELETE_ON_ERROR:
 
 # One install serves every target: the stamp is newer than what it was made from.
@@ -21,6 +22,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
+
+slow: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 
 import parspike
 from parspike import file
-from parspike.errors import FileError
+from parspike.errors import FileError, InputError
 from parspike.graph.ir import CONDITIONS, SIZE_OPERATIONS
 from parspike.neurons.layer import CODES, KINDS
 
@@ -502,6 +502,9 @@ FORGED: dict[str, tuple[Edit, str]] = {
     "limit that the example breaks": (set_limits([">", "x.2", 6]), "does not hold"),
     "limit of an unknown size": (set_limits([">", "x.4", 1]), "not in the example"),
     "limit of an unknown kind": (set_limits(["is", "x.2", 6]), "unknown size expression"),
+    "limit that no batch meets": (set_limits(["<", "batch", 1]), "does not hold"),
+    "limit of the batch on a size of none": (set_limits(["=", ["%", "batch", "x.7"], 0]), "not in the example"),
+    "limit that depends on nothing": (set_limits(["<", 1, 2]), "of no size"),
     "limit that is a size": (set_limits(["+", "x.2", 6]), "unknown size expression"),
     "size that is a limit": (
         set_node("conv2d", shape=[{"size": "batch"}, 4, {"size": [">", "x.2", 1]}, {"size": "x.3"}]),
@@ -605,6 +608,15 @@ def test_any_value_anywhere_is_read_or_refused(saved: Path, tmp_path: Path, data
         refused(path)
     else:
         assert tuple(snn(torch.zeros(2, 2, 6, 6)).shape) == (2, 3)
+
+
+def test_a_limit_of_the_batch_is_read_and_kept(saved: Path, tmp_path: Path) -> None:
+    body, tensors = read(saved)
+    set_limits(["=", ["%", "batch", 3], 0])(body, tensors)
+    snn = parspike.load(write(tmp_path / "limited.parspike", json.dumps(body), tensors))
+    assert torch.equal(snn(torch.ones(3, 2, 6, 6)), parspike.load(saved)(torch.ones(3, 2, 6, 6)))
+    with pytest.raises(InputError, match=r"\(B % 3\) = 0"):
+        snn(torch.ones(4, 2, 6, 6))
 
 
 class Payload:

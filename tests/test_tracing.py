@@ -4,9 +4,13 @@ that are no plain networks."""
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -496,3 +500,25 @@ def test_a_network_runs_at_most_twice_in_planning():
         runs = itertools.count()
         parspike.plan(Counted().eval(), torch.rand(2, 3, 12, 12), free_sizes=free_sizes)
         assert 1 <= next(runs) <= 2
+
+
+FIXED_BATCH = """
+import torch, parspike
+model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+x = torch.randn(8, 6)
+try:
+    parspike.plan(torch.export.export(model, (x,)).module(), x)
+except parspike.ParspikeError as error:
+    print(error)
+"""
+
+
+def test_an_exported_program_with_a_fixed_batch_is_refused():
+    """In a process of its own: after any tracing that failed, torch 2.13 leaves such programs without their guard."""
+    environment = os.environ | {"PYTHONPATH": str(Path(parspike.__file__).parents[1])}
+    ran = subprocess.run(
+        [sys.executable, "-c", FIXED_BATCH], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "batch of 3" in ran.stdout
+    assert "== 8" in ran.stdout
+    assert ran.stderr == ""

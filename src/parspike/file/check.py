@@ -25,6 +25,12 @@ from parspike.snn import SNN
 __all__ = ["check_example", "check_leaves", "check_role", "check_run", "check_symbols", "expect", "fields", "new_name"]
 
 
+ONE_TYPE = {"aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.layer_norm.default",
+            "aten.native_layer_norm.default"}  # fmt: skip
+"""Operators beside those with weights that take tensors of one floating type, which torch does not always check where
+tensors have no data."""
+
+
 def expect(value: Any, kind: type | tuple[type, ...], what: str) -> Any:
     """The value, which must be of this type; true and false are no integers."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -94,6 +100,18 @@ def check_role(node: Node, varying: set[str], reached: set[str]) -> None:
         raise FileError(f"node '{node.name}' ({node.target}) has the role {node.role}, the table says {said}")
 
 
+def _check_types(node: Node, stream: Stream) -> None:
+    if node.target not in ONE_TYPE and not TABLE[node.target].weighted:
+        return
+    read = [leaf for leaf in leaves(stream.arguments(node)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    # A transposed convolution adds a bias of any type.
+    types = dict.fromkeys(tensor.dtype for tensor in (read[:2] if "conv_transpose" in node.target else read))
+    if "layer_norm" in node.target and read[0].itemsize == 2:
+        types.pop(torch.float32, None)  # half precision may be scaled by float32
+    if len(types) > 1:
+        raise TypeError(f"it takes {' and '.join(str(dtype) for dtype in types)}, which have to be one type")
+
+
 def check_run(snn: SNN) -> None:
     """Run the network on two samples without data, of the example's sizes.
 
@@ -117,6 +135,7 @@ def check_run(snn: SNN) -> None:
         stream = Stream(env, snn.tensors(), sizes)
         for node in graph.nodes:
             try:
+                _check_types(node, stream)
                 walk(Schedule(((node, ()),)), [stream], dict.fromkeys(neurons, fire))
                 first = next(leaf for leaf in leaves(env[node.name]) if isinstance(leaf, Tensor))
             except Exception as error:  # torch raises whatever it likes on forged arguments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from parspike.errors import FileError
 from parspike.file.check import check_run, fields
 from parspike.file.graph import graph_from_json, graph_to_json
-from parspike.graph import Node
+from parspike.graph import Graph, Input, Node
 from parspike.neurons import MAX_T, Neuron, Simulation, SpikingLayer, neuron_from
 from parspike.snn import SNN
 
@@ -90,8 +90,25 @@ def network_from_json(body: Any, tensors: Mapping[str, Tensor]) -> SNN:
         raise FileError(str(error)) from error
     if any(snn.neurons()[name] is not neuron for name, neuron in neurons.items()):
         raise FileError("two layers of neurons have the same name")
-    check_run(snn)
+    try:
+        check_run(snn)
+    except FileError:
+        inputs = _inputs_as_cast(made, tensors)
+        if inputs == made.inputs:
+            raise
+        snn = SNN(replace(made, inputs=inputs), neurons, simulation=simulation, provenance=provenance)
+        check_run(snn)
     return snn
+
+
+def _inputs_as_cast(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple[Input, ...]:
+    """The inputs, floating ones in the type of the tensors. `snn.half()` once left the inputs' type as it was traced,
+    and the network took the other one: so its files say."""
+    types = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(types) != 1 or len({i.dtype for i in graph.inputs if i.dtype.is_floating_point}) != 1:
+        return graph.inputs
+    (cast,) = types
+    return tuple(replace(i, dtype=cast) if i.dtype.is_floating_point else i for i in graph.inputs)
 
 
 def neuron_from_json(node: Node, config: Any, state: Mapping[str, Tensor], steps: int) -> SpikingLayer:

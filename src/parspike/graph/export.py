@@ -35,11 +35,7 @@ def export(
         with quiet(), _without_dumps(), Kept(model) as kept:
             kept.copy_constants()
             _name_keywords(model, kwargs)
-            exported = _exported(model, args, kwargs, _by_parameter(model, *shapes))
-            # Decomposing traces the whole network a second time.
-            if not (pure(exported) or without_writes(exported)):
-                exported = exported.run_decompositions({})
-            return _in_known_operators(exported)
+            return _in_known_operators(_exported(model, args, kwargs, _by_parameter(model, *shapes)))
     except TraceError:
         raise
     except Exception as error:
@@ -68,17 +64,19 @@ def _without_dumps() -> Iterator[None]:
 
 
 def _in_known_operators(exported: Any) -> Any:
-    """The program with operators that the table lacks written in others, where torch says how: `clip` is a `clamp`,
-    `hstack` a `cat`, `mT` a `transpose`."""
+    """The program without in-place operators, and with those that the table lacks written in others, where torch says
+    how: `clip` is a `clamp`, `hstack` a `cat`, `mT` a `transpose`. Each decomposing traces the whole network again."""
     tried: set[Any] = set()
-    while lacking := _lacking(exported) - tried:
+    writes = not (pure(exported) or without_writes(exported))
+    while (lacking := _lacking(exported) - tried) or writes:
         said = torch.export.default_decompositions()
         table = {operator_: said[operator_] for operator_ in lacking if operator_ in said}
         for operator_ in lacking - table.keys():
             if torch._C._dispatch_has_kernel_for_dispatch_key(operator_.name(), "CompositeImplicitAutograd"):
                 table[operator_] = operator_.decompose
         tried |= lacking
-        exported = exported.run_decompositions(table) if table else exported
+        exported = exported.run_decompositions(table) if table or writes else exported
+        writes = False
     return exported
 
 
@@ -91,7 +89,9 @@ def _lacking(exported: Any) -> set[Any]:
             continue  # what depends on weights alone is computed once, by the operator itself
         varying.add(fx.name)
         size = isinstance(fx.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
-        if not size and isinstance(fx.target, torch._ops.OpOverload) and not known(fx.target):
+        # An in-place operator becomes its functional one in decomposing, whatever the table.
+        its_own = isinstance(fx.target, torch._ops.OpOverload) and not fx.target._schema.is_mutable
+        if not size and its_own and not known(fx.target):
             found.add(fx.target)
     return found
 

@@ -15,9 +15,9 @@ from parspike.graph.ir import BATCH, Graph, Node, Size
 from parspike.graph.ops import Role
 from parspike.graph.read import Reader
 from parspike.graph.same import same, time_folded
-from parspike.graph.sizes import GuardWatch, conditions, other_sizes, resized
+from parspike.graph.sizes import GuardWatch, batch_limits, conditions, other_sizes, resized
 
-__all__ = ["with_free_sizes"]
+__all__ = ["of_one_size", "with_free_sizes"]
 
 TURNS = 4
 """Tracings at most to find the sizes that may be free."""
@@ -29,7 +29,8 @@ PROOFS = 3
 def with_free_sizes(
     model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
 ) -> tuple[Graph | None, tuple[str, ...]]:
-    """The graph with free sizes, None where there are none; and why sizes are fixed."""
+    """The graph with the sizes free that may be, None where it has to be traced with all as in the example; and why
+    sizes are fixed."""
     inputs = (*args, *kwargs.values())
     fixed: dict[tuple[int, int], str] = {}
     names: list[str] = []
@@ -49,7 +50,7 @@ def with_free_sizes(
             for place, (layer, line) in found.fixed.items():
                 fixed[place] = _reason(graph, layer, line) or f"{type(model).__name__}.forward"
             if not any(isinstance(dim, Size) for i in graph.inputs for dim in i.shape[1:]):
-                break
+                return of_one_size(model, reader, graph, args, kwargs), _reasons(fixed, names, inputs)
             if any(isinstance(graph.inputs[i].shape[d], Size) for i, d in found.fixed):
                 continue
             wide = _without_channels(graph)
@@ -65,6 +66,14 @@ def with_free_sizes(
     except TraceError as error:
         return None, (f"sizes as in the example, since with free ones {error}",)
     return None, _reasons(fixed, names, inputs)
+
+
+def of_one_size(
+    model: nn.Module, reader: Reader, graph: Graph, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+) -> Graph:
+    """A graph that was read with every size but the batch as in the example, with its limits and means."""
+    graph = replace(graph, limits=(*batch_limits(reader.placeholders, reader.symbols), *reader.limits))
+    return with_one_sample(model, time_folded(graph, args, kwargs), args, kwargs)
 
 
 def _reason(graph: Graph, layer: str, line: str) -> str:

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from parspike.errors import InputError, TraceError
-from parspike.graph.batch import with_one_sample
 from parspike.graph.explain import frames, user_line
 from parspike.graph.export import export
-from parspike.graph.free import with_free_sizes
+from parspike.graph.free import of_one_size, with_free_sizes
 from parspike.graph.ir import Graph
 from parspike.graph.quiet import outputs
 from parspike.graph.read import Reader, unreadable
-from parspike.graph.same import time_folded, two_samples
-from parspike.graph.sizes import batch_limits
+from parspike.graph.same import two_samples
 
 __all__ = ["trace"]
 
@@ -40,8 +38,7 @@ def trace(
         graph, fixed = with_free_sizes(model, args, kwargs) if free_sizes else (None, ())
         if graph is None:
             reader = Reader(model, export(model, args, kwargs), args, kwargs)
-            graph = replace(reader.graph(), limits=(*batch_limits(reader.placeholders, reader.symbols), *reader.limits))
-            graph = with_one_sample(model, time_folded(graph, args, kwargs), args, kwargs)
+            graph = of_one_size(model, reader, reader.graph(), args, kwargs)
     except TraceError as error:
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if (said := unreadable(tensor)) is not None:
