@@ -16,7 +16,8 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 TOLD = "PARSPIKE_TESTED_AS"
-FILES = ["test_processors", "test_engines", "test_graph", "test_codes", "test_train_pretrained", "test_rewrite_faults"]
+FILES = ["test_processors", "test_engines", "test_graph", "test_codes", "test_train_pretrained", "test_rewrite_faults",
+         "test_faithful"]  # fmt: skip
 LESSER = {"default": "SSE41", "avx2": "AVX2"}
 """Kernels of torch, and with them those of oneDNN."""
 
