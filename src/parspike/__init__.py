@@ -30,19 +30,22 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.file import load
     from parspike.graph import register
     from parspike.measure import Energy, Report, Scores, measure
-    from parspike.neurons import QCFS
+    from parspike.neurons import IF, LIF, QCFS, Parallel, Simulation, kind_from_text
     from parspike.plan import Keep, Plan, Spike, Steps, plan
     from parspike.snn import SNN
     from parspike.tune import Tuning, tune
 
 __all__ = [
     "DAQCFS",
+    "IF",
+    "LIF",
     "QCFS",
     "SNN",
     "Auto",
     "ClosedForm",
     "Energy",
     "Keep",
+    "Parallel",
     "ParspikeError",
     "Plan",
     "Recipe",
@@ -50,12 +53,14 @@ __all__ = [
     "Report",
     "Run",
     "Scores",
+    "Simulation",
     "Spike",
     "Steps",
     "Thresholds",
     "Tuning",
     "convert",
     "errors",
+    "kind_from_text",
     "load",
     "measure",
     "plan",
@@ -76,7 +81,7 @@ look_up_later(
         "file": ("load",),
         "graph": ("register",),
         "measure": ("Energy", "Report", "Scores", "measure"),
-        "neurons": ("QCFS",),
+        "neurons": ("IF", "LIF", "Parallel", "QCFS", "Simulation", "kind_from_text"),
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
         "snn": ("SNN",),
         "train": (),

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed import ProcessGroup
 from torch.utils.data import DistributedSampler
 
 from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, recipe_to_json
 from parspike.calibrate.batches import arguments_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
-from parspike.errors import CalibrationError, OptionError, ParspikeWarning
+from parspike.calibrate.student import ByCount, Input, OverTime
+from parspike.errors import CalibrationError, OptionError, ParspikeWarning, meant
 from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation
-from parspike.calibrate.student import ByCount, OverTime
-from parspike.neurons.layer import MAX_WEIGHTED
-from parspike.plan import LayerOption, Plan, plan
+from parspike.plan import Example, Plan, Planning, plan, with_encoders
 from parspike.snn import SNN
 from parspike.together import Together
 from parspike.version import __version__
 
 __all__ = ["convert"]
-
-MAX_T = 1 << 24
-"""Counts above it are not whole in float32."""
-
 
 def convert(
     model: nn.Module | Plan,
@@ -37,41 +33,57 @@ def convert(
     T: int = 8,
     *,
     neuron: Kind | None = None,
-    code: Code = "sorted",
+    code: Code | None = None,
+    input: Input = "current",  # noqa: A002 (the field's word)
     recipe: Recipe | str | Mapping[str, Any] | None = None,
-    layers: Mapping[str, LayerOption] | None = None,
-    example: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None,
+    example: Example | None = None,
     inputs: Callable[[Any], Any] | None = None,
-    strict: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
     group: ProcessGroup | None = None,
+    **planning: Unpack[Planning],
 ) -> SNN:
     """Turn a trained network into a spiking network of T time-steps. The model is not changed.
 
-    calibration: inputs without labels, as an iterable of tensors (B, …), (x, y) tuples or dicts, or one tensor (N,
-    …); of a tuple the first entries are taken, as many as `forward` asks for, of a dict those that `forward` names,
-    or one under a usual key; None where none are needed (QCFS networks with T = T̃, given an `example`). inputs: a
-    function from an item of calibration to the model's inputs. recipe: how parameters are found, an object, a name
-    or JSON (default: `Auto`, which tries several within two minutes and keeps what images held out confirm). code:
-    how a count is sent as spikes, "sorted" as in the paper, "weighted" (2^T − 1 levels in T steps) or "onset" (one
-    spike a neuron); see `neurons.layer`. layers: options by pattern of layer name, {"stem.*": Keep(), "head.*":
-    Steps(4)}. example: a batch of inputs for tracing (default: the first of calibration). strict: refuse analog
-    operators. seed: for recipes and shuffling loaders; the global random state is left as it was. progress: called
-    as progress(what, done, total). group: processes that calibrate together, all calling this with the same
-    arguments (`torch.distributed.group.WORLD`); each reads its part of the batches, and each gets the network that
-    one process would make (docs/calibration.md). Without it no other process is waited for.
-    Raises `UnsupportedError` with every refusal at once, `TraceError`, `InputError`, `CalibrationError`,
-    `OptionError`.
+        snn = parspike.convert(model, calibration=images, T=8)                          # parallel neurons
+        snn = parspike.convert(model, calibration=images, T=8, neuron=parspike.IF())    # a chip's, step by step
+
+    model: the network, or its `Plan`. calibration: inputs without labels, as an iterable of tensors (B, …), (x, y) tuples
+    or dicts, or one tensor (N, …); of a tuple the first entries are taken, as many as `forward` asks for, of a dict those
+    that `forward` names, or one under a usual key; None where none are needed (QCFS networks with T = T̃, given an
+    `example`). inputs: a function from an item of calibration to the model's inputs.
+
+    neuron: what the network is converted for: `Parallel(code)` (the default), `IF()` or `LIF()`. code: the short form of
+    `Parallel(code)`: "sorted" as in the paper, "weighted" (2^T − 1 levels in T steps) or "onset" (one spike a neuron),
+    see `neurons.layer`. input: what the first synapses of a network of IF or LIF neurons are fed with: "current", the real
+    values at every step, or spikes, as "rate" (an IF neuron for each value) or "sorted" (all at the end).
+
+    recipe: how parameters are found, an object, a name or JSON (default: `Auto`, which tries several within two minutes
+    and keeps what images held out confirm). example: a batch of inputs for tracing (default: the first of calibration).
+    seed: for recipes and shuffling loaders; the global random state is left as it was. progress: called as
+    progress(what, done, total). group: processes that calibrate together, all calling this with the same arguments
+    (`torch.distributed.group.WORLD`); each reads its part of the batches, and each gets the network that one process
+    would make (docs/calibration.md). Without it no other process is waited for. planning: layers=, strict= and
+    free_sizes= of `plan`.
+    Raises `UnsupportedError` with every refusal at once, `TraceError`, `InputError`, `CalibrationError`, `OptionError`.
     """
-    if isinstance(T, bool) or not isinstance(T, int) or not 1 <= T <= MAX_T:
-        raise OptionError(f"T must be an integer from 1 to {MAX_T}, got {T!r}")
-    if code not in CODES:
-        raise OptionError(f"code must be one of {', '.join(CODES)}, got {code!r}")
-    if code == "weighted" and T > MAX_WEIGHTED:
-        raise OptionError(f"the weighted code takes at most {MAX_WEIGHTED} steps (2^T − 1 levels), got T={T}")
-    if isinstance(model, Plan) and (layers is not None or strict or example is not None):
-        raise OptionError("layers=, strict= and example= belong to the plan: give them to parspike.plan")
+    kind = _kind(neuron, code, model)
+    kind.check(T)
+    if input not in get_args(Input):
+        raise OptionError(f"input must be one of {', '.join(get_args(Input))}, got {input!r}")
+    if input != "current" and not isinstance(kind, Serial):
+        raise OptionError(
+            f"input='{input}' makes spikes of the network's inputs for neurons that run step by step: give "
+            "neuron=parspike.IF() too"
+        )
+    known = Planning.__optional_keys__
+    for name in planning:
+        if name not in known:
+            own = [p for p in inspect.signature(convert).parameters if p != "planning"]
+            raise OptionError(f"convert has no option '{name}'{meant(name, [*own, *known])}")
+    if isinstance(model, Plan) and (planning or example is not None):
+        given = ", ".join(f"{name}=" for name in (*planning, *(["example"] if example is not None else [])))
+        raise OptionError(f"{given} belongs to the plan: give it to parspike.plan")
     chosen = Auto() if recipe is None else recipe if isinstance(recipe, Recipe) else recipe_from_json(recipe)
     together = Together(group)
     with together.one_fate(), torch.random.fork_rng(), torch.no_grad():
@@ -82,8 +94,12 @@ def convert(
                 "give all processes the same loader, without DistributedSampler"
             )
         torch.manual_seed(seed)
-        made = model if isinstance(model, Plan) else _plan(model, source, example, inputs, layers, strict)
+        made = model if isinstance(model, Plan) else _plan(model, source, example, inputs, {**planning, "neuron": kind})
         made.check()
+        if isinstance(kind, Serial) and made.steps:
+            layer = made.graph.by_name[next(iter(made.steps))].layer
+            raise OptionError(f"layer '{layer}' has time-steps of its own, which only parallel neurons have")
+        made = made if input == "current" else with_encoders(made)
         if not made.spiking and not made.kept and together.rank == 0:
             warnings.warn(
                 "the network has no activation that becomes neurons, so its conversion sends no spikes and computes "
@@ -97,16 +113,16 @@ def convert(
         draft = Draft(
             graph,
             {node.name: made.activation(node) for node in graph.neurons if node.name in made.spiking},
-            T, code, dict(graph.tensors), {}, progress or (lambda what, done, total: None),
+            T, kind.code if isinstance(kind, Parallel) else "sorted", dict(graph.tensors), {}, progress or (lambda what, done, total: None),
             steps=_steps(made, T),
-            student=OverTime(neuron, T) if isinstance(neuron, Serial) else ByCount(code),
+            student=OverTime(kind, T, input) if isinstance(kind, Serial) else ByCount(kind.text),
         )  # fmt: skip
         chosen.fit(draft, batches)
         _agree(draft, together)
     provenance = {
         "recipe": recipe_to_json(chosen),
         "T": T,
-        "code": code,
+        **({"neuron": kind.to_json(), "input": input} if isinstance(kind, Serial) else {"code": kind.text}),
         "seed": seed,
         "model": "" if isinstance(model, Plan) else f"{type(model).__module__}.{type(model).__qualname__}",
         **({"search": draft.notes} if draft.notes else {}),
@@ -115,7 +131,8 @@ def convert(
         "versions": {"parspike": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     student = replace(graph, tensors=draft.tensors)
-    return SNN(student, {name: draft.neurons[name] for name in draft.activations}, simulation=Simulation(T), provenance=provenance)
+    neurons = {name: draft.neurons[name] for name in draft.activations}
+    return SNN(student, neurons, simulation=Simulation(T), provenance=provenance)
 
 
 def _agree(draft: Draft, together: Together) -> None:
@@ -139,10 +156,27 @@ def _steps(made: Plan, T: int) -> Mapping[str, int]:
     return made.steps
 
 
+def _kind(neuron: Kind | None, code: Code | None, model: nn.Module | Plan) -> Kind:
+    """The kind of neurons that is asked for. Raises `OptionError` where two are."""
+    if neuron is not None and not isinstance(neuron, Kind):
+        raise OptionError(
+            f"neuron is {neuron!r}: give parspike.IF(), parspike.LIF(0.9) or parspike.Parallel(); a word is read by "
+            "parspike.kind_from_text"
+        )
+    if code is not None and code not in CODES:
+        raise OptionError(f"code must be one of {', '.join(CODES)}, got {code!r}")
+    if code is not None and neuron not in (None, Parallel(code)):
+        raise OptionError(f"code='{code}' is short for neuron=parspike.Parallel('{code}'): give one of the two")
+    asked = Parallel(code) if code is not None else neuron
+    planned = model.neuron if isinstance(model, Plan) else None
+    if asked is not None and planned is not None and type(asked) is not type(planned):
+        raise OptionError(f"the plan was made for {planned!r}, and neuron is {asked!r}: give one of the two")
+    return asked or planned or Parallel()
+
+
 def _plan(
-    model: nn.Module, source: Iterable[Any] | None, example: Any, inputs: Callable[[Any], Any] | None,
-    layers: Mapping[str, LayerOption] | None, strict: bool,
-) -> Plan:  # fmt: skip
+    model: nn.Module, source: Iterable[Any] | None, example: Any, inputs: Callable[[Any], Any] | None, how: Any
+) -> Plan:
     if example is None:
         if source is None:
             raise CalibrationError("pass calibration= (a batch iterable), or example= where no calibration is needed")
@@ -150,4 +184,4 @@ def _plan(
         if first is None:
             raise CalibrationError("the calibration set is empty: give at least one batch of inputs")
         example = arguments_of(first, "calibration batch 0", inputs, signature_of(model, first, inputs))
-    return plan(model, example, layers=layers, strict=strict)
+    return plan(model, example, **how)

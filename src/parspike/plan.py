@@ -5,23 +5,39 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
 from parspike.errors import InputError, OptionError, TraceError, UnsupportedError
-from parspike.graph import Activation, Curve, Graph, Node, Quantised, Role, check_same, leaves, rewrite, trace
+from parspike.graph import (
+    Activation,
+    Curve,
+    Graph,
+    Node,
+    Quantised,
+    Role,
+    check_same,
+    encodable,
+    leaves,
+    rewrite,
+    trace,
+)
+from parspike.graph import with_encoders as insert_encoders
 from parspike.graph.ir import expected_tensor
-from parspike.graph.ops import TABLE, UNFOLDABLE, WEIGHED_BY_SAMPLE
+from parspike.graph.ops import ENCODE, TABLE, UNFOLDABLE, WEIGHED_BY_SAMPLE
 from parspike.graph.order import compared, unnested
 from parspike.graph.quiet import outputs
 from parspike.graph.refusals import remedy
 from parspike.graph.roles import guards, reached_by, readouts, with_copies, with_weights_of_samples
+from parspike.neurons import Kind, Parallel, Serial
 from parspike.notebook import html_table
 
-__all__ = ["READOUT", "Keep", "LayerOption", "Plan", "PlanRow", "Spike", "Steps", "plan"]
+__all__ = [
+    "READOUT", "Example", "Keep", "LayerOption", "Plan", "PlanRow", "Planning", "Spike", "Steps", "plan", "with_encoders",
+]  # fmt: skip
 
 
 READOUT = "readout"
@@ -75,7 +91,8 @@ class Plan:
 
     graph: the rewritten graph. spiking: names of the nodes that become spiking neurons. kept: of those that stay
     analog by the user's wish. rows: the table. strict: whether analog operators between neurons are refused.
-    steps: time-steps of the nodes that have their own.
+    steps: time-steps of the nodes that have their own. neuron: the kind of neurons that the plan was made for, None
+    where nobody said, so that `convert` chooses.
     """
 
     graph: Graph
@@ -84,6 +101,7 @@ class Plan:
     rows: tuple[PlanRow, ...]
     strict: bool = False
     steps: Mapping[str, int] = field(default_factory=dict)
+    neuron: Kind | None = None
 
     @property
     def refusals(self) -> list[PlanRow]:
@@ -154,17 +172,31 @@ class Plan:
         return [*lines, *(f"refused: layer '{row.layer}', {row.operator}: {row.remedy}" for row in self.refusals)]
 
 
+Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+"""A batch (B, …), a tuple of several inputs, or a dict of keyword inputs."""
+
+
+class Planning(TypedDict, total=False):
+    """The options of `plan` that `convert` hands on to it."""
+
+    layers: Mapping[str, LayerOption] | None
+    strict: bool
+    free_sizes: bool
+
+
 def plan(
     model: nn.Module,
-    example: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+    example: Example,
     *,
+    neuron: Kind | None = None,
     layers: Mapping[str, LayerOption] | None = None,
     strict: bool = False,
     free_sizes: bool = True,
 ) -> Plan:
     """What a conversion will do with a network, before any data are read.
 
-    example: a batch (B, …), a tuple of several inputs, or a dict of keyword inputs; values do not matter.
+    example: a batch (B, …), a tuple of several inputs, or a dict of keyword inputs; values do not matter. neuron: the
+    kind of neurons to plan for, as in `convert`; nothing but what the table says of them depends on it.
     layers: options by pattern of layer name, such as {"stem.*": Keep(), "head.*": Steps(4), "out": Spike()}: keep an
     activation analog, give it steps of its own, make neurons of one that the plan would not. strict: refuse analog
     operators too. free_sizes: leave height, width, length or tokens free where the network allows it, which the plan
@@ -193,10 +225,31 @@ def plan(
     graph = with_weights_of_samples(graph, spiking, args, kwargs)
     steps = {name: option.T for name, option in options.items() if isinstance(option, Steps)}
     _check_steps(graph, layers or {}, steps, spiking)
-    place = _Place(graph, frozenset(spiking), frozenset(kept), last, guarded, reached_by(graph, spiking))
+    words = (neuron or Parallel()).words, isinstance(neuron, Serial)
+    place = _Place(graph, frozenset(spiking), frozenset(kept), last, guarded, reached_by(graph, spiking), *words)
     rows = tuple(row for node in graph.nodes if (row := _row(node, place)) is not None)
     steps = {name: T for name, T in steps.items() if name in spiking}
-    return Plan(graph, spiking, tuple(n.name for n in graph.neurons if n.name in kept), rows, strict, steps)
+    return Plan(graph, spiking, tuple(n.name for n in graph.neurons if n.name in kept), rows, strict, steps, neuron)
+
+
+def with_encoders(made: Plan) -> Plan:
+    """The plan with neurons that make spikes of the network's inputs, for `convert(…, input="rate")`.
+
+    Raises `OptionError` where no input is read by synapses alone.
+    """
+    inputs = encodable(made.graph)
+    if not inputs:
+        raise OptionError(
+            "no input of this network is read by linear operators alone, so none can arrive as spikes: leave input= out"
+        )
+    graph = insert_encoders(made.graph, inputs)
+    names = [node.name for node in graph.nodes if node.target == ENCODE]
+    rows = tuple(_encoder(graph, graph.by_name[name]) for name in names)
+    return replace(made, graph=graph, spiking=(*names, *made.spiking), rows=(*rows, *made.rows))
+
+
+def _encoder(graph: Graph, node: Node) -> PlanRow:
+    return PlanRow(node.layer, "encode", str(node.role), "neurons that make spikes of the input", "", graph.shape_of(node))
 
 
 def _one_sample(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -218,7 +271,8 @@ def _one_sample(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 @dataclass(frozen=True)
 class _Place:
     """What a row needs to know beside its node. readout: see `PlanRow`. guards: activations that are no neurons, and
-    why. reached: the values that spikes act on."""
+    why. reached: the values that spikes act on. neuron: what the table calls a neuron; lines: whether it can only be a
+    clipped line."""
 
     graph: Graph
     spiking: frozenset[str]
@@ -226,6 +280,8 @@ class _Place:
     readout: frozenset[str]
     guards: Mapping[str, str]
     reached: frozenset[str]
+    neuron: str
+    lines: bool
 
 
 def _check_steps(
@@ -290,7 +346,7 @@ def _row(node: Node, place: _Place) -> PlanRow | None:
         role, becomes = str(Role.ANALOG), f"analog {_where(node, place)}: {place.guards[node.name]}"
         what = f"{remedy(node.target, Role.ANALOG)}, or make neurons of it: layers={{'{node.layer}': Spike()}}"
     elif node.role is Role.NEURON:
-        becomes = "kept analog" if node.name in place.kept else _neuron(node)
+        becomes = "kept analog" if node.name in place.kept else _neuron(node, place)
     elif node.role is Role.ORDER:
         becomes = _order(node, place)
     elif node.role is Role.ANALOG and row is not None and node.reason == UNFOLDABLE:
@@ -306,14 +362,14 @@ def _where(node: Node, place: _Place) -> str:
     return "on the time-mean" if node.name in place.reached else "once, before any spike"
 
 
-def _neuron(node: Node) -> str:
+def _neuron(node: Node, place: _Place) -> str:
     describe = TABLE[node.target].activation
     activation = None if describe is None else describe(node)
     if isinstance(activation, Quantised):
-        return f"parallel spiking neuron, QCFS with L = {activation.levels}"
+        return f"{place.neuron}, QCFS with L = {activation.levels}"
     if isinstance(activation, Curve):
-        return "parallel spiking neuron, a threshold for every level"
-    return "parallel spiking neuron"
+        return f"{place.neuron}, {'the nearest clipped line' if place.lines else 'a threshold for every level'}"
+    return place.neuron
 
 
 def _order(node: Node, place: _Place) -> str:

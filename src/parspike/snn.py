@@ -173,6 +173,11 @@ class SNN(nn.Module):
                 return self._steps(env, twin(self.neurons()), Simulation(self.T), engine, **options)
             return self._steps(env, self.stateful(), self.simulation, engine, **options)
 
+    @torch.no_grad()
+    def watched(self, env: Mapping[str, Tensor], watch: engines.Watch) -> Run:
+        """Run inputs by name through neurons with a state; `watch` is called for every layer and block of steps."""
+        return self._steps(dict(env), self.stateful(), self.simulation, engines.OVER_TIME, watch=watch)
+
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write a `.parspike` file (docs/format.md); an existing file is replaced only with force=True."""
         from parspike.file import save

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from parspike.convert import convert
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning
 from parspike.graph import Graph
 from parspike.measure import Scores, answers_of
-from parspike.neurons import Code
+from parspike.neurons import Code, Kind, Parallel, Serial
 from parspike.plan import Plan, plan
 from parspike.snn import SNN
 
@@ -36,13 +36,13 @@ MEASURES = ("agreement", "accuracy", "values", "both")
 class Trial:
     """One conversion that was tried, on the images held out. score: per cent of what `tune` was asked to keep.
 
-    spikes: of a neuron. layers: time-steps of the layers that have their own. agreement: per cent of the answers, None
+    code: how counts are sent, or which neurons with a state. spikes: of a neuron. layers: time-steps of the layers that have their own. agreement: per cent of the answers, None
     where the outputs are values. error: relative error ‖output − network's‖ / ‖network's‖ in per cent, None where they
     are whole numbers.
     """
 
     T: int
-    code: Code
+    code: str
     score: float
     spikes: float
     layers: Mapping[str, int]
@@ -97,7 +97,8 @@ def tune(
     *,
     drop: float = 1.0,
     measure: Literal["agreement", "accuracy", "values", "both"] | None = None,
-    codes: Sequence[Code] = ("sorted", "weighted"),
+    neuron: Kind | None = None,
+    codes: Sequence[Code] | None = None,
     most: int = 32,
     mixed: bool = False,
     recipe: Recipe | str | Mapping[str, Any] | None = None,
@@ -107,8 +108,9 @@ def tune(
 ) -> Tuning:
     """Find the fewest time-steps within `drop` per cent points of the network, on calibration images held out.
 
-    calibration: as for `convert`; every fourth batch is held out, so at least four batches. codes: tried at every T,
-    the one with fewer spikes wins. most: largest T. mixed: then give single layers fewer steps, those with the most
+    calibration: as for `convert`; every fourth batch is held out, so at least four batches. neuron: what to convert for,
+    as in `convert`. codes: of parallel neurons, tried at every T (default: sorted and weighted), the one with fewer spikes
+    wins. most: largest T. mixed: then give single layers fewer steps, those with the most
     spikes first, as long as the drop allows. One conversion a trial. measure: what is kept, in per cent:
 
     - "agreement": the answers that are the network's, of class scores (B, K, …) the largest, or whole numbers;
@@ -126,8 +128,14 @@ def tune(
     """
     if measure is not None and measure not in MEASURES:
         raise OptionError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
-    if not codes or not drop >= 0 or most < 1:
+    if (codes is not None and not codes) or not drop >= 0 or most < 1:
         raise OptionError("give at least one code, a drop of at least 0 and most of at least 1")
+    serial = isinstance(neuron, Serial)
+    if serial and (codes is not None or mixed):
+        raise OptionError(f"codes= and mixed= are of parallel neurons, and neuron is {neuron!r}: leave them out")
+    kinds: Sequence[Kind] = [neuron] if neuron is not None and codes is None else [
+        Parallel(code) for code in codes or ("sorted", "weighted")
+    ]  # fmt: skip
     batches = list(readable_again(calibration))
     if len(batches) < 4:
         raise CalibrationError(f"{len(batches)} calibration batches are too few to hold every fourth out: give 4")
@@ -141,7 +149,7 @@ def tune(
     network = held.score(None).score
     trials: list[Trial] = []
 
-    def attempt(T: int, code: Code, layers: Mapping[str, int]) -> tuple[Trial, SNN]:
+    def attempt(T: int, kind: Kind, layers: Mapping[str, int]) -> tuple[Trial, SNN]:
         with warnings.catch_warnings():
             if trials:  # what the first conversion warned of holds for all
                 warnings.simplefilter("ignore", ParspikeWarning)
@@ -149,13 +157,13 @@ def tune(
                 _with_steps(made, layers),
                 fitted,
                 T=T,
-                code=code,
+                neuron=kind,
                 recipe=recipe,
                 inputs=inputs,
                 seed=seed,
                 progress=progress,
             )
-        trial = replace(held.score(snn), T=T, code=code, layers=dict(layers))
+        trial = replace(held.score(snn), T=T, code=kind.text, layers=dict(layers))
         trials.append(trial)
         return trial, snn
 
@@ -163,9 +171,9 @@ def tune(
     for T in (t for t in STEPS if t <= most):
         good = [
             pair
-            for code in codes
-            if code != "weighted" or 1 < T <= WEIGHTED
-            if _reaches((pair := attempt(T, code, {}))[0], network - drop)
+            for kind in kinds
+            if kind.text != "weighted" or 1 < T <= WEIGHTED
+            if _reaches((pair := attempt(T, kind, {}))[0], network - drop)
         ]
         if good:
             best = min(good, key=lambda pair: pair[0].spikes)
@@ -188,7 +196,7 @@ def _fewer(best: Any, attempt: Any, held: _Held, wanted: float) -> tuple[Trial, 
         steps = trial.T // 2
         if steps < 1:
             break
-        other, converted = attempt(trial.T, trial.code, {**trial.layers, layer: steps})
+        other, converted = attempt(trial.T, Parallel(cast(Code, trial.code)), {**trial.layers, layer: steps})
         if _reaches(other, wanted) and other.spikes < trial.spikes:
             trial, snn = other, converted
     return trial, snn

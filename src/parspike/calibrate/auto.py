@@ -19,6 +19,7 @@ from parspike.calibrate.distance import Distance
 from parspike.calibrate.layerwise import ClosedForm, refit_passes
 from parspike.calibrate.recipe import Draft, Recipe, recipe_to_json
 from parspike.calibrate.reconstruct import Reconstruct
+from parspike.calibrate.student import ByCount
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning
 from parspike.graph import Curve
 from parspike.together import Together
@@ -59,12 +60,19 @@ class Auto(Recipe):
                 stacklevel=3,
             )
         if batches is None or draft.lossless or few:
-            DAQCFS().fit(draft, batches)
-            draft.notes["chosen"] = recipe_to_json(DAQCFS())
+            simple = DAQCFS() if isinstance(draft.student, ByCount) else ClosedForm(refit=False)
+            simple.fit(draft, batches)
+            draft.notes["chosen"] = recipe_to_json(simple)
             return
         search = _Search(draft, batches, self.budget)
         samples = batches.samples() * 3 // 4
         refit = 3 + refit_passes(draft, samples)
+        if not isinstance(draft.student, ByCount):
+            # Gradient steps through time cost more than they gain: what they were tried for is in docs/results.md.
+            for recipe in (ClosedForm(weigh="own"), ClosedForm()):
+                search.attempt(recipe, refit + 2 * draft.student.steps)
+            search.finish(draft)
+            return
         for recipe, cost in ((DAQCFS(), 2), (ClosedForm(refit=False), 2), (ClosedForm(), refit)):
             search.attempt(recipe, cost)
         if not all(isinstance(a, Curve) for a in draft.activations.values()):  # staircases know no weighing
@@ -73,16 +81,7 @@ class Auto(Recipe):
         steps = Reconstruct(weigh=start["weigh"])
         # A step costs about four forward passes of its images.
         search.attempt(steps, refit + 4 * steps.steps * steps.batch_size / samples)
-        if not math.isfinite(search.nearest()["distance"]):
-            raise CalibrationError(
-                "no recipe gives a finite output on the held-out calibration images: convert with recipe='max' and see "
-                "what parspike.measure says of the layers"
-            )
-        draft.tensors.update(search.best.tensors)
-        draft.neurons.update(search.best.neurons)
-        # Times differ from run to run; the file must not.
-        draft.notes["tried"] = [{k: v for k, v in n.items() if k not in ("seconds", "cost")} for n in search.tried]
-        draft.notes["chosen"] = search.nearest()["recipe"]
+        search.finish(draft)
 
 
 class _Search:
@@ -119,6 +118,20 @@ class _Search:
         note["seconds"] = self.watch.seconds() - spent
         if note is self.nearest():
             self.best = attempt
+
+
+    def finish(self, draft: Draft) -> None:
+        """Take over the nearest into the draft, and note what was tried."""
+        if not math.isfinite(self.nearest()["distance"]):
+            raise CalibrationError(
+                "no recipe gives a finite output on the held-out calibration images: convert with recipe='max' and see "
+                "what parspike.measure says of the layers"
+            )
+        draft.tensors.update(self.best.tensors)
+        draft.neurons.update(self.best.neurons)
+        # Times differ from run to run; the file must not.
+        draft.notes["tried"] = [{k: v for k, v in n.items() if k not in ("seconds", "cost")} for n in self.tried]
+        draft.notes["chosen"] = self.nearest()["recipe"]
 
 
 def _nearness(note: dict[str, Any]) -> float:

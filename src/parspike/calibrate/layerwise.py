@@ -19,7 +19,7 @@ from parspike.errors import CalibrationError
 from parspike.graph import Graph, Node, Role
 from parspike.graph.ir import elements
 from parspike.graph.ops import WEIGHED_BY_SAMPLE
-from parspike.neurons import IntegrateFire, ParallelNeuron, SpikingLayer, Staircase
+from parspike.neurons import IntegrateFire, ParallelNeuron, SortedTrain, SpikingLayer, Staircase
 from parspike.neurons.staircase import MOST_IN_ALL
 
 __all__ = ["ClosedForm", "refit_passes"]
@@ -80,6 +80,9 @@ class ClosedForm(Recipe):
         if isinstance(neuron, IntegrateFire) and isinstance(draft.student, OverTime):
             T = draft.student.steps
             fit_firing(neuron, draft.student.kind, samples, T, shift=self.shift, layer=layer, weigh=weigh)
+            return neuron
+        if isinstance(neuron, SortedTrain):
+            fit_neuron(neuron.neuron, samples, shift=self.shift, layer=layer)
             return neuron
         if isinstance(neuron, ParallelNeuron):
             fit_neuron(neuron, samples, shift=self.shift, layer=layer, weigh=weigh)

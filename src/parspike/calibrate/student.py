@@ -13,21 +13,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from parspike.engines import Block, Moving
 from parspike.engines.folded import place_of, unfold
 from parspike.graph import Hook, Node, Stream, map_tree
-from parspike.graph.ops import call
-from parspike.neurons import Code, IntegrateFire, Neuron, ParallelNeuron, Serial, SpikingLayer, da_qcfs
+from parspike.graph.ops import ENCODE, call
+from parspike.neurons import IF, Code, Dynamics, ParallelNeuron, Serial, SortedTrain, SpikingLayer, da_qcfs
 
 if TYPE_CHECKING:
     from parspike.calibrate.recipe import Draft
 
-__all__ = ["ByCount", "Course", "OverTime", "Seen", "Student", "Teacher"]
+__all__ = ["ByCount", "Course", "Input", "OverTime", "Seen", "Student", "Teacher"]
 
+Input = Literal["current", "rate", "sorted"]
+"""What the first synapses of a network of neurons with a state are fed with: the real values at every step, or spikes, by
+IF neurons or all at the end."""
 Teacher = Callable[[Node, tuple[Any, ...]], Tensor]
 """What the teacher's activation at a node gives for the node's arguments."""
 Seen = Callable[[Node, Tensor, Tensor], None]
@@ -41,8 +44,8 @@ class Student(ABC):
     """Time-steps that a value of the student's stream holds."""
 
     @abstractmethod
-    def neuron(self, steps: int, v_threshold: Tensor, offset: float | Tensor) -> SpikingLayer:
-        """Neurons of `steps` time-steps with a threshold θ, before anything is fitted."""
+    def neuron(self, node: Node, steps: int, v_threshold: Tensor, offset: float | Tensor) -> SpikingLayer:
+        """Neurons at a node, of `steps` time-steps, with a threshold θ, before anything is fitted."""
 
     @abstractmethod
     def course(self, draft: Draft) -> Course:
@@ -83,7 +86,7 @@ class ByCount(Student):
     code: Code = "sorted"
     steps: int = 1
 
-    def neuron(self, steps: int, v_threshold: Tensor, offset: float | Tensor) -> ParallelNeuron:
+    def neuron(self, node: Node, steps: int, v_threshold: Tensor, offset: float | Tensor) -> ParallelNeuron:
         return ParallelNeuron(steps, v_threshold, offset=offset, code=self.code)
 
     def course(self, draft: Draft) -> Course:
@@ -124,13 +127,18 @@ class _Counts(Course):
 
 @dataclass(frozen=True)
 class OverTime(Student):
-    """Neurons with a state. kind: which. steps: T."""
+    """Neurons with a state. kind: which. steps: T. input: what the first synapses are fed with."""
 
     kind: Serial
     steps: int
+    input: Input = "current"
 
-    def neuron(self, steps: int, v_threshold: Tensor, offset: float | Tensor) -> IntegrateFire:
-        return self.kind.neuron(v_threshold, offset)
+    def neuron(self, node: Node, steps: int, v_threshold: Tensor, offset: float | Tensor) -> Dynamics:
+        if node.target != ENCODE:
+            return self.kind.neuron(v_threshold, offset)
+        if self.input == "sorted":
+            return SortedTrain(ParallelNeuron(steps, v_threshold, offset=offset))
+        return IF().neuron(v_threshold, offset)
 
     def course(self, draft: Draft) -> Course:
         return _Steps(draft, self.steps)

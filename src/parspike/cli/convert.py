@@ -23,12 +23,14 @@ from parspike.cli.options import (
     ImageOptions,
     Json,
     Keep,
+    NeuronOption,
     RecipeOption,
     Spec,
     Split,
     Strict,
     Weights,
     kept,
+    kind_of,
     recipe_of,
     spread,
     starting,
@@ -53,10 +55,18 @@ def convert(
     ] = None,
     T: Annotated[int, typer.Option("-T", "--T", min=1, max=MAX_T, help="time-steps", rich_help_panel=HOW)] = 8,
     weights: Weights = None,
+    neuron: NeuronOption = "parallel",
     code: Annotated[
-        Literal["sorted", "weighted", "onset"],
-        typer.Option(help="weighted has 2^T − 1 levels, onset sends one spike", rich_help_panel=HOW),
-    ] = "sorted",
+        Literal["sorted", "weighted", "onset"] | None,
+        typer.Option(
+            help="of parallel neurons; weighted has 2^T − 1 levels, onset sends one spike (default: sorted)",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    input_: Annotated[
+        Literal["current", "rate", "sorted"],
+        typer.Option("--input", help="what if and lif neurons of the first layer are fed with", rich_help_panel=HOW),
+    ] = "current",
     recipe: RecipeOption = None,
     passes: Annotated[
         int | None, typer.Option(min=1, help="how often the calibration sees the data", rich_help_panel=HOW)
@@ -85,6 +95,7 @@ def convert(
             checks.network(spec, weights)
             checks.images(data, split)
         checks.recipe(recipe, passes)
+        checks.neuron(neuron, code, input_)
         options.preprocessing()
 
     together = processes.join(devices, check)
@@ -105,7 +116,8 @@ def convert(
                 network.model,
                 calibration=None if images is None else images.batches(),
                 T=T,
-                code=code,
+                neuron=kind_of(neuron, code),
+                input=input_,
                 recipe=recipe_of(recipe, passes),
                 layers=kept(keep),
                 example=None if images else network.zeros(options.shape),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from parspike.cli import checks, console
-from parspike.cli.options import Json, Keep, Shape, Spec, Strict, Weights, kept
+from parspike.cli.options import Json, Keep, NeuronOption, Shape, Spec, Strict, Weights, kept, kind_of
 
 __all__ = ["plan"]
 
@@ -19,15 +19,17 @@ def plan(
     shape: Shape = None,
     keep: Keep = None,
     strict: Strict = False,
+    neuron: NeuronOption = "parallel",
     json: Json = False,
 ) -> None:
     """Show what becomes of every layer, before any data is read. Exit code 1 if a layer is refused."""
     checks.network(spec, weights, shape, "--shape 3,224,224")
+    checks.neuron(neuron)
     import parspike
     from parspike.cli.spec import load
 
     network = load(spec, weights)
-    table = parspike.plan(network.model, network.zeros(shape), layers=kept(keep), strict=strict)
+    table = parspike.plan(network.model, network.zeros(shape), layers=kept(keep), strict=strict, neuron=kind_of(neuron))
     console.result(json, table.to_dict(), str(table))
     if not table.ok:
         raise typer.Exit(1)

@@ -17,10 +17,12 @@ from parspike.cli.options import (
     Force,
     ImageOptions,
     Json,
+    NeuronOption,
     RecipeOption,
     Spec,
     Split,
     Weights,
+    kind_of,
     recipe_of,
     spread,
 )
@@ -51,9 +53,12 @@ def tune(
             rich_help_panel=HOW,
         ),
     ] = None,
+    neuron: NeuronOption = "parallel",
     code: Annotated[
         list[Code] | None,
-        typer.Option(help="to try (repeatable; default: sorted and weighted)", rich_help_panel=HOW),
+        typer.Option(
+            help="of parallel neurons, to try (repeatable; default: sorted and weighted)", rich_help_panel=HOW
+        ),
     ] = None,
     most: Annotated[int, typer.Option(min=1, help="largest number of time-steps to try", rich_help_panel=HOW)] = 32,
     mixed: Annotated[
@@ -78,6 +83,7 @@ def tune(
     checks.network(spec, weights)
     checks.images(data, split)
     checks.recipe(recipe)
+    checks.neuron(neuron)
     options.preprocessing()
     import parspike
     from parspike.cli.images import explained
@@ -93,7 +99,8 @@ def tune(
             images,
             drop=drop,
             measure=measure,
-            codes=[cast(Any, each.value) for each in code or (Code.SORTED, Code.WEIGHTED)],
+            neuron=kind_of(neuron),
+            codes=[cast(Any, each.value) for each in code] if code else None,
             most=most,
             mixed=mixed,
             recipe=recipe_of(recipe, None),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from parspike.engines.base import ENGINES, OVER_TIME, Network, Run
 from parspike.engines.count import Pass, count
-from parspike.engines.over_time import Block, Moving, over_time
+from parspike.engines.over_time import Block, Moving, Watch, over_time
 from parspike.engines.stages import parallel, serial
 
-__all__ = ["ENGINES", "OVER_TIME", "Block", "Moving", "Network", "Pass", "Run", "count", "over_time", "parallel", "serial"]
+__all__ = ["ENGINES", "OVER_TIME", "Block", "Moving", "Network", "Pass", "Run", "Watch", "count", "over_time", "parallel", "serial"]

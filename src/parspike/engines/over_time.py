@@ -25,8 +25,10 @@ from parspike.graph.ir import elements
 from parspike.graph.ops import UNFOLDABLE, call
 from parspike.neurons import Dynamics, Simulation, State
 
-__all__ = ["Block", "Moving", "over_time"]
+__all__ = ["Block", "Moving", "Watch", "over_time"]
 
+Watch = Callable[[str, Tensor, Tensor], None]
+"""watch(node's name, currents, spikes): what a layer of neurons did in a block of steps, (t, B, …) each."""
 CACHED = 1 << 18
 """Elements of the largest tensor of a block on the CPU: 1 MiB of float32. On a CPU larger blocks are slower."""
 LARGEST = 1 << 25
@@ -62,10 +64,10 @@ class Block:
 
     def __init__(
         self, graph: Graph, neurons: Mapping[str, Any], moving: Moving, steps: int = 1, whole: set[str] | None = None,
-        sent: Callable[[str, Tensor], None] | None = None,
+        watch: Watch | None = None,
     ) -> None:  # fmt: skip
         self.graph, self.neurons, self.moving = graph, neurons, moving
-        self.sent = sent
+        self.watch = watch
         self.t, self.steps = 0, steps
         self.whole = set() if whole is None else whole
         self.states: dict[str, State] = {}
@@ -108,8 +110,8 @@ class Block:
         over = unfold(z, self.steps, place) if moves else z.expand(self.steps, *z.shape)
         state, current, spikes = self.neurons[node.name].advance(self.states.get(node.name), over, self.t)
         self.states[node.name] = state
-        if self.sent is not None:
-            self.sent(node.name, spikes)
+        if self.watch is not None:
+            self.watch(node.name, current, spikes)
         return fold(current, place)
 
     def _difference(self, node: Node, stream: Stream) -> Any:
@@ -145,12 +147,12 @@ class Block:
 
 def over_time(
     net: Network, env: dict[str, Any], neurons: Mapping[str, Dynamics], simulation: Simulation, *, engine: str,
-    chunk: int | None = None, record: bool = False, every_step: bool = False,
+    chunk: int | None = None, record: bool = False, every_step: bool = False, watch: Watch | None = None,
 ) -> Run:  # fmt: skip
     """Run a network whose neurons have a state. chunk: time-steps of a block (default: what stays in the cache).
 
     record: keep every spike (T, B, …). every_step: the logits after each step, the mean of the output so far,
-    (T, B, …), instead of those after the last.
+    (T, B, …), instead of those after the last. watch: called for every layer of neurons and block of steps.
     """
     graph, tensors, moving = net.graph, net.tensors(), Moving.of(net.graph, neurons)
     sizes = graph.sizes(env)
@@ -162,7 +164,11 @@ def over_time(
     walk(Schedule.of(still, [*needed, *(name for name in outputs if name not in moving.names)]), [first])
     schedule = Schedule.of(nodes, [name for name in outputs if name in moving.names], seeds=tuple(first.env))
     trains: dict[str, list[Tensor]] = {name: [] for name in neurons}
-    block = Block(graph, neurons, moving, sent=(lambda name, s: trains[name].append(s)) if record else None)
+
+    def keep(name: str, current: Tensor, spikes: Tensor) -> None:
+        trains[name].append(spikes)
+
+    block = Block(graph, neurons, moving, watch=keep if record else watch)
     size = chunk or _chunk(nodes, neurons, sizes, next(iter(env.values())))
     shown = [name for name in outputs if name in moving.names]
     totals: dict[str, Any] = {}

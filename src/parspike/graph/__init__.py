@@ -1,5 +1,6 @@
 """Networks as data: `torch.export` → `Graph`, the op table, the rewriting, the walk."""
 
+from parspike.graph.encode import encodable, with_encoders
 from parspike.graph.ir import (
     Device,
     Graph,
@@ -39,6 +40,7 @@ __all__ = [
     "Size",
     "Stream",
     "check_same",
+    "encodable",
     "leaves",
     "map_tree",
     "nested",
@@ -46,4 +48,5 @@ __all__ = [
     "rewrite",
     "trace",
     "walk",
+    "with_encoders",
 ]

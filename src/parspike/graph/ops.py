@@ -20,7 +20,7 @@ from parspike import neurons
 if TYPE_CHECKING:
     from parspike.graph.ir import Node
 
-__all__ = ["TABLE", "Activation", "Clip", "Curve", "Op", "Quantised", "Role", "call", "target_of"]
+__all__ = ["ENCODE", "TABLE", "Activation", "Clip", "Curve", "Op", "Quantised", "Role", "call", "target_of"]
 
 
 class Role(StrEnum):
@@ -106,6 +106,14 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, eps: float) -> Tensor:
     """A batch norm in evaluation, by the kernel that the network itself runs; `rewrite` makes a `scale_shift` of it."""
     return torch.nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+
+ENCODE = "parspike.encode"
+
+
+def encode(x: Tensor) -> Tensor:
+    """x itself: a neuron here makes spikes of an input."""
+    return x
 
 
 def _number(value: Any, default: float) -> float:
@@ -392,6 +400,7 @@ USER: dict[str, Op] = {}
 """Rows that `parspike.register` added, by target."""
 TABLE["parspike.rising"] = Op(Role.NEURON, rising, varying=(0,), activation=_part)
 TABLE["parspike.falling"] = Op(Role.NEURON, falling, varying=(0,), activation=_part)
+TABLE[ENCODE] = Op(Role.NEURON, encode, varying=(0,), activation=lambda node: Clip(-math.inf, math.inf))
 TABLE["parspike.qcfs"] = Op(Role.NEURON, neurons.qcfs, varying=(0,), activation=_qcfs)
 
 UNFOLDABLE = "it joins or splits values along the batch"

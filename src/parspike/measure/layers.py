@@ -24,6 +24,7 @@ from parspike.graph.roles import currents, reached_by
 from parspike.measure.report import Energy, LayerRow, Report
 from parspike.measure.scores import Scores
 from parspike.measure.wires import at_refs, carry, fan_out, macs_of, present, role_of
+from parspike.neurons import Neuron
 from parspike.plan import Plan, plan
 from parspike.snn import SNN
 
@@ -48,7 +49,8 @@ def measure(
     error alone, and docs/measure.md says how the two are told apart. against: the network, or its plan; any other
     network that takes these inputs is compared by its outputs alone. inputs: a function
     from an item to the inputs. energy: picojoules of an operation. progress: called as progress(what, done, total).
-    docs/measure.md says what is counted. The counts are those of the engines count, parallel and serial.
+    docs/measure.md says what is counted. The counts are those of the engines count, parallel and serial; of neurons with
+    a state those of their T steps.
     Raises `InputError` where there is no batch or inputs do not fit, and what `plan` raises for `against`.
     """
     if not isinstance(snn, SNN):
@@ -75,7 +77,7 @@ def measure(
     return Report(
         samples,
         snn.T,
-        tuple(dict.fromkeys(neuron.code for neuron in snn.neurons().values())),
+        tuple(dict.fromkeys(neuron.label for neuron in snn.neurons().values())),
         meter.rows(samples),
         energy or Energy(),
         accuracy=scores.accuracy,
@@ -124,11 +126,12 @@ class _Meter:
             if any(name in self.varying for name in node.refs):
                 self.varying.add(node.name)
         self.reached = reached_by(self.graph, self.neurons)
-        sorted_code = {name for name, neuron in self.neurons.items() if neuron.code == "sorted"}
+        sorted_code = {name for name, neuron in snn.counting().items() if neuron.code == "sorted"}
         self.nested = {
             node.name for node in self.graph.nodes
             if node.role is Role.ORDER and nested(self.graph, node, sorted_code)
         }  # fmt: skip
+        self.sent: dict[str, tuple[Tensor, Tensor]] = {}
         self.sums: dict[str, _Sum] = {}
         self.known: dict[tuple[Any, ...], Any] = {}
         self.reference: Graph | None = None
@@ -143,9 +146,24 @@ class _Meter:
         if self.reference is not None:
             self.streams.append(Stream(dict(env), self.reference.tensors, sizes))
         moving = [node.name for node in self.graph.nodes if node.name in self.varying]
+        self.sent = self._over_time(env)
         walk(self.schedule, self.streams, dict.fromkeys(moving, self._visit))
         outputs = self.graph.collect(self.streams[0].env)
         return outputs, None if self.reference is None else self.graph.collect(self.streams[4].env)
+
+    def _over_time(self, env: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of neurons with a state: their mean current and how many spikes they send, (B, …) each."""
+        if not self.snn.over_time:
+            return {}
+        totals: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def watch(name: str, current: Tensor, spikes: Tensor) -> None:
+            now = current.sum(0), spikes.abs().sum(0, dtype=torch.float64)
+            before = totals.get(name)
+            totals[name] = now if before is None else (before[0] + now[0], before[1] + now[1])
+
+        self.snn.watched(env, watch)
+        return {name: (current / self.snn.simulation.total, sent) for name, (current, sent) in totals.items()}
 
     def _visit(
         self, node: Node, args: Any, spike_args: Any, real_args: Any, seen_args: Any, *network_args: Any
@@ -158,10 +176,13 @@ class _Meter:
         spikes, reals, there = (at_refs(node.args, found, moving) for found in (spike_args, real_args, seen_args))
         done = self.sums.setdefault(node.name, _Sum())
         if neuron is not None:
-            count = neuron.count(args[0])
-            value, sent = neuron.value(count), neuron.sent(count).double()
+            if isinstance(neuron, Neuron):
+                count = neuron.count(args[0])
+                value, sent, steps = neuron.value(count), neuron.sent(count).double(), neuron.T
+            else:
+                value, sent, steps = *self.sent[node.name], self.snn.simulation.total
             done.spikes, done.neurons = done.spikes + float(sent.sum()), done.neurons + sent.numel()
-            done.updates += sent.numel() * neuron.T
+            done.updates += sent.numel() * steps
             done.synops += _total(spikes)
             for wanted in network:
                 done.apart += float((value - wanted).double().square().sum())

@@ -14,7 +14,7 @@ Time is the first axis, ``(T, ...)``; thresholds broadcast against one step. ``d
 each equation with its function and the test that proves it.
 """
 
-from .dynamics import Dynamics, IntegrateFire, Simulation, State, twin
+from .dynamics import Dynamics, IntegrateFire, Simulation, SortedTrain, State, twin
 from .kinds import IF, LIF, MAX_T, Kind, Parallel, Serial, kind_from_text
 from .layer import CODES, Code, Neuron, ParallelNeuron, SpikingLayer, levels_of, neuron_from
 from .parallel import (
@@ -48,6 +48,7 @@ __all__ = [
     "ParallelNeuron",
     "Serial",
     "Simulation",
+    "SortedTrain",
     "SpikingLayer",
     "Staircase",
     "State",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .arguments import check_choice, check_steps
 from .layer import ParallelNeuron, SpikingLayer
 
-__all__ = ["RESETS", "Dynamics", "IntegrateFire", "Reset", "Simulation", "State", "twin"]
+__all__ = ["RESETS", "Dynamics", "IntegrateFire", "Reset", "Simulation", "SortedTrain", "State", "twin"]
 
 Reset = Literal["subtract", "zero"]
 RESETS: tuple[str, ...] = get_args(Reset)
@@ -180,14 +180,11 @@ class IntegrateFire(Dynamics):
             state["sent"] = torch.zeros_like(z)
         return state
 
-    def drive(self, z: Tensor, t: int) -> Tensor:
-        """What step t adds to the potential: the input current as counted from the smallest output on, and the bias."""
-        z = z - self.offset if self.offsets else z
-        return z + self.bias[min(t, len(self.bias) - 1)]
-
     def step(self, state: State, z: Tensor, t: int) -> tuple[State, Tensor, Tensor]:
         v, theta = state["v"], self.v_threshold
-        m = (v * self.decay if self.decay != 1 else v) + self.drive(z, t)
+        # The input is counted from the smallest output on.
+        drive = (self.bias - self.offset if self.offsets else self.bias)[min(t, len(self.bias) - 1)]
+        m = (v * self.decay if self.decay != 1 else v) + z + drive
         if self.refractory:
             rests = state["waits"] > 0
             m = torch.where(rests, v, m)
@@ -205,23 +202,18 @@ class IntegrateFire(Dynamics):
         current = spike * self.v_post
         return now, current + self.offset if self.offsets else current, spike
 
-    @property
-    def charged(self) -> bool:
-        """Whether a bias is added to the input."""
-        return bool((self.bias != 0).any())
-
     def advance(self, state: State | None, z: Tensor, t: int = 0) -> tuple[State, Tensor, Tensor]:
         if torch.is_grad_enabled() or self.refractory or self.signed:
             return super().advance(state, z, t)
         theta, post, decay = self.v_threshold, self.v_post, self.decay
         v = self.start(z[0])["v"] if state is None else state["v"].clone()
         spikes = torch.empty_like(z, memory_format=torch.contiguous_format)
-        charged = self.charged
+        drive = self.bias - self.offset if self.offsets else self.bias
         # In place, for the cost of a neuron is memory traffic: one potential, one train, one current.
         for number, (now, spike) in enumerate(zip(z, spikes, strict=True), t):
             if decay != 1:
                 v.mul_(decay)
-            v.add_(self.drive(now, number) if charged or self.offsets else now)
+            v.add_(now).add_(drive[min(number, len(drive) - 1)])
             torch.ge(v, theta, out=spike)
             if self.reset == "subtract":
                 v.addcmul_(spike, theta, value=-1)
@@ -229,6 +221,11 @@ class IntegrateFire(Dynamics):
                 v.addcmul_(spike, v, value=-1)
         current = spikes * post
         return {"v": v}, current.add_(self.offset) if self.offsets else current, spikes
+
+    @property
+    def label(self) -> str:
+        name = "if" if self.decay == 1 else "lif"
+        return f"{name}{'' if self.reset == 'subtract' else '-zero'}{'' if self.decay == 1 else f':{self.decay:g}'}"
 
     def extra_repr(self) -> str:
         leak = f", keeps {self.decay:g} of its potential" if self.decay != 1 else ""
@@ -256,6 +253,49 @@ class IntegrateFire(Dynamics):
         for name in ("v_init", "v_post", "bias"):
             setattr(neuron, name, nn.Parameter(tensors[name].clone(), requires_grad=False))
         return neuron
+
+
+class SortedTrain(Dynamics):
+    """Parallel neurons of the sorted code, for an input that is the same at every step: silent first, then k spikes.
+
+    neuron: the parallel neurons, of T time-steps. They count what the first step brings.
+    """
+
+    kind = "sorted-train"
+
+    def __init__(self, neuron: ParallelNeuron) -> None:
+        super().__init__()
+        if neuron.code != "sorted":
+            raise ValueError(f"a sorted train is of neurons with the sorted code, got '{neuron.code}'")
+        self.neuron = neuron
+
+    def rest(self) -> float | Tensor:
+        return self.neuron.rest()
+
+    def start(self, z: Tensor) -> State:
+        return {"count": self.neuron.count(z)}
+
+    def step(self, state: State, z: Tensor, t: int) -> tuple[State, Tensor, Tensor]:
+        spike = self.neuron.spikes(state["count"], t, t + 1)[0].to(z.dtype)
+        current = spike * self.neuron.v_post
+        return state, current + self.neuron.offset if self.neuron.offsets else current, spike
+
+    @property
+    def label(self) -> str:
+        return "sorted"
+
+    def extra_repr(self) -> str:
+        return "the input as sorted trains"
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "neuron": self.neuron.config()}
+
+    @classmethod
+    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SortedTrain:
+        if config["neuron"]["kind"] != ParallelNeuron.kind:
+            raise ValueError("a sorted train is of parallel neurons")
+        own = {name.removeprefix("neuron."): tensor for name, tensor in tensors.items()}
+        return cls(ParallelNeuron.restore(config["neuron"], own))
 
 
 def twin(neurons: Mapping[str, SpikingLayer]) -> dict[str, Dynamics]:

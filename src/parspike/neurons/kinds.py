@@ -14,7 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .arguments import check_choice, check_steps
+from parspike.errors import OptionError
+
+from .arguments import check_choice
 from .dynamics import IntegrateFire, Reset
 from .layer import CODES, MAX_WEIGHTED, Code
 
@@ -26,17 +28,32 @@ MAX_T = 1 << 24
 
 @dataclass(frozen=True)
 class Kind(ABC):
-    """Base of the kinds of neurons that a network can be converted for. Raises ValueError on what no neuron has."""
+    """Base of the kinds of neurons that a network can be converted for. Raises `OptionError` on what no neuron has."""
+
+    def __post_init__(self) -> None:
+        try:
+            self._check()
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"{type(self).__name__}: {error}") from error
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Raise ValueError on options that no such neuron has."""
 
     def check(self, T: int) -> None:
-        """Raise ValueError unless such neurons can run T time-steps."""
-        if check_steps(T) > MAX_T:
-            raise ValueError(f"T must be an integer from 1 to {MAX_T}, got {T}")
+        """Raise `OptionError` unless such neurons can run T time-steps."""
+        if isinstance(T, bool) or not isinstance(T, int) or not 1 <= T <= MAX_T:
+            raise OptionError(f"T must be an integer from 1 to {MAX_T}, got {T!r}")
 
     @property
     @abstractmethod
     def text(self) -> str:
         """A short name, such as "sorted" or "lif:0.9"."""
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """What the plan calls such neurons."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +62,21 @@ class Parallel(Kind):
 
     code: Code = "sorted"
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_choice(self.code, CODES, "code")
 
     def check(self, T: int) -> None:
         super().check(T)
         if self.code == "weighted" and T > MAX_WEIGHTED:
-            raise ValueError(f"the weighted code takes at most {MAX_WEIGHTED} steps (2^T − 1 levels), got T={T}")
+            raise OptionError(f"the weighted code takes at most {MAX_WEIGHTED} steps (2^T − 1 levels), got T={T}")
 
     @property
     def text(self) -> str:
         return self.code
+
+    @property
+    def words(self) -> str:
+        return "parallel spiking neuron"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +95,14 @@ class Serial(Kind):
     refractory: int = 0
     signed: bool = False
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_choice(self.v_init, ("half", "zero", "fitted"), "v_init")
         check_choice(self.bias, ("constant", "step"), "bias")
         self.neuron(torch.ones(()))
+
+    @property
+    def words(self) -> str:
+        return f"{type(self).__name__} neuron, {'reset by θ' if self.reset == 'subtract' else 'reset to 0'}"
 
     @property
     @abstractmethod
@@ -131,11 +156,11 @@ class LIF(Serial):
 def kind_from_text(text: str) -> Kind:
     """The kind that a word says: "parallel", "if", "if-zero" (reset to 0), "lif:0.9" or "lif-zero:0.9" (decay 0.9).
 
-    Raises ValueError on any other.
+    Raises `OptionError` on any other.
     """
     found = re.fullmatch(r"(parallel|if|if-zero|lif|lif-zero)(?::([0-9.eE+-]+))?", text.strip())
     if found is None or (found[2] is None) == found[1].startswith("lif"):
-        raise ValueError(f"'{text}' is no neuron: choose parallel, if, if-zero, lif:0.9 or lif-zero:0.9 (0.9: decay)")
+        raise OptionError(f"'{text}' is no neuron: choose parallel, if, if-zero, lif:0.9 or lif-zero:0.9 (0.9: decay)")
     if found[1] == "parallel":
         return Parallel()
     reset: Reset = "zero" if found[1].endswith("zero") else "subtract"

@@ -58,6 +58,11 @@ class SpikingLayer(nn.Module):
         if "kind" in vars(cls):
             KINDS[cls.kind] = cls
 
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """How these neurons send what they say, in a word: a code, or the kind of neurons with a state."""
+
     @abstractmethod
     def example(self, z: Tensor) -> Tensor:
         """An output for an input current z (B, …): of its shape and dtype, to check a network with."""
@@ -125,6 +130,10 @@ class Neuron(SpikingLayer):
     @abstractmethod
     def rest(self) -> float | Tensor:
         """The constant current of a silent neuron: the activation's smallest output; broadcasts against one sample."""
+
+    @property
+    def label(self) -> str:
+        return self.code
 
     def example(self, z: Tensor) -> Tensor:
         return self.value(self.count(z))
