@@ -27,6 +27,7 @@ from parspike.version import __version__
 
 __all__ = ["convert"]
 
+
 def convert(
     model: nn.Module | Plan,
     calibration: Any = None,
@@ -34,7 +35,7 @@ def convert(
     *,
     neuron: Kind | None = None,
     code: Code | None = None,
-    input: Input = "current",  # noqa: A002 (the field's word)
+    input: Input = "current",
     recipe: Recipe | str | Mapping[str, Any] | None = None,
     example: Example | None = None,
     inputs: Callable[[Any], Any] | None = None,
@@ -48,15 +49,16 @@ def convert(
         snn = parspike.convert(model, calibration=images, T=8)                          # parallel neurons
         snn = parspike.convert(model, calibration=images, T=8, neuron=parspike.IF())    # a chip's, step by step
 
-    model: the network, or its `Plan`. calibration: inputs without labels, as an iterable of tensors (B, …), (x, y) tuples
-    or dicts, or one tensor (N, …); of a tuple the first entries are taken, as many as `forward` asks for, of a dict those
-    that `forward` names, or one under a usual key; None where none are needed (QCFS networks with T = T̃, given an
-    `example`). inputs: a function from an item of calibration to the model's inputs.
+    model: the network, or its `Plan`. calibration: inputs without labels, as an iterable of tensors (B, …), (x, y)
+    tuples or dicts, or one tensor (N, …); of a tuple the first entries are taken, as many as `forward` asks for, of a
+    dict those that `forward` names, or one under a usual key; None where none are needed (QCFS networks with T = T̃,
+    given an `example`). inputs: a function from an item of calibration to the model's inputs.
 
-    neuron: what the network is converted for: `Parallel(code)` (the default), `IF()` or `LIF()`. code: the short form of
-    `Parallel(code)`: "sorted" as in the paper, "weighted" (2^T − 1 levels in T steps) or "onset" (one spike a neuron),
-    see `neurons.layer`. input: what the first synapses of a network of IF or LIF neurons are fed with: "current", the real
-    values at every step, or spikes, as "rate" (an IF neuron for each value) or "sorted" (all at the end).
+    neuron: what the network is converted for: `Parallel(code)` (the default), `IF()` or `LIF()`. code: the short form
+    of `Parallel(code)`: "sorted" as in the paper, "weighted" (2^T − 1 levels in T steps) or "onset" (one spike a
+    neuron), see `neurons.layer`. input: what the first synapses of a network of IF or LIF neurons are fed with:
+    "current", the real values at every step, or spikes, as "rate" (an IF neuron for each value) or "sorted" (all at the
+    end).
 
     recipe: how parameters are found, an object, a name or JSON (default: `Auto`, which tries several within two minutes
     and keeps what images held out confirm). example: a batch of inputs for tracing (default: the first of calibration).
@@ -111,11 +113,10 @@ def convert(
         graph = made.graph
         batches = None if source is None else Batches(source, graph, inputs=inputs, together=together)
         draft = Draft(
-            graph,
-            {node.name: made.activation(node) for node in graph.neurons if node.name in made.spiking},
-            T, kind.code if isinstance(kind, Parallel) else "sorted", dict(graph.tensors), {}, progress or (lambda what, done, total: None),
-            steps=_steps(made, T),
-            student=OverTime(kind, T, input) if isinstance(kind, Serial) else ByCount(kind.text),
+            graph, {node.name: made.activation(node) for node in graph.neurons if node.name in made.spiking}, T,
+            _code(kind), dict(graph.tensors), {}, progress or (lambda what,
+            done, total: None), steps=_steps(made, T), student=OverTime(kind, T, input) if isinstance(kind, Serial) else
+            ByCount(_code(kind)),
         )  # fmt: skip
         chosen.fit(draft, batches)
         _agree(draft, together)
@@ -172,6 +173,11 @@ def _kind(neuron: Kind | None, code: Code | None, model: nn.Module | Plan) -> Ki
     if asked is not None and planned is not None and type(asked) is not type(planned):
         raise OptionError(f"the plan was made for {planned!r}, and neuron is {asked!r}: give one of the two")
     return asked or planned or Parallel()
+
+
+def _code(kind: Kind) -> Code:
+    """How a count is sent. Neurons with a state count their spikes, as the sorted code does."""
+    return kind.code if isinstance(kind, Parallel) else "sorted"
 
 
 def _plan(

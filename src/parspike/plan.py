@@ -36,7 +36,8 @@ from parspike.neurons import Kind, Parallel, Serial
 from parspike.notebook import html_table
 
 __all__ = [
-    "READOUT", "Example", "Keep", "LayerOption", "Plan", "PlanRow", "Planning", "Spike", "Steps", "plan", "with_encoders",
+    "READOUT", "Example", "Keep", "LayerOption", "Plan", "PlanRow", "Planning", "Spike", "Steps", "plan",
+    "with_encoders",
 ]  # fmt: skip
 
 
@@ -249,7 +250,9 @@ def with_encoders(made: Plan) -> Plan:
 
 
 def _encoder(graph: Graph, node: Node) -> PlanRow:
-    return PlanRow(node.layer, "encode", str(node.role), "neurons that make spikes of the input", "", graph.shape_of(node))
+    return PlanRow(
+        node.layer, "encode", str(node.role), "neurons that make spikes of the input", "", graph.shape_of(node)
+    )
 
 
 def _one_sample(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

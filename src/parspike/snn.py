@@ -151,8 +151,8 @@ class SNN(nn.Module):
                 f"engine '{engine}' runs parallel neurons, and this network's fire step by step: leave engine= out, or "
                 "convert without neuron= for parallel ones"
                 if self.over_time
-                else "engine 'over-time' runs neurons with a state, and this network's are parallel: leave engine= out, "
-                "give engine='serial-if' for its IF twin, or convert for IF neurons with neuron=parspike.IF()"
+                else "engine 'over-time' runs neurons with a state, and this network's are parallel: leave engine= "
+                "out, give engine='serial-if' for its IF twin, or convert for IF neurons with neuron=parspike.IF()"
             )
         if every_step and engine not in (engines.OVER_TIME, "serial-if"):
             raise OptionError(

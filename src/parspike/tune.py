@@ -36,9 +36,9 @@ MEASURES = ("agreement", "accuracy", "values", "both")
 class Trial:
     """One conversion that was tried, on the images held out. score: per cent of what `tune` was asked to keep.
 
-    code: how counts are sent, or which neurons with a state. spikes: of a neuron. layers: time-steps of the layers that have their own. agreement: per cent of the answers, None
-    where the outputs are values. error: relative error ‖output − network's‖ / ‖network's‖ in per cent, None where they
-    are whole numbers.
+    code: how counts are sent, or which neurons with a state. spikes: of a neuron. layers: time-steps of the layers that
+    have their own. agreement: per cent of the answers, None where the outputs are values. error: relative error ‖output
+    − network's‖ / ‖network's‖ in per cent, None where they are whole numbers.
     """
 
     T: int
@@ -108,10 +108,10 @@ def tune(
 ) -> Tuning:
     """Find the fewest time-steps within `drop` per cent points of the network, on calibration images held out.
 
-    calibration: as for `convert`; every fourth batch is held out, so at least four batches. neuron: what to convert for,
-    as in `convert`. codes: of parallel neurons, tried at every T (default: sorted and weighted), the one with fewer spikes
-    wins. most: largest T. mixed: then give single layers fewer steps, those with the most
-    spikes first, as long as the drop allows. One conversion a trial. measure: what is kept, in per cent:
+    calibration: as for `convert`; every fourth batch is held out, so at least four batches. neuron: what to convert
+    for, as in `convert`. codes: of parallel neurons, tried at every T (default: sorted and weighted), the one with
+    fewer spikes wins. most: largest T. mixed: then give single layers fewer steps, those with the most spikes first, as
+    long as the drop allows. One conversion a trial. measure: what is kept, in per cent:
 
     - "agreement": the answers that are the network's, of class scores (B, K, …) the largest, or whole numbers;
     - "accuracy": the answers that are right, for items (x, y), the labels right behind the inputs, or with `inputs` in

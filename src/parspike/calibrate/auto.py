@@ -119,7 +119,6 @@ class _Search:
         if note is self.nearest():
             self.best = attempt
 
-
     def finish(self, draft: Draft) -> None:
         """Take over the nearest into the draft, and note what was tried."""
         if not math.isfinite(self.nearest()["distance"]):

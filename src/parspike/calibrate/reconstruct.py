@@ -25,7 +25,7 @@ from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.thresholds import Weigh, check_weigh
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Node
-from parspike.neurons import ParallelNeuron, da_qcfs, levels_of
+from parspike.neurons import IntegrateFire, ParallelNeuron, levels_of
 from parspike.together import Together
 
 __all__ = ["Reconstruct"]
@@ -175,7 +175,8 @@ class _Trained:
         self.paths = [path for path in dict.fromkeys(weights) if draft.tensors[path].is_floating_point()]
         for path in self.paths:
             draft.tensors[path] = draft.tensors[path].clone().requires_grad_()
-        self.neurons = {name: neuron for name, neuron in draft.neurons.items() if hasattr(neuron, "v_threshold")}
+        known = (ParallelNeuron, IntegrateFire)
+        self.neurons = {name: neuron for name, neuron in draft.neurons.items() if isinstance(neuron, known)}
         for neuron in self.neurons.values():
             neuron.requires_grad_(True)
         self.least = {name: 1e-6 * unit_of(neuron.v_threshold) for name, neuron in self.neurons.items()}
@@ -189,7 +190,12 @@ class _Trained:
         sizes = [(self.draft.tensors[path], _rms(self.draft.tensors[path], self._unit(path))) for path in self.paths]
         for neuron in self.neurons.values():
             theta = _rms(neuron.v_threshold)
-            sizes += [(neuron.v_threshold, theta), (neuron.shift, theta / neuron.levels), (neuron.v_post, theta)]
+            sizes += [(neuron.v_threshold, theta)]
+            if isinstance(neuron, ParallelNeuron):
+                sizes += [(neuron.shift, theta / neuron.levels)]
+            else:
+                sizes += [(neuron.v_init, theta), (neuron.bias, theta / self.draft.T)]
+            sizes += [(neuron.v_post, theta)]
         return sizes
 
     def _unit(self, path: str) -> float:

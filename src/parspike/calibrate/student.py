@@ -4,7 +4,8 @@ A recipe compares the network (teacher) with the spiking network in the making (
 batches. `Draft.student` says how the student's values stand in its stream, and how its neurons are chosen:
 
 - `ByCount`: parallel neurons. A value is its mean over time, (B, …), for only the mean input of a neuron matters.
-- `OverTime`: IF and LIF neurons. What changes over time is (T·B, …), every step of it, since a neuron's spikes depend on
+- `OverTime`: IF and LIF neurons. What changes over time is (T·B, …), every step of it, since a neuron's spikes depend
+on
   when its input arrives. The network is fitted to the mean of what its neurons really send in T steps.
 """
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["ByCount", "Course", "Input", "OverTime", "Seen", "Student", "Teacher"]
 
 Input = Literal["current", "rate", "sorted"]
-"""What the first synapses of a network of neurons with a state are fed with: the real values at every step, or spikes, by
-IF neurons or all at the end."""
+"""What the first synapses of a network of neurons with a state are fed with: the real values at every step, or spikes,
+by IF neurons or all at the end."""
 Teacher = Callable[[Node, tuple[Any, ...]], Tensor]
 """What the teacher's activation at a node gives for the node's arguments."""
 Seen = Callable[[Node, Tensor, Tensor], None]

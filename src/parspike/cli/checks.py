@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from parspike.cli import console
-from parspike.cli.options import RECIPES
+from parspike.cli.options import NEURONS, RECIPES
 from parspike.errors import FileError, OptionError, meant
 
-__all__ = ["file", "images", "network", "output", "recipe"]
+__all__ = ["file", "images", "network", "neuron", "output", "recipe"]
 
 FOREIGN = {
     ".onnx": "ONNX", ".pt": "PyTorch", ".pth": "PyTorch", ".ckpt": "PyTorch", ".pkl": "pickle", ".h5": "HDF5",
@@ -59,6 +60,26 @@ def images(data: str, split: str | None) -> None:
     from parspike.cli.sources import check_data
 
     check_data(data, split)
+
+
+def neuron(text: str, code: str | None = None, given: str = "current") -> None:
+    """Refuse a kind of neurons that there is not, and options of another kind."""
+    found = re.fullmatch(r"parallel|if|if-zero|(?:lif|lif-zero):([0-9.]+)", text)
+    if found is None or (found[1] is not None and not _is_share(found[1])):
+        raise OptionError(
+            f"--neuron {text}: choose one of {', '.join(NEURONS)}; the number is the decay, above 0, at most 1"
+        )
+    if text != "parallel" and code is not None:
+        raise OptionError(f"--code {code} is of parallel neurons: leave it out beside --neuron {text}")
+    if text == "parallel" and given != "current":
+        raise OptionError(f"--input {given} makes spikes for neurons that run step by step: give --neuron if too")
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 < float(text) <= 1
+    except ValueError:
+        return False
 
 
 def recipe(text: str | None, passes: int | None = None) -> None:

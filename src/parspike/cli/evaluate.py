@@ -32,9 +32,12 @@ def evaluate(
     ] = None,
     weights: Weights = None,
     engine: Annotated[
-        Literal["count", "parallel", "serial", "serial-if"],
-        typer.Option(help="how to run it; all but serial-if, which is for comparison, give the same"),
-    ] = "count",
+        Literal["count", "parallel", "serial", "serial-if", "over-time"] | None,
+        typer.Option(
+            help="how to run parallel neurons (default: count); all but serial-if, which is for comparison, give the "
+            "same. over-time: the one way to run if and lif neurons"
+        ),
+    ] = None,
     operations: Annotated[
         bool, typer.Option("--operations", help="also operations, energy and error by layer", rich_help_panel=OUT)
     ] = False,
@@ -70,6 +73,7 @@ def evaluate(
     from parspike.cli.spec import load
 
     snn = parspike.load(file)
+    engine = engine or ("over-time" if snn.over_time else "count")
     network = load(against, weights) if against else None
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))
     images = options.open(data, preprocess, split=split, prefer="test", limit=limit)

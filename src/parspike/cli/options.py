@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -70,6 +70,17 @@ RecipeOption = Annotated[
     typer.Option(
         help=f"how to calibrate: {', '.join(RECIPES)}, max, a percentile, or a recipe as JSON",
         autocompletion=starting(*RECIPES, "max", "99.9%"),
+        rich_help_panel=HOW,
+    ),
+]
+NEURONS = ("parallel", "if", "if-zero", "lif:0.9", "lif-zero:0.9")
+"""What --neuron is completed with; the number is the decay."""
+NeuronOption = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        help="parallel, or a chip's, step by step: if, if-zero (reset to 0), lif:0.9, lif-zero:0.9 (the decay)",
+        autocompletion=starting(*NEURONS),
         rich_help_panel=HOW,
     ),
 ]
@@ -172,6 +183,15 @@ def kept(patterns: list[str] | None) -> dict[str, Any]:
     import parspike
 
     return {pattern: parspike.Keep() for pattern in patterns or ()}
+
+
+def kind_of(neuron: str, code: str | None = None) -> Any:
+    """The kind of neurons that --neuron and --code say; None: what is converted for where nobody says anything."""
+    import parspike
+
+    if code is not None:
+        return parspike.Parallel(cast(Any, code))
+    return None if neuron == "parallel" else parspike.kind_from_text(neuron)
 
 
 def recipe_of(recipe: str | None, passes: int | None) -> Any:

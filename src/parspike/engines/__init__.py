@@ -1,9 +1,9 @@
 """Ways to run a spiking network, one law: equal results.
 
-`count` makes one pass over spike counts, `parallel` sends every spike train through every synapse with time
-folded into the batch, `serial` sends the same trains one step at a time. `over_time` runs neurons with a state: those of
-a network that was converted for them, or, as `serial-if`, the twin with soft-reset integrate-and-fire neurons that
-parallel conversion is compared with.
+`count` makes one pass over spike counts, `parallel` sends every spike train through every synapse with time folded into
+the batch, `serial` sends the same trains one step at a time. `over_time` runs neurons with a state: those of a network
+that was converted for them, or, as `serial-if`, the twin with soft-reset integrate-and-fire neurons that parallel
+conversion is compared with.
 """
 
 from __future__ import annotations
@@ -13,4 +13,17 @@ from parspike.engines.count import Pass, count
 from parspike.engines.over_time import Block, Moving, Watch, over_time
 from parspike.engines.stages import parallel, serial
 
-__all__ = ["ENGINES", "OVER_TIME", "Block", "Moving", "Network", "Pass", "Run", "Watch", "count", "over_time", "parallel", "serial"]
+__all__ = [
+    "ENGINES",
+    "OVER_TIME",
+    "Block",
+    "Moving",
+    "Network",
+    "Pass",
+    "Run",
+    "Watch",
+    "count",
+    "over_time",
+    "parallel",
+    "serial",
+]

@@ -180,20 +180,20 @@ def over_time(
         if every_step:
             history[name].append(_over(totals[name], max(1, done - begin)))
 
-    def phase(T: int, read: Callable[[str, Any, int], None] | None) -> None:
+    def phase(T: int, *, read: bool) -> None:
         for start in range(0, T, size):
             block.t, block.steps = start, min(size, T - start)
             stream = Stream(dict(first.env), tensors, sizes)
             walk(schedule, [stream], {node.name: block.hook(stream) for node in nodes})
-            for name in shown if read is not None else ():
+            for name in shown if read else ():
                 for step, now in enumerate(split(stream.env[name], block.steps, place_of(graph, name)), start + 1):
-                    read(name, now, step)
+                    add(name, now, step)
 
     if simulation.probe:
-        phase(simulation.probe, None)
+        phase(simulation.probe, read=False)
         block.next_phase()
         trains = {name: [] for name in trains}
-    phase(simulation.T, add)
+    phase(simulation.T, read=True)
     count = simulation.T - begin
     if every_step:
         values = {name: _stacked(history[name]) for name in shown}

@@ -83,10 +83,10 @@ class Parallel(Kind):
 class Serial(Kind):
     """Base of integrate-and-fire neurons, which fire step by step: m = λ v + z, a spike where m ≥ θ, then the reset.
 
-    reset: "subtract", v = m − θ (soft), or "zero", v = 0 (hard). v_init: v(0), "half" a threshold, "zero", or
-    "fitted" for every channel. bias: the constant current into each channel is fitted; "constant", one for all steps,
-    which is the bias of the synapse before, or "step", one for each step, where a chip has it. refractory: steps after a
-    spike in which a neuron ignores its input. signed: a neuron may take a spike back, by a spike of −1.
+    reset: "subtract", v = m − θ (soft), or "zero", v = 0 (hard). v_init: v(0), "half" a threshold, "zero", or "fitted"
+    for every channel. bias: the constant current into each channel is fitted; "constant", one for all steps, which is
+    the bias of the synapse before, or "step", one for each step, where a chip has it. refractory: steps after a spike
+    in which a neuron ignores its input. signed: a neuron may take a spike back, by a spike of −1.
     """
 
     reset: Reset = "subtract"
