@@ -1,4 +1,4 @@
-"""Accuracy of networks of IF and LIF neurons, which fire step by step: the table of docs/results.md and docs/hardware.md.
+"""Accuracy of networks of IF and LIF neurons, which fire step by step: tables of docs/results.md and docs/hardware.md.
 
     python benchmarks/over_time.py resnet20 --seeds 0 1 2       # ../shared/weights, ../shared/data
     python benchmarks/over_time.py resnet56 --rows "IF, soft" --steps 8 16
@@ -6,8 +6,8 @@
     python benchmarks/over_time.py resnet20 --speed             # seconds for all test images at T = 32
     python benchmarks/over_time.py resnet20 --render docs/results.md docs/hardware.md
 
-Rows: what others do (thresholds at the largest activation, v(0) = θ/2), what was exported before (the IF twin of a network
-fitted for parallel neurons), and networks fitted for the neuron, with `convert(…, neuron=…)` and no other option.
+Rows: what others do (thresholds at the largest activation, v(0) = θ/2), what was exported before (the IF twin of a
+network fitted for parallel neurons), and networks fitted for the neuron: `convert(…, neuron=…)` and no more.
 Calibration images have no labels and are none of the test images. One JSON line a figure goes to
 benchmarks/over_time.jsonl, kept with the code; what stands there already is not run again.
 """
@@ -101,12 +101,13 @@ def speed(options: argparse.Namespace) -> None:
         once = time.perf_counter() - middle
         spent = middle - start
         print(
-            f"{len(test)} images, T = 32, {torch.get_num_threads()} threads: {spent:.1f} s, {spent / once:.0f} × the network"
+            f"{len(test)} images, T = 32, {torch.get_num_threads()} threads: {spent:.1f} s, "
+            f"{spent / once:.0f} × the network"
         )
 
 
 def table(network: str) -> str:
-    """Markdown: a row a kind of neurons, a column a T; mean over seeds ± their standard deviation; agreement in brackets."""
+    """Markdown: a row a kind of neurons, a column a T; mean ± standard deviation over seeds; agreement in brackets."""
     rows = [f for f in figures() if f["key"][0] == network]
     if not rows:
         return f"{network}: not run"
@@ -115,7 +116,8 @@ def table(network: str) -> str:
     lines = [
         f"{network}: the network itself {' / '.join(map(str, own))} %. Top-1 accuracy on {rows[0]['images']} test "
         "images (agreement with the network), mean ± standard deviation over seeds.",
-        "", "| neurons | calibration images | seeds | " + " | ".join(f"T = {T}" for T in columns) + " | seconds a fit |",
+        "",
+        "| neurons | calibration images | seeds | " + " | ".join(f"T = {T}" for T in columns) + " | seconds a fit |",
         "|---|---|---|" + "---|" * (len(columns) + 1),
     ]  # fmt: skip
     for label, count in dict.fromkeys((row, f["key"][4]) for row in ROWS for f in rows if f["key"][1] == row):
