@@ -40,6 +40,9 @@ class Auto(Recipe):
     is less, so that other work on the machine hardly changes the choice; a recipe that would take the search past
     it, judged by the time that those before it took and by the number of products, is not tried. With fewer than 64
     calibration images: Algorithm 1. What was tried, and how it did, goes into the provenance.
+
+    Neurons with a state (IF, LIF) get one recipe, the closed form with weigh="own", which was nearer than "next"
+    wherever both were run (docs/results.md); with fewer than 64 images its synapses stay as they are.
     """
 
     name: ClassVar[str] = "auto"
@@ -52,27 +55,23 @@ class Auto(Recipe):
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         few = batches is not None and not draft.lossless and batches.samples() < FEW
         if few and batches is not None and batches.together.rank == 0:
+            by_count = isinstance(draft.student, ByCount)
+            alone = "Algorithm 1 (recipe='daqcfs') alone" if by_count else "the closed form without re-fitted synapses"
             warnings.warn(
                 f"{batches.samples()} calibration images are too few to hold some of them out and choose a recipe by "
-                f"them, so it is Algorithm 1 (recipe='daqcfs') alone, with thresholds of few images: give {FEW} or "
+                f"them, so it is {alone}, with thresholds of few images: give {FEW} or "
                 "more, best some hundreds, or say recipe=",
                 ParspikeWarning,
                 stacklevel=3,
             )
-        if batches is None or draft.lossless or few:
-            simple = DAQCFS() if isinstance(draft.student, ByCount) else ClosedForm(refit=False)
+        if batches is None or draft.lossless or few or not isinstance(draft.student, ByCount):
+            simple = DAQCFS() if isinstance(draft.student, ByCount) else ClosedForm(refit=not few, weigh="own")
             simple.fit(draft, batches)
             draft.notes["chosen"] = recipe_to_json(simple)
             return
         search = _Search(draft, batches, self.budget)
         samples = batches.samples() * 3 // 4
         refit = 3 + refit_passes(draft, samples)
-        if not isinstance(draft.student, ByCount):
-            # Gradient steps through time cost more than they gain: what they were tried for is in docs/results.md.
-            for recipe in (ClosedForm(weigh="own"), ClosedForm()):
-                search.attempt(recipe, refit + 2 * draft.student.steps)
-            search.finish(draft)
-            return
         for recipe, cost in ((DAQCFS(), 2), (ClosedForm(refit=False), 2), (ClosedForm(), refit)):
             search.attempt(recipe, cost)
         if not all(isinstance(a, Curve) for a in draft.activations.values()):  # staircases know no weighing
