@@ -65,10 +65,10 @@ class LayerRow:
 class Report:
     """Operations by layer and in total, and scores. `str` is a table, `to_json` everything.
 
-    samples: measured. T: time-steps. codes: how counts are sent, or which neurons with a state. rows: the layers. energy: the constants.
-    accuracy, network_accuracy: share of answers that are right, None without labels. agreement: share that are the
-    network's. All three are None where the outputs are values and no class scores. error: of the outputs, as in
-    `LayerRow`, of several the largest. The last two are None without a network to compare with.
+    samples: measured. T: time-steps. codes: how counts are sent, or which neurons with a state. rows: the layers.
+    energy: the constants. accuracy, network_accuracy: share of answers that are right, None without labels. agreement:
+    share that are the network's. All three are None where the outputs are values and no class scores. error: of the
+    outputs, as in `LayerRow`, of several the largest. The last two are None without a network to compare with.
     """
 
     samples: int
