@@ -92,7 +92,7 @@ class Images:
 
     def batches(self) -> Iterable[tuple[Tensor, Tensor | None]]:
         """The batches; a sequence of them, each read alone, unless the ends of one depend on broken images before."""
-        return _Batches(self) if self.skip_broken else _Numbered(self)
+        return _InOrder(self) if self.skip_broken else _Numbered(self)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         read = 0
@@ -146,7 +146,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class _Batches:
+class _InOrder:
     images: Images
 
     def __len__(self) -> int:
@@ -156,7 +156,7 @@ class _Batches:
         return iter(self.images)
 
 
-class _Numbered(_Batches, Sequence[Any]):
+class _Numbered(_InOrder, Sequence[Any]):
     def __getitem__(self, number: Any) -> Any:
         start = range(0, len(self.images), self.images.batch_size)[number]
         return next(self.images._read(self.images._order[start : start + self.images.batch_size]))

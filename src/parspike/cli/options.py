@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageOptions", "kept", "recipe_of", "spread", "starting"]
 
 MAX_T = 1 << 24
-"""Counts above it are not whole in float32."""
+"""A copy of `parspike.neurons.MAX_T`, whose module imports torch; a test compares the two."""
 
 RECIPES = {
     "auto": ("budget",),

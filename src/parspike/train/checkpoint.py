@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from parspike.errors import FileError, InputError, OptionError
 from parspike.file.bytes import move_whole, write_whole
-from parspike.train.recipe import Recipe
+from parspike.train.recipe import TrainingRecipe
 
 __all__ = ["check_checkpoint", "save_checkpoint", "save_weights", "stays"]
 
@@ -41,12 +41,12 @@ def stays(path: Path) -> str:
     return f"; the last good checkpoint, {path}, stays" if path.exists() else ""
 
 
-def check_checkpoint(path: Path, recipe: Recipe, network: nn.Module, data: str) -> None:
+def check_checkpoint(path: Path, recipe: TrainingRecipe, network: nn.Module, data: str) -> None:
     """Refuse to go on with another network, another recipe or other data; everything that differs is listed."""
     try:
         # mmap: only the recipe and the names are read.
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        before, state = Recipe.from_json(json.loads(saved["recipe"])), saved["network"]
+        before, state = TrainingRecipe.from_json(json.loads(saved["recipe"])), saved["network"]
         if missing := {"optimiser", "data", "precision"} - saved.keys():
             raise ValueError(f"it lacks {', '.join(sorted(missing))}, an older parspike made it: train anew")
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
@@ -71,7 +71,9 @@ def check_checkpoint(path: Path, recipe: Recipe, network: nn.Module, data: str) 
         raise InputError(f"{path} was begun with other training images: resume with those, or choose another folder")
 
 
-def save_weights(path: Path, tensors: dict[str, Tensor], recipe: Recipe, state: dict[str, Any], data: str) -> None:
+def save_weights(
+    path: Path, tensors: dict[str, Tensor], recipe: TrainingRecipe, state: dict[str, Any], data: str
+) -> None:
     """weights.safetensors, and weights.json beside it with how they were made."""
     from safetensors.torch import save
 

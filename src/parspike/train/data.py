@@ -22,12 +22,12 @@ from parspike.errors import FileError, InputError
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64, UInt8
 
-__all__ = ["Arrays", "Data", "check_labels", "decode"]
+__all__ = ["Arrays", "Examples", "check_labels", "decode"]
 
 Batch = tuple[Tensor, "Tensor | None"]
 
 
-class Data(Protocol):
+class Examples(Protocol):
     """What the loop reads: `Arrays`, decoded beforehand, or `OnDemand`."""
 
     @property
@@ -82,7 +82,7 @@ class Arrays:
         return self.images[rows].float().div_(255), self.labels[rows]
 
     def plain(self, rows: Tensor) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
-        """The same, in the words of `Data`."""
+        """The same, in the words of `Examples`."""
         return self.take(rows)
 
 

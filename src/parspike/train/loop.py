@@ -26,12 +26,12 @@ from parspike.neurons import QCFS
 from parspike.train import log
 from parspike.train.augment import Augmentation
 from parspike.train.checkpoint import check_checkpoint, save_checkpoint, save_weights, stays
-from parspike.train.data import Data, check_labels
+from parspike.train.data import Examples, check_labels
 from parspike.train.devices import Devices, local, make_fabric
-from parspike.train.hub import Stream
+from parspike.train.hub import HubStream
 from parspike.train.networks import NETWORKS
 from parspike.train.ondemand import OnDemand
-from parspike.train.recipe import Recipe
+from parspike.train.recipe import TrainingRecipe
 
 __all__ = ["DivergedError", "Result", "fit"]
 
@@ -65,10 +65,10 @@ class Result:
 
 
 def fit(
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     network: nn.Module,
-    train: Data | Stream,
-    test: Data,
+    train: Examples | HubStream,
+    test: Examples,
     folder: str | Path,
     *,
     devices: Devices | None = None,
@@ -88,7 +88,7 @@ def fit(
     folder = Path(folder)
     fabric = make_fabric(recipe, devices or Devices())
     for data in (train, test):
-        if not isinstance(data, Stream):  # which looks at its labels when they come
+        if not isinstance(data, HubStream):  # which looks at its labels when they come
             check_labels(data.labels, recipe.data.classes)
     run = _Run(recipe, network, train, test, folder, fabric, save_every, tensorboard, compile, progress)
     with torch.random.fork_rng():
@@ -98,8 +98,10 @@ def fit(
 class _Run:
     """One training: what does not change is set here, what does is `self.state`."""
 
-    def __init__(self, recipe: Recipe, network: nn.Module, train: Data | Stream, test: Data, folder: Path, fabric: Any,
-                 save_every: float, tensorboard: bool, compile: bool, progress: Progress) -> None:  # fmt: skip
+    def __init__(
+        self, recipe: TrainingRecipe, network: nn.Module, train: Examples | HubStream, test: Examples, folder: Path,
+        fabric: Any, save_every: float, tensorboard: bool, compile: bool, progress: Progress,
+    ) -> None:  # fmt: skip
         self.recipe, self.train, self.test, self.folder = recipe, train, test, folder
         self.fabric, self.save_every = fabric, save_every
         self.progress = progress if fabric.is_global_zero else lambda what, done, total: None
@@ -130,7 +132,7 @@ class _Run:
         self.sharded = any(isinstance(p, DTensor) for p in parameters)
         self.whole = [p for p in parameters if not isinstance(p, DTensor)] if self.sharded else []
         # Images that are decoded on demand are cropped there, since they come in all sizes.
-        steps = replace(recipe.augment, resized_crop=0) if isinstance(train, OnDemand | Stream) else recipe.augment
+        steps = replace(recipe.augment, resized_crop=0) if isinstance(train, OnDemand | HubStream) else recipe.augment
         self.augment = Augmentation(steps, recipe.data.mean)
         self.reader, self.ahead = ThreadPoolExecutor(1), {}
         self.state: dict[str, Any] = {
@@ -204,7 +206,7 @@ class _Run:
     def _read(self, step: int, part: int) -> Future[tuple[Tensor, Tensor]]:
         epoch, place = divmod(step, self.steps_per_epoch)
         fabric, seed = self.fabric, _mix(self.recipe.seed, epoch)
-        if isinstance(self.train, Stream):
+        if isinstance(self.train, HubStream):
             after = (place * self.recipe.optimiser.accumulate + part) * self.micro
             return self.reader.submit(self.train.take, self.micro, after, seed, fabric.global_rank, fabric.world_size)
         if self.order[0] != epoch:
