@@ -27,7 +27,7 @@ from parspike.graph import (
 )
 from parspike.graph import with_encoders as insert_encoders
 from parspike.graph.ir import expected_tensor
-from parspike.graph.ops import ENCODE, TABLE, UNFOLDABLE, WEIGHED_BY_SAMPLE
+from parspike.graph.ops import ACROSS_BATCH, ENCODE, TABLE, WEIGHED_BY_SAMPLE
 from parspike.graph.order import compared, unnested
 from parspike.graph.quiet import outputs
 from parspike.graph.refusals import remedy
@@ -352,7 +352,7 @@ def _row(node: Node, place: _Place) -> PlanRow | None:
         becomes = "kept analog" if node.name in place.kept else _neuron(node, place)
     elif node.role is Role.ORDER:
         becomes = _order(node, place)
-    elif node.role is Role.ANALOG and row is not None and node.reason == UNFOLDABLE:
+    elif node.role is Role.ANALOG and row is not None and node.reason == ACROSS_BATCH:
         role, becomes = str(Role.SYNAPSE), f"{row.role} on the time-mean: {node.reason}"
     elif node.role is Role.ANALOG:
         becomes, what = f"analog {_where(node, place)}: {node.reason}", remedy(node.target, node.role)

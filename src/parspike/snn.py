@@ -136,8 +136,8 @@ class SNN(nn.Module):
     ) -> Run:
         """Run a batch (B, …) and return logits and, with record=True, counts and spike trains by layer.
 
-        engine: of parallel neurons "count", one pass (the default); "parallel", all spike trains with time folded into
-        the batch; "serial", the same trains step by step; all with the same results; and "serial-if", the twin with
+        engine: of parallel neurons "count", one pass (the default); "parallel", all spike trains with time in the
+        batch; "serial", the same trains step by step; all with the same results; and "serial-if", the twin with
         soft-reset IF neurons. Neurons with a state have one, "over-time". every_step: logits after each step,
         (T, B, …), the mean of the output so far; of "over-time" and "serial-if". chunk: time-steps at once in
         "parallel" (default: what keeps the largest tensor under 128 MiB), "over-time" and "serial-if" (what stays in

@@ -1,6 +1,6 @@
 """Neurons with a state, block of time-steps by block of time-steps.
 
-A block of t steps runs with time folded into the batch, (t·B, …): each synapse once, and each layer of neurons in a
+A block of t steps runs with time in the batch, (t·B, …): each synapse once, and each layer of neurons in a
 loop over the t steps that only reads and writes its own potential. What does not change over time, such as a constant
 input and the first synapse behind it, is computed once, before the first block.
 
@@ -22,7 +22,7 @@ from parspike.engines.base import Network, Run
 from parspike.engines.folded import fold, join, place_of, repeat, split, timed, unfold
 from parspike.graph import Graph, Hook, Node, Role, Schedule, Stream, leaves, map_tree, walk
 from parspike.graph.ir import elements
-from parspike.graph.ops import UNFOLDABLE, call
+from parspike.graph.ops import ACROSS_BATCH, call
 from parspike.neurons import Dynamics, Simulation, State
 
 __all__ = ["Block", "Moving", "Watch", "over_time"]
@@ -127,7 +127,7 @@ class Block:
             n = self.t + step + 1
             means.append({ref: _over(total, n) for ref, total in totals.items()})
         place = place_of(self.graph, node.name)
-        if node.reason == UNFOLDABLE:
+        if node.reason == ACROSS_BATCH:
             one = [Stream({**stream.env, **mean}, stream.tensors, stream.sizes) for mean in means]
             values = [call(node.target, *each.arguments(node)) for each in one]
         else:

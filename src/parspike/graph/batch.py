@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from parspike.errors import TraceError
 from parspike.graph.ir import BATCH, Graph, Ref, Size, leaves, map_tree
 from parspike.graph.kept import Kept
-from parspike.graph.ops import UNFOLDABLE, Role
+from parspike.graph.ops import ACROSS_BATCH, Role
 from parspike.graph.quiet import copied, outputs, quiet
 from parspike.graph.read import plain
 from parspike.graph.same import alike, same, tensors_of, unlike
@@ -24,7 +24,7 @@ def with_one_sample(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwar
     """The graph, with what the network does to a batch of one alone: `x.squeeze()` drops its dimension too.
 
     torch.export follows a network with more than one sample. An output that differs for one by its shape alone gets
-    that shape at the very end, behind whatever is folded in time; any other difference is a limit: more than one.
+    that shape at the very end, where no batch holds several time-steps; any other difference is a limit: more than one.
     """
     if graph.batch() != 1 or any(node.role is Role.UNKNOWN for node in graph.nodes):
         return graph
@@ -55,7 +55,7 @@ def with_one_sample(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwar
             if all(other.name != name for other in nodes):
                 nodes.append(replace(
                     node, name=name, target="aten.squeeze.dims", args=(ref, dropped), kwargs={}, role=Role.ANALOG,
-                    layer=f"{node.layer}.squeeze", reason=UNFOLDABLE,
+                    layer=f"{node.layer}.squeeze", reason=ACROSS_BATCH,
                 ))  # fmt: skip
             made[-1] = Ref(name)
     names = iter(made)

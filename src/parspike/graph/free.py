@@ -14,7 +14,7 @@ from parspike.graph.export import export
 from parspike.graph.ir import BATCH, Graph, Node, Size
 from parspike.graph.ops import Role
 from parspike.graph.read import Reader
-from parspike.graph.same import same, time_folded
+from parspike.graph.same import across_batch_marked, same
 from parspike.graph.sizes import GuardWatch, batch_limits, conditions, other_sizes, resized
 
 __all__ = ["of_one_size", "with_free_sizes"]
@@ -73,7 +73,7 @@ def of_one_size(
 ) -> Graph:
     """A graph that was read with every size but the batch as in the example, with its limits and means."""
     graph = replace(graph, limits=(*batch_limits(reader.placeholders, reader.symbols), *reader.limits))
-    return with_one_sample(model, time_folded(graph, args, kwargs), args, kwargs)
+    return with_one_sample(model, across_batch_marked(graph, args, kwargs), args, kwargs)
 
 
 def _reason(graph: Graph, layer: str, line: str) -> str:
@@ -123,9 +123,9 @@ def _proved(model: nn.Module, graph: Graph, args: tuple[Tensor, ...], kwargs: di
                 said = f"its output for inputs of shape {[tuple(x.shape) for x in env.values()]} is another"
                 continue
             check_memory(model, args, kwargs, changes)
-            # Folding does not depend on these sizes, and the example's may be large.
+            # What runs across the batch does not depend on these sizes, and the example's may be large.
             two = {i.name: resized(example[i.name], i.shape, {**sizes, BATCH: 2}) for i in graph.inputs}
-            graph = time_folded(graph, *_as_given(graph, two))
+            graph = across_batch_marked(graph, *_as_given(graph, two))
             return graph if batch == sizes[BATCH] else with_one_sample(model, graph, args, kwargs)
         if "is another" in said:
             break

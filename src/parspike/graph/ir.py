@@ -39,7 +39,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Param:
-    """The tensor `path` of the network (a parameter, a buffer or a folded constant)."""
+    """The tensor `path` of the network (a parameter, a buffer, or a constant computed when the graph was read)."""
 
     path: str
 

@@ -403,10 +403,11 @@ TABLE["parspike.falling"] = Op(Role.NEURON, falling, varying=(0,), activation=_p
 TABLE[ENCODE] = Op(Role.NEURON, encode, varying=(0,), activation=lambda node: Clip(-math.inf, math.inf))
 TABLE["parspike.qcfs"] = Op(Role.NEURON, neurons.qcfs, varying=(0,), activation=_qcfs)
 
-UNFOLDABLE = "it joins or splits values along the batch"
+ACROSS_BATCH = "it joins or splits values along the batch"
+"""Why an operator cannot run on a batch that holds several time-steps; the words are part of the files."""
 COMPLEX = "complex numbers are no currents"
 WHOLE = "it rounds to whole numbers, or compares"
-ON_MEANS = (UNFOLDABLE, COMPLEX, WHOLE)
+ON_MEANS = (ACROSS_BATCH, COMPLEX, WHOLE)
 """Reasons for computing on the time-means that tracing finds and the table does not know."""
 WEIGHED_BY_SAMPLE = "its weights depend on the sample, and on no spike"
 """Why an operator is a synapse although what it multiplies by depends on the network's input."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from parspike.graph.ir import Device, Graph, Node, Param, Ref, leaves, map_tree
-from parspike.graph.ops import COMPLEX, FAKE_QUANTISE, POINTWISE, TABLE, UNFOLDABLE, WHOLE, Curve, Op, Role
+from parspike.graph.ops import ACROSS_BATCH, COMPLEX, FAKE_QUANTISE, POINTWISE, TABLE, WHOLE, Curve, Op, Role
 
 __all__ = ["Written", "evaluate", "functions_of", "numbers", "polynomial", "steps", "uncast"]
 
@@ -137,7 +137,7 @@ def functions_of(graph: Graph, node: Node) -> Iterator[Written]:
         if len(frontier) == 1 and (len(inside) > 1 or node.target in FAKE_QUANTISE or node.role is Role.ORDER):
             found.append((next(iter(frontier)), tuple(inside)))
         last = graph.by_name.get(max(frontier, key=lambda name: index.get(name, -1)))
-        if last is None or last.target not in POINTWISE or last.reason in (COMPLEX, UNFOLDABLE):
+        if last is None or last.target not in POINTWISE or last.reason in (COMPLEX, ACROSS_BATCH):
             break
         inside.append(last)
         frontier = (frontier - {last.name}) | set(_varying(last, graph.by_name))

@@ -212,7 +212,7 @@ class Reader:
         if target == "getitem" and self._is_first(args[0]):  # of its outputs only the first is used
             self.value[fx.name] = args[0]
             return
-        if target == "getitem" and isinstance(args[0], list):  # folded
+        if target == "getitem" and isinstance(args[0], list):  # computed here, by `_compute`
             self.value[fx.name] = args[0][operator.index(args[1])]  # pyright: ignore[reportArgumentType]
             return
         if target in BATCH_NORMS:
@@ -297,7 +297,7 @@ class Reader:
             result = run(*stream.arguments(node)[0], **stream.arguments(node)[1])
         if isinstance(result, Tensor):
             self.value[fx.name] = self._constant(fx.name, result)
-        else:  # several tensors: each taken by a getitem, folded when it comes
+        else:  # several tensors: each is looked up when its getitem comes
             self.value[fx.name] = [self._constant(f"{fx.name}_{i}", item) for i, item in enumerate(result)]
 
     def _constant(self, name: str, tensor: Tensor) -> Param:

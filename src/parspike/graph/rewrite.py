@@ -212,7 +212,7 @@ def _set_synapse(draft: _Draft, node: Node, synapse: Conv | Linear, weight: Tens
     draft.nodes[node.name] = with_weights(node, param, bias_param)
 
 
-def _foldable(node: Node | None) -> Conv | Linear | None:
+def _synapse_to_fold_into(node: Node | None) -> Conv | Linear | None:
     """The synapse, whose weight is (out, in, …), if a batch norm beside it can go into its weights; else None."""
     synapse = None if node is None else arguments(node)
     if not isinstance(synapse, (Conv, Linear)) or synapse.transposed:
@@ -247,7 +247,7 @@ def _merge_backward(draft: _Draft, node: Node) -> None:
     if node.target != "parspike.scale_shift" or not isinstance(node.args[0], Ref):
         return
     before = draft.nodes.get(node.args[0].name)
-    synapse = _foldable(before)
+    synapse = _synapse_to_fold_into(before)
     if before is None or draft.only_reader(before.name) is None or synapse is None:
         return
     if isinstance(synapse, Linear) and len(before.shape) != 2:
@@ -272,7 +272,7 @@ def _merge_forward(draft: _Draft, node: Node) -> None:
             return
         path.append(reader)
         reader = draft.only_reader(reader.name)
-    synapse = _foldable(reader)
+    synapse = _synapse_to_fold_into(reader)
     if reader is None or synapse is None:
         return
     scale, shift = _scales(draft, node)

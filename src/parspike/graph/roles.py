@@ -22,7 +22,7 @@ from torch import Tensor
 from parspike.graph.ir import Graph, Node, Param, Ref, elements, leaves, map_tree
 from parspike.graph.ops import FUNCTIONS, ON_MEANS, POINTWISE, SCALES, STEEP, TABLE, WEIGHED_BY_SAMPLE, Role
 from parspike.graph.refusals import judge
-from parspike.graph.same import time_folded, two_samples
+from parspike.graph.same import across_batch_marked, two_samples
 
 __all__ = ["guards", "reached_by", "readouts", "with_copies", "with_weights_of_samples"]
 
@@ -232,7 +232,7 @@ def with_weights_of_samples(
 ) -> Graph:
     """The graph with products as synapses where all but one of the values depend on no spike.
 
-    args, kwargs: an example batch, on which such a product is proved to run with time folded into the batch.
+    args, kwargs: an example batch, on which such a product is tried with several time-steps as one batch.
     """
     reached = reached_by(graph, spiking)
     nodes = [
@@ -243,7 +243,7 @@ def with_weights_of_samples(
         return graph
     pair = two_samples([*args, *kwargs.values()])
     named = dict(zip(kwargs, pair[len(args) :], strict=True))
-    return time_folded(replace(graph, nodes=tuple(nodes)), pair[: len(args)], named)
+    return across_batch_marked(replace(graph, nodes=tuple(nodes)), pair[: len(args)], named)
 
 
 def weighed_by_sample(node: Node, reached: Collection[str]) -> bool:

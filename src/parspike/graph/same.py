@@ -1,4 +1,4 @@
-"""Whether a graph computes what its network does, and whether time may be folded into its batch."""
+"""Whether a graph computes what its network does, and which of its operators take several time-steps as one batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ from parspike.graph.read import plain
 from parspike.graph.sizes import other_sizes, resized
 from parspike.graph.wide import Wide, wide, wide_dtype, widened
 
-__all__ = ["alike", "check_rewritten", "check_same", "same", "tensors_of", "time_folded", "two_samples", "unlike"]
+__all__ = [
+    "across_batch_marked",
+    "alike",
+    "check_rewritten",
+    "check_same",
+    "same",
+    "tensors_of",
+    "two_samples",
+    "unlike",
+]
 
 
 NEAR = 1e-6
@@ -216,12 +225,13 @@ def _apart(wanted: Sequence[Tensor], found: Sequence[Tensor], least: float = 0.0
     return largest
 
 
-def time_folded(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Graph:
-    """The graph, proved to run with time folded into its batch; operators that cannot are marked as analog.
+def across_batch_marked(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Graph:
+    """The graph, with `ACROSS_BATCH` as the reason of each operator that cannot run on several time-steps as one batch.
 
-    Two batches are run by themselves and as one, time outermost. An operator that gives another result on both
-    together (it joins or splits along the batch) runs on the time-means. A network whose output for a sample
-    changes with its place or its neighbour mixes samples, and is refused.
+    The engines that send spikes lay the time-steps of a run one after the other in the batch dimension, (T·B, …). Here
+    two batches take the part of two time-steps: each operator runs on either and on both as one. One that gives another
+    result on both together, such as a reshape that joins heads and batch, becomes analog and runs on the time-means.
+    Raises `TraceError` where the output for a sample depends on the other samples of the batch.
     """
     if any(node.role is Role.UNKNOWN for node in graph.nodes):
         return graph
@@ -229,7 +239,7 @@ def time_folded(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tenso
     two = {name: value[1:].repeat(2, *[1] * (value.dim() - 1)) for name, value in one.items()}
     both = {name: torch.cat([one[name], two[name]]) for name in one}
     streams = [Stream(env, graph.tensors, graph.sizes(env)) for env in (one, two, both)]
-    varying, unfoldable = set(one), set()
+    varying, across = set(one), set()
     with quiet():
         for step in Schedule.of(graph.nodes, graph.outputs).steps:
             node = step[0]
@@ -249,10 +259,10 @@ def time_folded(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tenso
             two[node.name] = _repeated(one[node.name], two[node.name], node)
             joined = _joined(one[node.name], two[node.name], node.batch_dim)
             if node.role is not Role.ANALOG and not alike(joined, both[node.name]):
-                unfoldable.add(node.name)
+                across.add(node.name)
             both[node.name] = joined
     _check_samples(graph.collect(one), graph.collect(two))
-    nodes = [replace(n, role=Role.ANALOG, reason=ops.UNFOLDABLE) if n.name in unfoldable else n for n in graph.nodes]
+    nodes = [replace(n, role=Role.ANALOG, reason=ops.ACROSS_BATCH) if n.name in across else n for n in graph.nodes]
     return replace(graph, nodes=tuple(nodes))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from parspike.graph import Node, Ref, Role, leaves, map_tree
-from parspike.graph.ops import TABLE, UNFOLDABLE, call
+from parspike.graph.ops import ACROSS_BATCH, TABLE, call
 
 __all__ = ["at_refs", "carry", "fan_out", "macs_of", "present", "role_of"]
 
@@ -24,7 +24,7 @@ NEGLIGIBLE = 1e-6
 
 def role_of(node: Node) -> Role:
     """What a node is for spikes: an operator that only joins or splits along the batch is what it is elsewhere."""
-    return TABLE[node.target].role if node.reason == UNFOLDABLE else node.role
+    return TABLE[node.target].role if node.reason == ACROSS_BATCH else node.role
 
 
 def at_refs(tree: Any, resolved: Any, names: Collection[str]) -> list[Any]:
