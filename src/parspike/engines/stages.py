@@ -3,7 +3,8 @@
 A *stage* is what lies between one set of neurons and the next: it takes spike trains, turns them into currents,
 and ends where a current is averaged over time: at a neuron (Λ_PRE of equation (8)), at an operator that is not
 linear in time, at a value that several stages need and that is expensive to make twice, or at the output. A
-stage runs with time in the batch, (t·B, …), for a chunk of time-steps at once, so memory does not grow with T. With all steps in one chunk this is the paper's own run (`parallel`); with chunks of one step it is the
+stage runs with time in the batch, (t·B, …), for a chunk of time-steps at once, so memory does not grow
+with T. With all steps in one chunk this is the paper's own run (`parallel`); with chunks of one step it is the
 same network fed step by step, its state the charge collected so far (`serial`).
 Values that do not change over time (a constant input up to its first neuron) are computed once.
 """
