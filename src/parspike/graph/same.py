@@ -50,11 +50,12 @@ def same(
     model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor],
     changes: list[str] | None = None,
 ) -> bool:  # fmt: skip
-    """Whether a graph as it was read computes what its network does: the same bits, since it runs the same kernels in
-    the same order, else the same values in float64, else, of a network that float64 cannot run, close ones.
+    """Whether a graph, before any rewriting, computes what its network does. It runs the same kernels in the same
+    order, so the bits should be equal; where they are not, the values must agree in float64, or, if the network cannot
+    run in float64, be close.
 
-    Values alone would not do: a network with rounding, maxima or thresholds inside makes a large difference of the last
-    bit, and a tolerance that lets it pass lets a wrong number pass too. changes: see `quiet.outputs`.
+    A tolerance on the outputs would not do: in a network with rounding, maxima or thresholds the last bit may grow to a
+    large difference, and a tolerance above that would also accept a wrong constant. changes: see `quiet.outputs`.
     """
     wanted = tensors_of(plain(outputs(model, args, kwargs, changes)))
     with quiet():
@@ -72,7 +73,8 @@ def same(
 
 
 def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
-    """Raise `TraceError` unless the graph computes what the network does, on three samples or as many as it takes."""
+    """Raise `TraceError` unless the graph computes what the network does, on three samples, or on the next larger batch
+    that its limits allow."""
     if any(node.role is Role.UNKNOWN for node in graph.nodes):
         return
     number = graph.batch(3)
@@ -81,7 +83,7 @@ def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: M
     args, kwargs = given[: len(args)], dict(zip(kwargs, given[len(args) :], strict=True))
     try:
         is_same = same(model, graph, args, kwargs)
-    except Exception as error:  # whatever the network raises
+    except Exception as error:  # the user's code may raise any exception
         raise TraceError(
             f"{type(model).__name__} takes no batch of {number} (a shape written as a number, or computed from the "
             f"batch size with len or int): use x.shape[0] or -1 there ({(str(error).splitlines() or [''])[0]})"
@@ -164,8 +166,8 @@ def _first_difference(
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """On one thread: torch runs a grouped convolution of float64 group by group, and where other programs want the
-    cores too, threads that wait for each other at every group take a hundred times as long."""
+    """Run on one thread. torch runs a grouped convolution of float64 group by group; on busy cores, threads that wait
+    for each other at every group take a hundred times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -175,7 +177,8 @@ def _alone() -> Iterator[None]:
 
 
 def _smaller(graph: Graph, env: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inputs cut to the least sizes that the graph is known to take, since a rewriting holds for all sizes or none."""
+    """Inputs cut to the smallest sizes that the graph is known to take, to save time: a rewriting is right for all
+    sizes or for none."""
     own = math.prod(graph.example.values())
     for sizes in itertools.islice(other_sizes(graph), 1):
         if math.prod(sizes.values()) < own:
@@ -184,7 +187,7 @@ def _smaller(graph: Graph, env: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _with_noise(x: Tensor, seed: int) -> Tensor:
-    """Two samples as they are, then two with noise; of whole numbers the samples alone."""
+    """Two samples as they are, then two with noise; inputs of whole numbers get no noise."""
     x = x[:2]
     if not x.is_floating_point():
         return torch.cat([x, x])
@@ -252,7 +255,7 @@ def across_batch_marked(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[st
                     f"where the batch size stands in the code ({str(error).splitlines()[0]})"
                 ) from error
             if node.name not in both or not any(ref in varying for ref in node.refs):
-                continue  # made of sizes alone, so made anew for every batch
+                continue  # computed from sizes alone, so computed anew for every batch
             varying.add(node.name)
             if node.batch_dim is None:
                 continue
@@ -267,8 +270,8 @@ def across_batch_marked(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[st
 
 
 def _repeated(one: Any, two: Any, node: Node) -> Any:
-    """The value of the second sample twice, where a node gives it that up to rounding: else the places of the samples
-    in the batch, which change how kernels round, would decide in a network with thresholds inside."""
+    """The second sample's value of `one`, twice, where `two` equals it up to rounding. Kernels round a sample
+    differently at another place of the batch, and thresholds behind would make a large difference of that."""
     dim = node.batch_dim
     if not isinstance(one, Tensor) or dim is None or one.shape[dim] != 2 or not one.is_floating_point():
         return two
@@ -290,7 +293,7 @@ def alike(wanted: Any, found: Any) -> bool:
 
 
 def unlike(x: Tensor) -> Tensor:
-    """Two samples that differ, since an example's values are the user's and may all be zero."""
+    """Two samples that differ: where the example's are equal (all zero, say), noise is added to one."""
     if not x.is_floating_point() or not torch.equal(x[0], x[1]):
         return x
     noise = torch.randn(x[1:].shape, generator=torch.Generator().manual_seed(0)).to(x)
@@ -298,7 +301,8 @@ def unlike(x: Tensor) -> Tensor:
 
 
 def _check_samples(one: Any, two: Any) -> None:
-    """one: outputs for two samples; two: for the second of them, twice."""
+    """Raise `TraceError` where a sample's output depends on the others. one: outputs for two samples; two: for the
+    second sample given twice."""
     for a, b in zip(leaves(one), leaves(two), strict=True):
         if isinstance(a, Tensor) and (a.dim() == 0 or a.shape[0] != 2 or not alike(torch.cat([a[1:], a[1:]]), b)):
             raise TraceError(
