@@ -1,4 +1,4 @@
-"""The artefact: a converted network as an `nn.Module`."""
+"""`SNN`: a converted network as an `nn.Module`."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class SNN(nn.Module):
         return {name: neuron for name, neuron in self.neurons().items() if isinstance(neuron, Dynamics)}
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        """Logits for a batch (B, …): parallel neurons in one pass whatever T is, neurons with a state in T steps."""
+        """Logits for a batch (B, …): parallel neurons in one pass for any T, neurons with a state in T steps."""
         env = self._inputs(args, kwargs)
         if torch.compiler.is_compiling():
             return self._answers(env)
@@ -204,8 +204,8 @@ class SNN(nn.Module):
 
     @contextlib.contextmanager
     def _explained(self, env: Mapping[str, Any]) -> Iterator[None]:
-        """Say of a failure at other sizes than the example's that they may be its cause: no limit knows of a table
-        of positions that is too short."""
+        """Raise `InputError` for a failure at other sizes than the example's, and name the sizes as its likely cause:
+        no limit covers a table of positions that is too short."""
         shapes = {name: tuple(x.shape) for name, x in env.items()}
         usual = self.graph.sizes(env).items() >= self.graph.example.items()
         try:

@@ -75,7 +75,8 @@ class Images:
 
     @property
     def layout(self) -> str:
-        """What a refused shape may come from: floats with the channels last, as images of uint8 have them. Else ""."""
+        """A hint for a refused shape: these float images seem to have their channels last, as uint8 images do. Else
+        ""."""
         images = getattr(self.source, "images", None)
         if not isinstance(images, np.ndarray) or images.dtype == np.uint8 or images.ndim != 4:
             return ""
@@ -91,7 +92,8 @@ class Images:
         return next(iter(replace(self, batch_size=1)))[0][0]
 
     def batches(self) -> Iterable[tuple[Tensor, Tensor | None]]:
-        """The batches; a sequence of them, each read alone, unless the ends of one depend on broken images before."""
+        """The batches, as a sequence of which each can be read alone. With `skip_broken` they can only be read from the
+        first one on, since each broken image moves the beginning of the batches behind it."""
         return _InOrder(self) if self.skip_broken else _Numbered(self)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -144,7 +144,7 @@ def train(
         if isinstance(read, OnDemand | HubStream):
             console.left_out(read.decoder.broken)
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
-        return  # one of several processes speaks
+        return  # rank 0 alone prints
     fields = {
         "recipe": made.to_json(), "accuracy": result.accuracy, "epoch": result.epoch, "step": result.step,
         "seconds": round(result.seconds, 1), "weights": str(result.weights),

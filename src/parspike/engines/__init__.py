@@ -1,4 +1,4 @@
-"""Ways to run a spiking network, one law: equal results.
+"""Ways to run a spiking network. `count`, `parallel` and `serial` give equal results.
 
 `count` makes one pass over spike counts, `parallel` sends every spike train through every synapse with time in the
 batch, `serial` sends the same trains one step at a time. `over_time` runs neurons with a state: those of a network that

@@ -74,7 +74,8 @@ class Block:
         self.sums: dict[str, tuple[dict[str, Any], Any]] = {}
 
     def next_phase(self) -> None:
-        """Begin the second phase of a simulation: the neurons keep what they want to, all else starts anew."""
+        """Begin the second phase of a simulation: neurons keep what `Dynamics.next_phase` returns, all else starts
+        anew."""
         kept = {name: self.neurons[name].next_phase(state) for name, state in self.states.items()}
         self.states = {name: state for name, state in kept.items() if state is not None}
         self.sums, self.t = {}, 0
@@ -232,7 +233,7 @@ def _adds(value: Any) -> bool:
 
 
 def _added(total: Any, value: Any, sign: int = 1) -> Any:
-    """total + value, or total − value, leaf by leaf; what has no mean is that of the latest step."""
+    """total + value, or total − value, leaf by leaf; a leaf without a mean takes the value of the latest step."""
     rest = iter(list(leaves(value)))
 
     def one(before: Any) -> Any:

@@ -43,9 +43,9 @@ class Stage:
 class Stages:
     """How a graph with given spiking nodes runs over time.
 
-    fires: the spiking nodes. held: values kept as one tensor (B, …), their mean over time; other values live
-    inside a stage, as currents (t·B, …). ends: for every node to evaluate, in order, the values whose means it
-    needs. stages: how to make each of those. dead: what nobody needs after a node.
+    fires: the spiking nodes. held: values kept as one tensor (B, …), their mean over time; other values live inside a
+    stage, as currents (t·B, …). ends: for every node to evaluate, in order, the values whose means it needs. stages:
+    how to make each of those. dead: values to free after a node, since no later node reads them.
     """
 
     fires: frozenset[str]
@@ -147,7 +147,7 @@ def serial(net: Network, env: dict[str, Any], stages: Stages, *, record: bool = 
 
 
 def check_chunk(chunk: object) -> None:
-    """Refuse what is no number of time-steps; None is the engine's own choice."""
+    """Raise `OptionError` unless this is a number of time-steps, or None (the engine chooses)."""
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise OptionError(f"chunk must be a number of time-steps of at least 1, got {chunk!r}")
 

@@ -90,9 +90,9 @@ def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: M
         ) from error
     if not is_same:
         raise TraceError(
-            f"the graph of {type(model).__name__} gives another output than the network on a batch of {number}: a "
-            "number that forward computes from the batch size or the values (len, int, .item()) was fixed in tracing; "
-            "if there is none, please report it, with the network"
+            f"the traced graph of {type(model).__name__} gives another output than the network on a batch of {number}: "
+            "tracing fixed a number that forward computes from the batch size or from values (len, int, .item()); "
+            "use x.shape[0] or tensor operations there. If there is none, please report it, with the network"
         )
 
 

@@ -211,7 +211,7 @@ class _Meter:
         return [value, None, seen, seen, *network]
 
     def _once(self, node: Node, args: Any, make: Callable[[], Any]) -> Any:
-        """What depends on shapes alone is made once for each."""
+        """Compute a value that depends on shapes alone once for each set of shapes."""
         key = (node.name, *(leaf.shape for leaf in leaves(args) if isinstance(leaf, Tensor)))
         if key not in self.known:
             self.known[key] = make()

@@ -1,4 +1,4 @@
-"""Which elements a spike reaches: the operators of a graph as wires and as synapses, whatever their weights are.
+"""Which elements a spike reaches: the operators of a graph as wires and as synapses, independent of their weights.
 
 A wire is an operator that is linear and has no weights of its own: a sum of branches, a concatenation, an average
 pool, a reshape. A spike passes it to every element that it has a share in; the wire's factors belong to the weights
@@ -23,7 +23,7 @@ NEGLIGIBLE = 1e-6
 
 
 def role_of(node: Node) -> Role:
-    """What a node is for spikes: an operator that only joins or splits along the batch is what it is elsewhere."""
+    """A node's role for spikes: an operator across the batch keeps the role that the table gives it."""
     return TABLE[node.target].role if node.reason == ACROSS_BATCH else node.role
 
 

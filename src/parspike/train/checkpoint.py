@@ -1,4 +1,4 @@
-"""What a training leaves on the disk: the checkpoint that it goes on from, and the weights at its end."""
+"""What a training writes to disk: checkpoints, from which it resumes, and the weights at its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["check_checkpoint", "save_checkpoint", "save_weights", "stays"]
 
 
 def save_checkpoint(fabric: Any, path: Path, everything: dict[str, Any]) -> None:
-    """Write the values of all processes; the name holds the old checkpoint until the new one is whole."""
+    """Write the values of all processes; the old checkpoint stays under the name until the new one is complete."""
     temporary = path.with_suffix(".part")
     try:
         fabric.save(temporary, everything)
@@ -42,7 +42,7 @@ def stays(path: Path) -> str:
 
 
 def check_checkpoint(path: Path, recipe: TrainingRecipe, network: nn.Module, data: str) -> None:
-    """Refuse to go on with another network, another recipe or other data; everything that differs is listed."""
+    """Raise an error that lists every difference, unless network, recipe and data are those of the checkpoint."""
     try:
         # mmap: only the recipe and the names are read.
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -34,7 +34,7 @@ class Devices:
 
 
 def make_fabric(recipe: TrainingRecipe, devices: Devices) -> Any:
-    """Fabric, launched where there are several processes. Raises `OptionError` for devices that there are not."""
+    """Fabric, launched where there are several processes. Raises `OptionError` for devices that are not there."""
     try:
         from lightning_fabric import Fabric
         from lightning_fabric.strategies import ModelParallelStrategy

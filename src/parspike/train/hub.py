@@ -123,7 +123,7 @@ class HubStream:
         return images, labels[places]
 
     def _share(self, seed: int, rank: int, world: int) -> Iterator[Any]:
-        """Begun again where it ends early: files are not all of one length."""
+        """Starts again from the beginning when the share is shorter than the epoch, since files differ in length."""
         from datasets.distributed import split_dataset_by_node
 
         share = split_dataset_by_node(self.rows.shuffle(seed=seed % 2**32, buffer_size=BUFFER), rank, world)

@@ -1,4 +1,4 @@
-"""The loop, on Lightning Fabric: devices, precision and collectives are Fabric's, the order of things is here.
+"""The training loop, on Lightning Fabric, which provides devices, precision and collectives.
 
 **What one step draws by chance is a function of the seed and the number of the step**, never of what happened
 before. A checkpoint is therefore the network, the optimiser and a number, and a run that was killed anywhere goes on
@@ -88,7 +88,7 @@ def fit(
     folder = Path(folder)
     fabric = make_fabric(recipe, devices or Devices())
     for data in (train, test):
-        if not isinstance(data, HubStream):  # which looks at its labels when they come
+        if not isinstance(data, HubStream):  # a stream checks its labels as it reads them
             check_labels(data.labels, recipe.data.classes)
     run = _Run(recipe, network, train, test, folder, fabric, save_every, tensorboard, compile, progress)
     with torch.random.fork_rng():
@@ -96,7 +96,7 @@ def fit(
 
 
 class _Run:
-    """One training: what does not change is set here, what does is `self.state`."""
+    """One training. `self.state` is all that changes while it runs."""
 
     def __init__(
         self, recipe: TrainingRecipe, network: nn.Module, train: Examples | HubStream, test: Examples, folder: Path,
@@ -167,7 +167,7 @@ class _Run:
             if ended:
                 self._end_of_epoch(step // self.steps_per_epoch, running)
                 running = []
-            # The clock of one process decides for all: saving gathers the weights from everyone.
+            # Rank 0's clock decides for all, since saving gathers the weights from every process.
             if self.fabric.broadcast(ended or time.monotonic() - saved > self.save_every):
                 self._save()
                 saved = time.monotonic()
@@ -252,7 +252,8 @@ class _Run:
 
     @torch.no_grad()
     def _accuracy(self) -> float:
-        """Of everyone's share; equally many passes each, since a pass may wait for the others."""
+        """Accuracy over all processes' shares. Each makes equally many forward passes, since a pass may wait for the
+        other processes."""
         fabric = self.fabric
         if self.sharded:  # DDP does the same before each pass: the batch norms' statistics are those of process 0
             for buffer in self.plain.buffers():
@@ -269,7 +270,8 @@ class _Run:
         return int(fabric.all_reduce(right, reduce_op="sum")) / int(fabric.all_reduce(seen, reduce_op="sum"))
 
     def _anywhere(self, here: bool) -> bool:
-        """Whether it is so in any process: what they do together (stopping, finding the layer) none may do alone."""
+        """Whether the condition holds in any process. All then act together (stop, find the layer), since one alone
+        would wait for the others for ever."""
         return bool(self.fabric.all_reduce(torch.tensor(float(here), device=self.fabric.device), reduce_op="max"))
 
     def _diverged(self, step: int, x: Tensor) -> None:
@@ -307,7 +309,7 @@ class _Run:
     def _finish(self) -> Result:
         weights = self.folder / "weights.safetensors"
         if self.fabric.is_global_zero:
-            # From the file, where the weights lie whole also if the devices hold a part each.
+            # From the file, which holds the whole weights also if each device holds only a part.
             saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
             save_weights(weights, saved["network"], self.recipe, self.state, self.train.digest)
             if self.recipe.network in NETWORKS:
