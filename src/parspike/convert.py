@@ -137,7 +137,8 @@ def convert(
 
 
 def _agree(draft: Draft, together: Together) -> None:
-    """The first process' numbers in all: sums on unlike devices, or on a GPU, may differ in their last bits."""
+    """Copy rank 0's parameters to all processes, since sums on unlike devices, or on a GPU, may differ in their last
+    bits."""
     if together.size == 1:
         return
     new = [path for path, tensor in draft.tensors.items() if tensor is not draft.graph.tensors[path]]

@@ -75,7 +75,8 @@ class Images:
 
     @property
     def layout(self) -> str:
-        """What a refused shape may come from: floats with the channels last, as images of uint8 have them. Else ""."""
+        """A hint for a refused shape: these float images seem to have their channels last, as uint8 images do. Else
+        ""."""
         images = getattr(self.source, "images", None)
         if not isinstance(images, np.ndarray) or images.dtype == np.uint8 or images.ndim != 4:
             return ""
@@ -91,8 +92,9 @@ class Images:
         return next(iter(replace(self, batch_size=1)))[0][0]
 
     def batches(self) -> Iterable[tuple[Tensor, Tensor | None]]:
-        """The batches; a sequence of them, each read alone, unless the ends of one depend on broken images before."""
-        return _Batches(self) if self.skip_broken else _Numbered(self)
+        """The batches, as a sequence of which each can be read alone. With `skip_broken` they can only be read from the
+        first one on, since each broken image moves the beginning of the batches behind it."""
+        return _InOrder(self) if self.skip_broken else _Numbered(self)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         read = 0
@@ -146,7 +148,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class _Batches:
+class _InOrder:
     images: Images
 
     def __len__(self) -> int:
@@ -156,7 +158,7 @@ class _Batches:
         return iter(self.images)
 
 
-class _Numbered(_Batches, Sequence[Any]):
+class _Numbered(_InOrder, Sequence[Any]):
     def __getitem__(self, number: Any) -> Any:
         start = range(0, len(self.images), self.images.batch_size)[number]
         return next(self.images._read(self.images._order[start : start + self.images.batch_size]))

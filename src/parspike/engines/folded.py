@@ -1,4 +1,4 @@
-"""Time folded into the batch: t values (B, …) as one (t·B, …), the steps one after the other.
+"""Time in the batch: t values (B, …) as one (t·B, …), the steps one after the other.
 
 The batch of a value need not be its first dimension; `place` is its position in one step, None for a value that does
 not depend on the batch.
