@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from parspike.graph.ops import TABLE, USER, Role
+from parspike.graph.ops import ENCODE, TABLE, USER, Role
 from parspike.graph.refusals import REFUSED, remedy
 
 __all__ = ["page"]
@@ -111,7 +111,8 @@ Everything else: the plan lists all refusals with layer, source line and remedy 
 
 def page() -> str:
     """The page as Markdown."""
-    rows = {name: row for name, row in TABLE.items() if name not in USER}
+    # No network has an encoder: `convert(…, input="rate")` puts it there.
+    rows = {name: row for name, row in TABLE.items() if name not in USER and name != ENCODE}
     parts = [HEAD]
     for role, text in ((Role.SYNAPSE, SYNAPSE), (Role.NEURON, NEURON), (Role.ORDER, ORDER)):
         names = sorted({_name(name) for name, row in rows.items() if row.role is role})
