@@ -51,23 +51,25 @@ class Auto(Recipe):
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         few = batches is not None and not draft.lossless and batches.samples() < FEW
+        counts = isinstance(draft.student, ByCount)
         if few and batches is not None and batches.together.rank == 0:
+            alone = "Algorithm 1 (recipe='daqcfs')" if counts else "the closed form without re-fitted synapses"
             warnings.warn(
                 f"{batches.samples()} calibration images are too few to hold some of them out and choose a recipe by "
-                f"them, so it is Algorithm 1 (recipe='daqcfs') alone, with thresholds of few images: give {FEW} or "
+                f"them, so it is {alone} alone, with thresholds of few images: give {FEW} or "
                 "more, best some hundreds, or say recipe=",
                 ParspikeWarning,
                 stacklevel=3,
             )
         if batches is None or draft.lossless or few:
-            simple = DAQCFS() if isinstance(draft.student, ByCount) else ClosedForm(refit=False)
+            simple = DAQCFS() if counts else ClosedForm(refit=False)
             simple.fit(draft, batches)
             draft.notes["chosen"] = recipe_to_json(simple)
             return
         search = _Search(draft, batches, self.budget)
         samples = batches.samples() * 3 // 4
         refit = 3 + refit_passes(draft, samples)
-        if not isinstance(draft.student, ByCount):
+        if not counts:
             # Gradient steps through time cost more than they gain: what they were tried for is in docs/results.md.
             for recipe in (ClosedForm(weigh="own"), ClosedForm()):
                 search.attempt(recipe, refit + 2 * draft.student.steps)
