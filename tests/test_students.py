@@ -149,7 +149,7 @@ def test_a_bias_of_each_step_evens_out_the_mean_current() -> None:
     assert float((z - z.mean(0)).abs().max()) < 1e-9
 
 
-# ------------------------------------------------------------------------------------------------------ recipes and doors
+# ---------------------------------------------------------------------------------------------------- recipes and doors
 
 
 @pytest.mark.parametrize("kind", [IF(), IF(reset="zero"), LIF(0.9)])
@@ -161,7 +161,6 @@ def test_the_closed_form_is_nearer_than_the_maxima(kind: Serial) -> None:
         for recipe in ("max", parspike.ClosedForm(refit=False), parspike.ClosedForm())
     )
     assert fitted < without < plain
-    print(fitted, without, plain)
 
 
 @pytest.mark.parametrize("recipe", ["max", "closed-form", parspike.Reconstruct(steps=5, rate=0.1)])
