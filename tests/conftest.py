@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data in {SHARED}, which are not part of the project")
     return SHARED
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Skips a test that compiles where torch cannot."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler")
+    if os.environ.get("ATEN_CPU_CAPABILITY") == "default":
+        pytest.skip("under ATEN_CPU_CAPABILITY=default torch.compile writes C++ that torch's headers do not compile")
 
 
 @pytest.fixture

@@ -80,8 +80,17 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
     "staircase": (Curved, parspike.ClosedForm(), batches(*ODD)),
     "reconstruct": (Quantised, parspike.Reconstruct(steps=2), batches(3, 3, shape=(1, 8, 8))),
     "auto": (Curved, parspike.Auto(budget=0), batches(*[1] * 70)),
+    "if": (Residual, parspike.ClosedForm(), batches(*ODD)),
+    "lif, rate": (Curved, parspike.ClosedForm(refit=False, granularity="layer"), Stream(batches(*ODD))),
+    "if-zero, auto": (Curved, parspike.Auto(budget=0), batches(*[5] * 14)),
     "one batch": (Curved, parspike.ClosedForm(), batches(6)),
     "one batch, percentile": (Residual, parspike.DAQCFS(mode="90%", means="exact"), batches(6)),
+}
+
+SERIAL: dict[str, dict[str, Any]] = {
+    "if": {"neuron": parspike.IF(bias="step")},
+    "lif, rate": {"neuron": parspike.LIF(0.9), "input": "rate"},
+    "if-zero, auto": {"neuron": parspike.IF(reset="zero")},
 }
 
 
@@ -95,7 +104,7 @@ def network(kind: type[nn.Module]) -> nn.Module:
 
 def convert(name: str, path: Path, group: Any = None) -> None:
     kind, recipe, data = CASES[name]
-    parspike.convert(network(kind), data, T=3, recipe=recipe, group=group).save(path)
+    parspike.convert(network(kind), data, T=3, recipe=recipe, group=group, **SERIAL.get(name, {})).save(path)
 
 
 def few(set_name: Any) -> None:

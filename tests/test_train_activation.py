@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from parspike.train import TrainQCFS
 from parspike.train.activation import STEPS
 
 WINDOWS = pytest.mark.parametrize("window", ["inner", "outer"])
-COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
 def currents(shape: tuple[int, ...] = (6, 5, 7, 7), dtype: torch.dtype = torch.float32) -> Tensor:
@@ -50,7 +48,7 @@ def test_values_and_gradients_are_those_of_qcfs(window, dtype):
     assert (to_theta - to_theta_ref).abs() < bound
 
 
-@COMPILER
+@pytest.mark.usefixtures("compiler")
 @WINDOWS
 def test_the_compiled_form_counts_the_same(window):
     (a, to_z, to_theta), (a_ref, to_z_ref, _) = both(window, True, 1.35, 4)

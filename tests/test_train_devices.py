@@ -84,6 +84,7 @@ def test_a_killed_run_of_two_processes_goes_on_to_the_same_weights(trained: Path
     assert equal(trained / strategy, trained / f"{strategy}-resumed")
 
 
+@pytest.mark.usefixtures("not_compiled")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_every_test_image_is_scored_once_by_one_network(trained: Path, strategy: str) -> None:
     model: Any = network(recipe())

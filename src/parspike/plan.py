@@ -381,7 +381,9 @@ def _order(node: Node, place: _Place) -> str:
         if len(node.refs) == 1 and readers and all(reader.name in place.spiking for reader in readers):
             return "max of the current, before the neuron, exact"
         return "max once, before any spike"
-    fault = unnested(place.graph, node, place.spiking)
+    fault = "an IF neuron's spikes come when its input does" if place.lines else unnested(
+        place.graph, node, place.spiking
+    )  # fmt: skip
     if not fault:
         before = place.graph.by_name[node.refs[0]]
         dims = ", ".join(str(d) for d in sorted(compared(before, node)))

@@ -46,6 +46,10 @@ class SNN(nn.Module):
         """Whether the neurons have a state, so that the network runs step by step."""
         if self.over_time and not all(isinstance(neuron, Dynamics) for neuron in neurons.values()):
             raise ValueError("some neurons have a state and some have none: a network has neurons of one kind")
+        if not self.over_time and simulation != Simulation(simulation.T):
+            raise ValueError(
+                "probe, read and paid are of neurons with a state; parallel ones are read from all T steps"
+            )
         self._paths = tuple(graph.tensors)
         self._layers = {name: graph.by_name[name].layer for name in neurons}
         self.synapses, self.spiking = nn.Module(), nn.Module()

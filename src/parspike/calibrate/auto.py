@@ -54,18 +54,18 @@ class Auto(Recipe):
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         few = batches is not None and not draft.lossless and batches.samples() < FEW
+        counts = isinstance(draft.student, ByCount)
         if few and batches is not None and batches.together.rank == 0:
-            by_count = isinstance(draft.student, ByCount)
-            alone = "Algorithm 1 (recipe='daqcfs') alone" if by_count else "the closed form without re-fitted synapses"
+            alone = "Algorithm 1 (recipe='daqcfs')" if counts else "the closed form without re-fitted synapses"
             warnings.warn(
                 f"{batches.samples()} calibration images are too few to hold some of them out and choose a recipe by "
-                f"them, so it is {alone}, with thresholds of few images: give {FEW} or "
+                f"them, so it is {alone} alone, with thresholds of few images: give {FEW} or "
                 "more, best some hundreds, or say recipe=",
                 ParspikeWarning,
                 stacklevel=3,
             )
-        if batches is None or draft.lossless or few or not isinstance(draft.student, ByCount):
-            simple = DAQCFS() if isinstance(draft.student, ByCount) else ClosedForm(refit=not few, weigh="own")
+        if batches is None or draft.lossless or few or not counts:
+            simple = DAQCFS() if counts else ClosedForm(refit=not few, weigh="own")
             simple.fit(draft, batches)
             draft.notes["chosen"] = recipe_to_json(simple)
             return

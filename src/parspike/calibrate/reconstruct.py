@@ -22,6 +22,7 @@ from parspike.calibrate.channels import unit_of
 from parspike.calibrate.distance import Distance, apart, relative_error
 from parspike.calibrate.layerwise import ClosedForm
 from parspike.calibrate.recipe import Draft, Recipe
+from parspike.calibrate.student import OverTime
 from parspike.calibrate.thresholds import Weigh, check_weigh
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Node
@@ -177,8 +178,12 @@ class _Trained:
             draft.tensors[path] = draft.tensors[path].clone().requires_grad_()
         known = (ParallelNeuron, IntegrateFire)
         self.neurons = {name: neuron for name, neuron in draft.neurons.items() if isinstance(neuron, known)}
+        student = draft.student
+        self.start = student.kind.v_init if isinstance(student, OverTime) else "fitted"
         for neuron in self.neurons.values():
             neuron.requires_grad_(True)
+            if isinstance(neuron, IntegrateFire):
+                neuron.v_init.requires_grad_(self.start == "fitted")
         self.least = {name: 1e-6 * unit_of(neuron.v_threshold) for name, neuron in self.neurons.items()}
 
     def tensors(self) -> list[Tensor]:
@@ -219,6 +224,8 @@ class _Trained:
     def keep_positive(self) -> None:
         for name, neuron in self.neurons.items():
             neuron.v_threshold.clamp_(min=self.least[name])
+            if self.start == "half" and isinstance(neuron, IntegrateFire):
+                neuron.v_init.copy_(neuron.v_threshold / 2)
 
     def freeze(self) -> None:
         for path in self.paths:

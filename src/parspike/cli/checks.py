@@ -63,15 +63,18 @@ def images(data: str, split: str | None) -> None:
     check_data(data, split)
 
 
-def neuron(text: str, code: str | None = None, given: str = "current") -> None:
-    """Refuse an unknown kind of neurons, and options that belong to another kind."""
+def neuron(text: str, given: str = "current", **parallel: object) -> None:
+    """Refuse an unknown kind of neurons, and options that belong to another kind. given: --input. parallel: the values
+    of options that only parallel neurons have, by name; None or False where they were not given."""
     found = re.fullmatch(r"parallel|if|if-zero|(?:lif|lif-zero):([0-9.]+)", text)
     if found is None or (found[1] is not None and not _is_share(found[1])):
         raise OptionError(
             f"--neuron {text}: choose one of {', '.join(NEURONS)}; the number is the decay, above 0, at most 1"
         )
-    if text != "parallel" and code is not None:
-        raise OptionError(f"--code {code} is of parallel neurons: leave it out beside --neuron {text}")
+    for name, value in parallel.items():
+        if text != "parallel" and value is not None and value is not False:
+            option = f"--{name}" if value is True else f"--{name} {value}"
+            raise OptionError(f"{option} is of parallel neurons: leave it out beside --neuron {text}")
     if text == "parallel" and given != "current":
         raise OptionError(f"--input {given} makes spikes for neurons that run step by step: give --neuron if too")
 

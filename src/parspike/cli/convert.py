@@ -95,7 +95,7 @@ def convert(
             checks.network(spec, weights)
             checks.images(data, split)
         checks.recipe(recipe, passes)
-        checks.neuron(neuron, code, input_)
+        checks.neuron(neuron, input_, code=code, passes=passes)
         options.preprocessing()
 
     together = processes.join(devices, check)

@@ -83,7 +83,7 @@ def tune(
     checks.network(spec, weights)
     checks.images(data, split)
     checks.recipe(recipe)
-    checks.neuron(neuron)
+    checks.neuron(neuron, code=code[0].value if code else None, mixed=mixed)
     options.preprocessing()
     import parspike
     from parspike.cli.images import explained

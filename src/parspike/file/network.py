@@ -12,7 +12,7 @@ from parspike.errors import FileError
 from parspike.file.check import check_run, fields
 from parspike.file.graph import graph_from_json, graph_to_json
 from parspike.graph import Graph, Input, Node
-from parspike.neurons import MAX_T, Neuron, Simulation, SpikingLayer, neuron_from
+from parspike.neurons import MAX_T, IntegrateFire, Neuron, Simulation, SortedTrain, SpikingLayer, neuron_from
 from parspike.snn import SNN
 
 __all__ = ["network_from_json", "network_to_json", "neuron_from_json", "of_version"]
@@ -26,7 +26,7 @@ def network_to_json(snn: SNN) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     tensors = {f"synapses.{name}": tensor for name, tensor in snn.tensors().items()}
     for name, neuron in snn.neurons().items():
         tensors |= {f"neurons.{name}.{key}": value for key, value in neuron.state_dict().items()}
-    version = 3 if snn.over_time or snn.simulation != Simulation(snn.T) else 2
+    version = 3 if snn.over_time else 2
     body = {
         **({"simulation": asdict(snn.simulation)} if version == 3 else {"T": snn.T}),
         "graph": graph_to_json(snn.graph),
@@ -129,4 +129,8 @@ def neuron_from_json(node: Node, config: Any, state: Mapping[str, Tensor], steps
             raise FileError(f"{place}: {name} {tuple(tensor.shape)} does not fit the layer's channels")
     if isinstance(neuron, Neuron) and steps < neuron.T:
         raise FileError(f"{place} take {neuron.T} steps, the network {steps}")
+    if isinstance(neuron, SortedTrain) and steps != neuron.neuron.T:
+        raise FileError(f"{place} send trains of {neuron.neuron.T} steps, the network has {steps}")
+    if isinstance(neuron, IntegrateFire) and neuron.bias.shape[:1] not in ((1,), (steps,)):
+        raise FileError(f"{place}: bias {tuple(neuron.bias.shape)} is not for one step or for all {steps}")
     return neuron

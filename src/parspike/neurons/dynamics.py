@@ -173,7 +173,7 @@ class IntegrateFire(Dynamics):
         return self.offset
 
     def start(self, z: Tensor) -> State:
-        state = {"v": self.v_init.detach().to(z.dtype).expand_as(z).clone()}
+        state = {"v": self.v_init.to(z.dtype).expand_as(z).clone()}
         if self.refractory:
             state["waits"] = torch.zeros_like(z)
         if self.signed:
