@@ -209,7 +209,8 @@ def explained(images: Images | None) -> Iterator[None]:
 
 
 def unlike_folders(train: Images, other: Images) -> str:
-    """Classes are numbered within each split, so a class that one of them lacks shifts all labels after it."""
+    """The classes that have different numbers in training and test images, as text; "" if there are none. Classes are
+    numbered within each data set, so a class that one lacks shifts all labels after it."""
     ours, theirs = _folders(train), _folders(other)
     if not ours or not theirs:
         return ""
