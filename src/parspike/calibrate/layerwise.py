@@ -131,9 +131,9 @@ class ClosedForm(Recipe):
 
 
 def refit_passes(draft: Draft, samples: int) -> float:
-    """What re-fitting costs, in passes over so many calibration samples: products for the Gram matrices of all
-    synapses against products of the network itself. An estimate: solving, and the smaller matrix of a layer with
-    fewer rows than inputs, are left out."""
+    """The cost of re-fitting, in passes over the calibration samples: products for the Gram matrices of all synapses
+    against products of the network itself. An estimate: solving, and the smaller matrix of a layer with fewer rows than
+    inputs, are left out."""
     graph, fitted, passed = draft.graph, 0, 0
     for node in graph.nodes:
         if refittable(graph, node):

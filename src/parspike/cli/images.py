@@ -105,7 +105,8 @@ class Images:
             raise InputError(f"none of {len(self)} images could be decoded, the first is {self.names[0]}")
 
     def _count_broken(self, index: int) -> str:
-        """How many images cannot be decoded: of all, or of so many from `index` on as take a few seconds."""
+        """For a message: how many images cannot be decoded, of all or, to take seconds at most, of the `LOOK` from
+        `index` on."""
         few = len(self._order) <= LOOK
         looked, number = self._order if few else self._order[self._order.index(index) :][:LOOK], 0
         for other in looked:

@@ -94,9 +94,9 @@ ORDER = """## Maxima
 Sorted trains of neurons that share thresholds are nested, so their maximum step by step is the train of the largest
 count. Thresholds run along one dimension, the channels of a convolution or the features of a linear layer, so this
 holds for maxima along the other dimensions, and the plan names them. A max-pool along these, behind an activation, goes
-before it, on the current, where no other operator reads the activation; both are exact. Any other maximum (across channels,
-as in maxout; of two layers; behind a batch norm of the compared dimension) is taken of the time-means, and the plan
-says why.
+before it, on the current, where no other operator reads the activation; both are exact. Any other maximum (across
+channels, as in maxout; of two layers; behind a batch norm of the compared dimension) is taken of the time-means, and
+the plan says why.
 """
 ANALOG = """## Analog
 
