@@ -159,7 +159,7 @@ def _steps(made: Plan, T: int) -> Mapping[str, int]:
 
 
 def _kind(neuron: Kind | None, code: Code | None, model: nn.Module | Plan) -> Kind:
-    """The kind of neurons that is asked for. Raises `OptionError` where two are."""
+    """The kind of neurons to convert for. Raises `OptionError` where the arguments name two."""
     if neuron is not None and not isinstance(neuron, Kind):
         raise OptionError(
             f"neuron is {neuron!r}: give parspike.IF(), parspike.LIF(0.9) or parspike.Parallel(); a word is read by "

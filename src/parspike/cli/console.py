@@ -117,7 +117,7 @@ def warn(message: str) -> None:
 
 
 def left_out(names: list[str]) -> list[str]:
-    """The files that could not be decoded, said once on stderr."""
+    """Name the files that could not be decoded on stderr, and return them."""
     if names:
         warn(f"{len(names)} images could not be decoded and were left out: {few(names)}")
     return names

@@ -105,7 +105,8 @@ class Images:
             raise InputError(f"none of {len(self)} images could be decoded, the first is {self.names[0]}")
 
     def _count_broken(self, index: int) -> str:
-        """How many images cannot be decoded: of all, or of so many from `index` on as take a few seconds."""
+        """For a message: how many images cannot be decoded, of all or, to take seconds at most, of the `LOOK` from
+        `index` on."""
         few = len(self._order) <= LOOK
         looked, number = self._order if few else self._order[self._order.index(index) :][:LOOK], 0
         for other in looked:
@@ -209,7 +210,8 @@ def explained(images: Images | None) -> Iterator[None]:
 
 
 def unlike_folders(train: Images, other: Images) -> str:
-    """Classes are numbered within each split, so a class that one of them lacks shifts all labels after it."""
+    """The classes that have different numbers in training and test images, as text; "" if there are none. Classes are
+    numbered within each data set, so a class that one lacks shifts all labels after it."""
     ours, theirs = _folders(train), _folders(other)
     if not ours or not theirs:
         return ""

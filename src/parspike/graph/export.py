@@ -102,7 +102,7 @@ def _register_outputs(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[s
         fake = pytree.tree_map(mode.from_tensor, (args, kwargs))
         try:
             output = model(*fake[0], **fake[1])
-        except Exception:  # noqa: BLE001 - whatever is wrong with it, torch.export says it better
+        except Exception:  # noqa: BLE001 - torch.export reports the same error with its place
             return False
     unknown = dataclasses.is_dataclass(output) and type(output) not in pytree.SUPPORTED_NODES
     if unknown:

@@ -368,7 +368,7 @@ class Graph:
         """The value of every symbol of the input shapes."""
         return {
             dim.tree: env[i.name].shape[position]
-            for i in reversed(self.inputs)  # the first input that has a size says it
+            for i in reversed(self.inputs)  # reversed, so that the first input with a size sets it
             for position, dim in enumerate(i.shape)
             if isinstance(dim, Size) and isinstance(dim.tree, str)
         }

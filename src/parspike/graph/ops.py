@@ -155,12 +155,13 @@ def _gelu_turn(options: dict[str, Any]) -> tuple[float, float]:
 
 
 def rising(x: Tensor, name: str, at: float, lowest: float, *rest: Any, **options: Any) -> Tensor:
-    """The part of an activation right of where it turns: 0 up to there, then what it rises."""
+    """The part of an activation right of where it turns: 0 up to there, then its increase from there."""
     return TABLE[name].run(x.clamp(min=at), *rest, **options) - lowest
 
 
 def falling(x: Tensor, name: str, at: float, lowest: float, *rest: Any, **options: Any) -> Tensor:
-    """The part left of it, mirrored, so that it rises: f(x) = lowest + rising(x) + falling(−x)."""
+    """The part of an activation left of where it turns, mirrored so that it rises: f(x) = lowest + rising(x) +
+    falling(−x)."""
     return TABLE[name].run((-x).clamp(max=at), *rest, **options) - lowest
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from parspike.graph.ops import ENCODE, TABLE, USER, Role
+from parspike.graph.ops import TABLE, USER, Role
 from parspike.graph.refusals import REFUSED, remedy
 
 __all__ = ["page"]
@@ -95,8 +95,8 @@ Sorted trains of neurons that share thresholds are nested, so their maximum step
 count. Thresholds run along one dimension, the channels of a convolution or the features of a linear layer, so this
 holds for maxima along the other dimensions, and the plan names them. A max-pool along these, behind an activation, goes
 before it, on the current, where no other operator reads the activation; both are exact. Any other maximum (across
-channels, as in maxout; of two layers; behind a batch norm of the compared dimension) is taken of the time-means, and the
-plan says why.
+channels, as in maxout; of two layers; behind a batch norm of the compared dimension) is taken of the time-means, and
+the plan says why.
 """
 ANALOG = """## Analog
 
@@ -111,8 +111,7 @@ Everything else: the plan lists all refusals with layer, source line and remedy 
 
 def page() -> str:
     """The page as Markdown."""
-    # No network has an encoder: `convert(…, input="rate")` puts it there.
-    rows = {name: row for name, row in TABLE.items() if name not in USER and name != ENCODE}
+    rows = {name: row for name, row in TABLE.items() if name not in USER}
     parts = [HEAD]
     for role, text in ((Role.SYNAPSE, SYNAPSE), (Role.NEURON, NEURON), (Role.ORDER, ORDER)):
         names = sorted({_name(name) for name, row in rows.items() if row.role is role})
