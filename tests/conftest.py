@@ -36,9 +36,7 @@ def compiler() -> None:
     if shutil.which("g++") is None:
         pytest.skip("needs a C++ compiler")
     if os.environ.get("ATEN_CPU_CAPABILITY") == "default":
-        pytest.skip(
-            "under ATEN_CPU_CAPABILITY=default torch.compile writes C++ that torch's headers do not compile"
-        )
+        pytest.skip("under ATEN_CPU_CAPABILITY=default torch.compile writes C++ that torch's headers do not compile")
 
 
 @pytest.fixture
