@@ -28,7 +28,7 @@ import parspike
 from parspike.cli.images import open_images
 from parspike.cli.preprocess import Preprocessing
 from parspike.neurons import QCFS
-from parspike.train import Arrays, Recipe, decode, load_trained
+from parspike.train import Arrays, TrainingRecipe, decode, load_trained
 
 RECIPES = ('{"name": "daqcfs", "passes": 5}', '{"name": "daqcfs", "means": "exact"}', "closed-form", "auto")
 BARE = "no calibration"
@@ -49,8 +49,8 @@ class Bench:
         return json.loads(file.read_text())
 
     @property
-    def recipe(self) -> Recipe:
-        return Recipe.from_json(self.about["recipe"])
+    def recipe(self) -> TrainingRecipe:
+        return TrainingRecipe.from_json(self.about["recipe"])
 
     def model(self) -> nn.Module:
         return load_trained(self.weights)

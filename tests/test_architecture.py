@@ -229,3 +229,10 @@ def test_import_is_quiet_and_brings_no_extra() -> None:
     env = {**os.environ, "PYTHONPATH": str(SOURCE.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_command_line_and_the_library_bound_T_alike() -> None:
+    """The command line keeps a copy of the bound, since the library's stands beside an import of torch."""
+    from parspike.cli.options import MAX_T
+
+    assert MAX_T == parspike.neurons.MAX_T

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import parspike
 from parspike.errors import UnsupportedError
 from parspike.graph import Role, leaves, trace
-from parspike.graph.ops import ENCODE, TABLE, UNFOLDABLE, USER
+from parspike.graph.ops import ACROSS_BATCH, ENCODE, TABLE, USER
 
 # ------------------------------------------------------------------- a call of every row, by its ATen name
 
@@ -309,7 +309,7 @@ def test_every_row_computes_what_the_network_does(names, record_property):
     graph = trace(model, (x,))
     # A squeeze that would drop the batch of one sample is read as one of the other dimensions.
     assert set(names) - {"aten.squeeze.default", "aten.squeeze.dim"} <= {node.target for node in graph.nodes}
-    assert not [node.target for node in graph.nodes if node.role is Role.UNKNOWN or node.reason == UNFOLDABLE]
+    assert not [node.target for node in graph.nodes if node.role is Role.UNKNOWN or node.reason == ACROSS_BATCH]
     for found, wanted in zip(leaves(graph.run(x)), leaves(model(x)), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
     snn = parspike.convert(model, x, T=2, recipe="max")

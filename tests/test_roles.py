@@ -511,7 +511,7 @@ def test_a_product_of_spikes_stays_analog():
 
 
 def test_a_product_across_the_batch_stays_on_the_means():
-    """Heads folded into the batch, head outermost: time cannot be folded into the same dimension."""
+    """Heads joined with the batch, head outermost: time-steps cannot be laid along the same dimension."""
 
     def forward(self: Any, x: Tensor, m: Tensor) -> Tensor:
         h = self.a(x).relu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from test_over_time import MIXED, ROWS, batch, mixed, sequential
 from torch import Tensor, nn
 
 import parspike
-from parspike.calibrate import Batches, Draft, Recipe
+from parspike.calibrate import Batches, Draft, Recipe, recipe_to_json
 from parspike.calibrate.distance import Distance
 from parspike.calibrate.firing import fit_firing
 from parspike.calibrate.lockstep import Lockstep
@@ -203,26 +204,19 @@ def test_algorithm_1_is_for_parallel_neurons() -> None:
         parspike.convert(sequential(), ROWS, T=T, neuron=IF(), recipe=parspike.DAQCFS())
 
 
-@torch.no_grad()
-def test_auto_notes_what_was_tried_and_takes_the_nearest() -> None:
-    model = sequential()
-    snn = parspike.convert(model, ROWS, T=T, neuron=LIF(0.9))
-    search = snn.provenance["search"]
-    assert [note["recipe"]["name"] for note in search["tried"]] == ["closed-form", "closed-form"]
-    assert [note["recipe"]["weigh"] for note in search["tried"]] == ["own", "next"]
-    nearest = min(search["tried"], key=lambda note: note["distance"])
-    assert search["chosen"] == nearest["recipe"]
-    held_out = torch.arange(len(ROWS)) % 4 != 3
-    alone = parspike.convert(model, ROWS[held_out], T=T, neuron=LIF(0.9), recipe=search["chosen"])
-    torch.testing.assert_close(alone(ROWS), snn(ROWS), rtol=1e-6, atol=1e-6)
-    one = parspike.convert(model, ROWS, T=T, neuron=IF(), recipe=parspike.Auto(budget=0)).provenance["search"]["tried"]
-    assert ["skipped" in note for note in one] == [False, True]
+def test_the_default_is_the_closed_form_that_weighs_an_error_by_itself() -> None:
+    snn = parspike.convert(sequential(), ROWS, T=T, neuron=LIF(0.9))
+    named = parspike.convert(sequential(), ROWS, T=T, neuron=LIF(0.9), recipe=parspike.ClosedForm(weigh="own"))
+    assert snn.provenance["search"] == {"chosen": recipe_to_json(parspike.ClosedForm(weigh="own"))}
+    assert torch.equal(named(ROWS), snn(ROWS))
 
 
-def test_few_images_are_fitted_without_a_search() -> None:
+def test_few_images_do_not_change_the_synapses() -> None:
     with pytest.warns(ParspikeWarning, match="it is the closed form without re-fitted synapses alone"):
         snn = parspike.convert(sequential(), ROWS[:20], T=T, neuron=IF())
-    assert snn.provenance["search"]["chosen"] == parspike.calibrate.recipe_to_json(parspike.ClosedForm(refit=False))
+    assert snn.provenance["search"]["chosen"] == recipe_to_json(parspike.ClosedForm(refit=False, weigh="own"))
+    weights = dict(sequential().state_dict())
+    assert all(torch.equal(tensor, weights[path]) for path, tensor in snn.tensors().items() if path in weights)
 
 
 def test_a_network_of_qcfs_keeps_its_thresholds_for_if() -> None:
@@ -277,3 +271,13 @@ def test_operations_are_those_counted_by_hand(kind: Serial, given: Input) -> Non
     assert report.T == T
     assert report.error is not None
     assert report.error == pytest.approx(apart(snn, model, ROWS), rel=1e-6)
+
+
+def test_a_curve_for_neurons_that_are_lines_is_said() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 3)).eval().double()
+    with pytest.warns(ParspikeWarning, match=r"2 layers of neurons stand for .* '1\+' first.*parspike.Keep\(\)"):
+        parspike.convert(model, ROWS, T=T, neuron=IF(), recipe="max")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parspike.convert(model, ROWS, T=T, neuron=IF(), recipe="max", layers={"1": parspike.Keep()})
+        parspike.convert(model, ROWS, T=T, recipe="max")

@@ -24,14 +24,26 @@ from training import CPU, TEST, TRAIN, Network, constant_answer, network, recipe
 
 import parspike
 from parspike.errors import FileError, InputError, OptionError
-from parspike.train import LIF, Arrays, Decoder, DivergedError, Hub, OnDemand, Recipe, Stream, decode, fit, make_network
+from parspike.train import (
+    LIF,
+    Arrays,
+    Decoder,
+    DivergedError,
+    Hub,
+    HubStream,
+    OnDemand,
+    TrainingRecipe,
+    decode,
+    fit,
+    make_network,
+)
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'parspike[train]'")
 
 pytestmark = pytest.mark.usefixtures("not_compiled")
 
 
-def train(folder: Path, made: Recipe | None = None, **options: object):
+def train(folder: Path, made: TrainingRecipe | None = None, **options: object):
     made = made or recipe()
     return fit(made, network(made), TRAIN, TEST, folder, devices=CPU, **options)  # pyright: ignore[reportArgumentType]
 
@@ -425,8 +437,8 @@ def grey(image: Any) -> Tensor:
     return torch.from_numpy(np.array(image))[None, :, :, 0] / 255
 
 
-def stream(name: str, decoder: Decoder | None = None) -> Stream:
-    return Stream(name, "train", 2, grey, decoder or Decoder(threads=2))
+def stream(name: str, decoder: Decoder | None = None) -> HubStream:
+    return HubStream(name, "train", 2, grey, decoder or Decoder(threads=2))
 
 
 def numbers(x: Tensor) -> list[int]:

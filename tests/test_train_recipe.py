@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from parspike.errors import FileError, OptionError
-from parspike.train import Recipe, load_recipe, recipe_names
+from parspike.train import TrainingRecipe, load_recipe, recipe_names
 from parspike.train.networks import NETWORKS
 
 
@@ -14,7 +14,7 @@ def test_every_recipe_of_the_package_is_whole(name):
     recipe = load_recipe(name)
     assert recipe.network in NETWORKS
     assert recipe.about
-    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert TrainingRecipe.from_json(recipe.to_json()) == recipe
 
 
 def test_the_papers_settings():

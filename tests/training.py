@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parspike.train import Arrays, Devices, Recipe, make_network
+from parspike.train import Arrays, Devices, TrainingRecipe, make_network
 
 CPU = Devices("cpu", 1)
 
@@ -31,12 +31,12 @@ def constant_answer(labels: Tensor) -> float:
     return float(labels.bincount().max()) / len(labels)
 
 
-def recipe(**changes: object) -> Recipe:
+def recipe(**changes: object) -> TrainingRecipe:
     names = {name.replace("__", "."): value for name, value in changes.items()}
     base = {"data.classes": 2, "optimiser.epochs": 3, "optimiser.batch_size": 16, "optimiser.lr": 0.05,
             "activation.levels": 4, "activation.v_threshold": 2.0, "augment.crop_padding": 1, "augment.flip": True,
             "augment.cutout": 2}  # fmt: skip
-    return Recipe("digits").replace(base | names)
+    return TrainingRecipe("digits").replace(base | names)
 
 
 class Network(nn.Module):
@@ -52,6 +52,6 @@ class Network(nn.Module):
         return self.fc(self.drop(self.act1(self.bn1(self.conv1(x)))).flatten(1))
 
 
-def network(made: Recipe) -> Any:
+def network(made: TrainingRecipe) -> Any:
     torch.manual_seed(0)
     return make_network(made, Network())

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: which errors say so, the one message about it, and the list of those left out."""
+"""Images that cannot be decoded: the errors that mean it, the message, and the list of the images left out."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def decoded(
 
 
 def reason(error: BaseException) -> str:
-    """Why an image cannot be decoded, in words that are the same every time.
+    """Why an image cannot be decoded, without what changes from run to run, such as addresses in memory.
 
     >>> reason(UnidentifiedImageError("cannot identify image file <_io.BytesIO object at 0x7f69ae0aa4d0>"))
     'it is no image'

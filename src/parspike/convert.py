@@ -19,6 +19,7 @@ from parspike.calibrate.batches import arguments_of, readable_again, signature_o
 from parspike.calibrate.recipe import Progress
 from parspike.calibrate.student import ByCount, Input, OverTime
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning, meant
+from parspike.graph import Curve
 from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation
 from parspike.plan import Example, Plan, Planning, plan, with_encoders
 from parspike.snn import SNN
@@ -109,6 +110,16 @@ def convert(
                 ParspikeWarning,
                 stacklevel=2,
             )
+        curves = [node for node in made.graph.neurons if node.name in made.spiking and isinstance(
+            made.activation(node), Curve)]  # fmt: skip
+        if isinstance(kind, Serial) and curves and together.rank == 0:
+            warnings.warn(
+                f"{len(curves)} layers of neurons stand for activations that are no clipped line, '{curves[0].layer}' "
+                "first; an IF or LIF neuron can only send such a line, which costs accuracy at every T: "
+                f"layers={{'{curves[0].layer}': parspike.Keep()}} computes the activation exactly, without spikes",
+                ParspikeWarning,
+                stacklevel=2,
+            )
         torch.manual_seed(seed)
         graph = made.graph
         batches = None if source is None else Batches(source, graph, inputs=inputs, together=together)
@@ -137,7 +148,8 @@ def convert(
 
 
 def _agree(draft: Draft, together: Together) -> None:
-    """The first process' numbers in all: sums on unlike devices, or on a GPU, may differ in their last bits."""
+    """Copy rank 0's parameters to all processes, since sums on unlike devices, or on a GPU, may differ in their last
+    bits."""
     if together.size == 1:
         return
     new = [path for path, tensor in draft.tensors.items() if tensor is not draft.graph.tensors[path]]
@@ -158,7 +170,7 @@ def _steps(made: Plan, T: int) -> Mapping[str, int]:
 
 
 def _kind(neuron: Kind | None, code: Code | None, model: nn.Module | Plan) -> Kind:
-    """The kind of neurons that is asked for. Raises `OptionError` where two are."""
+    """The kind of neurons to convert for. Raises `OptionError` where the arguments name two."""
     if neuron is not None and not isinstance(neuron, Kind):
         raise OptionError(
             f"neuron is {neuron!r}: give parspike.IF(), parspike.LIF(0.9) or parspike.Parallel(); a word is read by "

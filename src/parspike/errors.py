@@ -9,7 +9,7 @@
     ├── FileError           a file cannot be read or written as asked (also an OSError)
     └── MissingExtraError   an optional dependency is absent; says the command that installs it
 
-What is possible and hardly meant is a `ParspikeWarning`.
+What is possible, but probably not meant, draws a `ParspikeWarning`.
 
 Each message names the place and says what to do.
 """
@@ -77,7 +77,7 @@ class MissingExtraError(ParspikeError, ImportError):
 
 
 class ParspikeWarning(UserWarning):
-    """Something works otherwise than it may be meant; says what follows and what to do."""
+    """Something works otherwise than the caller may expect; the message says what follows and what to do."""
 
 
 def meant(name: object, known: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ def look_up_later(package: str, homes: Mapping[str, Sequence[str]]) -> None:
     home = {name: module for module, names in homes.items() for name in names}
 
     class Package(ModuleType):
-        """A package whose public names stay what they are, whichever of its modules are imported."""
+        """A package whose public names are not replaced by its modules of the same names when these are imported."""
 
         def __getattr__(self, name: str) -> Any:
             if name in home:
@@ -31,7 +31,8 @@ def look_up_later(package: str, homes: Mapping[str, Sequence[str]]) -> None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
         def __setattr__(self, name: str, value: Any) -> None:
-            # Python binds every submodule in its package. Where it is named as a public function, that one is meant.
+            # Importing a submodule binds it in its package. A public function of the same name, such as `convert`, is
+            # kept instead.
             if name in home and isinstance(value, ModuleType):
                 value = getattr(value, name)
             super().__setattr__(name, value)

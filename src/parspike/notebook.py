@@ -9,7 +9,7 @@ __all__ = ["html_table"]
 
 
 def html_table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]], notes: Iterable[str] = ()) -> str:
-    """A title, a table, and a line for each note. No cell is markup, whatever stands in it.
+    """A title, a table, and a line for each note. Every cell is escaped, so none is read as markup.
 
     >>> html_table("Plan", ["layer"], [["<b>"]])
     '<div><b>Plan</b><table><thead><tr><th>layer</th></tr></thead><tbody><tr><td>&lt;b&gt;</td></tr></tbody></table></div>'

@@ -1,4 +1,4 @@
-"""Which node becomes what, and why not: a table that needs no data."""
+"""What each node of a network becomes, or why it is refused: a table made before any data are read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from parspike.graph import (
 )
 from parspike.graph import with_encoders as insert_encoders
 from parspike.graph.ir import expected_tensor
-from parspike.graph.ops import ENCODE, TABLE, UNFOLDABLE, WEIGHED_BY_SAMPLE
+from parspike.graph.ops import ACROSS_BATCH, ENCODE, TABLE, WEIGHED_BY_SAMPLE
 from parspike.graph.order import compared, unnested
 from parspike.graph.quiet import outputs
 from parspike.graph.refusals import remedy
@@ -90,10 +90,10 @@ class PlanRow:
 class Plan:
     """What a conversion will do with every operator of a network.
 
-    graph: the rewritten graph. spiking: names of the nodes that become spiking neurons. kept: of those that stay
-    analog by the user's wish. rows: the table. strict: whether analog operators between neurons are refused.
-    steps: time-steps of the nodes that have their own. neuron: the kind of neurons that the plan was made for, None
-    where nobody said, so that `convert` chooses.
+    graph: the rewritten graph. spiking: names of the nodes that become spiking neurons. kept: of those that stay analog
+    by the user's wish. rows: the table. strict: whether analog operators between neurons are refused. steps: time-steps
+    of the nodes that have their own. neuron: the kind of neurons that the plan was made for; None if the caller gave
+    none, so that `convert` chooses.
     """
 
     graph: Graph
@@ -197,11 +197,11 @@ def plan(
     """What a conversion will do with a network, before any data are read.
 
     example: a batch (B, …), a tuple of several inputs, or a dict of keyword inputs; values do not matter. neuron: the
-    kind of neurons to plan for, as in `convert`; nothing but what the table says of them depends on it.
-    layers: options by pattern of layer name, such as {"stem.*": Keep(), "head.*": Steps(4), "out": Spike()}: keep an
-    activation analog, give it steps of its own, make neurons of one that the plan would not. strict: refuse analog
-    operators too. free_sizes: leave height, width, length or tokens free where the network allows it, which the plan
-    says; False for a network of the example's sizes alone.
+    kind of neurons to plan for, as in `convert`; it changes the words of the table alone. layers: options by pattern of
+    layer name, such as {"stem.*": Keep(), "head.*": Steps(4), "out": Spike()}: keep an activation analog, give it a
+    number of time-steps, turn one into neurons that the plan would compute on the mean. strict: refuse analog operators
+    too. free_sizes: leave height, width, length or tokens free where the network allows it, which the plan says; False
+    for a network of the example's sizes alone.
     Raises `TraceError`, `InputError`, and `OptionError` for a pattern that matches no activation.
     """
     args, kwargs = arguments(example)
@@ -273,8 +273,8 @@ def _one_sample(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 
 @dataclass(frozen=True)
 class _Place:
-    """What a row needs to know beside its node. readout: see `PlanRow`. guards: activations that are no neurons, and
-    why. reached: the values that spikes act on. neuron: what the table calls a neuron; lines: whether it can only be a
+    """The context of a row beside its node. readout: see `PlanRow`. guards: activations that are no neurons, and why.
+    reached: the values that spikes act on. neuron: what the table calls a neuron; lines: whether it can only be a
     clipped line."""
 
     graph: Graph
@@ -352,7 +352,7 @@ def _row(node: Node, place: _Place) -> PlanRow | None:
         becomes = "kept analog" if node.name in place.kept else _neuron(node, place)
     elif node.role is Role.ORDER:
         becomes = _order(node, place)
-    elif node.role is Role.ANALOG and row is not None and node.reason == UNFOLDABLE:
+    elif node.role is Role.ANALOG and row is not None and node.reason == ACROSS_BATCH:
         role, becomes = str(Role.SYNAPSE), f"{row.role} on the time-mean: {node.reason}"
     elif node.role is Role.ANALOG:
         becomes, what = f"analog {_where(node, place)}: {node.reason}", remedy(node.target, node.role)

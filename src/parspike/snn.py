@@ -1,4 +1,4 @@
-"""The artefact: a converted network as an `nn.Module`."""
+"""`SNN`: a converted network as an `nn.Module`."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class SNN(nn.Module):
         return {name: neuron for name, neuron in self.neurons().items() if isinstance(neuron, Dynamics)}
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        """Logits for a batch (B, …): parallel neurons in one pass whatever T is, neurons with a state in T steps."""
+        """Logits for a batch (B, …): parallel neurons in one pass for any T, neurons with a state in T steps."""
         env = self._inputs(args, kwargs)
         if torch.compiler.is_compiling():
             return self._answers(env)
@@ -140,8 +140,8 @@ class SNN(nn.Module):
     ) -> Run:
         """Run a batch (B, …) and return logits and, with record=True, counts and spike trains by layer.
 
-        engine: of parallel neurons "count", one pass (the default); "parallel", all spike trains with time folded into
-        the batch; "serial", the same trains step by step; all with the same results; and "serial-if", the twin with
+        engine: of parallel neurons "count", one pass (the default); "parallel", all spike trains with time in the
+        batch; "serial", the same trains step by step; all with the same results; and "serial-if", the twin with
         soft-reset IF neurons. Neurons with a state have one, "over-time". every_step: logits after each step,
         (T, B, …), the mean of the output so far; of "over-time" and "serial-if". chunk: time-steps at once in
         "parallel" (default: what keeps the largest tensor under 128 MiB), "over-time" and "serial-if" (what stays in
@@ -208,8 +208,8 @@ class SNN(nn.Module):
 
     @contextlib.contextmanager
     def _explained(self, env: Mapping[str, Any]) -> Iterator[None]:
-        """Say of a failure at other sizes than the example's that they may be its cause: no limit knows of a table
-        of positions that is too short."""
+        """Raise `InputError` for a failure at other sizes than the example's, and name the sizes as its likely cause:
+        no limit covers a table of positions that is too short."""
         shapes = {name: tuple(x.shape) for name, x in env.items()}
         usual = self.graph.sizes(env).items() >= self.graph.example.items()
         try:

@@ -1,9 +1,8 @@
-"""Processes that share one piece of work: who reads what, and what they tell each other.
+"""Processes that share one piece of work: which items each reads, and how they exchange results.
 
-Everything that is told is told in **one kind of exchange**: each process says its value, or that it failed and why.
-A process that fails says so in the exchange that the others are waiting in, so all of them raise and none waits for
-ever. Sums are formed from parts that were gathered in the order of the data, so they are those of one process, bit
-for bit.
+All communication is **one kind of exchange**: each process sends its value, or that it failed and why. A process that
+fails sends that in the exchange in which the others wait, so all of them raise and none waits for ever. Sums are formed
+from parts that were gathered in the order of the data, so they are those of one process, bit for bit.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-# torch.export imports this, and the default arguments of its functions keep for good the group that there is by then. A
-# Gloo group that is alive when Python ends may abort the process. So it comes before anybody has made a group.
+# Imported here, before any process group exists: torch.export imports this module, whose default arguments keep the
+# group of that moment alive, and a Gloo group that is alive when Python ends may abort the process.
 import torch.distributed.nn
 from torch import Tensor
 
@@ -47,15 +46,15 @@ class Together:
         return ((number, item) for number, item in enumerate(source) if number % self.size == self.rank)
 
     def exchange(self, value: T) -> list[T]:
-        """What every process said, in the order of their numbers. Raises what made another one fail."""
+        """The value of every process, in the order of ranks. Raises the error of a process that failed."""
         return [value] if self.size == 1 else self._say(None, value)
 
     def first(self, value: T) -> T:
-        """What process 0 said: for decisions that must be the same everywhere, such as those by a clock."""
+        """Rank 0's value in every process, for decisions that must be the same everywhere, such as those by a clock."""
         return self.exchange(value if self.rank == 0 else None)[0]  # pyright: ignore[reportReturnType]
 
     def gather(self, parts: Mapping[int, Sequence[Tensor]]) -> list[tuple[Tensor, ...]]:
-        """The parts of all processes in the order of their keys, which are the numbers of what they were made from.
+        """The parts of all processes in the order of their keys, the numbers of the batches that they were made from.
 
         Parts of other processes come to the device of this one's own.
         """
@@ -79,7 +78,7 @@ class Together:
 
     @contextmanager
     def one_fate(self) -> Iterator[None]:
-        """What fails in one process fails in all. Contexts may lie in one another."""
+        """A context in which an error in one process is raised in all. Contexts may be nested."""
         try:
             yield
         except Exception as error:
@@ -91,7 +90,7 @@ class Together:
         """Make the others raise this process' error, in the exchange that they are in or come to next."""
         if self.size > 1 and not getattr(error, "told", False):
             vars(error)["told"] = True
-            with suppress(ParspikeError):  # that of another one, which failed at the same time
+            with suppress(ParspikeError):  # the error of another process, which failed at the same time
                 self._say((type(error).__name__, str(error)), None)
 
     def _say(self, failure: tuple[str, str] | None, value: Any) -> list[Any]:
@@ -120,7 +119,7 @@ def _others_alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # One that was killed can say nothing more, and neither can this one to the others.
+        # The connection broke because a process was killed; this process cannot reach the others any more either.
         gone = ParspikeError(f"another process of the group ended, or cannot be reached: {str(error).splitlines()[0]}")
         vars(gone)["told"] = True
         raise gone from error

@@ -1,4 +1,4 @@
-"""The fewest time-steps, and the code, that keep what the network says."""
+"""The fewest time-steps, and the code, that keep the network's answers or values."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def tune(
       smallest; drop=1 allows an error of 10 % of the outputs' standard deviation, drop=0.01 one of 1 %;
     - "both": the smaller of agreement and values.
 
-    By default what the outputs are decides. Whole numbers, and outputs whose labels are whole numbers, one for each
+    By default the kind of outputs decides. Whole numbers, and outputs whose labels are whole numbers, one for each
     answer, have answers. (B, K), K > 1, without labels may be class scores or K values, so both are kept. All other
     outputs are values: one value, maps of values, several outputs, those with real numbers as labels.
     Raises `CalibrationError` for fewer than four batches and for a measure that these outputs do not have,
@@ -151,7 +151,7 @@ def tune(
 
     def attempt(T: int, kind: Kind, layers: Mapping[str, int]) -> tuple[Trial, SNN]:
         with warnings.catch_warnings():
-            if trials:  # what the first conversion warned of holds for all
+            if trials:  # later conversions would only repeat the first one's warnings
                 warnings.simplefilter("ignore", ParspikeWarning)
             snn = convert(
                 _with_steps(made, layers),
@@ -185,7 +185,7 @@ def tune(
 
 
 def _reaches(trial: Trial, wanted: float) -> bool:
-    # Rounding, of which a lossless conversion has some, is no loss.
+    # A lossless conversion differs by rounding, which counts as no loss.
     return round(trial.score, 6) >= round(wanted, 6)
 
 

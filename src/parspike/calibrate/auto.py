@@ -27,19 +27,22 @@ from parspike.together import Together
 __all__ = ["Auto", "Part"]
 
 FEW = 64
-"""With fewer calibration images a part held out says nothing."""
+"""With fewer calibration images, the part held out is too small to choose a recipe by."""
 
 
 @dataclass(frozen=True)
 class Auto(Recipe):
-    """Algorithm 1, the closed form without and with re-fitted synapses and either weighing, and reconstruction from
-    the better of these: whichever is closest.
+    """Tries Algorithm 1, the closed form (without and with re-fitted synapses, with either weighing) and
+    reconstruction, and keeps the recipe whose outputs are closest to the network's.
 
-    Every fourth calibration image is held out; on those the distance of the outputs to the network's decides, so
-    the choice is never worse there than Algorithm 1. budget: seconds, of the clock or of processor time, whichever
-    is less, so that other work on the machine hardly changes the choice; a recipe that would take the search past
-    it, judged by the time that those before it took and by the number of products, is not tried. With fewer than 64
-    calibration images: Algorithm 1. What was tried, and how it did, goes into the provenance.
+    Every fourth calibration image is held out, and the distance is measured on those, so the choice is never worse
+    there than Algorithm 1. budget: seconds for the search. A recipe is not tried if it would exceed them, as estimated
+    from the time that those before it took and from its number of products. The seconds are the smaller of wall time
+    and processor time, so that other work on the machine hardly changes the choice. With fewer than 64 calibration
+    images: Algorithm 1. What was tried, and its distance, goes into the provenance.
+
+    Neurons with a state (IF, LIF) get one recipe, the closed form with weigh="own", which was nearer than "next"
+    wherever both were run (docs/results.md); with fewer than 64 images its synapses stay as they are.
     """
 
     name: ClassVar[str] = "auto"
@@ -61,20 +64,14 @@ class Auto(Recipe):
                 ParspikeWarning,
                 stacklevel=3,
             )
-        if batches is None or draft.lossless or few:
-            simple = DAQCFS() if counts else ClosedForm(refit=False)
+        if batches is None or draft.lossless or few or not counts:
+            simple = DAQCFS() if counts else ClosedForm(refit=not few, weigh="own")
             simple.fit(draft, batches)
             draft.notes["chosen"] = recipe_to_json(simple)
             return
         search = _Search(draft, batches, self.budget)
         samples = batches.samples() * 3 // 4
         refit = 3 + refit_passes(draft, samples)
-        if not counts:
-            # Gradient steps through time cost more than they gain: what they were tried for is in docs/results.md.
-            for recipe in (ClosedForm(weigh="own"), ClosedForm()):
-                search.attempt(recipe, refit + 2 * draft.student.steps)
-            search.finish(draft)
-            return
         for recipe, cost in ((DAQCFS(), 2), (ClosedForm(refit=False), 2), (ClosedForm(), refit)):
             search.attempt(recipe, cost)
         if not all(isinstance(a, Curve) for a in draft.activations.values()):  # staircases know no weighing
@@ -100,12 +97,14 @@ class _Search:
         return [note for note in self.tried if "distance" in note]
 
     def nearest(self, name: str = "") -> dict[str, Any]:
-        """What is noted of the recipe closest to the network, among all or those of a name; empty if none was tried."""
+        """The notes on the recipe closest to the network, of all recipes or of those called `name`; empty if none was
+        tried."""
         notes = [note for note in self.done if name in ("", note["recipe"]["name"])]
         return min(notes, key=_nearness, default={})
 
     def attempt(self, recipe: Recipe, cost: float) -> None:
-        """cost: in passes over the calibration set. The first recipe is tried whatever it costs."""
+        """Try a recipe, and keep its result if it is the nearest so far. Skips it when the estimated time exceeds the
+        budget; the first recipe is always tried. cost: passes over the calibration set."""
         note: dict[str, Any] = {"recipe": recipe_to_json(recipe)}
         spent = self.watch.seconds()
         expected = max((n["seconds"] / n["cost"] for n in self.done), default=0.0) * cost
@@ -122,7 +121,7 @@ class _Search:
             self.best = attempt
 
     def finish(self, draft: Draft) -> None:
-        """Take over the nearest into the draft, and note what was tried."""
+        """Copy the nearest recipe's result into the draft, and note what was tried."""
         if not math.isfinite(self.nearest()["distance"]):
             raise CalibrationError(
                 "no recipe gives a finite output on the held-out calibration images: convert with recipe='max' and see "
@@ -130,7 +129,7 @@ class _Search:
             )
         draft.tensors.update(self.best.tensors)
         draft.neurons.update(self.best.neurons)
-        # Times differ from run to run; the file must not.
+        # Left out, since times differ from run to run, and the same seed has to give the same file.
         draft.notes["tried"] = [{k: v for k, v in n.items() if k not in ("seconds", "cost")} for n in self.tried]
         draft.notes["chosen"] = self.nearest()["recipe"]
 
@@ -140,7 +139,7 @@ def _nearness(note: dict[str, Any]) -> float:
 
 
 class _Stopwatch:
-    """Seconds since it was made: of the clock, or of processor time where that is less; the first process' for all."""
+    """Seconds since it was made: wall time, or processor time where that is less; all processes use those of rank 0."""
 
     def __init__(self, together: Together) -> None:
         self.together, self.clock, self.processor = together, time.monotonic(), time.process_time()

@@ -24,8 +24,8 @@ LABELS = ("label", "labels", "label_ids", "target", "targets")
 def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibration") -> Iterable[Any]:
     """A source of data as an iterable of items that can be read several times.
 
-    One tensor (N, …) is cut into batches of `batch_size`; a generator, which can be read once, is kept as a list.
-    name: the argument that an error speaks of.
+    One tensor (N, …) is cut into batches of `batch_size`; a generator, which can be read once, is kept as a list. name:
+    the argument, for error messages.
     """
     if isinstance(source, Tensor):
         return source.split(batch_size)
@@ -63,7 +63,7 @@ def signature_of(
 
 
 def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
-    """What `forward` takes; of a wrapper that hands on whatever it is given, what the network within takes."""
+    """The parameters of `forward`; for a wrapper such as DataParallel, those of the network inside."""
     try:
         parameters = inspect.signature(model.forward).parameters
     except (AttributeError, TypeError, ValueError):
@@ -168,7 +168,7 @@ class Batches:
         return self._pass(self.together)
 
     def everywhere(self) -> Iterator[dict[str, Tensor]]:
-        """All batches in every process: for what has to see them one after the other."""
+        """All batches in every process, for recipes whose next step depends on the one before."""
         return self._pass(Together())
 
     def _pass(self, among: Together) -> Iterator[dict[str, Tensor]]:

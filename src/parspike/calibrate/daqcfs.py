@@ -113,7 +113,7 @@ class DAQCFS(Recipe):
         schedule = Schedule.of(graph.nodes, graph.outputs)
         at = dict.fromkeys(draft.neurons, fire)
         for number in range(self.passes):
-            # Each batch starts from what the one before it left: nothing here can be shared.
+            # Each batch starts from the state that the one before it left, so processes cannot share the batches.
             for done, env in enumerate(batches.everywhere(), 1):
                 walk(schedule, pair_of(draft, env), at)
                 draft.progress(f"algorithm 1, pass {number + 1} of {self.passes}", done, batches.length)
@@ -174,7 +174,7 @@ def channel_ranges(draft: Draft, batches: Batches) -> dict[str, Range]:
 
 
 def check_granularity(granularity: object) -> None:
-    """Refuse what is no granularity."""
+    """Raise `OptionError` unless this is a granularity."""
     if granularity not in ("channel", "layer"):
         raise OptionError(f"granularity must be 'channel' or 'layer', got {granularity!r}")
 
@@ -201,7 +201,8 @@ def recorded_ranges(
         low, high = found[name]
         if layer:
             low, high = low.min().expand_as(low), high.max().expand_as(high)
-        # Without a spike a ReLU sends nothing: that is worth more than levels for a channel that is never silent.
+        # A lower bound of 0 stays, so that a silent neuron sends nothing. A higher one would give a channel that is
+        # never silent more levels, but cost a constant current.
         ranges[name] = torch.zeros_like(low) if bound == 0 else low, high
     return ranges
 
@@ -267,7 +268,8 @@ def clipped(draft: Draft, node: Node, z: Tensor, args: tuple[Any, ...]) -> Tenso
 class _Mean:
     """Mean per channel over all batches, in float64: independent of how the data are cut into batches.
 
-    Each batch has its own sum, and these are added in the order of the batches: whoever made them, the result is one.
+    Each batch has its own sum, and the sums are added in the order of the batches. The result does not depend on which
+    process computed which sum.
     """
 
     def __init__(self, batches: Batches) -> None:

@@ -1,8 +1,8 @@
 """How far a student's outputs are from its teacher's.
 
-Gradient steps go down `apart`, which has the divergence of the softmax: smooth, but without a bound, so that a few
-answers that are confident and wrong outweigh all others. States and recipes are chosen by `judged`, where an answer
-counts 1 at most.
+Gradient steps minimise `apart`, which contains the divergence of the softmax. That is smooth but unbounded, so a few
+confident wrong answers would outweigh all others. States and recipes are therefore compared by `judged`, where an
+answer counts 1 at most.
 
 A network's outputs are class scores, of which the largest counts, or values. Scores (B, K) and K values look alike, and
 no recipe sees a label, so their distance has both parts: the relative error, which values need, and the softmax, which

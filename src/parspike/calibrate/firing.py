@@ -1,9 +1,9 @@
 """Threshold, v(0), bias and amplitude of neurons with a state, chosen for the mean of what they send in T steps.
 
-No formula says what an IF neuron sends for inputs that come and go, so it is run: on an even subset of the input
-currents that the layer gets in the student, step by step, with each choice that is tried. Of every channel the choice
-is kept whose error e = a − v_post · k/T is smallest, a the teacher's activation and k the spikes sent; the amplitude
-v_post is the least-squares one. `weigh` is that of `calibrate.thresholds`.
+No formula gives the spikes of an IF neuron whose input changes over time. So the fit runs the neuron step by step, with
+each choice that it tries, on an even subset of the input currents that the layer gets in the student. Of every channel
+the choice is kept whose error e = a − v_post · k/T is smallest, a the teacher's activation and k the spikes sent; the
+amplitude v_post is the least-squares one. `weigh` is that of `calibrate.thresholds`.
 
 θ is looked for on a grid below the channel's largest activation; then θ, v(0) and the bias are moved in turns, each by
 smaller and smaller steps, as long as the error falls.

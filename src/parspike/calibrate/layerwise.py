@@ -25,7 +25,7 @@ from parspike.neurons.staircase import MOST_IN_ALL
 __all__ = ["ClosedForm", "refit_passes"]
 
 FEW, SEEN = 16, 32
-"""Staircases of at most so many levels have thresholds for every channel, where a level was seen so often."""
+"""A staircase gets thresholds of its own for every channel if it has at most FEW levels and SEEN currents for each."""
 ELEMENTS = 1 << 27
 """Most elements of the rows of one synapse: 512 MiB in float32."""
 
@@ -97,7 +97,8 @@ class ClosedForm(Recipe):
         return staircase_between(z, a, neuron.T, neuron.code, shape=shape)
 
     def _taken_up(self, graph: Graph, node: Node) -> bool:
-        """Whether a constant in the node's output meets a re-fitted bias, or neurons with a shift, on every way."""
+        """Whether every path from the node's output leads to a re-fitted bias or to neurons with a shift, which can
+        absorb a constant error of the output."""
         readers, outputs, ahead = graph.consumers(), set(graph.outputs), [node]
         while ahead:
             here = ahead.pop()
@@ -130,9 +131,9 @@ class ClosedForm(Recipe):
 
 
 def refit_passes(draft: Draft, samples: int) -> float:
-    """What re-fitting costs, in passes over so many calibration samples: products for the Gram matrices of all
-    synapses against products of the network itself. An estimate: solving, and the smaller matrix of a layer with
-    fewer rows than inputs, are left out."""
+    """The cost of re-fitting, in passes over the calibration samples: products for the Gram matrices of all synapses
+    against products of the network itself. An estimate: solving, and the smaller matrix of a layer with fewer rows than
+    inputs, are left out."""
     graph, fitted, passed = draft.graph, 0, 0
     for node in graph.nodes:
         if refittable(graph, node):

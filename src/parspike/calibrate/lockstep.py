@@ -1,9 +1,9 @@
 """Teacher and student side by side, layer after layer over the whole calibration set.
 
-A recipe that fits one layer after the other needs, at each layer, the values of all calibration images in the
-network as it is (teacher) and in the network of spikes made so far (student). `Lockstep.visit(node)` brings both
-to that node, batch by batch. What later nodes still need is held between visits, so that each node runs once;
-where that would take more than `memory` bytes, every visit starts again from the images instead.
+A recipe that fits one layer after the other needs, at each layer, the values of all calibration images in the original
+network (teacher) and in the spiking network as converted so far (student). `Lockstep.visit(node)` brings both to that
+node, batch by batch. What later nodes still need is held between visits, so that each node runs once; where that would
+take more than `memory` bytes, every visit starts again from the images instead.
 """
 
 from __future__ import annotations

@@ -81,9 +81,9 @@ class Selection:
     """The value of nearest rank in every row of a set that comes in parts, once for each of `WIDTHS`.
 
     Floats are ordered as their bits are, negative ones with all bits but the sign turned over. So each pass counts in
-    at most 256 bins a row, whole numbers whatever the order and size of the parts, and settles the next bits, the
-    highest first (radix selection). The result is exact for float32 and below; float64 is rounded to float32 first.
-    lowest, largest: the extremes of every row (C,), known after the first pass.
+    at most 256 bins a row, which gives whole numbers that do not depend on the order and size of the parts, and settles
+    the next bits, the highest first (radix selection). The result is exact for float32 and below; float64 is rounded to
+    float32 first. lowest, largest: the extremes of every row (C,), known after the first pass.
     """
 
     def __init__(self, share: float) -> None:

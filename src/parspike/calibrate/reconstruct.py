@@ -36,11 +36,11 @@ __all__ = ["Reconstruct"]
 class Reconstruct(Recipe):
     """Closed form, then `steps` gradient steps on unlabelled calibration images.
 
-    batch_size: images a step. rate: step size as a share of a tensor's root mean square (Adam, cosine to 0), up to
-    two levels; of S levels (2/S)² of it, since what starts closer to the teacher is spoilt by smaller steps.
-    augment: "none", or "flip" and "crop" for images that may be mirrored, or also shifted by up to an eighth.
-    held_out: share of the images that choose the best state. features: weight of the activations' error beside
-    the outputs'. weigh: that of the closed form it starts from. checkpoint: a file to resume from after a break ("" for
+    batch_size: images a step. rate: step size as a share of a tensor's root mean square (Adam, cosine to 0), up to two
+    levels; of S levels (2/S)² of it, since the closer a student starts to the teacher, the smaller the steps that spoil
+    it. augment: "none", or "flip" and "crop" for images that may be mirrored, or also shifted by up to an eighth.
+    held_out: share of the images that choose the best state. features: weight of the activations' error beside the
+    outputs'. weigh: that of the closed form it starts from. checkpoint: a file to resume from after a break ("" for
     none).
     """
 

@@ -1,11 +1,11 @@
 """Closed-form re-fit of a synapse on the student's quantised input (method.md, facts beyond the paper).
 
-With X' the student's inputs (a row for every place the synapse looks at), r = target − student's output, the
-change of the weights and the bias is the ridge solution Δ = (X'ᵀX' + λ diag)⁻¹ X'ᵀ r, which pulls towards the
-weights as they are. The target is the teacher's output plus what the student lacks in the other branches that are
-added to it. Before a ReLU, what is below zero need not be met: where the teacher is silent the target is
-min(student's output, 0), brought up to date a few times with the same matrix, which makes each round's squared error
-an upper bound of that of the rectified outputs. λ is chosen on rows held out, Δ = 0 among the choices.
+With X' the student's inputs (a row for every place the synapse looks at), r = target − student's output, the change of
+the weights and the bias is the ridge solution Δ = (X'ᵀX' + λ diag)⁻¹ X'ᵀ r, where λ pulls towards the present weights.
+The target is the teacher's output plus what the student lacks in the other branches that are added to it. Before a
+ReLU, what is below zero need not be met: where the teacher is silent the target is min(student's output, 0), brought up
+to date a few times with the same matrix, which makes each round's squared error an upper bound of that of the rectified
+outputs. λ is chosen on rows held out, Δ = 0 among the choices.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class _Solver:
 
 @dataclass
 class _Rows:
-    """Rows x (groups, N, features + 1), the student's outputs for them as it is, and the wanted ones."""
+    """Rows x (groups, N, features + 1), the student's present outputs for them, and the wanted outputs."""
 
     x: Tensor
     given: Tensor

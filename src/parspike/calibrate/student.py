@@ -4,9 +4,8 @@ A recipe compares the network (teacher) with the spiking network in the making (
 batches. `Draft.student` says how the student's values stand in its stream, and how its neurons are chosen:
 
 - `ByCount`: parallel neurons. A value is its mean over time, (B, …), for only the mean input of a neuron matters.
-- `OverTime`: IF and LIF neurons. What changes over time is (T·B, …), every step of it, since a neuron's spikes depend
-on
-  when its input arrives. The network is fitted to the mean of what its neurons really send in T steps.
+- `OverTime`: IF and LIF neurons. A value that changes over time is (T·B, …), with all its steps, since a neuron's
+  spikes depend on when its input arrives. The network is fitted to the mean of what its neurons really send in T steps.
 """
 
 from __future__ import annotations

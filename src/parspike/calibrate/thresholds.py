@@ -1,12 +1,13 @@
-"""Threshold, shift and amplitude of a layer, chosen for the error of what its counts say.
+"""Threshold, shift and amplitude of a layer, chosen for the least error of the outputs that its counts stand for.
 
 Per channel: θ on a grid below the channel's maximum, δ on a grid of fractions of a level, and the amplitude in
 closed form, so that an error of e = a − v_post · k(z')/levels is smallest, a the teacher's activation and z' the
 student's own input current. The samples are an even subset of batch and space.
 
 weigh="own" takes E[e²]. weigh="next" takes E[(e − E[e])²]: the synapses W behind turn e into W (e − E[e]) + W E[e],
-whose second part is the same for every input, so that a re-fitted bias or a shift δ behind takes it up. Rounding has a
-mean near 0 and weighs the same in both; clipping only takes away, and what it takes away on average is free.
+whose second part is the same for every input, so that a re-fitted bias or a shift δ behind takes it up. For example,
+clipping lowers the mean output. A later bias can restore the mean, so under "next" only the variance of what is clipped
+counts. Rounding has a mean near 0 and counts the same in both.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Weigh = Literal["own", "next"]
 
 
 def check_weigh(weigh: object) -> None:
-    """Refuse what is no weighing."""
+    """Raise `OptionError` unless this is a weighing."""
     if weigh not in get_args(Weigh):
         raise OptionError(f"weigh must be 'own' or 'next', got {weigh!r}")
 

@@ -17,7 +17,7 @@ __all__ = ["app", "main"]
 
 
 class OneClearError(TyperGroup):
-    """Whatever goes wrong becomes one message and exit code 1; Ctrl-C is 130."""
+    """Turns every exception into one message and exit code 1; Ctrl-C into exit code 130."""
 
     def main(self, args: Sequence[str] | None = None, *more: Any, standalone_mode: bool = True, **named: Any) -> Any:
         """Run a command line. Exits in `standalone_mode`, as typer does, and else gives the exit code."""
@@ -99,7 +99,7 @@ def before_command(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version and exit")
     ] = False,
 ) -> None:
-    """What stands before a command."""
+    """Options before a command."""
 
 
 IMAGES = "--weights net.pt --data images/"

@@ -1,4 +1,4 @@
-"""What a command refuses before torch is imported and anything is read: seconds after Enter, not minutes."""
+"""Checks of options before torch is imported and data are read, so that an error comes after seconds, not minutes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FOREIGN = {
     ".safetensors": "plain safetensors", ".keras": "Keras", ".tflite": "TFLite", ".nir": "NIR", ".npz": "NumPy",
     ".json": "JSON",
 }  # fmt: skip
-"""What other programs expect in a file of such a name."""
+"""Endings of file names, and the program whose files have them."""
 
 
 def output(path: Path, force: bool) -> None:
-    """Before minutes of calibration, not after."""
+    """Refuse an output that exists or cannot be written, before minutes of calibration."""
     if path.is_dir():
         raise FileError(f"--output {path}: this is a folder; name a file in it, such as {path / 'net.parspike'}")
     if path.exists() and not force:
@@ -38,14 +38,15 @@ def output(path: Path, force: bool) -> None:
 
 
 def file(path: str, option: str = "") -> None:
-    """Refuse a file that is not there."""
+    """Raise `FileError` for a missing file."""
     if not Path(path).is_file():
         text = f"'{path}' is a folder" if Path(path).is_dir() else f"there is no file '{path}'"
         raise FileError(f"{option} {path}: {text}" if option else text)
 
 
 def network(spec: str, weights: str | None, shape: str | None = None, give: str = "") -> None:
-    """Refuse a network that is not there; one whose input nothing tells, if `give` says what would tell it."""
+    """Refuse a missing network. With `give`, the option to name in the message, also one whose input shape is
+    unknown."""
     from parspike.cli.spec import check_spec, parse_shape, states_input
 
     check_spec(spec, weights)
@@ -56,15 +57,15 @@ def network(spec: str, weights: str | None, shape: str | None = None, give: str 
 
 
 def images(data: str, split: str | None) -> None:
-    """Refuse images that are not there."""
+    """Raise an error for missing images."""
     from parspike.cli.sources import check_data
 
     check_data(data, split)
 
 
 def neuron(text: str, given: str = "current", **parallel: object) -> None:
-    """Refuse a kind of neurons that there is not, and options of another kind. given: --input. parallel: the values of
-    options that only parallel neurons have, by name; None or False where they were not given."""
+    """Refuse an unknown kind of neurons, and options that belong to another kind. given: --input. parallel: the values
+    of options that only parallel neurons have, by name; None or False where they were not given."""
     found = re.fullmatch(r"parallel|if|if-zero|(?:lif|lif-zero):([0-9.]+)", text)
     if found is None or (found[1] is not None and not _is_share(found[1])):
         raise OptionError(
@@ -86,7 +87,7 @@ def _is_share(text: str) -> bool:
 
 
 def recipe(text: str | None, passes: int | None = None) -> None:
-    """Refuse a recipe, or an option of one, of a name that there is not; and passes where none are made."""
+    """Refuse unknown recipes and options, and --passes for a recipe that makes none."""
     if text is None:
         return
     try:

@@ -32,14 +32,14 @@ __all__ = [
 NARROW = shutil.get_terminal_size().columns < 80
 """Whether boxes would cut the names of options."""
 EVERY = 10.0
-"""Seconds between two lines of progress where nobody watches."""
+"""Seconds between two lines of progress where stderr is no terminal."""
 FEW = 3
 """Names that a message gives of many."""
 _silent = False
 
 
 def be_silent() -> None:
-    """Write nothing from here on: another process of the same command speaks for this one."""
+    """Print nothing from here on; rank 0 prints for all processes of the command."""
     global _silent
     _silent = True
 
@@ -56,7 +56,7 @@ class Panel(StrEnum):
 
 
 def show_anything() -> None:
-    """From here on print a replacement for a character that stdout cannot show, instead of failing at it."""
+    """Make stdout print a replacement for a character that it cannot show, instead of raising."""
     errors, utf = getattr(sys.stdout, "errors", None), (getattr(sys.stdout, "encoding", None) or "").startswith("utf")
     if errors == "strict" or (errors == "surrogateescape" and not utf):
         sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
@@ -117,7 +117,7 @@ def warn(message: str) -> None:
 
 
 def left_out(names: list[str]) -> list[str]:
-    """The files that could not be decoded, said once on stderr."""
+    """Name the files that could not be decoded on stderr, and return them."""
     if names:
         warn(f"{len(names)} images could not be decoded and were left out: {few(names)}")
     return names
@@ -125,7 +125,7 @@ def left_out(names: list[str]) -> list[str]:
 
 @contextmanager
 def warnings_shown() -> Iterator[None]:
-    """What parspike warns of becomes a remark on stderr, without the line of the code that said it."""
+    """Print parspike's warnings on stderr, without the line of code that raised them."""
     with warnings.catch_warnings():
         other = warnings.showwarning
 
@@ -157,7 +157,7 @@ def _say(word: str, style: str, message: str) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr with the time left, a line now and then where nobody watches.
+    """A progress bar on stderr with the time left; where stderr is no terminal, a line every ten seconds.
 
     It gives a function to call with (what, done, total), total 0 while it is not known.
     """
@@ -196,7 +196,7 @@ def _lines(title: str) -> Iterator[Callable[[str, int, int], None]]:
     if _silent:
         yield say
         return
-    # A thread of its own, since some steps take minutes without a word.
+    # A separate thread prints, since some steps take minutes without reporting progress.
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
     try:

@@ -26,7 +26,7 @@ def check(
 ) -> None:
     """Say what is in the data: images, classes and sizes of each split, and what training would stumble over.
 
-    Exit code 1 if there is something of the kind.
+    Exit code 1 if there is such a fault.
     """
     if not data.startswith("hf:"):
         checks.images(data, None)

@@ -138,7 +138,7 @@ class _Score:
         run = snn.run(x, engine=engine, record=True)
         self.seconds += time.perf_counter() - start
         self.images += len(x)
-        # In float64 sums of counts are exact, so their order and who formed them do not matter.
+        # In float64 sums of counts are exact, so they do not depend on their order and on which process formed them.
         for sent in run.sent.values():
             self.spikes, self.neurons = self.spikes + float(sent.sum(dtype=torch.float64)), self.neurons + sent.numel()
         output = None

@@ -75,7 +75,8 @@ class Images:
 
     @property
     def layout(self) -> str:
-        """What a refused shape may come from: floats with the channels last, as images of uint8 have them. Else ""."""
+        """A hint for a refused shape: these float images seem to have their channels last, as uint8 images do. Else
+        ""."""
         images = getattr(self.source, "images", None)
         if not isinstance(images, np.ndarray) or images.dtype == np.uint8 or images.ndim != 4:
             return ""
@@ -91,8 +92,9 @@ class Images:
         return next(iter(replace(self, batch_size=1)))[0][0]
 
     def batches(self) -> Iterable[tuple[Tensor, Tensor | None]]:
-        """The batches; a sequence of them, each read alone, unless the ends of one depend on broken images before."""
-        return _Batches(self) if self.skip_broken else _Numbered(self)
+        """The batches, as a sequence of which each can be read alone. With `skip_broken` they can only be read from the
+        first one on, since each broken image moves the beginning of the batches behind it."""
+        return _InOrder(self) if self.skip_broken else _Numbered(self)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         read = 0
@@ -103,7 +105,8 @@ class Images:
             raise InputError(f"none of {len(self)} images could be decoded, the first is {self.names[0]}")
 
     def _count_broken(self, index: int) -> str:
-        """How many images cannot be decoded: of all, or of so many from `index` on as take a few seconds."""
+        """For a message: how many images cannot be decoded, of all or, to take seconds at most, of the `LOOK` from
+        `index` on."""
         few = len(self._order) <= LOOK
         looked, number = self._order if few else self._order[self._order.index(index) :][:LOOK], 0
         for other in looked:
@@ -146,7 +149,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class _Batches:
+class _InOrder:
     images: Images
 
     def __len__(self) -> int:
@@ -156,7 +159,7 @@ class _Batches:
         return iter(self.images)
 
 
-class _Numbered(_Batches, Sequence[Any]):
+class _Numbered(_InOrder, Sequence[Any]):
     def __getitem__(self, number: Any) -> Any:
         start = range(0, len(self.images), self.images.batch_size)[number]
         return next(self.images._read(self.images._order[start : start + self.images.batch_size]))
@@ -207,7 +210,8 @@ def explained(images: Images | None) -> Iterator[None]:
 
 
 def unlike_folders(train: Images, other: Images) -> str:
-    """Classes are numbered within each split, so a class that one of them lacks shifts all labels after it."""
+    """The classes that have different numbers in training and test images, as text; "" if there are none. Classes are
+    numbered within each data set, so a class that one lacks shifts all labels after it."""
     ours, theirs = _folders(train), _folders(other)
     if not ours or not theirs:
         return ""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageOptions", "kept", "recipe_of", "spread", "starting"]
 
 MAX_T = 1 << 24
-"""Counts above it are not whole in float32."""
+"""A copy of `parspike.neurons.MAX_T`, whose module imports torch; a test compares the two."""
 
 RECIPES = {
     "auto": ("budget",),
@@ -32,7 +32,7 @@ RECIPES = {
     "reconstruct": ("steps", "batch_size", "rate", "augment", "held_out", "features", "weigh", "checkpoint"),
     "thresholds": ("mode", "granularity"),
 }
-"""Recipes and their options, known without importing torch: for completion, and so that a slip is said at once."""
+"""Recipes and their options, written here so that completion and the check of names need no torch."""
 NET, DATA, HOW, OUT = Panel.NETWORK, Panel.DATA, Panel.CONVERSION, Panel.OUTPUT
 
 
@@ -128,7 +128,7 @@ class ImageOptions:
     seed: Seed = 0
 
     def preprocessing(self, base: Preprocessing | None = None) -> Preprocessing:
-        """What the options ask, over what the network's library states."""
+        """The preprocessing that the options ask for; `base`, which the network's library states, for all others."""
         from parspike.cli.preprocess import Preprocessing
         from parspike.cli.spec import parse_shape
 
@@ -179,14 +179,14 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 
 def kept(patterns: list[str] | None) -> dict[str, Any]:
-    """What `--keep` asks of `parspike.plan` and `convert`, which call it `layers`."""
+    """The patterns of --keep as `layers=` of `parspike.plan` and `convert`."""
     import parspike
 
     return {pattern: parspike.Keep() for pattern in patterns or ()}
 
 
 def kind_of(neuron: str, code: str | None = None) -> Any:
-    """The kind of neurons that --neuron and --code say; None: what is converted for where nobody says anything."""
+    """The kind of neurons that --neuron and --code name; None for the default."""
     import parspike
 
     if code is not None:

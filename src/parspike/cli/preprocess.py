@@ -112,7 +112,7 @@ class Preprocessing:
 
 
 def remember(snn: Any, spec: str, weights: str | None, data: str | None, preprocess: Preprocessing) -> None:
-    """Note in a converted network how its images were prepared: `eval` does the same without being told."""
+    """Note in a converted network how its images were prepared: `eval` prepares them in the same way by default."""
     snn.provenance["command_line"] = {
         "spec": spec,
         "weights": weights,

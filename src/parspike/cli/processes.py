@@ -1,4 +1,4 @@
-"""`--devices N` and torchrun: processes that share the images of one command. Only the first of them speaks.
+"""`--devices N` and torchrun: processes that share the images of one command. Only rank 0 prints.
 
 torch is imported inside, so that `--help` answers at once.
 """
@@ -36,10 +36,10 @@ _joined: list[Together] = []
 
 
 def join(devices: int, check: Callable[[], object]) -> Together:
-    """This process among those of the command, which are started here where torchrun has not done it.
+    """Join the processes of the command, or start them where torchrun has not.
 
-    check: refuses wrong options. It is called before torch is imported; by processes of torchrun when they know of
-    each other, so that one of them speaks.
+    check: refuses wrong options. It is called before torch is imported; by processes of torchrun after they have
+    joined, so that rank 0 alone prints the error.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started == 1:
@@ -54,7 +54,7 @@ def join(devices: int, check: Callable[[], object]) -> Together:
         return Together()
     if devices not in (1, started):
         raise OptionError(f"--devices {devices}: torchrun has started {started} processes; leave it out")
-    # One that ends is noticed at once. One that works alone for long (--operations) is waited for.
+    # A process that ends is noticed at once; the long timeout is for rank 0 working alone (--operations).
     dist.init_process_group("gloo", timeout=timedelta(days=1))
     together = Together(dist.group.WORLD)
     _joined.append(together)
@@ -72,7 +72,7 @@ def _launch(devices: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // devices)))
-    # What failed has been said by the process that failed.
+    # The process that failed has printed the error.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         1, 1, devices, run_id="parspike", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
@@ -88,7 +88,7 @@ def _launch(devices: int) -> None:
 
 @contextmanager
 def one_fate() -> Iterator[None]:
-    """What fails in one process of the command fails in all of them, with one message."""
+    """A context in which an error in one process of the command ends all of them, with one message."""
     try:
         yield
     except Exception as error:
@@ -100,7 +100,7 @@ def one_fate() -> Iterator[None]:
 
 
 def leave() -> None:
-    """Wait until all have said what they have to: torchrun stops the others as soon as one has failed."""
+    """Wait until all processes have printed, since torchrun stops the others as soon as one has failed."""
     if not _joined:
         return
     import torch.distributed as dist

@@ -89,7 +89,7 @@ class FileSource:
 
 
 def check_data(data: str, split: str | None = None) -> None:
-    """Refuse data that are not there, before anything is loaded. Whether they can be read shows when they are."""
+    """Raise an error for missing data before anything is loaded. Damaged data are found later, when they are read."""
     if split is not None and split not in SPLITS:
         raise OptionError(f"--split {split}: choose one of {', '.join(SPLITS)}")
     path = Path(data)

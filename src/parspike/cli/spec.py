@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Network", "check_spec", "load", "load_network", "parse_shape", "set_state"]
 
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
-"""What files of torch.save begin with that are no .zip: a pickled number."""
+"""First bytes of files of torch.save from before it wrote .zip files: a pickled number."""
 LIBRARIES = ("timm", "torchvision")
 EXPECTED = "expected safetensors, or what torch.save(model.state_dict(), …) wrote"
 FORMS = "package.module:factory, file.py:factory, timm:NAME or torchvision:NAME"
@@ -133,7 +133,7 @@ def _from_factory(spec: str, where: str, name: str) -> nn.Module:
 
 
 def _choice(found: Any, name: str) -> str:
-    """What a module or class has that makes a network: what it was perhaps meant to be, else a list."""
+    """For a message: the name in a module or class that was probably meant, else a list of those that make networks."""
     from torch import nn
 
     home = found.__name__ if isinstance(found, ModuleType) else getattr(found, "__module__", None)
@@ -182,7 +182,7 @@ def _import(spec: str, name: str) -> ModuleType:
 
 
 def _users_code(spec: str, call: Callable[[], Any]) -> Any:
-    """Calls the user's code; whatever it raises becomes one error with its line."""
+    """Call the user's code; any exception becomes one `InputError` with the line."""
     try:
         return call()
     except Exception as error:  # any error of foreign code, told with its place
@@ -289,7 +289,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except FileError:
         raise
     except Exception as error:  # each reader raises its own kinds on a damaged file
-        # torch names what it would have run, and advises to run it: its words are not repeated.
+        # torch's own message advises to run the file's code, so it is not repeated.
         if isinstance(error, pickle.UnpicklingError) and (zipfile.is_zipfile(path) or head.startswith(LEGACY)):
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
             more = f"more than tensors ({found[1]})" if found else "more than tensors"
@@ -314,7 +314,7 @@ def _is_safetensors(head: bytes) -> bool:
 
 
 def _no_weights(path: Path, head: bytes) -> str:
-    """What a file is by its first bytes, or its members, if that is no state dict of PyTorch."""
+    """What a file holds instead of a state dict of PyTorch, told by its first bytes or its members."""
     if head.startswith(b'{"__metadata__":{"format":"parspike"', 8):
         return "a converted network (.parspike)"
     if head.startswith(b"\x89HDF"):

@@ -16,8 +16,8 @@ from parspike.errors import FileError, InputError, OptionError
 
 if TYPE_CHECKING:
     from parspike.cli.images import Images
-    from parspike.train import OnDemand, Recipe, Stream
-    from parspike.train.data import Data
+    from parspike.train import HubStream, OnDemand, TrainingRecipe
+    from parspike.train.data import Examples
 
 __all__ = ["train"]
 
@@ -115,7 +115,7 @@ def train(
     import torch
 
     from parspike.cli.images import unlike_folders
-    from parspike.train import Devices, OnDemand, Stream, fit
+    from parspike.train import Devices, HubStream, OnDemand, fit
 
     with console.progress("") as progress:
         held_out = _open(test_data or data, "test", made, skip_broken)
@@ -141,10 +141,10 @@ def train(
             resume=resume, save_every=save_every, tensorboard=tensorboard, compile=compile, progress=progress,
         )  # fmt: skip
     for read in (training, test):
-        if isinstance(read, OnDemand | Stream):
+        if isinstance(read, OnDemand | HubStream):
             console.left_out(read.decoder.broken)
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
-        return  # one of several processes speaks
+        return  # rank 0 alone prints
     fields = {
         "recipe": made.to_json(), "accuracy": result.accuracy, "epoch": result.epoch, "step": result.step,
         "seconds": round(result.seconds, 1), "weights": str(result.weights),
@@ -194,23 +194,23 @@ def _on_demand(images: Images, crop: int) -> OnDemand:
     return OnDemand(images.source, preprocess, Decoder(crop, images.skip_broken))
 
 
-def _stream(data: str, recipe: Recipe, skip_broken: bool) -> Stream:
+def _stream(data: str, recipe: TrainingRecipe, skip_broken: bool) -> HubStream:
     from parspike.cli.preprocess import Preprocessing
-    from parspike.train import Decoder, Stream
+    from parspike.train import Decoder, HubStream
 
     if not data.startswith("hf:"):
         raise OptionError(f"--stream reads data sets of Hugging Face (hf:NAME); for {data} take --on-demand")
     crop = recipe.augment.resized_crop
     preprocess = Preprocessing() if crop else Preprocessing(size=recipe.data.size, crop=recipe.data.crop)
     decoder = Decoder(crop, skip_broken)
-    return Stream(data.removeprefix("hf:"), "train", recipe.data.classes, preprocess, decoder)
+    return HubStream(data.removeprefix("hf:"), "train", recipe.data.classes, preprocess, decoder)
 
 
-def _network(recipe: Recipe, weights: str | None, training: Data | Stream) -> Any:
+def _network(recipe: TrainingRecipe, weights: str | None, training: Examples | HubStream) -> Any:
     import torch
 
     from parspike.cli.spec import load_network, set_state
-    from parspike.train import Stream, make_network
+    from parspike.train import HubStream, make_network
     from parspike.train.networks import NETWORKS, build
 
     base = None
@@ -221,7 +221,7 @@ def _network(recipe: Recipe, weights: str | None, training: Data | Stream) -> An
         elif weights is not None:
             base = build(recipe.network, recipe.data.classes)
             set_state(base, recipe.network, weights)
-    if isinstance(training, Stream):
+    if isinstance(training, HubStream):
         x = training.take(min(256, len(training)), 0, recipe.seed)[0]
     else:
         few = torch.arange(0, len(training), max(1, len(training) // 256))[:256]
@@ -236,7 +236,7 @@ def _network(recipe: Recipe, weights: str | None, training: Data | Stream) -> An
         ) from error
 
 
-def _arrays(images: Images, data: str, split: str, cache: Path, progress: Any) -> Data:
+def _arrays(images: Images, data: str, split: str, cache: Path, progress: Any) -> Examples:
     from parspike.train import decode
 
     path = Path(data)
@@ -256,7 +256,7 @@ def _arrays(images: Images, data: str, split: str, cache: Path, progress: Any) -
     return arrays
 
 
-def _open(data: str, split: str, recipe: Recipe, skip_broken: bool) -> Images:
+def _open(data: str, split: str, recipe: TrainingRecipe, skip_broken: bool) -> Images:
     from parspike.cli.images import Images, open_images
     from parspike.cli.preprocess import Preprocessing
     from parspike.train import Hub

@@ -77,7 +77,7 @@ def tune(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Find the fewest time-steps that keep what the network says, on calibration images held out."""
+    """Find the fewest time-steps that keep the network's answers or values, on calibration images held out."""
     if output is not None:
         checks.output(Path(output), force)
     checks.network(spec, weights)

@@ -1,9 +1,9 @@
-"""Ways to run a spiking network, one law: equal results.
+"""Ways to run a spiking network. `count`, `parallel` and `serial` give equal results.
 
-`count` makes one pass over spike counts, `parallel` sends every spike train through every synapse with time folded into
-the batch, `serial` sends the same trains one step at a time. `over_time` runs neurons with a state: those of a network
-that was converted for them, or, as `serial-if`, the twin with soft-reset integrate-and-fire neurons that parallel
-conversion is compared with.
+`count` makes one pass over spike counts, `parallel` sends every spike train through every synapse with time in the
+batch, `serial` sends the same trains one step at a time. `over_time` runs neurons with a state: those of a network that
+was converted for them, or, as `serial-if`, the twin with soft-reset integrate-and-fire neurons that parallel conversion
+is compared with.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Network(Protocol):
         ...
 
     def counting(self) -> Mapping[str, Neuron]:
-        """The same of a network whose neurons' counts follow from their mean input."""
+        """The neurons whose counts follow from their mean input."""
         ...
 
 
@@ -111,7 +111,7 @@ def _shapes(value: Any) -> str:
 
 @dataclass(frozen=True)
 class OnDemand(Mapping[str, Tensor]):
-    """Made from counts when asked for: trains take T times the memory, needed only for what is looked at."""
+    """A mapping whose values are made from counts at each look-up: all trains at once would take T times the memory."""
 
     counts: Mapping[str, Tensor]
     expand: Mapping[str, Callable[[Tensor], Tensor]]
@@ -130,7 +130,8 @@ class OnDemand(Mapping[str, Tensor]):
 
 
 def recorded(logits: Any, net: Network, engine: str, counts: Mapping[str, Tensor] | None) -> Run:
-    """A run with counts by node name turned into counts and trains by layer name. counts: None if nobody asked."""
+    """The run, with counts by layer name instead of node name, and trains made from them on demand. counts: None if the
+    caller did not ask for a record."""
     if counts is None:
         return Run(logits, net.T, engine)
     layer = {node.name: node.layer for node in net.graph.neurons}

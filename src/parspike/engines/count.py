@@ -4,7 +4,7 @@ Synapses are linear and only the time-mean of its input matters to a neuron, so 
 those of the next (method.md, facts beyond the paper).
 
 An activation that falls and then rises stands in the graph as right(z) + left(−z) + lowest, two layers of neurons
-(graph/rewrite.py). Where nobody asks for their counts, `neurons.joined` computes the sum in one look-up.
+(graph/rewrite.py). If the caller does not record counts, `neurons.joined` computes their sum in one look-up.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Time folded into the batch: t values (B, …) as one (t·B, …), the steps one after the other.
+"""Time in the batch: t values (B, …) as one (t·B, …), the steps one after the other.
 
 The batch of a value need not be its first dimension; `place` is its position in one step, None for a value that does
 not depend on the batch.
@@ -23,7 +23,7 @@ def place_of(graph: Graph, name: str) -> int | None:
 
 
 def timed(symbol: str, value: int, steps: int) -> int:
-    """An input size as the operators of so many steps at once see it."""
+    """An input size for operators that run `steps` time-steps as one batch: the batch is that many times as large."""
     return value * steps if symbol == "batch" else value
 
 

@@ -1,6 +1,6 @@
 """Neurons with a state, block of time-steps by block of time-steps.
 
-A block of t steps runs with time folded into the batch, (t·B, …): each synapse once, and each layer of neurons in a
+A block of t steps runs with time in the batch, (t·B, …): each synapse once, and each layer of neurons in a
 loop over the t steps that only reads and writes its own potential. What does not change over time, such as a constant
 input and the first synapse behind it, is computed once, before the first block.
 
@@ -22,7 +22,7 @@ from parspike.engines.base import Network, Run
 from parspike.engines.folded import fold, join, place_of, repeat, split, timed, unfold
 from parspike.graph import Graph, Hook, Node, Role, Schedule, Stream, leaves, map_tree, walk
 from parspike.graph.ir import elements
-from parspike.graph.ops import UNFOLDABLE, call
+from parspike.graph.ops import ACROSS_BATCH, call
 from parspike.neurons import Dynamics, Simulation, State
 
 __all__ = ["Block", "Moving", "Watch", "over_time"]
@@ -74,7 +74,8 @@ class Block:
         self.sums: dict[str, tuple[dict[str, Any], Any]] = {}
 
     def next_phase(self) -> None:
-        """Begin the second phase of a simulation: the neurons keep what they want to, all else starts anew."""
+        """Begin the second phase of a simulation: neurons keep what `Dynamics.next_phase` returns, all else starts
+        anew."""
         kept = {name: self.neurons[name].next_phase(state) for name, state in self.states.items()}
         self.states = {name: state for name, state in kept.items() if state is not None}
         self.sums, self.t = {}, 0
@@ -127,7 +128,7 @@ class Block:
             n = self.t + step + 1
             means.append({ref: _over(total, n) for ref, total in totals.items()})
         place = place_of(self.graph, node.name)
-        if node.reason == UNFOLDABLE:
+        if node.reason == ACROSS_BATCH:
             one = [Stream({**stream.env, **mean}, stream.tensors, stream.sizes) for mean in means]
             values = [call(node.target, *each.arguments(node)) for each in one]
         else:
@@ -232,7 +233,7 @@ def _adds(value: Any) -> bool:
 
 
 def _added(total: Any, value: Any, sign: int = 1) -> Any:
-    """total + value, or total − value, leaf by leaf; what has no mean is that of the latest step."""
+    """total + value, or total − value, leaf by leaf; a leaf without a mean takes the value of the latest step."""
     rest = iter(list(leaves(value)))
 
     def one(before: Any) -> Any:

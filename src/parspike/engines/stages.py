@@ -3,7 +3,7 @@
 A *stage* is what lies between one set of neurons and the next: it takes spike trains, turns them into currents,
 and ends where a current is averaged over time: at a neuron (Λ_PRE of equation (8)), at an operator that is not
 linear in time, at a value that several stages need and that is expensive to make twice, or at the output. A
-stage runs with time folded into the batch, (t·B, …), for a chunk of time-steps at once, so memory does not grow
+stage runs with time in the batch, (t·B, …), for a chunk of time-steps at once, so memory does not grow
 with T. With all steps in one chunk this is the paper's own run (`parallel`); with chunks of one step it is the
 same network fed step by step, its state the charge collected so far (`serial`).
 Values that do not change over time (a constant input up to its first neuron) are computed once.
@@ -43,9 +43,9 @@ class Stage:
 class Stages:
     """How a graph with given spiking nodes runs over time.
 
-    fires: the spiking nodes. held: values kept as one tensor (B, …), their mean over time; other values live
-    inside a stage, as currents (t·B, …). ends: for every node to evaluate, in order, the values whose means it
-    needs. stages: how to make each of those. dead: what nobody needs after a node.
+    fires: the spiking nodes. held: values kept as one tensor (B, …), their mean over time; other values live inside a
+    stage, as currents (t·B, …). ends: for every node to evaluate, in order, the values whose means it needs. stages:
+    how to make each of those. dead: values to free after a node, since no later node reads them.
     """
 
     fires: frozenset[str]
@@ -137,7 +137,7 @@ def _shared(graph: Graph, fires: frozenset[str], timed: set[str]) -> set[str]:
 def parallel(
     net: Network, env: dict[str, Any], stages: Stages, *, chunk: int | None = None, record: bool = False
 ) -> Run:
-    """The paper's own run: time folded into the batch, as many steps at once as `chunk` (default: what fits)."""
+    """The paper's own run: time in the batch, as many steps at once as `chunk` (default: what fits)."""
     return _run(net, env, stages, chunk, "parallel", record)
 
 
@@ -147,7 +147,7 @@ def serial(net: Network, env: dict[str, Any], stages: Stages, *, record: bool = 
 
 
 def check_chunk(chunk: object) -> None:
-    """Refuse what is no number of time-steps; None is the engine's own choice."""
+    """Raise `OptionError` unless this is a number of time-steps, or None (the engine chooses)."""
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise OptionError(f"chunk must be a number of time-steps of at least 1, got {chunk!r}")
 

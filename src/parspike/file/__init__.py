@@ -1,8 +1,8 @@
 """The `.parspike` file: one safetensors file whose metadata hold the graph as JSON (docs/format.md).
 
-Loading runs no code from the file: operators are looked up by name in parspike's own table, every field is
-checked, the network is run once on tensors without data, and whatever does not fit is a `FileError`. Saving
-passes the same checks, so that no file is written that could not be read.
+Loading runs no code from the file: operators are looked up by name in parspike's own table, every field is checked, the
+network is run once on tensors without data, and anything that does not fit raises a `FileError`. Saving passes the same
+checks, so that no file is written that could not be read.
 """
 
 from __future__ import annotations
@@ -56,6 +56,6 @@ def load(path: str | Path) -> SNN:
         raise FileError(f"'{path}' does not fit into memory") from error
     except OSError as error:
         raise FileError(f"cannot read '{path}': {error.strerror or error}") from error
-    # Whatever a forged network raises says that it is none; the cause is chained.
+    # A forged network may raise any exception while it is checked; each means that the file holds no network.
     except Exception as error:
         raise FileError(f"'{path}' holds no valid network ({type(error).__name__}: {error})") from error

@@ -95,7 +95,7 @@ def container(text: str, tensors: Mapping[str, Tensor], version: int) -> list[by
 
 
 def contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors, of one reading, so that what was checked is what is used."""
+    """Header and tensors. The file is read once, so the bytes that were checked are the bytes that are used."""
     with path.open("rb") as stream:
         start = stream.read(DIGEST.stop + 20)  # 20: the version at its longest
         length = int.from_bytes(start[:8], "little")
@@ -123,7 +123,7 @@ def contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def parse(text: str) -> Any:
-    """JSON of one meaning: no repeated keys, no NaN, no number beyond a float."""
+    """Parse JSON strictly: no repeated keys, no NaN, no number that overflows a float."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)

@@ -1,4 +1,4 @@
-"""What a file is refused for, though its bytes are whole: fields, names, references, roles, nodes that cannot run.
+"""The checks of a file whose bytes are undamaged: fields, names, references, roles, nodes that cannot run.
 
 Nothing in a file is believed: a forged one may hold any JSON and any tensors.
 """
@@ -94,7 +94,7 @@ def check_role(node: Node, varying: set[str], reached: set[str]) -> None:
     if weighed_by_sample(node, reached):
         return
     if node.reason in ON_MEANS and node.role is Role.ANALOG and role is not Role.UNKNOWN:
-        return  # tracing saw what the table cannot; on the time-means it does the same as in the network
+        return  # only tracing finds these reasons, and on the means over time the network's own operator runs
     if role is not node.role or role is Role.UNKNOWN:
         said = f"{role}, {reason}" if reason else role
         raise FileError(f"node '{node.name}' ({node.target}) has the role {node.role}, the table says {said}")
@@ -113,9 +113,8 @@ def _check_types(node: Node, stream: Stream) -> None:
 
 
 def check_run(snn: SNN) -> None:
-    """Run the network on two samples without data, of the example's sizes.
-
-    Operators take their arguments, shapes are as stated.
+    """Run the network on two samples without data, of the example's sizes. Raises `FileError` where an operator refuses
+    its arguments or gives another shape than the file states.
     """
     graph, neurons, sizes = snn.graph, snn.neurons(), {**snn.graph.example, BATCH: 2}
 
@@ -138,7 +137,7 @@ def check_run(snn: SNN) -> None:
                 _check_types(node, stream)
                 walk(Schedule(((node, ()),)), [stream], dict.fromkeys(neurons, fire))
                 first = next(leaf for leaf in leaves(env[node.name]) if isinstance(leaf, Tensor))
-            except Exception as error:  # torch raises whatever it likes on forged arguments
+            except Exception as error:  # torch may raise any exception on forged arguments
                 text = (str(error).splitlines() or [""])[0][:200]
                 raise FileError(f"node '{node.name}' ({node.target}) cannot run: {text}") from error
             if tuple(first.shape) != size(node.shape):

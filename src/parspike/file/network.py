@@ -102,8 +102,8 @@ def network_from_json(body: Any, tensors: Mapping[str, Tensor]) -> SNN:
 
 
 def _inputs_as_cast(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple[Input, ...]:
-    """The inputs, floating ones in the type of the tensors. `snn.half()` once left the inputs' type as it was traced,
-    and the network took the other one: so its files say."""
+    """The inputs, floating ones in the type of the tensors. In files of older versions, `snn.half()` had cast the
+    network but not the type that its inputs state; the network takes the type of its tensors."""
     types = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(types) != 1 or len({i.dtype for i in graph.inputs if i.dtype.is_floating_point}) != 1:
         return graph.inputs

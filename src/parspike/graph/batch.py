@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from parspike.errors import TraceError
 from parspike.graph.ir import BATCH, Graph, Ref, Size, leaves, map_tree
 from parspike.graph.kept import Kept
-from parspike.graph.ops import UNFOLDABLE, Role
+from parspike.graph.ops import ACROSS_BATCH, Role
 from parspike.graph.quiet import copied, outputs, quiet
 from parspike.graph.read import plain
 from parspike.graph.same import alike, same, tensors_of, unlike
@@ -21,10 +21,11 @@ __all__ = ["check_memory", "with_one_sample"]
 
 
 def with_one_sample(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Graph:
-    """The graph, with what the network does to a batch of one alone: `x.squeeze()` drops its dimension too.
+    """The graph, made to treat a batch of one sample as the network does: `x.squeeze()` drops that dimension too.
 
-    torch.export follows a network with more than one sample. An output that differs for one by its shape alone gets
-    that shape at the very end, behind whatever is folded in time; any other difference is a limit: more than one.
+    torch.export traces with more than one sample and does not see this. Where the network's output for one sample
+    differs in its shape alone, the graph is given that shape for it at the very end, behind everything that runs
+    several time-steps as one batch. Where it differs otherwise, the graph is limited to more than one sample.
     """
     if graph.batch() != 1 or any(node.role is Role.UNKNOWN for node in graph.nodes):
         return graph
@@ -55,7 +56,7 @@ def with_one_sample(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwar
             if all(other.name != name for other in nodes):
                 nodes.append(replace(
                     node, name=name, target="aten.squeeze.dims", args=(ref, dropped), kwargs={}, role=Role.ANALOG,
-                    layer=f"{node.layer}.squeeze", reason=UNFOLDABLE,
+                    layer=f"{node.layer}.squeeze", reason=ACROSS_BATCH,
                 ))  # fmt: skip
             made[-1] = Ref(name)
     names = iter(made)
@@ -64,7 +65,7 @@ def with_one_sample(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwar
 
 
 def _dropped(shape: tuple[int, ...], full: tuple[int, ...]) -> list[int] | None:
-    """Which dimensions of one go where a batch of one loses that of the batch; None where shapes differ otherwise."""
+    """The dimensions of size 1 that the network drops for a batch of one; None where shapes differ otherwise."""
     if shape == full:
         return []
     ones = [d for d in range(1, len(full)) if full[d] == 1]

@@ -75,7 +75,7 @@ class Trail(TorchDispatchMode):
         return made
 
     def error(self, y: Tensor) -> Tensor:
-        """How far a value may be from the exact one; without knowledge, one rounding."""
+        """How far a value may be from the exact one; for a value that was not watched, one rounding."""
         return self.errors[id(y)] if id(y) in self.errors else _rounding(y)
 
     def events(self) -> Tensor:
@@ -119,7 +119,8 @@ def _shifted(args: Any, place: int, by: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Course:
-    """A function where it is finite: x (N,), rising, y, and how far rounding may have moved each y."""
+    """A function where it is finite: places x (N,) in ascending order, values y, and by how much rounding may be
+    off."""
 
     x: Tensor
     y: Tensor
@@ -160,7 +161,8 @@ def course_of(function: Callable[[Tensor], Tensor]) -> Course | str:
 
 
 def turn_of(function: Callable[[Tensor], Tensor], course: Course | str | None = None) -> Turn | str | None:
-    """None for a function that never falls, its turn for one that falls and then rises, else where it does not.
+    """None for a function that never falls, the turn of one that falls and then rises, else a text: where it falls
+    again.
 
     course: the function's, where it is known.
     """

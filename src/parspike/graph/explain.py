@@ -22,7 +22,7 @@ __all__ = ["explain", "frames", "seen", "user_line"]
 
 
 def explain(model: nn.Module, error: Exception) -> str:
-    """Why a network could not be traced, with the user's line."""
+    """The message for a network that could not be traced: the cause, the user's line, and what to do."""
     text = str(error)
     line = user_line(text) or user_line("".join(frames(error)))
     place = f" at {line}" if line else ""
@@ -58,7 +58,7 @@ class _Watch(TorchDispatchMode):
 
 
 def seen(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> str:
-    """What a network that cannot be traced runs all the same, as far as it comes."""
+    """The operators that an untraceable network runs in an ordinary forward pass, up to its first error, as text."""
     with contextlib.suppress(Exception), _Watch() as watch:
         outputs(model, args, kwargs)
     found = ", ".join(f"{number} {name}" for name, number in watch.counts.most_common(12))
@@ -72,7 +72,7 @@ def frames(error: Exception) -> Iterator[str]:
 
 
 def user_line(stack: str) -> str:
-    """The innermost line of a stack that is not torch's or parspike's own."""
+    """The innermost line of a stack that belongs to the user's code, not to torch or parspike."""
     found = ""
     pattern = r'File "([^"]+)", line (\d+), in (\S+)(?:\s*\n\s+(?!File)(\S[^\n]*))?'
     for path, line, _, code in re.findall(pattern, stack):

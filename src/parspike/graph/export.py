@@ -54,7 +54,7 @@ def _exported(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tens
 
 @contextlib.contextmanager
 def _without_dumps() -> Iterator[None]:
-    """Without the graph that torch.export prints where tracing ends: the error says where."""
+    """Suppress the graph that torch.export prints when tracing fails, since the error names the place already."""
     room: Any = _trace
     room.print = lambda *args, **kwargs: None
     try:
@@ -64,8 +64,8 @@ def _without_dumps() -> Iterator[None]:
 
 
 def _in_known_operators(exported: Any) -> Any:
-    """The program without in-place operators, and with those that the table lacks written in others, where torch says
-    how: `clip` is a `clamp`, `hstack` a `cat`, `mT` a `transpose`. Each decomposing traces the whole network again."""
+    """Remove in-place operators, and replace operators that the table lacks by torch's decompositions into others:
+    `clip` is a `clamp`, `hstack` a `cat`, `mT` a `transpose`. Each decomposition traces the whole network again."""
     tried: set[Any] = set()
     writes = not (pure(exported) or without_writes(exported))
     while (lacking := _lacking(exported) - tried) or writes:
@@ -89,7 +89,7 @@ def _lacking(exported: Any) -> set[Any]:
             continue  # what depends on weights alone is computed once, by the operator itself
         varying.add(fx.name)
         size = isinstance(fx.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
-        # An in-place operator becomes its functional one in decomposing, whatever the table.
+        # Decomposition replaces an in-place operator by its functional form, also if the table lacks it.
         its_own = isinstance(fx.target, torch._ops.OpOverload) and not fx.target._schema.is_mutable
         if not size and its_own and not known(fx.target):
             found.add(fx.target)
@@ -97,12 +97,12 @@ def _lacking(exported: Any) -> set[Any]:
 
 
 def _register_outputs(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> bool:
-    """Tell torch.export about a data class that the network returns; whether there was one that it did not know."""
+    """Register the data class that the network returns with torch.export. Returns whether there was a new one."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, Kept(model):
         fake = pytree.tree_map(mode.from_tensor, (args, kwargs))
         try:
             output = model(*fake[0], **fake[1])
-        except Exception:  # noqa: BLE001 - whatever is wrong with it, torch.export says it better
+        except Exception:  # noqa: BLE001 - torch.export reports the same error with its place
             return False
     unknown = dataclasses.is_dataclass(output) and type(output) not in pytree.SUPPORTED_NODES
     if unknown:

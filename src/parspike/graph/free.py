@@ -1,4 +1,4 @@
-"""Which sizes of the inputs stay free in a graph: open all, fix what the code relies on, prove the rest."""
+"""Which input sizes stay free in a graph: leave all open, fix those that the code relies on, test the rest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from parspike.graph.export import export
 from parspike.graph.ir import BATCH, Graph, Node, Size
 from parspike.graph.ops import Role
 from parspike.graph.read import Reader
-from parspike.graph.same import same, time_folded
+from parspike.graph.same import across_batch_marked, same
 from parspike.graph.sizes import GuardWatch, batch_limits, conditions, other_sizes, resized
 
 __all__ = ["of_one_size", "with_free_sizes"]
@@ -29,13 +29,13 @@ PROOFS = 3
 def with_free_sizes(
     model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
 ) -> tuple[Graph | None, tuple[str, ...]]:
-    """The graph with the sizes free that may be, None where it has to be traced with all as in the example; and why
-    sizes are fixed."""
+    """The graph with every size free that may vary, and why the others are fixed. The graph is None where the network
+    has to be traced with all sizes of the example."""
     inputs = (*args, *kwargs.values())
     fixed: dict[tuple[int, int], str] = {}
     names: list[str] = []
     try:
-        # Every turn fixes a size or ends, and each costs a tracing.
+        # Each round traces the network once, and either fixes a size or ends.
         for _ in range(TURNS):
             opened = [{d for d in range(1, x.dim()) if (i, d) not in fixed} for i, x in enumerate(inputs)]
             if not any(opened):
@@ -71,9 +71,10 @@ def with_free_sizes(
 def of_one_size(
     model: nn.Module, reader: Reader, graph: Graph, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
 ) -> Graph:
-    """A graph that was read with every size but the batch as in the example, with its limits and means."""
+    """A graph whose sizes, but for the batch, are those of the example: with its limits on the batch, and with the
+    operators across the batch marked."""
     graph = replace(graph, limits=(*batch_limits(reader.placeholders, reader.symbols), *reader.limits))
-    return with_one_sample(model, time_folded(graph, args, kwargs), args, kwargs)
+    return with_one_sample(model, across_batch_marked(graph, args, kwargs), args, kwargs)
 
 
 def _reason(graph: Graph, layer: str, line: str) -> str:
@@ -86,7 +87,7 @@ def _user_place(line: str) -> str:
 
 
 def _reasons(fixed: Mapping[tuple[int, int], str], names: Sequence[str], inputs: Sequence[Tensor]) -> tuple[str, ...]:
-    """One text for every cause, the dimensions that it fixes first."""
+    """One line of text for each cause: the dimensions that it fixes, then the cause."""
     grouped: dict[str, list[str]] = {}
     for (i, d), reason in sorted(fixed.items()):
         grouped.setdefault(reason, []).append(f"{names[i]}.{d} = {inputs[i].shape[d]}")
@@ -110,7 +111,7 @@ def _proved(model: nn.Module, graph: Graph, args: tuple[Tensor, ...], kwargs: di
     example = graph.bind(args, kwargs)
     said = "no other size meets its conditions"
     for sizes in itertools.islice(other_sizes(graph), PROOFS):
-        # A network that does another thing with one sample alone is looked at by itself.
+        # A batch of one is tested separately, since networks may treat it in a way of their own (`batch.py`).
         for batch in dict.fromkeys((sizes[BATCH], graph.batch(2))):
             env = {i.name: resized(example[i.name], i.shape, {**sizes, BATCH: batch}) for i in graph.inputs}
             changes: list[str] = []
@@ -123,9 +124,9 @@ def _proved(model: nn.Module, graph: Graph, args: tuple[Tensor, ...], kwargs: di
                 said = f"its output for inputs of shape {[tuple(x.shape) for x in env.values()]} is another"
                 continue
             check_memory(model, args, kwargs, changes)
-            # Folding does not depend on these sizes, and the example's may be large.
+            # What runs across the batch does not depend on these sizes, and the example's may be large.
             two = {i.name: resized(example[i.name], i.shape, {**sizes, BATCH: 2}) for i in graph.inputs}
-            graph = time_folded(graph, *_as_given(graph, two))
+            graph = across_batch_marked(graph, *_as_given(graph, two))
             return graph if batch == sizes[BATCH] else with_one_sample(model, graph, args, kwargs)
         if "is another" in said:
             break

@@ -39,7 +39,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Param:
-    """The tensor `path` of the network (a parameter, a buffer or a folded constant)."""
+    """The tensor `path` of the network (a parameter, a buffer, or a constant computed when the graph was read)."""
 
     path: str
 
@@ -77,7 +77,7 @@ class Size:
         return {leaf for leaf in leaves(self.tree) if isinstance(leaf, str) and leaf not in _OPERATIONS}
 
     def at(self, sizes: Mapping[str, int]) -> Size | int:
-        """The same with some of the input sizes put in: an int where nothing else is left."""
+        """The expression with some input sizes filled in; an int if no symbol is left."""
         tree = _partial(self.tree, sizes)
         return tree if isinstance(tree, int) else Size(tree)
 
@@ -136,10 +136,10 @@ class Input:
 class Node:
     """One operation.
 
-    name: unique in the graph. target: the operator's name in the op table. args, kwargs: trees of plain values,
-    `Ref`, `Param`, `Size`. role: what it is for a spiking network (see `ops.Role`). layer: where in the user's
-    model. source: the user's source line. shape: of the (first) output, `Size` where it varies. channel_dim: the
-    dimension that per-channel parameters of a neuron run along. reason: why the role is analog or unknown.
+    name: unique in the graph. target: the operator's name in the op table. args, kwargs: trees of plain values, `Ref`,
+    `Param`, `Size`. role: what becomes of it in a spiking network (see `ops.Role`). layer: where in the user's model.
+    source: the user's source line. shape: of the (first) output, `Size` where it varies. channel_dim: the dimension
+    that per-channel parameters of a neuron run along. reason: why the role is analog or unknown.
     """
 
     name: str
@@ -281,7 +281,7 @@ class Graph:
         return table
 
     def shape_of(self, node: Node) -> tuple[int | str, ...]:
-        """A node's shape for inputs of the example's sizes, to show: only the batch is open."""
+        """A node's shape for inputs of the example's sizes, for tables: all numbers but the batch."""
         shape = (dim.at(self.example) if isinstance(dim, Size) else dim for dim in node.shape)
         return tuple(dim if isinstance(dim, int) else str(dim) for dim in shape)
 
@@ -313,7 +313,7 @@ class Graph:
         return self.collect(env)
 
     def bind(self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Inputs by name."""
+        """A call's arguments by the names of the graph's inputs."""
         positional, names = self.signature
         env = {i.name: arg for i, arg in zip(self.inputs[:positional], args, strict=False)}
         for i, name in zip(self.inputs[positional:], names, strict=True):
@@ -368,13 +368,13 @@ class Graph:
         """The value of every symbol of the input shapes."""
         return {
             dim.tree: env[i.name].shape[position]
-            for i in reversed(self.inputs)  # the first input that has a size says it
+            for i in reversed(self.inputs)  # reversed, so that the first input with a size sets it
             for position, dim in enumerate(i.shape)
             if isinstance(dim, Size) and isinstance(dim.tree, str)
         }
 
     def collect(self, env: Mapping[str, Any]) -> Any:
-        """The output tree with the values put in."""
+        """The output tree, with a value for every reference."""
         return map_tree(lambda leaf: env[leaf.name] if isinstance(leaf, Ref) else leaf, self.output)
 
 
@@ -384,13 +384,15 @@ def _shape(shape: tuple[Any, ...]) -> str:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Nodes to run in order, each with the names that nobody reads after it (so memory can go)."""
+    """Nodes in running order. After each node, the values whose memory can be freed because no later node reads
+    them."""
 
     steps: tuple[tuple[Node, tuple[str, ...]], ...]
 
     @classmethod
     def of(cls, nodes: Sequence[Node], keep: Sequence[str], *, seeds: Sequence[str] = ()) -> Schedule:
-        """Run `nodes`; values named in `keep` stay, and so do `seeds`, values that the caller put in and owns."""
+        """The schedule of `nodes`. Never freed: values named in `keep`, and `seeds`, which the caller put in and
+        owns."""
         held, last = {*keep, *seeds}, {}
         for node in nodes:
             for name in (node.name, *node.refs):
@@ -411,7 +413,7 @@ class Stream:
     sizes: Mapping[str, int]
 
     def arguments(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The node's arguments with the values put in."""
+        """The node's arguments, with a value for every reference."""
         return self._resolve(node.args), self._resolve(node.kwargs)
 
     def _resolve(self, tree: Any) -> Any:
@@ -460,6 +462,6 @@ def walk(schedule: Schedule, streams: Sequence[Stream], at: Mapping[str, Hook] |
 
 
 def expected_tensor(value: object) -> str:
-    """What a message says to someone who gave something else."""
+    """What a message tells a caller who passed something other than a tensor."""
     numpy = type(value).__module__ == "numpy"
     return "expected a tensor (B, …)" + (": pass torch.from_numpy(x)" if numpy else "")

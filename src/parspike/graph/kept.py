@@ -1,8 +1,8 @@
 """The state of a network, put back after it ran: attributes, caches, hooks' memories, and numbers written in place.
 
-A network may remember what it computed (`self.attention = …`), count its calls, append to a list in a hook, write
-into a buffer. Tracing runs it on tensors without numbers, and comparing it with its graph runs it on samples of our
-making: neither may leave a trace in the user's model.
+A network may remember what it computed (`self.attention = …`), count its calls, append to a list in a hook, write into
+a buffer. Tracing runs it on tensors without numbers, and comparing it with its graph runs it on samples of our making:
+neither may change the user's model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ["Kept"]
 
 Entry = tuple[Callable[[], list[str]], Callable[[], None]]
-"""What is not as it was, by name; how to put it back."""
+"""Two functions: the names of what has changed, and a call that restores it."""
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, types.BuiltinFunctionType)
 NOTHING = object()
 
@@ -46,7 +46,7 @@ class Kept:
         while self._todo:
             name, value = self._todo.popleft()
             if not isinstance(value, PLAIN) and id(value) not in self._seen:
-                self._seen[id(value)] = value  # held, so that no other value gets its id
+                self._seen[id(value)] = value  # kept alive, so that Python gives its id to no other value
                 self._keep(name, value)
 
     def __enter__(self) -> Kept:
@@ -56,7 +56,7 @@ class Kept:
         self.restore()
 
     def changed(self) -> list[str]:
-        """Names of what is not as it was."""
+        """Names of what has changed."""
         return [name for changes, _ in self.entries for name in changes()]
 
     def restore(self) -> None:
@@ -142,7 +142,7 @@ class Kept:
             return all(a is b for a, b in zip(value, before, strict=True))
 
         def back() -> None:
-            # Not by a method that a class of the user's may have made its own.
+            # Not by a method, since the user's class may override it.
             kind: Any = _builtin(value)
             kind.clear(value)
             (kind.update if isinstance(value, (dict, set)) else kind.extend)(value, before)
@@ -243,7 +243,7 @@ class _Writing(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        # A batch norm in training writes into its statistics, and does not say so.
+        # A batch norm in training writes into its statistics although its schema does not declare it.
         trained = "batch_norm" in func.__name__ and any(arg is True for arg in args)
         if func._schema.is_mutable or trained:
             for place, argument in enumerate(func._schema.arguments):

@@ -1,4 +1,4 @@
-"""Quantisers as their authors write them: divide, floor or round, clamp, multiply, in whatever order.
+"""Quantisers as authors write them: divide, floor or round, clamp, multiply, in any order.
 
 Any function with evenly spaced jumps between evenly spaced values is scale · QCFS(x + shift) + lowest, with the L
 levels and the threshold θ of equation (5): L jumps, θ/L apart. `levels_of` looks for the jumps instead of a form of
@@ -59,7 +59,7 @@ def _levels(function: Callable[[Tensor], Tensor], x: Tensor) -> Levels | None:
     y, error = y.double(), 4 * trail.error(y).double()
     sure = y.isfinite() & (error <= CLOSE * y.abs())
     size = torch.where(sure, y.abs(), 0).amax(1, keepdim=True)
-    # Farther out than this, rounding has taken the value: |x| − |x − α| is 0 for a large x.
+    # Beyond this, float64 rounds the function's value away: |x| − |x − α| is 0 for a large x.
     usable = y.isfinite() & (error <= CLOSE * size)
     if not bool(usable.any(1).all()):
         return None
@@ -92,7 +92,7 @@ def _levels(function: Callable[[Tensor], Tensor], x: Tensor) -> Levels | None:
     last = jump(lambda value: value > high - step / 2)
     apart = (last - first) / (levels - 1) if levels > 1 else 2 * first
     if not bool((apart > LEAST).all()):
-        return None  # a single step at 0 says nothing of θ
+        return None  # from a single step at 0 no θ can be computed
 
     def wanted(place: Tensor) -> Tensor:
         """The staircase at a place in jumps: 0 is the first jump."""
@@ -107,7 +107,8 @@ def _levels(function: Callable[[Tensor], Tensor], x: Tensor) -> Levels | None:
         return None
     places = (x - first) / apart
     on_a_jump = (places - places.round()).abs() < 1e-7 + places.abs() * 1e-12
-    # Currents of exactly 0 are common (no input, no bias), so a jump there must count 0 as QCFS does: as reached.
+    # Currents of exactly 0 are common (no input, no bias). At a jump there, QCFS gives the upper level, so the function
+    # must too.
     there = torch.where(x == 0, places + 1e-9, places)
     if not agrees(y, wanted(there), usable & (~on_a_jump | (x == 0))):
         return None

@@ -33,7 +33,7 @@ class Role(StrEnum):
     ORDER = "order"
     """Picks the largest: exact on nested spike trains, else computed on the time-means."""
     ANALOG = "analog"
-    """What a spike cannot do: computed on the time-means, always named."""
+    """No operation on spikes: computed on the means over time, and listed in the plan."""
     UNKNOWN = "unknown"
     """Not in the table: refused."""
 
@@ -66,16 +66,15 @@ Activation = Clip | Quantised | Curve
 class Op:
     """One row of the table.
 
-    varying: positions of the arguments that may depend on the input (None: any). product: affine only while a
-    single argument depends on the input. weighted: its cost is worth counting and not worth repeating. weighs: it has
-    weights, or adds up weighted values, in another way than as a synapse whose cost is counted.
-    activation: what a neuron's node computes, or why it cannot be one. turn: of an activation that falls, then
-    rises, from its keyword arguments: where it turns, and its value there. inverse: of a user's activation, where
-    they gave one. reason: why it is analog.
-    sources: elements of the input that an element of an unweighted synapse's output is made of: "one", times a factor;
-    "sum" of as many for every output, equally weighted; "window", other factors along each spatial dimension, alike
-    for all channels; "many", anything else. macs: multiply-accumulates of an analog operator that is no product,
-    from its arguments and output (None: one for every element of its largest tensor).
+    varying: positions of the arguments that may depend on the input (None: any). product: affine only while a single
+    argument depends on the input. weighted: costly enough that its operations are counted and its result is kept for
+    several readers. weighs: it has weights, or adds up weighted values, in another way than as a synapse whose cost is
+    counted. activation: what a neuron's node computes, or why it cannot be one. turn: of an activation that falls, then
+    rises, from its keyword arguments: where it turns, and its value there. inverse: of a user's activation, where they
+    gave one. reason: why it is analog. sources: elements of the input that an element of an unweighted synapse's output
+    is made of: "one", times a factor; "sum" of as many for every output, equally weighted; "window", other factors
+    along each spatial dimension, alike for all channels; "many", anything else. macs: multiply-accumulates of an analog
+    operator that is no product, from its arguments and output (None: one for every element of its largest tensor).
     """
 
     role: Role
@@ -104,7 +103,7 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    """A batch norm in evaluation, by the kernel that the network itself runs; `rewrite` makes a `scale_shift` of it."""
+    """A batch norm in evaluation, by the network's own kernel; `rewrite` turns it into a `scale_shift`."""
     return torch.nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
 
@@ -112,7 +111,7 @@ ENCODE = "parspike.encode"
 
 
 def encode(x: Tensor) -> Tensor:
-    """x itself: a neuron here makes spikes of an input."""
+    """The identity. It marks the place where a neuron turns an input into spikes."""
     return x
 
 
@@ -156,12 +155,13 @@ def _gelu_turn(options: dict[str, Any]) -> tuple[float, float]:
 
 
 def rising(x: Tensor, name: str, at: float, lowest: float, *rest: Any, **options: Any) -> Tensor:
-    """The part of an activation right of where it turns: 0 up to there, then what it rises."""
+    """The part of an activation right of where it turns: 0 up to there, then its increase from there."""
     return TABLE[name].run(x.clamp(min=at), *rest, **options) - lowest
 
 
 def falling(x: Tensor, name: str, at: float, lowest: float, *rest: Any, **options: Any) -> Tensor:
-    """The part left of it, mirrored, so that it rises: f(x) = lowest + rising(x) + falling(−x)."""
+    """The part of an activation left of where it turns, mirrored so that it rises: f(x) = lowest + rising(x) +
+    falling(−x)."""
     return TABLE[name].run((-x).clamp(max=at), *rest, **options) - lowest
 
 
@@ -301,7 +301,7 @@ for _reason, _names in _analog.items():
 
 for _name in ("bilinear", "scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"):
     TABLE[f"aten.{_name}.default"] = replace(TABLE[f"aten.{_name}.default"], weighs=True)
-TABLE["aten._conj.default"] = replace(TABLE["aten._conj.default"], run=torch.conj_physical)  # no view, as traced
+TABLE["aten._conj.default"] = replace(TABLE["aten._conj.default"], run=torch.conj_physical)  # a copy
 
 for _names, _macs in {
     "softmax.int _softmax.default log_softmax.int _log_softmax.default layer_norm.default native_layer_norm.default "
@@ -379,7 +379,8 @@ POINTWISE = frozenset(f"aten.{name}" for name in _pointwise.split()) | frozenset
 
 _steep = "log log2 log10 sqrt rsqrt reciprocal acos asin acosh atanh"
 STEEP = frozenset(f"aten.{name}.default" for name in _steep.split())
-"""Functions whose slope has no bound: what keeps their argument away from there is a guard, and no activation."""
+"""Functions whose slope has no bound, such as √x at 0. An activation that keeps their argument away from such a place
+is a guard and no neuron."""
 _scales = """
     layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm _fused_rms_norm glu round floor
     ceil trunc softshrink hardshrink topk sort kthvalue median cummax cummin _fft_r2c _fft_c2c _fft_c2r view_as_real
@@ -391,7 +392,7 @@ SCALES = frozenset([*(f"aten.{name}.default" for name in _scales.split()), "aten
                     "aten.max_unpool2d.default", "aten.max_unpool3d.default", "aten.masked_fill.Tensor",
                     "aten.clamp.Tensor", "aten.clamp_min.Tensor", "aten.clamp_max.Tensor",
                     *(f"aten.adaptive_max_pool{d}d.places" for d in "123")])  # fmt: skip
-"""Analog operators that leave a current what it is: they scale, round, choose or transform it."""
+"""Analog operators whose output counts as the same current still: they scale, round, choose or transform it."""
 
 TABLE["getitem"] = Op(Role.SYNAPSE, operator.getitem, varying=(0,))
 TABLE["parspike.batch_norm"] = Op(Role.SYNAPSE, batch_norm, varying=(0,))
@@ -403,11 +404,12 @@ TABLE["parspike.falling"] = Op(Role.NEURON, falling, varying=(0,), activation=_p
 TABLE[ENCODE] = Op(Role.NEURON, encode, varying=(0,), activation=lambda node: Clip(-math.inf, math.inf))
 TABLE["parspike.qcfs"] = Op(Role.NEURON, neurons.qcfs, varying=(0,), activation=_qcfs)
 
-UNFOLDABLE = "it joins or splits values along the batch"
+ACROSS_BATCH = "it joins or splits values along the batch"
+"""Why an operator cannot run on a batch that holds several time-steps; the words are part of the files."""
 COMPLEX = "complex numbers are no currents"
 WHOLE = "it rounds to whole numbers, or compares"
-ON_MEANS = (UNFOLDABLE, COMPLEX, WHOLE)
-"""Reasons for computing on the time-means that tracing finds and the table does not know."""
+ON_MEANS = (ACROSS_BATCH, COMPLEX, WHOLE)
+"""Reasons for computing on the means over time that only tracing finds; the table of operators does not imply them."""
 WEIGHED_BY_SAMPLE = "its weights depend on the sample, and on no spike"
 """Why an operator is a synapse although what it multiplies by depends on the network's input."""
 
@@ -418,7 +420,7 @@ def target_of(target: Any) -> str:
         return "getitem"
     name = str(target)
     if name in ("aten.view.default", "aten._unsafe_view.default"):
-        return "aten.reshape.default"  # a view's strides hold for the traced layout alone
+        return "aten.reshape.default"  # a view's strides are valid only for the memory layout that was traced
     return name.removesuffix(".default") if name.startswith("parspike.") else name
 
 

@@ -1,11 +1,11 @@
 """Where a maximum may be taken of spike trains, step by step.
 
-The sorted trains of neurons that share their thresholds are nested: a neuron with a higher count fires at every step
-at which one with a lower count fires. The maximum of their trains is then the train of the largest count (method.md,
-facts beyond the paper), also after any operator that treats all compared values alike. Thresholds run along one
-dimension of a layer, its channels, so the proof follows the compared dimensions back to the neurons, through
-permutations, reshapes, batch norms and other maxima, and asks whether the channels are among them. Every other maximum
-is taken of the time-means.
+The sorted trains of neurons that share their thresholds are nested: a neuron with a higher count fires at every step at
+which one with a lower count fires. The maximum of their trains is then the train of the largest count (method.md, facts
+beyond the paper), also after any operator that treats all compared values alike. Thresholds run along one dimension of
+a layer, its channels, so the proof follows the compared dimensions back to the neurons, through permutations, reshapes,
+batch norms and other maxima, and checks whether the channels are among them. Every other maximum is taken of the
+time-means.
 """
 
 from __future__ import annotations

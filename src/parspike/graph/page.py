@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from parspike.graph.ops import ENCODE, TABLE, USER, Role
+from parspike.graph.ops import TABLE, USER, Role
 from parspike.graph.refusals import REFUSED, remedy
 
 __all__ = ["page"]
@@ -54,17 +54,17 @@ synapse takes in like a bias; no spike is negative. **Activations that fall and 
 layers of neurons, `layer+` and `layer-`: f(x) = lowest + rising(x) + falling(−x), each silent where the other fires.
 `prelu` is ReLU(x) − w·ReLU(−x).
 
-**Written by hand**, an activation is found as a function of one number, whatever operators it is made of (every
-elementwise operator of this page that takes one value and numbers), and taken the same way: `log(1 + exp(x))`,
+**Written by hand**, an activation is found as a function of one number, made of any of this page's elementwise
+operators that take one value and numbers, and converted the same way: `log(1 + exp(x))`,
 `1 / (1 + exp(-x))`, `x * sigmoid(x)`, GPT-2's GELU, `relu(x) ** 2`, `x / (1 + |x|)`, `max(0.1 * x, x)` and
 `where(x > 0, x, exp(x) - 1)` are neurons. What equals ReLU or a clip is that: `x * (x > 0)`, `(x + |x|) / 2`,
 `maximum(x, zeros_like(x))`, `where(x > 20, 20, relu(x))`, `relu6(relu(x))`. Whether a function never falls is decided
 on all numbers of float64, with every bound, limit and turn of its operators met exactly, so a cap at 65504 stays one. A
-single analog operator with a scale or a shift (`exp(2 * x)`, `sqrt(x + eps)`) stays analog, as it is without. So does
+single analog operator stays analog with a scale or a shift too (`exp(2 * x)`, `sqrt(x + eps)`). So does
 what jumps just above 0 (`(x > 0).float()`): a threshold at 0 would fire for a current of exactly 0.
 
 **Quantised networks** of other authors are networks of QCFS, and the plan says with how many levels ("QCFS with
-L = 4"): divide, round or floor, clamp, multiply, in whatever order (LSQ, DoReFa, PACT, the published code of QCFS,
+L = 4"): divide, round or floor, clamp, multiply, in any order (LSQ, DoReFa, PACT, the published code of QCFS,
 `fake_quantize_per_tensor_affine`), with a step or bound for the layer or for every channel, whether it is a number, a
 buffer or a parameter. Any quantiser with evenly spaced jumps and values is scale · QCFS(x + shift) + lowest: `floor`
 without 1/2 moves the input by half a level, one of −Q … Q has L = 2Q levels above its lowest value. At T = L nothing
@@ -94,9 +94,9 @@ ORDER = """## Maxima
 Sorted trains of neurons that share thresholds are nested, so their maximum step by step is the train of the largest
 count. Thresholds run along one dimension, the channels of a convolution or the features of a linear layer, so this
 holds for maxima along the other dimensions, and the plan names them. A max-pool along these, behind an activation, goes
-before it, on the current, where nobody else reads the activation; both are exact. Any other maximum (across channels,
-as in maxout; of two layers; behind a batch norm of the compared dimension) is taken of the time-means, and the plan
-says why.
+before it, on the current, where no other operator reads the activation; both are exact. Any other maximum (across
+channels, as in maxout; of two layers; behind a batch norm of the compared dimension) is taken of the time-means, and
+the plan says why.
 """
 ANALOG = """## Analog
 
@@ -111,8 +111,7 @@ Everything else: the plan lists all refusals with layer, source line and remedy 
 
 def page() -> str:
     """The page as Markdown."""
-    # No network has an encoder: `convert(…, input="rate")` puts it there.
-    rows = {name: row for name, row in TABLE.items() if name not in USER and name != ENCODE}
+    rows = {name: row for name, row in TABLE.items() if name not in USER}
     parts = [HEAD]
     for role, text in ((Role.SYNAPSE, SYNAPSE), (Role.NEURON, NEURON), (Role.ORDER, ORDER)):
         names = sorted({_name(name) for name, row in rows.items() if row.role is role})

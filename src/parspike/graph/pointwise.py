@@ -2,8 +2,8 @@
 in the graph as one function of one number.
 
 A function is written as a tree: the text "x", a number, or [operator, arguments, keywords]. While it is looked at, a
-tree may also hold tensors (C, 1), a number for every channel. What such a function is good for is decided in `course`
-(does it never fall, is it a clip?) and in `levels` (is it a quantiser?).
+tree may also hold tensors (C, 1), a number for every channel. What can be made of such a function is decided in
+`course` (does it never fall, is it a clip?) and in `levels` (is it a quantiser?).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from parspike.graph.ir import Device, Graph, Node, Param, Ref, leaves, map_tree
-from parspike.graph.ops import COMPLEX, FAKE_QUANTISE, POINTWISE, TABLE, UNFOLDABLE, WHOLE, Curve, Op, Role
+from parspike.graph.ops import ACROSS_BATCH, COMPLEX, FAKE_QUANTISE, POINTWISE, TABLE, WHOLE, Curve, Op, Role
 
 __all__ = ["Written", "evaluate", "functions_of", "numbers", "polynomial", "steps", "uncast"]
 
@@ -106,7 +106,7 @@ class Written:
 
     @property
     def a_single_step(self) -> bool:
-        """Whether it is one operator of the table that is analog there, and scales: exp(2·x), √(x + ε), x·x."""
+        """Whether it is a single analog operator with a scale or a shift: exp(2·x), √(x + ε), x·x."""
         curved = self.curved
         if len(curved) != 1 or curved[0].role is not Role.ANALOG or curved[0].target in FAKE_QUANTISE:
             return not curved
@@ -128,7 +128,8 @@ class _NoFunctionError(Exception):
 
 
 def functions_of(graph: Graph, node: Node) -> Iterator[Written]:
-    """The functions that end at an elementwise node: of each earlier value that alone decides it, the largest first."""
+    """The functions of one value that end at an elementwise node, one for each earlier value that alone determines the
+    result; the largest function first."""
     index = {n.name: i for i, n in enumerate(graph.nodes)}
     shapes = {i.name: i.shape for i in graph.inputs} | {n.name: n.shape for n in graph.nodes}
     inside, frontier = [node], set(_varying(node, graph.by_name))
@@ -137,7 +138,7 @@ def functions_of(graph: Graph, node: Node) -> Iterator[Written]:
         if len(frontier) == 1 and (len(inside) > 1 or node.target in FAKE_QUANTISE or node.role is Role.ORDER):
             found.append((next(iter(frontier)), tuple(inside)))
         last = graph.by_name.get(max(frontier, key=lambda name: index.get(name, -1)))
-        if last is None or last.target not in POINTWISE or last.reason in (COMPLEX, UNFOLDABLE):
+        if last is None or last.target not in POINTWISE or last.reason in (COMPLEX, ACROSS_BATCH):
             break
         inside.append(last)
         frontier = (frontier - {last.name}) | set(_varying(last, graph.by_name))
@@ -152,7 +153,7 @@ def functions_of(graph: Graph, node: Node) -> Iterator[Written]:
 
 
 def _varying(node: Node, by_name: Mapping[str, Node]) -> list[str]:
-    """Names of the values that a node reads, without those that are the same whatever the input."""
+    """Names of the values that a node reads, without those that do not depend on the network's input."""
     refs = [(name, by_name.get(name)) for name in node.refs]
     return [name for name, before in refs if before is None or not _constant(before)]
 
@@ -172,7 +173,7 @@ def _is_type(leaf: Any) -> bool:
 
 
 def floating(graph: Graph, name: str) -> bool:
-    """Whether a value holds real numbers: masks, places and tokens are no currents."""
+    """Whether a value holds real numbers, since masks, indices and tokens are no currents."""
     node = graph.by_name.get(name)
     if node is None:
         return any(i.name == name and i.dtype.is_floating_point for i in graph.inputs)
@@ -275,7 +276,8 @@ class _Builder:
 
 
 def _simplified(tree: Any) -> Any:
-    """Without what a straight-through gradient leaves in the forward pass: (a − b) + b and b − (b − a) are a."""
+    """The tree without the terms that a straight-through estimator adds in the forward pass: (a − b) + b and b − (b −
+    a) are a."""
     target, args, options = tree
     if target in ("aten.add.Tensor", "aten.sub.Tensor") and not options:
         for one, other in ((args[0], args[1]), (args[1], args[0])):

@@ -1,4 +1,4 @@
-"""How a network is run for what it computes alone."""
+"""Running a user's network for its output alone, without side effects."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ LOGGERS = (FakeTensorMode.__module__, symbolic_shapes.__name__, "torch.export._t
 
 @contextlib.contextmanager
 def unlogged() -> Iterator[None]:
-    """Without torch's own reports of an operator that refuses its arguments, of a size it cannot solve, or of the
-    graph where tracing ended: the error says it."""
+    """Suppress what torch logs of an operator that refuses its arguments, of a size it cannot solve, or of the graph
+    where tracing ended, since the error says the same."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:
@@ -39,11 +39,11 @@ def unlogged() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Run a network for what it computes alone: no gradients, reports or warnings, and random numbers as they were."""
+    """Run a network for its output alone: no gradients, logs or warnings; the random state is restored afterwards."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     drawn = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that networks draw from
     try:
-        # Compiled modules run as they are written: compiling for the fake tensors of a tracing ends the process.
+        # Compiled modules run uncompiled, since compiling for the fake tensors of tracing ends the process.
         with (
             unlogged(), warnings.catch_warnings(), torch.no_grad(), torch.random.fork_rng(devices),
             torch.compiler.set_stance("force_eager"),
@@ -59,7 +59,7 @@ def quiet() -> Iterator[None]:
 def outputs(
     model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor], changes: list[str] | None = None
 ) -> Any:
-    """What a network returns; it and its inputs are left as they were, whatever its forward writes into.
+    """What a network returns. The network and its inputs are unchanged afterwards, also if forward writes into them.
 
     changes: filled with the names of the attributes that forward, or a hook, changed.
     """

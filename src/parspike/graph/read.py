@@ -44,7 +44,7 @@ BLANKS = {f"aten.{form}.default": kind for kind, forms in {
     "full": ("full_like", "new_full"),
 }.items() for form in forms}  # fmt: skip
 
-# Operators that also give the places of their maxima: what they are called where those are used.
+# Operators that return maxima and their indices, and their names in the table where the indices are read.
 WITH_PLACES = {
     "aten.max.dim": "aten.max.dim", "aten.min.dim": "aten.min.dim",
     **{f"aten.max_pool{d}d_with_indices.default": f"aten.max_pool{d}d_with_indices.default" for d in "23"},
@@ -89,7 +89,8 @@ class Reader:
             if fx.op == "call_function":
                 self._call(fx)
             elif fx.op == "output":
-                # An input that forward writes into is given back first: nobody asks for it.
+                # torch.export returns an input that forward writes into before the outputs; it is no output of the
+                # network.
                 specs = self.exported.graph_signature.output_specs
                 output = [self._arguments(value) for value, spec in zip(fx.args[0], specs, strict=True)
                           if spec.kind is OutputKind.USER_OUTPUT]  # fmt: skip
@@ -212,7 +213,7 @@ class Reader:
         if target == "getitem" and self._is_first(args[0]):  # of its outputs only the first is used
             self.value[fx.name] = args[0]
             return
-        if target == "getitem" and isinstance(args[0], list):  # folded
+        if target == "getitem" and isinstance(args[0], list):  # computed here, by `_compute`
             self.value[fx.name] = args[0][operator.index(args[1])]  # pyright: ignore[reportArgumentType]
             return
         if target in BATCH_NORMS:
@@ -249,8 +250,9 @@ class Reader:
         self.value[fx.name] = Ref(fx.name)
 
     def _ones(self, shape: Sequence[Any], asked: tuple[Any, ...]) -> list[int]:
-        """The dimensions that a squeeze removes whatever the sizes of inputs are: never the batch, so that a batch of
-        one keeps it up to the output (`free.with_one_sample`), nor another free size, which then must not be one."""
+        """The dimensions that a squeeze removes for every size of the inputs. The batch is not among them, so a batch
+        of one keeps it up to the output (`batch.with_one_sample`); nor is another free size, which then must not be
+        1."""
         dims = range(len(shape)) if not asked else [asked[0]] if isinstance(asked[0], int) else asked[0]
         dims = [d % len(shape) for d in dims] if len(shape) else []
         sizes = [self._size(shape[d]) for d in dims]
@@ -259,7 +261,7 @@ class Reader:
         return [d for d, size in zip(dims, sizes, strict=True) if isinstance(size, int) and size == 1]
 
     def _largest(self, fx: Any, target: str, args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
-        """A maximum as an operator with one output, where nobody asks for the places."""
+        """A maximum with values and indices as an operator with the values alone, where no node reads the indices."""
         asked = {user.args[1] for user in fx.users if ops.target_of(user.target) == "getitem" and user.users}
         if asked != {0}:
             return WITH_PLACES[target], args
@@ -297,13 +299,13 @@ class Reader:
             result = run(*stream.arguments(node)[0], **stream.arguments(node)[1])
         if isinstance(result, Tensor):
             self.value[fx.name] = self._constant(fx.name, result)
-        else:  # several tensors: each taken by a getitem, folded when it comes
+        else:  # several tensors: each is looked up when its getitem comes
             self.value[fx.name] = [self._constant(f"{fx.name}_{i}", item) for i, item in enumerate(result)]
 
     def _constant(self, name: str, tensor: Tensor) -> Param:
-        # As a module holds it, it must not be called like a method of modules: `to`, `type` …
+        # A module will hold it under this name, which therefore must be no method of modules: `to`, `type` …
         path = f"constants.{name}_" if hasattr(nn.Module, name) else f"constants.{name}"
-        # As a file holds it: another layout is another order of sums.
+        # Contiguous, as a file stores it, since another memory layout would sum in another order.
         self.tensors[path] = tensor.contiguous()
         return Param(path)
 
@@ -364,7 +366,8 @@ def unreadable(tensor: Tensor) -> str | None:
 
 
 def _no_current(fx: Any) -> str:
-    """Why an operator that is linear on real numbers is not on what this one reads or gives; "" if it is."""
+    """Why an operator that is linear on real numbers is not linear here: it reads or returns complex or whole numbers;
+    "" if it is linear."""
 
     def kinds(tree: Any) -> list[torch.dtype]:
         return [value.dtype for value in leaves(tree) if isinstance(value, Tensor)]
@@ -394,7 +397,7 @@ def _kinds(found: Sequence[Any]) -> str:
 
 
 def known(operator_: Any) -> bool:
-    """Whether the reader takes an operator as it is: by a rule, by a refusal of its own, or because it is random."""
+    """Whether the reader needs no decomposition of an operator: it has a row or a refusal of its own, or is random."""
     target = ops.target_of(operator_)
     groups = (ops.TABLE, IDENTITIES, SQUEEZES, CASTS, RESHAPES, BLANKS, WITH_PLACES, BATCH_NORMS)
     return (

@@ -29,7 +29,7 @@ def judge(target: str, varying: Sequence[int]) -> tuple[Role, str]:
         packet = target.split(".")[1] if "." in target else target
         return Role.UNKNOWN, REFUSED.get(packet, f"no rule for {target}")
     if not any(varying):
-        return Role.SYNAPSE, ""  # a constant, whatever makes it
+        return Role.SYNAPSE, ""  # the result is a constant, so any operator will do
     if row.product and sum(varying) > 1:
         return Role.ANALOG, "a product of two values that both depend on the input"
     if row.varying is not None and any(v for i, v in enumerate(varying) if i not in row.varying):

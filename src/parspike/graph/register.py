@@ -64,7 +64,7 @@ def _register_function(function: Callable[[Tensor], Tensor], name: str, inverse:
     target = f"parspike.{name}"
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise OptionError(f"'{name}' is no name for an activation: pass name= with letters, digits and underscores")
-    if hasattr(nn.Module, name):  # the layer of its neurons is called so, in a module
+    if hasattr(nn.Module, name):  # a module will hold its neurons under this name
         raise OptionError(f"'{name}' is a method of torch's modules: pass another name=")
     if target in TABLE and target not in USER:
         raise OptionError(f"'{name}' is an operator of parspike: pass another name=")
@@ -88,7 +88,7 @@ def _register_function(function: Callable[[Tensor], Tensor], name: str, inverse:
 
 
 def _define(name: str) -> None:
-    """One node for torch.export, whatever the function is made of."""
+    """Make the function one operator, so that torch.export sees one node instead of what the function computes with."""
 
     def run(x: Tensor) -> Tensor:
         return _functions[name](x).clone()

@@ -1,4 +1,4 @@
-"""Rewriting that leaves the network's function as it is and its spikes fewer.
+"""Rewriting that does not change the network's function and makes it send fewer spikes.
 
 - a batch norm is a scale and a shift per channel, which goes into the weights of the synapse before it, else into
   those of the synapse after it (batch norm behind an activation), else stays, which is exact too;
@@ -9,7 +9,7 @@
 - an activation written by hand (x·σ(x), log(1 + exp(x)), where(x > 20, 20, x·(x > 0)) …) becomes one activation, a
   clip where it is one;
 - a quantiser written by hand (divide, floor or round, clamp, multiply) becomes QCFS;
-- a clamp whose bounds are tensors of one number is a clamp by numbers, and without finite bounds nothing.
+- a clamp whose bounds are tensors of one number becomes a clamp by numbers; without finite bounds it is removed.
 
 All of it is computed in float64, compared there with the graph as it was read (`same.check_rewritten`), and narrowed
 to the network's own types once at the end.
@@ -44,9 +44,10 @@ BY_TENSORS = {
 }  # fmt: skip
 """Where the arguments of a clamp by tensors hold the lower and the upper bound."""
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, OverflowError, ZeroDivisionError)
-"""What an operator may raise on numbers that its place in the network never gives it."""
+"""What an operator may raise when it is tried on numbers that never reach it in the network."""
 FARTHEST = 1e4
-"""Where a function turns at most, and its value there: two halves are summed with it, and rounded as it is."""
+"""Largest place of a function's turn, and largest value there. The two halves are added to that value, so a larger one
+would round them away."""
 PIECE = 256
 """Channels of a quantiser looked at together."""
 KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default",
@@ -112,7 +113,8 @@ class _Draft:
         return readers[0] if len(readers) == 1 and readers[0].target != "output" else None
 
     def put(self, path: str, tensor: Tensor, like: str | torch.dtype) -> Param:
-        """Give a node a tensor of its own. like: the type that it shall have, or the path of a tensor that has it."""
+        """Add a tensor that only one node reads. like: the type that it shall have, or the path of a tensor that has
+        it."""
         self.tensors[path] = tensor
         if path not in self.source.tensors:
             self.like.setdefault(path, like)
@@ -129,7 +131,7 @@ class _Draft:
         return tensor.to(origin) if wide_dtype(origin) is not None else tensor
 
     def drop(self, node: Node, instead: str, *, same: bool = True) -> None:
-        """Remove a node; who read it reads `instead`, whose value is now the removed node's, or not the `same`."""
+        """Remove a node; its readers read `instead`. same: whether that has the removed node's value."""
         means = self.means.pop(node.name, None)
         if same and means is not None:
             self.means[instead] = means
@@ -146,11 +148,11 @@ class _Draft:
         self.nodes = nodes
 
     def now(self) -> Graph:
-        """The graph as it stands, nothing copied."""
+        """The draft as a `Graph`, without a copy of its tensors."""
         return replace(self.source, nodes=tuple(self.nodes.values()), output=self.output, tensors=self.tensors)
 
     def prune(self) -> None:
-        """Forget the nodes that nobody reads any more."""
+        """Remove the nodes that no node and no output reads any more."""
         needed = {leaf.name for leaf in leaves(self.output) if isinstance(leaf, Ref)}
         for name in reversed(list(self.nodes)):
             if name in needed:
@@ -165,7 +167,8 @@ class _Draft:
         return self.put(path, self.tensors[param.path], param.path)
 
     def free(self, weight: str) -> str:
-        """A name for the bias of a synapse that had none: beside its weight, where nothing has that name."""
+        """An unused name for the bias of a synapse that had none: that of its weight with "bias" for "weight" if
+        free."""
         room, _, name = weight.rpartition(".")
         path = f"{room}.bias" if room and name == "weight" else f"{weight}_bias"
         while path in self.tensors:
@@ -212,7 +215,7 @@ def _set_synapse(draft: _Draft, node: Node, synapse: Conv | Linear, weight: Tens
     draft.nodes[node.name] = with_weights(node, param, bias_param)
 
 
-def _foldable(node: Node | None) -> Conv | Linear | None:
+def _synapse_to_fold_into(node: Node | None) -> Conv | Linear | None:
     """The synapse, whose weight is (out, in, …), if a batch norm beside it can go into its weights; else None."""
     synapse = None if node is None else arguments(node)
     if not isinstance(synapse, (Conv, Linear)) or synapse.transposed:
@@ -247,7 +250,7 @@ def _merge_backward(draft: _Draft, node: Node) -> None:
     if node.target != "parspike.scale_shift" or not isinstance(node.args[0], Ref):
         return
     before = draft.nodes.get(node.args[0].name)
-    synapse = _foldable(before)
+    synapse = _synapse_to_fold_into(before)
     if before is None or draft.only_reader(before.name) is None or synapse is None:
         return
     if isinstance(synapse, Linear) and len(before.shape) != 2:
@@ -272,7 +275,7 @@ def _merge_forward(draft: _Draft, node: Node) -> None:
             return
         path.append(reader)
         reader = draft.only_reader(reader.name)
-    synapse = _foldable(reader)
+    synapse = _synapse_to_fold_into(reader)
     if reader is None or synapse is None:
         return
     scale, shift = _scales(draft, node)
@@ -302,8 +305,9 @@ def _flattens(before: Node, node: Node) -> bool:
 def _written(draft: _Draft, node: Node) -> None:
     """A function written by hand → one activation. The largest that can be one is taken.
 
-    It takes the place of what was analog, of a maximum, or of several activations in a row; what follows no rule stays
-    as it is. An operator that is linear by itself ends a function only where nobody else reads what is inside.
+    It replaces operators that were analog, a maximum, or several activations in a row; a function that fits no rule
+    stays unchanged. An operator that is linear by itself ends a function only where no other node reads a value inside
+    the function.
     """
     alone = node.target in FAKE_QUANTISE or node.role is Role.ORDER
     before = (draft.nodes.get(name) for name in node.refs)
@@ -379,7 +383,7 @@ def _as_levels(draft: _Draft, node: Node, written: Written) -> list[Node] | None
 
 
 def _quantiser(written: Written, channels: int) -> Levels | None:
-    """None also where the function cannot be computed on numbers."""
+    """The quantiser that a function is; None if it is none, or cannot be computed on numbers."""
     if not steps(written.tree):
         return None
     if not written.per_channel:
@@ -404,7 +408,7 @@ def _levels_of(tree: Any, channels: int) -> Levels | None:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What is known of a function, whatever network it stands in. turn: see `turn_of`."""
+    """What is known of a function; it holds in every network. turn: see `turn_of`."""
 
     levels: Levels | None
     clip: tuple[float, float] | None
@@ -435,7 +439,8 @@ def _look_at(tree: Any) -> _Seen:
 
 
 def _jumps_above_zero(course: Course) -> bool:
-    """Whether the value at 0, where silent neurons are, is another than just above: no threshold tells these apart."""
+    """Whether the value at exactly 0, the current of a silent layer, differs from that just above 0. No threshold can
+    separate the two."""
     zero, near = (int(torch.searchsorted(course.x, at, right=True)) for at in (0.0, 1e-9))
     here, above, there = (float(course.y[i]) for i in (zero - 1, zero, near))
     return above - here > max(0.5 * (there - here), 1e-9 * max(abs(here), abs(there)))
@@ -489,7 +494,7 @@ def _halves(node: Node, turn: tuple[float, float]) -> list[Node]:
 
 
 def _two_relus(draft: _Draft, node: Node, slope: Tensor, like: str) -> list[Node]:
-    """ReLU(x) − slope·ReLU(−x), exact whatever the slopes of the channels."""
+    """ReLU(x) − slope·ReLU(−x), exact for any slopes of the channels."""
     mirrored, right, left = _sides(node, node.args[0])
     right = replace(right, target="aten.relu.default", args=(node.args[0],))
     left = replace(left, target="aten.relu.default", args=(Ref(mirrored.name),))
@@ -513,7 +518,7 @@ def _linear(node: Node, suffix: str, target: str, *args: Any) -> Node:
 
 
 def _pool_first(draft: _Draft, node: Node) -> None:
-    """neuron → max-pool becomes max-pool → neuron, where nobody else reads the neuron."""
+    """neuron → max-pool becomes max-pool → neuron, where the pool is the neuron's only reader."""
     if node.role is not Role.ORDER or len(node.refs) != 1 or not isinstance(node.args[0], Ref) or node.params:
         return  # with a constant: the activation of the constant would have to go with it
     neuron = draft.nodes.get(node.args[0].name)

@@ -22,7 +22,7 @@ from torch import Tensor
 from parspike.graph.ir import Graph, Node, Param, Ref, elements, leaves, map_tree
 from parspike.graph.ops import FUNCTIONS, ON_MEANS, POINTWISE, SCALES, STEEP, TABLE, WEIGHED_BY_SAMPLE, Role
 from parspike.graph.refusals import judge
-from parspike.graph.same import time_folded, two_samples
+from parspike.graph.same import across_batch_marked, two_samples
 
 __all__ = ["guards", "reached_by", "readouts", "with_copies", "with_weights_of_samples"]
 
@@ -43,7 +43,7 @@ def guards(graph: Graph, asked: Collection[str]) -> dict[str, str]:
         if node.name not in asked and made.get(node.refs[0], NONE) == NONE
     }
     readers, steep = graph.consumers(), set[str]()
-    """Values that nothing but divisions (as the divisor), logarithms and roots read, at whatever remove."""
+    """Values that end, directly or through other operators, in nothing but divisors, logarithms and roots."""
     for node in reversed(graph.nodes):
         behind = readers[node.name]
         if not behind or node.name in graph.outputs or node.name in asked:
@@ -78,7 +78,7 @@ def _made_of(graph: Graph, asked: Collection[str]) -> dict[str, int]:
     """What every value is made of, see `NONE`; inputs are made of no synapse."""
     made: dict[str, int] = {}
     weighed: set[str] = set()
-    """Inputs times a weight for each of their elements: a synapse as soon as they are added up."""
+    """Inputs times a weight for each of their elements: what a sum makes of them is the value of a synapse."""
     for node in graph.nodes:
         made[node.name] = _kind(graph, node, made, weighed, asked)
     return made
@@ -113,7 +113,7 @@ def _kind(graph: Graph, node: Node, made: Mapping[str, int], weighed: set[str], 
 
 
 def _acting(node: Node) -> list[str]:
-    """What a node reads as currents: not its weights, masks and divisors."""
+    """The values that a node reads as currents, without its weights, masks and divisors."""
     row = TABLE.get(node.target)
     places = range(len(node.args)) if row is None or row.varying is None else row.varying
     return [leaf.name for i in places if i < len(node.args) for leaf in leaves(node.args[i]) if isinstance(leaf, Ref)]
@@ -149,7 +149,7 @@ def readouts(graph: Graph, kept: Collection[str], asked: Collection[str]) -> fro
 
 
 def _late(graph: Graph, asked: Collection[str]) -> set[str]:
-    """Values made behind the last operators with weights, which nothing but the output reads."""
+    """Values made behind the last operators with weights, which only the output reads."""
     readers, late = graph.consumers(), set[str]()
     for node in reversed(graph.nodes):
         if _weightless(node) and node.name not in asked and all(r.name in late for r in readers[node.name]):
@@ -174,7 +174,7 @@ def with_copies(graph: Graph, guarded: Collection[str], asked: Collection[str]) 
         if node is None or node.name in on_way or not _weightless(node) or node.name in asked:
             continue
         on_way.add(node.name)
-        # An activation acts on the mean of its current, whose spikes are those of the network.
+        # A copied activation acts on the mean of the same current, so the spikes behind it are those of the network.
         if node.name not in neurons or _in_series(graph, node, neurons):
             todo.extend(node.refs)
     names = {node.name for node in graph.nodes} | {i.name for i in graph.inputs}
@@ -199,7 +199,7 @@ def with_copies(graph: Graph, guarded: Collection[str], asked: Collection[str]) 
 
 
 def _in_series(graph: Graph, node: Node, neurons: Collection[str]) -> bool:
-    """Whether an activation acts on the value of another one, with no sum between: a clamp written as two."""
+    """Whether an activation acts directly on another one's value, with no sum between, as in a clamp written as two."""
     here: Node | None = node
     while here is not None and len(here.refs) == 1:
         here = graph.by_name.get(here.refs[0])
@@ -232,7 +232,7 @@ def with_weights_of_samples(
 ) -> Graph:
     """The graph with products as synapses where all but one of the values depend on no spike.
 
-    args, kwargs: an example batch, on which such a product is proved to run with time folded into the batch.
+    args, kwargs: an example batch, on which such a product is tried with several time-steps as one batch.
     """
     reached = reached_by(graph, spiking)
     nodes = [
@@ -243,7 +243,7 @@ def with_weights_of_samples(
         return graph
     pair = two_samples([*args, *kwargs.values()])
     named = dict(zip(kwargs, pair[len(args) :], strict=True))
-    return time_folded(replace(graph, nodes=tuple(nodes)), pair[: len(args)], named)
+    return across_batch_marked(replace(graph, nodes=tuple(nodes)), pair[: len(args)], named)
 
 
 def weighed_by_sample(node: Node, reached: Collection[str]) -> bool:
@@ -258,7 +258,7 @@ def weighed_by_sample(node: Node, reached: Collection[str]) -> bool:
 
 
 def currents(node: Node, reached: Collection[str], varying: Collection[str]) -> Collection[str]:
-    """The values that a node reads as currents, of those in `varying`: what weighs them is none."""
+    """Those values of `varying` that a node reads as currents; what only weights them is not among them."""
     if node.reason != WEIGHED_BY_SAMPLE:
         return varying
     row = TABLE[node.target]

@@ -1,4 +1,4 @@
-"""Whether a graph computes what its network does, and whether time may be folded into its batch."""
+"""Whether a graph computes what its network does, and which of its operators take several time-steps as one batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ from parspike.graph.read import plain
 from parspike.graph.sizes import other_sizes, resized
 from parspike.graph.wide import Wide, wide, wide_dtype, widened
 
-__all__ = ["alike", "check_rewritten", "check_same", "same", "tensors_of", "time_folded", "two_samples", "unlike"]
+__all__ = [
+    "across_batch_marked",
+    "alike",
+    "check_rewritten",
+    "check_same",
+    "same",
+    "tensors_of",
+    "two_samples",
+    "unlike",
+]
 
 
 NEAR = 1e-6
@@ -41,11 +50,12 @@ def same(
     model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor],
     changes: list[str] | None = None,
 ) -> bool:  # fmt: skip
-    """Whether a graph as it was read computes what its network does: the same bits, since it runs the same kernels in
-    the same order, else the same values in float64, else, of a network that float64 cannot run, close ones.
+    """Whether a graph, before any rewriting, computes what its network does. It runs the same kernels in the same
+    order, so the bits should be equal; where they are not, the values must agree in float64, or, if the network cannot
+    run in float64, be close.
 
-    Values alone would not do: a network with rounding, maxima or thresholds inside makes a large difference of the last
-    bit, and a tolerance that lets it pass lets a wrong number pass too. changes: see `quiet.outputs`.
+    A tolerance on the outputs would not do: in a network with rounding, maxima or thresholds the last bit may grow to a
+    large difference, and a tolerance above that would also accept a wrong constant. changes: see `quiet.outputs`.
     """
     wanted = tensors_of(plain(outputs(model, args, kwargs, changes)))
     with quiet():
@@ -63,7 +73,8 @@ def same(
 
 
 def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
-    """Raise `TraceError` unless the graph computes what the network does, on three samples or as many as it takes."""
+    """Raise `TraceError` unless the graph computes what the network does, on three samples, or on the next larger batch
+    that its limits allow."""
     if any(node.role is Role.UNKNOWN for node in graph.nodes):
         return
     number = graph.batch(3)
@@ -72,16 +83,16 @@ def check_same(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: M
     args, kwargs = given[: len(args)], dict(zip(kwargs, given[len(args) :], strict=True))
     try:
         is_same = same(model, graph, args, kwargs)
-    except Exception as error:  # whatever the network raises
+    except Exception as error:  # the user's code may raise any exception
         raise TraceError(
             f"{type(model).__name__} takes no batch of {number} (a shape written as a number, or computed from the "
             f"batch size with len or int): use x.shape[0] or -1 there ({(str(error).splitlines() or [''])[0]})"
         ) from error
     if not is_same:
         raise TraceError(
-            f"the graph of {type(model).__name__} gives another output than the network on a batch of {number}: a "
-            "number that forward computes from the batch size or the values (len, int, .item()) was fixed in tracing; "
-            "if there is none, please report it, with the network"
+            f"the traced graph of {type(model).__name__} gives another output than the network on a batch of {number}: "
+            "tracing fixed a number that forward computes from the batch size or from values (len, int, .item()); "
+            "use x.shape[0] or tensor operations there. If there is none, please report it, with the network"
         )
 
 
@@ -155,8 +166,8 @@ def _first_difference(
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """On one thread: torch runs a grouped convolution of float64 group by group, and where other programs want the
-    cores too, threads that wait for each other at every group take a hundred times as long."""
+    """Run on one thread. torch runs a grouped convolution of float64 group by group; on busy cores, threads that wait
+    for each other at every group take a hundred times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -166,7 +177,8 @@ def _alone() -> Iterator[None]:
 
 
 def _smaller(graph: Graph, env: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inputs cut to the least sizes that the graph is known to take, since a rewriting holds for all sizes or none."""
+    """Inputs cut to the smallest sizes that the graph is known to take, to save time: a rewriting is right for all
+    sizes or for none."""
     own = math.prod(graph.example.values())
     for sizes in itertools.islice(other_sizes(graph), 1):
         if math.prod(sizes.values()) < own:
@@ -175,7 +187,7 @@ def _smaller(graph: Graph, env: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _with_noise(x: Tensor, seed: int) -> Tensor:
-    """Two samples as they are, then two with noise; of whole numbers the samples alone."""
+    """Two samples as they are, then two with noise; inputs of whole numbers get no noise."""
     x = x[:2]
     if not x.is_floating_point():
         return torch.cat([x, x])
@@ -216,12 +228,13 @@ def _apart(wanted: Sequence[Tensor], found: Sequence[Tensor], least: float = 0.0
     return largest
 
 
-def time_folded(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Graph:
-    """The graph, proved to run with time folded into its batch; operators that cannot are marked as analog.
+def across_batch_marked(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Graph:
+    """The graph, with `ACROSS_BATCH` as the reason of each operator that cannot run on several time-steps as one batch.
 
-    Two batches are run by themselves and as one, time outermost. An operator that gives another result on both
-    together (it joins or splits along the batch) runs on the time-means. A network whose output for a sample
-    changes with its place or its neighbour mixes samples, and is refused.
+    The engines that send spikes lay the time-steps of a run one after the other in the batch dimension, (T·B, …). Here
+    two batches take the part of two time-steps: each operator runs on either and on both as one. One that gives another
+    result on both together, such as a reshape that joins heads and batch, becomes analog and runs on the time-means.
+    Raises `TraceError` where the output for a sample depends on the other samples of the batch.
     """
     if any(node.role is Role.UNKNOWN for node in graph.nodes):
         return graph
@@ -229,7 +242,7 @@ def time_folded(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tenso
     two = {name: value[1:].repeat(2, *[1] * (value.dim() - 1)) for name, value in one.items()}
     both = {name: torch.cat([one[name], two[name]]) for name in one}
     streams = [Stream(env, graph.tensors, graph.sizes(env)) for env in (one, two, both)]
-    varying, unfoldable = set(one), set()
+    varying, across = set(one), set()
     with quiet():
         for step in Schedule.of(graph.nodes, graph.outputs).steps:
             node = step[0]
@@ -242,23 +255,23 @@ def time_folded(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tenso
                     f"where the batch size stands in the code ({str(error).splitlines()[0]})"
                 ) from error
             if node.name not in both or not any(ref in varying for ref in node.refs):
-                continue  # made of sizes alone, so made anew for every batch
+                continue  # computed from sizes alone, so computed anew for every batch
             varying.add(node.name)
             if node.batch_dim is None:
                 continue
             two[node.name] = _repeated(one[node.name], two[node.name], node)
             joined = _joined(one[node.name], two[node.name], node.batch_dim)
             if node.role is not Role.ANALOG and not alike(joined, both[node.name]):
-                unfoldable.add(node.name)
+                across.add(node.name)
             both[node.name] = joined
     _check_samples(graph.collect(one), graph.collect(two))
-    nodes = [replace(n, role=Role.ANALOG, reason=ops.UNFOLDABLE) if n.name in unfoldable else n for n in graph.nodes]
+    nodes = [replace(n, role=Role.ANALOG, reason=ops.ACROSS_BATCH) if n.name in across else n for n in graph.nodes]
     return replace(graph, nodes=tuple(nodes))
 
 
 def _repeated(one: Any, two: Any, node: Node) -> Any:
-    """The value of the second sample twice, where a node gives it that up to rounding: else the places of the samples
-    in the batch, which change how kernels round, would decide in a network with thresholds inside."""
+    """The second sample's value of `one`, twice, where `two` equals it up to rounding. Kernels round a sample
+    differently at another place of the batch, and thresholds behind would make a large difference of that."""
     dim = node.batch_dim
     if not isinstance(one, Tensor) or dim is None or one.shape[dim] != 2 or not one.is_floating_point():
         return two
@@ -280,7 +293,7 @@ def alike(wanted: Any, found: Any) -> bool:
 
 
 def unlike(x: Tensor) -> Tensor:
-    """Two samples that differ, since an example's values are the user's and may all be zero."""
+    """Two samples that differ: where the example's are equal (all zero, say), noise is added to one."""
     if not x.is_floating_point() or not torch.equal(x[0], x[1]):
         return x
     noise = torch.randn(x[1:].shape, generator=torch.Generator().manual_seed(0)).to(x)
@@ -288,7 +301,8 @@ def unlike(x: Tensor) -> Tensor:
 
 
 def _check_samples(one: Any, two: Any) -> None:
-    """one: outputs for two samples; two: for the second of them, twice."""
+    """Raise `TraceError` where a sample's output depends on the others. one: outputs for two samples; two: for the
+    second sample given twice."""
     for a, b in zip(leaves(one), leaves(two), strict=True):
         if isinstance(a, Tensor) and (a.dim() == 0 or a.shape[0] != 2 or not alike(torch.cat([a[1:], a[1:]]), b)):
             raise TraceError(

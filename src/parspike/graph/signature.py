@@ -1,7 +1,7 @@
-"""What convolutions, linear layers and pools are given, by name: the positions of their arguments are read here alone.
+"""The arguments of convolutions, linear layers and pools by name. No other module reads them by position.
 
 Names and defaults come from the operators' own schemas in torch; numbers that stand for all spatial dimensions are
-written out, so that `stride[d]` is the stride along spatial dimension d, whichever way the network said it.
+written out, so `stride[d]` is the stride along spatial dimension d, also where the network gave one number for all.
 """
 
 from __future__ import annotations

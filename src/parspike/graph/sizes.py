@@ -1,15 +1,15 @@
 """Which sizes of an input may vary beside the batch: height and width of images, length of audio, number of tokens.
 
-The network decides, nobody asks for it. `trace` lets `torch.export` follow the network with every size open, and
-reads what the code came to rely on. A condition with a number on one side (a linear layer behind `flatten`, a table
-of positions) *fixes* the sizes in it, as the number says that the network was made for them. Every other condition
-(a least size, a multiple of 32, a branch on the size) is a *limit* that inputs are checked against. A size that is
-neither is free, and whatever is computed from it stays a `Size` in the graph.
+Free sizes are detected automatically; the user does not declare them. `trace` lets `torch.export` follow the network
+with every size open, and reads what the code came to rely on. A condition with a number on one side (a linear layer
+behind `flatten`, a table of positions) *fixes* the sizes in it, as the number says that the network was made for them.
+Every other condition (a least size, a multiple of 32, a branch on the size) is a *limit* that inputs are checked
+against. A size that is neither is free, and every number that is computed from it stays a `Size` in the graph.
 
-What is found is then proved: the graph must give the model's own output on inputs of another size. Sizes are fixed,
-and the network is traced as it is for one size, wherever anything else goes wrong: tracing fails, an expression
-is not understood, an operator on the sizes has no rule, neurons would have a free number of channels, or the proof
-fails. So an open size can never be the reason of a refusal.
+The result is then tested: the graph must give the model's own output on inputs of another size. If anything goes wrong
+(tracing fails, an expression is not understood, an operator on the sizes has no rule, neurons would have a free number
+of channels, the test fails), all sizes are fixed and the network is traced for the example's. So a free size can never
+be the reason of a refusal.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ class Conditions:
 
 
 def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: GuardWatch) -> Conditions:
-    """Read them off an exported program. placeholders: of the inputs; opened: dimensions that were left open."""
+    """Read the conditions on sizes off an exported program. placeholders: of the inputs; opened: dimensions that were
+    left open."""
     shapes = [fx.meta["val"].shape for fx in placeholders]
     environment = shapes[0][0].node.shape_env
     batch = {symbol for shape in shapes if not isinstance(shape[0], int) for symbol in shape[0].node.expr.free_symbols}
@@ -159,7 +160,8 @@ def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: G
 
 
 def batch_limits(placeholders: Sequence[Any], symbols: Mapping[Any, str]) -> tuple[Size, ...]:
-    """What a program that was exported with the batch alone open asks of it: a branch on its size is a limit."""
+    """The conditions on the batch size in a program that was exported with the batch alone open, such as a branch on
+    it."""
     environment = placeholders[0].meta["val"].shape[0].node.shape_env
     batch = {symbol for symbol, name in symbols.items() if name == BATCH}
     limits = []
@@ -196,7 +198,8 @@ def _numbered(condition: Any) -> set[Any]:
 
 
 def _always(limit: Any, ranges: Mapping[Any, Any], batch: set[Any]) -> bool:
-    # torch asks of its own accord whether a batch is one: what is then done is compared with the network itself.
+    # torch.export itself adds the condition that the batch is not 1; a batch of one is compared with the network in
+    # `batch.py`.
     least = 2 if limit.free_symbols <= batch else 1
     known = bound_sympy(limit, {**dict.fromkeys(batch, ValueRanges(least, 1 << 30)), **ranges})
     return known.is_singleton() and bool(known.lower)
@@ -230,7 +233,7 @@ def other_sizes(graph: Graph) -> Iterator[dict[str, int]]:
 
 
 def resized(x: Tensor, shape: Sequence[Any], sizes: Mapping[str, int]) -> Tensor:
-    """An input cut or repeated to other sizes, so that its values stay what they mean."""
+    """An input cut or repeated to other sizes, so that its values stay those of a real input."""
     for d, dim in enumerate(shape):
         if isinstance(dim, Size):
             x = x.index_select(d, torch.arange(dim(sizes), device=x.device) % x.shape[d])

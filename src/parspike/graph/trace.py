@@ -43,7 +43,7 @@ def trace(
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if (said := unreadable(tensor)) is not None:
                 raise InputError(f"'{name}' {said}") from error
-        # Only now, since a network that was traced takes its example.
+        # Not before tracing: a network that can be traced takes its example, so the check would be wasted.
         _check_example(model, args, kwargs)
         raise
     if (name := graph.unfit()) is not None:
@@ -52,7 +52,8 @@ def trace(
 
 
 def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
-    """Say of an example that the network itself does not take that this is so, before tracing blames the code."""
+    """Raise `InputError` if the network itself fails on the example, so that the message blames the example and not
+    tracing."""
     try:
         outputs(model, args, kwargs)
     except (AttributeError, NameError, ImportError):
@@ -74,13 +75,13 @@ def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str
 
 
 def within(model: nn.Module) -> nn.Module:
-    """The network in a wrapper that only hands it its inputs."""
+    """The network inside `DataParallel` or `DistributedDataParallel`."""
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
     return within(model.module) if isinstance(model, wrappers) else model
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse what would make a silently wrong network, train mode, NaN and Inf; and what cannot be read at all."""
+    """Refuse a model that would convert wrongly without a word (train mode, NaN, Inf) or that cannot be read at all."""
     if not isinstance(model, nn.Module):
         raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
     if isinstance(getattr(model, "graph", None), Graph):
@@ -104,7 +105,8 @@ def check_model(model: nn.Module) -> None:
             raise InputError(f"'{name}' is not initialised yet: run the model once on a batch, then convert")
         if tensor.is_meta or tensor.layout is not torch.strided:
             continue  # refused in reading, if forward reads it
-        # Masks and bounds in buffers may be infinite, if nothing multiplies by them: `Graph.unfit` sees to that.
+        # Masks and bounds in buffers may be infinite where nothing multiplies by them, which `Graph.unfit` checks
+        # later.
         if tensor.is_floating_point() and bool(tensor.isnan().any() if name in tables else ~tensor.isfinite().all()):
             raise _unfit(name)
 

@@ -21,7 +21,7 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype | None:
 
 
 def wide(value: Any) -> Any:
-    """A tensor or a type in float64 (complex128); anything else as it is."""
+    """A tensor or a type in float64 (complex128); anything else unchanged."""
     if isinstance(value, torch.dtype):
         return wide_dtype(value) or value
     if isinstance(value, Tensor) and (dtype := wide_dtype(value.dtype)) is not None:

@@ -1,8 +1,8 @@
 """In-place operators of an exported program in their functional forms, where that is provably the same.
 
 `run_decompositions` does it for every program, and traces the whole network once more for that. Most in-place
-operators (`ReLU(inplace=True)`) write into a value of which nobody reads another view afterwards: they become the
-functional operator, and whoever read the value later reads its result.
+operators, such as `ReLU(inplace=True)`, write into a value of which no other view is read afterwards. They become the
+functional operator, and later readers of the value read its result.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ def pure(exported: Any) -> bool:
         schema = getattr(fx.target, "_schema", None)
         if schema is not None and schema.is_mutable:
             return False
-        # Arithmetic of sizes is plain Python; anything else without a schema holds a graph of its own.
+        # Plain Python functions compute sizes; anything else without a schema is a control-flow operator with a graph
+        # inside.
         if schema is None and fx.op == "call_function" and fx.target.__module__ not in ("_operator", "math", "torch"):
             return False
     return True
 
 
 def without_writes(exported: Any) -> bool:
-    """Put functional operators in the place of all in-place ones; False, and nothing is done, where it takes more."""
+    """Replace all in-place operators by functional ones. Returns False, with nothing changed, where that is not
+    provably the same."""
     graph = exported.graph
     inputs = set(exported.graph_signature.user_inputs)
     place = {fx: number for number, fx in enumerate(graph.nodes)}
@@ -63,7 +65,7 @@ def without_writes(exported: Any) -> bool:
         for other in aliases.of(written):
             (whole if _same_tensor(other, written, {one for one, _ in found}) else views).add(other)
         if any(other.op == "placeholder" and other.name not in inputs for other in whole | views):
-            return False  # the network's own state: the reader says so
+            return False  # the network's own state, which the reader refuses with a message
         if any(place[user] > place[fx] for other in views - {fx} for user in other.users):
             return False
         found.append((fx, functional))

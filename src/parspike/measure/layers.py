@@ -19,7 +19,7 @@ from parspike.calibrate.batches import arguments_of, inputs_of, labels_of, reada
 from parspike.calibrate.recipe import Progress
 from parspike.errors import InputError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk
-from parspike.graph.ops import TABLE, UNFOLDABLE, call
+from parspike.graph.ops import ACROSS_BATCH, TABLE, call
 from parspike.graph.roles import currents, reached_by
 from parspike.measure.report import Energy, LayerRow, Report
 from parspike.measure.scores import Scores
@@ -211,7 +211,7 @@ class _Meter:
         return [value, None, seen, seen, *network]
 
     def _once(self, node: Node, args: Any, make: Callable[[], Any]) -> Any:
-        """What depends on shapes alone is made once for each."""
+        """Compute a value that depends on shapes alone once for each set of shapes."""
         key = (node.name, *(leaf.shape for leaf in leaves(args) if isinstance(leaf, Tensor)))
         if key not in self.known:
             self.known[key] = make()
@@ -241,7 +241,7 @@ class _Meter:
     def _kind(self, node: Node, done: _Sum) -> str | None:
         if node.name in self.neurons:
             return "neuron"
-        if node.role is Role.NEURON or (node.role is Role.ANALOG and node.reason != UNFOLDABLE):
+        if node.role is Role.NEURON or (node.role is Role.ANALOG and node.reason != ACROSS_BATCH):
             return "analog"
         if TABLE[node.target].weighted:
             return "synapse"

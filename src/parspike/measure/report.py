@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from parspike.errors import OptionError
+from parspike.neurons import CODES
 from parspike.notebook import html_table
 
 __all__ = ["Energy", "LayerRow", "Report"]
@@ -64,10 +65,10 @@ class LayerRow:
 class Report:
     """Operations by layer and in total, and scores. `str` is a table, `to_json` everything.
 
-    samples: measured. T: time-steps. codes: how counts are sent. rows: the layers. energy: the constants.
-    accuracy, network_accuracy: share of answers that are right, None without labels. agreement: share that are the
-    network's. All three are None where the outputs are values and no class scores. error: of the outputs, as in
-    `LayerRow`, of several the largest. The last two are None without a network to compare with.
+    samples: measured. T: time-steps. codes: how counts are sent, or which neurons with a state. rows: the layers.
+    energy: the constants. accuracy, network_accuracy: share of answers that are right, None without labels. agreement:
+    share that are the network's. All three are None where the outputs are values and no class scores. error: of the
+    outputs, as in `LayerRow`, of several the largest. The last two are None without a network to compare with.
     """
 
     samples: int
@@ -164,7 +165,8 @@ class Report:
         return "\n".join((lines[0], rule, *lines[1:-1], rule, lines[-1], "", *self._remarks()))
 
     def _remarks(self) -> list[str]:
-        codes = f"code {', '.join(self.codes)}" if self.codes else "no spiking neurons"
+        how = "code" if set(self.codes) <= set(CODES) else "neurons"
+        codes = f"{how} {', '.join(self.codes)}" if self.codes else "no spiking neurons"
         lines = [f"For one sample, mean over {self.samples:,}. T = {self.T}, {codes}."]
         shares = {"accuracy": self.accuracy, "network's accuracy": self.network_accuracy, "agreement": self.agreement}
         if known := [f"{name} {100 * share:.2f} %" for name, share in shares.items() if share is not None]:

@@ -1,6 +1,7 @@
 """How well a spiking network does: the share of right answers, of equal ones, and the error of its outputs.
 
-A share of answers says something only where the outputs are answers. What they are is told by what is there:
+A share of answers says something only where the outputs are answers. Which they are follows from their types and
+shapes, and from the labels:
 
 - whole numbers: each is an answer (`argmax` inside the network);
 - with labels that are whole numbers, one for every place of the output without dimension 1, real numbers (B, K, …),
@@ -10,7 +11,7 @@ A share of answers says something only where the outputs are answers. What they 
 
 Where a network gives several outputs of real numbers, the one named "logits" holds the scores; without one, values.
 Values have an error: ‖output − network's output‖ / ‖network's output‖ over all samples, of several the largest. Where
-they lie far from 0 and vary little that is small whatever the spikes do; `kept` compares with how much they vary.
+values lie far from 0 and vary little, that error is small for any network; `kept` compares with how much they vary.
 """
 
 from __future__ import annotations
@@ -114,13 +115,14 @@ class Scores:
         self.total, self.samples = sums or self.total or part.total, self.samples + part.samples
 
     def _squares(self) -> list[tuple[float, float]]:
-        """‖output − network's‖² and ‖network's‖² of every output; summed exactly, whoever added which batches."""
+        """‖output − network's‖² and ‖network's‖² of every output; summed exactly, so the sum does not depend on which
+        process added which batches."""
         sums = ([math.fsum(column) for column in zip(*rows, strict=True)] for rows in (self.apart, self.size))
         return list(zip(*sums, strict=True))
 
     @classmethod
     def merged(cls, parts: Iterable[Scores]) -> Scores:
-        """That of the batches of all."""
+        """One score over the batches of several."""
         total = cls()
         for part in parts:
             for name in ("answers", "labelled", "right", "network_right", "same", "compared"):

@@ -1,4 +1,4 @@
-"""Which elements a spike reaches: the operators of a graph as wires and as synapses, whatever their weights are.
+"""Which elements a spike reaches: the operators of a graph as wires and as synapses, independent of their weights.
 
 A wire is an operator that is linear and has no weights of its own: a sum of branches, a concatenation, an average
 pool, a reshape. A spike passes it to every element that it has a share in; the wire's factors belong to the weights
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from parspike.graph import Node, Ref, Role, leaves, map_tree
-from parspike.graph.ops import TABLE, UNFOLDABLE, call
+from parspike.graph.ops import ACROSS_BATCH, TABLE, call
 
 __all__ = ["at_refs", "carry", "fan_out", "macs_of", "present", "role_of"]
 
@@ -23,8 +23,8 @@ NEGLIGIBLE = 1e-6
 
 
 def role_of(node: Node) -> Role:
-    """What a node is for spikes: an operator that only joins or splits along the batch is what it is elsewhere."""
-    return TABLE[node.target].role if node.reason == UNFOLDABLE else node.role
+    """A node's role for spikes: an operator across the batch keeps the role that the table gives it."""
+    return TABLE[node.target].role if node.reason == ACROSS_BATCH else node.role
 
 
 def at_refs(tree: Any, resolved: Any, names: Collection[str]) -> list[Any]:

@@ -301,7 +301,8 @@ class SortedTrain(Dynamics):
 def twin(neurons: Mapping[str, SpikingLayer]) -> dict[str, Dynamics]:
     """For each parallel neuron the soft-reset IF neuron of the same threshold, v(0) = θ/2, by the same names.
 
-    What parallel conversion is compared with: no calibrated shift or amplitude. A staircase has no such neuron.
+    Parallel conversion is compared with these neurons, which have no calibrated shift or amplitude. A staircase has no
+    such twin.
     """
     return {
         name: IntegrateFire(neuron.v_threshold, offset=neuron.offset)

@@ -6,8 +6,8 @@ A neuron maps its mean input current to a *count* k in 0 … `levels`, and sends
 - ``weighted``: the binary digits of k, most significant first: 2^T − 1 levels in T steps, one spike a step at most;
 - ``onset``: one spike, whose time is k: T levels in T steps, one event a neuron.
 
-Whatever the code, a spike of step t carries the amplitude `amplitudes()[t]`, one scale for all neurons of a
-channel, so a synapse only ever accumulates; the mean over the T steps of these currents is `value(k)`.
+In every code, a spike of step t carries the amplitude `amplitudes()[t]`, one scale for all neurons of a channel, so a
+synapse only ever accumulates; the mean over the T steps of these currents is `value(k)`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SpikingLayer(nn.Module):
     @property
     @abstractmethod
     def label(self) -> str:
-        """How these neurons send what they say, in a word: a code, or the kind of neurons with a state."""
+        """A word for how these neurons send their output: the code, or the kind of neurons with a state."""
 
     @abstractmethod
     def example(self, z: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ class ParallelNeuron(Neuron):
         return mean + self.offset if self.offsets else mean
 
     def forward(self, z: Tensor) -> Tensor:
-        # In place on the counts, which nobody else sees: the cost of a neuron is memory traffic.
+        # In place, since only this function holds the counts, and memory traffic is the cost of a neuron.
         theta, shift, scale = self.v_threshold.detach(), self._shift().detach(), self.v_post.detach() / self.levels
         if not runs_here(z) or z.dtype != theta.dtype:
             mean = self.count(z).mul_(scale)

@@ -96,10 +96,10 @@ def optimal_shift(v_threshold: float | Tensor, T: int, shift: float | Tensor | N
     has them iff Σ_t I(t) + ψ ≥ n θ, that is Σ/n + ψ/n ≥ θ, and Σ/n is row x of equation (8).
 
     (i) T = T̃: the neuron and the activation it replaces are one staircase: equal for every input.
-    (ii) T ≠ T̃: the same derivation makes the neuron a T-level staircase, beside one of T̃ levels. They
-    share the form of ψ because θ/2 puts each jump in the middle of two levels, whatever their number: on a
-    bin where the input is uniform the mean output is the mean input for either, so the two are equal in
-    expectation; for one input they differ by up to half a level of each.
+    (ii) T ≠ T̃: the same derivation makes the neuron a T-level staircase, beside one of T̃ levels. They share the form
+    of ψ because θ/2 puts each jump in the middle of two levels, for any number of levels: on a bin where the input is
+    uniform the mean output is the mean input for either, so the two are equal in expectation; for one input they differ
+    by up to half a level of each.
 
     With ``shift`` = δ (equation 9) the bias over all steps is δ T + θ/2: b_x = (δ T + θ/2) / (T − x + 1).
 

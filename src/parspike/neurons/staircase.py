@@ -4,9 +4,9 @@ Level k is reached where the mean current is at least `thresholds[k − 1]`, and
 evenly spaced. The smallest output may be negative: it is the constant current of a silent neuron, which the next
 synapse takes in as it takes in a bias, so every spike is positive and the offset is exact.
 
-Counting is bucketing. A search among S thresholds costs log₂ S branches a neuron, each mispredicted half the time;
-here the thresholds lie on a fine grid of step 2^−k instead. A current times 2^k is exact, so its integer part tells
-on which side of every threshold it lies, and one table tells the count, whatever S is. Thresholds of their own for
+Counting is bucketing. A search among S thresholds costs log₂ S branches a neuron, each mispredicted half the time; here
+the thresholds lie on a fine grid of step 2^−k instead. A current times 2^k is exact, so its integer part tells on which
+side of every threshold it lies, and one look-up in a table gives the count, for any S. Thresholds of their own for
 every channel have a grid and a row of the table for every channel.
 
 Two staircases that stand for an activation that falls and then rises, right(z) + left(−z), are one table as well

@@ -1,8 +1,8 @@
 """Networks made for conversion: QCFS in place of the activations, and a loop that trains them.
 
     with_qcfs    any network → the same with trainable QCFS activations
-    load_recipe  a readable file → Recipe
-    fit          Recipe, network, data → weights, on one device or many (extra: train)
+    load_recipe  a readable file → TrainingRecipe
+    fit          TrainingRecipe, network, data → weights, on one device or many (extra: train)
     load_trained weights → network, ready for `parspike.convert`
 
 `docs/training.md` shows it from the command line.
@@ -17,11 +17,11 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.train.data import Arrays, decode
     from parspike.train.devices import Devices
     from parspike.train.direct import LIF, with_lif
-    from parspike.train.hub import Hub, Stream
+    from parspike.train.hub import Hub, HubStream
     from parspike.train.loop import DivergedError, Result, fit
     from parspike.train.make import load_trained, make_network
     from parspike.train.ondemand import Decoder, OnDemand
-    from parspike.train.recipe import Recipe, load_recipe, recipe_names
+    from parspike.train.recipe import TrainingRecipe, load_recipe, recipe_names
     from parspike.train.replace import with_qcfs
 
 __all__ = [
@@ -31,11 +31,11 @@ __all__ = [
     "Devices",
     "DivergedError",
     "Hub",
+    "HubStream",
     "OnDemand",
-    "Recipe",
     "Result",
-    "Stream",
     "TrainQCFS",
+    "TrainingRecipe",
     "decode",
     "fit",
     "load_recipe",
@@ -53,12 +53,12 @@ look_up_later(
         "data": ("Arrays", "decode"),
         "devices": ("Devices",),
         "direct": ("LIF", "with_lif"),
-        "hub": ("Hub", "Stream"),
+        "hub": ("Hub", "HubStream"),
         "loop": ("DivergedError", "Result", "fit"),
         "make": ("load_trained", "make_network"),
         "pretrained": (),
         "ondemand": ("Decoder", "OnDemand"),
-        "recipe": ("Recipe", "load_recipe", "recipe_names"),
+        "recipe": ("TrainingRecipe", "load_recipe", "recipe_names"),
         "replace": ("with_qcfs",),
     },
 )

@@ -133,7 +133,7 @@ class TrainQCFS(QCFS):
             return super().forward(z)
         fused = self.fused
         if torch.compiler.is_compiling():
-            fused = False  # whoever compiles the network fuses this with the rest
+            fused = False  # inside a compiled network, the outer torch.compile fuses this with the rest
         elif fused is None:
             fused = _can_compile(z.device.type)
         # torch leaves Function.apply untyped.

@@ -31,7 +31,7 @@ class Augmentation(nn.Module):
         self.layers: list[Any] = []
 
     def build(self, side: tuple[int, int]) -> list[Any]:
-        """kornia's layers for images of this height and width; imported only where something is asked for."""
+        """kornia's layers for images of this height and width; imported only if the recipe asks for augmentation."""
         if self.steps == Augment():
             return []
         try:

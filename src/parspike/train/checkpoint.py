@@ -1,4 +1,4 @@
-"""What a training leaves on the disk: the checkpoint that it goes on from, and the weights at its end."""
+"""What a training writes to disk: checkpoints, from which it resumes, and the weights at its end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from parspike.errors import FileError, InputError, OptionError
 from parspike.file.bytes import move_whole, write_whole
-from parspike.train.recipe import Recipe
+from parspike.train.recipe import TrainingRecipe
 
 __all__ = ["check_checkpoint", "save_checkpoint", "save_weights", "stays"]
 
 
 def save_checkpoint(fabric: Any, path: Path, everything: dict[str, Any]) -> None:
-    """Write the values of all processes; the name holds the old checkpoint until the new one is whole."""
+    """Write the values of all processes; the old checkpoint stays under the name until the new one is complete."""
     temporary = path.with_suffix(".part")
     try:
         fabric.save(temporary, everything)
@@ -41,12 +41,12 @@ def stays(path: Path) -> str:
     return f"; the last good checkpoint, {path}, stays" if path.exists() else ""
 
 
-def check_checkpoint(path: Path, recipe: Recipe, network: nn.Module, data: str) -> None:
-    """Refuse to go on with another network, another recipe or other data; everything that differs is listed."""
+def check_checkpoint(path: Path, recipe: TrainingRecipe, network: nn.Module, data: str) -> None:
+    """Raise an error that lists every difference, unless network, recipe and data are those of the checkpoint."""
     try:
         # mmap: only the recipe and the names are read.
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        before, state = Recipe.from_json(json.loads(saved["recipe"])), saved["network"]
+        before, state = TrainingRecipe.from_json(json.loads(saved["recipe"])), saved["network"]
         if missing := {"optimiser", "data", "precision"} - saved.keys():
             raise ValueError(f"it lacks {', '.join(sorted(missing))}, an older parspike made it: train anew")
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
@@ -71,7 +71,9 @@ def check_checkpoint(path: Path, recipe: Recipe, network: nn.Module, data: str) 
         raise InputError(f"{path} was begun with other training images: resume with those, or choose another folder")
 
 
-def save_weights(path: Path, tensors: dict[str, Tensor], recipe: Recipe, state: dict[str, Any], data: str) -> None:
+def save_weights(
+    path: Path, tensors: dict[str, Tensor], recipe: TrainingRecipe, state: dict[str, Any], data: str
+) -> None:
     """weights.safetensors, and weights.json beside it with how they were made."""
     from safetensors.torch import save
 

@@ -22,13 +22,13 @@ from parspike.errors import FileError, InputError
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64, UInt8
 
-__all__ = ["Arrays", "Data", "check_labels", "decode"]
+__all__ = ["Arrays", "Examples", "check_labels", "decode"]
 
 Batch = tuple[Tensor, "Tensor | None"]
 
 
-class Data(Protocol):
-    """What the loop reads: `Arrays`, decoded beforehand, or `OnDemand`."""
+class Examples(Protocol):
+    """Images and labels by number, which the training loop reads: `Arrays` (decoded beforehand) or `OnDemand`."""
 
     @property
     def labels(self) -> Int64[Tensor, "N"]:
@@ -37,7 +37,7 @@ class Data(Protocol):
 
     @property
     def digest(self) -> str:
-        """Tells these data from others."""
+        """A hash of the data: resuming with other data is refused."""
         ...
 
     def __len__(self) -> int:
@@ -45,11 +45,11 @@ class Data(Protocol):
         ...
 
     def take(self, rows: Tensor, seed: int) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
-        """These rows for training, in [0, 1]; chance comes from the seed alone."""
+        """Images and labels of these rows for training, in [0, 1]; random crops depend on the seed alone."""
         ...
 
     def plain(self, rows: Tensor) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
-        """These rows for scoring, without chance."""
+        """Images and labels of these rows for scoring, without random crops."""
         ...
 
 
@@ -82,12 +82,12 @@ class Arrays:
         return self.images[rows].float().div_(255), self.labels[rows]
 
     def plain(self, rows: Tensor) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
-        """The same, in the words of `Data`."""
+        """These rows, as floats in [0, 1]."""
         return self.take(rows)
 
 
 def check_labels(labels: Int64[Tensor, "N"], classes: int) -> None:
-    """Refuse what a classifier of so many classes cannot learn from."""
+    """Raise `InputError` for labels from which a classifier of so many classes cannot learn."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise InputError(f"the labels run from {low} to {high}, but the recipe has classes = {classes} (0 … n−1)")
@@ -149,14 +149,14 @@ def decode(
     with _own(cache).open("wb") as stream:
         np.save(stream, y.numpy())
     os.replace(_own(cache), _beside(cache, "labels.npy"))
-    # Last: without it, a killed decoding is begun again.
+    # Written last, since its presence says that decoding was completed.
     _own(cache).write_text(json.dumps({"shape": [done, *images.shape[1:]], "sha256": digest.hexdigest()}))
     os.replace(_own(cache), _beside(cache, "json"))
     return _cached(cache)
 
 
 def _own(cache: Path) -> Path:
-    """Where this process writes, since others may be decoding the same images."""
+    """The file that this process alone writes, since other processes may be decoding the same images."""
     return _beside(cache, str(os.getpid()))
 
 

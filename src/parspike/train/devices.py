@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from parspike.errors import MissingExtraError, OptionError
-from parspike.train.recipe import Recipe
+from parspike.train.recipe import TrainingRecipe
 
 __all__ = ["Devices", "local", "make_fabric"]
 
@@ -33,8 +33,8 @@ class Devices:
             raise OptionError(f"--nodes {self.nodes}: at least 1")
 
 
-def make_fabric(recipe: Recipe, devices: Devices) -> Any:
-    """Fabric, launched where there are several processes. Raises `OptionError` for devices that there are not."""
+def make_fabric(recipe: TrainingRecipe, devices: Devices) -> Any:
+    """Fabric, launched where there are several processes. Raises `OptionError` for devices that are not there."""
     try:
         from lightning_fabric import Fabric
         from lightning_fabric.strategies import ModelParallelStrategy

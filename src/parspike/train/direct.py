@@ -1,6 +1,6 @@
 """Direct training with surrogate gradients (STBP), as the comparison that the paper makes.
 
-Wu et al. 2018 and 2019; equations as in the code of STBP-simple. Time is folded into the batch, (T·B, …), so the
+Wu et al. 2018 and 2019; equations as in the code of STBP-simple. Time is in the batch, (T·B, …), so the
 network between the neurons runs as it is, and its batch norms take their statistics over time and batch together,
 as tdBN does (Zheng et al. 2021).
 """

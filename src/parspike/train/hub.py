@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face `datasets`: fetched once and kept (`Hub`), or read while they arrive (`Stream`)."""
+"""Data sets of Hugging Face `datasets`: fetched once and kept (`Hub`), or read while they arrive (`HubStream`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from parspike.train.ondemand import Decoder
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
 
-__all__ = ["Hub", "Stream"]
+__all__ = ["Hub", "HubStream"]
 
 BUFFER = 1000
 """Images that wait undecoded in a stream's shuffle."""
@@ -74,7 +74,7 @@ class Hub:
         return preprocess(self.rows[index][self.image].convert("RGB"))
 
 
-class Stream:
+class HubStream:
     """Training images that are read from first to last in each epoch, and never kept.
 
     Each process reads its own share: its own files where their number can be divided by that of the processes, else
@@ -123,7 +123,7 @@ class Stream:
         return images, labels[places]
 
     def _share(self, seed: int, rank: int, world: int) -> Iterator[Any]:
-        """Begun again where it ends early: files are not all of one length."""
+        """Starts again from the beginning when the share is shorter than the epoch, since files differ in length."""
         from datasets.distributed import split_dataset_by_node
 
         share = split_dataset_by_node(self.rows.shuffle(seed=seed % 2**32, buffer_size=BUFFER), rank, world)

@@ -22,7 +22,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Leave out rows of steps that the checkpoint does not know: they come again."""
+    """Drop rows of steps after the checkpoint, since resuming repeats these steps."""
     if path.exists():
         with path.open(newline="", encoding="utf-8") as stream:
             rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= step]

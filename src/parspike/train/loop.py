@@ -1,4 +1,4 @@
-"""The loop, on Lightning Fabric: devices, precision and collectives are Fabric's, the order of things is here.
+"""The training loop, on Lightning Fabric, which provides devices, precision and collectives.
 
 **What one step draws by chance is a function of the seed and the number of the step**, never of what happened
 before. A checkpoint is therefore the network, the optimiser and a number, and a run that was killed anywhere goes on
@@ -26,12 +26,12 @@ from parspike.neurons import QCFS
 from parspike.train import log
 from parspike.train.augment import Augmentation
 from parspike.train.checkpoint import check_checkpoint, save_checkpoint, save_weights, stays
-from parspike.train.data import Data, check_labels
+from parspike.train.data import Examples, check_labels
 from parspike.train.devices import Devices, local, make_fabric
-from parspike.train.hub import Stream
+from parspike.train.hub import HubStream
 from parspike.train.networks import NETWORKS
 from parspike.train.ondemand import OnDemand
-from parspike.train.recipe import Recipe
+from parspike.train.recipe import TrainingRecipe
 
 __all__ = ["DivergedError", "Result", "fit"]
 
@@ -65,10 +65,10 @@ class Result:
 
 
 def fit(
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     network: nn.Module,
-    train: Data | Stream,
-    test: Data,
+    train: Examples | HubStream,
+    test: Examples,
     folder: str | Path,
     *,
     devices: Devices | None = None,
@@ -88,7 +88,7 @@ def fit(
     folder = Path(folder)
     fabric = make_fabric(recipe, devices or Devices())
     for data in (train, test):
-        if not isinstance(data, Stream):  # which looks at its labels when they come
+        if not isinstance(data, HubStream):  # a stream checks its labels as it reads them
             check_labels(data.labels, recipe.data.classes)
     run = _Run(recipe, network, train, test, folder, fabric, save_every, tensorboard, compile, progress)
     with torch.random.fork_rng():
@@ -96,10 +96,12 @@ def fit(
 
 
 class _Run:
-    """One training: what does not change is set here, what does is `self.state`."""
+    """One training. `self.state` is all that changes while it runs."""
 
-    def __init__(self, recipe: Recipe, network: nn.Module, train: Data | Stream, test: Data, folder: Path, fabric: Any,
-                 save_every: float, tensorboard: bool, compile: bool, progress: Progress) -> None:  # fmt: skip
+    def __init__(
+        self, recipe: TrainingRecipe, network: nn.Module, train: Examples | HubStream, test: Examples, folder: Path,
+        fabric: Any, save_every: float, tensorboard: bool, compile: bool, progress: Progress,
+    ) -> None:  # fmt: skip
         self.recipe, self.train, self.test, self.folder = recipe, train, test, folder
         self.fabric, self.save_every = fabric, save_every
         self.progress = progress if fabric.is_global_zero else lambda what, done, total: None
@@ -130,7 +132,7 @@ class _Run:
         self.sharded = any(isinstance(p, DTensor) for p in parameters)
         self.whole = [p for p in parameters if not isinstance(p, DTensor)] if self.sharded else []
         # Images that are decoded on demand are cropped there, since they come in all sizes.
-        steps = replace(recipe.augment, resized_crop=0) if isinstance(train, OnDemand | Stream) else recipe.augment
+        steps = replace(recipe.augment, resized_crop=0) if isinstance(train, OnDemand | HubStream) else recipe.augment
         self.augment = Augmentation(steps, recipe.data.mean)
         self.reader, self.ahead = ThreadPoolExecutor(1), {}
         self.state: dict[str, Any] = {
@@ -165,7 +167,7 @@ class _Run:
             if ended:
                 self._end_of_epoch(step // self.steps_per_epoch, running)
                 running = []
-            # The clock of one process decides for all: saving gathers the weights from everyone.
+            # Rank 0's clock decides for all, since saving gathers the weights from every process.
             if self.fabric.broadcast(ended or time.monotonic() - saved > self.save_every):
                 self._save()
                 saved = time.monotonic()
@@ -204,7 +206,7 @@ class _Run:
     def _read(self, step: int, part: int) -> Future[tuple[Tensor, Tensor]]:
         epoch, place = divmod(step, self.steps_per_epoch)
         fabric, seed = self.fabric, _mix(self.recipe.seed, epoch)
-        if isinstance(self.train, Stream):
+        if isinstance(self.train, HubStream):
             after = (place * self.recipe.optimiser.accumulate + part) * self.micro
             return self.reader.submit(self.train.take, self.micro, after, seed, fabric.global_rank, fabric.world_size)
         if self.order[0] != epoch:
@@ -250,7 +252,8 @@ class _Run:
 
     @torch.no_grad()
     def _accuracy(self) -> float:
-        """Of everyone's share; equally many passes each, since a pass may wait for the others."""
+        """Accuracy over all processes' shares. Each makes equally many forward passes, since a pass may wait for the
+        other processes."""
         fabric = self.fabric
         if self.sharded:  # DDP does the same before each pass: the batch norms' statistics are those of process 0
             for buffer in self.plain.buffers():
@@ -267,7 +270,8 @@ class _Run:
         return int(fabric.all_reduce(right, reduce_op="sum")) / int(fabric.all_reduce(seen, reduce_op="sum"))
 
     def _anywhere(self, here: bool) -> bool:
-        """Whether it is so in any process: what they do together (stopping, finding the layer) none may do alone."""
+        """Whether the condition holds in any process. All then act together (stop, find the layer), since one alone
+        would wait for the others for ever."""
         return bool(self.fabric.all_reduce(torch.tensor(float(here), device=self.fabric.device), reduce_op="max"))
 
     def _diverged(self, step: int, x: Tensor) -> None:
@@ -305,7 +309,7 @@ class _Run:
     def _finish(self) -> Result:
         weights = self.folder / "weights.safetensors"
         if self.fabric.is_global_zero:
-            # From the file, where the weights lie whole also if the devices hold a part each.
+            # From the file, which holds the whole weights also if each device holds only a part.
             saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
             save_weights(weights, saved["network"], self.recipe, self.state, self.train.digest)
             if self.recipe.network in NETWORKS:

@@ -1,4 +1,4 @@
-"""Recipe → network, and trained weights → network."""
+"""TrainingRecipe → network, and trained weights → network."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from parspike.errors import FileError, InputError
 from parspike.train.direct import with_lif
 from parspike.train.networks import build
-from parspike.train.recipe import Recipe
+from parspike.train.recipe import TrainingRecipe
 from parspike.train.replace import with_qcfs
 
 __all__ = ["load_trained", "make_network"]
 
 
-def make_network(recipe: Recipe, base: nn.Module | None = None, example: Any = None) -> nn.Module:
+def make_network(recipe: TrainingRecipe, base: nn.Module | None = None, example: Any = None) -> nn.Module:
     """The network that a recipe trains: its own by name, or `base`, a ReLU network (perhaps trained already).
 
     example: inputs, normalised; needed for thresholds from data and for networks that call activations as functions.
@@ -49,7 +49,7 @@ def load_trained(weights: str | Path, base: nn.Module | None = None, example: Te
     path = Path(weights)
     path = path / "weights.safetensors" if path.is_dir() else path
     try:
-        recipe = Recipe.from_json(json.loads(path.with_suffix(".json").read_text("utf-8"))["recipe"])
+        recipe = TrainingRecipe.from_json(json.loads(path.with_suffix(".json").read_text("utf-8"))["recipe"])
         state = load_file(path)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Decoder", "OnDemand", "Source"]
 
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-"""Of a random resized crop, as everybody trains on ImageNet."""
+"""Range of area and aspect ratio of a random resized crop, as usual in training on ImageNet."""
 
 
 class Source(Protocol):
@@ -87,7 +87,8 @@ class Decoder:
     def filled(
         self, names: Sequence[str], reads: Sequence[Callable[[], Tensor]], seeds: Sequence[int]
     ) -> tuple[Float[Tensor, "B C H W"], list[int]]:
-        """The same for training: others of the batch stand in for broken ones, so that every step is full."""
+        """The same for training, where other images of the batch replace broken ones, so that every step has its full
+        batch."""
         images, good = self(names, reads, seeds)
         places = [place % len(good) for place in range(len(names))]
         return images[places], [good[place] for place in places]
@@ -96,7 +97,7 @@ class Decoder:
         image = decoded(name, read, self.skip_broken, self.broken)
         if image is None or seed is None or not self.resized_crop:
             return image
-        # A generator of its own, since threads finish in any order.
+        # One generator for each image, since threads finish in any order.
         generator = torch.Generator().manual_seed(seed)
         top, left, height, width = _box(image.shape[1], image.shape[2], generator)
         cut = image[None, :, top : top + height, left : left + width]

@@ -15,7 +15,7 @@ from typing import Any
 
 from parspike.errors import FileError, OptionError
 
-__all__ = ["Activation", "Augment", "Data", "Optimiser", "Recipe", "load_recipe", "recipe_names"]
+__all__ = ["Activation", "Augment", "Data", "Optimiser", "TrainingRecipe", "load_recipe", "recipe_names"]
 
 FOLDER = Path(__file__).parent / "recipes"
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
@@ -112,7 +112,7 @@ class Optimiser:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """One training. network: a name of `networks.NETWORKS`, or a SPEC. precision: as Lightning names them."""
 
     network: str
@@ -132,18 +132,18 @@ class Recipe:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], where: str = "the recipe") -> Recipe:
+    def from_json(cls, values: Mapping[str, Any], where: str = "the recipe") -> TrainingRecipe:
         """The inverse of `to_json`; unknown names are errors that list the known ones.
 
-        >>> Recipe.from_json({"network": "digits", "optimiser": {"epochs": 3}}).optimiser.epochs
+        >>> TrainingRecipe.from_json({"network": "digits", "optimiser": {"epochs": 3}}).optimiser.epochs
         3
         """
         return _read(cls, values, where)
 
-    def replace(self, assignments: Mapping[str, Any]) -> Recipe:
+    def replace(self, assignments: Mapping[str, Any]) -> TrainingRecipe:
         """The same with some entries changed, by dotted name.
 
-        >>> Recipe("digits").replace({"optimiser.epochs": 3, "seed": 1}).optimiser.epochs
+        >>> TrainingRecipe("digits").replace({"optimiser.epochs": 3, "seed": 1}).optimiser.epochs
         3
         """
         values = self.to_json()
@@ -152,9 +152,9 @@ class Recipe:
             if table and not isinstance(values.get(table), dict):
                 raise OptionError(f"{name}: there is no table [{table}] in a recipe")
             (values[table] if table else values)[entry] = value
-        return Recipe.from_json(values)
+        return TrainingRecipe.from_json(values)
 
-    def differences(self, other: Recipe) -> list[str]:
+    def differences(self, other: TrainingRecipe) -> list[str]:
         """What two recipes don't agree in, one line an entry."""
         one, two = _flat(self.to_json()), _flat(other.to_json())
         return [f"{name}: {one[name]!r} and {two[name]!r}" for name in one if one[name] != two[name]]
@@ -165,7 +165,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load_recipe(name: str | Path) -> Recipe:
+def load_recipe(name: str | Path) -> TrainingRecipe:
     """A recipe by the name of one in this package, or from a .toml file.
 
     >>> load_recipe("cifar10-resnet20").activation.levels
@@ -177,7 +177,7 @@ def load_recipe(name: str | Path) -> Recipe:
         if not path.is_file():
             raise OptionError(f"there is no recipe {str(name)!r}: choose {', '.join(recipe_names())} or a .toml file")
     try:
-        return Recipe.from_json(tomllib.loads(path.read_text("utf-8")), str(path))
+        return TrainingRecipe.from_json(tomllib.loads(path.read_text("utf-8")), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"{path}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:

@@ -36,7 +36,7 @@ _RELU = (F.relu, F.relu6, F.leaky_relu, F.rrelu, F.prelu, F.elu, F.selu, F.celu,
 _IN_PLACE = (torch.relu_, Tensor.relu_, F.relu_, F.leaky_relu_, F.elu_, F.selu_, F.celu_, torch.selu_, torch.celu_)
 _CLAMPS = (torch.clamp, Tensor.clamp, torch.clamp_min, Tensor.clamp_min, torch.clip, Tensor.clip, F.hardtanh)
 _CLAMPS_IN_PLACE = (Tensor.clamp_, Tensor.clamp_min_, Tensor.clip_, F.hardtanh_)
-# Replaced by nothing: gates and signed outputs, which no staircase from 0 to θ stands for.
+# Not replaced: gates and signed outputs, which no staircase from 0 to θ can represent.
 _KEPT = (torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh, F.hardsigmoid, F.logsigmoid, F.softsign, F.tanhshrink,
          F.softshrink, F.hardshrink, F.glu, F.sigmoid, F.tanh)  # fmt: skip
 _POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
@@ -159,7 +159,8 @@ def replace_activations(
 
 
 class Rewired(nn.Module):
-    """A network whose i-th activation call is answered by `neurons[i]`, whatever its code looks like.
+    """A network whose i-th activation call is replaced by `neurons[i]`, for networks that call functions or reuse
+    modules.
 
     The network's own parameters keep their names behind `network.`.
     """
@@ -194,7 +195,7 @@ REMEDY_STATIC = (
 
 
 class _Replacing(TorchFunctionMode):
-    """Answers calls of activations."""
+    """Replaces calls of activations by calls of the neurons."""
 
     def __init__(self, answer: Callable[[Tensor, str], Tensor], pool: str) -> None:
         super().__init__()
@@ -213,7 +214,7 @@ class _Replacing(TorchFunctionMode):
 
 
 class _Looking(TorchFunctionMode):
-    """Tells `found` of every activation; `layer` names the module that is being called."""
+    """Records every activation in `found`; `layer` names the module that is being called."""
 
     def __init__(self, found: Callable[[Any, str, Any, Any], None]) -> None:
         super().__init__()
@@ -441,7 +442,7 @@ def _stop_watching(module: nn.Module, args: Any, output: Any) -> None:
 
 
 def _watch_first_forward(model: nn.Module) -> None:
-    # Hooks that know nothing of the model, so that a copy of it watches itself.
+    # Hooks without a reference to the model, so that a copy of the model watches the copy.
     model.__dict__["_watch"] = "once"
     model.register_forward_pre_hook(_start_watching)
     model.register_forward_hook(_stop_watching, always_call=True)
