@@ -134,6 +134,34 @@ def test_blocks_of_steps_change_nothing(name: str, given: Any, curve: Callable[[
     assert len(whole.spikes) == (3 if curve is F.relu else 4) + (given != "current")
 
 
+class Analog(nn.Module):
+    """Operators that are not linear in time, between neurons and a synapse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.norm = nn.Linear(6, 8), nn.Linear(8, 3), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(self.a(x).relu())
+
+    def behind(self, h: Tensor) -> Tensor:
+        return self.b(self.norm(h) * h.softmax(1) + h.amax(1, keepdim=True))
+
+
+@pytest.mark.parametrize("size", [1, 3, T])
+@torch.no_grad()
+def test_what_is_not_linear_acts_on_the_mean_of_its_input_so_far(size: int) -> None:
+    model = Analog().eval().double()
+    snn = parspike.convert(model, ROWS, T=T, neuron=LIF(0.9), recipe="max")
+    run = snn.run(ROWS, chunk=size, record=True, every_step=True)
+    (neuron,), (train,) = snn.neurons().values(), run.spikes.values()
+    assert isinstance(neuron, IntegrateFire)
+    for t in range(1, T + 1):
+        mean = train[:t].double().mean(0) * neuron.v_post
+        torch.testing.assert_close(run.logits[t - 1], model.behind(mean), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["if", "lif-zero"])
 @torch.no_grad()
 def test_one_run_has_the_answers_at_every_step(name: str) -> None:

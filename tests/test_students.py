@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -270,3 +271,13 @@ def test_operations_are_those_counted_by_hand(kind: Serial, given: Input) -> Non
     assert report.T == T
     assert report.error is not None
     assert report.error == pytest.approx(apart(snn, model, ROWS), rel=1e-6)
+
+
+def test_a_curve_for_neurons_that_are_lines_is_said() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 3)).eval().double()
+    with pytest.warns(ParspikeWarning, match=r"2 layers of neurons stand for .* '1\+' first.*parspike.Keep\(\)"):
+        parspike.convert(model, ROWS, T=T, neuron=IF(), recipe="max")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parspike.convert(model, ROWS, T=T, neuron=IF(), recipe="max", layers={"1": parspike.Keep()})
+        parspike.convert(model, ROWS, T=T, recipe="max")

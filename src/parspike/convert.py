@@ -19,6 +19,7 @@ from parspike.calibrate.batches import arguments_of, readable_again, signature_o
 from parspike.calibrate.recipe import Progress
 from parspike.calibrate.student import ByCount, Input, OverTime
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning, meant
+from parspike.graph import Curve
 from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation
 from parspike.plan import Example, Plan, Planning, plan, with_encoders
 from parspike.snn import SNN
@@ -106,6 +107,16 @@ def convert(
             warnings.warn(
                 "the network has no activation that becomes neurons, so its conversion sends no spikes and computes "
                 "what the network computes: print(parspike.plan(model, example)) says what each operator is",
+                ParspikeWarning,
+                stacklevel=2,
+            )
+        curves = [node for node in made.graph.neurons if node.name in made.spiking and isinstance(
+            made.activation(node), Curve)]  # fmt: skip
+        if isinstance(kind, Serial) and curves and together.rank == 0:
+            warnings.warn(
+                f"{len(curves)} layers of neurons stand for activations that are no clipped line, '{curves[0].layer}' "
+                "first; an IF or LIF neuron can only send such a line, which costs accuracy at every T: "
+                f"layers={{'{curves[0].layer}': parspike.Keep()}} computes the activation exactly, without spikes",
                 ParspikeWarning,
                 stacklevel=2,
             )
