@@ -736,7 +736,7 @@ def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"neurons of '1'.*above 0"):
         snn.save(path)
     snn, _ = converted("linear")
-    snn._T = 7
+    snn.simulation = parspike.Simulation(7)
     with pytest.raises(FileError, match="take 8 steps, the network 7"):
         snn.save(path)
     assert only(tmp_path)
