@@ -522,3 +522,27 @@ def test_an_exported_program_with_a_fixed_batch_is_refused():
     assert "batch of 3" in ran.stdout
     assert "== 8" in ran.stdout
     assert ran.stderr == ""
+
+
+class StandardisedConv(nn.Conv2d):
+    """A convolution that standardises its weights by F.batch_norm over them, as NFNet and timm's StdConv2d do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(self.weight)
+        return F.conv2d(input, weight, self.bias, padding=1)
+
+
+def test_weights_that_are_standardised_are_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(StandardisedConv(3, 4, 3), nn.ReLU(), StandardisedConv(4, 4, 3), nn.ReLU()).eval().double()
+    x = torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    plan = parspike.plan(model, x)
+    assert [row.becomes for row in plan.rows if row.operator == "conv2d"] == ["synapse", "synapse"]
+    assert not any("batch_norm" in row.operator for row in plan.rows)
+    with torch.no_grad():
+        torch.testing.assert_close(plan.graph.run(x), model(x), rtol=1e-12, atol=1e-12)
+    # Statistics of the batch itself stay refused.
+    moving = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval().double()
+    with pytest.raises(TraceError, match="batch norm"):
+        parspike.plan(moving, x)

@@ -216,7 +216,7 @@ class Reader:
         if target == "getitem" and isinstance(args[0], list):  # computed here, by `_compute`
             self.value[fx.name] = args[0][operator.index(args[1])]  # pyright: ignore[reportArgumentType]
             return
-        if target in BATCH_NORMS:
+        if target in BATCH_NORMS and not self._of_weights(args):
             target, args, kwargs = "parspike.batch_norm", self._batch_norm(args), {}
             self.firsts.add(fx.name)
         refs = [leaf.name for leaf in leaves((args, kwargs)) if isinstance(leaf, Ref)]
@@ -280,6 +280,10 @@ class Reader:
 
     def _is_first(self, value: Any) -> bool:
         return isinstance(value, Ref) and value.name in self.firsts
+
+    def _of_weights(self, args: Any) -> bool:
+        """Whether a batch norm standardises weights, as NFNet does: it is computed now, with their own statistics."""
+        return not any(isinstance(leaf, Ref) for leaf in leaves(args)) and args[3] is None and args[4] is None
 
     def _batch_norm(self, args: Any) -> tuple[Any, ...]:
         """The input, weight, bias, mean, variance and ε of a batch norm in evaluation."""
