@@ -36,7 +36,7 @@ def drafted(
     activations = {node.name: plan.activation(node) for node in plan.graph.neurons if node.name in plan.spiking}
     draft = Draft(
         plan.graph, activations, T, "sorted", dict(plan.graph.tensors), {}, lambda *_: None,
-        student=OverTime(kind, T, given),
+        student=OverTime(kind, given),
     )  # fmt: skip
     batches = Batches(x.split(17), plan.graph)
     recipe.fit(draft, batches)

@@ -110,24 +110,22 @@ def convert(
                 ParspikeWarning,
                 stacklevel=2,
             )
-        curves = [node for node in made.graph.neurons if node.name in made.spiking and isinstance(
-            made.activation(node), Curve)]  # fmt: skip
+        graph = made.graph
+        activations = {node.name: made.activation(node) for node in graph.neurons if node.name in made.spiking}
+        curves = [graph.by_name[name].layer for name, a in activations.items() if isinstance(a, Curve)]
         if isinstance(kind, Serial) and curves and together.rank == 0:
             warnings.warn(
-                f"{len(curves)} layers of neurons stand for activations that are no clipped line, '{curves[0].layer}' "
+                f"{len(curves)} layers of neurons stand for activations that are no clipped line, '{curves[0]}' "
                 "first; an IF or LIF neuron can only send such a line, which costs accuracy at every T: "
-                f"layers={{'{curves[0].layer}': parspike.Keep()}} computes the activation exactly, without spikes",
+                f"layers={{'{curves[0]}': parspike.Keep()}} computes the activation exactly, without spikes",
                 ParspikeWarning,
                 stacklevel=2,
             )
         torch.manual_seed(seed)
-        graph = made.graph
         batches = None if source is None else Batches(source, graph, inputs=inputs, together=together)
         draft = Draft(
-            graph, {node.name: made.activation(node) for node in graph.neurons if node.name in made.spiking}, T,
-            _code(kind), dict(graph.tensors), {}, progress or (lambda what,
-            done, total: None), steps=_steps(made, T), student=OverTime(kind, T, input) if isinstance(kind, Serial) else
-            ByCount(_code(kind)),
+            graph, activations, T, _code(kind), dict(graph.tensors), {}, progress or (lambda what, done, total: None),
+            steps=_steps(made, T), student=OverTime(kind, input) if isinstance(kind, Serial) else ByCount(),
         )  # fmt: skip
         chosen.fit(draft, batches)
         _agree(draft, together)

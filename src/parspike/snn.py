@@ -121,12 +121,7 @@ class SNN(nn.Module):
         if not self.over_time:
             return engines.count(self, env, self._pass).logits
         with torch.no_grad():
-            return self._steps(env, self.stateful(), self.simulation, engines.OVER_TIME).logits
-
-    def _steps(
-        self, env: dict[str, Any], neurons: Mapping[str, Dynamics], simulation: Simulation, engine: str, **options: Any
-    ) -> Run:
-        return engines.over_time(self, env, neurons, simulation, engine=engine, **options)
+            return engines.over_time(self, env, self.stateful(), self.simulation, engine=engines.OVER_TIME).logits
 
     @torch.no_grad()
     def run(
@@ -174,13 +169,14 @@ class SNN(nn.Module):
             if engine == "serial":
                 return engines.serial(self, env, self._stages, record=record)
             if engine == "serial-if":
-                return self._steps(env, twin(self.neurons()), Simulation(self.T), engine, **options)
-            return self._steps(env, self.stateful(), self.simulation, engine, **options)
+                return engines.over_time(self, env, twin(self.neurons()), Simulation(self.T), engine=engine, **options)
+            return engines.over_time(self, env, self.stateful(), self.simulation, engine=engine, **options)
 
     @torch.no_grad()
     def watched(self, env: Mapping[str, Tensor], watch: engines.Watch) -> Run:
         """Run inputs by name through neurons with a state; `watch` is called for every layer and block of steps."""
-        return self._steps(dict(env), self.stateful(), self.simulation, engines.OVER_TIME, watch=watch)
+        neurons = self.stateful()
+        return engines.over_time(self, dict(env), neurons, self.simulation, engine=engines.OVER_TIME, watch=watch)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write a `.parspike` file (docs/format.md); an existing file is replaced only with force=True."""

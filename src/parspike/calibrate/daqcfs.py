@@ -232,14 +232,14 @@ def initial_neurons(
             theta = draft.graph.tensors[activation.v_threshold]
             if not bool((theta > 0).all()):
                 raise CalibrationError(f"layer '{node.layer}' has a threshold that is not above 0")
-            draft.neurons[name] = draft.student.neuron(node, draft.steps_of(name), theta, 0.0)
+            draft.neurons[name] = draft.student.neuron(draft, node, theta, 0.0)
         else:
             low, high = recorded[name]
             theta = above_zero(high - low, levels_of(draft.steps_of(name), draft.code))
             # One number where all channels reach the activation's own bound.
             bound = bool((low == torch.tensor(lows[name], dtype=torch.float64).to(low)).all())
             offset = lows[name] if bound else node_shape(low, node)
-            draft.neurons[name] = draft.student.neuron(node, draft.steps_of(name), node_shape(theta, node), offset)
+            draft.neurons[name] = draft.student.neuron(draft, node, node_shape(theta, node), offset)
 
 
 def _per_channel(neuron: ParallelNeuron, node: Node) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from parspike.calibrate.channels import above_zero, node_shape, unit_of
-from parspike.calibrate.thresholds import COARSE, Samples, Weigh
+from parspike.calibrate.thresholds import COARSE, Offer, Samples, Wanted, Weigh
 from parspike.neurons import IntegrateFire, Serial
 
 __all__ = ["fit_firing"]
@@ -28,38 +28,28 @@ STEPS = (0.25, 0.12, 0.06, 0.03)
 
 
 @dataclass
-class _Choice:
-    """Of every channel θ, v(0), bias, v_post and the squared error, (C,)."""
+class _Choice(Offer):
+    """A choice for neurons with a state: θ, v(0) and bias too, (C,)."""
 
     theta: Tensor
     start: Tensor
     bias: Tensor
-    post: Tensor
-    error: Tensor
-
-    def offer(self, other: _Choice, *, together: bool) -> None:
-        """Take what is better of another choice, channel by channel or, `together`, as a whole."""
-        less = other.error.sum() < self.error.sum() if together else other.error < self.error
-        for name, new in vars(other).items():
-            setattr(self, name, torch.where(less, new, getattr(self, name)))
 
 
 class _Search:
     """Runs neurons on samples a (C, N) and z (T or 1, C, N), both counted from the smallest output on.
 
-    curve: the bias of each step (T, C) that is there already, or None.
+    curve: the bias of each step (T, C) that is there already, or None. best: the choice to begin with.
     """
 
     def __init__(
-        self, neuron: IntegrateFire, a: Tensor, z: Tensor, T: int, curve: Tensor | None, *, layer: bool, weigh: Weigh
-    ) -> None:
-        self.neuron, self.T, self.layer, self.weigh = neuron, T, layer, weigh
+        self, neuron: IntegrateFire, a: Tensor, z: Tensor, T: int, curve: Tensor | None, best: _Choice, *, layer: bool,
+        weigh: Weigh,
+    ) -> None:  # fmt: skip
+        self.neuron, self.layer, self.wanted, self.best = neuron, layer, Wanted(a, T, weigh), best
         self.z = z.expand(T, *z.shape[1:])
         if curve is not None:
             self.z = self.z + curve[:, :, None]
-        self.a = a - a.mean(1, keepdim=True) if weigh == "next" else a
-        self.power = self.a.square().mean(1)
-        self.best: _Choice | None = None
 
     def attempt(self, theta: Tensor, start: Tensor, bias: Tensor) -> None:
         """Try θ, v(0) and bias (C,)."""
@@ -68,16 +58,7 @@ class _Search:
             getattr(neuron, name).data = value[:, None]
         neuron.bias.data = bias[None, :, None]
         k = neuron.advance(None, self.z)[2].sum(0)
-        if self.weigh == "next":
-            k -= k.mean(1, keepdim=True)
-        ak, kk = (self.a * k).mean(1), k.square_().mean(1)
-        post = torch.where((kk > 0) & (ak > 0), ak / kk.clamp(min=1e-30) * self.T, theta)
-        step = post / self.T
-        made = _Choice(theta, start, bias, post, self.power - 2 * ak * step + kk * step.square())
-        if self.best is None:
-            self.best = made
-        else:
-            self.best.offer(made, together=self.layer)
+        self.best.offer(_Choice(*self.wanted.fit(k, theta), theta, start, bias), together=self.layer)
 
 
 def fit_firing(
@@ -119,19 +100,19 @@ def _found(
     if isinstance(neuron.offset, Tensor):
         del neuron._buffers["offset"]
     neuron.offset = 0.0
-    search = _Search(neuron, a, z, T, curve, layer=layer, weigh=weigh)
     highest = top.max().expand_as(top) if layer else top
     none, half = torch.zeros_like(top), 0.0 if kind.v_init == "zero" else 0.5
+    first = _Choice(top, torch.full_like(top, torch.inf), highest, highest * half, none)
+    search = _Search(neuron, a, z, T, curve, first, layer=layer, weigh=weigh)
     for fraction in COARSE:
         theta = highest * fraction
         search.attempt(theta, theta * half, none)
     for size in STEPS:
         for sign in (1, -1):
             for what in ("theta", "start", "bias"):
-                now = search.best
-                if now is None or (what == "start" and kind.v_init != "fitted") or (what == "bias" and not shift):
+                if (what == "start" and kind.v_init != "fitted") or (what == "bias" and not shift):
                     continue
-                theta, start, bias = now.theta, now.start, now.bias
+                theta, start, bias = search.best.theta, search.best.start, search.best.bias
                 move = sign * size * theta
                 if what == "theta":
                     theta = theta + move
@@ -141,6 +122,4 @@ def _found(
                 else:
                     bias = bias + 4 * move / T
                 search.attempt(theta, start, bias)
-    if search.best is None:
-        raise RuntimeError("no choice was tried")
     return search.best

@@ -78,8 +78,7 @@ class ClosedForm(Recipe):
         weigh = "next" if self.weigh == "next" and self._taken_up(draft.graph, node) else "own"
         layer = self.granularity == "layer"
         if isinstance(neuron, IntegrateFire) and isinstance(draft.student, OverTime):
-            T = draft.student.steps
-            fit_firing(neuron, draft.student.kind, samples, T, shift=self.shift, layer=layer, weigh=weigh)
+            fit_firing(neuron, draft.student.kind, samples, draft.T, shift=self.shift, layer=layer, weigh=weigh)
             return neuron
         if isinstance(neuron, SortedTrain):
             fit_neuron(neuron.neuron, samples, shift=self.shift, layer=layer)

@@ -46,7 +46,7 @@ class Lockstep:
         target = self.index[node.name]
         if self.hold is None:
             mine = -(-self.batches.samples() // self.batches.together.size)
-            self.hold = mine * (1 + self.draft.student.steps) * _largest_frontier(self.draft) * 4 <= self.memory
+            self.hold = mine * (1 + self.course.steps) * _largest_frontier(self.draft) * 4 <= self.memory
         schedule = Schedule(self.steps[self.position : target])
         if self.hold and self.held is None:
             self.held = [pair_of(self.draft, env) for env in self.batches]

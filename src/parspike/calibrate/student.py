@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from parspike.engines import Block, Moving
+from parspike.engines import Block, changing
 from parspike.engines.folded import place_of, unfold
 from parspike.graph import Hook, Node, Stream, map_tree
 from parspike.graph.ops import ENCODE, call
-from parspike.neurons import IF, Code, Dynamics, ParallelNeuron, Serial, SortedTrain, SpikingLayer, da_qcfs
+from parspike.neurons import IF, Dynamics, ParallelNeuron, Serial, SortedTrain, SpikingLayer, da_qcfs
 
 if TYPE_CHECKING:
     from parspike.calibrate.recipe import Draft
@@ -40,12 +40,9 @@ Seen = Callable[[Node, Tensor, Tensor], None]
 class Student(ABC):
     """Base of the kinds of students."""
 
-    steps: int
-    """Time-steps that a value of the student's stream holds."""
-
     @abstractmethod
-    def neuron(self, node: Node, steps: int, v_threshold: Tensor, offset: float | Tensor) -> SpikingLayer:
-        """Neurons at a node, of `steps` time-steps, with a threshold θ, before anything is fitted."""
+    def neuron(self, draft: Draft, node: Node, v_threshold: Tensor, offset: float | Tensor) -> SpikingLayer:
+        """Neurons at a node of a draft, with a threshold θ, before anything is fitted."""
 
     @abstractmethod
     def course(self, draft: Draft) -> Course:
@@ -53,10 +50,13 @@ class Student(ABC):
 
 
 class Course(ABC):
-    """How the teacher and the student of one draft walk together."""
+    """How the teacher and the student of one draft walk together.
 
-    def __init__(self, draft: Draft) -> None:
-        self.draft = draft
+    steps: time-steps that a value of the student's stream holds, 1 where it is a mean.
+    """
+
+    def __init__(self, draft: Draft, steps: int) -> None:
+        self.draft, self.steps = draft, steps
 
     @abstractmethod
     def hooks(
@@ -81,16 +81,13 @@ class Course(ABC):
 
 @dataclass(frozen=True)
 class ByCount(Student):
-    """Parallel neurons. code: how a count is sent."""
+    """Parallel neurons, of the draft's code."""
 
-    code: Code = "sorted"
-    steps: int = 1
-
-    def neuron(self, node: Node, steps: int, v_threshold: Tensor, offset: float | Tensor) -> ParallelNeuron:
-        return ParallelNeuron(steps, v_threshold, offset=offset, code=self.code)
+    def neuron(self, draft: Draft, node: Node, v_threshold: Tensor, offset: float | Tensor) -> ParallelNeuron:
+        return ParallelNeuron(draft.steps_of(node.name), v_threshold, offset=offset, code=draft.code)
 
     def course(self, draft: Draft) -> Course:
-        return _Counts(draft)
+        return _Counts(draft, 1)
 
 
 class _Counts(Course):
@@ -127,28 +124,26 @@ class _Counts(Course):
 
 @dataclass(frozen=True)
 class OverTime(Student):
-    """Neurons with a state. kind: which. steps: T. input: what the first synapses are fed with."""
+    """Neurons with a state. kind: which. input: what the first synapses are fed with."""
 
     kind: Serial
-    steps: int
     input: Input = "current"
 
-    def neuron(self, node: Node, steps: int, v_threshold: Tensor, offset: float | Tensor) -> Dynamics:
+    def neuron(self, draft: Draft, node: Node, v_threshold: Tensor, offset: float | Tensor) -> Dynamics:
         if node.target != ENCODE:
             return self.kind.neuron(v_threshold, offset)
         if self.input == "sorted":
-            return SortedTrain(ParallelNeuron(steps, v_threshold, offset=offset))
+            return SortedTrain(ParallelNeuron(draft.T, v_threshold, offset=offset))
         return IF().neuron(v_threshold, offset)
 
     def course(self, draft: Draft) -> Course:
-        return _Steps(draft, self.steps)
+        return _Steps(draft, draft.T)
 
 
 class _Steps(Course):
     def __init__(self, draft: Draft, steps: int) -> None:
-        super().__init__(draft)
-        self.steps = steps
-        self.moving = Moving.of(draft.graph, draft.activations)
+        super().__init__(draft, steps)
+        self.moving = changing(draft.graph, draft.activations)
         self.whole: set[str] = set()
 
     def hooks(
@@ -167,10 +162,10 @@ class _Steps(Course):
                 seen(node, a, self.mean(node.name, b))
             return [a, b]
 
-        return dict.fromkeys(self.moving.names, run)
+        return dict.fromkeys(self.moving, run)
 
     def mean(self, name: str, value: Any) -> Any:
-        if name not in self.moving.names:
+        if name not in self.moving:
             return value
         place = place_of(self.draft.graph, name)
         if place is None:
@@ -184,6 +179,6 @@ class _Steps(Course):
         return over.mean(0) if leaf.is_floating_point() or leaf.is_complex() else over[-1]
 
     def over_time(self, name: str, value: Tensor) -> Tensor:
-        if name not in self.moving.names:
+        if name not in self.moving:
             return value[None]
         return unfold(value, self.steps, place_of(self.draft.graph, name) or 0)

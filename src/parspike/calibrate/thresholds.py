@@ -13,7 +13,7 @@ counts. Rounding has a mean near 0 and counts the same in both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from parspike.errors import OptionError
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron, spike_count
 
-__all__ = ["Choice", "Samples", "Weigh", "check_weigh", "choose", "fit_neuron"]
+__all__ = ["Choice", "Offer", "Samples", "Wanted", "Weigh", "check_weigh", "choose", "fit_neuron"]
 
 Weigh = Literal["own", "next"]
 
@@ -76,19 +76,25 @@ SHIFTS = (-0.3, -0.15, 0.0, 0.15, 0.3)
 
 
 @dataclass
-class Choice:
-    """Threshold, shift, amplitude and squared error of every channel, (C,)."""
+class Offer:
+    """Amplitude and squared error of every channel, (C,), with what else a kind of neurons has."""
 
-    theta: Tensor
-    delta: Tensor
     post: Tensor
     error: Tensor
 
-    def offer(self, other: Choice, *, together: bool) -> None:
+    def offer(self, other: Self, *, together: bool) -> None:
         """Take what is better of another choice, channel by channel or, `together`, as a whole."""
         less = other.error.sum() < self.error.sum() if together else other.error < self.error
         for name, new in vars(other).items():
             setattr(self, name, torch.where(less, new, getattr(self, name)))
+
+
+@dataclass
+class Choice(Offer):
+    """A choice for parallel neurons: threshold and shift too, (C,)."""
+
+    theta: Tensor
+    delta: Tensor
 
     def count(self, z: Tensor, levels: int) -> Tensor:
         """Counts for currents (C, N)."""
@@ -97,6 +103,26 @@ class Choice:
     def value(self, count: Tensor, levels: int) -> Tensor:
         """Mean outputs for counts (C, N)."""
         return count * (self.post / levels)[:, None]
+
+
+class Wanted:
+    """What the counts 0 … levels of a layer shall say: the teacher's activations a (C, N), weighed as `weigh` says."""
+
+    def __init__(self, a: Tensor, levels: int, weigh: Weigh) -> None:
+        self.a = a - a.mean(1, keepdim=True) if weigh == "next" else a
+        self.power, self.levels, self.weigh = self.a.square().mean(1), levels, weigh
+
+    def fit(self, k: Tensor, otherwise: Tensor) -> tuple[Tensor, Tensor]:
+        """The amplitude of least squared error for counts k (C, N), which are overwritten, and that error, (C,) each.
+
+        otherwise: the amplitude of channels that send nothing, or nothing of use.
+        """
+        if self.weigh == "next":
+            k -= k.mean(1, keepdim=True)
+        ak, kk = (self.a * k).mean(1), k.square_().mean(1)
+        post = torch.where((kk > 0) & (ak > 0), ak / kk.clamp(min=1e-30) * self.levels, otherwise)
+        step = post / self.levels
+        return post, self.power - 2 * ak * step + kk * step.square()
 
 
 def choose(
@@ -108,24 +134,17 @@ def choose(
     # of channels that share a threshold are added, so they share the unit.
     unit = unit_of(largest.max().expand_as(largest) if layer else largest)
     best = _chosen(a / unit[:, None], z / unit[:, None], largest / unit, levels, shift, layer, weigh)
-    return Choice(best.theta * unit, best.delta * unit, best.post * unit, best.error * unit * unit)
+    return Choice(best.post * unit, best.error * unit * unit, best.theta * unit, best.delta * unit)
 
 
 def _chosen(a: Tensor, z: Tensor, top: Tensor, levels: int, shift: bool, layer: bool, weigh: Weigh) -> Choice:
-    if weigh == "next":
-        a = a - a.mean(1, keepdim=True)
-    power = a.square().mean(1)
+    wanted = Wanted(a, levels, weigh)
     start = top.max().expand_as(top) if layer else top
-    best = Choice(start, torch.zeros_like(top), top.clone(), torch.full_like(top, float("inf")))
+    best = Choice(top.clone(), torch.full_like(top, float("inf")), start, torch.zeros_like(top))
 
     def attempt(theta: Tensor, delta: Tensor) -> None:
         k = spike_count(z, theta[:, None], levels, delta[:, None])
-        if weigh == "next":
-            k -= k.mean(1, keepdim=True)
-        ak, kk = (a * k).mean(1), k.square_().mean(1)
-        post = torch.where((kk > 0) & (ak > 0), ak / kk.clamp(min=1e-30) * levels, theta)
-        step = post / levels
-        best.offer(Choice(theta, delta, post, power - 2 * ak * step + kk * step.square()), together=layer)
+        best.offer(Choice(*wanted.fit(k, theta), theta, delta), together=layer)
 
     for fraction in COARSE:
         attempt(start * fraction, torch.zeros_like(top))

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from parspike.engines.base import ENGINES, OVER_TIME, Network, Run
 from parspike.engines.count import Pass, count
-from parspike.engines.over_time import Block, Moving, Watch, over_time
+from parspike.engines.over_time import Block, Watch, changing, over_time
 from parspike.engines.stages import parallel, serial
 
 __all__ = [
     "ENGINES",
     "OVER_TIME",
     "Block",
-    "Moving",
     "Network",
     "Pass",
     "Run",
     "Watch",
+    "changing",
     "count",
     "over_time",
     "parallel",

@@ -12,7 +12,6 @@ Whole numbers and masks have no mean: their value is that of the step itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from parspike.graph.ir import elements
 from parspike.graph.ops import ACROSS_BATCH, call
 from parspike.neurons import Dynamics, Simulation, State
 
-__all__ = ["Block", "Moving", "Watch", "over_time"]
+__all__ = ["Block", "Watch", "changing", "over_time"]
 
 Watch = Callable[[str, Tensor, Tensor], None]
 """watch(node's name, currents, spikes): what a layer of neurons did in a block of steps, (t, B, …) each."""
@@ -35,23 +34,13 @@ LARGEST = 1 << 25
 """The same on other devices, 128 MiB of float32: there few large products win."""
 
 
-@dataclass(frozen=True)
-class Moving:
-    """Which values of a graph change over time, given the nodes where neurons with a state stand.
-
-    names: nodes whose value changes over time; in a block of t steps it is (t·B, …).
-    """
-
-    names: frozenset[str]
-
-    @classmethod
-    def of(cls, graph: Graph, neurons: Collection[str]) -> Moving:
-        """All nodes behind a neuron, itself among them."""
-        names: set[str] = set()
-        for node in graph.nodes:
-            if node.name in neurons or any(ref in names for ref in node.refs):
-                names.add(node.name)
-        return cls(frozenset(names))
+def changing(graph: Graph, neurons: Collection[str]) -> frozenset[str]:
+    """The nodes whose value changes over time, (t·B, …) in a block of t steps: the neurons and all behind them."""
+    names: set[str] = set()
+    for node in graph.nodes:
+        if node.name in neurons or any(ref in names for ref in node.refs):
+            names.add(node.name)
+    return frozenset(names)
 
 
 class Block:
@@ -63,8 +52,8 @@ class Block:
     """
 
     def __init__(
-        self, graph: Graph, neurons: Mapping[str, Any], moving: Moving, steps: int = 1, whole: set[str] | None = None,
-        watch: Watch | None = None,
+        self, graph: Graph, neurons: Mapping[str, Any], moving: Collection[str], steps: int = 1,
+        whole: set[str] | None = None, watch: Watch | None = None,
     ) -> None:  # fmt: skip
         self.graph, self.neurons, self.moving = graph, neurons, moving
         self.watch = watch
@@ -78,7 +67,7 @@ class Block:
         anew."""
         kept = {name: self.neurons[name].next_phase(state) for name, state in self.states.items()}
         self.states = {name: state for name, state in kept.items() if state is not None}
-        self.sums, self.t = {}, 0
+        self.sums = {}
 
     def hook(self, stream: Stream) -> Hook:
         """For `walk`, with one stream."""
@@ -98,7 +87,7 @@ class Block:
             return stream.arguments(node)
         env = {
             ref: stream.env[ref]
-            if ref in self.moving.names
+            if ref in self.moving
             else repeat(stream.env[ref], self.steps, place_of(self.graph, ref))
             for ref in node.refs
         }
@@ -107,7 +96,7 @@ class Block:
 
     def _fire(self, node: Node, z: Tensor) -> Tensor:
         place = node.batch_dim or 0
-        moves = node.refs[0] in self.moving.names
+        moves = node.refs[0] in self.moving
         over = unfold(z, self.steps, place) if moves else z.expand(self.steps, *z.shape)
         state, current, spikes = self.neurons[node.name].advance(self.states.get(node.name), over, self.t)
         self.states[node.name] = state
@@ -117,7 +106,7 @@ class Block:
 
     def _difference(self, node: Node, stream: Stream) -> Any:
         """n · f(mean of the n inputs so far), less the same of the step before, for every step n of the block."""
-        moving = [ref for ref in dict.fromkeys(node.refs) if ref in self.moving.names]
+        moving = [ref for ref in dict.fromkeys(node.refs) if ref in self.moving]
         totals, before = self.sums.get(node.name, ({}, None))
         parts = {ref: split(stream.env[ref], self.steps, place_of(self.graph, ref)) for ref in moving}
         means: list[dict[str, Any]] = []
@@ -155,15 +144,16 @@ def over_time(
     record: keep every spike (T, B, …). every_step: the logits after each step, the mean of the output so far,
     (T, B, …), instead of those after the last. watch: called for every layer of neurons and block of steps.
     """
-    graph, tensors, moving = net.graph, net.tensors(), Moving.of(net.graph, neurons)
+    graph, tensors, moving = net.graph, net.tensors(), changing(net.graph, neurons)
     sizes = graph.sizes(env)
-    still = [node for node in graph.nodes if node.name not in moving.names]
-    nodes = [node for node in graph.nodes if node.name in moving.names]
+    still = [node for node in graph.nodes if node.name not in moving]
+    nodes = [node for node in graph.nodes if node.name in moving]
     outputs = tuple(dict.fromkeys(graph.outputs))  # an output may be returned under several names
     first = Stream(dict(env), tensors, sizes)
-    needed = [ref for node in nodes for ref in node.refs if ref not in moving.names]
-    walk(Schedule.of(still, [*needed, *(name for name in outputs if name not in moving.names)]), [first])
-    schedule = Schedule.of(nodes, [name for name in outputs if name in moving.names], seeds=tuple(first.env))
+    shown, fixed = ([name for name in outputs if (name in moving) is changes] for changes in (True, False))
+    needed = [ref for node in nodes for ref in node.refs if ref not in moving]
+    walk(Schedule.of(still, [*needed, *fixed]), [first])
+    schedule = Schedule.of(nodes, shown, seeds=tuple(first.env))
     trains: dict[str, list[Tensor]] = {name: [] for name in neurons}
 
     def keep(name: str, current: Tensor, spikes: Tensor) -> None:
@@ -171,7 +161,6 @@ def over_time(
 
     block = Block(graph, neurons, moving, watch=keep if record else watch)
     size = chunk or _chunk(nodes, neurons, sizes, next(iter(env.values())))
-    shown = [name for name in outputs if name in moving.names]
     totals: dict[str, Any] = {}
     history: dict[str, list[Any]] = {name: [] for name in shown}
     begin = simulation.T - (simulation.read or simulation.T)
@@ -195,14 +184,11 @@ def over_time(
         block.next_phase()
         trains = {name: [] for name in trains}
     phase(simulation.T, read=True)
-    count = simulation.T - begin
+    values = {name: _over(total, simulation.T - begin) for name, total in totals.items()}
+    values |= {name: first.env[name] for name in fixed}
     if every_step:
-        values = {name: _stacked(history[name]) for name in shown}
-        fixed = {name: _stacked([first.env[name]] * simulation.T) for name in outputs if name not in moving.names}
-    else:
-        values = {name: _over(total, count) for name, total in totals.items()}
-        fixed = {name: first.env[name] for name in outputs if name not in moving.names}
-    logits = graph.collect({**values, **fixed})
+        values = {name: _stacked(history.get(name, [value] * simulation.T)) for name, value in values.items()}
+    logits = graph.collect(values)
     if not record:
         return Run(logits, simulation.T, engine)
     layer = {name: graph.by_name[name].layer for name in neurons}
