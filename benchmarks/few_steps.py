@@ -18,6 +18,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,25 +148,30 @@ def measure(options: argparse.Namespace) -> None:
                 snn = parspike.convert(plan, batches, T=T, code=code, recipe=RECIPES[label], seed=seed)
                 spent = time.perf_counter() - start
                 got = answers(snn, test)
-                figure = {
-                    "key": key, "seconds": spent, "images": len(test),
-                    "accuracy": float((got == labels).float().mean()) * 100,
-                    "agreement": float((got == own).float().mean()) * 100,
-                    "network": float((own == labels).float().mean()) * 100,
-                    "recipe": parspike.recipe_to_json(RECIPES[label]), "search": snn.provenance.get("search", {}),
-                    "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-                }  # fmt: skip
-                with FIGURES.open("a") as stream:
-                    stream.write(json.dumps(figure) + "\n")
-                print(
-                    key,
-                    f"accuracy {figure['accuracy']:.1f} agreement {figure['agreement']:.1f} {spent:.0f} s",
-                    flush=True,
-                )
+                keep(FIGURES, key, snn, got, own, labels, seconds=spent)
 
 
-def figures() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in FIGURES.read_text().splitlines()] if FIGURES.is_file() else []
+def keep(
+    path: Path, key: list[Any], snn: parspike.SNN, got: Tensor, own: Tensor, labels: Tensor, **seconds: float
+) -> None:
+    """Write a figure as a line of a file, and print it. got, own: answers of the spiking network and of the network."""
+    figure = {
+        "key": key, **seconds, "images": len(labels),
+        "accuracy": float((got == labels).float().mean()) * 100,
+        "agreement": float((got == own).float().mean()) * 100,
+        "network": float((own == labels).float().mean()) * 100,
+        "recipe": snn.provenance["recipe"], "search": snn.provenance.get("search", {}),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    }  # fmt: skip
+    with path.open("a") as stream:
+        stream.write(json.dumps(figure, ensure_ascii=False) + "\n")
+    scores = f"accuracy {figure['accuracy']:.1f} agreement {figure['agreement']:.1f}"
+    print(key, scores, f"{seconds['seconds']:.0f} s", flush=True)
+
+
+def figures(path: Path = FIGURES) -> list[dict[str, Any]]:
+    """The figures that a file holds."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def table(network: str, before: str) -> str:
@@ -194,25 +200,28 @@ def table(network: str, before: str) -> str:
         cells = []
         for column in columns:
             here = [f for f in mine if f["key"][2] == column]
-            cells.append(_spread([f["accuracy"] for f in here], [f["agreement"] for f in here]))
+            cells.append(spread(here))
         seconds = statistics.median(f["seconds"] for f in mine)
         seeds = len({f["key"][3] for f in mine})
         lines.append(f"| {label} | {count} | {seeds} | " + " | ".join(cells) + f" | {seconds:.0f} |")
     return "\n".join(lines)
 
 
-def _spread(accuracy: list[float], agreement: list[float]) -> str:
-    if not accuracy:
+def spread(here: list[dict[str, Any]]) -> str:
+    """A cell: the mean accuracy of some figures ± its standard deviation, and their mean agreement."""
+    if not here:
         return "–"
-    spread = f" ± {statistics.stdev(accuracy):.1f}" if len(accuracy) > 1 else ""
-    return f"{statistics.mean(accuracy):.1f}{spread} ({statistics.mean(agreement):.0f})"
+    accuracy = [figure["accuracy"] for figure in here]
+    deviation = f" ± {statistics.stdev(accuracy):.1f}" if len(accuracy) > 1 else ""
+    agreement = statistics.mean(figure["agreement"] for figure in here)
+    return f"{statistics.mean(accuracy):.1f}{deviation} ({agreement:.0f})"
 
 
-def render(page: Path) -> None:
-    """Put the tables between `<!-- few_steps NETWORK -->` and `<!-- end -->`."""
+def render(page: Path, mark: str, table: Callable[[str, str], str]) -> None:
+    """Put tables between `<!-- MARK NETWORK -->` and `<!-- end -->`. table: from a network and what stands there."""
     text = page.read_text()
     for network in LOADERS:
-        start, end = f"<!-- few_steps {network} -->\n", "<!-- end -->"
+        start, end = f"<!-- {mark} {network} -->\n", "<!-- end -->"
         if start in text:
             before, rest = text.split(start, 1)
             place = rest.index(end)
@@ -232,7 +241,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.render:
-        render(options.render)
+        render(options.render, "few_steps", table)
     else:
         measure(options)
 

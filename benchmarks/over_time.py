@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from few_steps import LOADERS, answers
+from few_steps import LOADERS, answers, figures, keep, render, spread
 from torch import Tensor
 
 import parspike
@@ -49,12 +48,8 @@ def ran(snn: SNN, x: Tensor, engine: str | None) -> Tensor:
     return torch.cat([snn.run(part, engine=engine).logits.argmax(1) for part in x.split(50)])
 
 
-def figures() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in FIGURES.read_text().splitlines()] if FIGURES.is_file() else []
-
-
 def measure(options: argparse.Namespace) -> None:
-    done = {json.dumps(figure["key"]) for figure in figures()}
+    done = {json.dumps(figure["key"]) for figure in figures(FIGURES)}
     for seed in options.seeds:
         model, train, test, labels = LOADERS[options.network](seed, options.images)
         own = answers(model, test)
@@ -71,21 +66,7 @@ def measure(options: argparse.Namespace) -> None:
                 spent = time.perf_counter() - start
                 start = time.perf_counter()
                 got = ran(snn, test, engine)
-                figure = {
-                    "key": key, "seconds": spent, "seconds_run": time.perf_counter() - start, "images": len(test),
-                    "accuracy": float((got == labels).float().mean()) * 100,
-                    "agreement": float((got == own).float().mean()) * 100,
-                    "network": float((own == labels).float().mean()) * 100,
-                    "recipe": snn.provenance["recipe"], "search": snn.provenance.get("search", {}),
-                    "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-                }  # fmt: skip
-                with FIGURES.open("a") as stream:
-                    stream.write(json.dumps(figure, ensure_ascii=False) + "\n")
-                print(
-                    key,
-                    f"accuracy {figure['accuracy']:.1f} agreement {figure['agreement']:.1f} fit {spent:.0f} s",
-                    flush=True,
-                )
+                keep(FIGURES, key, snn, got, own, labels, seconds=spent, seconds_run=time.perf_counter() - start)
 
 
 def speed(options: argparse.Namespace) -> None:
@@ -106,11 +87,11 @@ def speed(options: argparse.Namespace) -> None:
         )
 
 
-def table(network: str) -> str:
+def table(network: str, before: str) -> str:
     """Markdown: a row a kind of neurons, a column a T; mean ± standard deviation over seeds; agreement in brackets."""
-    rows = [f for f in figures() if f["key"][0] == network]
+    rows = [f for f in figures(FIGURES) if f["key"][0] == network]
     if not rows:
-        return f"{network}: not run"
+        return before.rstrip("\n")
     columns = sorted({f["key"][2] for f in rows})
     own = sorted({round(f["network"], 1) for f in rows})
     lines = [
@@ -125,30 +106,12 @@ def table(network: str) -> str:
         cells = []
         for column in columns:
             here = [f for f in mine if f["key"][2] == column]
-            spread = f" ± {statistics.stdev(f['accuracy'] for f in here):.1f}" if len(here) > 1 else ""
-            cells.append(
-                f"{statistics.mean(f['accuracy'] for f in here):.1f}{spread} "
-                f"({statistics.mean(f['agreement'] for f in here):.0f})"
-                if here
-                else "–"
-            )
+            cells.append(spread(here))
         seconds = statistics.median(f["seconds"] for f in mine)
         lines.append(
             f"| {label} | {count} | {len({f['key'][3] for f in mine})} | " + " | ".join(cells) + f" | {seconds:.0f} |"
         )
     return "\n".join(lines)
-
-
-def render(pages: list[Path]) -> None:
-    """Put the tables between `<!-- over_time NETWORK -->` and `<!-- end -->`."""
-    for page in pages:
-        text = page.read_text()
-        for network in LOADERS:
-            start, end = f"<!-- over_time {network} -->\n", "<!-- end -->"
-            if start in text:
-                before, rest = text.split(start, 1)
-                text = before + start + table(network) + "\n" + rest[rest.index(end) :]
-        page.write_text(text)
 
 
 def main() -> None:
@@ -164,7 +127,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.render:
-        render(options.render)
+        for page in options.render:
+            render(page, "over_time", table)
     elif options.speed:
         speed(options)
     else:

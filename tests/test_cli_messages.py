@@ -69,13 +69,18 @@ def process(*arguments: str, **env: str) -> subprocess.CompletedProcess[bytes]:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with net.py and twelve images."""
-    monkeypatch.chdir(tmp_path)
+    return folder(tmp_path, monkeypatch, 12)
+
+
+def folder(path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> Path:
+    """The folder, with net.py and so many images, as the place where commands run."""
+    monkeypatch.chdir(path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "net.py").write_text(NET)
+    (path / "net.py").write_text(NET)
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
-    np.savez("data.npz", images=images, labels=rng.integers(0, 3, 12))
-    return tmp_path
+    images = rng.integers(0, 256, (number, 6, 6, 3), dtype=np.uint8)
+    np.savez("data.npz", images=images, labels=rng.integers(0, 3, number))
+    return path
 
 
 # -------------------------------------------------------------------------------------------------- one look

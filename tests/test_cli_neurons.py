@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_cli_messages import NET, error, run
+from test_cli_messages import error, folder, run
 
 import parspike
 
@@ -20,12 +19,7 @@ CONVERT = "convert net.py:small --data data.npz -o n.parspike"
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with net.py and eighty images."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "net.py").write_text(NET)
-    rng = np.random.default_rng(0)
-    np.savez("data.npz", images=rng.integers(0, 256, (80, 6, 6, 3), dtype=np.uint8), labels=rng.integers(0, 3, 80))
-    return tmp_path
+    return folder(tmp_path, monkeypatch, 80)
 
 
 def answer(text: str) -> dict[str, Any]:
