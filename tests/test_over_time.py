@@ -300,6 +300,8 @@ def test_the_plan_says_which_neurons() -> None:
     assert serial["amax"].startswith("max of the time-means, these trains are not nested")
     with pytest.raises(OptionError, match="the plan was made for LIF"):
         parspike.convert(plan, MIXED, T=3, neuron=IF(), recipe="max")
+    with pytest.raises(OptionError, match="the plan was made for LIF"):
+        parspike.convert(plan, MIXED, T=3, neuron=LIF(0.9), recipe="max")  # the plan says: reset to 0
     assert parspike.convert(plan, MIXED, T=3, recipe="max").provenance["neuron"]["decay"] == 0.9
 
 

@@ -180,7 +180,8 @@ def _kind(neuron: Kind | None, code: Code | None, model: nn.Module | Plan) -> Ki
         raise OptionError(f"code='{code}' is short for neuron=parspike.Parallel('{code}'): give one of the two")
     asked = Parallel(code) if code is not None else neuron
     planned = model.neuron if isinstance(model, Plan) else None
-    if asked is not None and planned is not None and type(asked) is not type(planned):
+    other = asked is not None and planned is not None and asked != planned
+    if other and not (isinstance(asked, Parallel) and isinstance(planned, Parallel)):  # the plan depends on no code
         raise OptionError(f"the plan was made for {planned!r}, and neuron is {asked!r}: give one of the two")
     return asked or planned or Parallel()
 
