@@ -57,9 +57,10 @@ class Auto(Recipe):
         counts = isinstance(draft.student, ByCount)
         if few and batches is not None and batches.together.rank == 0:
             alone = "Algorithm 1 (recipe='daqcfs')" if counts else "the closed form without re-fitted synapses"
+            what = "hold some of them out and choose a recipe by them" if counts else "re-fit synapses on them"
             warnings.warn(
-                f"{batches.samples()} calibration images are too few to hold some of them out and choose a recipe by "
-                f"them, so it is {alone} alone, with thresholds of few images: give {FEW} or "
+                f"{batches.samples()} calibration images are too few to {what}, so it is {alone} alone, with "
+                f"thresholds of few images: give {FEW} or "
                 "more, best some hundreds, or say recipe=",
                 ParspikeWarning,
                 stacklevel=3,
