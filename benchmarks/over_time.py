@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from few_steps import LOADERS, answers, figures, keep, render, spread
+from few_steps import LOADERS, PHOTOGRAPHS, answers, figures, keep, render, spread
 from torch import Tensor
 
 import parspike
@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> None:
         model, train, test, labels = LOADERS[options.network](seed, options.images)
         own = answers(model, test)
         plan = parspike.plan(model, train[:2])
-        batches = train.split(8 if options.network == "lite0" else 64)
+        batches = train.split(8 if options.network in PHOTOGRAPHS else 64)
         for row in options.rows:
             kind, recipe, engine = ROWS[row]
             for T in options.steps:

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 
 import torch
+import torchvision_operators
 
 import parspike
 
-for name in ("nms", "qnms"):  # torchvision's wheel was built for another torch than the CPU build (README)
-    torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+torchvision_operators.declare()
 
 
 def network() -> torch.nn.Module:

@@ -19,7 +19,6 @@ those of --plans stand in benchmarks/zoo-plans.jsonl.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import math
@@ -35,11 +34,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision_operators
 from torch import Tensor, nn
 
-for _name in ("nms", "qnms"):  # torchvision from PyPI beside the CPU build of torch: see tests/conftest.py
-    with contextlib.suppress(RuntimeError):
-        torch.library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+torchvision_operators.declare()
 
 RESULTS = Path("benchmarks/zoo.jsonl")
 PLANS = Path("benchmarks/zoo-plans.jsonl")

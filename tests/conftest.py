@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision_operators
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-# torchvision's wheel from PyPI was built for another torch than the CPU build: it imports once these two
-# operators are declared. The matching pair declares them itself, hence the guard.
-for name in ("nms", "qnms"):
-    with contextlib.suppress(RuntimeError):
-        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+torchvision_operators.declare()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 
-spec = importlib.util.spec_from_file_location("zoo", Path(__file__).parents[1] / "benchmarks" / "zoo.py")
-assert spec is not None
-assert spec.loader is not None
-zoo = importlib.util.module_from_spec(spec)
-sys.modules["zoo"] = zoo
-spec.loader.exec_module(zoo)
+import zoo
 
 KINDS = {
     "torchvision/resnet18": (17, set()),
