@@ -9,7 +9,8 @@ from networks import Dense, PreActivation, Residual, made
 from torch import nn
 
 import parspike
-from parspike.calibrate.refit import Refit, _Solver, branches
+from parspike.calibrate.refit import Refit, _Solver, _spread, branches
+from parspike.graph import Stream
 from parspike.calibrate.thresholds import COARSE, choose
 from parspike.errors import CalibrationError, OptionError
 
@@ -174,6 +175,11 @@ def test_weighing_for_the_next_layer_comes_closer_on_images_not_seen():
     assert free < own
 
 
+def design_of(x):
+    """Rows (N, features) with a 1 behind, of one group."""
+    return F.pad(x, (0, 1), value=1.0)[None]
+
+
 def test_refit_is_the_ridge_solution_and_does_not_depend_on_batches():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
@@ -184,13 +190,13 @@ def test_refit_is_the_ridge_solution_and_does_not_depend_on_batches():
     wanted = rows @ torch.randn(6, 3).double() + 0.3
     whole, parts = (Refit(graph, node, weight, 10_000) for _ in range(2))
     given = F.linear(rows, weight, bias)
-    whole.parts.append(whole._rows(rows, given, wanted, 0))
+    whole.parts.append((design_of(rows), given[None], wanted[None]))
     for piece, is_, shall in zip(rows.split(37), given.split(37), wanted.split(37), strict=True):
-        parts.parts.append(parts._rows(piece, is_, shall, 0))
+        parts.parts.append((design_of(piece), is_[None], shall[None]))
     kept = 320  # the others choose λ, which is given here
     for refit in (whole, parts):
         new, shift = refit.solve(weight, bias, 1e-3)
-        design = torch.cat([rows, torch.ones(400, 1).double()], 1)[:kept]
+        design = design_of(rows)[0, :kept]
         gram = design.T @ design
         penalty = torch.diag(torch.tensor([1.0] * 6 + [1e-4])).double() * gram.diagonal()[:-1].mean() * 1e-3
         change = torch.linalg.solve(gram + penalty, design.T @ (wanted - given)[:kept])
@@ -210,7 +216,7 @@ def test_before_a_relu_only_what_passes_it_is_fitted():
     weight, bias = torch.zeros(3, 6).double(), torch.zeros(3).double()
     refit = Refit(graph, node, weight, 10_000)
     assert refit.rectified
-    refit.parts.append(refit._rows(rows, F.linear(rows, weight, bias), wanted, 0))
+    refit.parts.append((design_of(rows), F.linear(rows, weight, bias)[None], wanted[None]))
     errors = []
     for rectified in (False, True):
         refit.rectified = rectified
@@ -226,11 +232,13 @@ def test_fewer_rows_than_features_give_the_same_solution(fraction):
     residual = torch.randn(2, 12, 3).double()
     solver = _Solver(x)
     assert solver.wide
-    assert solver.factorise(fraction)
     gram = x.mT @ x
     size = gram.diagonal(dim1=1, dim2=2)[:, :-1].mean(1)
     penalty = torch.diag(torch.tensor([1.0] * 20 + [1e-4])).double() * (size * fraction)[:, None, None]
-    torch.testing.assert_close(solver(residual), torch.linalg.solve(gram + penalty, x.mT @ residual))
+    torch.testing.assert_close(
+        solver.back(solver.solve(solver.factor(fraction), solver.right(residual))),
+        torch.linalg.solve(gram + penalty, x.mT @ residual),
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,7 +254,8 @@ def test_fewer_rows_than_features_give_the_same_solution(fraction):
     ],
 )
 def test_rows_are_what_the_synapse_reads(conv, shape):
-    """Rows times the weights give the synapse's output, for every kind of geometry."""
+    """What is computed at the places taken is the synapse's output there, for every kind of geometry; all rows, or an
+    even part of them."""
 
     class Net(nn.Module):
         def __init__(self):
@@ -259,13 +268,19 @@ def test_rows_are_what_the_synapse_reads(conv, shape):
     x = torch.randn(6, *shape)
     graph = parspike.plan(Net().eval(), x).graph
     node = next(n for n in graph.nodes if n.role == "synapse")
-    refit = Refit(graph, node, conv.weight, 10**9)
-    y = conv(x).detach()
-    rows, out, _ = refit._rows(x, y, y, 0)
-    weight = conv.weight.detach().unflatten(0, (refit.groups, -1)).flatten(2)
-    bias = torch.zeros(y.shape[1]) if conv.bias is None else conv.bias.detach()
-    expected = rows[..., :-1] @ weight.mT + bias.unflatten(0, (refit.groups, -1))[:, None]
-    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    y = conv(torch.relu(x)).detach()
+    stream = Stream({node.refs[0]: torch.relu(x)}, graph.tensors, {})
+    for most in (10**9, 17):
+        refit = Refit(graph, node, conv.weight, most)
+        refit.add(stream, stream, 0)
+        rows, given, wanted = refit.parts[0]
+        places = y.flatten(2).movedim(1, -1).flatten(0, 1) if y.dim() > 2 else y
+        pick = _spread(len(places), most, 0, x.device)
+        assert len(pick) == min(len(places), most) == rows.shape[1]
+        expected = places[pick].unflatten(1, (refit.groups, -1)).movedim(1, 0)
+        torch.testing.assert_close(given.detach(), expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(given, wanted)
+        assert bool((rows[..., -1] == 1).all())
 
 
 def test_a_skip_path_is_part_of_the_fit():
@@ -344,7 +359,7 @@ def test_what_a_refit_costs_is_counted_in_products():
     plan = parspike.plan(model, torch.randn(2, 3, 6, 6))
     draft = Draft(plan.graph, {}, 4, "sorted", dict(plan.graph.tensors), {}, lambda *seen: None)
     for samples in (10, 5000):
-        rows = min(samples * 36, 40_000)
+        rows = min(samples * 36, 10_000)
         fitted = rows * 28**2 + 2 * rows * 19**2 + samples * 145**2
         passed = samples * (4 * 36 * 27 + 4 * 36 * 18 + 5 * 144)
         assert layerwise.refit_passes(draft, samples) == pytest.approx(fitted / passed)

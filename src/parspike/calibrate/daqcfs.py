@@ -152,7 +152,8 @@ def channel_ranges(draft: Draft, batches: Batches) -> dict[str, Range]:
     def record(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         a = call(node.target, args, node.kwargs)
         rows = by_channel(a, node)
-        for found, now, further in ((lowest, rows.amin(1), torch.minimum), (largest, rows.amax(1), torch.maximum)):
+        low, high = rows.aminmax(dim=1)
+        for found, now, further in ((lowest, low, torch.minimum), (largest, high, torch.maximum)):
             found[node.name] = further(found[node.name], now) if node.name in found else now
         return [a]
 

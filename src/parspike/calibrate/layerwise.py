@@ -146,4 +146,4 @@ def refit_passes(draft: Draft, samples: int) -> float:
 
 def _most_rows(wide: int) -> int:
     """Rows that the re-fit of a synapse with `wide` inputs takes at most."""
-    return min(max(24 * wide, 40_000), ELEMENTS // wide)
+    return min(max(8 * wide, 10_000), ELEMENTS // wide)

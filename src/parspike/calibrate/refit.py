@@ -10,8 +10,9 @@ outputs. λ is chosen on rows held out, Δ = 0 among the choices.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,39 +106,63 @@ class Refit:
 
     def add(self, teacher: Stream, student: Stream, number: int) -> None:
         """Add batch `number`."""
-        node = self.node
-        wanted = call(node.target, *teacher.arguments(node))
-        args, kwargs = student.arguments(node)
-        given = call(node.target, args, kwargs)
-        for other in self.others:
-            wanted, given = wanted + teacher.env[other], given + student.env[other]
-        self.parts.append(self._rows(args[0], given, wanted, number))
+        x, weight, *_ = student.arguments(self.node)[0]
+        picked, shape = self._places(x, len(weight), number)
+        reads = None if self.node.target == LINEAR else self._reads(x.shape, picked)
+        _, wanted = self._seen(teacher, picked, shape, reads)
+        self.parts.append((*self._seen(student, picked, shape, reads), wanted))
 
-    def _rows(self, x: Tensor, given: Tensor, wanted: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (groups, N, features + 1); what the student has and should have, (groups, N, outputs of the group)."""
+    def _seen(
+        self, stream: Stream, picked: tuple[Tensor, ...], shape: Sequence[int], reads: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """What the synapse reads for the places taken, and a 1, (groups, N, features + 1), and what it and the other
+        branches give there, (groups, N, outputs of the group)."""
+        (x, weight, *rest), _ = stream.arguments(self.node)
+        rows = x[picked] if reads is None else torch.take(x, reads[0]).masked_fill_(reads[1], 0.0)
+        rows = rows.unflatten(1, (self.groups, -1)).flatten(2).movedim(1, 0)
+        given = rows @ weight.reshape(self.groups, -1, rows.shape[2]).mT
+        if rest and rest[0] is not None:
+            given += rest[0].reshape(self.groups, 1, -1)
+        for other in self.others:
+            given += self._outputs(stream.env[other].expand(*shape), picked)
+        return F.pad(rows, (0, 1), value=1.0), given
+
+    def _places(self, x: Tensor, width: int, number: int) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """Which places of a batch's output are taken, along batch and space, and the shape of the output."""
         if self.node.target == LINEAR:
-            x, given, wanted = (value.flatten(0, -2) for value in (x, given, wanted))
-            pick = _spread(len(x), self.rows, number)
-            rows, given, wanted = (value[pick][None] for value in (x, given, wanted))
+            before = tuple(x.shape[:-1])
+            shape = (*before, width)
         else:
             g = self.geometry
-            places = given[:, 0].shape
-            pick = _spread(given[:, 0].numel(), self.rows, number)
-            where = torch.unravel_index(pick, places)
-            given, wanted = (
-                value.movedim(1, -1)[where].unflatten(1, (self.groups, -1)).movedim(1, 0) for value in (given, wanted)
-            )
-            padding = [size for pair in reversed(g.padding) for size in pair]
-            padded = F.pad(x, padding) if any(padding) else x
-            index: list[Any] = [_along(where[0], 0, len(g.kernel)), slice(None)]
-            for d, (kernel, stride, dilation) in enumerate(zip(g.kernel, g.stride, g.dilation, strict=True)):
-                offsets = torch.arange(kernel, device=x.device) * dilation
-                shape = [1] * (len(g.kernel) + 1)
-                shape[d + 1] = kernel
-                index.append(_along(where[d + 1] * stride, 0, len(g.kernel)) + offsets.reshape(shape))
-            patches = padded[tuple(index)].movedim(-1, 1)  # (N, C, kernel…)
-            rows = patches.unflatten(1, (self.groups, -1)).flatten(2).movedim(1, 0)
-        return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2), given, wanted
+            sizes = zip(x.shape[2:], g.kernel, g.stride, g.padding, g.dilation, strict=True)
+            space = [
+                (size + sum(pads) - dilation * (kernel - 1) - 1) // stride + 1
+                for size, kernel, stride, pads, dilation in sizes
+            ]
+            before = (len(x), *space)
+            shape = (len(x), width, *space)
+        pick = _spread(math.prod(before), self.rows, number, x.device)
+        return torch.unravel_index(pick, before), shape
+
+    def _outputs(self, y: Tensor, picked: tuple[Tensor, ...]) -> Tensor:
+        """A value of the output's shape at the places taken: (groups, N, outputs of the group)."""
+        rows = y[picked] if self.node.target == LINEAR else y.movedim(1, -1)[picked]
+        return rows.unflatten(1, (self.groups, -1)).movedim(1, 0)
+
+    def _reads(self, shape: Sequence[int], picked: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Where, in an input of this shape, a convolution reads for the places taken, (N, channels, kernel), and which
+        of it is padding, (N, 1, kernel): only these values are copied, however large the input is."""
+        g = self.geometry
+        space = torch.zeros_like(picked[0])[:, None]
+        padding = torch.zeros_like(space, dtype=torch.bool)
+        along = zip(picked[1:], shape[2:], g.kernel, g.stride, g.padding, g.dilation, strict=True)
+        for where, size, kernel, stride, pads, dilation in along:
+            at = (where * stride)[:, None] + (torch.arange(kernel, device=where.device) * dilation - pads[0])
+            padding = (padding[:, :, None] | ((at < 0) | (at >= size))[:, None, :]).flatten(1)
+            space = (space[:, :, None] * size + at.clamp(0, size - 1)[:, None, :]).flatten(1)
+        channels = torch.arange(shape[1], device=space.device)
+        index = (picked[0][:, None] * shape[1] + channels) * math.prod(shape[2:])
+        return index[:, :, None] + space[:, None, :], padding[:, None, :]
 
     def solve(
         self, weight: Tensor, bias: Tensor | None, ridge: float | None = None, together: Together | None = None
@@ -155,62 +180,81 @@ class Refit:
         given, wanted = given / outward, wanted / outward
         cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
         fitted, held = (_Rows(*(v[:, part] for v in (x, given, wanted))) for part in (slice(0, cut), slice(cut, None)))
-        solver = _Solver(fitted.x)
-        best = torch.zeros(x.shape[0], x.shape[2], given.shape[2], dtype=torch.float64)
-        least = held.error(best, self.rectified)
-        if ridge is not None:
-            least = torch.full_like(least, torch.inf)
-        which = torch.full_like(least, -1, dtype=torch.long)
-        for number, fraction in together.share(RIDGES if ridge is None else (ridge,)):
-            if not solver.factorise(fraction):
-                continue
-            change = torch.zeros_like(best)
-            for _ in range(ROUNDS if self.rectified else 1):
-                change = solver(fitted.target(change, self.rectified) - given[:, :cut])
-            error = held.error(change, self.rectified)
-            better = error < least
-            least, which = torch.where(better, error, least), torch.where(better, number, which)
-            best = torch.where(better[:, None, :], change, best)
-        for rank, (error, change, tried) in enumerate(together.gather({together.rank: [least, best, which]})):
-            if rank != together.rank:
-                # Of equals the one that a single process would have met first.
-                better = (error < least) | ((error == least) & (tried < which))
-                least, which = torch.where(better, error, least), torch.where(better, tried, which)
-                best = torch.where(better[:, None, :], change, best)
+        best = _best(fitted, held, self.rectified, RIDGES if ridge is None else (ridge,), together)
+        if ridge is None:
+            none = torch.zeros_like(best)
+            better = held.error(best, self.rectified) < held.error(none, self.rectified)  # not where it is NaN
+            best = torch.where(better[:, None, :], best, none)
         best = best * outward.double()
         delta = (best[:, :-1] / unit.double()).mT.reshape(weight.shape)
-        old = torch.zeros(weight.shape[0], dtype=best.dtype) if bias is None else bias.double()
+        old = weight.new_zeros(weight.shape[0], dtype=best.dtype) if bias is None else bias.double()
         return (weight.double() + delta).to(weight.dtype), (old + best[:, -1].reshape(-1)).to(weight.dtype)
+
+
+def _best(fitted: _Rows, held: _Rows, rectified: bool, ridges: Sequence[float], together: Together) -> Tensor:
+    """The change (groups, features + 1, outputs) with the λ that is best, output by output, on the rows held out; only
+    with that λ the target is brought up to date.
+
+    together: each process solves with some of the λ; what takes rows each computes itself, so that the sums have the
+    same order in any number of processes.
+    """
+    solver = _Solver(fitted.x)
+    right = solver.right(fitted.target(None, rectified) - fitted.given)
+    factors = {number: solver.factor(fraction) for number, fraction in together.share(ridges)}
+    found = together.gather({number: [solver.solve(factor, right)] for number, factor in factors.items()})
+    changes = torch.stack([solver.back(part) for (part,) in found])
+    errors = torch.stack([held.error(change, rectified) for change in changes])
+    # NaN where λ is too small for the matrix to be solved; of equals the largest λ.
+    errors = errors.nan_to_num(torch.inf)
+    which = len(ridges) - 1 - errors.flip(0).argmin(0)
+    change = changes.gather(0, which[None, :, None, :].expand(1, *changes.shape[1:]))[0]
+    if rectified:
+        columns = {number: (which == number).any(0) for number in range(len(ridges))}
+        for _ in range(ROUNDS - 1):
+            right = solver.right(fitted.target(change, rectified) - fitted.given)
+            mine = {n: [solver.solve(factor, right[:, :, columns[n]])] for n, factor in factors.items()}
+            now = torch.zeros_like(right)
+            for number, (part,) in enumerate(together.gather(mine)):
+                asked = columns[number]
+                now[:, :, asked] = torch.where((which == number)[:, None, asked], part, now[:, :, asked])
+            change = solver.back(now)
+    return change
 
 
 class _Solver:
     """Δ = (XᵀX + λD)⁻¹ Xᵀ r for rows X (groups, N, features + 1), D leaving the bias all but free.
 
     With fewer rows than features the same Δ is D⁻¹Xᵀ (X D⁻¹Xᵀ + λ)⁻¹ r, whose matrix is N × N: a wide layer (VGG's
-    first linear layer has 25,088 inputs) costs what its rows do.
+    first linear layer has 25,088 inputs) costs what its rows do. `right`, `solve` and `back` are the three parts of
+    it, of which only the second knows λ.
     """
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
         self.size = x.square().mean(1)[:, :-1].mean(1).clamp(min=1e-12).double() * x.shape[1]
-        self.free = torch.ones(x.shape[2], dtype=torch.float64)
+        self.free = torch.ones(x.shape[2], dtype=torch.float64, device=x.device)
         self.free[-1] = BIAS
         self.wide = x.shape[1] < x.shape[2]
         self.matrix = ((x / self.free.to(x.dtype)) @ x.mT if self.wide else x.mT @ x).double()
-        self.factor = self.matrix
 
-    def factorise(self, fraction: float) -> bool:
-        """Take λ as a fraction of the mean of the diagonal of XᵀX; whether that can be solved."""
-        penalty = torch.ones(len(self.matrix[0]), dtype=torch.float64) if self.wide else self.free
+    def factor(self, fraction: float) -> Tensor:
+        """The factor for λ as a fraction of the mean of the diagonal of XᵀX; NaN where that cannot be solved."""
+        penalty = torch.ones_like(self.matrix[0, 0]) if self.wide else self.free
         system = self.matrix + torch.diag(penalty) * (self.size * fraction)[:, None, None]
-        self.factor, failed = torch.linalg.cholesky_ex(system)
-        return not bool(failed.any())
+        factor, failed = torch.linalg.cholesky_ex(system)
+        return torch.where(failed[:, None, None] == 0, factor, torch.nan) if bool(failed.any()) else factor
 
-    def __call__(self, residual: Tensor) -> Tensor:
-        if not self.wide:
-            return torch.cholesky_solve((self.x.mT @ residual).double(), self.factor)
-        dual = torch.cholesky_solve(residual.double(), self.factor).to(self.x.dtype)
-        return (self.x.mT @ dual).double() / self.free[:, None]
+    def right(self, residual: Tensor) -> Tensor:
+        """From residuals (groups, N, outputs) the right-hand sides."""
+        return (residual if self.wide else self.x.mT @ residual).double()
+
+    def solve(self, factor: Tensor, right: Tensor) -> Tensor:
+        """The solutions with one factor."""
+        return torch.cholesky_solve(right, factor)
+
+    def back(self, solution: Tensor) -> Tensor:
+        """Δ (groups, features + 1, outputs) from solutions."""
+        return (self.x.mT @ solution.to(self.x.dtype)).double() / self.free[:, None] if self.wide else solution
 
 
 @dataclass
@@ -221,10 +265,10 @@ class _Rows:
     given: Tensor
     wanted: Tensor
 
-    def now(self, change: Tensor) -> Tensor:
-        return self.given + self.x @ change.to(self.x.dtype)
+    def now(self, change: Tensor | None) -> Tensor:
+        return self.given.clone() if change is None else self.given + self.x @ change.to(self.x.dtype)
 
-    def target(self, change: Tensor, rectified: bool) -> Tensor:
+    def target(self, change: Tensor | None, rectified: bool) -> Tensor:
         if not rectified:
             return self.wanted
         return torch.where(self.wanted > 0, self.wanted, self.now(change).clamp_(max=0))
@@ -237,16 +281,12 @@ class _Rows:
         return (now - wanted).square().mean(1)
 
 
-def _spread(count: int, limit: int, number: int) -> Tensor:
+def _spread(count: int, limit: int, number: int, device: torch.device) -> Tensor:
     """An even subset of `limit` of `count` places, another one for every batch."""
     if count <= limit:
-        return torch.arange(count)
+        return torch.arange(count, device=device)
     steps = torch.arange(limit, dtype=torch.float64) + 0.5 * number
-    return (steps * 0.6180339887498949 % 1.0 * count).long()
-
-
-def _along(index: Tensor, before: int, after: int) -> Tensor:
-    return index.reshape(*[1] * before, -1, *[1] * after)
+    return (steps * 0.6180339887498949 % 1.0 * count).long().to(device)
 
 
 def features(weight: Tensor) -> int:

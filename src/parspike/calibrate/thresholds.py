@@ -12,17 +12,19 @@ counts. Rounding has a mean near 0 and counts the same in both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import above_zero, by_channel, node_shape, unit_of
 from parspike.errors import OptionError
 from parspike.graph import Node
-from parspike.neurons import ParallelNeuron, spike_count
+from parspike.neurons import ParallelNeuron
 
 __all__ = ["Choice", "Offer", "Samples", "Wanted", "Weigh", "check_weigh", "choose", "fit_neuron"]
 
@@ -69,10 +71,12 @@ class Samples:
 
 COARSE = tuple(float(f) for f in torch.logspace(-1.3, 0.1, 15))
 """θ as fractions of the channel's largest activation."""
-FINE = (0.86, 0.93, 1.0, 1.07, 1.15)
-"""θ as multiples of the best coarse one."""
-SHIFTS = (-0.3, -0.15, 0.0, 0.15, 0.3)
-"""δ as fractions of one level."""
+FINE = ((0.86, 0.93, 1.0, 1.07, 1.15),)
+"""θ as multiples of the best one so far."""
+SHIFTS = ((-0.3, -0.15, 0.0, 0.15, 0.3),)
+"""δ as fractions of one level, beside each."""
+MOST = 1024
+"""Levels that are told apart when a threshold is chosen: with more, a count is all but a real number."""
 
 
 @dataclass
@@ -96,14 +100,6 @@ class Choice(Offer):
     theta: Tensor
     delta: Tensor
 
-    def count(self, z: Tensor, levels: int) -> Tensor:
-        """Counts for currents (C, N)."""
-        return spike_count(z, self.theta[:, None], levels, self.delta[:, None])
-
-    def value(self, count: Tensor, levels: int) -> Tensor:
-        """Mean outputs for counts (C, N)."""
-        return count * (self.post / levels)[:, None]
-
 
 class Wanted:
     """What the counts 0 … levels of a layer shall say: the teacher's activations a (C, N), weighed as `weigh` says."""
@@ -120,9 +116,13 @@ class Wanted:
         if self.weigh == "next":
             k -= k.mean(1, keepdim=True)
         ak, kk = (self.a * k).mean(1), k.square_().mean(1)
+        return self.solved(ak, kk, self.power, otherwise)
+
+    def solved(self, ak: Tensor, kk: Tensor, power: Tensor, otherwise: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from the means of a·k, k² and a²."""
         post = torch.where((kk > 0) & (ak > 0), ak / kk.clamp(min=1e-30) * self.levels, otherwise)
         step = post / self.levels
-        return post, self.power - 2 * ak * step + kk * step.square()
+        return post, power - 2 * ak * step + kk * step.square()
 
 
 def choose(
@@ -138,22 +138,52 @@ def choose(
 
 
 def _chosen(a: Tensor, z: Tensor, top: Tensor, levels: int, shift: bool, layer: bool, weigh: Weigh) -> Choice:
-    wanted = Wanted(a, levels, weigh)
+    counts = _Counts(a, z, levels, weigh)
     start = top.max().expand_as(top) if layer else top
     best = Choice(top.clone(), torch.full_like(top, float("inf")), start, torch.zeros_like(top))
-
-    def attempt(theta: Tensor, delta: Tensor) -> None:
-        k = spike_count(z, theta[:, None], levels, delta[:, None])
-        best.offer(Choice(*wanted.fit(k, theta), theta, delta), together=layer)
-
-    for fraction in COARSE:
-        attempt(start * fraction, torch.zeros_like(top))
-    coarse = best.theta
-    for fraction in FINE:
-        theta = coarse * fraction
-        for s in SHIFTS if shift else (0.0,):
-            attempt(theta, theta * (s / levels))
+    counts.attempt(best, start, COARSE, (0.0,), layer=layer)
+    for share, shifts in zip(FINE, SHIFTS, strict=True):
+        counts.attempt(best, best.theta, share, shifts if shift else (0.0,), layer=layer)
     return best
+
+
+class _Counts:
+    """What counts of currents z (C, N) say of activations a (C, N), for any θ and δ.
+
+    The currents are sorted once. A count is at least l where the current is above a threshold, so sums over the counts
+    are sums over levels of what lies behind a place in the order, and a choice costs its levels, not the N values.
+    """
+
+    def __init__(self, a: Tensor, z: Tensor, levels: int, weigh: Weigh) -> None:
+        self.wanted, self.weigh = Wanted(a, levels, weigh), weigh
+        self.z, order = z.sort(1)
+        sums = self.wanted.a.gather(1, order).double().cumsum(1)
+        self.behind = sums[:, -1:] - F.pad(sums, (1, 0))
+        self.levels, self.seen = levels, min(levels, MOST)
+
+    def attempt(
+        self, best: Choice, theta: Tensor, shares: Sequence[float], shifts: Sequence[float], *, layer: bool
+    ) -> None:
+        """Offer θ·share with every shift, which is a fraction of one level."""
+        number, seen = self.z.shape[1], self.seen
+        tried, moved = torch.tensor([(x, s) for x in shares for s in shifts], device=theta.device, dtype=theta.dtype).T
+        thetas = theta[:, None] * tried
+        deltas = thetas * (moved / self.levels)
+        half = torch.arange(seen, device=theta.device, dtype=theta.dtype) + 0.5
+        cuts = thetas[:, :, None] * (half / seen) - deltas[:, :, None]
+        places = torch.searchsorted(self.z, cuts.flatten(1))
+        above = (number - places).view(*cuts.shape).double()
+        ak = self.behind.gather(1, places).view(*cuts.shape).sum(2) / number
+        k, kk = above.sum(2) / number, (above * (2 * half.double())).sum(2) / number
+        if self.weigh == "next":
+            kk = kk - k.square()
+        scale = self.levels / seen
+        power = self.wanted.power.double()[:, None]
+        post, error = self.wanted.solved(ak * scale, kk * scale**2, power, thetas.double())
+        error = error.nan_to_num(torch.inf)
+        which = error.sum(0).argmin().expand(len(error)) if layer else error.argmin(1)
+        found = (v.gather(1, which[:, None])[:, 0].to(theta.dtype) for v in (post, error, thetas, deltas))
+        best.offer(Choice(*found), together=layer)
 
 
 def fit_neuron(neuron: ParallelNeuron, samples: Samples, **options: Any) -> None:
