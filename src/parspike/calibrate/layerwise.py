@@ -37,7 +37,10 @@ class ClosedForm(Recipe):
     refit: re-fit the synapses. shift: search the shift δ too. granularity: one threshold a "channel" or a
     "layer". ridge: λ as a fraction of the mean of the Gram matrix' diagonal (None: chosen on held-out images).
     weigh: what an error counts for: "own", its mean square in this layer's output; "next", its variance, wherever a
-    re-fitted bias or a shift behind takes up its mean (`calibrate.thresholds` has the equations).
+    re-fitted bias or a shift behind takes up its mean (`calibrate.thresholds` has the equations). free: every step has
+    a threshold and an amplitude of its own, as a staircase has, for ReLU too: more accurate at few steps, but the
+    amplitudes can no longer be one factor in the weights behind. The weighted code, and more than 16 levels, keep
+    equal steps.
     """
 
     name: ClassVar[str] = "closed-form"
@@ -46,6 +49,7 @@ class ClosedForm(Recipe):
     granularity: Granularity = "channel"
     ridge: float | None = None
     weigh: Weigh = "next"
+    free: bool = False
 
     def __post_init__(self) -> None:
         check_granularity(self.granularity)
@@ -83,11 +87,13 @@ class ClosedForm(Recipe):
         if isinstance(neuron, SortedTrain):
             fit_neuron(neuron.neuron, samples, shift=self.shift, layer=layer)
             return neuron
-        if isinstance(neuron, ParallelNeuron):
+        a, z = samples.means()
+        if isinstance(neuron, ParallelNeuron) and not (
+            self.free and neuron.code != "weighted" and neuron.levels <= FEW
+        ):
             fit_neuron(neuron, samples, shift=self.shift, layer=layer, weigh=weigh)
             return neuron
-        a, z = samples.means()
-        if not isinstance(neuron, Staircase):
+        if not isinstance(neuron, (Staircase, ParallelNeuron)):
             raise CalibrationError(f"the closed form fits no neurons of the kind '{neuron.kind}'")
         levels = neuron.levels
         own = self.granularity == "channel" and 1 < len(z) <= MOST_IN_ALL // (4 * levels + 4)
