@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import node_shape
 from parspike.calibrate.daqcfs import Granularity, check_granularity, initial_neurons
@@ -12,7 +15,7 @@ from parspike.calibrate.firing import fit_firing
 from parspike.calibrate.lockstep import Lockstep
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.refit import Refit, features, refittable
-from parspike.calibrate.staircase import staircase_between
+from parspike.calibrate.staircase import free_steps, staircase_between
 from parspike.calibrate.student import OverTime
 from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_neuron
 from parspike.errors import CalibrationError
@@ -87,19 +90,34 @@ class ClosedForm(Recipe):
         if isinstance(neuron, SortedTrain):
             fit_neuron(neuron.neuron, samples, shift=self.shift, layer=layer)
             return neuron
-        a, z = samples.means()
-        if isinstance(neuron, ParallelNeuron) and not (
-            self.free and neuron.code != "weighted" and neuron.levels <= FEW
-        ):
+        if isinstance(neuron, ParallelNeuron):
             fit_neuron(neuron, samples, shift=self.shift, layer=layer, weigh=weigh)
-            return neuron
-        if not isinstance(neuron, (Staircase, ParallelNeuron)):
+            free = self.free and not layer and neuron.code != "weighted" and neuron.levels <= FEW
+            return self._freed(neuron, samples) if free else neuron
+        a, z = samples.means()
+        if not isinstance(neuron, Staircase):
             raise CalibrationError(f"the closed form fits no neurons of the kind '{neuron.kind}'")
         levels = neuron.levels
         own = self.granularity == "channel" and 1 < len(z) <= MOST_IN_ALL // (4 * levels + 4)
         own = own and levels <= FEW and z.shape[1] >= SEEN * levels
         shape = node_shape(z[:, 0], node).shape if own else None
         return staircase_between(z, a, neuron.T, neuron.code, shape=shape)
+
+    def _freed(self, neuron: ParallelNeuron, samples: Samples) -> SpikingLayer:
+        """Neurons with free steps that start from equal ones."""
+        a, z = samples.means()
+        levels, node = neuron.levels, samples.node
+        if z.shape[1] < SEEN * levels or len(z) > MOST_IN_ALL // (4 * levels + 4):
+            return neuron
+        steps = torch.arange(levels, dtype=z.dtype, device=z.device) + 0.5
+        theta, delta, rest = (
+            value.reshape(-1, 1).to(z) if isinstance(value, Tensor) else value
+            for value in (neuron.v_threshold, neuron.shift, neuron.rest())
+        )
+        cuts = (theta * (steps / levels) - delta + rest).expand(len(z), -1)
+        thresholds, outputs = free_steps(a, z, cuts)
+        shaped = [torch.stack([node_shape(step, node) for step in table.T]) for table in (thresholds, outputs)]
+        return Staircase(neuron.T, *shaped, code=neuron.code)
 
     def _taken_up(self, graph: Graph, node: Node) -> bool:
         """Whether every path from the node's output leads to a re-fitted bias or to neurons with a shift, which can
@@ -152,4 +170,4 @@ def refit_passes(draft: Draft, samples: int) -> float:
 
 def _most_rows(wide: int) -> int:
     """Rows that the re-fit of a synapse with `wide` inputs takes at most."""
-    return min(max(8 * wide, 10_000), ELEMENTS // wide)
+    return min(max(16 * wide, 20_000), ELEMENTS // wide)

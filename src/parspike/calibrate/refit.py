@@ -20,7 +20,7 @@ from torch import Tensor
 
 from parspike.calibrate.channels import unit_of
 from parspike.graph import Clip, Graph, Node, Param, Quantised, Ref, Role, Stream
-from parspike.graph.ops import TABLE, call
+from parspike.graph.ops import TABLE
 from parspike.graph.signature import Conv, arguments
 from parspike.together import Together
 
@@ -28,7 +28,7 @@ __all__ = ["Refit", "branches", "refittable"]
 
 CONV = {"aten.conv1d.default": 1, "aten.conv2d.default": 2, "aten.conv3d.default": 3}
 LINEAR = "aten.linear.default"
-ROUNDS = 6
+ROUNDS = 3
 """Solutions with the same matrix, the target brought up to date between them."""
 BIAS = 1e-4
 """Penalty of the bias beside that of a weight."""

@@ -27,13 +27,15 @@ from parspike.graph.ops import TABLE, call
 from parspike.neurons import Code, Staircase, levels_of
 from parspike.together import Together
 
-__all__ = ["Sample", "add_staircases", "lloyd_max", "staircase", "staircase_between"]
+__all__ = ["Sample", "add_staircases", "free_steps", "lloyd_max", "staircase", "staircase_between"]
 
 ROUNDS = 60
 BINS = 4096
 FEW, CELLS = 32, 512
 CHANNEL_BINS = 256
 """Cells in which a channel's own levels may end."""
+SHIFTED = 12
+"""Times that free steps are moved."""
 CUTS = 1 << 23
 """Cuts weighed at once: 64 MiB of float64."""
 CLIPPED = (0.0, 0.001, 0.01, 0.03, 0.1)
@@ -210,6 +212,46 @@ def staircase_between(
     # Moved to their grid, thresholds may lose a little.
     neuron.uniform_error = max(neuron.error, float(errors[-1].mean()))
     return neuron
+
+
+def free_steps(a: Tensor, z: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
+    """Thresholds (C, S) and outputs (C, S + 1) of least squared error for wanted outputs a of currents z, (C, N) each.
+
+    cuts: thresholds (C, S) to start from, from which the error only falls. An output is the mean of the a that are
+    counted as it. Between two outputs the best threshold is the place in the order of the currents up to which the sum
+    of what a lies above their middle is smallest; it is looked for among `CHANNEL_BINS` places.
+    """
+    z, order = z.sort(1)
+    number = z.shape[1]
+    sums = F.pad(a.gather(1, order).double().cumsum(1), (1, 0))
+    edges = torch.linspace(0, number, min(number, CHANNEL_BINS) + 1, dtype=torch.float64, device=z.device).long()
+    # Equal currents are counted alike, so no place lies between them.
+    edges = torch.searchsorted(z, z[:, edges.clamp(max=number - 1)].contiguous())
+    edges[:, -1] = number
+    at_edges = sums.gather(1, edges)
+    places = torch.searchsorted(z, cuts.contiguous())
+
+    def means(places: Tensor) -> Tensor:
+        inside = F.pad(F.pad(places, (1, 0)), (0, 1), value=number)
+        count = inside.diff(dim=1)
+        found = sums.gather(1, inside).diff(dim=1) / count.clamp(min=1)
+        # A step that nothing is counted as gets the output below it, so that it costs nothing.
+        found = torch.where(count > 0, found, -torch.inf).cummax(1).values
+        lowest = torch.where(found.isinf(), torch.inf, found).amin(1, keepdim=True)
+        return torch.maximum(found, lowest)
+
+    outputs = means(places)
+    for _ in range(SHIFTED):
+        middles = (outputs[:, 1:] + outputs[:, :-1]) / 2
+        below = at_edges[:, None, :] - middles[:, :, None] * edges[:, None, :]
+        places = edges.gather(1, below.argmin(2)).cummax(1).values
+        outputs = means(places)
+    low, high = (z.gather(1, (places + side).clamp(0, number - 1)) for side in (-1, 0))
+    thresholds = torch.where(places == 0, low, (low + high) / 2)
+    # A threshold that none of the currents reaches stays above all of them.
+    beyond = torch.nextafter(z[:, -1:], torch.full_like(z[:, -1:], torch.inf))
+    thresholds = torch.where(places == number, torch.maximum(cuts, beyond), thresholds)
+    return thresholds.cummax(1).values, outputs.to(a.dtype)
 
 
 def _crossings(g: Tensor, place: Tensor, outputs: Tensor) -> Tensor:
