@@ -28,10 +28,9 @@ from parspike.neurons import Neuron
 from parspike.plan import Plan, plan
 from parspike.snn import SNN
 
-__all__ = ["measure"]
+__all__ = ["measure", "measured"]
 
 
-@torch.no_grad()
 def measure(
     snn: SNN,
     loader: Any,
@@ -52,6 +51,21 @@ def measure(
     counted. The counts are those of the engines count, parallel and serial; of neurons with a state those of their T
     steps. Raises `InputError` where there is no batch or inputs do not fit, and what `plan` raises for `against`.
     """
+    return measured(snn, loader, against=against, inputs=inputs, energy=energy, progress=progress)[0]
+
+
+@torch.no_grad()
+def measured(
+    snn: SNN,
+    loader: Any,
+    *,
+    against: nn.Module | Plan | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    energy: Energy | None = None,
+    progress: Progress | None = None,
+    sure: bool = False,
+) -> tuple[Report, Scores]:
+    """What `measure` returns, and the scores that it was made of. sure: see `answers_of`."""
     if not isinstance(snn, SNN):
         raise InputError(f"measure takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
     source = readable_again(loader, name="loader")
@@ -66,14 +80,14 @@ def measure(
         env = inputs_of(item, place, snn.graph, inputs)
         outputs, network = meter.add(env)
         if reference is not None and network is None:
-            network = _run(reference, inputs_of(item, place, reference, inputs))
+            network = reference.run_on(inputs_of(item, place, reference, inputs))
         samples += next(iter(env.values())).shape[0]
-        scores.add(outputs, network, labels_of(item, inputs, snn.graph.signature))
+        scores.add(outputs, network, labels_of(item, inputs, snn.graph.signature), sure=sure)
         if progress:
             progress("", number + 1, total)
     if not samples:
         raise InputError("the loader is empty: give at least one batch of inputs")
-    return Report(
+    report = Report(
         samples,
         snn.T,
         tuple(dict.fromkeys(neuron.label for neuron in snn.neurons().values())),
@@ -84,6 +98,7 @@ def measure(
         agreement=scores.agreement,
         error=scores.error,
     )
+    return report, scores
 
 
 def _reference(against: nn.Module | Plan, example: Any) -> Graph:
@@ -93,11 +108,6 @@ def _reference(against: nn.Module | Plan, example: Any) -> Graph:
 def _same(one: Graph, other: Graph) -> bool:
     """Whether two graphs run the same operators, so that their layers can be compared."""
     return [(n.name, n.target, n.refs) for n in one.nodes] == [(n.name, n.target, n.refs) for n in other.nodes]
-
-
-def _run(graph: Graph, env: dict[str, Any]) -> Any:
-    walk(Schedule.of(graph.nodes, graph.outputs), [Stream(env, graph.tensors, graph.sizes(env))])
-    return graph.collect(env)
 
 
 @dataclass
