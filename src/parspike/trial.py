@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -35,17 +36,19 @@ def fitted(
     seed: int = 0,
     progress: Progress | None = None,
     quiet: bool = False,
-) -> Iterator[SNN]:
-    """The conversion for each of the settings, one after the other, as soon as it is made. Options: as in `convert`.
+) -> Iterator[tuple[SNN, float]]:
+    """The conversion for each of the settings in turn, as soon as it is made, and the seconds that its fit took.
 
+    Options: as in `convert`.
     quiet: without warnings, which only the first conversion gives otherwise, since the others would repeat them.
     """
     for number, (T, kind) in enumerate(settings):
+        start = time.perf_counter()
         with warnings.catch_warnings():
             if quiet or number:
                 warnings.simplefilter("ignore", ParspikeWarning)
             snn = convert(made, calibration, T, neuron=kind, recipe=recipe, inputs=inputs, seed=seed, progress=progress)
-        yield snn
+        yield snn, time.perf_counter() - start
 
 
 def kinds_of(neuron: Kind | None, codes: Sequence[Code] | None, made: nn.Module | Plan) -> list[Kind]:

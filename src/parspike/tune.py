@@ -139,7 +139,7 @@ def tune(
 
     def attempt(T: int, kind: Kind, layers: Mapping[str, int]) -> _Attempt:
         # The conversions after the first would only repeat its warnings.
-        (snn,) = fitted(
+        ((snn, _),) = fitted(
             _with_steps(made, layers), batches, [(T, kind)], recipe=recipe, inputs=inputs, seed=seed,
             progress=progress, quiet=bool(trials),
         )  # fmt: skip
