@@ -54,14 +54,25 @@ class SweepRow:
     energy_pj: float
     seconds: float
 
+    @property
+    def measure(self) -> str:
+        """The first of accuracy, agreement and error that is known."""
+        return next((name for name in MEASURES if getattr(self, name) is not None), "error")
+
+    def __str__(self) -> str:
+        value, rival = (getattr(self, name) for name in (self.measure, f"quantised_{self.measure}"))
+        known = [] if value is None or rival is None else [f"{self.measure} {value:.2f} %, quantised {rival:.2f} %"]
+        shown = (*known, f"{self.spikes:.3f} spikes a neuron", f"{self.seconds:.1f} s")
+        return f"T={self.T} {self.code}: {', '.join(shown)}"
+
 
 @dataclass(frozen=True)
 class Sweep:
     """The rows by T, and the network itself. `str` is a table.
 
     samples: how many the rows were measured on. network_accuracy: of the network itself, per cent, None without labels.
-    network_macs, network_energy_pj: multiply-accumulates and picojoules of one sample in the network itself. left_out:
-    the T that a code could not run, and why.
+    network_macs, network_energy_pj: multiply-accumulates and picojoules of one sample in the network itself. classes:
+    of the class scores, 0 where the outputs are none. left_out: the T that a code could not run, and why.
     """
 
     rows: tuple[SweepRow, ...]
@@ -69,13 +80,14 @@ class Sweep:
     network_accuracy: float | None
     network_macs: float
     network_energy_pj: float
+    classes: int = 0
     left_out: tuple[str, ...] = ()
 
     @property
     def measure(self) -> str:
         """What the figure and the column "quantised" show: "accuracy" with labels, else "agreement" of class scores,
         else "error"."""
-        return next((name for name in MEASURES if self._has(name)), "error")
+        return self.rows[0].measure
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able data."""
@@ -142,22 +154,20 @@ class Sweep:
         text = json.dumps(self.to_dict(), indent=2) + "\n" if suffix == ".json" else write[suffix]()
         return text.encode()
 
-    def _has(self, name: str) -> bool:
-        return any(getattr(row, name) is not None for row in self.rows)
-
     def _columns(self) -> dict[str, Callable[[SweepRow], str]]:
         """The columns of every table: what stands in a row's cell, by head."""
         columns: dict[str, Callable[[SweepRow], str]] = {
             "T": lambda row: str(row.T), "code": lambda row: row.code, "levels": lambda row: str(row.levels)
         }  # fmt: skip
-        for name in filter(self._has, MEASURES):
+        known = [name for name in MEASURES if any(getattr(row, name) is not None for row in self.rows)]
+        for name in known:
             columns[f"{name} %"] = _percent(name)
             if name == self.measure:
                 columns["quantised %"] = _percent(f"quantised_{name}")
         return {
             **columns,
             "spikes/neuron": lambda row: f"{row.spikes:.3f}",
-            "SynOps": lambda row: short(row.synops),
+            "SynOps": lambda row: short(row.synops) or "0",
             "energy": lambda row: joule(row.energy_pj),
             "fit, s": lambda row: f"{row.seconds:.1f}",
         }
@@ -169,7 +179,7 @@ class Sweep:
     def _remarks(self) -> list[str]:
         own = "" if self.network_accuracy is None else f"accuracy {self.network_accuracy:.2f} %, "
         lines = [
-            f"On {self.samples:,} samples. The network itself: {own}{short(self.network_macs)} MACs, "
+            f"On {self.samples:,} samples. The network itself: {own}{short(self.network_macs) or 0} MACs, "
             f"{joule(self.network_energy_pj)}."
         ]
         what = f"quantised: {self.measure} of the network itself, activations rounded to as many levels, no time-steps"

@@ -55,6 +55,11 @@ def sweep(
     """
     if codes is not None and neuron is not None:
         raise OptionError(f"codes= is of parallel neurons, one row for each, and neuron is {neuron!r}: leave one out")
+    if data is calibration:
+        raise OptionError(
+            "data is the calibration set itself, on which a conversion looks better than on other images: leave data= "
+            "out, and every fourth batch is held out"
+        )
     kinds = kinds_of(neuron, codes, model)
     settings, left_out = _settings(T, kinds)
     if data is None:
@@ -77,8 +82,9 @@ def sweep(
             each(rows[-1])
     last = reports[-1]  # every report has the same figures of the network itself
     return Sweep(
-        tuple(rows), last.samples, _percent(network.accuracy), last.network_macs, last.network_energy_pj, left_out
-    )
+        tuple(rows), last.samples, _percent(network.accuracy), last.network_macs, last.network_energy_pj,
+        network.classes, left_out,
+    )  # fmt: skip
 
 
 def _first(items: Iterable[Any], error: type[Exception], what: str) -> Any:
