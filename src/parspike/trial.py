@@ -16,7 +16,7 @@ from parspike.calibrate.recipe import Progress
 from parspike.convert import convert
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning
 from parspike.measure import Report, Scores, measured
-from parspike.neurons import Code, Kind, Parallel, Serial
+from parspike.neurons import Code, Kind, Parallel, Serial, check_kind
 from parspike.plan import Plan, plan
 from parspike.snn import SNN
 
@@ -54,6 +54,8 @@ def fitted(
 def kinds_of(neuron: Kind | None, codes: Sequence[Code] | None, made: nn.Module | Plan) -> list[Kind]:
     """The kinds of neurons that are tried at every T: those of the codes, or the one that is asked for, in the call or
     in the plan; sorted and weighted by default. Raises `OptionError`."""
+    if neuron is not None:
+        check_kind(neuron)
     if codes is None:
         of_plan = made.neuron if isinstance(made, Plan) and isinstance(made.neuron, Serial) else None
         asked = neuron if neuron is not None else of_plan
@@ -66,10 +68,12 @@ def kinds_of(neuron: Kind | None, codes: Sequence[Code] | None, made: nn.Module 
     return kinds
 
 
-def divided(calibration: Any) -> tuple[list[Any], list[Any]]:
-    """The calibration batches to fit on, and every fourth of them, held out. Raises `CalibrationError` for fewer than
-    four."""
-    batches = list(readable_again(calibration))
+def divided(calibration: Any, seed: int) -> tuple[list[Any], list[Any]]:
+    """The calibration batches to fit on, and every fourth of them, held out. seed: for loaders that shuffle. Raises
+    `CalibrationError` for fewer than four."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        batches = list(readable_again(calibration))
     if len(batches) < 4:
         raise CalibrationError(f"{len(batches)} calibration batches are too few to hold every fourth out: give 4")
     return [batch for number, batch in enumerate(batches) if number % 4 != 3], batches[3::4]

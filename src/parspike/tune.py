@@ -131,7 +131,7 @@ def tune(
     serial = next((kind for kind in (neuron, *kinds) if isinstance(kind, Serial)), None)
     if serial is not None and (codes is not None or mixed):
         raise OptionError(f"codes= and mixed= are of parallel neurons, and neuron is {serial!r}: leave them out")
-    batches, rest = divided(calibration)
+    batches, rest = divided(calibration, seed)
     made = planned(model, batches[0], inputs)
     held = _Held(rest, made, measure, inputs)
     network = held.trial(held.scores(sure=held.sure)).score

@@ -81,10 +81,16 @@ class Scores:
         scores = class_scores(output)
         self.classes = scores.shape[1] if scores is not None else 0
         labelled = labels is not None and labels.shape == said.shape and (sure or not labels.is_floating_point())
-        if labels is not None and labelled and labels.dim() == 1 and 0 < self.classes <= int(labels.max()):
+        if (
+            labels is not None
+            and labelled
+            and labels.dim() == 1
+            and 0 < self.classes <= max(labels.tolist(), default=0)
+        ):
             raise InputError(
                 f"the data have a class {int(labels.max())} but the network knows {self.classes} classes (0 … n−1): "
-                "the two do not belong together; where the outputs are values and no class scores, give data without labels"
+                "the two do not belong together; where the outputs are values and no class scores, give data without "
+                "labels"
             )
         labels = labels.to(said.device) if labels is not None and labelled else said
         self.answers += said.numel()

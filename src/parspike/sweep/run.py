@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from parspike.calibrate import Recipe
@@ -62,24 +63,26 @@ def sweep(
         )
     kinds = kinds_of(neuron, codes, model)
     settings, left_out = _settings(T, kinds)
-    if data is None:
-        batches, items = divided(calibration)
-    else:
-        batches, items = readable_again(calibration), readable_again(data, name="data")
-    made = planned(model, _first(batches, CalibrationError, "the calibration set is"), inputs)
-    _first(items, InputError, "data is")
-    held = Held(items, made, inputs)
-    network = held.scores()
-    rows: list[SweepRow] = []
-    reports: list[Report] = []
-    fits = fitted(made, batches, settings, recipe=recipe, inputs=inputs, seed=seed, progress=progress)
-    for (steps, kind), (snn, seconds) in zip(settings, fits, strict=True):
-        report, scores = held.measured(snn)
-        reports.append(report)
-        rival = snn if not snn.over_time else _unconstrained(made, batches, steps, recipe, inputs, seed, progress)
-        rows.append(_row(steps, kind, report, scores, held.scores(quantised(rival)), seconds))
-        if each is not None:
-            each(rows[-1])
+    with torch.random.fork_rng():  # loaders that shuffle draw from the global random state
+        torch.manual_seed(seed)
+        if data is None:
+            batches, items = divided(calibration, seed)
+        else:
+            batches, items = readable_again(calibration), readable_again(data, name="data")
+        made = planned(model, _first(batches, CalibrationError, "the calibration set is"), inputs)
+        _first(items, InputError, "data is")
+        held = Held(items, made, inputs)
+        network = held.scores()
+        rows: list[SweepRow] = []
+        reports: list[Report] = []
+        fits = fitted(made, batches, settings, recipe=recipe, inputs=inputs, seed=seed, progress=progress)
+        for (steps, kind), (snn, seconds) in zip(settings, fits, strict=True):
+            report, scores = held.measured(snn)
+            reports.append(report)
+            rival = snn if not snn.over_time else _unconstrained(made, batches, steps, recipe, inputs, seed, progress)
+            rows.append(_row(steps, kind, report, scores, held.scores(quantised(rival)), seconds))
+            if each is not None:
+                each(rows[-1])
     last = reports[-1]  # every report has the same figures of the network itself
     return Sweep(
         tuple(rows), last.samples, _percent(network.accuracy), last.network_macs, last.network_energy_pj,
