@@ -22,14 +22,14 @@ import parspike
 from parspike.cli import options
 from parspike.errors import CalibrationError, FileError, InputError, MissingExtraError, OptionError, ParspikeWarning
 from parspike.neurons import CODES, ParallelNeuron, Staircase
-from parspike.sweep.quantised import quantised
+from parspike.sweep.quantised import _rounded, quantised
 from parspike.sweep.result import SUFFIXES, Sweep, SweepRow
 
 CLOSED = parspike.ClosedForm()
 
 
 class Mixed(nn.Module):
-    """Levels from 0 on, levels from below 0 on, and uneven ones of a SiLU."""
+    """Levels from below 0 on, and uneven ones of a SiLU, which is two layers of neurons."""
 
     def __init__(self, outputs: int = 5) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.hardtanh(self.first(x), -0.5, 1.0)
-        return self.head(torch.relu(nn.functional.silu(self.second(x))).flatten(1))
+        return self.head(nn.functional.silu(self.second(x)).flatten(1))
 
 
 MODEL = Mixed().eval()
@@ -92,28 +92,43 @@ def test_rows_are_those_of_single_conversions() -> None:
         assert row.seconds > 0
 
 
+def curves() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.Sigmoid(), nn.Linear(5, 3), nn.Softplus(), nn.Linear(3, 3))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("recipe", ["max", "closed-form"])
-@pytest.mark.parametrize("model", [MODEL, Residual(), nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.Sigmoid(),
-                                                                   nn.Linear(5, 3), nn.Softplus(), nn.Linear(3, 3))],
-                         ids=["mixed", "residual", "curves"])  # fmt: skip
-def test_the_count_engine_is_the_quantised_network(model: nn.Module, recipe: str, code: Any) -> None:
-    x = torch.randn(70, 3, 8, 8, generator=torch.Generator().manual_seed(2)) if isinstance(model, Residual) else X[:70]
-    snn = parspike.convert(model.eval(), x[:64], T=3, code=code, recipe=recipe)
-    kinds = {type(neuron) for neuron in snn.neurons().values()}
-    assert kinds <= {ParallelNeuron, Staircase}
-    found, wanted = quantised(snn)({snn.graph.inputs[0].name: x}), snn(x)
+@pytest.mark.parametrize("make", [Mixed, Residual, curves])
+def test_the_count_engine_is_the_quantised_network(make: Any, recipe: str, code: Any) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    x = torch.randn(70, 3, 8, 8) if make is Residual else X[:70]
+    snn = parspike.convert(model, x[:64], T=3, code=code, recipe=recipe)
+    (name,) = (i.name for i in snn.graph.inputs)
+    found, wanted = quantised(snn)({name: x}), snn(x)
     assert torch.equal(found, wanted)
     assert not torch.equal(found, model(x))
-    # Every level counts: with another threshold anywhere the two would differ.
+    # No layer is left out: with other parameters of any of them the outputs would differ.
     for neuron in snn.neurons().values():
-        with torch.no_grad():
-            for tensor in neuron.parameters():
-                tensor.mul_(1.25)
-            assert not torch.equal(quantised(snn)({snn.graph.inputs[0].name: x}), wanted)
-            for tensor in neuron.parameters():
-                tensor.div_(1.25)
+        before = {key: tensor.clone() for key, tensor in neuron.state_dict().items()}
+        for tensor in neuron.parameters():
+            tensor.mul_(1.25)
+        assert not torch.equal(quantised(snn)({name: x}), wanted)
+        neuron.load_state_dict(before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(), (1, 1), (3, 1, 1), (3, 1, 2)])
+def test_uneven_levels_at_their_thresholds(shape: tuple[int, ...]) -> None:
+    steps = torch.arange(1.0, 1 + torch.Size(shape).numel()).reshape(shape)
+    thresholds = torch.stack([-0.5 * steps, 0.25 * steps, 0.25 * steps])
+    outputs = torch.stack([-steps, torch.zeros(shape), steps, 3 * steps])
+    neuron = Staircase(3, thresholds, outputs)
+    z = torch.tensor([-9.0, -1.0, -0.5, 0.0, 0.25, 0.5, 9.0, torch.nan])
+    z = torch.cat([z * k for k in range(1, 7)]).reshape(-1, 1, 1, 1).expand(-1, 3, 4, 2)
+    torch.testing.assert_close(_rounded(z, neuron), neuron(z), rtol=0, atol=0, equal_nan=True)
+    assert _rounded(z, neuron).isnan().sum() == z.isnan().sum()
 
 
 def test_the_column_tells_a_count_engine_that_counts_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +208,7 @@ def test_the_network_is_planned_once_and_left_as_it_was(monkeypatch: pytest.Monk
     calls: list[Any] = []
     plan = parspike.plan
     monkeypatch.setattr("parspike.trial.plan", lambda *args: calls.append(args) or plan(*args))
-    monkeypatch.setattr("parspike.convert.plan", lambda *args: pytest.fail("planned again"))
+    monkeypatch.setattr(sys.modules["parspike.convert"], "plan", lambda *args: pytest.fail("planned again"))
     state = torch.random.get_rng_state()
     shuffled = torch.utils.data.DataLoader(X[:64], batch_size=16, shuffle=True)  # pyright: ignore[reportArgumentType]
     found = parspike.sweep(MODEL, shuffled, TEST, T=(1, 2), recipe="closed-form")
@@ -357,7 +372,7 @@ def test_tables_hold_the_same_numbers(tmp_path: Path) -> None:
             assert cell.keys() == names.keys()
             for name, text in cell.items():
                 assert number(text) == pytest.approx(getattr(row, names[name]), rel=1e-2, abs=0.051)
-    body = latex[latex.index(r"\begin{tabular}{rlrrrrrrrr}") :]
+    body = latex[latex.index(r"\begin{tabular}{rlrrrrrrrrr}") :]
     assert [body.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}")] == [1] * 4
     assert not re.search(r"(?<!\\)[%µ_#]", body)
     assert all(line.startswith("%") for line in latex.splitlines()[: latex[: latex.index(body)].count("\n")])
@@ -368,7 +383,7 @@ def test_tables_hold_the_same_numbers(tmp_path: Path) -> None:
 def test_files_are_named_for_what_they_hold(tmp_path: Path) -> None:
     found = small(T=[1])
     path = found.save(tmp_path / "s.csv")
-    with pytest.raises(FileError, match="exists.*force=True"):
+    with pytest.raises(FileError, match=r"exists.*force=True"):
         found.save(path)
     assert found.save(str(path), force=True) == path
     with pytest.raises(OptionError, match=r"ends in '\.xls'.*take \.csv, \.json"):
@@ -462,7 +477,7 @@ def test_rows_come_as_they_are_done_and_the_table_last(here: Path) -> None:
     table = outcome.stdout.splitlines()
     assert table[0].split()[:3] == ["T", "code", "levels"]
     assert table[-2:] == ["written: s.csv", "written: s.tex"]
-    rows = list(csv.DictReader(Path("s.csv").open()))
+    rows = list(csv.DictReader(Path("s.csv").read_text().splitlines()))
     assert [(row["T"], row["code"]) for row in rows] == [("1", "sorted"), ("1", "weighted"), ("2", "sorted"),
                                                          ("2", "weighted")]  # fmt: skip
     assert r"\toprule" in Path("s.tex").read_text()
@@ -478,6 +493,8 @@ def test_json_holds_what_the_library_finds(here: Path) -> None:
 
 
 def test_calibration_images_of_their_own(here: Path) -> None:
+    with Path("net.py").open("a") as file:
+        file.write("\nfrom torch import manual_seed\nmanual_seed(0)\n")
     with np.load("data.npz") as data:
         images, labels = data["images"], data["labels"]
     np.savez("fit.npz", images=images[:40])
