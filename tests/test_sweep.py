@@ -219,6 +219,15 @@ def test_the_network_is_planned_once_and_left_as_it_was(monkeypatch: pytest.Monk
     assert without_time(found.rows) == without_time(again.rows)
 
 
+def test_loaders_that_shuffle_hold_out_the_same_images() -> None:
+    shuffled = torch.utils.data.DataLoader(X, batch_size=16, shuffle=True)  # pyright: ignore[reportArgumentType]
+    one, other = [], []
+    for rows in (one, other):
+        torch.rand(5)
+        rows += without_time(parspike.sweep(MODEL, shuffled, T=[1], recipe="max").rows)
+    assert one == other
+
+
 def test_layers_with_fewer_steps_and_kept_ones() -> None:
     plan = parspike.plan(MODEL, X[:2], layers={"hardtanh*": parspike.Keep(), "silu*": parspike.Steps(2)})
     (row,) = parspike.sweep(plan, FIT, TEST, T=[4], codes=["sorted"], recipe="max").rows
