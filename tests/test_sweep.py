@@ -560,3 +560,34 @@ def test_a_figure_without_matplotlib_is_refused_before_the_work(here: Path, monk
 def test_the_command_lines_lists_are_those_of_the_library() -> None:
     assert options.CODES == CODES
     assert options.TABLES == SUFFIXES
+
+
+# ------------------------------------------------------------------------------------------------ measure, many batches
+
+
+class Gate(nn.Module):
+    """Activations weighed by what the sample says, which may be 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x)) * mask)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_operations_of_a_batch_do_not_depend_on_those_before(gated: bool) -> None:
+    """`measure` keeps what follows from shapes alone from batch to batch, and nothing else."""
+    torch.manual_seed(1)
+    if gated:
+        model, batches = Gate().eval(), [(torch.randn(n, 6), (torch.rand(n, 6) > 0.5).float()) for n in (5, 5, 3, 5)]
+    else:
+        model, batches = Residual().eval(), [(torch.randn(n, 3, size, 8),) for n, size in ((4, 8), (4, 8), (2, 10))]
+    snn = parspike.convert(model, batches, T=3, recipe="max")
+    whole, parts = parspike.measure(snn, batches), [parspike.measure(snn, [batch]) for batch in batches]
+    for name in ("synops", "macs", "network_macs", "spikes", "updates"):
+        each = sum(getattr(part, name) * part.samples for part in parts) / whole.samples
+        assert getattr(whole, name) == pytest.approx(each, rel=1e-12)
+        assert each > 0
