@@ -119,6 +119,8 @@ def test_measure_sweep_and_tune_on_a_gpu() -> None:
     snn = parspike.convert(model, x, T=4)
     assert parspike.measure(snn, x, against=model).agreement > 0.5
     assert parspike.tune(model, x.split(16), drop=30, most=8).trials
+    for row in parspike.sweep(model, x.split(16), T=(1, 3), recipe="closed-form").rows:
+        assert row.error == pytest.approx(row.quantised_error, rel=0.2)  # a current rounded across a threshold
 
 
 def test_calibration_images_on_another_device_are_an_error_with_a_remedy() -> None:

@@ -10,9 +10,9 @@ from torch import nn
 
 import parspike
 from parspike.calibrate.refit import Refit, _Solver, _spread, branches
-from parspike.graph import Stream
 from parspike.calibrate.thresholds import COARSE, choose
 from parspike.errors import CalibrationError, OptionError
+from parspike.graph import Stream
 
 
 def distance(snn, model, x):

@@ -33,6 +33,7 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.neurons import IF, LIF, QCFS, Parallel, Simulation, kind_from_text
     from parspike.plan import Keep, Plan, Spike, Steps, plan
     from parspike.snn import SNN
+    from parspike.sweep import Sweep, sweep
     from parspike.tune import Tuning, tune
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "Simulation",
     "Spike",
     "Steps",
+    "Sweep",
     "Thresholds",
     "Tuning",
     "convert",
@@ -67,6 +69,7 @@ __all__ = [
     "recipe_from_json",
     "recipe_to_json",
     "register",
+    "sweep",
     "tune",
 ]
 
@@ -84,6 +87,7 @@ look_up_later(
         "neurons": ("IF", "LIF", "Parallel", "QCFS", "Simulation", "kind_from_text"),
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
         "snn": ("SNN",),
+        "sweep": ("Sweep", "sweep"),
         "train": (),
         "tune": ("Tuning", "tune"),
     },

@@ -20,7 +20,7 @@ from parspike.calibrate.recipe import Progress
 from parspike.calibrate.student import ByCount, Input, OverTime
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning, meant
 from parspike.graph import Curve
-from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation
+from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation, check_kind
 from parspike.plan import Example, Plan, Planning, plan, with_encoders
 from parspike.snn import SNN
 from parspike.together import Together
@@ -169,11 +169,8 @@ def _steps(made: Plan, T: int) -> Mapping[str, int]:
 
 def _kind(neuron: Kind | None, code: Code | None, model: nn.Module | Plan) -> Kind:
     """The kind of neurons to convert for. Raises `OptionError` where the arguments name two."""
-    if neuron is not None and not isinstance(neuron, Kind):
-        raise OptionError(
-            f"neuron is {neuron!r}: give parspike.IF(), parspike.LIF(0.9) or parspike.Parallel(); a word is read by "
-            "parspike.kind_from_text"
-        )
+    if neuron is not None:
+        check_kind(neuron)
     if code is not None and code not in CODES:
         raise OptionError(f"code must be one of {', '.join(CODES)}, got {code!r}")
     if code is not None and neuron not in (None, Parallel(code)):

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from parspike.calibrate import Recipe
-from parspike.calibrate.batches import arguments_of, labels_of, readable_again, signature_of
 from parspike.calibrate.distance import named, values_of
 from parspike.calibrate.recipe import Progress
-from parspike.convert import convert
-from parspike.errors import CalibrationError, OptionError, ParspikeWarning
-from parspike.graph import Graph
+from parspike.errors import CalibrationError, OptionError
 from parspike.measure import Scores, answers_of
 from parspike.neurons import Code, Kind, Parallel, Serial
-from parspike.plan import Plan, plan
+from parspike.plan import Plan
 from parspike.snn import SNN
+from parspike.trial import Held, divided, fitted, kinds_of, planned
 
 __all__ = ["Trial", "Tuning", "tune"]
 
@@ -130,57 +127,41 @@ def tune(
         raise OptionError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
     if (codes is not None and not codes) or not drop >= 0 or most < 1:
         raise OptionError("give at least one code, a drop of at least 0 and most of at least 1")
-    serial = isinstance(neuron, Serial)
-    if serial and (codes is not None or mixed):
-        raise OptionError(f"codes= and mixed= are of parallel neurons, and neuron is {neuron!r}: leave them out")
-    kinds: Sequence[Kind] = [neuron] if neuron is not None and codes is None else [
-        Parallel(code) for code in codes or ("sorted", "weighted")
-    ]  # fmt: skip
-    batches = list(readable_again(calibration))
-    if len(batches) < 4:
-        raise CalibrationError(f"{len(batches)} calibration batches are too few to hold every fourth out: give 4")
-    fitted = [batch for i, batch in enumerate(batches) if i % 4 != 3]
-    if isinstance(model, Plan):
-        made = model
-    else:
-        signature = signature_of(model, batches[0], inputs)
-        made = plan(model, arguments_of(batches[0], "calibration batch 0", inputs, signature))
-    held = _Held(batches[3::4], made.graph, measure, inputs)
-    network = held.score(None).score
+    kinds = kinds_of(neuron, codes, model)
+    serial = next((kind for kind in (neuron, *kinds) if isinstance(kind, Serial)), None)
+    if serial is not None and (codes is not None or mixed):
+        raise OptionError(f"codes= and mixed= are of parallel neurons, and neuron is {serial!r}: leave them out")
+    batches, rest = divided(calibration, seed)
+    made = planned(model, batches[0], inputs)
+    held = _Held(rest, made, measure, inputs)
+    network = held.trial(held.scores(sure=held.sure)).score
     trials: list[Trial] = []
 
-    def attempt(T: int, kind: Kind, layers: Mapping[str, int]) -> tuple[Trial, SNN]:
-        with warnings.catch_warnings():
-            if trials:  # later conversions would only repeat the first one's warnings
-                warnings.simplefilter("ignore", ParspikeWarning)
-            snn = convert(
-                _with_steps(made, layers),
-                fitted,
-                T=T,
-                neuron=kind,
-                recipe=recipe,
-                inputs=inputs,
-                seed=seed,
-                progress=progress,
-            )
-        trial = replace(held.score(snn), T=T, code=kind.text, layers=dict(layers))
+    def attempt(T: int, kind: Kind, layers: Mapping[str, int]) -> _Attempt:
+        # The conversions after the first would only repeat its warnings.
+        ((snn, _),) = fitted(
+            _with_steps(made, layers), batches, [(T, kind)], recipe=recipe, inputs=inputs, seed=seed,
+            progress=progress, quiet=bool(trials),
+        )  # fmt: skip
+        report, scores = held.measured(snn, sure=held.sure)
+        trial = replace(held.trial(scores), T=T, code=kind.text, spikes=report.spikes_per_neuron, layers=dict(layers))
         trials.append(trial)
-        return trial, snn
+        return _Attempt(trial, snn, {row.layer: row.spikes for row in report.rows if row.kind == "neuron"})
 
-    best: tuple[Trial, SNN] | None = None
+    best: _Attempt | None = None
     for T in (t for t in STEPS if t <= most):
         good = [
-            pair
+            tried
             for kind in kinds
             if kind.text != "weighted" or 1 < T <= WEIGHTED
-            if _reaches((pair := attempt(T, kind, {}))[0], network - drop)
+            if _reaches((tried := attempt(T, kind, {})).trial, network - drop)
         ]
         if good:
-            best = min(good, key=lambda pair: pair[0].spikes)
+            best = min(good, key=lambda tried: tried.trial.spikes)
             break
     if best is not None and mixed:
-        best = _fewer(best, attempt, held, network - drop)
-    chosen, snn = best if best is not None else (None, None)
+        best = _fewer(best, attempt, network - drop)
+    chosen, snn = (best.trial, best.snn) if best is not None else (None, None)
     return Tuning(tuple(trials), network, drop, held.measure, chosen, snn)
 
 
@@ -189,17 +170,24 @@ def _reaches(trial: Trial, wanted: float) -> bool:
     return round(trial.score, 6) >= round(wanted, 6)
 
 
-def _fewer(best: Any, attempt: Any, held: _Held, wanted: float) -> tuple[Trial, SNN]:
-    trial, snn = best
-    counts = held.counts(snn)
-    for layer in sorted(counts, key=lambda name: -counts[name]):
-        steps = trial.T // 2
-        if steps < 1:
-            break
-        other, converted = attempt(trial.T, Parallel(cast(Code, trial.code)), {**trial.layers, layer: steps})
-        if _reaches(other, wanted) and other.spikes < trial.spikes:
-            trial, snn = other, converted
-    return trial, snn
+@dataclass(frozen=True)
+class _Attempt:
+    """A trial and its conversion. spikes: of a sample, by layer."""
+
+    trial: Trial
+    snn: SNN
+    spikes: Mapping[str, float]
+
+
+def _fewer(best: _Attempt, attempt: Callable[[int, Kind, Mapping[str, int]], _Attempt], wanted: float) -> _Attempt:
+    T, code, spikes = best.trial.T, cast(Code, best.trial.code), best.spikes
+    if T < 2:
+        return best
+    for layer in sorted(spikes, key=lambda name: -spikes[name]):
+        other = attempt(T, Parallel(code), {**best.trial.layers, layer: T // 2})
+        if _reaches(other.trial, wanted) and other.trial.spikes < best.trial.spikes:
+            best = other
+    return best
 
 
 def _with_steps(made: Plan, layers: Mapping[str, int]) -> Plan:
@@ -207,19 +195,18 @@ def _with_steps(made: Plan, layers: Mapping[str, int]) -> Plan:
     return replace(made, steps={**made.steps, **steps})
 
 
-class _Held:
+class _Held(Held):
     """The batches held out, what is measured on them (see `tune`), and how a network does there."""
 
     def __init__(
-        self, batches: Sequence[Any], graph: Graph, measure: str | None, inputs: Callable[[Any], Any] | None
+        self, batches: Sequence[Any], made: Plan, measure: str | None, inputs: Callable[[Any], Any] | None
     ) -> None:
-        self.batches, self.graph, self.inputs = batches, graph, inputs
-        labels = [self._labels(batch) for batch in batches]
+        super().__init__(batches, made, inputs)
+        labels = [self.labels(batch) for batch in batches]
         if measure == "accuracy" and any(y is None for y in labels):
             raise CalibrationError("accuracy needs labels: give calibration items (x, y), or measure='agreement'")
-        args, kwargs = self._call(batches[0])
         with torch.no_grad():
-            output = graph.run(*args, **kwargs)
+            output = made.graph.run_on(self.env(batches[0]))
         self.sure = measure in ("agreement", "accuracy", "both")
         answers, values = answers_of(output, labels[0], sure=self.sure), bool(values_of(output))
         labelled = answers is not None and labels[0] is not None and labels[0].shape == answers.shape
@@ -243,22 +230,8 @@ class _Held:
                 "measure='agreement', the share of equal ones"
             )
 
-    @torch.no_grad()
-    def score(self, net: SNN | None) -> Trial:
-        """How a conversion does, without its T and code; None: the network itself."""
-        scores, count, spikes = Scores(), 0, 0.0
-        for item in self.batches:
-            args, kwargs = self._call(item)
-            samples = len(next(iter((*args, *kwargs.values()))))
-            wanted = self.graph.run(*args, **kwargs)
-            output = wanted
-            if net is not None:
-                run = net.run(*args, record=True, **kwargs)
-                output = run.logits
-                fired = sum(float(sent.sum()) for sent in run.sent.values())
-                spikes += fired / max(1, sum(c.numel() for c in run.counts.values())) * samples
-            scores.add(output, wanted, self._labels(item), sure=self.sure)
-            count += samples
+    def trial(self, scores: Scores) -> Trial:
+        """What scores say, without T, code and spikes."""
         accuracy, agreement, error = (
             None if share is None else 100 * share for share in (scores.accuracy, scores.agreement, scores.error)
         )
@@ -270,20 +243,4 @@ class _Held:
                 f"the held-out batches are not alike, {self.measure} cannot be told of all: give all of them labels of "
                 "one kind, or none"
             )
-        return Trial(0, "sorted", score, spikes / count, {}, agreement, error)
-
-    def _labels(self, item: Any) -> Tensor | None:
-        return labels_of(item, self.inputs, self.graph.signature)
-
-    @torch.no_grad()
-    def counts(self, snn: SNN) -> dict[str, float]:
-        """Spikes a sample of every layer, on one batch."""
-        args, kwargs = self._call(self.batches[0])
-        return {layer: float(sent.sum()) for layer, sent in snn.run(*args, record=True, **kwargs).sent.items()}
-
-    def _call(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword inputs in one item."""
-        given = arguments_of(item, "held-out batch", self.inputs, self.graph.signature)
-        if isinstance(given, Mapping):
-            return (), dict(given)
-        return (given if isinstance(given, tuple) else (given,)), {}
+        return Trial(0, "sorted", score, 0.0, {}, agreement, error)

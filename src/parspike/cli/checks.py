@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from parspike.cli import console
-from parspike.cli.options import NEURONS, RECIPES
-from parspike.errors import FileError, OptionError, meant
+from parspike.cli.options import CODES, MAX_T, NEURONS, RECIPES, TABLES
+from parspike.errors import FileError, MissingExtraError, OptionError, meant
 
-__all__ = ["file", "images", "network", "neuron", "output", "recipe"]
+__all__ = ["codes", "file", "images", "network", "neuron", "output", "recipe", "steps", "tables"]
+
+FIGURES = (".png", ".svg", ".pdf")
 
 FOREIGN = {
     ".onnx": "ONNX", ".pt": "PyTorch", ".pth": "PyTorch", ".ckpt": "PyTorch", ".pkl": "pickle", ".h5": "HDF5",
@@ -23,18 +28,56 @@ FOREIGN = {
 
 def output(path: Path, force: bool) -> None:
     """Refuse an output that exists or cannot be written, before minutes of calibration."""
+    _writable(path, force, "--output", "net.parspike")
+    if path.suffix.lower() in FOREIGN:
+        console.warn(
+            f"{path} will hold parspike's own format, not {FOREIGN[path.suffix.lower()]}: call it {path.stem}.parspike"
+        )
+
+
+def tables(files: Sequence[str], force: bool) -> None:
+    """Refuse files that `parspike sweep` cannot write, before minutes of calibration."""
+    for file in files:
+        path, suffix = Path(file), Path(file).suffix.lower()
+        if suffix not in TABLES:
+            raise OptionError(f"--out {file}: a file ends in {', '.join(TABLES)}{meant(suffix, TABLES)}")
+        _writable(path, force, "--out", "sweep.csv")
+        if suffix in FIGURES and find_spec("matplotlib") is None:
+            raise MissingExtraError("matplotlib", extra="report")
+
+
+def _writable(path: Path, force: bool, option: str, name: str) -> None:
     if path.is_dir():
-        raise FileError(f"--output {path}: this is a folder; name a file in it, such as {path / 'net.parspike'}")
+        raise FileError(f"{option} {path}: this is a folder; name a file in it, such as {path / name}")
     if path.exists() and not force:
         raise FileError(f"{path} exists: write over it with --force, or choose another name")
     if not path.parent.is_dir():
         raise FileError(f"{path}: there is no folder {path.parent}; make it first")
     if not os.access(path.parent, os.W_OK):
         raise FileError(f"{path}: the folder {path.parent} cannot be written to")
-    if path.suffix.lower() in FOREIGN:
-        console.warn(
-            f"{path} will hold parspike's own format, not {FOREIGN[path.suffix.lower()]}: call it {path.stem}.parspike"
-        )
+
+
+def steps(text: str) -> list[int]:
+    """The numbers of --T; refuses what is no whole number of at least 1, and repeats."""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not re.fullmatch(r"[0-9]+", part) or not 1 <= int(part) <= MAX_T:
+            raise OptionError(f"--T {text}: '{part}' is no whole number from 1 to {MAX_T}; give such as 1,2,4,8")
+    numbers = [int(part) for part in parts]
+    if twice := next((T for T in numbers if numbers.count(T) > 1), None):
+        raise OptionError(f"--T {text}: {twice} stands there more than once; give each number once")
+    return numbers
+
+
+def codes(text: str) -> list[Any]:
+    """The codes of --codes; refuses unknown ones, and repeats."""
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        if name not in CODES:
+            raise OptionError(f"--codes {text}: '{name}' is none of {', '.join(CODES)}{meant(name, CODES)}")
+        if names.count(name) > 1:
+            raise OptionError(f"--codes {text}: {name} stands there more than once; give each code once")
+    return names
 
 
 def file(path: str, option: str = "") -> None:
@@ -56,11 +99,11 @@ def network(spec: str, weights: str | None, shape: str | None = None, give: str 
         raise OptionError(f"the input of {spec} is not known: give {give}")
 
 
-def images(data: str, split: str | None) -> None:
+def images(data: str, split: str | None, option: str = "--data") -> None:
     """Raise an error for missing images."""
     from parspike.cli.sources import check_data
 
-    check_data(data, split)
+    check_data(data, split, option)
 
 
 def neuron(text: str, given: str = "current", **parallel: object) -> None:

@@ -25,8 +25,8 @@ from rich.text import Text
 from parspike.errors import ParspikeWarning
 
 __all__ = [
-    "NARROW", "Panel", "be_silent", "fail", "few", "figure", "left_out", "progress", "result", "show_anything", "warn",
-    "warnings_shown",
+    "NARROW", "Panel", "be_silent", "fail", "few", "figure", "left_out", "note", "progress", "result", "show_anything",
+    "warn", "warnings_shown",
 ]  # fmt: skip
 
 NARROW = shutil.get_terminal_size().columns < 80
@@ -114,6 +114,12 @@ def figure(value: float) -> str:
 def warn(message: str) -> None:
     """A remark on stderr."""
     _say("warning", "yellow", message)
+
+
+def note(text: str) -> None:
+    """A line on stderr, above a progress bar if there is one."""
+    if not _silent:
+        typer.echo(text, err=True)
 
 
 def left_out(names: list[str]) -> list[str]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from parspike.cli import checks, console, processes
-from parspike.cli.options import DATA, NET, OUT, DataOption, ImageOptions, Json, Split, Weights, spread
-from parspike.errors import InputError, OptionError
+from parspike.cli.options import NET, OUT, DataOption, ImageOptions, Json, Limit, Split, Weights, spread
+from parspike.errors import OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,9 +42,7 @@ def evaluate(
         bool, typer.Option("--operations", help="also operations, energy and error by layer", rich_help_panel=OUT)
     ] = False,
     split: Split = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="take at most this many of the images", rich_help_panel=DATA)
-    ] = None,
+    limit: Limit = None,
     *,
     options: ImageOptions,
     devices: processes.Processes = 1,
@@ -68,7 +66,7 @@ def evaluate(
 
     together = processes.join(devices, check)
     import parspike
-    from parspike.cli.images import explained
+    from parspike.cli.images import explained, warn_of_few
     from parspike.cli.preprocess import remembered
     from parspike.cli.spec import load
 
@@ -85,12 +83,7 @@ def evaluate(
     score = _Score.of_all(together.exchange(score))
     if together.rank:
         return
-    if 0 < (folders := getattr(images.source, "ordered", 0)) < score.outputs.classes:
-        console.warn(
-            f"{data} has {folders} class folders, numbered 0 … {folders - 1} in their order, but the network knows "
-            f"{score.outputs.classes} classes: if some are missing, the accuracy is wrong; begin the folders' names "
-            "with the numbers of the classes"
-        )
+    warn_of_few(images, data, score.outputs.classes)
     report = None
     if operations:
         with console.progress("counting operations") as progress:
@@ -149,12 +142,6 @@ class _Score:
             self.seconds_network += time.perf_counter() - start
             self.compared = True
         self.outputs.add(run.logits, output, y)
-        classes = self.outputs.classes
-        if y is not None and 0 < classes <= int(y.max()):
-            raise InputError(
-                f"the data have a class {int(y.max())} but the network knows {classes} classes (0 … n−1): the two do "
-                "not belong together; where the outputs are values and no class scores, give images without labels"
-            )
 
     def fields(self) -> dict[str, Any]:
         n = self.images

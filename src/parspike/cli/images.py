@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from parspike.broken import BROKEN, decoded
+from parspike.cli import console
 from parspike.cli.preprocess import Preprocessing
 from parspike.cli.sources import Source, check_data, open_source
 from parspike.errors import InputError, OptionError, TraceError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Images", "explained", "open_images", "unlike_folders"]
+__all__ = ["Images", "check_apart", "explained", "open_images", "unlike_folders", "warn_of_few"]
 
 LOOK = 1000
 """Images that are looked at to say how many are broken."""
@@ -207,6 +208,28 @@ def explained(images: Images | None) -> Iterator[None]:
         if images is None or not images.layout or images.layout in str(error):
             raise
         raise type(error)(f"{error}; {images.layout}") from error
+
+
+def check_apart(calibration: str, fit: Images, data: str, measured: Images) -> None:
+    """Refuse to measure a conversion on images that it is fitted on, which would make it look better than it is."""
+    if Path(calibration).resolve() != Path(data).resolve():
+        return
+    if same := set(fit.names) & set(measured.names):
+        raise OptionError(
+            f"--calibration {calibration} and --data {data}: {len(same)} images are in both, and a conversion looks "
+            "better on images that it is fitted on: give other images, or leave --calibration out, so that every "
+            "fourth batch of --data is held out"
+        )
+
+
+def warn_of_few(images: Images, data: str, classes: int) -> None:
+    """Warn of fewer class folders than the network has classes. data: the images' name."""
+    if 0 < (folders := getattr(images.source, "ordered", 0)) < classes:
+        console.warn(
+            f"{data} has {folders} class folders, numbered 0 … {folders - 1} in their order, but the network knows "
+            f"{classes} classes: if some are missing, the accuracy is wrong; begin the folders' names with the numbers "
+            "of the classes"
+        )
 
 
 def unlike_folders(train: Images, other: Images) -> str:

@@ -33,6 +33,9 @@ RECIPES = {
     "thresholds": ("mode", "granularity"),
 }
 """Recipes and their options, written here so that completion and the check of names need no torch."""
+CODES = ("sorted", "weighted", "onset")
+"""A copy of `parspike.neurons.CODES`, and `TABLES` one of `parspike.sweep.result.SUFFIXES`; a test compares them."""
+TABLES = (".csv", ".json", ".md", ".tex", ".png", ".svg", ".pdf")
 NET, DATA, HOW, OUT = Panel.NETWORK, Panel.DATA, Panel.CONVERSION, Panel.OUTPUT
 
 
@@ -93,6 +96,7 @@ DataOption = Annotated[
 CalibrationImages = Annotated[
     int, typer.Option(min=1, help="take at most this many of the images", rich_help_panel=DATA)
 ]
+Limit = Annotated[int | None, typer.Option(min=1, help="take at most this many of the images", rich_help_panel=DATA)]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, also for an error", rich_help_panel=OUT)]
 Split = Annotated[
     Literal["train", "test", "val"] | None,

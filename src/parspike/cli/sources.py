@@ -88,7 +88,7 @@ class FileSource:
             return preprocess(image.convert("RGB"))
 
 
-def check_data(data: str, split: str | None = None) -> None:
+def check_data(data: str, split: str | None = None, option: str = "--data") -> None:
     """Raise an error for missing data before anything is loaded. Damaged data are found later, when they are read."""
     if split is not None and split not in SPLITS:
         raise OptionError(f"--split {split}: choose one of {', '.join(SPLITS)}")
@@ -96,9 +96,9 @@ def check_data(data: str, split: str | None = None) -> None:
     if data in BUILT_IN or path.is_dir():
         return
     if not path.exists():
-        raise FileError(f"--data {data}: no such file or folder (built in are: {', '.join(BUILT_IN)})")
+        raise FileError(f"{option} {data}: no such file or folder (built in are: {', '.join(BUILT_IN)})")
     if path.suffix not in (".npz", ".zip"):
-        raise OptionError(f"--data {data}: expected a folder, .zip, .npz, or one of {', '.join(BUILT_IN)}")
+        raise OptionError(f"{option} {data}: expected a folder, .zip, .npz, or one of {', '.join(BUILT_IN)}")
 
 
 def open_source(data: str, split: str | None, prefer: str | None) -> Source:

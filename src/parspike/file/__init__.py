@@ -16,7 +16,7 @@ from parspike.file.graph import CONSTANTS
 from parspike.file.network import network_from_json, network_to_json, of_version
 from parspike.snn import SNN
 
-__all__ = ["CONSTANTS", "DTYPES", "VERSION", "load", "save"]
+__all__ = ["CONSTANTS", "DTYPES", "VERSION", "load", "save", "write_whole"]
 
 
 def save(snn: SNN, path: str | Path, *, force: bool = False) -> Path:

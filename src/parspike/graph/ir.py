@@ -308,9 +308,13 @@ class Graph:
 
     def run(self, *args: Tensor, **kwargs: Tensor) -> Any:
         """The network itself, without any neuron: same outputs as the model that was traced."""
-        env = self.bind(args, kwargs)
-        walk(Schedule.of(self.nodes, self.outputs), [Stream(env, self.tensors, self.sizes(env))])
-        return self.collect(env)
+        return self.run_on(self.bind(args, kwargs))
+
+    def run_on(self, env: Mapping[str, Any], at: Mapping[str, Hook] | None = None) -> Any:
+        """The output for inputs by name; at: what other than its operator a node computes, by name (see `walk`)."""
+        stream = Stream(dict(env), self.tensors, self.sizes(env))
+        walk(Schedule.of(self.nodes, self.outputs), [stream], at)
+        return self.collect(stream.env)
 
     def bind(self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> dict[str, Any]:
         """A call's arguments by the names of the graph's inputs."""

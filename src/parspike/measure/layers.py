@@ -19,19 +19,18 @@ from parspike.calibrate.batches import arguments_of, inputs_of, labels_of, reada
 from parspike.calibrate.recipe import Progress
 from parspike.errors import InputError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk
-from parspike.graph.ops import ACROSS_BATCH, TABLE, call
+from parspike.graph.ops import ACROSS_BATCH, TABLE, WEIGHED_BY_SAMPLE, call
 from parspike.graph.roles import currents, reached_by
 from parspike.measure.report import Energy, LayerRow, Report
 from parspike.measure.scores import Scores
-from parspike.measure.wires import at_refs, carry, fan_out, macs_of, present, role_of
+from parspike.measure.wires import at_refs, carry, fan_out, macs_of, one_sample, present, role_of
 from parspike.neurons import Neuron
 from parspike.plan import Plan, plan
 from parspike.snn import SNN
 
-__all__ = ["measure"]
+__all__ = ["measure", "measured"]
 
 
-@torch.no_grad()
 def measure(
     snn: SNN,
     loader: Any,
@@ -52,6 +51,21 @@ def measure(
     counted. The counts are those of the engines count, parallel and serial; of neurons with a state those of their T
     steps. Raises `InputError` where there is no batch or inputs do not fit, and what `plan` raises for `against`.
     """
+    return measured(snn, loader, against=against, inputs=inputs, energy=energy, progress=progress)[0]
+
+
+@torch.no_grad()
+def measured(
+    snn: SNN,
+    loader: Any,
+    *,
+    against: nn.Module | Plan | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    energy: Energy | None = None,
+    progress: Progress | None = None,
+    sure: bool = False,
+) -> tuple[Report, Scores]:
+    """What `measure` returns, and the scores that it was made of. sure: see `answers_of`."""
     if not isinstance(snn, SNN):
         raise InputError(f"measure takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
     source = readable_again(loader, name="loader")
@@ -66,14 +80,14 @@ def measure(
         env = inputs_of(item, place, snn.graph, inputs)
         outputs, network = meter.add(env)
         if reference is not None and network is None:
-            network = _run(reference, inputs_of(item, place, reference, inputs))
+            network = reference.run_on(inputs_of(item, place, reference, inputs))
         samples += next(iter(env.values())).shape[0]
-        scores.add(outputs, network, labels_of(item, inputs, snn.graph.signature))
+        scores.add(outputs, network, labels_of(item, inputs, snn.graph.signature), sure=sure)
         if progress:
             progress("", number + 1, total)
     if not samples:
         raise InputError("the loader is empty: give at least one batch of inputs")
-    return Report(
+    report = Report(
         samples,
         snn.T,
         tuple(dict.fromkeys(neuron.label for neuron in snn.neurons().values())),
@@ -84,6 +98,7 @@ def measure(
         agreement=scores.agreement,
         error=scores.error,
     )
+    return report, scores
 
 
 def _reference(against: nn.Module | Plan, example: Any) -> Graph:
@@ -93,11 +108,6 @@ def _reference(against: nn.Module | Plan, example: Any) -> Graph:
 def _same(one: Graph, other: Graph) -> bool:
     """Whether two graphs run the same operators, so that their layers can be compared."""
     return [(n.name, n.target, n.refs) for n in one.nodes] == [(n.name, n.target, n.refs) for n in other.nodes]
-
-
-def _run(graph: Graph, env: dict[str, Any]) -> Any:
-    walk(Schedule.of(graph.nodes, graph.outputs), [Stream(env, graph.tensors, graph.sizes(env))])
-    return graph.collect(env)
 
 
 @dataclass
@@ -133,12 +143,19 @@ class _Meter:
         self.sent: dict[str, tuple[Tensor, Tensor]] = {}
         self.sums: dict[str, _Sum] = {}
         self.known: dict[tuple[Any, ...], Any] = {}
+        self.shapes: list[torch.Size] = []
+        # Where values of a sample weigh others, they say which of these are 0, so nothing is the same for all batches.
+        self.steady = all(node.reason != WEIGHED_BY_SAMPLE for node in self.graph.nodes)
         self.reference: Graph | None = None
         self.streams: list[Stream] = []
 
     def add(self, env: dict[str, Tensor]) -> tuple[Any, Any]:
         """One batch; the outputs of the spiking network, and of the network where it walks along."""
         tensors, sizes = self.snn.tensors(), self.graph.sizes(env)
+        shapes = [x.shape for x in env.values()]
+        if shapes != self.shapes or not self.steady:
+            self.known.clear()  # of one size alone, so that memory does not grow with the number of sizes
+        self.shapes = shapes
         ones = {name: torch.ones_like(x, dtype=torch.float64) for name, x in env.items()}
         envs = [dict(env), dict.fromkeys(env), dict(ones), dict(ones)]
         self.streams = [Stream(values, tensors, sizes) for values in envs]
@@ -173,6 +190,12 @@ class _Meter:
         role, neuron, row = role_of(node), self.neurons.get(node.name), TABLE[node.target]
         moving = currents(node, self.reached, self.varying)
         spikes, reals, there = (at_refs(node.args, found, moving) for found in (spike_args, real_args, seen_args))
+
+        def seen() -> Any:
+            # Where a value may stand follows from shapes alone: all batches of one size have the same places.
+            made = self._once("seen", node, args, lambda: one_sample(present(node, args, kwargs, there, moving)))
+            return map_tree(torch.Tensor.contiguous, made)
+
         done = self.sums.setdefault(node.name, _Sum())
         if neuron is not None:
             if isinstance(neuron, Neuron):
@@ -186,33 +209,33 @@ class _Meter:
             for wanted in network:
                 done.apart += float((value - wanted).double().square().sum())
                 done.size += float(wanted.double().square().sum())
-            return [value, sent, None, present(node, args, kwargs, there, moving), *network]
+            return [value, sent, None, seen(), *network]
         value = call(node.target, args, kwargs)
         if role is Role.SYNAPSE and row.weighted:
-            edges = self._once(node, args, lambda: fan_out(node, args, kwargs, moving))
+            edges = self._once("edges", node, args, lambda: fan_out(node, args, kwargs, moving))
             done.synops += sum(float((s.abs() * edges).sum()) for s in spikes if s is not None)
             done.macs += sum(float((r * edges).sum()) for r in reals if r is not None)
             done.network_macs += sum(float((s * edges).sum()) for s in there)
             return [value, None, _everywhere(value), _everywhere(value), *network]
         if role is Role.SYNAPSE and row.sources != "many":
-            sent, real = (carry(node, args, kwargs, found, moving) for found in (spikes, reals))
+            sent, real = (carry(node, args, kwargs, found, moving, self._shares) for found in (spikes, reals))
             real = None if real is None else map_tree(lambda r: (r != 0).double(), real)
-            return [value, sent, real, present(node, args, kwargs, there, moving), *network]
-        if role in (Role.NEURON, Role.ORDER):
-            seen = present(node, args, kwargs, there, moving)
-        else:
-            seen = _everywhere(value)
+            return [value, sent, real, seen(), *network]
+        places = seen() if role in (Role.NEURON, Role.ORDER) else _everywhere(value)
         if node.name in self.nested:
-            return [value, call(node.target, spike_args, kwargs), None, seen, *network]
+            return [value, call(node.target, spike_args, kwargs), None, places, *network]
         done.synops += _total(spikes)  # added up to the mean that the operator acts on
         if role is Role.ANALOG:
-            macs = self._once(node, args, lambda: macs_of(node, args, kwargs, value, self.varying))
+            macs = self._once("macs", node, args, lambda: macs_of(node, args, kwargs, value, self.varying))
             done.macs, done.network_macs = done.macs + macs, done.network_macs + macs
-        return [value, None, seen, seen, *network]
+        return [value, None, places, places, *network]
 
-    def _once(self, node: Node, args: Any, make: Callable[[], Any]) -> Any:
+    def _shares(self, node: Node, args: Any, make: Callable[[], Any]) -> Any:
+        return self._once("shares", node, args, make)
+
+    def _once(self, what: str, node: Node, args: Any, make: Callable[[], Any]) -> Any:
         """Compute a value that depends on shapes alone once for each set of shapes."""
-        key = (node.name, *(leaf.shape for leaf in leaves(args) if isinstance(leaf, Tensor)))
+        key = (what, node.name, *(leaf.shape for leaf in leaves(args) if isinstance(leaf, Tensor)))
         if key not in self.known:
             self.known[key] = make()
         return self.known[key]

@@ -11,7 +11,7 @@ from parspike.errors import OptionError
 from parspike.neurons import CODES
 from parspike.notebook import html_table
 
-__all__ = ["Energy", "LayerRow", "Report"]
+__all__ = ["Energy", "LayerRow", "Report", "joule", "short"]
 
 
 HEAD = ("layer", "operator", "neurons", "spikes/neuron", "rate", "SynOps", "MACs", "network's MACs", "updates", "error")
@@ -172,10 +172,10 @@ class Report:
         if known := [f"{name} {100 * share:.2f} %" for name, share in shares.items() if share is not None]:
             lines.append(", ".join(known))
         lines.append(
-            f"energy {_joule(self.energy_pj)}, the network itself {_joule(self.network_energy_pj)}; "
+            f"energy {joule(self.energy_pj)}, the network itself {joule(self.network_energy_pj)}; "
             f"{self.energy.ac:g} pJ an accumulate (SynOp), {self.energy.mac:g} pJ a MAC, no memory traffic"
         )
-        lines.append(f"membrane updates, beside it: {_joule(self.update_energy_pj)} at an accumulate each")
+        lines.append(f"membrane updates, beside it: {joule(self.update_energy_pj)} at an accumulate each")
         if self.analog:
             named = dict.fromkeys(f"{row.layer} ({row.operator})" for row in self.analog)
             lines.append(f"analog, on the time-means: {', '.join(named)}")
@@ -194,15 +194,15 @@ def _cells(row: LayerRow) -> Sequence[str]:
         f"{row.neurons:,.0f}" if fires else "",
         f"{row.spikes / row.neurons:.3f}" if fires else "",
         f"{row.firing_rate:.3f}" if fires else "",
-        _short(row.synops), _short(row.macs), _short(row.network_macs), _short(row.updates),
+        short(row.synops), short(row.macs), short(row.network_macs), short(row.updates),
         "" if row.error is None else f"{row.error:.3f}",
     )  # fmt: skip
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Four digits: 12.34 M.
 
-    >>> _short(1234), _short(12_340_000.0), _short(0), _short(0.5)
+    >>> short(1234), short(12_340_000.0), short(0), short(0.5)
     ('1.234 k', '12.34 M', '', '0.5')
     """
     if not value:
@@ -213,7 +213,12 @@ def _short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _joule(picojoules: float) -> str:
+def joule(picojoules: float) -> str:
+    """An energy in a unit of its size, three digits.
+
+    >>> joule(24.6e6), joule(678e3), joule(12)
+    ('24.6 µJ', '678 nJ', '12 pJ')
+    """
     for unit, size in (("mJ", 1e9), ("µJ", 1e6), ("nJ", 1e3)):
         if picojoules >= size:
             return f"{picojoules / size:.3g} {unit}"

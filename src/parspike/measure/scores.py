@@ -72,7 +72,7 @@ class Scores:
 
     def add(self, output: Any, network: Any = None, labels: Tensor | None = None, *, sure: bool = False) -> None:
         """One batch of outputs, the network's own if there is one to compare with, and labels. sure: see `answers_of`.
-        Raises `InputError` where the two answer in unlike shapes."""
+        Raises `InputError` where the two answer in unlike shapes, and for labels beyond the last class."""
         if network is not None:
             self._errors(values_of(output), values_of(network))
         said = answers_of(output, labels, sure=sure)
@@ -81,6 +81,17 @@ class Scores:
         scores = class_scores(output)
         self.classes = scores.shape[1] if scores is not None else 0
         labelled = labels is not None and labels.shape == said.shape and (sure or not labels.is_floating_point())
+        if (
+            labels is not None
+            and labelled
+            and labels.dim() == 1
+            and 0 < self.classes <= max(labels.tolist(), default=0)
+        ):
+            raise InputError(
+                f"the data have a class {int(labels.max())} but the network knows {self.classes} classes (0 … n−1): "
+                "the two do not belong together; where the outputs are values and no class scores, give data without "
+                "labels"
+            )
         labels = labels.to(said.device) if labels is not None and labelled else said
         self.answers += said.numel()
         if labelled:

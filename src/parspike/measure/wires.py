@@ -16,8 +16,10 @@ from torch import Tensor
 from parspike.graph import Node, Ref, Role, leaves, map_tree
 from parspike.graph.ops import ACROSS_BATCH, TABLE, call
 
-__all__ = ["at_refs", "carry", "fan_out", "macs_of", "present", "role_of"]
+__all__ = ["at_refs", "carry", "fan_out", "macs_of", "one_sample", "present", "role_of"]
 
+Once = Callable[[Node, Any, Callable[[], Any]], Any]
+"""once(node, args, make): what make() gave for this node and arguments of these shapes."""
 NEGLIGIBLE = 1e-6
 """Shares of a spike below it are rounding: interpolation gives its neighbours 1 and 0."""
 
@@ -51,12 +53,14 @@ def _double(leaf: Any) -> Any:
     return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
-def carry(node: Node, args: Any, kwargs: dict[str, Any], signals: list[Any], names: Collection[str]) -> Any:
+def carry(
+    node: Node, args: Any, kwargs: dict[str, Any], signals: list[Any], names: Collection[str], once: Once | None = None
+) -> Any:
     """Spikes behind a wire: how many reach each element of its output, None where none does.
 
     args, kwargs: the arguments, whose values count by their shapes alone. signals: spikes at each reference to
     `names`, float64 in the value's shape, or None. Of a wire with one input the sign of its factors stays on the
-    spikes, so that a maximum behind it is the right one.
+    spikes, so that a maximum behind it is the right one. once: keeps what is the same for all values of one shape.
     """
     if all(signal is None for signal in signals):
         return None
@@ -70,13 +74,19 @@ def carry(node: Node, args: Any, kwargs: dict[str, Any], signals: list[Any], nam
     sources = TABLE[node.target].sources
     if sources == "window":
         return _through_windows(lambda x: run([x]), signals[0].abs())
+
+    def put_in(i: int, x: Any) -> Any:
+        return run([*zeros[:i], x, *zeros[i + 1 :]])
+
+    def shares() -> tuple[Any, list[Any]]:
+        return one_sample(run(zeros)), [one_sample(put_in(i, _like(value, 1.0))) for i, value in enumerate(values)]
+
     total: Any = None
-    nothing = run(zeros)
-    for i, (value, signal) in enumerate(zip(values, signals, strict=True)):
+    nothing, alone_ones = shares() if once is None else once(node, args, shares)
+    for i, (value, signal, ones) in enumerate(zip(values, signals, alone_ones, strict=True)):
         if signal is None:
             continue
-        alone = signal if len(values) == 1 and sources == "one" else map_tree(torch.abs, signal)
-        sent, ones = (run([*zeros[:i], x, *zeros[i + 1 :]]) for x in (alone, _like(value, 1.0)))
+        sent = put_in(i, signal if len(values) == 1 and sources == "one" else map_tree(torch.abs, signal))
         # Of a sum or a mean, `ones` gives the common factor times the number of elements that each output sums.
         sums = value.numel() / max(1, ones.numel()) if sources == "sum" else 1.0
         triples = zip(leaves(sent), leaves(ones), leaves(nothing), strict=True)
@@ -110,6 +120,17 @@ def present(node: Node, args: Any, kwargs: dict[str, Any], signals: list[Any], n
     for other in found[1:]:
         seen = _of_pairs(lambda a, b: a | (b != 0), seen, other)
     return map_tree(lambda leaf: leaf.double(), seen)
+
+
+def one_sample(tree: Any) -> Any:
+    """The same values, with the memory of one sample where all samples are equal."""
+
+    def shrunk(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or not torch.equal(leaf, leaf[:1].expand_as(leaf)):
+            return leaf
+        return leaf[:1].clone().expand_as(leaf)
+
+    return map_tree(shrunk, tree)
 
 
 def _share(sent: Tensor, ones: Tensor, nothing: Tensor, sums: float) -> Tensor:

@@ -15,7 +15,7 @@ each equation with its function and the test that proves it.
 """
 
 from .dynamics import Dynamics, IntegrateFire, Simulation, SortedTrain, State, twin
-from .kinds import IF, LIF, MAX_T, Kind, Parallel, Serial, kind_from_text
+from .kinds import IF, LIF, MAX_T, Kind, Parallel, Serial, check_kind, kind_from_text
 from .layer import CODES, Code, Neuron, ParallelNeuron, SpikingLayer, levels_of, neuron_from
 from .parallel import (
     bisect_count,
@@ -55,6 +55,7 @@ __all__ = [
     "average_rate",
     "bisect_count",
     "charge",
+    "check_kind",
     "count_of",
     "da_qcfs",
     "fire",

@@ -20,7 +20,7 @@ from .arguments import check_choice
 from .dynamics import IntegrateFire, Reset
 from .layer import CODES, MAX_WEIGHTED, Code
 
-__all__ = ["IF", "LIF", "MAX_T", "Kind", "Parallel", "Serial", "kind_from_text"]
+__all__ = ["IF", "LIF", "MAX_T", "Kind", "Parallel", "Serial", "check_kind", "kind_from_text"]
 
 MAX_T = 1 << 24
 """Most time-steps: counts above it are not whole numbers in float32."""
@@ -151,6 +151,15 @@ class LIF(Serial):
     @property
     def text(self) -> str:
         return f"{'lif' if self.reset == 'subtract' else 'lif-zero'}:{self.decay:g}"
+
+
+def check_kind(neuron: object) -> None:
+    """Raise `OptionError` unless `neuron` is a kind."""
+    if not isinstance(neuron, Kind):
+        raise OptionError(
+            f"neuron is {neuron!r}: give parspike.IF(), parspike.LIF(0.9) or parspike.Parallel(); a word is read by "
+            "parspike.kind_from_text"
+        )
 
 
 def kind_from_text(text: str) -> Kind:

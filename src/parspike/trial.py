@@ -1,0 +1,115 @@
+"""What `tune` and `sweep` share: conversions that are fitted on some items and measured on others."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parspike.calibrate import Recipe
+from parspike.calibrate.batches import arguments_of, inputs_of, labels_of, readable_again, signature_of
+from parspike.calibrate.recipe import Progress
+from parspike.convert import convert
+from parspike.errors import CalibrationError, OptionError, ParspikeWarning
+from parspike.measure import Report, Scores, measured
+from parspike.neurons import Code, Kind, Parallel, Serial, check_kind
+from parspike.plan import Plan, plan
+from parspike.snn import SNN
+
+__all__ = ["Held", "Setting", "divided", "fitted", "kinds_of", "planned"]
+
+Setting = tuple[int, Kind]
+"""T, and the kind of neurons."""
+
+
+def fitted(
+    made: Plan,
+    calibration: Iterable[Any],
+    settings: Iterable[Setting],
+    *,
+    recipe: Recipe | str | Mapping[str, Any] | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    quiet: bool = False,
+) -> Iterator[tuple[SNN, float]]:
+    """The conversion for each of the settings in turn, as soon as it is made, and the seconds that its fit took.
+
+    Options: as in `convert`.
+    quiet: without warnings, which only the first conversion gives otherwise, since the others would repeat them.
+    """
+    for number, (T, kind) in enumerate(settings):
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            if quiet or number:
+                warnings.simplefilter("ignore", ParspikeWarning)
+            snn = convert(made, calibration, T, neuron=kind, recipe=recipe, inputs=inputs, seed=seed, progress=progress)
+        yield snn, time.perf_counter() - start
+
+
+def kinds_of(neuron: Kind | None, codes: Sequence[Code] | None, made: nn.Module | Plan) -> list[Kind]:
+    """The kinds of neurons that are tried at every T: those of the codes, or the one that is asked for, in the call or
+    in the plan; sorted and weighted by default. Raises `OptionError`."""
+    if neuron is not None:
+        check_kind(neuron)
+    if codes is None:
+        of_plan = made.neuron if isinstance(made, Plan) and isinstance(made.neuron, Serial) else None
+        asked = neuron if neuron is not None else of_plan
+        return [asked] if asked is not None else [Parallel("sorted"), Parallel("weighted")]
+    if isinstance(codes, str) or not codes:
+        raise OptionError(f"codes is {codes!r}: give the codes to try, at least one, such as ('sorted', 'weighted')")
+    kinds: list[Kind] = [Parallel(code) for code in codes]
+    if twice := next((kind.text for kind in kinds if kinds.count(kind) > 1), None):
+        raise OptionError(f"codes has '{twice}' more than once: give each code once")
+    return kinds
+
+
+def divided(calibration: Any, seed: int) -> tuple[list[Any], list[Any]]:
+    """The calibration batches to fit on, and every fourth of them, held out. seed: for loaders that shuffle. Raises
+    `CalibrationError` for fewer than four."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        batches = list(readable_again(calibration))
+    if len(batches) < 4:
+        raise CalibrationError(f"{len(batches)} calibration batches are too few to hold every fourth out: give 4")
+    return [batch for number, batch in enumerate(batches) if number % 4 != 3], batches[3::4]
+
+
+def planned(model: nn.Module | Plan, item: Any, inputs: Callable[[Any], Any] | None) -> Plan:
+    """The plan itself, or that of a network, made with the inputs in the first item of calibration."""
+    if isinstance(model, Plan):
+        return model
+    return plan(model, arguments_of(item, "calibration batch 0", inputs, signature_of(model, item, inputs)))
+
+
+class Held:
+    """The items that conversions are measured on, beside the network itself. items: as for `measure`."""
+
+    def __init__(self, items: Iterable[Any], made: Plan, inputs: Callable[[Any], Any] | None) -> None:
+        self.items, self.made, self.inputs = items, made, inputs
+
+    def measured(self, snn: SNN, *, sure: bool = False) -> tuple[Report, Scores]:
+        """What a conversion costs and how it does. sure: see `answers_of`."""
+        return measured(snn, self.items, against=self.made, inputs=self.inputs, sure=sure)
+
+    @torch.no_grad()
+    def scores(self, run: Callable[[Mapping[str, Tensor]], Any] | None = None, *, sure: bool = False) -> Scores:
+        """How a network without neurons does. run: gives its output for inputs by name; None: the network itself."""
+        scores = Scores()
+        for item in self.items:
+            env = self.env(item)
+            wanted = self.made.graph.run_on(env)
+            scores.add(wanted if run is None else run(env), wanted, self.labels(item), sure=sure)
+        return scores
+
+    def env(self, item: Any) -> dict[str, Tensor]:
+        """The network's inputs in one item, by name."""
+        return inputs_of(item, "a batch of the data that it is measured on", self.made.graph, self.inputs)
+
+    def labels(self, item: Any) -> Tensor | None:
+        """The labels in one item, None where there are none."""
+        return labels_of(item, self.inputs, self.made.graph.signature)
