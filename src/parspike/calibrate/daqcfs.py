@@ -209,9 +209,13 @@ def recorded_ranges(
 
 
 def initial_neurons(
-    draft: Draft, batches: Batches | None, mode: str = "max", granularity: Granularity = "channel"
+    draft: Draft, batches: Batches | None, mode: str | None = "max", granularity: Granularity = "channel"
 ) -> None:
-    """Neurons with θ from the network (QCFS) or as `Thresholds` says (ClipReLU), δ = φ = 0."""
+    """Neurons with θ from the network (QCFS) or as `Thresholds` says (ClipReLU), δ = φ = 0.
+
+    mode: None where θ will be fitted layer after layer, so that only the lower ends of ranges have to be recorded, and
+    nothing where all of them are 0.
+    """
     lows = {name: a.low for name, a in draft.activations.items() if isinstance(a, Clip)}
     if not isinstance(draft.student, ByCount):  # neurons with a state have no staircase: they clip between two outputs
         lows |= {name: -math.inf for name, a in draft.activations.items() if isinstance(a, Curve)}
@@ -222,7 +226,11 @@ def initial_neurons(
             raise CalibrationError(
                 f"layer '{layer}' has no threshold of its own: pass calibration= (images, no labels)"
             )
-        recorded = recorded_ranges(draft, batches, mode, granularity, lows)
+        recorded = (
+            {name: _unfitted(draft.graph.by_name[name]) for name in lows}
+            if mode is None and not any(lows.values())
+            else recorded_ranges(draft, batches, mode or "max", granularity, lows)
+        )
     if isinstance(draft.student, ByCount):
         add_staircases(draft, batches)
     for name, activation in draft.activations.items():
@@ -241,6 +249,11 @@ def initial_neurons(
             bound = bool((low == torch.tensor(lows[name], dtype=torch.float64).to(low)).all())
             offset = lows[name] if bound else node_shape(low, node)
             draft.neurons[name] = draft.student.neuron(draft, node, node_shape(theta, node), offset)
+
+
+def _unfitted(node: Node) -> Range:
+    one = torch.ones(node.channels)
+    return torch.zeros_like(one), one
 
 
 def _per_channel(neuron: ParallelNeuron, node: Node) -> None:

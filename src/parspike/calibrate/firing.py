@@ -88,9 +88,9 @@ def fit_firing(
     node = samples.node
     for name, value in (("v_threshold", best.theta), ("v_init", best.start), ("v_post", best.post)):
         parameter = getattr(neuron, name)
-        parameter.data = node_shape(value * unit, node).to(parameter.dtype).clone()
+        parameter.data = node_shape(value * unit, node).clone()
     shaped = [node_shape(now * unit, node) for now in bias]
-    neuron.bias = nn.Parameter(torch.stack(shaped).to(neuron.bias.dtype), requires_grad=False)
+    neuron.bias = nn.Parameter(torch.stack(shaped), requires_grad=False)
 
 
 def _found(

@@ -29,8 +29,12 @@ __all__ = ["ClosedForm", "refit_passes"]
 
 FEW, SEEN = 16, 32
 """A staircase gets thresholds of its own for every channel if it has at most FEW levels and SEEN currents for each."""
-ELEMENTS = 1 << 27
-"""Most elements of the rows of one synapse: 512 MiB in float32."""
+A_FEATURE, ROWS = 8, 10_000
+"""Rows to re-fit a synapse on: so many for each of its inputs, and at least ROWS. With two and four times as many,
+networks agreed with theirs no better on other images (docs/results.md)."""
+ELEMENTS, MOST = 1 << 24, 1 << 27
+"""Elements of the rows of one synapse: ROWS are not taken where that needs more than ELEMENTS (64 MiB in float32), as
+it does for a convolution of many groups, and never more than MOST."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class ClosedForm(Recipe):
         check_weigh(self.weigh)
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
-        initial_neurons(draft, batches)
+        initial_neurons(draft, batches, None)
         if batches is None:
             if draft.lossless:
                 return
@@ -139,9 +143,8 @@ class ClosedForm(Recipe):
     def _refit(self, draft: Draft, lockstep: Lockstep, node: Node, batches: Batches) -> None:
         path = node.args[1].path
         weight = draft.tensors[path]
-        wide = features(weight)
-        rows = _most_rows(wide) // max(1, batches.length) + 1
-        refit = Refit(draft.graph, node, weight, rows)
+        refit = Refit(draft.graph, node, weight)
+        refit.rows = _most_rows(features(weight), refit.groups) // max(1, batches.length) + 1
         for (teacher, student), number in zip(lockstep.visit(node), batches.numbers(), strict=True):
             refit.add(teacher, lockstep.course.means(student, node, *refit.others), number)
         refit.parts = [(x, given, wanted) for x, given, wanted in batches.gather(refit.parts)]
@@ -162,12 +165,13 @@ def refit_passes(draft: Draft, samples: int) -> float:
         if refittable(graph, node):
             weight = draft.tensors[node.args[1].path]
             wide, outputs = features(weight), samples * elements(node.shape, graph.example)
-            groups = Refit(graph, node, weight, 0).groups
-            fitted += groups * min(outputs // len(weight), _most_rows(wide)) * (wide + 1) ** 2
+            groups = Refit(graph, node, weight).groups
+            fitted += groups * min(outputs // len(weight), _most_rows(wide, groups)) * (wide + 1) ** 2
             passed += outputs * wide
     return fitted / max(1, passed)
 
 
-def _most_rows(wide: int) -> int:
-    """Rows that the re-fit of a synapse with `wide` inputs takes at most."""
-    return min(max(16 * wide, 20_000), ELEMENTS // wide)
+def _most_rows(wide: int, groups: int) -> int:
+    """Rows that the re-fit of a synapse of so many groups, each with `wide` inputs, takes at most."""
+    each = wide * groups
+    return min(max(A_FEATURE * wide, min(ROWS, ELEMENTS // each)), max(1, MOST // each))

@@ -96,7 +96,7 @@ def _geometry(node: Node, weight: Tensor) -> _Geometry:
 class Refit:
     """Rows for one synapse, and the solution. rows: rows per batch, at most."""
 
-    def __init__(self, graph: Graph, node: Node, weight: Tensor, rows: int) -> None:
+    def __init__(self, graph: Graph, node: Node, weight: Tensor, rows: int = 1) -> None:
         self.node, self.rows = node, rows
         self.others = branches(graph, node)
         self.rectified = _rectified(graph, node)

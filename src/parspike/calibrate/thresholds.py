@@ -22,7 +22,7 @@ from torch import Tensor
 
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import above_zero, by_channel, node_shape, unit_of
-from parspike.errors import OptionError
+from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron
 
@@ -49,7 +49,9 @@ class Samples:
         self.parts: list[tuple[Tensor, Tensor]] = []
 
     def add(self, a: Tensor, z: Tensor) -> None:
-        """Add a batch: a (B, …), z' (T, B, …)."""
+        """Add a batch: a (B, …), z' (T, B, …). Raises `CalibrationError` where a holds NaN or Inf."""
+        if not all(bool(end.isfinite()) for end in a.aminmax()):
+            raise CalibrationError(f"layer '{self.node.layer}' gives NaN or Inf on the calibration data")
         a = by_channel(a, self.node)
         n = a.shape[1]
         rows = slice(None)
@@ -196,4 +198,4 @@ def fit_neuron(neuron: ParallelNeuron, samples: Samples, **options: Any) -> None
     for parameter, value in (
         (neuron.v_threshold, best.theta), (neuron.shift, best.delta), (neuron.v_post, best.post)
     ):  # fmt: skip
-        parameter.data = node_shape(value, samples.node).to(parameter.dtype).clone()
+        parameter.data = node_shape(value, samples.node).clone()
