@@ -1,7 +1,7 @@
 """Gradient steps without labels: the student learns the teacher's activations and outputs.
 
-Weights, biases, thresholds, shifts and amplitudes move; the staircase passes its gradient straight through
-(equation (9)). It starts from the closed form and ends with the best state that held-out calibration images have
+Weights, biases, thresholds, shifts and amplitudes move, and the outputs of free steps; the staircase passes its
+gradient straight through (equation (9)). It starts from the closed form and ends with the best state that held-out calibration images have
 seen, the start among them, so it never ends worse than it began on those.
 """
 
@@ -26,7 +26,7 @@ from parspike.calibrate.student import OverTime
 from parspike.calibrate.thresholds import Weigh, check_weigh
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Node
-from parspike.neurons import IntegrateFire, ParallelNeuron, levels_of
+from parspike.neurons import IntegrateFire, ParallelNeuron, Staircase, levels_of
 from parspike.together import Together
 
 __all__ = ["Reconstruct"]
@@ -40,8 +40,8 @@ class Reconstruct(Recipe):
     levels; of S levels (2/S)² of it, since the closer a student starts to the teacher, the smaller the steps that spoil
     it. augment: "none", or "flip" and "crop" for images that may be mirrored, or also shifted by up to an eighth.
     held_out: share of the images that choose the best state. features: weight of the activations' error beside the
-    outputs'. weigh: that of the closed form it starts from. checkpoint: a file to resume from after a break ("" for
-    none).
+    outputs'. weigh, free: those of the closed form it starts from. checkpoint: a file to resume from after a break
+    ("" for none).
     """
 
     name: ClassVar[str] = "reconstruct"
@@ -53,6 +53,7 @@ class Reconstruct(Recipe):
     features: float = 0.1
     weigh: Weigh = "next"
     checkpoint: str = ""
+    free: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
@@ -66,7 +67,7 @@ class Reconstruct(Recipe):
             raise OptionError(f"augment must be 'none', 'flip' or 'crop', got {self.augment!r}")
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
-        ClosedForm(weigh=self.weigh).fit(draft, batches)
+        ClosedForm(weigh=self.weigh, free=self.free).fit(draft, batches)
         if batches is None:
             return
         images = _Images(batches, self.held_out, self.batch_size)
@@ -108,9 +109,10 @@ class Reconstruct(Recipe):
                 if parameter.grad is not None and unit != 1:
                     parameter.grad.mul_(unit)
             optimiser.step()
-            trained.keep_positive()
+            trained.keep_valid()
             draft.progress("reconstruction", step + 1, self.steps)
             if (step + 1) % every == 0 or step + 1 == self.steps:
+                trained.settle()
                 now = distance.held_out(images)
                 if now < best_loss:
                     best, best_loss = trained.state(), now
@@ -178,6 +180,13 @@ class _Trained:
             draft.tensors[path] = draft.tensors[path].clone().requires_grad_()
         known = (ParallelNeuron, IntegrateFire)
         self.neurons = {name: neuron for name, neuron in draft.neurons.items() if isinstance(neuron, known)}
+        self.staircases = [
+            neuron
+            for neuron in draft.neurons.values()
+            if isinstance(neuron, Staircase) and neuron.code != "weighted" and neuron.outputs.dim() > 1
+        ]
+        for neuron in self.staircases:
+            neuron.outputs.requires_grad_(True)
         student = draft.student
         self.start = student.kind.v_init if isinstance(student, OverTime) else "fitted"
         for neuron in self.neurons.values():
@@ -188,6 +197,7 @@ class _Trained:
 
     def tensors(self) -> list[Tensor]:
         own = [parameter for neuron in self.neurons.values() for parameter in neuron.parameters()]
+        own += [neuron.outputs for neuron in self.staircases]
         return [self.draft.tensors[path] for path in self.paths] + own
 
     def sizes(self) -> list[tuple[Tensor, float]]:
@@ -201,7 +211,7 @@ class _Trained:
             else:
                 sizes += [(neuron.v_init, theta), (neuron.bias, theta / self.draft.T)]
             sizes += [(neuron.v_post, theta)]
-        return sizes
+        return sizes + [(neuron.outputs, _rms(neuron.outputs)) for neuron in self.staircases]
 
     def _unit(self, path: str) -> float:
         """The unit of the thresholds next behind a tensor, for what is 0 and has no size of its own."""
@@ -219,9 +229,19 @@ class _Trained:
     def restore(self, state: list[Tensor]) -> None:
         for tensor, value in zip(self.tensors(), state, strict=True):
             tensor.copy_(value)
+        self.settle()
 
     @torch.no_grad()
-    def keep_positive(self) -> None:
+    def settle(self) -> None:
+        """Make staircases run with the outputs that were learned."""
+        for neuron in self.staircases:
+            neuron.settle()
+
+    @torch.no_grad()
+    def keep_valid(self) -> None:
+        """Thresholds stay above 0, and the outputs of a staircase do not fall."""
+        for neuron in self.staircases:
+            neuron.outputs.copy_(neuron.outputs.cummax(0).values)
         for name, neuron in self.neurons.items():
             neuron.v_threshold.clamp_(min=self.least[name])
             if self.start == "half" and isinstance(neuron, IntegrateFire):
@@ -230,7 +250,7 @@ class _Trained:
     def freeze(self) -> None:
         for path in self.paths:
             self.draft.tensors[path] = self.draft.tensors[path].detach()
-        for neuron in self.neurons.values():
+        for neuron in (*self.neurons.values(), *self.staircases):
             neuron.requires_grad_(False)
 
 

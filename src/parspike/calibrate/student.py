@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
 from parspike.engines import Block, changing
 from parspike.engines.folded import place_of, unfold
-from parspike.graph import Hook, Node, Stream, map_tree
+from parspike.graph import Clip, Hook, Node, Stream, map_tree
 from parspike.graph.ops import ENCODE, call
-from parspike.neurons import IF, Dynamics, ParallelNeuron, Serial, SortedTrain, SpikingLayer, da_qcfs
+from parspike.neurons import IF, Dynamics, ParallelNeuron, Serial, SortedTrain, SpikingLayer, Staircase, da_qcfs
 
 if TYPE_CHECKING:
     from parspike.calibrate.recipe import Draft
@@ -104,13 +105,21 @@ class _Counts(Course):
         return dict.fromkeys(self.draft.neurons, fire)
 
     def _soft(self, node: Node, neuron: SpikingLayer, args: tuple[Any, ...]) -> Tensor:
-        """The neuron's output with the gradient of (9); of a staircase, with that of its activation."""
+        """The neuron's output with the gradient of (9); of a staircase, with that of its activation, 0 where a clipped
+        line lies beyond the staircase's last step."""
+        z = args[0]
+        if isinstance(neuron, Staircase):
+            through = self.draft.teacher(node, args)
+            if isinstance(self.draft.activations[node.name], Clip):
+                step = (neuron.outputs[-1] - neuron.outputs[0]).detach() / neuron.levels
+                low, high = neuron.thresholds[0] - step, neuron.thresholds[-1] + step
+                through = torch.where((z >= low) & (z < high), z, z.detach())
+            return neuron.soft(z) + through - through.detach()
         if not isinstance(neuron, ParallelNeuron):
-            curve = self.draft.teacher(node, args)
-            return curve + (neuron(args[0]) - curve).detach()
+            raise TypeError(f"no gradient is known for neurons of the kind '{neuron.kind}'")
         phi = neuron.v_post - neuron.v_threshold
-        z = neuron.above(args[0])
-        return da_qcfs(z, neuron.v_threshold, neuron.shift, phi, neuron.levels) + neuron.offset
+        above = neuron.above(z)
+        return da_qcfs(above, neuron.v_threshold, neuron.shift, phi, neuron.levels) + neuron.offset
 
     def mean(self, name: str, value: Any) -> Any:
         return value

@@ -146,6 +146,14 @@ class Staircase(Neuron):
     def forward(self, z: Tensor) -> Tensor:
         return self._look_up("values", z)
 
+    def soft(self, z: Tensor) -> Tensor:
+        """The same outputs, with a gradient for `outputs` and none for z; thresholds as of the last table."""
+        return self.value(self._cells.look_up(self.counts, z.detach()))
+
+    def settle(self) -> None:
+        """Make the tables anew where thresholds or outputs were changed in place, on any device."""
+        self._tabulate()
+
     def _tabulate(self) -> None:
         """Move the thresholds to the grid and make the tables that counting looks into."""
         shape, tau = self.thresholds.shape[1:], self.thresholds.detach().double().reshape(self.levels, -1)
