@@ -269,8 +269,8 @@ def test_rows_are_what_the_synapse_reads(conv, shape):
     graph = parspike.plan(Net().eval(), x).graph
     node = next(n for n in graph.nodes if n.role == "synapse")
     y = conv(torch.relu(x)).detach()
-    stream = Stream({node.refs[0]: torch.relu(x)}, graph.tensors, {})
     for most in (10**9, 17):
+        stream = Stream({node.refs[0]: torch.relu(x)}, graph.tensors, {})
         refit = Refit(graph, node, conv.weight, most)
         refit.add(stream, stream, 0)
         rows, given, wanted = refit.parts[0]
@@ -279,7 +279,7 @@ def test_rows_are_what_the_synapse_reads(conv, shape):
         assert len(pick) == min(len(places), most) == rows.shape[1]
         expected = places[pick].unflatten(1, (refit.groups, -1)).movedim(1, 0)
         torch.testing.assert_close(given.detach(), expected, rtol=1e-4, atol=1e-5)
-        assert torch.equal(given, wanted)
+        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5)
         assert bool((rows[..., -1] == 1).all())
 
 
@@ -359,7 +359,7 @@ def test_what_a_refit_costs_is_counted_in_products():
     plan = parspike.plan(model, torch.randn(2, 3, 6, 6))
     draft = Draft(plan.graph, {}, 4, "sorted", dict(plan.graph.tensors), {}, lambda *seen: None)
     for samples in (10, 5000):
-        rows = min(samples * 36, 10_000)
+        rows = min(samples * 36, 20_000)
         fitted = rows * 28**2 + 2 * rows * 19**2 + samples * 145**2
         passed = samples * (4 * 36 * 27 + 4 * 36 * 18 + 5 * 144)
         assert layerwise.refit_passes(draft, samples) == pytest.approx(fitted / passed)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from parspike.calibrate.channels import unit_of
 from parspike.graph import Clip, Graph, Node, Param, Quantised, Ref, Role, Stream
-from parspike.graph.ops import TABLE
+from parspike.graph.ops import TABLE, call
 from parspike.graph.signature import Conv, arguments
 from parspike.together import Together
 
@@ -105,64 +105,49 @@ class Refit:
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, teacher: Stream, student: Stream, number: int) -> None:
-        """Add batch `number`."""
-        x, weight, *_ = student.arguments(self.node)[0]
-        picked, shape = self._places(x, len(weight), number)
-        reads = None if self.node.target == LINEAR else self._reads(x.shape, picked)
-        _, wanted = self._seen(teacher, picked, shape, reads)
-        self.parts.append((*self._seen(student, picked, shape, reads), wanted))
-
-    def _seen(
-        self, stream: Stream, picked: tuple[Tensor, ...], shape: Sequence[int], reads: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """What the synapse reads for the places taken, and a 1, (groups, N, features + 1), and what it and the other
-        branches give there, (groups, N, outputs of the group)."""
-        (x, weight, *rest), _ = stream.arguments(self.node)
-        rows = x[picked] if reads is None else torch.take(x, reads[0]).masked_fill_(reads[1], 0.0)
+        """Add batch `number`. The teacher's stream keeps the synapse's output, since the walk needs it next."""
+        node = self.node
+        (x, weight, *rest), _ = student.arguments(node)
+        if node.name not in teacher.env:
+            teacher.env[node.name] = call(node.target, *teacher.arguments(node))
+        y = teacher.env[node.name]
+        picked = self._places(x, y, number)
+        rows = x[picked] if node.target == LINEAR else self._read(x, picked)
         rows = rows.unflatten(1, (self.groups, -1)).flatten(2).movedim(1, 0)
         given = rows @ weight.reshape(self.groups, -1, rows.shape[2]).mT
         if rest and rest[0] is not None:
             given += rest[0].reshape(self.groups, 1, -1)
+        wanted = self._outputs(y, picked)
         for other in self.others:
-            given += self._outputs(stream.env[other].expand(*shape), picked)
-        return F.pad(rows, (0, 1), value=1.0), given
+            for sum_, stream in ((wanted, teacher), (given, student)):
+                sum_ += self._outputs(stream.env[other].expand_as(y), picked)
+        self.parts.append((F.pad(rows, (0, 1), value=1.0), given, wanted))
 
-    def _places(self, x: Tensor, width: int, number: int) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """Which places of a batch's output are taken, along batch and space, and the shape of the output."""
-        if self.node.target == LINEAR:
-            before = tuple(x.shape[:-1])
-            shape = (*before, width)
-        else:
-            g = self.geometry
-            sizes = zip(x.shape[2:], g.kernel, g.stride, g.padding, g.dilation, strict=True)
-            space = [
-                (size + sum(pads) - dilation * (kernel - 1) - 1) // stride + 1
-                for size, kernel, stride, pads, dilation in sizes
-            ]
-            before = (len(x), *space)
-            shape = (len(x), width, *space)
-        pick = _spread(math.prod(before), self.rows, number, x.device)
-        return torch.unravel_index(pick, before), shape
+    def _places(self, x: Tensor, y: Tensor, number: int) -> tuple[Tensor, ...]:
+        """Which places of a batch's output y are taken, along batch and space."""
+        places = tuple(y.shape[:-1]) if self.node.target == LINEAR else (len(y), *y.shape[2:])
+        return torch.unravel_index(_spread(math.prod(places), self.rows, number, x.device), places)
 
     def _outputs(self, y: Tensor, picked: tuple[Tensor, ...]) -> Tensor:
         """A value of the output's shape at the places taken: (groups, N, outputs of the group)."""
-        rows = y[picked] if self.node.target == LINEAR else y.movedim(1, -1)[picked]
+        rows = y[picked] if self.node.target == LINEAR else y.movedim(1, -1)[picked]  # a copy
         return rows.unflatten(1, (self.groups, -1)).movedim(1, 0)
 
-    def _reads(self, shape: Sequence[int], picked: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Where, in an input of this shape, a convolution reads for the places taken, (N, channels, kernel), and which
-        of it is padding, (N, 1, kernel): only these values are copied, however large the input is."""
+    def _read(self, x: Tensor, picked: tuple[Tensor, ...]) -> Tensor:
+        """What a convolution reads for the places taken, (N, channels, kernel): only these values are copied, however
+        large the input is."""
         g = self.geometry
         space = torch.zeros_like(picked[0])[:, None]
         padding = torch.zeros_like(space, dtype=torch.bool)
-        along = zip(picked[1:], shape[2:], g.kernel, g.stride, g.padding, g.dilation, strict=True)
+        along = zip(picked[1:], x.shape[2:], g.kernel, g.stride, g.padding, g.dilation, strict=True)
         for where, size, kernel, stride, pads, dilation in along:
-            at = (where * stride)[:, None] + (torch.arange(kernel, device=where.device) * dilation - pads[0])
+            at = (where * stride)[:, None] + (torch.arange(kernel, device=x.device) * dilation - pads[0])
             padding = (padding[:, :, None] | ((at < 0) | (at >= size))[:, None, :]).flatten(1)
             space = (space[:, :, None] * size + at.clamp(0, size - 1)[:, None, :]).flatten(1)
-        channels = torch.arange(shape[1], device=space.device)
-        index = (picked[0][:, None] * shape[1] + channels) * math.prod(shape[2:])
-        return index[:, :, None] + space[:, None, :], padding[:, None, :]
+        channels = torch.arange(x.shape[1], device=x.device)
+        index = (picked[0][:, None] * x.shape[1] + channels) * math.prod(x.shape[2:])
+        # Not a product: what lies at the edge may be infinite.
+        return torch.take(x, index[:, :, None] + space[:, None, :]).masked_fill_(padding[:, None, :], 0.0)
 
     def solve(
         self, weight: Tensor, bias: Tensor | None, ridge: float | None = None, together: Together | None = None

@@ -447,15 +447,17 @@ def walk(schedule: Schedule, streams: Sequence[Stream], at: Mapping[str, Hook] |
     """Run a schedule, all streams in lockstep.
 
     Where a node's name is in `at`, that function is called with the node and, for every stream, the tuple of the
-    node's arguments; it returns the outputs, one a stream. Elsewhere the operator itself runs.
+    node's arguments; it returns the outputs, one a stream. Elsewhere the operator itself runs, unless a stream has the
+    node's value already.
     """
     at = at or {}
     for node, dead in schedule.steps:
         hook = at.get(node.name)
         if hook is None:
             for stream in streams:
-                args, kwargs = stream.arguments(node)
-                stream.env[node.name] = ops.call(node.target, args, kwargs)
+                if node.name not in stream.env:
+                    args, kwargs = stream.arguments(node)
+                    stream.env[node.name] = ops.call(node.target, args, kwargs)
         else:
             outputs = hook(node, *[stream.arguments(node)[0] for stream in streams])
             for stream, output in zip(streams, outputs, strict=True):
