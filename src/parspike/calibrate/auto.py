@@ -16,30 +16,40 @@ from torch import Tensor
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.daqcfs import DAQCFS
 from parspike.calibrate.distance import Distance
-from parspike.calibrate.layerwise import ClosedForm, refit_passes
+from parspike.calibrate.layerwise import ClosedForm, freed
 from parspike.calibrate.recipe import Draft, Recipe, recipe_to_json
 from parspike.calibrate.reconstruct import Reconstruct
 from parspike.calibrate.student import ByCount
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning
-from parspike.graph import Curve
+from parspike.graph import Curve, Schedule, Stream, walk
+from parspike.neurons import levels_of
 from parspike.together import Together
 
 __all__ = ["Auto", "Part"]
 
 FEW = 64
 """With fewer calibration images, the part held out is too small to choose a recipe by."""
+PASSES, STEP_PASSES = 10.0, 4.0
+"""Time of a closed form in forward passes of its images, and of a gradient step in those of its batch: estimates, until
+the first closed form was timed (benchmarks/fit_cost.py)."""
+MARGIN = 1.3
+"""Estimates are multiplied by it."""
 
 
 @dataclass(frozen=True)
 class Auto(Recipe):
-    """Tries Algorithm 1, the closed form (without and with re-fitted synapses, with either weighing) and
-    reconstruction, and keeps the recipe whose outputs are closest to the network's.
+    """The closed form, in the variant that held-out calibration images confirm; then gradient steps, if there is time.
 
-    Every fourth calibration image is held out, and the distance is measured on those, so the choice is never worse
-    there than Algorithm 1. budget: seconds for the search. A recipe is not tried if it would exceed them, as estimated
-    from the time that those before it took and from its number of products. The seconds are the smaller of wall time
-    and processor time, so that other work on the machine hardly changes the choice. With fewer than 64 calibration
-    images: Algorithm 1. What was tried, and its distance, goes into the provenance.
+    It begins with the variant that is best on most networks: free steps where the code and the number of levels allow
+    them (`ClosedForm`). Then come equal steps, the other weighing, and Algorithm 1, then `Reconstruct` from the best of
+    them. Every fourth calibration image is held out; the result whose outputs are nearest to the network's on those
+    is kept, so it is never farther there than Algorithm 1 where that was tried.
+
+    budget: seconds for the search. Where they do not suffice for the first closed form, it is fitted on fewer images,
+    64 at least. A later recipe is left out if it would exceed them, as estimated from the times before it. The seconds
+    are the smaller of wall time and processor time, so that other work on the machine hardly changes the choice. What
+    was tried, on how many images, its distance, and what was left out, goes into the provenance under "search". With
+    fewer than 64 calibration images: Algorithm 1.
 
     Neurons with a state (IF, LIF) get one recipe, the closed form with weigh="own", which was nearer than "next"
     wherever both were run (docs/results.md); with fewer than 64 images its synapses stay as they are.
@@ -49,8 +59,8 @@ class Auto(Recipe):
     budget: float = 120.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)) or not self.budget >= 0:
-            raise OptionError(f"budget must be a number of seconds of at least 0, got {self.budget!r}")
+        if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)) or not self.budget > 0:
+            raise OptionError(f"budget must be a number of seconds above 0, got {self.budget!r}")
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         few = batches is not None and not draft.lossless and batches.samples() < FEW
@@ -71,55 +81,105 @@ class Auto(Recipe):
             draft.notes["chosen"] = recipe_to_json(simple)
             return
         search = _Search(draft, batches, self.budget)
-        samples = batches.samples() * 3 // 4
-        refit = 3 + refit_passes(draft, samples)
-        for recipe, cost in ((DAQCFS(), 2), (ClosedForm(refit=False), 2), (ClosedForm(), refit)):
-            search.attempt(recipe, cost)
-        if not all(isinstance(a, Curve) for a in draft.activations.values()):  # staircases know no weighing
-            search.attempt(ClosedForm(weigh="own"), refit)
-        start = search.nearest("closed-form").get("recipe", recipe_to_json(ClosedForm()))
-        steps = Reconstruct(weigh=start["weigh"])
-        # A step costs about four forward passes of its images.
-        search.attempt(steps, refit + 4 * steps.steps * steps.batch_size / samples)
+        search.begin()
+        for recipe in _variants(draft)[1:]:
+            search.attempt(recipe)
+        search.attempt(DAQCFS())
+        search.improve()
         search.finish(draft)
+
+
+def _variants(draft: Draft) -> list[ClosedForm]:
+    """The closed forms to try, the one first that is best on most networks."""
+    lines = not all(isinstance(a, Curve) for a in draft.activations.values())
+    if not lines:  # staircases know no weighing, and have free steps in any case
+        return [ClosedForm()]
+    free = any(freed(levels_of(draft.steps_of(name), draft.code), draft.code) for name in draft.activations)
+    equal = [ClosedForm(), ClosedForm(weigh="own")]
+    return [ClosedForm(free=True), *equal] if free else equal
 
 
 class _Search:
     """Recipes tried one after the other on drafts of their own, within the budget. best: the nearest so far."""
 
     def __init__(self, draft: Draft, batches: Batches, budget: float) -> None:
-        self.draft, self.best, self.budget = draft, draft, budget
+        self.draft, self.best, self.budget, self.whole = draft, draft, budget, batches
         self.fitted, self.held = Part(batches, held=False), Part(batches, held=True)
         self.watch = _Stopwatch(batches.together)
         self.tried: list[dict[str, Any]] = []
+        self.closed = 0.0
 
     @property
     def done(self) -> list[dict[str, Any]]:
         return [note for note in self.tried if "distance" in note]
 
-    def nearest(self, name: str = "") -> dict[str, Any]:
-        """The notes on the recipe closest to the network, of all recipes or of those called `name`; empty if none was
-        tried."""
-        notes = [note for note in self.done if name in ("", note["recipe"]["name"])]
-        return min(notes, key=_nearness, default={})
+    def nearest(self) -> dict[str, Any]:
+        """The notes on the recipe closest to the network; empty if none was tried."""
+        return min(self.done, key=_nearness, default={})
 
-    def attempt(self, recipe: Recipe, cost: float) -> None:
-        """Try a recipe, and keep its result if it is the nearest so far. Skips it when the estimated time exceeds the
-        budget; the first recipe is always tried. cost: passes over the calibration set."""
+    def begin(self) -> None:
+        """The first closed form, on as many images as the budget allows."""
+        images = sum(self.fitted.counts())
+        expected = self._pass() * PASSES * images * MARGIN
+        share = min(1.0, max(self.budget / max(expected, 1e-9), FEW / images))
+        if share < 1:
+            self.fitted = Part(self.whole, held=False, share=share)
+        begun = self.watch.seconds()
+        self._run(_variants(self.draft)[0])
+        self.closed = self.watch.seconds() - begun
+        if (used := sum(self.fitted.counts())) < images and self.whole.together.rank == 0:
+            enough = max(10, round(MARGIN * expected, -1))
+            warnings.warn(
+                f"{self.budget:g} seconds are too few to fit on all images, so it is {used} of {images}: "
+                f"recipe=parspike.Auto(budget={enough:.0f}), or --budget {enough:.0f}, takes them all",
+                ParspikeWarning,
+                stacklevel=4,
+            )
+
+    def attempt(self, recipe: ClosedForm | DAQCFS) -> None:
+        """Try a recipe, and keep its result if it is the nearest so far; leave it out where it would exceed the
+        budget."""
+        expected = self.closed * (1.0 if isinstance(recipe, ClosedForm) else 3 / PASSES)
+        if self._fits(recipe, expected):
+            self._run(recipe)
+
+    def improve(self) -> None:
+        """Gradient steps from the best closed form."""
+        closed = [note for note in self.done if note["recipe"]["name"] == ClosedForm.name]
+        start = min(closed, key=_nearness)["recipe"]
+        recipe = Reconstruct(weigh=start["weigh"], free=start["free"])
+        passes = STEP_PASSES * recipe.steps * recipe.batch_size / max(1, sum(self.fitted.counts()))
+        if self._fits(recipe, self.closed * (1 + passes / PASSES)):
+            self._run(recipe)
+
+    def _fits(self, recipe: Recipe, expected: float) -> bool:
+        fits = self.whole.together.first(self.watch.seconds() + expected * MARGIN <= self.budget)
+        if not fits:
+            self.tried.append({"recipe": recipe_to_json(recipe), "skipped": "it would exceed the budget"})
+        return fits
+
+    def _run(self, recipe: Recipe) -> None:
         note: dict[str, Any] = {"recipe": recipe_to_json(recipe)}
-        spent = self.watch.seconds()
-        expected = max((n["seconds"] / n["cost"] for n in self.done), default=0.0) * cost
         self.tried.append(note)
-        if self.done and spent + expected > self.budget:
-            note["skipped"] = "it would exceed the budget"
-            return
         attempt = replace(self.draft, tensors=dict(self.draft.graph.tensors), neurons={}, notes={})
         recipe.fit(attempt, self.fitted)
         distance, agreement = Distance(attempt).to_teacher(self.held)
-        note |= {"distance": distance, "agreement": agreement, "cost": cost}
-        note["seconds"] = self.watch.seconds() - spent
+        note |= {"images": sum(self.fitted.counts()), "distance": distance, "agreement": agreement}
         if note is self.nearest():
             self.best = attempt
+
+    @torch.no_grad()
+    def _pass(self) -> float:
+        """Seconds that the network takes for one image, from the second run of the first batch."""
+        graph, seconds = self.draft.graph, 0.0
+        for env in self.whole:
+            count = len(next(iter(env.values())))
+            for _ in range(2):
+                begun = self.watch.own()
+                walk(Schedule.of(graph.nodes, graph.outputs), [Stream(dict(env), graph.tensors, graph.sizes(env))])
+                seconds = (self.watch.own() - begun) / count
+            break
+        return self.whole.together.first(seconds)
 
     def finish(self, draft: Draft) -> None:
         """Copy the nearest recipe's result into the draft, and note what was tried."""
@@ -130,8 +190,7 @@ class _Search:
             )
         draft.tensors.update(self.best.tensors)
         draft.neurons.update(self.best.neurons)
-        # Left out, since times differ from run to run, and the same seed has to give the same file.
-        draft.notes["tried"] = [{k: v for k, v in n.items() if k not in ("seconds", "cost")} for n in self.tried]
+        draft.notes["tried"] = self.tried
         draft.notes["chosen"] = self.nearest()["recipe"]
 
 
@@ -145,22 +204,40 @@ class _Stopwatch:
     def __init__(self, together: Together) -> None:
         self.together, self.clock, self.processor = together, time.monotonic(), time.process_time()
 
+    def own(self) -> float:
+        """The same of this process alone."""
+        return min(time.monotonic() - self.clock, time.process_time() - self.processor)
+
     def seconds(self) -> float:
-        return self.together.first(min(time.monotonic() - self.clock, time.process_time() - self.processor))
+        return self.together.first(self.own())
 
 
 class Part(Batches):
-    """Every fourth image of a calibration set, or the others."""
+    """Every fourth image of a calibration set, or the others. share: of those of every batch, the first so many."""
 
-    def __init__(self, whole: Batches, *, held: bool) -> None:
+    def __init__(self, whole: Batches, *, held: bool, share: float = 1.0) -> None:
         super().__init__(whole.source, whole.graph, inputs=whole.inputs, together=whole.together)
-        self.whole, self.held = whole, held
+        self.whole, self.held, self.share = whole, held, share
+
+    def counts(self) -> list[int]:
+        """How many images it has of every batch."""
+        self.whole.samples()
+        return [int(rows.sum()) for rows in self._taken().values()]
+
+    def _taken(self) -> dict[int, Tensor]:
+        ends = dict(zip(self.whole.sizes, accumulate(self.whole.sizes.values()), strict=True))
+        taken = {}
+        for number, size in self.whole.sizes.items():
+            rows = (torch.arange(ends[number] - size, ends[number]) % 4 == 3) == self.held
+            if self.share < 1:
+                rows &= rows.cumsum(0) <= math.ceil(self.share * int(rows.sum()))
+            taken[number] = rows
+        return taken
 
     def _read(self, among: Together) -> Iterator[tuple[int, dict[str, Tensor]]]:
         self.whole.samples()
-        ends = dict(zip(self.whole.sizes, accumulate(self.whole.sizes.values()), strict=True))
+        taken = self._taken()
         for number, env in self.whole._read(among):
-            out = (torch.arange(ends[number] - self.whole.sizes[number], ends[number]) % 4) == 3
-            rows = out if self.held else ~out
+            rows = taken[number]
             if bool(rows.any()):
                 yield number, {name: x[rows.to(x.device)] for name, x in env.items()}

@@ -20,12 +20,11 @@ from parspike.calibrate.student import OverTime
 from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_neuron
 from parspike.errors import CalibrationError
 from parspike.graph import Graph, Node, Role
-from parspike.graph.ir import elements
 from parspike.graph.ops import WEIGHED_BY_SAMPLE
 from parspike.neurons import IntegrateFire, ParallelNeuron, SortedTrain, SpikingLayer, Staircase
 from parspike.neurons.staircase import MOST_IN_ALL
 
-__all__ = ["ClosedForm", "refit_passes"]
+__all__ = ["ClosedForm", "freed"]
 
 FEW, SEEN = 16, 32
 """A staircase gets thresholds of its own for every channel if it has at most FEW levels and SEEN currents for each."""
@@ -96,7 +95,7 @@ class ClosedForm(Recipe):
             return neuron
         if isinstance(neuron, ParallelNeuron):
             fit_neuron(neuron, samples, shift=self.shift, layer=layer, weigh=weigh)
-            free = self.free and not layer and neuron.code != "weighted" and neuron.levels <= FEW
+            free = self.free and not layer and freed(neuron.levels, neuron.code)
             return self._freed(neuron, samples) if free else neuron
         a, z = samples.means()
         if not isinstance(neuron, Staircase):
@@ -156,19 +155,9 @@ class ClosedForm(Recipe):
             draft.tensors[bias.path] = shift
 
 
-def refit_passes(draft: Draft, samples: int) -> float:
-    """The cost of re-fitting, in passes over the calibration samples: products for the Gram matrices of all synapses
-    against products of the network itself. An estimate: solving, and the smaller matrix of a layer with fewer rows than
-    inputs, are left out."""
-    graph, fitted, passed = draft.graph, 0, 0
-    for node in graph.nodes:
-        if refittable(graph, node):
-            weight = draft.tensors[node.args[1].path]
-            wide, outputs = features(weight), samples * elements(node.shape, graph.example)
-            groups = Refit(graph, node, weight).groups
-            fitted += groups * min(outputs // len(weight), _most_rows(wide, groups)) * (wide + 1) ** 2
-            passed += outputs * wide
-    return fitted / max(1, passed)
+def freed(levels: int, code: str) -> bool:
+    """Whether `free` gives such neurons steps of their own."""
+    return code != "weighted" and levels <= FEW
 
 
 def _most_rows(wide: int, groups: int) -> int:

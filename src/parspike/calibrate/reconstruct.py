@@ -1,8 +1,8 @@
 """Gradient steps without labels: the student learns the teacher's activations and outputs.
 
 Weights, biases, thresholds, shifts and amplitudes move, and the outputs of free steps; the staircase passes its
-gradient straight through (equation (9)). It starts from the closed form and ends with the best state that held-out calibration images have
-seen, the start among them, so it never ends worse than it began on those.
+gradient straight through (equation (9)). It starts from the closed form and ends with the best state that held-out
+calibration images have seen, the start among them, so it never ends worse than it began on those.
 """
 
 from __future__ import annotations
@@ -68,8 +68,11 @@ class Reconstruct(Recipe):
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         ClosedForm(weigh=self.weigh, free=self.free).fit(draft, batches)
-        if batches is None:
-            return
+        if batches is not None:
+            self.improve(draft, batches)
+
+    def improve(self, draft: Draft, batches: Batches) -> None:
+        """Take the steps from where a draft stands: what `fit` does behind the closed form."""
         images = _Images(batches, self.held_out, self.batch_size)
         trained = _Trained(draft)
         with torch.enable_grad():

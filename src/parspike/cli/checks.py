@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from parspike.cli import console
-from parspike.cli.options import CODES, MAX_T, NEURONS, RECIPES, TABLES
+from parspike.cli.options import BEST, CODES, FAST, MAX_T, NEURONS, RECIPES, TABLES
 from parspike.errors import FileError, MissingExtraError, OptionError, meant
 
-__all__ = ["codes", "file", "images", "network", "neuron", "output", "recipe", "steps", "tables"]
+__all__ = ["budget", "codes", "file", "images", "network", "neuron", "output", "recipe", "steps", "tables"]
 
 FIGURES = (".png", ".svg", ".pdf")
 
@@ -127,6 +127,26 @@ def _is_share(text: str) -> bool:
         return 0 < float(text) <= 1
     except ValueError:
         return False
+
+
+def budget(
+    text: str | None, seconds: float | None, fast: bool, best: bool, passes: int | None = None, neuron: str = "parallel"
+) -> float | None:
+    """The seconds that --budget, --fast or --best give to the default recipe's search; None where none was given.
+    Refuses several of them, and what has no search. text: --recipe."""
+    given = [name for name, value in (("--budget", seconds), ("--fast", fast), ("--best", best)) if value]
+    if seconds is not None and not seconds > 0:
+        raise OptionError(f"--budget {seconds:g}: give seconds above 0")
+    if not given:
+        return None
+    if len(given) > 1:
+        raise OptionError(f"{' and '.join(given)} say the same in two ways: give one of them")
+    if text not in (None, "auto") or passes is not None:
+        other = f"--recipe {text}" if passes is None else "--passes"
+        raise OptionError(f"{given[0]} is for the search of the default recipe: leave it or {other} out")
+    if neuron != "parallel":
+        raise OptionError(f"{given[0]} is for the search among recipes of parallel neurons: leave it out")
+    return FAST if fast else BEST if best else seconds
 
 
 def recipe(text: str | None, passes: int | None = None) -> None:

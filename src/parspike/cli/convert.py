@@ -18,7 +18,10 @@ from parspike.cli.options import (
     IMAGES,
     MAX_T,
     OUT,
+    Best,
+    Budget,
     CalibrationImages,
+    Fast,
     Force,
     ImageOptions,
     Json,
@@ -68,6 +71,9 @@ def convert(
         typer.Option("--input", help="what if and lif neurons of the first layer are fed with", rich_help_panel=HOW),
     ] = "current",
     recipe: RecipeOption = None,
+    budget: Budget = None,
+    fast: Fast = False,
+    best: Best = False,
     passes: Annotated[
         int | None, typer.Option(min=1, help="how often the calibration sees the data", rich_help_panel=HOW)
     ] = None,
@@ -95,6 +101,7 @@ def convert(
             checks.network(spec, weights)
             checks.images(data, split)
         checks.recipe(recipe, passes)
+        checks.budget(recipe, budget, fast, best, passes, neuron)
         checks.neuron(neuron, input_, code=code, passes=passes)
         options.preprocessing()
 
@@ -118,7 +125,7 @@ def convert(
                 T=T,
                 neuron=kind_of(neuron, code),
                 input=input_,
-                recipe=recipe_of(recipe, passes),
+                recipe=recipe_of(recipe, passes, checks.budget(recipe, budget, fast, best)),
                 layers=kept(keep),
                 example=None if images else network.zeros(options.shape),
                 strict=strict,
@@ -162,21 +169,22 @@ def convert(
 
 
 def _chosen(provenance: dict[str, Any]) -> str:
-    """The recipe, and where several were tried how each did on the images held out."""
+    """The recipe, and where several were tried how each did on the images held out, and what there was no time for."""
     search = provenance.get("search", {})
-    tried = [
-        f"{t['recipe']['name']}{_variant(t['recipe'])} {t['distance']:.3f}"
-        for t in search.get("tried", ())
-        if "distance" in t
-    ]
+    notes = search.get("tried", ())
+    tried = [f"{_named(t)} {t['distance']:.3f}" for t in notes if "distance" in t]
     made = search.get("chosen", provenance["recipe"])
     options = ", ".join(f"{key}={value}" for key, value in made.items() if key != "name" and value not in ("", None))
     text = f"{made['name']} ({options})" if options else made["name"]
-    return f"{text}; distance of the outputs on held-out images: {', '.join(tried)}" if tried else text
+    if tried:
+        text = f"{text}; distance of the outputs on held-out images: {', '.join(tried)}"
+    if left := [_named(t) for t in notes if "skipped" in t]:
+        text = f"{text}; no time for {', '.join(left)}: --best, or --budget with more seconds, tries them"
+    return text
 
 
-def _variant(recipe: dict[str, Any]) -> str:
-    """What tells a recipe of `Auto` from the others of its name."""
-    if recipe["name"] != "closed-form":
-        return ""
-    return f" (weigh {recipe.get('weigh', 'next')})" if recipe.get("refit", True) else " without refit"
+def _named(note: dict[str, Any]) -> str:
+    """A recipe that was tried, by its name and what it differs by from the others."""
+    recipe = note["recipe"]
+    free = ", free" if recipe.get("free") else ""
+    return f"{recipe['name']} ({recipe['weigh']}{free})" if "weigh" in recipe else recipe["name"]

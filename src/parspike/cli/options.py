@@ -27,9 +27,9 @@ MAX_T = 1 << 24
 
 RECIPES = {
     "auto": ("budget",),
-    "closed-form": ("refit", "shift", "granularity", "ridge", "weigh"),
+    "closed-form": ("refit", "shift", "granularity", "ridge", "weigh", "free"),
     "daqcfs": ("momentum", "passes", "means", "mode", "granularity"),
-    "reconstruct": ("steps", "batch_size", "rate", "augment", "held_out", "features", "weigh", "checkpoint"),
+    "reconstruct": ("steps", "batch_size", "rate", "augment", "held_out", "features", "weigh", "checkpoint", "free"),
     "thresholds": ("mode", "granularity"),
 }
 """Recipes and their options, written here so that completion and the check of names need no torch."""
@@ -76,6 +76,14 @@ RecipeOption = Annotated[
         rich_help_panel=HOW,
     ),
 ]
+FAST, BEST = 15.0, 900.0
+"""Seconds that --fast and --best stand for."""
+Budget = Annotated[
+    float | None,
+    typer.Option(help="seconds for the default recipe's search (default: 120)", rich_help_panel=HOW),
+]
+Fast = Annotated[bool, typer.Option("--fast", help=f"--budget {FAST:.0f}", rich_help_panel=HOW)]
+Best = Annotated[bool, typer.Option("--best", help=f"--budget {BEST:.0f}", rich_help_panel=HOW)]
 NEURONS = ("parallel", "if", "if-zero", "lif:0.9", "lif-zero:0.9")
 """What --neuron is completed with; the number is the decay."""
 NeuronOption = Annotated[
@@ -198,10 +206,12 @@ def kind_of(neuron: str, code: str | None = None) -> Any:
     return None if neuron == "parallel" else parspike.kind_from_text(neuron)
 
 
-def recipe_of(recipe: str | None, passes: int | None) -> Any:
-    """The recipe by name or JSON, `passes` put into it."""
+def recipe_of(recipe: str | None, passes: int | None, budget: float | None) -> Any:
+    """The recipe by name or JSON, `passes` or the seconds of its search put into it."""
     import parspike
 
+    if budget is not None:
+        return parspike.Auto(budget=budget)
     if recipe is None and passes is None:
         return None
     made: Any = parspike.recipe_from_json(recipe) if recipe else parspike.DAQCFS()

@@ -14,8 +14,11 @@ from parspike.cli.options import (
     ON_DISK,
     OUT,
     TABLES,
+    Best,
+    Budget,
     CalibrationImages,
     DataOption,
+    Fast,
     Force,
     ImageOptions,
     Json,
@@ -72,6 +75,9 @@ def sweep(
     ] = None,
     weights: Weights = None,
     recipe: RecipeOption = None,
+    budget: Budget = None,
+    fast: Fast = False,
+    best: Best = False,
     calibration_images: CalibrationImages = 1024,
     split: Split = None,
     limit: Limit = None,
@@ -95,6 +101,7 @@ def sweep(
             "--calibration-images for how many of --data are taken in all"
         )
     checks.recipe(recipe)
+    seconds = checks.budget(recipe, budget, fast, best, neuron=neuron)
     checks.neuron(neuron, codes=codes)
     options.preprocessing()
     import parspike
@@ -118,7 +125,7 @@ def sweep(
             T=steps,
             codes=chosen,
             neuron=kind_of(neuron),
-            recipe=recipe_of(recipe, None),
+            recipe=recipe_of(recipe, None, seconds),
             seed=options.seed,
             progress=progress,
             each=lambda row: console.note(str(row)),

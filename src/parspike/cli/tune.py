@@ -12,8 +12,11 @@ from parspike.cli import checks, console
 from parspike.cli.options import (
     HOW,
     OUT,
+    Best,
+    Budget,
     CalibrationImages,
     DataOption,
+    Fast,
     Force,
     ImageOptions,
     Json,
@@ -70,6 +73,9 @@ def tune(
     ] = None,
     weights: Weights = None,
     recipe: RecipeOption = None,
+    budget: Budget = None,
+    fast: Fast = False,
+    best: Best = False,
     calibration_images: CalibrationImages = 1024,
     split: Split = None,
     *,
@@ -83,6 +89,7 @@ def tune(
     checks.network(spec, weights)
     checks.images(data, split)
     checks.recipe(recipe)
+    seconds = checks.budget(recipe, budget, fast, best, neuron=neuron)
     checks.neuron(neuron, code=code[0].value if code else None, mixed=mixed)
     options.preprocessing()
     import parspike
@@ -103,7 +110,7 @@ def tune(
             codes=[cast(Any, each.value) for each in code] if code else None,
             most=most,
             mixed=mixed,
-            recipe=recipe_of(recipe, None),
+            recipe=recipe_of(recipe, None, seconds),
             seed=options.seed,
             progress=progress,
         )
