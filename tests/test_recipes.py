@@ -465,14 +465,26 @@ def test_tune_says_when_nothing_reaches_it():
 
 
 @torch.no_grad()
-def test_auto_notes_the_bounded_distance_of_what_it_chose():
+def test_auto_notes_the_bounded_distance_of_what_it_chose(monkeypatch):
+    from parspike.calibrate import auto
     from parspike.calibrate.distance import judged
 
+    monkeypatch.setattr(auto, "Reconstruct", lambda **start: parspike.Reconstruct(steps=10**12, **start))
     model, x = data(Residual, 64)
-    snn = parspike.convert(model, x.split(32), T=1, recipe="auto")
-    noted = min(n["distance"] for n in snn.provenance["search"]["tried"] if "distance" in n)
-    held = [part[3::4] for part in x.split(32)]
-    assert noted == pytest.approx(float(sum(judged(snn(h), model(h)) for h in held)) / 2, rel=1e-3)
+    batches = x.split(32)
+    snn = parspike.convert(model, batches, T=1, recipe="auto")
+    search = snn.provenance["search"]
+    noted = min((n for n in search["tried"] if "distance" in n), key=lambda n: n["distance"])
+    parts = [
+        [part[torch.arange(32) % 4 == 3] for part in batches],
+        [part[torch.arange(32) % 4 != 3] for part in batches],
+    ]
+    alone, whole = (parspike.convert(model, given, T=1, recipe=noted["recipe"]) for given in (parts[1], batches))
+    on_held = [float(sum(judged(net(h), model(h)) for h in parts[0])) / 2 for net in (alone, whole)]
+    assert noted["distance"] == pytest.approx(on_held[0], rel=1e-3)
+    kept = whole if on_held[1] <= on_held[0] else alone
+    assert search["images"] == (64 if kept is whole else 48)
+    assert torch.equal(snn(x), kept(x))
 
 
 def test_gradient_steps_start_from_the_closed_form_of_their_weighing():

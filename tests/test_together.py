@@ -79,10 +79,10 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
     "ridge": (Residual, parspike.ClosedForm(ridge=1e-3), batches(*ODD)),
     "staircase": (Curved, parspike.ClosedForm(), batches(*ODD)),
     "reconstruct": (Quantised, parspike.Reconstruct(steps=2), batches(3, 3, shape=(1, 8, 8))),
-    "auto": (Curved, parspike.Auto(budget=0), batches(*[1] * 70)),
+    "auto": (Curved, parspike.Auto(budget=1e-6), batches(*[1] * 70)),
     "if": (Residual, parspike.ClosedForm(), batches(*ODD)),
     "lif, rate": (Curved, parspike.ClosedForm(refit=False, granularity="layer"), Stream(batches(*ODD))),
-    "if-zero, auto": (Curved, parspike.Auto(budget=0), batches(*[5] * 14)),
+    "if-zero, auto": (Curved, parspike.Auto(budget=1e-6), batches(*[5] * 14)),
     "one batch": (Curved, parspike.ClosedForm(), batches(6)),
     "one batch, percentile": (Residual, parspike.DAQCFS(mode="90%", means="exact"), batches(6)),
 }
