@@ -3,12 +3,13 @@
 # make slow    the tests that measure: what recipes reach on images not seen, on real data
 # make check   everything a change must pass
 # make bench   time and memory of every engine against the network
+# make gpu     what a GPU must give, with the Python that sees it: make gpu PYTHON=python3
 # make zoo     docs/zoo.md: 195 networks converted and compared, hours; goes on where it stopped
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test slow check lint zoo bench
+.PHONY: demo test slow check lint zoo bench gpu
 .DELETE_ON_ERROR:
 
 # One install serves every target: the stamp is newer than what it was made from.
@@ -37,6 +38,10 @@ check: lint test
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/speed.py
+
+# No install: constraints.txt names the CPU's torch.
+gpu:
+	$(PYTHON) -m pytest tests/test_cuda.py -rs
 
 zoo: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt 'transformers>=5'

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -593,3 +594,18 @@ def test_activations_that_turn_take_one_look_up_each():
         assert len(recorded.counts) == 6
         assert torch.equal(snn(x), recorded.logits)
         assert torch.equal(snn.double()(x.double()), snn.run(x.double(), record=True).logits)
+
+
+@pytest.mark.parametrize("function", [F.softplus, F.elu, lambda z: F.leaky_relu(z, 0.1)])
+def test_evenly_spaced_outputs_leave_out_what_is_rare(function):
+    """With few levels over the whole range of values, of which a few are large, most values would share two levels."""
+    z = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).pow(3).sort().values
+    a = function(z).double()
+    made = staircase(function, z, 4, "weighted")
+    whole = torch.linspace(float(a[0]), float(a[-1]), 16, dtype=a.dtype)
+    nearest = (a[:, None] - whole).abs().argmin(1)
+    error = float((a - whole[nearest]).square().mean())
+    got = float((a - made(z).double()).square().mean())
+    assert got < 0.5 * error
+    assert made.error == pytest.approx(got, rel=0.05)
+    assert made.uniform_error == made.error

@@ -40,6 +40,8 @@ CUTS = 1 << 23
 """Cuts weighed at once: 64 MiB of float64."""
 CLIPPED = (0.0, 0.001, 0.01, 0.03, 0.1)
 """Shares of the values beyond the first and the last of evenly spaced outputs, to start from."""
+MOST_CLIPPED = 256
+"""With more levels evenly spaced outputs span all values: the finer the steps, the more a clipped value costs."""
 
 
 FILLED, MOST_FILLED = 512, 1 << 20
@@ -150,6 +152,11 @@ def staircase(
     a = function(z).double()
     even = torch.linspace(0, 1, levels + 1, dtype=a.dtype, device=a.device) * (a[-1] - a[0]) + a[0]
     outputs, uniform_error = even, _error(a, even)
+    if levels <= MOST_CLIPPED:
+        thinned = a[torch.linspace(0, len(a) - 1, min(len(a), BINS), dtype=torch.float64, device=a.device).long()]
+        clipped = _even(thinned[None], levels)[0]
+        if (clipped_error := _error(a, clipped)) < uniform_error:
+            outputs, uniform_error = clipped, clipped_error
     error = uniform_error
     if code != "weighted":
         placed = lloyd_max(a, levels)
