@@ -407,6 +407,7 @@ def page(results: list[dict[str, Any]]) -> str:
         "",
         f"{len(results)} networks: {len(converted)} converted, {len(good)} of them with an error below 1 % at "
         f"T = {FINE}, {len(fine)} at T = {FINEST}.",
+        *_planned_anew(results),
         *([f"\nNo result yet, `make zoo` goes on with them: {', '.join(waiting)}."] if waiting else []),
         "",
         "| network | parameters | neuron layers | analog operators | read-out | gain | error | engines |",
@@ -427,6 +428,23 @@ def page(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _planned_anew(results: list[dict[str, Any]]) -> list[str]:
+    """What --plans found, beside the results that the table holds."""
+    found, known = _read(PLANS), {r["name"]: r for r in results}
+    changed = {name: _changes(known.get(name, {}), now) for name, now in sorted(found.items())}
+    same = sum(not said for said in changed.values())
+    return (
+        [
+            "",
+            f"Conversions are of the version that measured them. {len(found)} networks were planned anew since "
+            f"(`benchmarks/zoo.py --plans`), {same} of them as the table says; otherwise:",
+            *(f"- {name}: {said}" for name, said in changed.items() if said),
+        ]
+        if found
+        else []
+    )
+
+
 def _counted(table: dict[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in sorted(table.items(), key=lambda item: -item[1])) or "none"
 
@@ -434,7 +452,7 @@ def _counted(table: dict[str, int]) -> str:
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What a new plan of a network says that the one of its last result did not."""
     if "failed" in now or "refused" in now:
-        same = ("refused" in now) == ("refused" in before) and "failed" not in now
+        same = all((how in now) == (how in before) for how in ("refused", "failed"))
         return "" if same else f"LOST: {now.get('refused') or now.get('failed')}"[:300]
     if "refused" in before or not before:
         return "is planned now"
