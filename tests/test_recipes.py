@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -509,3 +511,39 @@ def test_a_layer_too_wide_for_a_table_of_its_channels_shares_one(monkeypatch):
         monkeypatch.setattr(layerwise, "MOST_IN_ALL", most)
         snn = parspike.convert(model, x.split(50), T=2, recipe="closed-form")
         assert {n.thresholds.dim() for n in snn.neurons().values()} == {dims}
+
+
+class Ten(nn.Module):
+    def __init__(self, answer=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Sequential(nn.Linear(6, 16), nn.ReLU()), nn.Linear(16, 10)
+        if answer is not None:
+            self.head.bias.data[answer] = 100.0
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def test_samples_that_are_all_equal_are_warned_of():
+    x = torch.randn(1, 6).expand(96, 6).contiguous()
+    with pytest.warns(parspike.errors.ParspikeWarning, match="all 96 calibration samples are equal"):
+        parspike.convert(Ten().eval(), x.split(32), T=2, recipe="max")
+    x[70, 3] += 1  # in one batch
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parspike.convert(Ten().eval(), x.split(32), T=2, recipe="max")
+    x = torch.stack([torch.full((6,), float(i)) for i in range(3)]).repeat_interleave(32, 0)  # between batches
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parspike.convert(Ten().eval(), x.split(32), T=2, recipe="max")
+
+
+def test_one_answer_for_all_images_is_warned_of():
+    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(1))
+    with pytest.warns(parspike.errors.ParspikeWarning, match="the answer 7 to all 24 calibration images") as seen:
+        parspike.convert(Ten(7).eval(), x.split(32), T=2, recipe=parspike.Auto(budget=60))
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parspike.convert(Ten().eval(), x.split(32), T=2, recipe=parspike.Auto(budget=60))

@@ -129,6 +129,13 @@ def convert(
         )  # fmt: skip
         chosen.fit(draft, batches)
         _agree(draft, together)
+        if batches is not None and batches.count > 1 and not batches.varied and together.rank == 0:
+            warnings.warn(
+                f"all {batches.count} calibration samples are equal, so thresholds are fitted to one of them: give "
+                "samples like those that the network will see",
+                ParspikeWarning,
+                stacklevel=2,
+            )
     provenance = {
         "recipe": recipe_to_json(chosen),
         "T": T,

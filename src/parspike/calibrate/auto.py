@@ -15,7 +15,7 @@ from torch import Tensor
 
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.daqcfs import DAQCFS
-from parspike.calibrate.distance import Distance
+from parspike.calibrate.distance import Distance, class_scores
 from parspike.calibrate.layerwise import ClosedForm, freed
 from parspike.calibrate.recipe import Draft, Recipe, recipe_from_json, recipe_to_json
 from parspike.calibrate.reconstruct import Reconstruct
@@ -32,6 +32,8 @@ FEW = 64
 PASSES, STEP_PASSES = 10.0, 4.0
 """Time of a closed form in forward passes of its images, and of a gradient step in those of its batch: estimates, until
 the first closed form was timed (benchmarks/fit_cost.py)."""
+MANY = 10
+"""Outputs from which on (B, K) is taken to be scores of classes, whose largest should not always be the same one."""
 MARGIN = 1.3
 """Estimates are multiplied by it."""
 
@@ -211,10 +213,31 @@ class _Search:
                 "no recipe gives a finite output on the held-out calibration images: convert with recipe='max' and see "
                 "what parspike.measure says of the layers"
             )
+        self._warn_of_one_answer()
         draft.tensors.update(self.best.tensors)
         draft.neurons.update(self.best.neurons)
         draft.notes["tried"] = self.tried
         draft.notes["chosen"], draft.notes["images"] = self.nearest()["recipe"], self.images
+
+    @torch.no_grad()
+    def _warn_of_one_answer(self) -> None:
+        """Warn where the network itself calls every held-out image the same, one of many classes."""
+        parts: list[tuple[Tensor, ...]] = []
+        for env in self.held:
+            scores = class_scores(self.draft.graph.run_on(env))
+            if scores is None or scores.shape[1] < MANY:
+                parts.append((torch.zeros(0),))
+            else:
+                parts.append((scores.argmax(1).flatten().unique().cpu(),))
+        answers = torch.cat([part.float() for (part,) in self.held.gather(parts)]).unique()
+        if len(answers) == 1 and self.whole.varied and self.whole.together.rank == 0:
+            warnings.warn(
+                f"the network itself gives the answer {int(answers)} to all {sum(self.held.counts())} calibration "
+                "images that were held out: are they of one class, or prepared otherwise (normalisation, order of "
+                "channels) than the network expects?",
+                ParspikeWarning,
+                stacklevel=6,  # one frame is that of no_grad
+            )
 
 
 def _nearness(note: dict[str, Any]) -> float:

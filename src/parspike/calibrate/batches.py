@@ -132,6 +132,7 @@ class Batches:
         self.together = together or Together()
         self.sizes: dict[int, int] = {}  # samples of every batch by its number, known after the first pass
         self.hash = ""  # of the inputs, known after the first pass
+        self.varied = True  # whether any two samples differ, known after the first pass
 
     @property
     def length(self) -> int:
@@ -172,17 +173,21 @@ class Batches:
         return self._pass(Together())
 
     def _pass(self, among: Together) -> Iterator[dict[str, Tensor]]:
-        seen: dict[int, tuple[int, bytes]] = {}
+        seen: dict[int, tuple[int, bytes, bytes]] = {}
         for number, env in self._read(among):
             if not self.sizes:
-                seen[number] = next(iter(env.values())).shape[0], _digest(env)
+                alike = all(bool((x == x[:1]).all()) for x in env.values())
+                one = _digest({name: x[:1] for name, x in env.items()}) if alike else b""
+                seen[number] = next(iter(env.values())).shape[0], _digest(env), one
             yield env
         if not self.sizes:
             known = sorted((n, *about) for part in among.exchange(seen) for n, about in part.items())
             if not known:
                 raise CalibrationError("the calibration set is empty: give at least one batch of inputs")
-            self.sizes = {number: size for number, size, _ in known}
-            self.hash = hashlib.sha256(b"".join(digest for _, _, digest in known)).hexdigest()
+            self.sizes = {number: size for number, size, *_ in known}
+            self.hash = hashlib.sha256(b"".join(digest for _, _, digest, _ in known)).hexdigest()
+            ones = {one for *_, one in known}
+            self.varied = len(ones) > 1 or b"" in ones
 
     def _read(self, among: Together) -> Iterator[tuple[int, dict[str, Tensor]]]:
         for number, item in among.share(self.source):
