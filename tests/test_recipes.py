@@ -12,6 +12,7 @@ from torch import nn
 
 import parspike
 from parspike.calibrate.refit import Refit, _Solver, _spread, branches
+from parspike.calibrate.staircase import free_steps
 from parspike.calibrate.thresholds import COARSE, choose
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Stream
@@ -547,3 +548,53 @@ def test_one_answer_for_all_images_is_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         parspike.convert(Ten().eval(), x.split(32), T=2, recipe=parspike.Auto(budget=60))
+
+
+def test_the_if_twin_of_free_steps_is_no_if_neuron_and_says_so():
+    model, x = data(Residual, 96)
+    free, equal = (parspike.convert(model, x, T=2, recipe=parspike.ClosedForm(free=f)) for f in (True, False))
+    with pytest.warns(
+        parspike.errors.ParspikeWarning, match="of 5 layers of neurons have steps of unequal size"
+    ) as seen:
+        free.run(x[:4], engine="serial-if")
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        equal.run(x[:4], engine="serial-if")
+        free.run(x[:4], engine="serial")
+
+
+@pytest.mark.parametrize("code", ["sorted", "onset", "weighted"])
+def test_free_steps_run_alike_in_every_engine_and_file(code, tmp_path):
+    model, x = data(Residual, 96)
+    model, x = model.double(), x.double()
+    snn = parspike.convert(model, x, T=4, code=code, recipe=parspike.ClosedForm(free=True))
+    kinds = {type(neuron).__name__ for neuron in snn.neurons().values()}
+    assert ("Staircase" in kinds) == (code != "weighted")
+    y = snn(x)
+    for engine in ("serial", "parallel"):
+        torch.testing.assert_close(snn.run(x, engine=engine).logits, y, rtol=1e-12, atol=1e-12)
+    snn.save(tmp_path / "net.parspike")
+    assert torch.equal(parspike.load(tmp_path / "net.parspike")(x), y)
+
+
+def test_free_steps_never_lose_to_the_equal_ones_they_start_from():
+    """Each is a mean over what it stands for, and a threshold moves only to where the squared error is least."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(6, 3000, generator=generator)
+    a = (z + 0.3 * torch.randn(6, 3000, generator=generator)).relu() * torch.tensor([1, 1, 10, 0.1, 1e-6, 1e6])[:, None]
+    cuts = a.amax(1, keepdim=True) * (torch.arange(4) + 0.5) / 4
+
+    def error(thresholds, outputs):
+        count = (z[:, :, None] >= thresholds[:, None, :]).sum(2)
+        return (a.double() - outputs.double().gather(1, count)).square().mean(1)
+
+    even = torch.arange(5) / 4 * a.amax(1, keepdim=True)
+    thresholds, outputs = free_steps(a, z, cuts)
+    assert bool((thresholds.diff(dim=1) >= 0).all() and (outputs.diff(dim=1) >= 0).all())
+    assert bool((error(thresholds, outputs) < 0.8 * error(cuts, even)).all())
+    count = (z[:, :, None] >= thresholds[:, None, :]).sum(2)
+    for channel in range(6):
+        for level in count[channel].unique():
+            mean = a[channel][count[channel] == level].double().mean()
+            torch.testing.assert_close(outputs[channel, level].double(), mean, rtol=1e-4, atol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from parspike import engines
 from parspike.engines import Run
 from parspike.engines.stages import Stages, check_chunk
-from parspike.errors import InputError, OptionError
+from parspike.errors import InputError, OptionError, ParspikeWarning
 from parspike.graph import Graph
 from parspike.neurons import Dynamics, Neuron, Simulation, SpikingLayer, twin
 from parspike.notebook import html_table
@@ -169,8 +170,21 @@ class SNN(nn.Module):
             if engine == "serial":
                 return engines.serial(self, env, self._stages, record=record)
             if engine == "serial-if":
-                return engines.over_time(self, env, twin(self.neurons()), Simulation(self.T), engine=engine, **options)
+                return engines.over_time(self, env, self._twin(), Simulation(self.T), engine=engine, **options)
             return engines.over_time(self, env, self.stateful(), self.simulation, engine=engine, **options)
+
+    def _twin(self) -> dict[str, Dynamics]:
+        neurons = self.neurons()
+        found = twin(neurons)
+        if len(found) < len(neurons):
+            warnings.warn(
+                f"{len(neurons) - len(found)} of {len(neurons)} layers of neurons have steps of unequal size, which no "
+                "IF neuron has, so in engine 'serial-if' they stay as they are: convert with recipe='closed-form' for "
+                "equal steps where the activation is a ReLU, or for IF neurons with neuron=parspike.IF()",
+                ParspikeWarning,
+                stacklevel=3,
+            )
+        return found
 
     @torch.no_grad()
     def watched(self, env: Mapping[str, Tensor], watch: engines.Watch) -> Run:
