@@ -182,7 +182,7 @@ class SNN(nn.Module):
                 "IF neuron has, so in engine 'serial-if' they stay as they are: convert with recipe='closed-form' for "
                 "equal steps where the activation is a ReLU, or for IF neurons with neuron=parspike.IF()",
                 ParspikeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return found
 
