@@ -266,7 +266,7 @@ def render(page: Path, mark: str, table: Callable[[str, str], str]) -> None:
         if start in text:
             before, rest = text.split(start, 1)
             place = rest.index(end)
-            text = before + start + table(network, rest[:place]) + "\n" + rest[place:]
+            text = before + start + (table(network, rest[:place]).strip("\n") + "\n").lstrip("\n") + rest[place:]
     page.write_text(text)
 
 
