@@ -274,7 +274,7 @@ def test_few_images_and_networks_without_neurons_are_warned_of_once():
     assert "no activation that becomes neurons" in none
     assert len(warned(lambda: parspike.tune(model, X[:8].split(2), most=3, drop=0))) == 1
     for work in (
-        lambda: parspike.convert(model, X, T=4, recipe=parspike.Auto(budget=1e-6)),
+        lambda: parspike.convert(model, X, T=4, recipe=parspike.Auto(budget=5)),
         lambda: parspike.convert(model, X[:3], T=4, recipe="max"),
         lambda: parspike.convert(model, X, T=4, recipe="max", layers={"*": parspike.Keep()}),
         lambda: parspike.convert(nn.Sequential(nn.Linear(8, 4), parspike.QCFS(4), nn.Linear(4, 2)).eval(), X[:3], T=4),
