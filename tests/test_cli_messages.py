@@ -48,6 +48,13 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
+def answer(text: str) -> dict[str, Any]:
+    """What a command prints with --json."""
+    outcome = run(*text.split(), "--json")
+    assert outcome.exit_code == 0, outcome.output
+    return json.loads(outcome.stdout)
+
+
 def error(text: str) -> str:
     """The one line on stderr of a command that is refused; nothing on stdout."""
     outcome = run(*text.split())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_cli_messages import error, folder, run
+from test_cli_messages import answer, error, folder
 
 import parspike
 
@@ -20,12 +18,6 @@ CONVERT = "convert net.py:small --data data.npz -o n.parspike"
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with net.py and eighty images."""
     return folder(tmp_path, monkeypatch, 80)
-
-
-def answer(text: str) -> dict[str, Any]:
-    outcome = run(*text.split(), "--json")
-    assert outcome.exit_code == 0, outcome.output
-    return json.loads(outcome.stdout)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ RECIPES = {
     "closed-form": ClosedForm(),
     "layer": ClosedForm(granularity="layer", weigh="own"),
     "reconstruct": Reconstruct(steps=6),
+    "free": Reconstruct(steps=6, free=True),
     "auto": Auto(budget=20),
 }
 

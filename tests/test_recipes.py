@@ -11,11 +11,14 @@ from networks import Dense, PreActivation, Residual, made
 from torch import nn
 
 import parspike
-from parspike.calibrate.refit import Refit, _Solver, _spread, branches
+from parspike.calibrate.channels import spread
+from parspike.calibrate.recipe import Draft
+from parspike.calibrate.refit import Refit, _Solver, branches
 from parspike.calibrate.staircase import free_steps
 from parspike.calibrate.thresholds import COARSE, choose
 from parspike.errors import CalibrationError, OptionError
-from parspike.graph import Stream
+from parspike.graph import Clip, Stream
+from parspike.neurons import Staircase
 
 
 def distance(snn, model, x):
@@ -278,7 +281,7 @@ def test_rows_are_what_the_synapse_reads(conv, shape):
         refit.add(stream, stream, 0)
         rows, given, wanted = refit.parts[0]
         places = y.flatten(2).movedim(1, -1).flatten(0, 1) if y.dim() > 2 else y
-        pick = _spread(len(places), most, 0, x.device)
+        pick = spread(len(places), most, x.device)
         assert len(pick) == min(len(places), most) == rows.shape[1]
         expected = places[pick].unflatten(1, (refit.groups, -1)).movedim(1, 0)
         torch.testing.assert_close(given.detach(), expected, rtol=1e-4, atol=1e-5)
@@ -580,8 +583,9 @@ def test_free_steps_run_alike_in_every_engine_and_file(code, tmp_path):
     model, x = data(Residual, 96)
     model, x = model.double(), x.double()
     snn = parspike.convert(model, x, T=4, code=code, recipe=parspike.ClosedForm(free=True))
-    kinds = {type(neuron).__name__ for neuron in snn.neurons().values()}
-    assert ("Staircase" in kinds) == (code != "weighted")
+    freed = [neuron for neuron in snn.neurons().values() if isinstance(neuron, Staircase)]
+    assert bool(freed) == (code != "weighted")
+    assert all(0 < neuron.error <= neuron.uniform_error for neuron in freed)  # what print(snn) says
     y = snn(x)
     for engine in ("serial", "parallel"):
         torch.testing.assert_close(snn.run(x, engine=engine).logits, y, rtol=1e-12, atol=1e-12)
@@ -609,3 +613,55 @@ def test_free_steps_never_lose_to_the_equal_ones_they_start_from():
         for level in count[channel].unique():
             mean = a[channel][count[channel] == level].double().mean()
             torch.testing.assert_close(outputs[channel, level].double(), mean, rtol=1e-4, atol=0)
+
+
+def test_what_was_chosen_stays_where_a_fit_on_all_images_is_farther(monkeypatch):
+    from parspike.calibrate import auto
+
+    monkeypatch.setattr(auto, "Reconstruct", lambda **start: parspike.Reconstruct(steps=10**12, **start))
+    found = iter([(1.0, 0.0), (2.0, 0.0), (2.0, 0.0), (2.0, 0.0), (1.5, 0.0)])  # three closed forms, Algorithm 1, all
+    monkeypatch.setattr(auto.Distance, "to_teacher", lambda self, held: next(found))
+    model, x = data(Residual, 64)
+    batches = x.split(32)
+    snn = parspike.convert(model, batches, T=2, recipe="auto")
+    fitted = [part[torch.arange(32) % 4 != 3] for part in batches]
+    assert snn.provenance["search"]["images"] == 48
+    assert torch.equal(snn(x), parspike.convert(model, fitted, T=2, recipe=parspike.ClosedForm(free=True))(x))
+    assert next(found, None) is None
+
+
+def test_gradient_steps_move_the_outputs_of_free_steps(monkeypatch):
+    from parspike.calibrate import reconstruct
+
+    worse = iter(range(100, 0, -1))  # so the last state is kept, whatever it is
+    monkeypatch.setattr(reconstruct._Loss, "held_out", lambda loss, images: next(worse))
+    model, x = data(Residual, 96)
+    model, x = model.double(), x.double()
+    recipe = parspike.Reconstruct(steps=20, batch_size=16, free=True)
+    start = parspike.convert(model, x, T=2, recipe=parspike.ClosedForm(free=True))
+    snn = parspike.convert(model, x, T=2, recipe=recipe)
+    free = [name for name, neuron in snn.neurons().items() if isinstance(neuron, Staircase)]
+    assert free
+    for name in free:
+        before, after = start.neurons()[name], snn.neurons()[name]
+        assert torch.equal(before.thresholds, after.thresholds)
+        assert not torch.equal(before.outputs, after.outputs)
+        assert bool((after.outputs.diff(dim=0) >= 0).all())
+        assert not after.outputs.requires_grad
+        # The tables hold what was learned.
+        torch.testing.assert_close(after(after.thresholds[-1][None] + 1e-9)[0], after.outputs[-1])
+    torch.testing.assert_close(snn.run(x, engine="serial").logits, snn(x), rtol=1e-12, atol=1e-12)
+
+
+def test_no_gradient_passes_beyond_the_steps_of_a_clipped_line():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval().double()
+    x = torch.randn(400, 4, generator=torch.Generator().manual_seed(0)).double()
+    graph = parspike.plan(model, x[:2]).graph
+    (node,) = graph.neurons
+    draft = Draft(graph, {node.name: Clip(0.0, float("inf"))}, 2, "sorted", dict(graph.tensors), {}, lambda *seen: None)
+    neuron = Staircase(2, torch.tensor([0.5, 1.0]).double(), torch.tensor([0.0, 1.0, 2.0]).double())
+    z = torch.tensor([-0.6, -0.4, 0.7, 1.9, 2.1]).double().requires_grad_()
+    out = draft.student.course(draft)._soft(node, neuron, (z,))
+    assert out.tolist() == [0, 0, 1, 2, 2]
+    out.sum().backward()
+    assert z.grad.tolist() == [0, 1, 1, 1, 0]  # from a step below the first threshold to one above the last

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from networks import Residual
-from test_cli_messages import error, folder, run
+from test_cli_messages import answer, error, folder, run
 from torch import Tensor, nn
 
 import parspike
@@ -469,12 +469,6 @@ SWEEP = "sweep net.py:small --data data.npz --recipe max --batch-size 8"
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with net.py and eighty images."""
     return folder(tmp_path, monkeypatch, 80)
-
-
-def answer(text: str) -> dict[str, Any]:
-    outcome = run(*text.split(), "--json")
-    assert outcome.exit_code == 0, outcome.output
-    return json.loads(outcome.stdout)
 
 
 def test_rows_come_as_they_are_done_and_the_table_last(here: Path) -> None:

@@ -21,7 +21,7 @@ from parspike.calibrate.recipe import Draft, Recipe, recipe_from_json, recipe_to
 from parspike.calibrate.reconstruct import Reconstruct
 from parspike.calibrate.student import ByCount
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning
-from parspike.graph import Curve, Schedule, Stream, walk
+from parspike.graph import Curve
 from parspike.neurons import levels_of
 from parspike.together import Together
 
@@ -84,8 +84,9 @@ class Auto(Recipe):
             draft.notes["chosen"] = recipe_to_json(simple)
             return
         search = _Search(draft, batches, self.budget)
-        search.begin()
-        for recipe in _variants(draft)[1:]:
+        first, *others = _variants(draft)
+        search.begin(first)
+        for recipe in others:
             search.attempt(recipe)
         search.attempt(DAQCFS())
         search.improve()
@@ -121,17 +122,17 @@ class _Search:
         """The notes on the recipe closest to the network; empty if none was tried."""
         return min(self.done, key=_nearness, default={})
 
-    def begin(self) -> None:
+    def begin(self, recipe: ClosedForm) -> None:
         """The first closed form, on as many images as the budget allows."""
-        images = sum(self.fitted.counts())
+        images = self.fitted.images()
         expected = self._pass() * PASSES * images * MARGIN
         share = min(1.0, max(self.budget / max(expected, 1e-9), FEW / images))
         if share < 1:
             self.fitted = Part(self.whole, held=False, share=share)
         begun = self.watch.seconds()
-        self._run(_variants(self.draft)[0])
+        self._run(recipe)
         self.closed = self.watch.seconds() - begun
-        if (used := sum(self.fitted.counts())) < images and self.whole.together.rank == 0:
+        if (used := self.fitted.images()) < images and self.whole.together.rank == 0:
             enough = max(10, round(MARGIN * expected, -1))
             warnings.warn(
                 f"{self.budget:g} seconds are too few to fit on all images, so it is {used} of {images}: "
@@ -152,7 +153,7 @@ class _Search:
         closed = [note for note in self.done if note["recipe"]["name"] == ClosedForm.name]
         start = min(closed, key=_nearness)["recipe"]
         recipe = Reconstruct(weigh=start["weigh"], free=start["free"])
-        passes = STEP_PASSES * recipe.steps * recipe.batch_size / max(1, sum(self.fitted.counts()))
+        passes = STEP_PASSES * recipe.steps * recipe.batch_size / max(1, self.fitted.images())
         if self._fits(recipe, self.closed * (1 + passes / PASSES)):
             self._run(recipe)
 
@@ -189,19 +190,19 @@ class _Search:
         attempt = self._fresh()
         recipe.fit(attempt, self.fitted)
         distance, agreement = Distance(attempt).to_teacher(self.held)
-        note |= {"images": sum(self.fitted.counts()), "distance": distance, "agreement": agreement}
+        note |= {"images": self.fitted.images(), "distance": distance, "agreement": agreement}
         if note is self.nearest():
             self.best, self.images = attempt, note["images"]
 
     @torch.no_grad()
     def _pass(self) -> float:
         """Seconds that the network takes for one image, from the second run of the first batch."""
-        graph, seconds = self.draft.graph, 0.0
+        seconds = 0.0
         for env in self.whole:
             count = len(next(iter(env.values())))
             for _ in range(2):
                 begun = self.watch.own()
-                walk(Schedule.of(graph.nodes, graph.outputs), [Stream(dict(env), graph.tensors, graph.sizes(env))])
+                self.draft.graph.run_on(env)
                 seconds = (self.watch.own() - begun) / count
             break
         return self.whole.together.first(seconds)
@@ -232,7 +233,7 @@ class _Search:
         answers = torch.cat([part.float() for (part,) in self.held.gather(parts)]).unique()
         if len(answers) == 1 and self.whole.varied and self.whole.together.rank == 0:
             warnings.warn(
-                f"the network itself gives the answer {int(answers)} to all {sum(self.held.counts())} calibration "
+                f"the network itself gives the answer {int(answers)} to all {self.held.images()} calibration "
                 "images that were held out: are they of one class, or prepared otherwise (normalisation, order of "
                 "channels) than the network expects?",
                 ParspikeWarning,
@@ -265,12 +266,13 @@ class Part(Batches):
         super().__init__(whole.source, whole.graph, inputs=whole.inputs, together=whole.together)
         self.whole, self.held, self.share = whole, held, share
 
-    def counts(self) -> list[int]:
-        """How many images it has of every batch."""
-        self.whole.samples()
-        return [int(rows.sum()) for rows in self._taken().values()]
+    def images(self) -> int:
+        """How many images it has, without reading them."""
+        return sum(int(rows.sum()) for rows in self._taken().values())
 
     def _taken(self) -> dict[int, Tensor]:
+        """Which samples of every batch belong to it, by the number of the batch."""
+        self.whole.samples()
         ends = dict(zip(self.whole.sizes, accumulate(self.whole.sizes.values()), strict=True))
         taken = {}
         for number, size in self.whole.sizes.items():
@@ -281,7 +283,6 @@ class Part(Batches):
         return taken
 
     def _read(self, among: Together) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        self.whole.samples()
         taken = self._taken()
         for number, env in self.whole._read(among):
             rows = taken[number]

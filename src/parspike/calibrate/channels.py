@@ -7,7 +7,7 @@ from torch import Tensor
 
 from parspike.graph import Node
 
-__all__ = ["above_zero", "by_channel", "channel_mean", "node_shape", "unit_of"]
+__all__ = ["above_zero", "by_channel", "channel_mean", "node_shape", "spread", "unit_of"]
 
 NEAR = 10
 """Powers of two around 1 within which sums of squares are safe in float32."""
@@ -49,3 +49,13 @@ def above_zero(theta: Tensor, levels: int) -> Tensor:
     largest = theta.max()
     least = 4 * levels / torch.finfo(theta.dtype).max
     return torch.where(theta > least, theta, largest if largest > least else torch.ones_like(largest))
+
+
+def spread(count: int, limit: int, device: torch.device, number: int = 0) -> Tensor:
+    """An even subset of `limit` of `count` places, or all of them where they are fewer. number: of a batch, each of
+    which gets another subset."""
+    if count <= limit:
+        return torch.arange(count, device=device)
+    # A fixed stride would meet the same pixels in every map; a golden-ratio walk meets all alike.
+    steps = torch.arange(limit, dtype=torch.float64) + 0.5 * number
+    return (steps * 0.6180339887498949 % 1.0 * count).long().to(device)

@@ -68,11 +68,8 @@ class Reconstruct(Recipe):
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         ClosedForm(weigh=self.weigh, free=self.free).fit(draft, batches)
-        if batches is not None:
-            self.improve(draft, batches)
-
-    def improve(self, draft: Draft, batches: Batches) -> None:
-        """Take the steps from where a draft stands: what `fit` does behind the closed form."""
+        if batches is None:
+            return
         images = _Images(batches, self.held_out, self.batch_size)
         trained = _Trained(draft)
         with torch.enable_grad():

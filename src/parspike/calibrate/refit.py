@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parspike.calibrate.channels import unit_of
+from parspike.calibrate.channels import spread, unit_of
 from parspike.graph import Clip, Graph, Node, Param, Quantised, Ref, Role, Stream
 from parspike.graph.ops import TABLE, call
 from parspike.graph.signature import Conv, arguments
@@ -126,7 +126,7 @@ class Refit:
     def _places(self, x: Tensor, y: Tensor, number: int) -> tuple[Tensor, ...]:
         """Which places of a batch's output y are taken, along batch and space."""
         places = tuple(y.shape[:-1]) if self.node.target == LINEAR else (len(y), *y.shape[2:])
-        return torch.unravel_index(_spread(math.prod(places), self.rows, number, x.device), places)
+        return torch.unravel_index(spread(math.prod(places), self.rows, x.device, number), places)
 
     def _outputs(self, y: Tensor, picked: tuple[Tensor, ...]) -> Tensor:
         """A value of the output's shape at the places taken: (groups, N, outputs of the group)."""
@@ -264,14 +264,6 @@ class _Rows:
         if rectified:
             now, wanted = now.clamp(min=0), wanted.clamp(min=0)
         return (now - wanted).square().mean(1)
-
-
-def _spread(count: int, limit: int, number: int, device: torch.device) -> Tensor:
-    """An even subset of `limit` of `count` places, another one for every batch."""
-    if count <= limit:
-        return torch.arange(count, device=device)
-    steps = torch.arange(limit, dtype=torch.float64) + 0.5 * number
-    return (steps * 0.6180339887498949 % 1.0 * count).long().to(device)
 
 
 def features(weight: Tensor) -> int:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
-from parspike.calibrate.channels import above_zero, by_channel, node_shape, unit_of
+from parspike.calibrate.channels import above_zero, by_channel, node_shape, spread, unit_of
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron
@@ -53,12 +53,8 @@ class Samples:
         if not all(bool(end.isfinite()) for end in a.aminmax()):
             raise CalibrationError(f"layer '{self.node.layer}' gives NaN or Inf on the calibration data")
         a = by_channel(a, self.node)
-        n = a.shape[1]
-        rows = slice(None)
-        if n > self.per_batch:
-            # A fixed stride would meet the same pixels in every map; a golden-ratio walk meets all alike.
-            rows = (torch.arange(self.per_batch, dtype=torch.float64) * 0.6180339887498949 % 1.0 * n).long()
-        self.parts.append((a[:, rows].clone(), torch.stack([by_channel(now, self.node)[:, rows] for now in z])))
+        rows = spread(a.shape[1], self.per_batch, a.device)
+        self.parts.append((a[:, rows], torch.stack([by_channel(now, self.node)[:, rows] for now in z])))
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """All samples, of all processes: a (C, N), z' (T, C, N)."""
@@ -73,10 +69,10 @@ class Samples:
 
 COARSE = tuple(float(f) for f in torch.logspace(-1.3, 0.1, 15))
 """θ as fractions of the channel's largest activation."""
-FINE = ((0.86, 0.93, 1.0, 1.07, 1.15),)
-"""θ as multiples of the best one so far."""
-SHIFTS = ((-0.3, -0.15, 0.0, 0.15, 0.3),)
-"""δ as fractions of one level, beside each."""
+FINE = (0.86, 0.93, 1.0, 1.07, 1.15)
+"""θ as multiples of the best coarse one."""
+SHIFTS = (-0.3, -0.15, 0.0, 0.15, 0.3)
+"""δ as fractions of one level."""
 MOST = 1024
 """Levels that are told apart when a threshold is chosen: with more, a count is all but a real number."""
 
@@ -144,8 +140,7 @@ def _chosen(a: Tensor, z: Tensor, top: Tensor, levels: int, shift: bool, layer: 
     start = top.max().expand_as(top) if layer else top
     best = Choice(top.clone(), torch.full_like(top, float("inf")), start, torch.zeros_like(top))
     counts.attempt(best, start, COARSE, (0.0,), layer=layer)
-    for share, shifts in zip(FINE, SHIFTS, strict=True):
-        counts.attempt(best, best.theta, share, shifts if shift else (0.0,), layer=layer)
+    counts.attempt(best, best.theta, FINE, SHIFTS if shift else (0.0,), layer=layer)
     return best
 
 
