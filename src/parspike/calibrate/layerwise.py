@@ -119,8 +119,11 @@ class ClosedForm(Recipe):
         )
         cuts = (theta * (steps / levels) - delta + rest).expand(len(z), -1)
         thresholds, outputs = free_steps(a, z, cuts)
-        shaped = [torch.stack([node_shape(step, node) for step in table.T]) for table in (thresholds, outputs)]
-        return Staircase(neuron.T, *shaped, code=neuron.code)
+        shape = node_shape(z[:, 0], node).shape
+        thresholds, outputs, current, wanted = (table.T.reshape(-1, *shape) for table in (thresholds, outputs, z, a))
+        made = Staircase(neuron.T, thresholds, outputs, code=neuron.code)
+        made.error, made.uniform_error = (float((each(current) - wanted).square().mean()) for each in (made, neuron))
+        return made
 
     def _taken_up(self, graph: Graph, node: Node) -> bool:
         """Whether every path from the node's output leads to a re-fitted bias or to neurons with a shift, which can
