@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.utils.data import DistributedSampler
 
+import parspike.baselines  # noqa: F401 (their names become known)
 from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, recipe_to_json
 from parspike.calibrate.batches import arguments_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
@@ -70,7 +71,8 @@ def convert(
     free_sizes= of `plan`.
     Raises `UnsupportedError` with every refusal at once, `TraceError`, `InputError`, `CalibrationError`, `OptionError`.
     """
-    kind = _kind(neuron, code, model)
+    chosen = Auto() if recipe is None else recipe if isinstance(recipe, Recipe) else recipe_from_json(recipe)
+    kind = _kind(neuron, code, model, chosen)
     kind.check(T)
     if input not in get_args(Input):
         raise OptionError(f"input must be one of {', '.join(get_args(Input))}, got {input!r}")
@@ -87,7 +89,6 @@ def convert(
     if isinstance(model, Plan) and (planning or example is not None):
         given = ", ".join(f"{name}=" for name in (*planning, *(["example"] if example is not None else [])))
         raise OptionError(f"{given} belongs to the plan: give it to parspike.plan")
-    chosen = Auto() if recipe is None else recipe if isinstance(recipe, Recipe) else recipe_from_json(recipe)
     together = Together(group)
     with together.one_fate(), torch.random.fork_rng(), torch.no_grad():
         source = None if calibration is None else readable_again(calibration)
@@ -149,7 +150,7 @@ def convert(
     }
     student = replace(graph, tensors=draft.tensors)
     neurons = {name: draft.neurons[name] for name in draft.activations}
-    return SNN(student, neurons, simulation=Simulation(T), provenance=provenance)
+    return SNN(student, neurons, simulation=draft.simulation or Simulation(T), provenance=provenance)
 
 
 def _agree(draft: Draft, together: Together) -> None:
@@ -174,8 +175,15 @@ def _steps(made: Plan, T: int) -> Mapping[str, int]:
     return made.steps
 
 
-def _kind(neuron: Kind | None, code: Code | None, model: nn.Module | Plan) -> Kind:
+def _kind(neuron: Kind | None, code: Code | None, model: nn.Module | Plan, recipe: Recipe) -> Kind:
     """The kind of neurons to convert for. Raises `OptionError` where the arguments name two."""
+    if recipe.makes is not None:
+        if neuron not in (None, recipe.makes) or code is not None:
+            given = f"neuron={neuron!r}" if neuron is not None else f"code={code!r}"
+            raise OptionError(
+                f"recipe '{recipe.name}' makes neurons of its own, {given} asks for others: leave one of them out"
+            )
+        neuron = recipe.makes
     if neuron is not None:
         check_kind(neuron)
     if code is not None and code not in CODES:

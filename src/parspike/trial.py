@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parspike.calibrate import Recipe
+from parspike.calibrate import Recipe, recipe_from_json
 from parspike.calibrate.batches import arguments_of, inputs_of, labels_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
 from parspike.convert import convert
@@ -20,7 +20,7 @@ from parspike.neurons import Code, Kind, Parallel, Serial, check_kind
 from parspike.plan import Plan, plan
 from parspike.snn import SNN
 
-__all__ = ["Held", "Setting", "divided", "fitted", "kinds_of", "planned"]
+__all__ = ["Held", "Setting", "divided", "fitted", "kinds_of", "made_by", "planned"]
 
 Setting = tuple[int, Kind]
 """T, and the kind of neurons."""
@@ -51,9 +51,14 @@ def fitted(
         yield snn, time.perf_counter() - start
 
 
-def kinds_of(neuron: Kind | None, codes: Sequence[Code] | None, made: nn.Module | Plan) -> list[Kind]:
-    """The kinds of neurons that are tried at every T: those of the codes, or the one that is asked for, in the call or
-    in the plan; sorted and weighted by default. Raises `OptionError`."""
+def kinds_of(
+    neuron: Kind | None, codes: Sequence[Code] | None, made: nn.Module | Plan, recipe: Any = None
+) -> list[Kind]:
+    """The kinds of neurons that are tried at every T: those of the codes, or the one that is asked for, in the call, in
+    the plan or by the recipe; sorted and weighted by default. Raises `OptionError`."""
+    own = None if recipe is None else made_by(recipe)
+    if own is not None and neuron is None and codes is None:
+        return [own]
     if neuron is not None:
         check_kind(neuron)
     if codes is None:
@@ -66,6 +71,11 @@ def kinds_of(neuron: Kind | None, codes: Sequence[Code] | None, made: nn.Module 
     if twice := next((kind.text for kind in kinds if kinds.count(kind) > 1), None):
         raise OptionError(f"codes has '{twice}' more than once: give each code once")
     return kinds
+
+
+def made_by(recipe: Recipe | str | Mapping[str, Any]) -> Kind | None:
+    """The kind of neurons that a recipe makes, where it has its own."""
+    return (recipe if isinstance(recipe, Recipe) else recipe_from_json(recipe)).makes
 
 
 def divided(calibration: Any, seed: int) -> tuple[list[Any], list[Any]]:

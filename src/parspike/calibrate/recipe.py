@@ -16,7 +16,7 @@ from parspike.calibrate.student import ByCount, Student
 from parspike.errors import OptionError, meant
 from parspike.graph import Graph, Node, Quantised
 from parspike.graph.ops import Activation, call
-from parspike.neurons import Code, ParallelNeuron, SpikingLayer, levels_of
+from parspike.neurons import Code, Kind, ParallelNeuron, Simulation, SpikingLayer, levels_of
 from parspike.neurons.percentile import MODES, share_of
 
 __all__ = ["RECIPES", "Draft", "Progress", "Recipe", "recipe_from_json", "recipe_to_json"]
@@ -34,7 +34,8 @@ class Draft:
     graph: the network; its tensors are the teacher's and never change. tensors: the student's synapses, at first
     the same; a recipe may replace entries. activations: by the name of every node that shall spike, what it
     computed. neurons: filled by the recipe, one for each of them. notes: what the recipe wants to be remembered.
-    steps: layers with time-steps of their own. student: which neurons it is for, see `calibrate.student`.
+    steps: layers with time-steps of their own. student: which neurons it is for, see `calibrate.student`. simulation:
+    how long the network runs and which steps are read, where the recipe says so; None: T steps, all of them read.
     """
 
     graph: Graph
@@ -47,6 +48,7 @@ class Draft:
     notes: dict[str, Any] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
     student: Student = ByCount()  # noqa: RUF009 (frozen)
+    simulation: Simulation | None = None
 
     def teacher(self, node: Node, args: tuple[Any, ...]) -> Tensor:
         """What the network's own activation gives."""
@@ -72,12 +74,18 @@ class Draft:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Base of the recipes: options, validated when made, and one method."""
+    """Base of the recipes: options, validated when made, and one method.
+
+    name: what it is called in files and on the command line. makes: the kind of neurons that the recipe fills the draft
+    with, where it has neurons of its own; None: those that the caller of `convert` asks for.
+    """
 
     name: ClassVar[str]
+    makes: ClassVar[Kind | None] = None
 
     def __init_subclass__(cls) -> None:
-        RECIPES[cls.name] = cls
+        if "name" in vars(cls):
+            RECIPES[cls.name] = cls
 
     @abstractmethod
     def fit(self, draft: Draft, batches: Batches | None) -> None:

@@ -31,6 +31,7 @@ RECIPES = {
     "daqcfs": ("momentum", "passes", "means", "mode", "granularity"),
     "reconstruct": ("steps", "batch_size", "rate", "augment", "held_out", "features", "weigh", "checkpoint", "free"),
     "thresholds": ("mode", "granularity"),
+    "max-norm": ("reset", "granularity"),
 }
 """Recipes and their options, written here so that completion and the check of names need no torch."""
 CODES = ("sorted", "weighted", "onset")

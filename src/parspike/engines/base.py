@@ -46,7 +46,8 @@ class Run:
     """Result of a run. logits: the network's output, mean over time; T: time-steps; engine: its name.
 
     With record=True also, by layer name: counts (B, …), what a neuron counted; sent (B, …), the spikes it sent, fewer
-    than its count where the code is not sorted; spikes, bool (T, B, …), or int8 with −1 where neurons take spikes back.
+    than its count where the code is not sorted; spikes, bool (T, B, …), or int8 where neurons take
+    spikes back (−1) or send several in one step.
     Without it they raise `OptionError`. With every_step=True logits are those after each step, (T, B, …).
     """
 

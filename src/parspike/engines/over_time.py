@@ -26,8 +26,9 @@ from parspike.neurons import Dynamics, Simulation, State
 
 __all__ = ["Block", "Watch", "changing", "over_time"]
 
-Watch = Callable[[str, Tensor, Tensor], None]
-"""watch(node's name, currents, spikes): what a layer of neurons did in a block of steps, (t, B, …) each."""
+Watch = Callable[[str, Tensor, Tensor, bool], None]
+"""watch(node's name, currents, spikes, read): what a layer of neurons did in a block of steps, (t, B, …) each. read:
+whether the output is read in this phase; in a first phase (`Simulation.probe`) it is not."""
 CACHED = 1 << 18
 """Elements of the largest tensor of a block on the CPU: 1 MiB of float32. On a CPU larger blocks are slower."""
 LARGEST = 1 << 25
@@ -57,6 +58,7 @@ class Block:
     ) -> None:  # fmt: skip
         self.graph, self.neurons, self.moving = graph, neurons, moving
         self.watch = watch
+        self.read = True
         self.t, self.steps = 0, steps
         self.whole = set() if whole is None else whole
         self.states: dict[str, State] = {}
@@ -101,7 +103,7 @@ class Block:
         state, current, spikes = self.neurons[node.name].advance(self.states.get(node.name), over, self.t)
         self.states[node.name] = state
         if self.watch is not None:
-            self.watch(node.name, current, spikes)
+            self.watch(node.name, current, spikes, self.read)
         return fold(current, place)
 
     def _difference(self, node: Node, stream: Stream) -> Any:
@@ -156,8 +158,9 @@ def over_time(
     schedule = Schedule.of(nodes, shown, seeds=tuple(first.env))
     trains: dict[str, list[Tensor]] = {name: [] for name in neurons}
 
-    def keep(name: str, current: Tensor, spikes: Tensor) -> None:
-        trains[name].append(spikes)
+    def keep(name: str, current: Tensor, spikes: Tensor, read: bool) -> None:
+        if read:
+            trains[name].append(spikes)
 
     block = Block(graph, neurons, moving, watch=keep if record else watch)
     size = chunk or _chunk(nodes, neurons, sizes, next(iter(env.values())))
@@ -171,6 +174,7 @@ def over_time(
             history[name].append(_over(totals[name], max(1, done - begin)))
 
     def phase(T: int, *, read: bool) -> None:
+        block.read = read
         for start in range(0, T, size):
             block.t, block.steps = start, min(size, T - start)
             stream = Stream(dict(first.env), tensors, sizes)
@@ -182,7 +186,6 @@ def over_time(
     if simulation.probe:
         phase(simulation.probe, read=False)
         block.next_phase()
-        trains = {name: [] for name in trains}
     phase(simulation.T, read=True)
     values = {name: _over(total, simulation.T - begin) for name, total in totals.items()}
     values |= {name: first.env[name] for name in fixed}
@@ -209,8 +212,10 @@ def _chunk(nodes: Sequence[Node], neurons: Mapping[str, Dynamics], sizes: Mappin
 
 
 def _whole(train: Tensor, neuron: Dynamics) -> Tensor:
-    """Spikes as bool, or as int8 where they have a sign."""
-    return train.to(torch.int8) if neuron.takes_back else train.bool()
+    """Spikes as bool, or as whole numbers where they have a sign or several come in one step."""
+    if neuron.largest > 1 or neuron.takes_back:
+        return train.to(torch.int8 if neuron.largest < 128 else torch.int32)
+    return train.bool()
 
 
 def _adds(value: Any) -> bool:

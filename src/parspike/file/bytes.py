@@ -22,7 +22,7 @@ from parspike.errors import FileError
 
 __all__ = ["DTYPES", "VERSION", "container", "contents", "move_whole", "parse", "write_whole"]
 
-VERSION = 3
+VERSION = 4
 """The newest version that is read."""
 
 # The file starts with the header's length, this, 64 hexadecimal digits, and the version.

@@ -8,12 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
+import parspike.baselines  # noqa: F401 (their kinds of neurons become known)
 from parspike.errors import FileError
 from parspike.file.check import check_run, fields
 from parspike.file.graph import graph_from_json, graph_to_json
 from parspike.graph import Graph, Input, Node
-from parspike.neurons import MAX_T, IntegrateFire, Neuron, Simulation, SortedTrain, SpikingLayer, neuron_from
+from parspike.neurons import MAX_T, Simulation, SpikingLayer, neuron_from
 from parspike.snn import SNN
+
+KINDS = {2: {"parallel", "staircase"}, 3: {"integrate-fire", "sorted-train"}}
+"""Kinds of neurons that a version of the format brought; all others came with version 4."""
 
 __all__ = ["network_from_json", "network_to_json", "neuron_from_json", "of_version"]
 
@@ -21,14 +25,16 @@ __all__ = ["network_from_json", "network_to_json", "neuron_from_json", "of_versi
 def network_to_json(snn: SNN) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     """What is written as JSON, the tensors by the names that they have in the file, and the version of the format.
 
-    Parallel neurons are written as version 2, so that their files stay as they were, and older readers read them.
+    Parallel neurons are written as version 2, and IF and LIF neurons as version 3, so that their files stay as they
+    were, and older readers read them.
     """
     tensors = {f"synapses.{name}": tensor for name, tensor in snn.tensors().items()}
     for name, neuron in snn.neurons().items():
         tensors |= {f"neurons.{name}.{key}": value for key, value in neuron.state_dict().items()}
-    version = 3 if snn.over_time else 2
+    kinds = {neuron.kind for neuron in snn.neurons().values()}
+    version = 2 if kinds <= KINDS[2] else 3 if kinds <= KINDS[3] else 4
     body = {
-        **({"simulation": asdict(snn.simulation)} if version == 3 else {"T": snn.T}),
+        **({"simulation": asdict(snn.simulation)} if version > 2 else {"T": snn.T}),
         "graph": graph_to_json(snn.graph),
         "neurons": {name: neuron.config() for name, neuron in snn.neurons().items()},
         "provenance": snn.provenance,
@@ -127,10 +133,6 @@ def neuron_from_json(node: Node, config: Any, state: Mapping[str, Tensor], steps
         sizes = zip(reversed(dims), reversed(sample), strict=False)
         if len(dims) > len(sample) or not all(dim in (1, size) for dim, size in sizes):
             raise FileError(f"{place}: {name} {tuple(tensor.shape)} does not fit the layer's channels")
-    if isinstance(neuron, Neuron) and steps < neuron.T:
-        raise FileError(f"{place} take {neuron.T} steps, the network {steps}")
-    if isinstance(neuron, SortedTrain) and steps != neuron.neuron.T:
-        raise FileError(f"{place} send trains of {neuron.neuron.T} steps, the network has {steps}")
-    if isinstance(neuron, IntegrateFire) and neuron.bias.shape[:1] not in ((1,), (steps,)):
-        raise FileError(f"{place}: bias {tuple(neuron.bias.shape)} is not for one step or for all {steps}")
+    if (reason := neuron.unfit(steps)) is not None:
+        raise FileError(f"{place}: {reason}")
     return neuron

@@ -141,6 +141,7 @@ class _Meter:
             if node.role is Role.ORDER and nested(self.graph, node, sorted_code)
         }  # fmt: skip
         self.sent: dict[str, tuple[Tensor, Tensor]] = {}
+        self.logits: Any = None  # of neurons with a state, whose output may be that of the last steps alone
         self.sums: dict[str, _Sum] = {}
         self.known: dict[tuple[Any, ...], Any] = {}
         self.shapes: list[torch.Size] = []
@@ -164,7 +165,7 @@ class _Meter:
         moving = [node.name for node in self.graph.nodes if node.name in self.varying]
         self.sent = self._over_time(env)
         walk(self.schedule, self.streams, dict.fromkeys(moving, self._visit))
-        outputs = self.graph.collect(self.streams[0].env)
+        outputs = self.graph.collect(self.streams[0].env) if self.logits is None else self.logits
         return outputs, None if self.reference is None else self.graph.collect(self.streams[4].env)
 
     def _over_time(self, env: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -173,13 +174,14 @@ class _Meter:
             return {}
         totals: dict[str, tuple[Tensor, Tensor]] = {}
 
-        def watch(name: str, current: Tensor, spikes: Tensor) -> None:
-            now = current.sum(0), spikes.abs().sum(0, dtype=torch.float64)
+        def watch(name: str, current: Tensor, spikes: Tensor, read: bool) -> None:
+            # All spikes cost something; what the layers behind receive is compared in the phase that is read alone.
+            now = current.sum(0) * read, spikes.abs().sum(0, dtype=torch.float64)
             before = totals.get(name)
             totals[name] = now if before is None else (before[0] + now[0], before[1] + now[1])
 
-        self.snn.watched(env, watch)
-        return {name: (current / self.snn.simulation.total, sent) for name, (current, sent) in totals.items()}
+        self.logits = self.snn.watched(env, watch).logits
+        return {name: (current / self.snn.T, sent) for name, (current, sent) in totals.items()}
 
     def _visit(
         self, node: Node, args: Any, spike_args: Any, real_args: Any, seen_args: Any, *network_args: Any

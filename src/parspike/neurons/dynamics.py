@@ -69,6 +69,19 @@ class Dynamics(SpikingLayer):
     """Steps of input that a neuron must be given at once."""
     takes_back: bool = False
     """Whether it sends spikes of −1."""
+    largest: int = 1
+    """Most spikes that it sends in one step."""
+
+    @property
+    def messages(self) -> int:
+        """How many different things a neuron can send in one step, silence included: 2 where it is a spike or none.
+        Their logarithm is the bits that one neuron sends in a step."""
+        return 1 + self.largest * (1 + self.takes_back)
+
+    def levels_in(self, T: int) -> int:
+        """How many outputs above its smallest one a neuron can have over T steps: the levels of an activation that is
+        as fine."""
+        return T * self.largest
 
     @abstractmethod
     def start(self, z: Tensor) -> State:
@@ -222,6 +235,11 @@ class IntegrateFire(Dynamics):
         current = spikes * post
         return {"v": v}, current.add_(self.offset) if self.offsets else current, spikes
 
+    def unfit(self, T: int) -> str | None:
+        if self.bias.shape[:1] in ((1,), (T,)):
+            return None
+        return f"bias {tuple(self.bias.shape)} is not for one step or for all {T}"
+
     @property
     def label(self) -> str:
         name = "if" if self.decay == 1 else "lif"
@@ -279,6 +297,9 @@ class SortedTrain(Dynamics):
         spike = self.neuron.spikes(state["count"], t, t + 1)[0].to(z.dtype)
         current = spike * self.neuron.v_post
         return state, current + self.neuron.offset if self.neuron.offsets else current, spike
+
+    def unfit(self, T: int) -> str | None:
+        return None if T == self.neuron.T else f"they send trains of {self.neuron.T} steps, the network has {T}"
 
     @property
     def label(self) -> str:

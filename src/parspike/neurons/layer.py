@@ -67,6 +67,10 @@ class SpikingLayer(nn.Module):
     def example(self, z: Tensor) -> Tensor:
         """An output for an input current z (B, …): of its shape and dtype, to check a network with."""
 
+    def unfit(self, T: int) -> str | None:
+        """Why these neurons cannot stand in a network of T time-steps; None where they can."""
+        return None
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """What the tensors do not say, as JSON-able data: arguments of `restore`."""
@@ -134,6 +138,9 @@ class Neuron(SpikingLayer):
     @property
     def label(self) -> str:
         return self.code
+
+    def unfit(self, T: int) -> str | None:
+        return None if self.T <= T else f"they take {self.T} steps, the network {T}"
 
     def example(self, z: Tensor) -> Tensor:
         return self.value(self.count(z))
@@ -295,5 +302,5 @@ def neuron_from(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Spi
     """Neurons of any kind from their `config` and `state_dict`. Raises ValueError or KeyError."""
     kind = config["kind"]
     if kind not in KINDS:
-        raise ValueError(f"unknown kind of neuron '{kind}'")
+        raise ValueError(f"unknown kind of neuron '{kind}': if it is your own, import the module that defines it first")
     return KINDS[kind].restore(config, tensors)

@@ -14,12 +14,12 @@ from parspike.calibrate.batches import readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.errors import CalibrationError, InputError, OptionError
 from parspike.measure import Report, Scores
-from parspike.neurons import Code, Kind, Parallel, Serial, levels_of
+from parspike.neurons import Code, Kind, Parallel, levels_of
 from parspike.plan import Plan
 from parspike.snn import SNN
 from parspike.sweep.quantised import quantised
 from parspike.sweep.result import Sweep, SweepRow
-from parspike.trial import Held, Setting, divided, fitted, kinds_of, planned
+from parspike.trial import Held, Setting, divided, fitted, kinds_of, made_by, planned
 
 __all__ = ["sweep"]
 
@@ -61,7 +61,7 @@ def sweep(
             "data is the calibration set itself, on which a conversion looks better than on other images: leave data= "
             "out, and every fourth batch is held out"
         )
-    kinds = kinds_of(neuron, codes, model)
+    kinds = kinds_of(neuron, codes, model, recipe)
     settings, left_out = _settings(T, kinds)
     with torch.random.fork_rng():  # loaders that shuffle draw from the global random state
         torch.manual_seed(seed)
@@ -80,7 +80,7 @@ def sweep(
             report, scores = held.measured(snn)
             reports.append(report)
             rival = snn if not snn.over_time else _unconstrained(made, batches, steps, recipe, inputs, seed, progress)
-            rows.append(_row(steps, kind, report, scores, held.scores(quantised(rival)), seconds))
+            rows.append(_row(steps, kind, snn, report, scores, held.scores(quantised(rival)), seconds))
             if each is not None:
                 each(rows[-1])
     last = reports[-1]  # every report has the same figures of the network itself
@@ -128,7 +128,8 @@ def _unconstrained(
     made: Plan, batches: Iterable[Any], T: int, recipe: Any, inputs: Any, seed: int, progress: Progress | None
 ) -> SNN:
     """Parallel neurons with the T levels that neurons with a state can send at most: what their firing loses is the
-    difference."""
+    difference. A recipe that makes neurons of its own is replaced by the default one."""
+    recipe = None if recipe is not None and made_by(recipe) is not None else recipe
     setting = T, Parallel("sorted")
     ((snn, _),) = fitted(
         replace(made, neuron=None), batches, [setting], recipe=recipe, inputs=inputs, seed=seed, progress=progress,
@@ -137,11 +138,11 @@ def _unconstrained(
     return snn
 
 
-def _row(T: int, kind: Kind, report: Report, scores: Scores, rival: Scores, seconds: float) -> SweepRow:
+def _row(T: int, kind: Kind, snn: SNN, report: Report, scores: Scores, rival: Scores, seconds: float) -> SweepRow:
     return SweepRow(
         T=T,
         code=kind.text,
-        levels=T if isinstance(kind, Serial) else levels_of(T, kind.text),
+        levels=max((n.levels_in(T) for n in snn.stateful().values()), default=levels_of(T, kind.text)),
         accuracy=_percent(scores.accuracy),
         agreement=_percent(scores.agreement),
         error=_percent(scores.error),

@@ -1,0 +1,13 @@
+"""Published conversion methods, each one file and one recipe for `parspike.convert`.
+
+    snn = parspike.convert(model, calibration=images, T=32, recipe="max-norm")
+
+A method brings neurons of its own, which fire step by step as its authors' do, so `neuron=` and `code=` stay out. Every
+method walks the same graph, gets the same calibration images and is measured in the same way as ours, which is what a
+comparison needs. What differs from the authors' program (pooling, the last layer, training) stands in its docstring.
+"""
+
+from parspike.baselines.base import Baseline
+from parspike.baselines.max_norm import MaxNorm
+
+__all__ = ["Baseline", "MaxNorm"]
