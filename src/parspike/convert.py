@@ -14,7 +14,6 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.utils.data import DistributedSampler
 
-import parspike.baselines  # noqa: F401 (their names become known)
 from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, recipe_to_json
 from parspike.calibrate.batches import arguments_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
