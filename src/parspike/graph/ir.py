@@ -231,7 +231,8 @@ class Graph:
     """A network as data: inputs, nodes in running order, the tree of outputs, and the tensors that nodes read.
 
     example: the free input sizes of the example that was traced. limits: conditions that input sizes must meet.
-    fixed: in words, why other dimensions of an input cannot vary.
+    fixed: in words, why other dimensions of an input cannot vary. norm: of the first batch norm, the node that has its
+    value and the standard deviation (C,) that it had on the training data; None where there is none, or untrained.
     """
 
     inputs: tuple[Input, ...]
@@ -243,6 +244,7 @@ class Graph:
     example: Mapping[str, int] = field(default_factory=dict)
     limits: tuple[Size, ...] = ()
     fixed: tuple[str, ...] = ()
+    norm: tuple[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.by_name = {node.name: node for node in self.nodes}
