@@ -45,12 +45,15 @@ def network() -> nn.Module:
     return made.eval()
 
 
-def model_for(method: type[Baseline]) -> nn.Module:
-    return with_qcfs(network(), 4, v_threshold="max", example=images()).eval() if method.needs_qcfs else network()
+def model_for(method: type[Baseline], levels: int = 4) -> nn.Module:
+    qcfs = method.needs_qcfs
+    return with_qcfs(network(), levels, v_threshold="max", example=images()).eval() if qcfs else network()
 
 
-def converted(method: type[Baseline], T: int = T, **options: Any) -> tuple[nn.Module, parspike.SNN]:
-    model = model_for(method)
+def converted(
+    method: type[Baseline], T: int = T, *, levels: int = 4, **options: Any
+) -> tuple[nn.Module, parspike.SNN]:
+    model = model_for(method, levels)
     return model, parspike.convert(model, images().split(8), T=T, recipe=method(**options))
 
 
@@ -61,7 +64,8 @@ def neurons(snn: parspike.SNN) -> list[SpikingLayer]:
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 class TestEveryMethod:
     def test_comes_near_the_network_with_many_steps(self, method: type[Baseline]) -> None:
-        model, snn = converted(method, T=128)
+        # QCFS of few levels is as far from IF neurons with many steps as it is from its own clipped line.
+        model, snn = converted(method, T=128, levels=32)
         x = images(8, seed=2)
         assert (snn(x) - model(x)).norm() < 0.15 * model(x).norm()
 
