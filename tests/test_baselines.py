@@ -50,9 +50,7 @@ def model_for(method: type[Baseline], levels: int = 4) -> nn.Module:
     return with_qcfs(network(), levels, v_threshold="max", example=images()).eval() if qcfs else network()
 
 
-def converted(
-    method: type[Baseline], T: int = T, *, levels: int = 4, **options: Any
-) -> tuple[nn.Module, parspike.SNN]:
+def converted(method: type[Baseline], T: int = T, *, levels: int = 4, **options: Any) -> tuple[nn.Module, parspike.SNN]:
     model = model_for(method, levels)
     return model, parspike.convert(model, images().split(8), T=T, recipe=method(**options))
 

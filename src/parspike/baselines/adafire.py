@@ -1,6 +1,7 @@
 """AdaFire: burst neurons whose most spikes of a step are chosen for each layer, within a budget of spikes.
 
-Wang, Fang, Cao, Ren and Xu, "Adaptive Calibration: A Unified Conversion Framework of Spiking Neural Networks", AAAI 2025.
+Wang, Fang, Cao, Ren and Xu, "Adaptive Calibration: A Unified Conversion Framework of Spiking Neural Networks", AAAI
+2025.
 
     m = v + z + θ/(2T);  n = clip(⌊m/θ⌋, 0, M);  v = m − n θ;  v(0) = 0.
 
@@ -10,11 +11,11 @@ sensitivity is the symmetric Kullback-Leibler divergence of the network's class 
 it sends. The M of all layers are those of the least sum of sensitivities whose spikes are at most `share` of what
 M = `wanted` would send in every layer. θ is then found anew for each M. All of this was read in the authors' program.
 
-Verified: θ and M against the rules written by hand; the neuron is `burst` with a bias. Differs from the authors' program:
-θ comes from all calibration images, where they average over batches; sensitivities are of outputs by count (the mean that
-T steps of an even input give) on at most 32 images of the first batch; an output that is no set of class scores counts
-by its squared error; costs are compared in 4096 parts of the budget; their adaptive number of steps (IAT) is not here.
-Where an activation has an upper bound (ReLU6, QCFS), θ is at most that bound over M.
+Verified: θ and M against the rules written by hand; the neuron is `burst` with a bias. Differs from the authors'
+program: θ comes from all calibration images, where they average over batches; sensitivities are of outputs by count
+(the mean that T steps of an even input give) on at most 32 images of the first batch; an output that is no set of class
+scores counts by its squared error; costs are compared in 4096 parts of the budget; their adaptive number of steps (IAT)
+is not here. Where an activation has an upper bound (ReLU6, QCFS), θ is at most that bound over M.
 """
 
 from __future__ import annotations

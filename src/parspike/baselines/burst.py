@@ -7,13 +7,16 @@ Li and Zeng, "Efficient and Accurate Conversion of Spiking Neural Network with B
 one θ for a layer: of its activations, those above 1 divided by Γ, the 0.999 quantile. Read in the authors' program, as
 is their pooling by lateral inhibition (LIPooling): every place of a window adds up its spikes, the increase of the
 largest sum is sent on, and what was sent is subtracted from all places, so that the winner inhibits the losers. That is
-what parspike does at every max-pool behind neurons with a state, so no option is needed.
+what parspike does at every max-pool that spikes go into, so no option is needed. A max-pool directly behind an
+activation that nothing else reads goes in front of it, as for every method (`graph.rewrite`): there it pools the mean
+input currents, and one neuron stands for a window.
 
 Verified: the neuron against these equations, spike by spike; Γ = 1 is IF; θ against the rule written by hand; max-pool
-against a pooling that keeps and inhibits sums as above, equal at every step. Differs from the authors' program: θ comes
-from all calibration images, where they take one batch, and is of nearest rank; weights stay as they are (W λ_{l−1}/λ_l
-with θ = 1 is the same); the last layer is not scaled. They know ReLU alone: where an activation has an upper bound
-(ReLU6, QCFS), θ is at most that bound over Γ, so that Γ spikes a step are the bound.
+against a pooling that keeps and inhibits sums as above, equal at every step. Differs from the authors' program: the
+max-pools that go in front, as said; θ comes from all calibration images, where they take one batch, and is of nearest
+rank; weights stay as they are (W λ_{l−1}/λ_l with θ = 1 is the same); the last layer is not scaled. They know ReLU
+alone: where an activation has an upper bound (ReLU6, QCFS), θ is at most that bound over Γ, so that Γ spikes a step are
+the bound.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ neuron, v(0) = θ/2, reset by θ, and sends nothing. With N its spikes and v(ρ)
 Then it runs the T steps from that v(0), on the same input from its first step on. A layer must have what it looks at
 from the layer before, so an answer costs ρ + T steps (`Simulation.paid`). Read in the authors' program.
 
-Verified: the neuron against these rules, spike by spike; where nothing is to be corrected it is IF. Their figures are of
-CIFAR-100 and ImageNet networks that are not here, so none is reproduced. Differs from the authors' program: one
+Verified: the neuron against these rules, spike by spike; where nothing is to be corrected it is IF. Their figures are
+of CIFAR-100 and ImageNet networks that are not here, so none is reproduced. Differs from the authors' program: one
 correction, which is their default; a neuron that fired in all ρ steps is shifted by θ, since no silent step is there to
 take a maximum of. They report T < ρ out of a longer run, where ρ stays; here a conversion for T < ρ looks at T steps
 (`snn.provenance["search"]["looks_at"]`), and `snn.run(x, every_step=True)` on T ≥ ρ gives their figure after each step.

@@ -75,14 +75,15 @@ class BinaryThresholds(Dynamics):
         return {"v": (self.v_threshold * 2.0**-self.largest).to(z.dtype).expand_as(z).clone()}
 
     def step(self, state: State, z: Tensor, t: int) -> tuple[State, Tensor, Tensor]:
+        # The thresholds that fire are the binary digits of how often the smallest one fits into m.
+        unit = self.v_threshold * 0.5 ** (self.largest - 1)
         m = state["v"] + z
-        current, spikes = torch.zeros_like(m), torch.zeros_like(m)
-        for place in range(self.largest):
-            level = self.v_threshold * 0.5**place
-            fires = (m >= level).to(z.dtype)
-            m = m - fires * level
-            current, spikes = current + fires * level, spikes + fires
-        return {"v": m}, current, spikes
+        digits = torch.div(m, unit).floor_().clamp_(0, 2**self.largest - 1)
+        current = digits * unit
+        spikes = digits.clone()
+        for place in range(1, self.largest):
+            spikes -= (digits * 0.5**place).floor_()  # Legendre: their number
+        return {"v": m - current}, current, spikes
 
     @property
     def label(self) -> str:

@@ -3,7 +3,7 @@
 Hao, Bu, Ding, Huang and Yu, "Reducing ANN-SNN Conversion Error through Residual Membrane Potential", AAAI 2023.
 
 Starts from a network trained with QCFS, whose thresholds it takes. All neurons run τ steps as IF neurons, v(0) = θ/2,
-reset by θ. A neuron whose potential is then at most 0.001 θ had its output 0 in the network, and sends nothing from here
+reset by θ. A neuron whose potential is then at most 0.001 θ should have had the output 0, and sends nothing from here
 on (per neuron and sample). Then all potentials are θ/2 again and T steps follow, which alone are read; an answer costs
 τ + T steps. The mask, the restart and 0.001 were read in the authors' program; the paper's condition is v(τ) ≥ 0.
 
@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from parspike.baselines.base import Baseline, Own, check_tensors, check_whole, fixed, places, shown

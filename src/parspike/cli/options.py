@@ -37,7 +37,7 @@ RECIPES = {
     "srp": ("probe",),
     "cos": ("looks_at",),
     "h-mt": ("thresholds", "mode", "granularity"),
-    "ecmt": ("thresholds", "mode", "granularity"),
+    "ecmt": ("thresholds", "mode", "granularity", "fires"),
     "dcgs": ("thresholds", "mode", "granularity"),
     "adafire": ("most", "wanted", "share", "granularity"),
 }
