@@ -20,11 +20,11 @@ from torch import Tensor, nn
 import parspike
 from parspike.baselines import COS, DCGS, ECMT, HMT, SNM, SRP, AdaFire, Burst
 from parspike.baselines.adafire import allocated
-from parspike.baselines.base import gaussian_scale
 from parspike.baselines.burst import BurstNeuron
 from parspike.baselines.cos import OffsetSpike
 from parspike.baselines.ecmt import MultiThreshold
 from parspike.baselines.h_mt import BinaryThresholds
+from parspike.baselines.parts import gaussian_scale
 from parspike.baselines.snm import SignedMemory
 from parspike.baselines.srp import MaskedNeuron
 from parspike.errors import CalibrationError, FileError, InputError, OptionError
@@ -407,6 +407,10 @@ def images(number: int = 16, seed: int = 0) -> Tensor:
     return 2 * torch.randn(number, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
+def quantised() -> Any:
+    return with_qcfs(Small(), 4, v_threshold="max", example=images()).eval()
+
+
 def activations(model: Any, x: Tensor) -> list[Tensor]:
     with torch.no_grad():
         first = model.first(model.pool(model.one(x)))
@@ -495,9 +499,9 @@ def test_no_output_exceeds_the_bound_of_relu6(recipe: Any) -> None:
 
 @pytest.mark.parametrize("recipe", [Burst(most=3), SNM(), HMT(), ECMT(), DCGS()], ids=lambda r: r.name)
 def test_qcfs_keeps_its_range_and_needs_no_data(recipe: Any) -> None:
-    model = with_qcfs(Small(), 4, v_threshold="max", example=images()).eval()
+    model = quantised()
     snn = parspike.convert(model, example=images(2), T=64, recipe=recipe)
-    lam = float(model.first.v_threshold.detach())  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    lam = float(model.first.v_threshold.detach())
     first = next(iter(snn.stateful().values()))
     _, current, _ = first.advance(None, torch.full((64, 1, 4, 8, 8), 9 * lam))
     assert float(current.mean()) == pytest.approx(lam, rel=0.03)
@@ -580,7 +584,7 @@ def test_the_budget_is_kept_and_spent_where_it_helps_most() -> None:
 
 
 def test_srp_and_cos_say_what_an_answer_costs() -> None:
-    model = with_qcfs(Small(), 4, v_threshold="max", example=images()).eval()
+    model = quantised()
     made = {r.name: parspike.convert(model, example=images(2), T=8, recipe=r) for r in (SRP(probe=3), COS(looks_at=5))}
     assert made["srp"].simulation == Simulation(8, probe=3)
     assert made["cos"].simulation == Simulation(8, paid=5)
@@ -606,7 +610,7 @@ def test_relu_needs_data(recipe: Any) -> None:
 
 
 def test_adafire_needs_data_for_qcfs_too() -> None:
-    model = with_qcfs(Small(), 4, v_threshold="max", example=images()).eval()
+    model = quantised()
     with pytest.raises(CalibrationError, match="adafire"):
         parspike.convert(model, example=images(2), T=4, recipe="adafire")
 

@@ -27,8 +27,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own, bounds, check_whole, places
+from parspike.baselines.base import Baseline, Own
 from parspike.baselines.burst import BurstNeuron
+from parspike.baselines.parts import bounds, check_between, places
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.channels import above_zero, node_shape
 from parspike.calibrate.daqcfs import Granularity, check_granularity
@@ -62,8 +63,8 @@ class AdaFire(Baseline):
     granularity: Granularity = "layer"
 
     def __post_init__(self) -> None:
-        check_whole("most", self.most, 1, MOST)
-        check_whole("wanted", self.wanted, 1, self.most)
+        check_between("most", self.most, 1, MOST)
+        check_between("wanted", self.wanted, 1, self.most)
         if isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 < self.share <= 1:
             raise OptionError(f"share must be a number above 0 and at most 1, got {self.share!r}")
         check_granularity(self.granularity)

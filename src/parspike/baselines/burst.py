@@ -28,7 +28,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own, bounds, check_tensors, check_whole, fixed, places, shown
+from parspike.baselines.base import Baseline, Own
+from parspike.baselines.parts import bounds, check_between, check_tensors, fixed, places, shown
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
 from parspike.calibrate.percentile import WIDTHS, Selection
@@ -52,7 +53,7 @@ class BurstNeuron(Dynamics):
 
     def __init__(self, v_threshold: Tensor, most: int, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.largest = check_whole("most", most, 1, MOST)
+        self.largest = check_between("most", most, 1, MOST)
         self.v_threshold = fixed(v_threshold)
         self.bias = fixed(torch.zeros_like(v_threshold) if bias is None else bias)
 
@@ -96,7 +97,7 @@ class Burst(Baseline):
     most: int = 5
 
     def __post_init__(self) -> None:
-        check_whole("most", self.most, 1, MOST)
+        check_between("most", self.most, 1, MOST)
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches, None)

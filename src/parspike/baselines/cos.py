@@ -28,7 +28,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own, check_tensors, check_whole, fixed, places, shown
+from parspike.baselines.base import Baseline, Own
+from parspike.baselines.parts import check_between, check_tensors, fixed, places, shown
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
 from parspike.neurons import MAX_T, Dynamics, Kind, Simulation, State
@@ -47,7 +48,7 @@ class OffsetSpike(Dynamics):
 
     def __init__(self, v_threshold: Tensor, looks_at: int) -> None:
         super().__init__()
-        self.lookahead = check_whole("looks_at", looks_at, 1, MAX_T)
+        self.lookahead = check_between("looks_at", looks_at, 1, MAX_T)
         self.v_threshold = fixed(v_threshold)
 
     def rest(self) -> float:
@@ -120,7 +121,7 @@ class COS(Baseline):
     looks_at: int = 4
 
     def __post_init__(self) -> None:
-        check_whole("looks_at", self.looks_at, 1, MAX_T)
+        check_between("looks_at", self.looks_at, 1, MAX_T)
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         steps = min(self.looks_at, draft.T)

@@ -32,8 +32,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from parspike.baselines.base import GAUSSIAN, Baseline, Own, bounds, check_scale, check_whole, full_scales
+from parspike.baselines.base import Baseline, Own
 from parspike.baselines.ecmt import MOST, MultiThreshold
+from parspike.baselines.parts import GAUSSIAN, bounds, check_between, check_scale, full_scales
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import Granularity, check_granularity
 from parspike.neurons import Kind
@@ -55,7 +56,7 @@ class DCGS(Baseline):
     granularity: Granularity = "channel"
 
     def __post_init__(self) -> None:
-        check_whole("thresholds", self.thresholds, 1, MOST)
+        check_between("thresholds", self.thresholds, 1, MOST)
         check_scale(self.mode)
         check_granularity(self.granularity)
 

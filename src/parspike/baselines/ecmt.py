@@ -29,7 +29,8 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own, check_scale, check_tensors, check_whole, fixed, full_scales, shown
+from parspike.baselines.base import Baseline, Own
+from parspike.baselines.parts import check_between, check_scale, check_tensors, fixed, full_scales, shown
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import Granularity, check_granularity
 from parspike.errors import OptionError
@@ -60,7 +61,7 @@ class MultiThreshold(Dynamics):
         bounded: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.thresholds = check_whole("thresholds", thresholds, 1, MOST)
+        self.thresholds = check_between("thresholds", thresholds, 1, MOST)
         if fires not in get_args(Fires):
             raise ValueError(f"fires must be one of {', '.join(get_args(Fires))}, got {fires!r}")
         if not isinstance(differential, bool) or not isinstance(bounded, bool):
@@ -153,7 +154,7 @@ class ECMT(Baseline):
     fires: Fires = "nearest"
 
     def __post_init__(self) -> None:
-        check_whole("thresholds", self.thresholds, 1, MOST)
+        check_between("thresholds", self.thresholds, 1, MOST)
         if self.fires not in get_args(Fires):
             raise OptionError(f"fires must be one of {', '.join(get_args(Fires))}, got {self.fires!r}")
         check_scale(self.mode)

@@ -27,17 +27,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import (
-    GAUSSIAN,
-    Baseline,
-    Own,
-    check_scale,
-    check_tensors,
-    check_whole,
-    fixed,
-    full_scales,
-    shown,
-)
+from parspike.baselines.base import Baseline, Own
+from parspike.baselines.parts import GAUSSIAN, check_between, check_scale, check_tensors, fixed, full_scales, shown
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import Granularity, check_granularity
 from parspike.neurons import Dynamics, Kind, State
@@ -58,7 +49,7 @@ class BinaryThresholds(Dynamics):
 
     def __init__(self, v_threshold: Tensor, thresholds: int) -> None:
         super().__init__()
-        self.largest = check_whole("thresholds", thresholds, 1, MOST)
+        self.largest = check_between("thresholds", thresholds, 1, MOST)
         self.v_threshold = fixed(v_threshold)
 
     @property
@@ -114,7 +105,7 @@ class HMT(Baseline):
     granularity: Granularity = "channel"
 
     def __post_init__(self) -> None:
-        check_whole("thresholds", self.thresholds, 1, MOST)
+        check_between("thresholds", self.thresholds, 1, MOST)
         check_scale(self.mode)
         check_granularity(self.granularity)
 

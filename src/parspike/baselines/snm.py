@@ -24,7 +24,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own, bounds, check_tensors, fixed, places, shown
+from parspike.baselines.base import Baseline, Own
+from parspike.baselines.parts import bounds, check_tensors, fixed, places, shown
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
 from parspike.errors import CalibrationError

@@ -20,7 +20,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own, check_tensors, check_whole, fixed, places, shown
+from parspike.baselines.base import Baseline, Own
+from parspike.baselines.parts import check_between, check_tensors, fixed, places, shown
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
 from parspike.neurons import MAX_T, Dynamics, Kind, Simulation, State
@@ -87,7 +88,7 @@ class SRP(Baseline):
     probe: int = 4
 
     def __post_init__(self) -> None:
-        check_whole("probe", self.probe, 1, MAX_T)
+        check_between("probe", self.probe, 1, MAX_T)
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches)
