@@ -110,7 +110,8 @@ def convert(
                 ParspikeWarning,
                 stacklevel=2,
             )
-        graph = made.graph
+        why = f"recipe '{chosen.name}' has a threshold for every neuron, so other sizes are fixed"
+        graph = made.graph.at_example(why) if chosen.one_size else made.graph
         activations = {node.name: made.activation(node) for node in graph.neurons if node.name in made.spiking}
         curves = [graph.by_name[name].layer for name, a in activations.items() if isinstance(a, Curve)]
         if isinstance(kind, Serial) and curves and together.rank == 0:

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from parspike.calibrate import Batches, Draft, Recipe
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Clip, Quantised
+from parspike.graph.ops import ENCODE
 from parspike.neurons import IF, Kind
 
-__all__ = ["Baseline"]
+__all__ = ["Baseline", "Own"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(IF):
+    """Neurons that a published method brings. method: the name of its recipe. Spikes of the network's inputs
+    (`input="rate"`) are made by IF neurons."""
+
+    method: str
+
+    @property
+    def text(self) -> str:
+        return self.method
+
+    @property
+    def words(self) -> str:
+        return f"neuron of '{self.method}'"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.method}
 
 
 class Baseline(Recipe):
@@ -30,7 +51,8 @@ class Baseline(Recipe):
         odd = [
             draft.graph.by_name[name].layer
             for name, a in draft.activations.items()
-            if not (isinstance(a, Quantised) or (not self.needs_qcfs and isinstance(a, Clip) and a.low == 0))
+            if draft.graph.by_name[name].target != ENCODE
+            and not (isinstance(a, Quantised) or (not self.needs_qcfs and isinstance(a, Clip) and a.low == 0))
         ]
         if odd:
             raise OptionError(

@@ -82,11 +82,13 @@ class Recipe(ABC):
     """Base of the recipes: options, validated when made, and one method.
 
     name: what it is called in files and on the command line. makes: the kind of neurons that the recipe fills the draft
-    with, where it has neurons of its own; None: those that the caller of `convert` asks for.
+    with, where it has neurons of its own; None: those that the caller of `convert` asks for. one_size: whether it finds
+    parameters for every single neuron, so that the network takes inputs of the example's size alone.
     """
 
     name: ClassVar[str]
     makes: ClassVar[Kind | None] = None
+    one_size: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         if "name" not in vars(cls):

@@ -32,6 +32,14 @@ RECIPES = {
     "reconstruct": ("steps", "batch_size", "rate", "augment", "held_out", "features", "weigh", "checkpoint", "free"),
     "thresholds": ("mode", "granularity"),
     "max-norm": ("reset", "granularity"),
+    "snm": (),
+    "burst": ("most",),
+    "srp": ("probe",),
+    "cos": ("looks_at",),
+    "h-mt": ("thresholds", "mode", "granularity"),
+    "ecmt": ("thresholds", "mode", "granularity", "fires"),
+    "dcgs": ("thresholds", "mode", "granularity"),
+    "adafire": ("most", "wanted", "share", "granularity"),
 }
 """Recipes and their options, written here so that completion and the check of names need no torch."""
 CODES = ("sorted", "weighted", "onset")

@@ -361,6 +361,21 @@ class Graph:
             f"{place}: input '{i.name}' has shape {tuple(x.shape)}, this network takes {i.shape_text}{least}{said}"
         )
 
+    def at_example(self, why: str) -> Graph:
+        """The same for inputs of the example's sizes alone, of any batch. why: in words, what fixes them."""
+        if not self.example:
+            return self
+
+        def fill(leaf: Any) -> Any:
+            return leaf.at(self.example) if isinstance(leaf, Size) else leaf
+
+        inputs = (replace(i, shape=tuple(map(fill, i.shape))) for i in self.inputs)
+        nodes = (replace(node.mapped(fill), shape=tuple(map(fill, node.shape))) for node in self.nodes)
+        limits = tuple(limit for limit in map(fill, self.limits) if isinstance(limit, Size))
+        return replace(
+            self, inputs=tuple(inputs), nodes=tuple(nodes), example={}, limits=limits, fixed=(*self.fixed, why)
+        )
+
     def batch(self, least: int = 1) -> int:
         """The smallest batch from `least` on that the limits allow with the example's other sizes."""
         sizes = (n for n in range(least, least + MOST_TRIED) if self.allows({**self.example, BATCH: n}))
