@@ -70,7 +70,7 @@ def _panel(found: Benched, name: str, network: str, lines: Sequence[Line], axes:
     for line in lines:
         groups.setdefault((line.method, line.neuron), []).append(line)
     for key, mine in groups.items():
-        points = sorted((_along(line, along), _along(line, up)) for line in mine)
+        points = [(_along(line, along), _along(line, up)) for line in sorted(mine, key=lambda line: line.T)]
         axes.plot(*zip(*points, strict=True), label=", ".join(key), markersize=5, **styles[key])
     own = lines[0].mean("network_accuracy") if up.startswith("accuracy") else 1.0
     if own is not None:

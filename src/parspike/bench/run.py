@@ -38,8 +38,8 @@ from parspike.version import __version__
 __all__ = ["BenchNetwork", "bench"]
 
 ROUNDS, LEAST, MOST = 3, 0.3, 3.0
-"""Timed passes of the network and the conversion in turn: so many, more until they took `LEAST` seconds, fewer once they
-took `MOST`."""
+"""Timed passes of the network and the conversion in turn: so many, more where these took less than `LEAST` seconds,
+fewer where they took `MOST`."""
 
 
 @dataclass
