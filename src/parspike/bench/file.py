@@ -273,8 +273,8 @@ class Bench:
 
     def chosen(self, only: Sequence[str] = (), networks: Iterable[str] | None = None) -> list[Cell]:
         """The cells, of some networks, that `only` leaves: of each kind of words that it holds (networks, methods,
-        neurons, "T=4"), one must be the cell's. Raises `OptionError` with near names for an unknown word, and where no
-        cell is left."""
+        neurons, "T=4"), one must be the cell's; a word of two kinds is of the first. Raises `OptionError` with near
+        names for an unknown word, and where no cell is left."""
         every = [
             (c, (c.network, c.method, c.neuron, f"T={c.T}")) for c in self.cells(None if self.networks else networks)
         ]
@@ -283,7 +283,9 @@ class Bench:
             if not any(word in words for words in kinds):
                 known = list(dict.fromkeys(word for words in kinds for word in sorted(words)))
                 raise OptionError(f"the bench has no '{word}'{meant(word, known)}: choose among {', '.join(known)}")
-        asked = [words.intersection(only) or words for words in kinds]
+        asked: list[set[str]] = []
+        for words in kinds:
+            asked.append(words.intersection(only).difference(*asked) or words)
         among = None if networks is None else set(networks)
         left = [
             cell for cell, words in every
@@ -381,7 +383,7 @@ class _Reader:
                 if header[1]:
                     many[table] = many.get(table, -1) + 1
                     table = (*table, str(many[table]))
-                if table == place:
+                if table[: len(place)] == place and best is None:
                     best = number
                 continue
             key = re.match(r"""\s*("[^"]*"|'[^']*'|[\w-]+)\s*[=.]""", line)
@@ -390,8 +392,9 @@ class _Reader:
         return best
 
     def place_of(self, message: str) -> str:
-        """For an error of a value: the first line that holds a word that the message quotes."""
-        quoted = re.findall(r"'([^']+)'", message)[:1] or re.findall(r"^(\w+)", message)[:1]
+        """For an error of a value: the first line that holds the last word that the message quotes."""
+        said = message.partition(" (did you mean")[0]
+        quoted = re.findall(r"'([^']+)'", said)[-1:] or re.findall(r"^(\w+)", said)
         for number, line in enumerate(self.text.splitlines(), 1):
             if any(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", line.partition("#")[0]) for word in quoted):
                 return f", line {number}"
