@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -20,10 +23,10 @@ def qcfs() -> nn.Module:
     return _trained(lambda: QCFS(4, v_threshold=2.0))
 
 
-def _trained(activation) -> nn.Module:
+def _trained(activation: Callable[[], nn.Module]) -> nn.Module:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     train = np.arange(len(digits.target)) % 5 > 0  # the part "train" of --data digits
     x = torch.from_numpy(np.rint(digits.images[train] * (255 / 16)) / 255).float()[:, None]
     y = torch.from_numpy(digits.target[train])
