@@ -43,7 +43,7 @@ RECIPES = {
 }
 """Recipes and their options, written here so that completion and the check of names need no torch."""
 CODES = ("sorted", "weighted", "onset")
-"""A copy of `parspike.neurons.CODES`, and `TABLES` one of `parspike.sweep.result.SUFFIXES`; a test compares them."""
+"""A copy of `parspike.neurons.CODES`, and `TABLES` one of `parspike.tables.SUFFIXES`; a test compares them."""
 TABLES = (".csv", ".json", ".md", ".tex", ".png", ".svg", ".pdf")
 NET, DATA, HOW, OUT = Panel.NETWORK, Panel.DATA, Panel.CONVERSION, Panel.OUTPUT
 
