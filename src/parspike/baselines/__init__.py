@@ -8,6 +8,19 @@ comparison needs. What differs from the authors' program (pooling, the last laye
 """
 
 from parspike.baselines.base import Baseline
+from parspike.baselines.bn_recal import BNRecal
+from parspike.baselines.ftbc import FTBC
 from parspike.baselines.max_norm import MaxNorm
+from parspike.baselines.opt import OPT
+from parspike.baselines.phase import Phase
+from parspike.baselines.qcfs_if import QCFSIF
+from parspike.baselines.rmp import RMP
+from parspike.baselines.rnl import RNL
+from parspike.baselines.robust_norm import RobustNorm
+from parspike.baselines.snnc import SNNCAP, SNNCLP
+from parspike.baselines.tbc import TBC
 
-__all__ = ["Baseline", "MaxNorm"]
+__all__ = [
+    "FTBC", "OPT", "QCFSIF", "RMP", "RNL", "SNNCAP", "SNNCLP", "TBC", "BNRecal", "Baseline", "MaxNorm", "Phase",
+    "RobustNorm",
+]  # fmt: skip
