@@ -22,10 +22,9 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
         Recipe,
         Reconstruct,
         Thresholds,
-        recipe_from_json,
         recipe_to_json,
     )
-    from parspike.convert import convert
+    from parspike.convert import convert, recipe_from_json
     from parspike.engines import Run
     from parspike.file import load
     from parspike.graph import register
@@ -76,10 +75,8 @@ __all__ = [
 look_up_later(
     __name__,
     {
-        "calibrate": (
-            "DAQCFS", "Auto", "ClosedForm", "Recipe", "Reconstruct", "Thresholds", "recipe_from_json", "recipe_to_json",
-        ),
-        "convert": ("convert",),
+        "calibrate": ("DAQCFS", "Auto", "ClosedForm", "Recipe", "Reconstruct", "Thresholds", "recipe_to_json"),
+        "convert": ("convert", "recipe_from_json"),
         "engines": ("Run",),
         "file": ("load",),
         "graph": ("register",),

@@ -27,7 +27,7 @@ from parspike.snn import SNN
 from parspike.together import Together
 from parspike.version import __version__
 
-__all__ = ["convert"]
+__all__ = ["convert", "recipe_from_json"]
 
 
 def convert(

@@ -10,7 +10,8 @@ b = 2 is the weighted code (`Parallel("weighted")`) with θ = τ (1 − 2^−T).
 twice and reaches higher for one smallest step; it pays where activations are mostly small.
 
 Verified: the equations read in a public program. Ours: how τ and b are found, in turns, on an even subset of the network's
-activations: the best of a grid of τ for the present b, then of b for that τ, `rounds` times. Differs: the program has an
+activations: the best of a grid of τ for the present b, then of b for that τ, `rounds` times,
+begun with either. Differs: the program has an
 amplitude and a reset for each step too; here both are θ(t).
 """
 
@@ -51,7 +52,7 @@ class Phase(Baseline):
     makes: ClassVar[Kind | None] = Parallel("weighted")
     granularity: Granularity = "channel"
     base: float | None = None
-    rounds: int = 3
+    rounds: int = 2
 
     def __post_init__(self) -> None:
         check_granularity(self.granularity)
@@ -102,25 +103,30 @@ class Phase(Baseline):
         largest = a.amax(1)
         unit = unit_of(largest)
         a, largest = a / unit[:, None], torch.where(largest > 0, largest / unit, 1.0)
-        top, base = largest, torch.full_like(largest, self.base or 2.0)
-        least = torch.full_like(top, torch.inf)
-        for _ in range(self.rounds):
-            for share in SCALES:
-                top, base, least = _better(a, T, (largest * share, base), (top, base, least))
-            for one in BASES if self.base is None else ():
-                top, base, least = _better(a, T, (top, torch.full_like(base, one)), (top, base, least))
+        start = largest, torch.full_like(largest, self.base or 2.0), torch.full_like(largest, torch.inf)
+        best = start
+        for scale_first in (True, False):  # each way finds its own nearest best
+            now = start
+            for turn in range(2 * self.rounds):
+                if (turn % 2 == 0) == scale_first:
+                    for share in SCALES:
+                        now = _better(a, T, largest * share, now[1], now)
+                else:
+                    for one in BASES if self.base is None else ():
+                        now = _better(a, T, now[0], torch.full_like(largest, one), now)
+            less = now[2] < best[2]
+            best = tuple(torch.where(less, new, old) for new, old in zip(now, best, strict=True))
+        top, base, _ = best
         return torch.where(a.amax(1) > 0, top * unit, 0.0), base
 
 
-def _better(
-    a: Tensor, T: int, tried: tuple[Tensor, Tensor], best: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    top, base = tried
+def _better(a: Tensor, T: int, top: Tensor, base: Tensor, best: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of every row the better of (top, base) and the best so far, each (C,): top, base and squared error."""
     neuron = PhaseNeuron(T, (top / reach(base, T))[:, None], base[:, None])
     # Rows stand where a sample's channels do: (1, C, N) is a batch of one.
     error = (neuron(a[None])[0] - a).square().mean(1)
     less = error < best[2]
-    return torch.where(less, top, best[0]), torch.where(less, base, best[1]), torch.where(less, error, best[2])
+    return tuple(torch.where(less, new, old) for new, old in zip((top, base, error), best, strict=True))
 
 
 def reach(base: Tensor, T: int) -> Tensor:
