@@ -47,11 +47,13 @@ def network() -> nn.Module:
 
 
 def model_for(method: type[Baseline], levels: int = 4) -> nn.Module:
-    return with_qcfs(network(), levels, v_threshold="max", example=images()).eval() if method.needs_qcfs else network()
+    if not method.needs_qcfs:
+        return network()
+    return with_qcfs(network(), levels, v_threshold="max", example=images(), fused=False).eval()
 
 
 @cache
-def converted(method: type[Baseline], T: int = T, levels: int = 4, **options: Any) -> tuple[nn.Module, parspike.SNN]:
+def converted(method: type[Baseline], T: int = T, levels: int = 4, **options: Any) -> tuple[Any, parspike.SNN]:
     """A network and its conversion, which no test changes."""
     model = model_for(method, levels)
     return model, parspike.convert(model, images().split(8), T=T, recipe=method(**options))

@@ -18,9 +18,18 @@ from parspike.graph import Clip, Node, Quantised, Schedule, Stream, walk
 from parspike.neurons import IF, Dynamics, Kind, SpikingLayer
 
 __all__ = [
-    "Baseline", "batches_again", "check_number", "check_whole", "forward", "largest", "layers", "mean_output", "over_set",
-    "set_threshold", "teacher_walk",
-]  # fmt: skip
+    "Baseline",
+    "batches_again",
+    "check_number",
+    "check_whole",
+    "forward",
+    "largest",
+    "layers",
+    "mean_output",
+    "over_set",
+    "set_threshold",
+    "teacher_walk",
+]
 
 
 class Baseline(Recipe):
@@ -123,8 +132,11 @@ def mean_output(neuron: SpikingLayer, z: Tensor, T: int) -> Tensor:
 def over_set(
     lockstep: Lockstep, node: Node, measure: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 ) -> list[tuple[Tensor, ...]]:
-    """measure(a, z) of every batch of all processes, in order: a (B, …) what the teacher's activation at a node gives, z
-    (T or 1, B, …) the input current that the student's neurons there get."""
+    """measure(a, z) of every batch of all processes, in order.
+
+    a (B, …): what the teacher's activation at a node gives. z (T or 1, B, …): the input current that the student's
+    neurons there get.
+    """
     draft = lockstep.draft
     parts = [
         measure(draft.teacher(node, teacher.arguments(node)[0]), current(lockstep.course, node, student))

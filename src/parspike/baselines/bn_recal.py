@@ -1,21 +1,25 @@
-"""Re-estimated normalisation: Algorithm 1, then every channel gets back the mean and deviation that its network gave it.
+"""Re-estimated normalisation: Algorithm 1, then each channel gets back its mean and deviation.
 
-The successor of parallel conversion (2026) replaces, after Algorithm 1 of Hao et al. (the recipe `daqcfs`), the running
-mean and variance of every batch norm by those of what the spiking network sends there, layer after layer; then it learns
-one bias a channel, added to the membrane's sum over time.
+"Rethinking the spatiotemporal distribution for high-fidelity parallel ANN-to-SNN conversion", submission 16950 to
+ICLR 2026 (its authors are not named there), the successor of parallel conversion.
 
-Here batch norms are folded into the synapses before anything is calibrated, so each layer of neurons does it with what it
-has. Of every channel, with μ, σ the mean and deviation of the current z into the network's activation, and μ', σ' those of
-the current z' in the spiking network:
+After Algorithm 1 of Hao et al. (the recipe `daqcfs`) the running mean and variance of every batch norm are replaced
+by those of what the spiking network sends there, layer after layer; then one bias a channel is learned, added to the
+membrane's sum over time.
+
+Here batch norms are folded into the synapses before anything is calibrated, so each layer of neurons does it with
+what it has. Of every channel, with μ, σ the mean and deviation of the current z into the network's activation, and
+μ', σ' those of the current z' in the spiking network:
 
     z'' = (z' − μ') σ/σ' + μ,     which is θ ← θ σ'/σ, δ ← μ σ'/σ − μ', and amplitudes as they were
-    then a bias c a channel:      z'' + c with the least squared error of the activation, c from a grid of ± a level and a half
+    then a bias c a channel:      z'' + c of least squared error of the activation, c from a grid of ± 1.5 levels
 
-Verified: nothing more than the two steps (their summary; we did not read the paper in full). Derived: the equations
-above. A batch norm on new statistics gives mean β and deviation |γ|, which are those of the network's own current up to
-how well its running statistics fit the calibration images. Not sure, and different: theirs acts where each batch norm was,
-so before a shortcut is added; ours acts on the sum that the neurons get. Their bias is learned by gradient, layer by layer
-or from the outputs; ours is searched, layer by layer. Their δ stays, ours is replaced by the mean's correction.
+Verified: nothing more than the two steps, which their abstract names; we did not read the paper. Derived: the
+equations above. A batch norm on new statistics gives mean β and deviation |γ|, which are those of the network's own
+current up to how well its running statistics fit the calibration images. Not sure, and different: theirs acts where
+each batch norm was, so before a shortcut is added; ours acts on the sum that the neurons get. Their bias is learned
+by gradient, layer by layer or from the outputs; ours is searched, layer by layer. Their δ stays, ours is replaced by
+the mean's correction.
 """
 
 from __future__ import annotations
@@ -43,10 +47,10 @@ BIASES = tuple(round(0.05 * i, 2) for i in range(-30, 31))
 
 @dataclass(frozen=True)
 class BNRecal(Baseline):
-    """Parallel neurons by `daqcfs`, then every channel's mean and deviation restored. bias: a bias a channel after that."""
+    """Parallel neurons by `daqcfs`, then each channel's mean and deviation restored. bias: then a bias a channel."""
 
     name: ClassVar[str] = "bn-recal"
-    cite: ClassVar[str] = "successor of Hao et al., known from its summary, 2026"
+    cite: ClassVar[str] = "Rethinking the spatiotemporal distribution ..., submitted to ICLR 2026"
     makes: ClassVar[Kind | None] = Parallel()
     bias: bool = True
 

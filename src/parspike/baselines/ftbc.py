@@ -9,10 +9,11 @@ Wu, Bojkovic, Gu, Suo and Zou, "FTBC: Forward temporal bias correction for optim
 
 with a the network's activation, whose mean every single step shall send; b = 0 at first, α = 0.5, 10 batches.
 
-Verified: read in a public program that extends the code of SNNC and is taken to be the authors'. Its neurons were not seen, so
-whether SNNC's extra current θ/(2T) stays on is not known: here v(0) = θ/2 takes its place. Differs: their correction tests m > θ,
-ours m ≥ θ, as the network then runs. The paper corrects other methods' networks (QCFS, OPT, SNNC): here a QCFS layer keeps its
-threshold, and a ReLU layer gets the threshold that `thresholds` names, "mmse" as in SNNC or "max" as in OPT.
+Verified: read in a public program that extends the code of SNNC and is taken to be the authors'. Its neurons were not
+seen, so whether SNNC's extra current θ/(2T) stays on is not known: here v(0) = θ/2 takes its place. Differs: their
+correction tests m > θ, ours m ≥ θ, as the network then runs. The paper corrects other methods' networks (QCFS, OPT,
+SNNC): here a QCFS layer keeps its threshold, and a ReLU layer gets the threshold that `thresholds` names, "mmse" as
+in SNNC or "max" as in OPT.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ __all__ = ["FTBC"]
 
 @dataclass(frozen=True)
 class FTBC(Baseline):
-    """A bias for every step and channel. alpha: share of an error that a batch corrects. iterations: batches, 0 for none.
+    """A bias for every step and channel.
 
-    thresholds, granularity: of ReLU layers, "mmse" (least squared error) or "max", a "layer" or a "channel".
+    alpha: share of an error that a batch corrects. iterations: batches, 0 for none. thresholds, granularity: of ReLU
+    layers, "mmse" (least squared error) or "max", a "layer" or a "channel".
     """
 
     name: ClassVar[str] = "ftbc"

@@ -1,7 +1,7 @@
 """OPT: thresholds of the largest activation, and half a threshold of extra current over the T steps.
 
-Deng and Gu, "Optimal conversion of conventional artificial neural networks to spiking neural networks", ICLR 2021 (also
-called RTS or TS).
+Deng and Gu, "Optimal conversion of conventional artificial neural networks to spiking neural networks", ICLR 2021
+(also called RTS or TS).
 
     θ_l = largest activation of layer l over the set;   δ_l = θ_l/(2 T_ref)
     m = v + z + δ, one spike where m ≥ θ, v = m − θ, v(0) = 0
@@ -10,8 +10,8 @@ After T_ref steps δ has added θ/2, which turns the floor of the spike count in
 
 Verified: read in the authors' code (θ over the whole set, δ added at every step, `shift_snn` = 32 as their default).
 From memory: that the expected squared error is of the size θ²/(4T) and least at this shift. Differs: they train the
-network with ReLU clipped at one bound, which `parspike` leaves to the network given; their last layer spikes too, ours
-is read as it is; T_ref is T unless said otherwise, for which their theory is made.
+network with ReLU clipped at one bound, which `parspike` leaves to the network given; their last layer spikes too,
+ours is read as it is; T_ref is T unless said otherwise, for which their theory is made.
 """
 
 from __future__ import annotations

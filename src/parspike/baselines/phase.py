@@ -1,18 +1,19 @@
-"""Multi-granularity phase code: binary spikes whose weight falls from step to step, by a base fitted to the activations.
+"""Multi-granularity phase code: binary spikes whose weight falls from step to step, by a base that is fitted.
 
-Phase coding with weighted spikes is Kim, Kim, Huh, Lee and Choi (Neurocomputing 2018); a base fitted for each layer or
-channel is a later program's. With τ a scale and b a base for each layer or channel, and z̄ the mean input current:
+Spikes whose weight depends on their step: Kim, Kim, Huh, Lee and Choi, "Deep neural networks with weighted spikes",
+Neurocomputing 2018 (cited from memory). A base fitted for each layer or channel, the "grains", was read in a public
+program whose paper our notes do not name. With τ a scale and b a base for each layer or channel, and z̄ the mean
+input current:
 
     θ(t) = τ b^−(t+1), t = 0 … T−1;   m(0) = z̄ + τ 2^−(T+1)
     one spike where m(t) ≥ θ(t), m(t+1) = m(t) − θ(t) s(t);   mean output Σ θ(t) s(t)
 
-b = 2 is the weighted code (`Parallel("weighted")`) with θ = τ (1 − 2^−T). A smaller base spends some of the 2^T patterns
-twice and reaches higher for one smallest step; it pays where activations are mostly small.
+b = 2 is the weighted code (`Parallel("weighted")`) with θ = τ (1 − 2^−T). A smaller base spends some of the 2^T
+patterns twice and reaches higher for one smallest step; it pays where activations are mostly small.
 
-Verified: the equations read in a public program. Ours: how τ and b are found, in turns, on an even subset of the network's
-activations: the best of a grid of τ for the present b, then of b for that τ, `rounds` times,
-begun with either. Differs: the program has an
-amplitude and a reset for each step too; here both are θ(t).
+Verified: the equations, read in that program. Ours: how τ and b are found, in turns, on an even subset of the
+network's activations: the best of a grid of τ for the present b, then of b for that τ, `rounds` times, begun with
+either. Differs: the program has an amplitude and a reset for each step too; here both are θ(t).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Phase(Baseline):
     turns of the fit of scale and base."""
 
     name: ClassVar[str] = "phase"
-    cite: ClassVar[str] = "Kim et al., Neurocomputing 2018, with bases fitted as in a program of 2025"
+    cite: ClassVar[str] = "after Kim et al., Neurocomputing 2018"
     makes: ClassVar[Kind | None] = Parallel("weighted")
     granularity: Granularity = "channel"
     base: float | None = None
@@ -65,7 +66,9 @@ class Phase(Baseline):
             if isinstance(activation, Quantised):
                 theta = draft.graph.tensors[activation.v_threshold]
                 if not bool((theta > 0).all()):
-                    raise CalibrationError(f"layer '{draft.graph.by_name[name].layer}' has a threshold that is not above 0")
+                    raise CalibrationError(
+                        f"layer '{draft.graph.by_name[name].layer}' has a threshold that is not above 0"
+                    )
                 base = torch.full_like(theta, self.base or 2.0)
                 draft.neurons[name] = PhaseNeuron(draft.T, theta / reach(base, draft.T), base)
         for name, a in self._activations(draft, batches).items():
@@ -187,8 +190,8 @@ class PhaseNeuron(Neuron):
         return self.kind
 
     def extra_repr(self) -> str:
-        theta, base = self.v_threshold, self.base
-        return f"θ {float(theta.min()):.4g} … {float(theta.max()):.4g}, base {float(base.min()):.3g} … {float(base.max()):.3g}"
+        theta, base = ((float(x.min()), float(x.max())) for x in (self.v_threshold, self.base))
+        return f"θ {theta[0]:.4g} … {theta[1]:.4g}, base {base[0]:.3g} … {base[1]:.3g}"
 
     def config(self) -> dict[str, Any]:
         return {"kind": self.kind, "T": self.T}

@@ -7,9 +7,9 @@ networks", ICLR 2022.
     m = v + z, one spike where m ≥ θ, v = m − θ; weights as they are, T free of L
 
 Verified: read in the authors' code. For a constant current and T = L the neuron's mean output is a itself. Behind the
-first layer currents change over time, which costs accuracy at few steps ("unevenness"). Differs: they replace max-pools
-by mean pools before training (`with_qcfs(pool="avg")` does); a network with max-pools is taken too, where ours are f of
-the mean so far.
+first layer currents change over time, which costs accuracy at few steps ("unevenness"). Differs: they replace
+max-pools by mean pools before training (`with_qcfs(pool="avg")` does); a network with max-pools is taken too, where
+ours are f of the mean so far.
 """
 
 from __future__ import annotations

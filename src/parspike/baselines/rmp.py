@@ -1,14 +1,14 @@
 """RMP-SNN: neurons that keep what is left of their potential, thresholds found in the spiking network itself.
 
-Han, Srinivasan and Roy, "RMP-SNN: Residual membrane potential neuron for enabling deeper high-accuracy and low-latency
-spiking neural network", CVPR 2020.
+Han, Srinivasan and Roy, "RMP-SNN: Residual membrane potential neuron for enabling deeper high-accuracy and
+low-latency spiking neural network", CVPR 2020.
 
     m = v + z, one spike where m ≥ θ, v = m − θ (the reset that keeps the residual), v(0) = 0
     θ_l = α · max over time-steps and samples of z_l, in the spiking network whose earlier thresholds are set
 
-Verified: the reset (abstract). From memory, not verified: the rule for θ and its factor α, "about 0.7 to 0.9"; 0.8 is our
-middle of that. Differs: their input is Poisson spikes, ours a constant current; their networks have neither bias nor batch
-norm, here both are in z. The last layer has no neurons.
+Verified: the reset (abstract). From memory, not verified: the rule for θ and its factor α, "about 0.7 to 0.9"; 0.8 is
+our middle of that. Differs: their input is Poisson spikes, ours a constant current; their networks have neither bias
+nor batch norm, here both are in z. The last layer has no neurons.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """RNL: thresholds as a share of a running maximum, the rate norm layer of Ding et al., as far as no training is needed.
 
-Ding, Yu, Tian and Huang, "Optimal ANN-SNN conversion for fast and accurate inference in deep spiking neural networks",
-IJCAI 2021.
+Ding, Yu, Tian and Huang, "Optimal ANN-SNN conversion for fast and accurate inference in deep spiking neural
+networks", IJCAI 2021.
 
     r_l = clip(relu(z)/θ_l, 0, 1),   θ_l = max_l · sigmoid(p)
     max_l ← 0.9 max_l + 0.1 · (largest activation of the batch), begun with that of the first batch
     m = v + z, one spike where m ≥ θ, v = m − θ, v(0) = 0
 
-Verified: read in the authors' code (the layer, its average's momentum of 0.1, p = 10 at first). Not verified: how their
-average begins. Differs, and this is most of their method: they train the network with this layer, then p alone on a loss
-with labels and a "rate inference loss" that we only know from memory. This is what stands without training: p is one
-number for all layers. Their layers pass the rate r on, ours θ r, so that weights trained with ReLU stay as they are. Their θ
-is 1e-6 larger, against a division by 0; ours takes another threshold where a layer is silent.
+Verified: read in the authors' code (the layer, its average's momentum of 0.1, p = 10 at first). Not verified: how
+their average begins. Differs, and this is most of their method: they train the network with this layer, then p alone
+on a loss with labels and a "rate inference loss" that we only know from memory. This is what stands without training:
+p is one number for all layers. Their layers pass the rate r on, ours θ r, so that weights trained with ReLU stay as
+they are. Their θ is 1e-6 larger, against a division by 0; ours takes another threshold where a layer is silent.
 """
 
 from __future__ import annotations

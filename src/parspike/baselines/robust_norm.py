@@ -1,18 +1,18 @@
 """Robust normalisation: the threshold of a layer is a high percentile of its activations above zero.
 
-Rueckauer, Lungu, Hu, Pfeiffer and Liu, "Conversion of continuous-valued deep networks to efficient event-driven networks
-for image classification", Frontiers in Neuroscience 2017.
+Rueckauer, Lungu, Hu, Pfeiffer and Liu, "Conversion of continuous-valued deep networks to efficient event-driven
+networks for image classification", Frontiers in Neuroscience 2017.
 
     W ← W λ_{l−1}/λ_l, b ← b/λ_l, θ = 1      is the same as      θ_l = λ_l, W and b as they are,
 
-with λ_l the p-th percentile, p = 99.9, of the activations of layer l that are not zero. Constant input current, batch norm
-folded, m = v + z, one spike where m ≥ θ, v = m − θ, v(0) = 0.
+with λ_l the p-th percentile, p = 99.9, of the activations of layer l that are not zero. Constant input current, batch
+norm folded, m = v + z, one spike where m ≥ θ, v = m − θ, v(0) = 0.
 
-Verified: read in the code of the authors' toolbox (snn_toolbox: percentile over what is not zero, p = 99.9 as default, an
-optional p − 0.02·l for layer l, here `decline`). Differs: they take the percentile of a part of the set that fits into
-memory, and interpolate between two values; here it is the value of nearest rank over the whole set, in float32 (four
-passes, `calibrate.percentile.Selection`). Their max-pool passes on the input that has fired most; ours is f of the mean
-so far. The last layer has no neurons here.
+Verified: read in the code of the authors' toolbox (snn_toolbox: percentile over what is not zero, p = 99.9 as
+default, an optional p − 0.02·l for layer l, here `decline`). Differs: they take the percentile of a part of the set
+that fits into memory, and interpolate between two values; here it is the value of nearest rank over the whole set, in
+float32 (four passes, `calibrate.percentile.Selection`). Their max-pool passes on the input that has fired most; ours
+is f of the mean so far. The last layer has no neurons here.
 """
 
 from __future__ import annotations

@@ -1,28 +1,32 @@
 """SNNC: thresholds of least squared error, then biases, potentials and weights corrected layer by layer.
 
-Li, Deng, Dong, Gong and Gu, "A free lunch from ANN: Towards efficient, accurate spiking neural networks calibration", ICML
-2021 (and IJCV 2024, where the two pipelines are called LCP and ACP).
+Li, Deng, Dong, Gong and Gu, "A free lunch from ANN: Towards efficient, accurate spiking neural networks calibration",
+ICML 2021 (and IJCV 2024, where the two pipelines are called LCP and ACP).
 
 Neurons: m = v + z + θ/(2T), one spike where m ≥ θ, v = m − θ, v(0) = 0; batch norm folded.
 
-Threshold, of every batch:   θ* = argmin over θ in {a_max (1 − 0.01 i), i = 0 … 94} of mean (a − θ/T ⌊clip(a T/θ, 0, T)⌋)²
-    with a the network's activations; over the batches θ ← 0.9 θ + 0.1 θ*, begun with the first.
-Light pipeline (`snnc-lp`), layer after layer:      b_c ← b_c + mean(a) − mean(s̄),  means over samples and places of channel c
-Advanced pipeline (`snnc-ap`):
-    weights W of each layer:                min ‖a − θ/T ⌊clip((W x̄ + b) T/θ, 0, T)⌋‖²   by Adam, rate falling as a cosine to 0
-    then layer after layer, each neuron:    v(0) = T (mean(a) − mean(s̄)),   means over samples
-with a the original network's activation, s̄ what the spiking neurons send on average over T steps and x̄ what the layer
-receives on average, both with all earlier layers corrected; what is added to W x̄ in front of the neuron is added before
-the clip; ⌊·⌋ passes the gradient on as if it were not there.
+Threshold of every batch, a being the network's activations; over the batches θ ← 0.9 θ + 0.1 θ*, begun with the first:
+    θ* = argmin over θ in {a_max (1 − 0.01 i), i = 0 … 94} of the mean of (a − θ/T ⌊clip(a T/θ, 0, T)⌋)²
+Light pipeline (`snnc-lp`), layer after layer, means over samples and places of channel c:
+    b_c ← b_c + mean(a) − mean(s̄)
+Advanced pipeline (`snnc-ap`), weights W of each layer by Adam, its rate falling to 0 as a cosine:
+    min ‖a − θ/T ⌊clip((W x̄ + b) T/θ, 0, T)⌋‖²
+then layer after layer, of each neuron, means over samples:
+    v(0) = T (mean(a) − mean(s̄))
+with a the original network's activation, s̄ what the spiking neurons send on average over T steps and x̄ what the
+layer receives on average, both with all earlier layers corrected; what is added to W x̄ in front of the neuron is
+added before the clip; ⌊·⌋ passes the gradient on as if it were not there.
 
-Verified: read in the authors' code, thresholds a layer as in their scripts (a channel as an option, which their code has).
-Kept as read: neither ⌊·⌋ above contains the shift θ/(2T) that the neurons have. Differs:
+Verified: read in the authors' code, thresholds a layer as in their scripts (a channel as an option, which their code
+has). Kept as read: neither ⌊·⌋ above contains the shift θ/(2T) that the neurons have. Differs:
 - Means are over the whole calibration set, theirs over one batch of it. The error of a θ is that of at most 2^18
   activations of a batch, evenly chosen.
-- The bias stands in the neurons, where it does the same. The layer of the outputs has no neurons here and stays as it is.
+- The bias stands in the neurons, where it does the same. The layer of the outputs has no neurons here and stays as it
+  is.
 - Of several weights that are added up in front of one layer of neurons, the last is fitted, and only where it is a
-  convolution or linear layer with nothing but additions behind it. Their defaults are 5,000 to 10,000 steps of a rate of
-  1e-5 to 4e-5, ours `steps` = 100, which fits in minutes. On CIFAR their script corrects potentials alone: steps = 0.
+  convolution or linear layer with nothing but additions behind it. Their defaults are 5,000 to 10,000 steps of a rate
+  of 1e-5 to 4e-5, ours `steps` = 100, which fits in minutes. On CIFAR their script corrects potentials alone,
+  as steps=0 does.
 - Max-pools of theirs are mean pools; ours are f of the mean so far.
 """
 
@@ -37,7 +41,14 @@ import torch
 from torch import Tensor, nn
 
 from parspike.baselines.base import (
-    Baseline, check_number, check_whole, layers, mean_output, over_set, set_threshold, teacher_walk,
+    Baseline,
+    check_number,
+    check_whole,
+    layers,
+    mean_output,
+    over_set,
+    set_threshold,
+    teacher_walk,
 )  # fmt: skip
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.channels import by_channel, node_shape, spread, unit_of
@@ -81,7 +92,9 @@ class SNNCLP(Baseline):
         for node, neuron in layers(draft, "biases"):
             if isinstance(neuron, IntegrateFire):
                 for _ in range(self.rounds):
-                    lacking = _lacking(lockstep, node, neuron, lambda x, node=node: by_channel(x, node).double().mean(1))
+                    lacking = _lacking(
+                        lockstep, node, neuron, lambda x, node=node: by_channel(x, node).double().mean(1)
+                    )
                     bias = neuron.bias.data + node_shape(lacking, node).to(neuron.bias)[None]
                     neuron.bias = nn.Parameter(bias, requires_grad=False)
 
@@ -114,14 +127,15 @@ class SNNCAP(Baseline):
         _start(draft, batches, self.granularity, self.momentum)
         if self.steps:
             lockstep = Lockstep(draft, batches)
-            synapses = [node for node in draft.graph.nodes if refittable(draft.graph, node)]
-            last = {way[-1].name: way for node in synapses if (way := _way(draft, node))}
-            fitted = [way for node in synapses if (way := _way(draft, node)) and last[way[-1].name] is not None]
-            fitted = [way for way in fitted if last[way[-1].name][0] is way[0]]
-            for done, way in enumerate(fitted):
-                draft.progress("weights", done, len(fitted))
+            ways: dict[str, list[Node]] = {}  # by the neurons: of several synapses before them, the last
+            for node in draft.graph.nodes:
+                if refittable(draft.graph, node) and (way := _way(draft, node)) is not None:
+                    ways.pop(way[-1].name, None)
+                    ways[way[-1].name] = way
+            for done, way in enumerate(ways.values()):
+                draft.progress("weights", done, len(ways))
                 self._weights(draft, lockstep, way)
-            draft.progress("weights", len(fitted), len(fitted))
+            draft.progress("weights", len(ways), len(ways))
         lockstep = Lockstep(draft, batches)
         for node, neuron in layers(draft, "potentials"):
             if isinstance(neuron, IntegrateFire):
@@ -143,8 +157,8 @@ class SNNCAP(Baseline):
             a = draft.teacher(neurons, stream.arguments(neurons)[0])
             parts.append((a, *(lockstep.course.mean(ref, student.env[ref]) for ref in sources)))
         parts = lockstep.batches.gather(parts)
-        theta, start = draft.neurons[neurons.name].v_threshold, draft.tensors[path]
-        weight = start.clone().requires_grad_()
+        fires: Any = draft.neurons[neurons.name]
+        theta, weight = fires.v_threshold, draft.tensors[path].clone().requires_grad_()
         optimiser = torch.optim.Adam([weight], lr=self.rate)
         generator = torch.Generator().manual_seed(torch.initial_seed() % 2**31)
         sizes = draft.graph.example
@@ -235,8 +249,8 @@ def _lacking(lockstep: Lockstep, node: Node, neuron: IntegrateFire, mean: Any) -
     parts = over_set(lockstep, node, measure)
     if len({part[0].shape for part in parts}) > 1:
         raise CalibrationError(
-            f"layer '{node.layer}' has inputs of several sizes, and 'snnc-ap' gives every neuron a potential of its own: "
-            "give calibration images of one size, or take 'snnc-lp'"
+            f"layer '{node.layer}' has inputs of several sizes, and 'snnc-ap' gives every neuron a potential of its "
+            "own: give calibration images of one size, or take 'snnc-lp'"
         )
     total = sum((part[1] for part in parts), torch.zeros(()))
     return sum((part[0] * (part[1] / total) for part in parts), torch.zeros_like(parts[0][0]))

@@ -1,24 +1,25 @@
 """TBC: channel thresholds that rise until little is cut off, and an output that is read late.
 
-Bu, Li and Yu, "Inference-scale complexity in ANN-SNN conversion for high-performance and low-power applications", CVPR 2025
-(arXiv 2409.03368, first as "Training-free conversion of pretrained ANNs to SNNs"; also called local threshold balancing).
+Bu, Li and Yu, "Inference-scale complexity in ANN-SNN conversion for high-performance and low-power applications",
+CVPR 2025 (arXiv 2409.03368, first as "Training-free conversion of pretrained ANNs to SNNs"; also called local
+threshold balancing).
 
 Of each channel, from θ = 0 on, for one batch after the other and all layers in one forward pass:
 
     θ ← θ + 2 · mean(max(a − θ, 0)),     then the layer gives min(a, θ), with the new θ
 
-which is gradient ascent on what θ cuts off squared. θ never falls, and comes to the channel's largest activation in the end,
-so the number of iterations is the method's knob: fewer are better at few steps, more at many.
+which is gradient ascent on what θ cuts off squared. θ never falls, and comes to the channel's largest activation in
+the end, so the number of iterations is the method's knob: fewer are better at few steps, more at many.
 
-Neurons: m = v + z, one spike where m > θ, v = m − θ, v(0) = θ/2.
-Reading: t0 = sum over layers of (θ − v(0)) / (the largest of the neurons' mean activations), the steps until the first spikes
-have come through. The output is the mean of the steps after t0, or of the last 4 where T < t0 + 4.
+Neurons: m = v + z, one spike where m > θ, v = m − θ, v(0) = θ/2. Reading: t0 = sum over layers of (θ − v(0)) / (the
+largest of the neurons' mean activations), the steps until the first spikes have come through. The output is the mean
+of the steps after t0, or of the last 4 where T < t0 + 4.
 
-Verified: the rule, v(0) and the spike test read in the authors' code (which has the mean, the paper a sum); t0, its rule and
-"1,000 iterations of 100 images" read in the paper; their notebook takes 12. Derived: with one θ a channel the delay of a layer
-is the least of its neurons', which for one θ a layer is the formula above. Differs: they put a max-pool before the neuron,
-ours is f of the mean so far. A layer of QCFS keeps the threshold that it was trained with; theirs is found anew. m > θ is
-m ≥ the next number above θ, which the reset then takes off.
+Verified: the rule, v(0) and the spike test read in the authors' code (which has the mean, the paper a sum); t0, its
+rule and "1,000 iterations of 100 images" read in the paper; their notebook takes 12. Derived: with one θ a channel
+the delay of a layer is the least of its neurons', which for one θ a layer is the formula above. Differs: they put a
+max-pool before the neuron, ours is f of the mean so far. A layer of QCFS keeps the threshold that it was trained
+with; theirs is found anew. m > θ is m ≥ the next number above θ, which the reset then takes off.
 """
 
 from __future__ import annotations
