@@ -102,7 +102,7 @@ class TestEveryMethod:
     def test_the_levels_are_those_that_it_can_send(self, method: type[Baseline]) -> None:
         snn = converted(method)[1]
         for layer, count in snn.run(images(24), record=True).counts.items():
-            neuron = next(n for name, n in snn.neurons().items() if snn.graph.by_name[name].layer == layer)
+            neuron: Any = next(n for name, n in snn.neurons().items() if snn.graph.by_name[name].layer == layer)
             levels = neuron.levels_in(T) if snn.over_time else snn.counting()[next(iter(snn.counting()))].levels
             assert 0 < int(count.max()) <= levels
 

@@ -158,6 +158,11 @@ def quantised(levels: int = 4) -> Any:
     return with_qcfs(dense(), levels, v_threshold="max", example=data(), fused=False).eval()
 
 
+@cache
+def quantised_plan(kind: Any) -> Any:
+    return parspike.plan(quantised(), data(2), neuron=kind)
+
+
 class TestQCFSIF:
     @pytest.mark.parametrize("T", [1, 4, 16])
     def test_on_a_constant_input_it_is_the_quantised_network(self, T: int) -> None:
@@ -310,11 +315,12 @@ class TestFTBC:
     def test_with_no_bias_it_is_an_if_neuron(self) -> None:
         x = data(20, seed=3)
         ftbc, plain = (
-            parspike.convert(quantised(), data(), T=6, recipe=recipe) for recipe in (FTBC(iterations=0), QCFSIF())
+            parspike.convert(quantised_plan(recipe.makes), data(), T=6, recipe=recipe)
+            for recipe in (FTBC(iterations=0), QCFSIF())
         )
         runs = [snn.run(x, record=True) for snn in (ftbc, plain)]
         assert all(torch.equal(runs[0].spikes[layer], runs[1].spikes[layer]) for layer in runs[0].spikes)
-        corrected = parspike.convert(quantised(), data(), T=6, recipe=FTBC()).run(x, record=True)
+        corrected = parspike.convert(quantised_plan(FTBC.makes), data(), T=6, recipe=FTBC()).run(x, record=True)
         assert any(not torch.equal(corrected.spikes[layer], runs[1].spikes[layer]) for layer in corrected.spikes)
 
     def test_biases_by_hand(self) -> None:
@@ -471,7 +477,7 @@ class TestPhase:
 class TestEveryMethod:
     @pytest.mark.parametrize("method", [m for m in METHODS if m not in (Phase, BNRecal)], ids=lambda m: m.name)
     def test_a_qcfs_layer_keeps_its_trained_threshold(self, method: type[Baseline]) -> None:
-        snn = parspike.convert(quantised(), data(), T=4, recipe=method())
+        snn = parspike.convert(quantised_plan(method.makes), data(), T=4, recipe=method())
         for neuron, trained in zip(snn.neurons().values(), (quantised()[1], quantised()[3]), strict=True):
             assert isinstance(neuron, IntegrateFire)
             assert torch.equal(neuron.v_threshold.flatten(), trained.v_threshold.flatten())
@@ -525,7 +531,7 @@ def test_options_are_checked_when_a_recipe_is_made(make: Any, word: str) -> None
 def test_methods_that_correct_with_data_ask_for_them() -> None:
     for recipe in (SNNCLP(), SNNCAP(), FTBC()):
         with pytest.raises(CalibrationError, match=recipe.name):
-            parspike.convert(quantised(), example=data(2), T=4, recipe=recipe)
+            parspike.convert(quantised_plan(recipe.makes), T=4, recipe=recipe)
 
 
 def test_names_are_known_before_anything_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
