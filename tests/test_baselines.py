@@ -47,11 +47,13 @@ def network() -> nn.Module:
 
 
 def model_for(method: type[Baseline], levels: int = 4) -> nn.Module:
-    return with_qcfs(network(), levels, v_threshold="max", example=images()).eval() if method.needs_qcfs else network()
+    if not method.needs_qcfs:
+        return network()
+    return with_qcfs(network(), levels, v_threshold="max", example=images(), fused=False).eval()
 
 
 @cache
-def converted(method: type[Baseline], T: int = T, levels: int = 4, **options: Any) -> tuple[nn.Module, parspike.SNN]:
+def converted(method: type[Baseline], T: int = T, levels: int = 4, **options: Any) -> tuple[Any, parspike.SNN]:
     """A network and its conversion, which no test changes."""
     model = model_for(method, levels)
     return model, parspike.convert(model, images().split(8), T=T, recipe=method(**options))
@@ -100,7 +102,7 @@ class TestEveryMethod:
     def test_the_levels_are_those_that_it_can_send(self, method: type[Baseline]) -> None:
         snn = converted(method)[1]
         for layer, count in snn.run(images(24), record=True).counts.items():
-            neuron = next(n for name, n in snn.neurons().items() if snn.graph.by_name[name].layer == layer)
+            neuron: Any = next(n for name, n in snn.neurons().items() if snn.graph.by_name[name].layer == layer)
             levels = neuron.levels_in(T) if snn.over_time else snn.counting()[next(iter(snn.counting()))].levels
             assert 0 < int(count.max()) <= levels
 

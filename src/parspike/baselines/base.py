@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from parspike.calibrate import Batches, Draft, Recipe
-from parspike.errors import CalibrationError, OptionError
-from parspike.graph import Clip, Quantised
-from parspike.graph.ops import ENCODE
-from parspike.neurons import IF, Kind
+import torch
+from torch import Tensor
 
-__all__ = ["Baseline", "Own"]
+from parspike.calibrate import Batches, Draft, Recipe
+from parspike.calibrate.channels import above_zero, node_shape
+from parspike.calibrate.lockstep import Lockstep, pair_of
+from parspike.calibrate.student import Course
+from parspike.errors import CalibrationError, OptionError
+from parspike.graph import Clip, Node, Quantised, Schedule, Stream, walk
+from parspike.graph.ops import ENCODE
+from parspike.neurons import IF, Dynamics, Kind, SpikingLayer
+
+__all__ = [
+    "Baseline",
+    "Own",
+    "batches_again",
+    "check_number",
+    "check_whole",
+    "forward",
+    "largest",
+    "layers",
+    "mean_output",
+    "over_set",
+    "set_threshold",
+    "teacher_walk",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +85,129 @@ class Baseline(Recipe):
                 )
             )
         if batches is None and not all(isinstance(a, Quantised) for a in draft.activations.values()):
-            raise CalibrationError(f"recipe '{self.name}' needs data: pass calibration= (images, no labels)")
+            self.data(batches)
         self.fill(draft, batches)
 
     @abstractmethod
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         """Fill `draft.neurons`, and `draft.simulation` where not all of T steps are read. batches: None only where all
         activations are QCFS and the caller gave none."""
+
+    def data(self, batches: Batches | None) -> Batches:
+        """The batches. Raises `CalibrationError` where the caller gave none."""
+        if batches is None:
+            raise CalibrationError(f"recipe '{self.name}' needs data: pass calibration= (images, no labels)")
+        return batches
+
+
+def check_number(value: object, name: str, low: float, high: float, *, low_too: bool = False) -> None:
+    """Raise `OptionError` unless a number lies above `low` (or is `low`, with low_too) and is at most `high`."""
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not fits or not (low <= value if low_too else low < value) or not value <= high:  # pyright: ignore[reportOperatorIssue]
+        least = f"{'at least' if low_too else 'above'} {low:g}"
+        most = "" if high == float("inf") else f" and at most {high:g}"
+        raise OptionError(f"{name} must be a number {least}{most}, got {value!r}")
+
+
+def check_whole(value: object, name: str, least: int = 1) -> None:
+    """Raise `OptionError` unless a value is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def set_threshold(draft: Draft, name: str, theta: Tensor) -> None:
+    """New neurons at a node with the thresholds θ (C,), or one of them for all channels.
+
+    A layer with QCFS activation keeps the threshold that it was trained with. A threshold that no activation of the
+    calibration data reaches above 0 becomes the layer's largest, see `calibrate.channels.above_zero`.
+    """
+    node = draft.graph.by_name[name]
+    if isinstance(draft.activations[name], Quantised):
+        return
+    if not bool(theta.isfinite().all()):
+        raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
+    theta = above_zero(theta.reshape(-1).expand(node.channels), draft.T)
+    draft.neurons[name] = draft.student.neuron(draft, node, node_shape(theta, node), 0.0)
+
+
+def layers(draft: Draft, what: str) -> Iterator[tuple[Node, SpikingLayer]]:
+    """The layers of neurons in running order, with their progress told. what: the work, in words."""
+    nodes = [node for node in draft.graph.nodes if node.name in draft.neurons]
+    for done, node in enumerate(nodes):
+        draft.progress(what, done, len(nodes))
+        yield node, draft.neurons[node.name]
+    draft.progress(what, len(nodes), len(nodes))
+
+
+def current(course: Course, node: Node, student: Stream) -> Tensor:
+    """The input current of the neurons at a node in the student, step by step (T, B, …), or (1, B, …) where it is the
+    same at every step."""
+    return course.over_time(node.refs[0], student.env[node.refs[0]])
+
+
+def mean_output(neuron: SpikingLayer, z: Tensor, T: int) -> Tensor:
+    """What neurons with a state send on average over T steps for the input current z (T or 1, B, …): (B, …)."""
+    if not isinstance(neuron, Dynamics):
+        raise TypeError(f"neurons of the kind '{neuron.kind}' have no state")
+    return neuron.advance(None, z.expand(T, *z.shape[1:]))[1].mean(0)
+
+
+def over_set(
+    lockstep: Lockstep, node: Node, measure: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+) -> list[tuple[Tensor, ...]]:
+    """measure(a, z) of every batch of all processes, in order.
+
+    a (B, …): what the teacher's activation at a node gives. z (T or 1, B, …): the input current that the student's
+    neurons there get.
+    """
+    draft = lockstep.draft
+    parts = [
+        measure(draft.teacher(node, teacher.arguments(node)[0]), current(lockstep.course, node, student))
+        for teacher, student in lockstep.visit(node)
+    ]
+    return lockstep.batches.gather(parts)
+
+
+def teacher_walk(draft: Draft, env: dict[str, Tensor], at: Callable[[Node, Tensor], Tensor]) -> None:
+    """One batch through the network without spikes. at(node, a): what an activation gives instead of a."""
+    graph = draft.graph
+
+    def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
+        return [at(node, draft.teacher(node, args))]
+
+    stream = Stream(dict(env), graph.tensors, graph.sizes(env))
+    walk(Schedule.of(graph.nodes, graph.outputs), [stream], dict.fromkeys(draft.activations, fire))
+
+
+def forward(draft: Draft, env: dict[str, Tensor], before: Callable[[Node, Tensor, Tensor], None]) -> None:
+    """One batch through teacher and student. before(node, a, z): called before neurons fire, which it may change; a the
+    teacher's activation (B, …), z the input current (T or 1, B, …)."""
+    course, pair = draft.student.course(draft), pair_of(draft, env)
+    hooks = course.hooks(pair, draft.teacher)
+
+    def fire(node: Node, of_teacher: tuple[Any, ...], of_student: tuple[Any, ...]) -> Any:
+        before(node, draft.teacher(node, of_teacher), current(course, node, pair[1]))
+        return hooks[node.name](node, of_teacher, of_student)
+
+    schedule = Schedule.of(draft.graph.nodes, draft.graph.outputs)
+    walk(schedule, pair, {**hooks, **dict.fromkeys(draft.neurons, fire)})
+
+
+def batches_again(draft: Draft, batches: Batches, number: int, what: str) -> Iterator[dict[str, Tensor]]:
+    """So many batches, in every process the same, since each step depends on the one before; the set begins anew where
+    it ends. what: the work, in words."""
+    done = 0
+    while done < number:
+        for env in batches.everywhere():
+            draft.progress(what, done, number)
+            yield env
+            done += 1
+            if done == number:
+                break
+    draft.progress(what, number, number)
+    batches.samples()  # the record of a conversion counts the whole set, of which a few batches may have been enough
+
+
+def largest(parts: list[tuple[Tensor, ...]]) -> Tensor:
+    """The largest of what `over_set` measured."""
+    return torch.stack([part[0] for part in parts]).amax(0)

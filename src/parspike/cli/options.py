@@ -40,6 +40,17 @@ RECIPES = {
     "ecmt": ("thresholds", "mode", "granularity", "fires"),
     "dcgs": ("thresholds", "mode", "granularity"),
     "adafire": ("most", "wanted", "share", "granularity"),
+    "robust-norm": ("percentile", "decline"),
+    "rmp": ("alpha",),
+    "opt": ("T_ref", "granularity"),
+    "rnl": ("p", "momentum"),
+    "qcfs-if": (),
+    "snnc-lp": ("granularity", "momentum", "rounds"),
+    "snnc-ap": ("granularity", "momentum", "steps", "batch_size", "rate"),
+    "tbc": ("iterations", "delay"),
+    "ftbc": ("alpha", "iterations", "thresholds", "granularity"),
+    "bn-recal": ("bias",),
+    "phase": ("granularity", "base", "rounds"),
 }
 """Recipes and their options, written here so that completion and the check of names need no torch."""
 CODES = ("sorted", "weighted", "onset")

@@ -1,0 +1,134 @@
+"""TBC: channel thresholds that rise until little is cut off, and an output that is read late.
+
+Bu, Li and Yu, "Inference-scale complexity in ANN-SNN conversion for high-performance and low-power applications",
+CVPR 2025 (arXiv 2409.03368, first as "Training-free conversion of pretrained ANNs to SNNs"; also called local
+threshold balancing).
+
+Of each channel, from θ = 0 on, for one batch after the other and all layers in one forward pass:
+
+    θ ← θ + 2 · mean(max(a − θ, 0)),     then the layer gives min(a, θ), with the new θ
+
+which is gradient ascent on what θ cuts off squared. θ never falls, and comes to the channel's largest activation in
+the end, so the number of iterations is the method's knob: fewer are better at few steps, more at many.
+
+Neurons: m = v + z, one spike where m > θ, v = m − θ, v(0) = θ/2. Reading: t0 = sum over layers of (θ − v(0)) / (the
+largest of the neurons' mean activations), the steps until the first spikes have come through. The output is the mean
+of the steps after t0, or of the last 4 where T < t0 + 4.
+
+Verified: the rule, v(0) and the spike test read in the authors' code (which has the mean, the paper a sum); t0, its
+rule and "1,000 iterations of 100 images" read in the paper; their notebook takes 12. Derived: with one θ a channel
+the delay of a layer is the least of its neurons', which for one θ a layer is the formula above. Differs: they put a
+max-pool before the neuron, ours is f of the mean so far. A layer of QCFS keeps the threshold that it was trained
+with; theirs is found anew. m > θ is m ≥ the next number above θ, which the reset then takes off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from parspike.baselines.base import Baseline, batches_again, check_whole, set_threshold, teacher_walk
+from parspike.calibrate import Batches, Draft
+from parspike.calibrate.channels import channel_mean, node_shape
+from parspike.calibrate.daqcfs import initial_neurons
+from parspike.errors import CalibrationError, OptionError
+from parspike.graph import Clip, Node
+from parspike.neurons import IF, IntegrateFire, Kind, Simulation
+
+__all__ = ["TBC"]
+
+LAST = 4
+"""Steps read where the network is too short for its delay."""
+
+
+@dataclass(frozen=True)
+class TBC(Baseline):
+    """Channel thresholds by so many iterations, each on one batch; v(0) = θ/2. delay: read the steps after t0 alone."""
+
+    name: ClassVar[str] = "tbc"
+    cite: ClassVar[str] = "Bu, Li and Yu, CVPR 2025"
+    makes: ClassVar[Kind | None] = IF(v_init="half")
+    iterations: int = 100
+    delay: bool = True
+
+    def __post_init__(self) -> None:
+        check_whole(self.iterations, "iterations")
+        if not isinstance(self.delay, bool):
+            raise OptionError(f"delay must be True or False, got {self.delay!r}")
+
+    def fill(self, draft: Draft, batches: Batches | None) -> None:
+        initial_neurons(draft, batches, None)
+        if batches is None:
+            return
+        found = {
+            name: torch.zeros(()) for name, a in draft.activations.items() if isinstance(a, Clip)
+        }  # θ (C,) after the first batch
+
+        def rise(node: Node, a: Tensor) -> Tensor:
+            if node.name not in found:
+                return a
+            theta = found[node.name].to(a)
+            theta = theta if theta.dim() else theta.expand(node.channels)
+            bound = node_shape(theta, node)
+            theta = theta + 2 * channel_mean((a - bound).clamp(min=0), node)
+            if not bool(theta.isfinite().all()):
+                raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
+            found[node.name] = theta
+            return torch.minimum(a, node_shape(theta, node))
+
+        if found:
+            for env in batches_again(draft, batches, self.iterations, "thresholds"):
+                teacher_walk(draft, env, rise)
+        for name, theta in found.items():
+            set_threshold(draft, name, theta)
+        if self.delay:
+            draft.simulation = Simulation(draft.T, read=_read(draft.T, self._delay(draft, batches)))
+        for name in found:
+            neuron = draft.neurons[name]
+            if isinstance(neuron, IntegrateFire):
+                theta = neuron.v_threshold.data
+                neuron.v_threshold.data = torch.nextafter(theta, torch.full_like(theta, torch.inf))
+
+    def _delay(self, draft: Draft, batches: Batches) -> float:
+        """t0, in steps."""
+        names = list(draft.activations)
+        parts: list[tuple[Tensor, ...]] = []
+        for env in batches:
+            sums: dict[str, Tensor] = {}
+
+            def record(node: Node, a: Tensor, sums: dict[str, Tensor] = sums) -> Tensor:
+                sums[node.name] = a.sum(node.batch_dim or 0)
+                return a
+
+            teacher_walk(draft, env, record)
+            count = torch.tensor(float(len(next(iter(env.values())))))
+            parts.append((count, *(sums[name] for name in names)))
+        # Images of several sizes have no neurons in common: the means are then over those of each size.
+        alike: dict[Any, list[tuple[Tensor, ...]]] = {}
+        for part in batches.gather(parts):
+            alike.setdefault(tuple(x.shape for x in part), []).append(part)
+        total = 0.0
+        for position, name in enumerate(names, 1):
+            neuron = draft.neurons[name]
+            waits = [
+                _wait(neuron, sum(part[position] for part in of_size) / sum(float(part[0]) for part in of_size))
+                for of_size in alike.values()
+                if isinstance(neuron, IntegrateFire)
+            ]
+            finite = [wait for wait in waits if wait < float("inf")]
+            total += min(finite, default=0.0)  # a layer that never fires is not waited for
+        return total
+
+
+def _wait(neuron: IntegrateFire, mean: Any) -> float:
+    """Steps until the quickest neuron of a layer fires, from the mean activations of its neurons (…)."""
+    return float(((neuron.v_threshold - neuron.v_init) / mean).min())
+
+
+def _read(T: int, delay: float) -> int:
+    """How many of the last steps are read, 0 for all."""
+    read = min(T, LAST) if delay + LAST > T else T - int(delay)
+    return 0 if read == T else read
