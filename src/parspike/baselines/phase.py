@@ -39,7 +39,7 @@ BASES = tuple(1.2 + 0.02 * i for i in range(61))
 """Bases tried, 1.2 … 2.4."""
 SCALES = tuple(float(f) for f in torch.logspace(-0.7, 0.3, 41))
 """Largest outputs tried, as shares of the largest activation."""
-MOST = 1 << 14
+MOST = 1 << 13
 """Activations that a fit is made from, of a layer and batch, at most."""
 
 
