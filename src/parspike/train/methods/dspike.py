@@ -83,19 +83,17 @@ class Dspike(Direct):
             raise OptionError("method dspike changes single weights, which --strategy fsdp divides: take ddp")
         number = min(self.probes or weight.numel(), weight.numel())
         probes = torch.linspace(0, weight.numel() - 1, number, device=weight.device).round().long()
-        wanted = _differences(weight, probes, self.epsilon, loss)
         now = float(surrogates[0].temperature)
-        best, nearest = now, -2.0
-        for temperature in (now, now - self.change, now + self.change):  # of equally good ones the present one stays
-            if temperature <= 0:
-                continue
-            for surrogate in surrogates:
-                surrogate.temperature.fill_(temperature)
-            (gradient,) = torch.autograd.grad(value, weight, retain_graph=True)
-            similarity = float(F.cosine_similarity(gradient.flatten()[probes], wanted, dim=0))
-            if similarity > nearest:
-                best, nearest = temperature, similarity
-        return best
+        gradients: dict[float, Tensor] = {}
+        for temperature in (now, now - self.change, now + self.change):
+            if temperature > 0:
+                for surrogate in surrogates:  # the backward pass alone asks for it
+                    surrogate.temperature.fill_(temperature)
+                (gradient,) = torch.autograd.grad(value, weight, retain_graph=True)
+                gradients[temperature] = gradient.flatten()[probes]
+        wanted = _differences(weight, probes, self.epsilon, loss)
+        # Of equally good ones the first, which is the present one.
+        return max(gradients, key=lambda b: float(F.cosine_similarity(gradients[b], wanted, dim=0)))
 
 
 class DspikeSurrogate(nn.Module):
@@ -111,6 +109,9 @@ class DspikeSurrogate(nn.Module):
         b = self.temperature.to(d.dtype)
         inside = b * (1 - torch.tanh(b * d).square()) / (2 * torch.tanh(b / 2))
         return inside * (d.abs() <= 0.5)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature.item():.3g}"
 
 
 @torch.no_grad()
