@@ -48,7 +48,7 @@ def _typed(value: Any, known: Any, where: str) -> Any:
         "str": str, "bool": bool, "int": int, "float": (int, float), "int | None": (int, type(None)),
         "float | str": (int, float, str), "tuple[float, ...]": tuple,
     }  # fmt: skip
-    if not isinstance(value, kinds[wanted]) or (isinstance(value, bool) and wanted != "bool"):
+    if not isinstance(value, kinds.get(wanted, object)) or (isinstance(value, bool) and wanted != "bool"):
         raise OptionError(f"{where} = {value!r}: expected {wanted}")
     return float(value) if wanted.startswith("float") and not isinstance(value, str) else value
 

@@ -7,18 +7,19 @@
 `docs/training.md` has a table of them.
 """
 
-# In the order in which messages list them.
+# isort: off (in the order in which messages list them)
 from parspike.train.methods.base import METHODS, Direct, Group, Method, method_from
-from parspike.train.methods.qcfs import QCFSMethod  # isort: skip
-from parspike.train.methods.relu import ReLUMethod  # isort: skip
-from parspike.train.methods.stbp import STBP  # isort: skip
-from parspike.train.methods.tdbn import TdBN  # isort: skip
-from parspike.train.methods.recdis import RecDisStyle  # isort: skip
-from parspike.train.methods.dspike import Dspike  # isort: skip
-from parspike.train.methods.glif import GLIF  # isort: skip
-from parspike.train.methods.tab import TAB  # isort: skip
-from parspike.train.methods.tet import TET  # isort: skip
-from parspike.train.methods.psn import PSN, MaskedPSN, SlidingPSN  # isort: skip
+from parspike.train.methods.qcfs import QCFSMethod
+from parspike.train.methods.relu import ReLUMethod
+from parspike.train.methods.stbp import STBP
+from parspike.train.methods.tdbn import TdBN
+from parspike.train.methods.recdis import RecDisStyle
+from parspike.train.methods.dspike import Dspike
+from parspike.train.methods.glif import GLIF
+from parspike.train.methods.tab import TAB
+from parspike.train.methods.tet import TET
+from parspike.train.methods.psn import PSN, MaskedPSN, SlidingPSN
+# isort: on
 
 __all__ = [
     "GLIF",

@@ -177,4 +177,3 @@ def swapped(network: nn.Module, kind: type[nn.Module], make: Callable[[str, Any]
                 made[id(module)] = make(name, module)
             setattr(network.get_submodule(parent), last, made[id(module)])
     return len(made)
-

@@ -9,9 +9,9 @@ NeurIPS 2021.
     u(t) = τ u(t−1) (1 − s(t−1)) + x(t),   s(t) = [u(t) ≥ θ],   loss = cross-entropy(mean over t of the output)
 
 Verified: the surrogate was read in three third-party codes, the search in the paper's algorithm as quoted by a
-reproduction. From memory: one b for all layers, starting at 1 with Δ = 0.2 (low confidence), τ = 0.25, θ = 0.5 and ≥. Our
-choices: ε = 0.05, and that g is computed for `probes` weights spread evenly over the first layer, since each costs two
-passes; probes = 0 takes all of them as the paper does. The batch norms here act over time and batch together.
+reproduction. From memory: one b for all layers, starting at 1 with Δ = 0.2 (low confidence), τ = 0.25, θ = 0.5 and ≥.
+Our choices: ε = 0.05, and that g is computed for `probes` weights spread evenly over the first layer, since each costs
+two passes; probes = 0 takes all of them, as the paper does. The batch norms here act over time and batch together.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _first_weight(network: nn.Module) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
     layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     handles = [
-        module.register_forward_pre_hook(lambda module, args: found.append(module.weight))
+        module.register_forward_pre_hook(lambda module, args: found.append(module.weight))  # pyright: ignore[reportArgumentType]
         for module in network.modules() if isinstance(module, layers)
     ]  # fmt: skip
     try:

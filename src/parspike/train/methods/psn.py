@@ -11,7 +11,7 @@ Long-term Dependencies", NeurIPS 2023.
     ∂s/∂H = (α/2)/(1 + (π α H/2)²), α = 2;   loss = cross-entropy(mean over t of the output)
 
 Verified: equations, start values (W uniform within ±1/√T, w = …, 1/4, 1/2, 1, β = −1) and surrogate were read in
-SpikingJelly, whose authors wrote the paper. That λ grows linearly over training is theirs; by one step an epoch is ours.
+SpikingJelly, whose authors wrote the paper. That λ grows linearly over training is theirs; a step an epoch is ours.
 Some of their recipes use the loss of TET or mixed images; here it is the cross-entropy. A masked-psn that stops
 early (optimiser.patience) keeps the λ of that epoch and is not masked strictly.
 """
@@ -141,7 +141,7 @@ class MaskedPSNNeuron(nn.Module):
 
 
 class SlidingPSNNeuron(nn.Module):
-    """PSN with the same weights at every step. weight: (order,), the last one for the present step. bias: one number."""
+    """PSN with the same weights at each step. weight: (order,), the last one for the present step. bias: one number."""
 
     def __init__(self, T: int, order: int) -> None:
         super().__init__()

@@ -7,8 +7,8 @@ which the surrogate is not 0; gradient mismatch). The formulas below are from me
 loss of Ding et al. (CVPR 2019) for binary networks; factors and weight are our choice. What is measured with this
 file are figures of "RecDis-style", never of RecDis.
 
-    per channel, over time, batch and space: m and d the mean and the standard deviation of u − θ, w = 1/2 the half width
-    of the window
+    per channel, over time, batch and space: m and d the mean and the standard deviation of u − θ;
+    w = 1/2 the half width of the window
     penalty = weight · Σ over layers of the mean over channels of
               relu(|m| − k₁ d)² + relu(k₂ d − w)² + relu(w − |m| − k₃ d)²
     u(t) = τ u(t−1) (1 − s(t−1)) + x(t),   s(t) = [u(t) > θ],   ∂s/∂u = [|u − θ| < w]   (as stbp)
@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from parspike.errors import OptionError
 from parspike.train.direct import lif, over_steps, widened
 from parspike.train.fields import above, at_least, within
 from parspike.train.methods.base import Direct
@@ -50,7 +51,8 @@ class RecDisStyle(Direct):
         within("activation.tau", self.tau, 0, 1)
         above("activation.v_threshold", self.v_threshold)
         at_least("activation.weight", self.weight, 0)
-        within("activation.spread: its length", len(self.spread), 3, 3)
+        if len(self.spread) != 3:
+            raise OptionError(f"activation.spread = {self.spread}: give k₁, k₂ and k₃")
 
     def neurons(self, start: float | Tensor) -> nn.Module:
         """`RecDisNeuron`."""

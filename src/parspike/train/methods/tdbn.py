@@ -55,7 +55,7 @@ class TdBN(Direct):
     def network(self, base: nn.Module, example: Any) -> nn.Module:
         """With a `ThresholdNorm` for each batch norm. Raises `InputError` where there is none."""
         if example is None:
-            raise OptionError("method tdbn needs example=, a batch of inputs: batch norms before an addition get α = 1/√2")
+            raise OptionError("method tdbn needs example=, a batch of inputs, to find batch norms before additions")
         return self._normed(super().network(base, example), example)
 
     def restored(self, base: nn.Module, example: Any, shapes: Mapping[str, Size]) -> nn.Module:
