@@ -7,7 +7,8 @@
 `docs/training.md` has a table of them.
 """
 
-# isort: off (in the order in which messages list them)
+# Methods are imported in the order in which messages list them.
+# isort: off
 from parspike.train.methods.base import METHODS, Direct, Group, Method, method_from
 from parspike.train.methods.qcfs import QCFSMethod
 from parspike.train.methods.relu import ReLUMethod
