@@ -63,6 +63,8 @@ class Dspike(Direct):
 
     def before_epoch(self, network: nn.Module, epoch: int, epochs: int, batch: Batch) -> None:
         """Search the temperature. Raises `OptionError` where weights are divided over devices (fsdp)."""
+        if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
+            raise OptionError("method dspike changes single weights, which --strategy fsdp divides: take ddp")
         x, y = batch()
         with _buffers_kept(network):
             temperature = self._search(network, x, y)
@@ -79,8 +81,6 @@ class Dspike(Direct):
         with _first_weight(network) as found:
             value = loss()
         weight = found[0]
-        if isinstance(weight, DTensor):
-            raise OptionError("method dspike changes single weights, which --strategy fsdp divides: take ddp")
         number = min(self.probes or weight.numel(), weight.numel())
         probes = torch.linspace(0, weight.numel() - 1, number, device=weight.device).round().long()
         now = float(surrogates[0].temperature)
