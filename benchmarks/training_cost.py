@@ -79,6 +79,11 @@ def peak(kind: str, args: argparse.Namespace) -> int:
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated()
+    return most_alive(step)
+
+
+def most_alive(step: Callable[[], None]) -> int:
+    """Bytes of tensors that a step makes and that are alive at its worst moment, on the CPU."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:

@@ -102,9 +102,7 @@ def train(
     """Train a network whose activations are QCFS, so that it converts without loss."""
     from parspike.train.recipe import load_recipe
 
-    made = load_recipe(recipe).replace(_changes(change))
-    if network is not None:
-        made = made.replace({"network": network})
+    changes = _changes(change) | ({} if network is None else {"network": network})
     _check_folder(output, resume)
     number = devices if devices == "auto" else _number("--devices", devices)
     for given in {data, test_data or data}:
@@ -112,6 +110,7 @@ def train(
             checks.images(given, None)
     if weights is not None:
         checks.file(weights, "--from")
+    made = load_recipe(recipe).replace(changes)
     import torch
 
     from parspike.cli.images import unlike_folders

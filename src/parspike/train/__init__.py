@@ -1,5 +1,7 @@
 """Networks made for conversion: QCFS in place of the activations, and a loop that trains them.
 
+The same loop trains spiking neurons directly, for comparison: `train/methods` has one file a method.
+
     with_qcfs    any network → the same with trainable QCFS activations
     load_recipe  a readable file → TrainingRecipe
     fit          TrainingRecipe, network, data → weights, on one device or many (extra: train)
@@ -20,18 +22,21 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.train.hub import Hub, HubStream
     from parspike.train.loop import DivergedError, Result, fit
     from parspike.train.make import load_trained, make_network
+    from parspike.train.methods import METHODS, Method
     from parspike.train.ondemand import Decoder, OnDemand
     from parspike.train.recipe import TrainingRecipe, load_recipe, recipe_names
     from parspike.train.replace import with_qcfs
 
 __all__ = [
     "LIF",
+    "METHODS",
     "Arrays",
     "Decoder",
     "Devices",
     "DivergedError",
     "Hub",
     "HubStream",
+    "Method",
     "OnDemand",
     "Result",
     "TrainQCFS",
@@ -56,6 +61,7 @@ look_up_later(
         "hub": ("Hub", "HubStream"),
         "loop": ("DivergedError", "Result", "fit"),
         "make": ("load_trained", "make_network"),
+        "methods": ("METHODS", "Method"),
         "pretrained": (),
         "ondemand": ("Decoder", "OnDemand"),
         "recipe": ("TrainingRecipe", "load_recipe", "recipe_names"),

@@ -1,8 +1,7 @@
-"""Direct training with surrogate gradients (STBP), as the comparison that the paper makes.
+"""Direct training: a network that runs over T time-steps, and the leaky integrate-and-fire neuron.
 
-Wu et al. 2018 and 2019; equations as in the code of STBP-simple. Time is in the batch, (T·B, …), so the
-network between the neurons runs as it is, and its batch norms take their statistics over time and batch together,
-as tdBN does (Zheng et al. 2021).
+Time is in the batch, (T·B, …), so the network between the neurons runs as it is, and its batch norms take their
+statistics over time and batch together. Which neuron, norm and loss: one file a method in `train/methods`.
 """
 
 from __future__ import annotations
@@ -14,66 +13,83 @@ from torch import Tensor, nn
 
 from parspike.errors import InputError, OptionError
 from parspike.train.replace import replace_activations
+from parspike.train.surrogate import Rectangle, Surrogate, spike
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["LIF", "OverTime", "with_lif"]
-
-HALF_WIDTH = 0.5
-"""Of the rectangle that stands for the derivative of the spike."""
+__all__ = ["LIF", "OverTime", "lif", "over_steps", "widened", "with_lif"]
 
 
-class _Spike(torch.autograd.Function):
-    """H(x) forward, a rectangle of area 1 around 0 backward."""
+def over_steps(x: Float[Tensor, "T*B ..."], T: int) -> Float[Tensor, "T B ..."]:
+    """Time, folded into the first dimension, as a dimension of its own. Raises `InputError` if T does not divide it."""
+    if len(x) % T:
+        raise InputError(f"{len(x)} rows are no multiple of T = {T}: the first dimension must be T·B")
+    return x.unflatten(0, (T, -1))
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return (x > 0).to(x.dtype)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grads[0] * (x.abs() < HALF_WIDTH) / (2 * HALF_WIDTH)
+def widened(x: Tensor) -> Tensor:
+    """Half precision as float32, since a potential rounded to 8 bits meets its threshold at other inputs."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def lif(
+    x: Float[Tensor, "T B ..."], tau: float, v_threshold: float, surrogate: Surrogate, at_threshold: bool = False
+) -> tuple[list[Tensor], list[Tensor]]:
+    """u(t) = τ u(t−1) (1 − s(t−1)) + x(t),  s(t) = H(u(t) − θ),  u(0) = s(0) = 0: the spikes and the potentials u of
+    each step.
+
+    A spike resets the potential to 0 (hard reset); gradients pass through the reset too, as in the code of STBP-simple.
+    """
+    u, s, potentials, spikes = None, None, [], []
+    for current in x:
+        u = current if u is None or s is None else tau * u * (1 - s) + current
+        s = spike(u - v_threshold, surrogate, at_threshold=at_threshold)
+        potentials.append(u)
+        spikes.append(s)
+    return spikes, potentials
 
 
 class LIF(nn.Module):
-    """u(t) = τ u(t−1) (1 − s(t−1)) + x(t),  s(t) = H(u(t) − θ), from (T·B, …) to spikes of the same shape.
+    """Leaky integrate-and-fire neurons with hard reset, see `lif`: from (T·B, …) to spikes of the same shape.
 
-    T: time-steps. tau: the leak τ. v_threshold: θ. Gradients pass through the reset too.
+    T: time-steps. tau: the leak τ. v_threshold: θ. surrogate: what stands for the derivative of a spike.
+    at_threshold: whether u = θ is a spike.
     """
 
-    def __init__(self, T: int, tau: float = 0.25, v_threshold: float = 0.5) -> None:
+    def __init__(
+        self, T: int, tau: float = 0.25, v_threshold: float = 0.5, surrogate: Surrogate | None = None,
+        at_threshold: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         if T < 1 or not 0 <= tau <= 1 or not v_threshold > 0:
             raise OptionError(f"T = {T}, tau = {tau}, v_threshold = {v_threshold}: T ≥ 1, 0 ≤ tau ≤ 1, v_threshold > 0")
         self.T, self.tau, self.v_threshold = T, tau, v_threshold
+        self.surrogate, self.at_threshold = surrogate or Rectangle(), at_threshold
 
     def forward(self, x: Float[Tensor, "T*B ..."]) -> Float[Tensor, "T*B ..."]:
-        if len(x) % self.T:
-            raise InputError(f"{len(x)} rows are no multiple of T = {self.T}: the first dimension must be T·B")
-        u, spike, spikes = None, None, []
-        for current in x.unflatten(0, (self.T, -1)):
-            u = current if u is None or spike is None else self.tau * u * (1 - spike) + current
-            spike = _Spike.apply(u - self.v_threshold)
-            spikes.append(spike)
-        return torch.cat(spikes)
+        over_time = over_steps(widened(x), self.T)
+        spikes, _ = lif(over_time, self.tau, self.v_threshold, self.surrogate, self.at_threshold)
+        return torch.cat(spikes).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"T={self.T}, tau={self.tau:g}, v_threshold={self.v_threshold:g}"
 
 
 class OverTime(nn.Module):
-    """Runs a network of LIF neurons: the same input at every step, the output averaged over time."""
+    """Runs a network of spiking neurons: the same input at every step, the output averaged over time.
+
+    forward(x, per_step=True) gives the output of each step, (T, B, K): what some losses are computed of.
+    """
 
     def __init__(self, network: nn.Module, T: int) -> None:
         super().__init__()
         self.network, self.T = network, T
 
-    def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B K"]:
+    def forward(self, x: Float[Tensor, "B ..."], per_step: bool = False) -> Tensor:
         over_time = x.expand(self.T, *x.shape).flatten(0, 1)
-        return self.network(over_time).unflatten(0, (self.T, -1)).mean(0)
+        output = self.network(over_time).unflatten(0, (self.T, -1))
+        return output if per_step else output.mean(0)
 
 
 def with_lif(model: nn.Module, T: int, *, tau: float = 0.25, v_threshold: float = 0.5, example: Any = None) -> OverTime:

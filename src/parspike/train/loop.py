@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -125,9 +124,11 @@ class _Run:
         self.network = fabric.setup_module(network)
         parameters = list(network.parameters())
         # After the network, whose parameters the strategy may have replaced.
+        groups = recipe.activation.groups(network)
+        self.rates = [group.rate for group in groups]
         self.optimiser = fabric.setup_optimizers(torch.optim.SGD(
-            parameters, lr=options.lr, momentum=options.momentum,
-            nesterov=options.nesterov, weight_decay=options.weight_decay,
+            [{"params": g.parameters, "weight_decay": options.weight_decay if g.decay else 0.0} for g in groups],
+            lr=options.lr, momentum=options.momentum, nesterov=options.nesterov,
         ))  # fmt: skip
         self.sharded = any(isinstance(p, DTensor) for p in parameters)
         self.whole = [p for p in parameters if not isinstance(p, DTensor)] if self.sharded else []
@@ -159,6 +160,8 @@ class _Run:
         running: list[float] = []
         while self.state["step"] < total and not self.state["stopped"]:
             step = self.state["step"]
+            if step % self.steps_per_epoch == 0:
+                self._before_epoch(step)
             running.append(self._step(step))
             self.state["step"] = step = step + 1
             self.state["seconds"] = time.monotonic() - began
@@ -175,8 +178,9 @@ class _Run:
 
     def _step(self, step: int) -> float:
         options, fabric = self.recipe.optimiser, self.fabric
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(options.lr, step, self.total, options.warmup * self.steps_per_epoch)
+        rate = learning_rate(options.lr, step, self.total, options.warmup * self.steps_per_epoch)
+        for group, share in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = share * rate
         self.network.train()
         loss_sum = 0.0
         for part in range(options.accumulate):
@@ -194,6 +198,22 @@ class _Run:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return loss_sum / options.accumulate
+
+    def _before_epoch(self, step: int) -> None:
+        """What the method changes from epoch to epoch: a function of the network and of this epoch's first batch."""
+
+        def batch() -> tuple[Tensor, Tensor]:
+            reading = self.ahead.get((step, 0)) or self._read(step, 0)
+            self.ahead = {(step, 0): reading}  # the first step asks for it again
+            x, y = reading.result()
+            _seed(self.recipe.seed, step, 0, self.fabric.global_rank)
+            x = self._normalise(self.augment(x.to(self.fabric.device)))
+            # That of process 0, so that all draw the same conclusion.
+            return self.fabric.broadcast((x, y.to(self.fabric.device)))
+
+        self.network.train()
+        epoch = step // self.steps_per_epoch
+        self.recipe.activation.before_epoch(self.plain, epoch, self.recipe.optimiser.epochs, batch)
 
     def _batch(self, step: int, part: int) -> tuple[Tensor, Tensor]:
         x, y = (self.ahead.pop((step, part), None) or self._read(step, part)).result()
@@ -225,13 +245,17 @@ class _Run:
         return x.double() if self.recipe.precision == "64-true" else x
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
-        logits = self.network(x)
-        if logits.ndim != 2 or logits.shape[1] < self.recipe.data.classes:
+        method, classes = self.recipe.activation, self.recipe.data.classes
+        output = method.outputs(self.network, x)
+        leading = method.leading(len(x))
+        if output.shape[:-1] != leading or output.shape[-1] < classes:
+            expected = f"({'T, ' * (len(leading) - 1)}B, {classes})"
             raise InputError(
-                f"the network gives {tuple(logits.shape)}; expected logits (B, {self.recipe.data.classes}): "
+                f"the network gives {tuple(output.shape)}; expected logits {expected}: "
                 "set data.classes in the recipe or another last layer"
             )
-        return F.cross_entropy(logits.float(), y, label_smoothing=self.recipe.optimiser.label_smoothing)
+        loss = method.loss(output.float(), y, self.recipe.optimiser.label_smoothing)
+        return loss + method.penalty(self.plain)
 
     def _end_of_epoch(self, epoch: int, losses: list[float]) -> None:
         """Score, log, and see whether to stop early."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from parspike.errors import FileError, InputError
-from parspike.train.direct import with_lif
 from parspike.train.networks import build
 from parspike.train.recipe import TrainingRecipe
-from parspike.train.replace import with_qcfs
 
 __all__ = ["load_trained", "make_network"]
 
@@ -23,21 +23,19 @@ __all__ = ["load_trained", "make_network"]
 def make_network(recipe: TrainingRecipe, base: nn.Module | None = None, example: Any = None) -> nn.Module:
     """The network that a recipe trains: its own by name, or `base`, a ReLU network (perhaps trained already).
 
-    example: inputs, normalised; needed for thresholds from data and for networks that call activations as functions.
-    Weights are drawn from the recipe's seed; the global random state is left as it was.
+    example: inputs, normalised; needed for thresholds from data, for networks that call activations as functions and
+    by some methods. Weights are drawn from the recipe's seed; the global random state is left as it was.
     """
-    chosen = recipe.activation
+    with _drawn(recipe, base) as network:
+        return recipe.activation.network(network, example)
+
+
+@contextmanager
+def _drawn(recipe: TrainingRecipe, base: nn.Module | None) -> Iterator[nn.Module]:
+    """The ReLU network, with all that is drawn inside from the recipe's seed."""
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        network = build(recipe.network, recipe.data.classes) if base is None else base
-        if chosen.method == "relu":
-            return network
-        if chosen.method == "stbp":
-            return with_lif(network, chosen.T, example=example)
-        return with_qcfs(
-            network, chosen.levels, v_threshold=chosen.v_threshold, per_channel=chosen.per_channel,
-            window=chosen.window, pool=chosen.pool, example=example,
-        )  # fmt: skip
+        yield build(recipe.network, recipe.data.classes) if base is None else base
 
 
 def load_trained(weights: str | Path, base: nn.Module | None = None, example: Tensor | None = None) -> nn.Module:
@@ -54,10 +52,8 @@ def load_trained(weights: str | Path, base: nn.Module | None = None, example: Te
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileError(f"{path}: no weights of `parspike train` ({reason}); it also needs its .json") from error
-    if recipe.activation.per_channel and example is None:
-        raise InputError(f"{path} has thresholds a channel: pass example=, a batch of inputs, to find their shapes")
-    # The file has the thresholds: no data are needed to start them.
-    model = make_network(recipe.replace({"activation.v_threshold": 8.0}), base, example)
+    with _drawn(recipe, base) as network:
+        model = recipe.activation.restored(network, example, {name: tensor.shape for name, tensor in state.items()})
     expected = {name: t.shape for name, t in model.state_dict().items()}
     unlike = [n for n in expected.keys() | state.keys() if n not in state or expected.get(n) != state[n].shape]
     if unlike:

@@ -1,43 +1,37 @@
 """Recipes: everything that decides how a network is trained, as a file that can be read and changed.
 
-A recipe is TOML with one table for each class below; `parspike train cifar10-resnet20` takes the file of that name
-in this package, `parspike train my.toml` another.
+A recipe is TOML with one table for each class below, and the table [activation] for the method (`train/methods`);
+`parspike train cifar10-resnet20` takes the file of that name in this package, `parspike train my.toml` another.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parspike.errors import FileError, OptionError
+from parspike.train.fields import among, at_least, read
 
-__all__ = ["Activation", "Augment", "Data", "Optimiser", "TrainingRecipe", "load_recipe", "recipe_names"]
+if TYPE_CHECKING:
+    from parspike.train.methods import Method
+
+__all__ = ["Augment", "Data", "Optimiser", "TrainingRecipe", "load_recipe", "recipe_names"]
 
 FOLDER = Path(__file__).parent / "recipes"
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
-METHODS = ("qcfs", "relu", "stbp")
 
 
-@dataclass(frozen=True)
-class Activation:
-    """What stands in place of the network's activations. See `with_qcfs`; T and the rest are for method "stbp"."""
+def _method(values: Any, where: str) -> Method:
+    from parspike.train.methods import method_from  # brings torch, which a wrong command line need not wait for
 
-    method: str = "qcfs"
-    levels: int = 8
-    v_threshold: float | str = 8.0
-    per_channel: bool = False
-    window: str = "inner"
-    pool: str = "keep"
-    T: int = 4
+    return method_from(values, where)
 
-    def __post_init__(self) -> None:
-        _among("activation.method", self.method, METHODS)
-        _at_least("activation.levels", self.levels, 1)
-        _at_least("activation.T", self.T, 1)
+
+def _default_method() -> Method:
+    return _method({}, "")
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class Data:
     std: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        _at_least("data.classes", self.classes, 2)
+        at_least("data.classes", self.classes, 2)
 
 
 @dataclass(frozen=True)
@@ -71,9 +65,9 @@ class Augment:
     cutout: int = 0
 
     def __post_init__(self) -> None:
-        _among("augment.policy", self.policy, ("", "cifar10", "imagenet"))
+        among("augment.policy", self.policy, ("", "cifar10", "imagenet"))
         for name in ("crop_padding", "resized_crop", "jitter", "cutout"):
-            _at_least(f"augment.{name}", getattr(self, name), 0)
+            at_least(f"augment.{name}", getattr(self, name), 0)
 
 
 @dataclass(frozen=True)
@@ -98,9 +92,9 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
-            _at_least(f"optimiser.{name}", getattr(self, name), 1)
+            at_least(f"optimiser.{name}", getattr(self, name), 1)
         for name in ("momentum", "weight_decay", "warmup", "label_smoothing", "patience"):
-            _at_least(f"optimiser.{name}", getattr(self, name), 0)
+            at_least(f"optimiser.{name}", getattr(self, name), 0)
         if not self.lr > 0:
             raise OptionError(f"optimiser.lr = {self.lr}: it must be above 0")
         if self.nesterov and not self.momentum:
@@ -113,23 +107,26 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """One training. network: a name of `networks.NETWORKS`, or a SPEC. precision: as Lightning names them."""
+    """One training. network: a name of `networks.NETWORKS`, or a SPEC. precision: as Lightning names them.
+
+    activation: the method of training, whose name is the table's entry `method` (without one: qcfs), and its options.
+    """
 
     network: str
     about: str = ""
     seed: int = 0
     precision: str = "32-true"
-    activation: Activation = field(default_factory=Activation)
+    activation: Method = field(default_factory=_default_method, metadata={"read": _method})
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     optimiser: Optimiser = field(default_factory=Optimiser)
 
     def __post_init__(self) -> None:
-        _among("precision", self.precision, PRECISIONS)
+        among("precision", self.precision, PRECISIONS)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self)
+        return asdict(self) | {"activation": {"method": self.activation.name, **asdict(self.activation)}}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "the recipe") -> TrainingRecipe:
@@ -138,15 +135,17 @@ class TrainingRecipe:
         >>> TrainingRecipe.from_json({"network": "digits", "optimiser": {"epochs": 3}}).optimiser.epochs
         3
         """
-        return _read(cls, values, where)
+        return read(cls, values, where)
 
     def replace(self, assignments: Mapping[str, Any]) -> TrainingRecipe:
-        """The same with some entries changed, by dotted name.
+        """The same with some entries changed, by dotted name. Another `activation.method` begins with its own options.
 
         >>> TrainingRecipe("digits").replace({"optimiser.epochs": 3, "seed": 1}).optimiser.epochs
         3
         """
         values = self.to_json()
+        if assignments.get("activation.method", self.activation.name) != self.activation.name:
+            values["activation"] = {}
         for name, value in assignments.items():
             table, _, entry = name.rpartition(".")
             if table and not isinstance(values.get(table), dict):
@@ -157,7 +156,8 @@ class TrainingRecipe:
     def differences(self, other: TrainingRecipe) -> list[str]:
         """What two recipes don't agree in, one line an entry."""
         one, two = _flat(self.to_json()), _flat(other.to_json())
-        return [f"{name}: {one[name]!r} and {two[name]!r}" for name in one if one[name] != two[name]]
+        pairs = {name: (one.get(name, "(none)"), two.get(name, "(none)")) for name in one | two}
+        return [f"{name}: {now!r} and {then!r}" for name, (now, then) in pairs.items() if now != then]
 
 
 def recipe_names() -> list[str]:
@@ -184,53 +184,8 @@ def load_recipe(name: str | Path) -> TrainingRecipe:
         raise OptionError(f"{path}: not valid TOML: {error}") from error
 
 
-def _read(cls: Any, values: Any, where: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise OptionError(f"{where}: expected a table, got {values!r}")
-    known = {f.name: f for f in fields(cls)}
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        raise OptionError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
-    if missing := [
-        n for n, f in known.items() if n not in values and f.default is f.default_factory is dataclasses.MISSING
-    ]:
-        raise OptionError(f"{where}: {', '.join(missing)} is missing")
-    made = {}
-    for name, value in values.items():
-        default = known[name].default_factory
-        if isinstance(default, type) and dataclasses.is_dataclass(default):
-            made[name] = _read(default, value, f"{where}, [{name}]")
-        else:
-            made[name] = _typed(value, known[name], f"{where}: {name}")
-    return cls(**made)
-
-
-def _typed(value: Any, known: Any, where: str) -> Any:
-    """The value in the type of the field, told by the field's annotation."""
-    wanted = str(known.type)
-    if isinstance(value, list | tuple):
-        value = tuple(float(v) if isinstance(v, int | float) else v for v in value)
-    kinds = {
-        "str": str, "bool": bool, "int": int, "float": (int, float), "int | None": (int, type(None)),
-        "float | str": (int, float, str), "tuple[float, ...]": tuple,
-    }  # fmt: skip
-    if not isinstance(value, kinds[wanted]) or (isinstance(value, bool) and wanted != "bool"):
-        raise OptionError(f"{where} = {value!r}: expected {wanted}")
-    return float(value) if wanted.startswith("float") and not isinstance(value, str) else value
-
-
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in values.items():
         out |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
     return out
-
-
-def _among(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name} = {value!r}: choose one of {', '.join(c or '(none)' for c in choices)}")
-
-
-def _at_least(name: str, value: Any, least: int) -> None:
-    if not value >= least:
-        raise OptionError(f"{name} = {value!r}: it must be at least {least}")

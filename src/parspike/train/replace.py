@@ -65,7 +65,7 @@ class Activations:
     kept: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.replaced)} activations replaced by QCFS"]
+        lines = [f"{len(self.replaced)} activations replaced"]
         lines += [f"  {use.layer}: {use.function} at {use.source or 'unknown line'}" for use in self.replaced]
         return "\n".join(lines + [f"not replaced: {text}" for text in self.kept])
 

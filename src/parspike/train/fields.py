@@ -1,0 +1,77 @@
+"""Tables of a recipe → frozen dataclasses, with errors that name the place, what is known there and what was meant."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from parspike.errors import OptionError, meant
+
+__all__ = ["above", "among", "at_least", "read", "within"]
+
+
+def read(cls: Any, values: Any, where: str) -> Any:
+    """The dataclass `cls` from a table of its entries.
+
+    A field whose default is another dataclass is a table of its own; one with `metadata["read"]` is read by that.
+    """
+    if not isinstance(values, Mapping):
+        raise OptionError(f"{where}: expected a table, got {values!r}")
+    known = {f.name: f for f in fields(cls)}
+    if unknown := [name for name in values if name not in known]:
+        near = "".join(meant(name, known) for name in unknown)
+        raise OptionError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(known)}{near}")
+    if missing := [
+        n for n, f in known.items() if n not in values and f.default is f.default_factory is dataclasses.MISSING
+    ]:
+        raise OptionError(f"{where}: {', '.join(missing)} is missing")
+    made = {}
+    for name, value in values.items():
+        default, own = known[name].default_factory, known[name].metadata.get("read")
+        if own is not None:
+            made[name] = own(value, f"{where}, [{name}]")
+        elif isinstance(default, type) and dataclasses.is_dataclass(default):
+            made[name] = read(default, value, f"{where}, [{name}]")
+        else:
+            made[name] = _typed(value, known[name], f"{where}: {name}")
+    return cls(**made)
+
+
+def _typed(value: Any, known: Any, where: str) -> Any:
+    """The value in the type of the field, told by the field's annotation."""
+    wanted = str(known.type)
+    if isinstance(value, list | tuple):
+        value = tuple(float(v) if isinstance(v, int | float) else v for v in value)
+    kinds = {
+        "str": str, "bool": bool, "int": int, "float": (int, float), "int | None": (int, type(None)),
+        "float | str": (int, float, str), "tuple[float, ...]": tuple,
+    }  # fmt: skip
+    if not isinstance(value, kinds.get(wanted, object)) or (isinstance(value, bool) and wanted != "bool"):
+        raise OptionError(f"{where} = {value!r}: expected {wanted}")
+    return float(value) if wanted.startswith("float") and not isinstance(value, str) else value
+
+
+def among(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise `OptionError` unless the value is one of the choices."""
+    if value not in choices:
+        raise OptionError(f"{name} = {value!r}: choose one of {', '.join(c or '(none)' for c in choices)}")
+
+
+def at_least(name: str, value: Any, least: float) -> None:
+    """Raise `OptionError` unless the value is a number of at least `least`."""
+    if not value >= least:
+        raise OptionError(f"{name} = {value!r}: it must be at least {least}")
+
+
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Raise `OptionError` unless low ≤ value ≤ high."""
+    if not low <= value <= high:
+        raise OptionError(f"{name} = {value!r}: it must lie between {low} and {high}")
+
+
+def above(name: str, value: float, low: float = 0) -> None:
+    """Raise `OptionError` unless the value is above `low`."""
+    if not value > low:
+        raise OptionError(f"{name} = {value!r}: it must be above {low}")
