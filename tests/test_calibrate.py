@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import Quantised, Residual, made
-from torch import nn
+from torch import Tensor, nn
 
 import parspike
 from parspike.calibrate.batches import signature_of
@@ -385,3 +388,41 @@ def test_signature_of(model, item, signature):
 def test_what_is_no_network_is_one_clear_error(run):
     with pytest.raises(InputError, match="Module, got str"):
         run("net.pt", torch.ones(300, 5))
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+
+def trained_on(x: Tensor) -> nn.Module:
+    """A network whose batch norm has seen these samples."""
+    torch.manual_seed(0)
+    model: Any = Normed().train()
+    with torch.no_grad():
+        model(x)
+        model.bn.weight.uniform_(0.5, 2.0)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("scale", "warned"), [(1.0, False), (0.8, False), (1.25, False), (0.3, True), (200.0, True)])
+def test_samples_prepared_otherwise_than_in_training_are_told(scale: float, warned: bool) -> None:
+    x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = trained_on(x)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        parspike.convert(model, (x * scale).split(8), T=4, recipe="max")
+    told = [str(w.message) for w in said if "first batch norm" in str(w.message)]
+    assert bool(told) is warned
+    assert not told or f"{scale:.2g} times as wide" in told[0]
+
+
+def test_a_batch_norm_that_was_never_trained_says_nothing_of_samples() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = torch.randn(64, 3, 8, 8)
+        parspike.convert(Normed().eval(), (x * 50).split(8), T=4, recipe="max")

@@ -456,7 +456,7 @@ def test_a_misspelt_recipe_or_option_of_one(here: Path) -> None:
             '{"name": "daqcfs", "pases": 3}',
             "recipe 'daqcfs' has no option 'pases' (did you mean 'passes'?); it has momentum",
         ),
-        ("dacqfs", "there is no recipe 'dacqfs' (did you mean 'daqcfs'?): choose one of auto, "),
+        ("dacqfs", "there is no recipe 'dacqfs' (did you mean 'daqcfs'"),
     ):
         assert says in run(*common, wrong).stderr
         with pytest.raises(errors.OptionError) as caught:

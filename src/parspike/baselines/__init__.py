@@ -7,9 +7,15 @@ method walks the same graph, gets the same calibration images and is measured in
 comparison needs. What differs from the authors' program (pooling, the last layer, training) stands in its docstring.
 """
 
+from parspike.baselines.adafire import AdaFire
 from parspike.baselines.base import Baseline
 from parspike.baselines.bn_recal import BNRecal
+from parspike.baselines.burst import Burst
+from parspike.baselines.cos import COS
+from parspike.baselines.dcgs import DCGS
+from parspike.baselines.ecmt import ECMT
 from parspike.baselines.ftbc import FTBC
+from parspike.baselines.h_mt import HMT
 from parspike.baselines.max_norm import MaxNorm
 from parspike.baselines.opt import OPT
 from parspike.baselines.phase import Phase
@@ -17,10 +23,12 @@ from parspike.baselines.qcfs_if import QCFSIF
 from parspike.baselines.rmp import RMP
 from parspike.baselines.rnl import RNL
 from parspike.baselines.robust_norm import RobustNorm
+from parspike.baselines.snm import SNM
 from parspike.baselines.snnc import SNNCAP, SNNCLP
+from parspike.baselines.srp import SRP
 from parspike.baselines.tbc import TBC
 
 __all__ = [
-    "FTBC", "OPT", "QCFSIF", "RMP", "RNL", "SNNCAP", "SNNCLP", "TBC", "BNRecal", "Baseline", "MaxNorm", "Phase",
-    "RobustNorm",
+    "COS", "DCGS", "ECMT", "FTBC", "HMT", "OPT", "QCFSIF", "RMP", "RNL", "SNM", "SNNCAP", "SNNCLP", "SRP", "TBC",
+    "AdaFire", "BNRecal", "Baseline", "Burst", "MaxNorm", "Phase", "RobustNorm",
 ]  # fmt: skip

@@ -18,6 +18,8 @@ from parspike.together import Together
 __all__ = ["Batches", "arguments_of", "inputs_of", "labels_of", "readable_again", "signature_of"]
 
 DICT_KEYS = ("input", "inputs", "image", "images", "x", "pixel_values")
+SEEN = 32
+"""Samples of which the spread of a value is known well enough to see that they are prepared otherwise than others."""
 LABELS = ("label", "labels", "label_ids", "target", "targets")
 
 
@@ -133,6 +135,7 @@ class Batches:
         self.sizes: dict[int, int] = {}  # samples of every batch by its number, known after the first pass
         self.hash = ""  # of the inputs, known after the first pass
         self.varied = True  # whether any two samples differ, known after the first pass
+        self.first: list[dict[str, Tensor]] = []  # the first batches that were read, `SEEN` samples or more
 
     @property
     def length(self) -> int:
@@ -175,6 +178,8 @@ class Batches:
     def _pass(self, among: Together) -> Iterator[dict[str, Tensor]]:
         seen: dict[int, tuple[int, bytes, bytes]] = {}
         for number, env in self._read(among):
+            if sum(len(next(iter(read.values()))) for read in self.first) < SEEN:
+                self.first.append(env)
             if not self.sizes:
                 alike = all(bool((x == x[:1]).all()) for x in env.values())
                 one = _digest({name: x[:1] for name, x in env.items()}) if alike else b""

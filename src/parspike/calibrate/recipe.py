@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.student import ByCount, Student
 from parspike.errors import OptionError, meant
+from parspike.foreign import call_users, users_module
 from parspike.graph import Graph, Node, Quantised
 from parspike.graph.ops import Activation, call
 from parspike.neurons import Code, Kind, ParallelNeuron, Simulation, SpikingLayer, levels_of
@@ -25,6 +28,8 @@ Progress = Callable[[str, int, int], None]
 """progress(what, done, total)"""
 
 RECIPES: dict[str, type[Recipe]] = {}
+GROUP = "parspike.recipes"
+"""Entry points under which packages register recipes."""
 
 
 @dataclass
@@ -73,19 +78,28 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(ABC):
     """Base of the recipes: options, validated when made, and one method.
 
     name: what it is called in files and on the command line. makes: the kind of neurons that the recipe fills the draft
-    with, where it has neurons of its own; None: those that the caller of `convert` asks for.
+    with, where it has neurons of its own; None: those that the caller of `convert` asks for. one_size: whether it finds
+    parameters for every single neuron, so that the network takes inputs of the example's size alone.
     """
 
     name: ClassVar[str]
     makes: ClassVar[Kind | None] = None
+    one_size: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        if "name" in vars(cls):
-            RECIPES[cls.name] = cls
+        if "name" not in vars(cls):
+            return
+        known = RECIPES.get(cls.name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise OptionError(
+                f"{cls.__module__}.{cls.__qualname__}: there is a recipe '{cls.name}' already, "
+                f"{known.__module__}.{known.__qualname__}: give yours another name"
+            )
+        RECIPES[cls.name] = cls
 
     @abstractmethod
     def fit(self, draft: Draft, batches: Batches | None) -> None:
@@ -100,7 +114,10 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
 def recipe_from_json(value: str | Mapping[str, Any]) -> Recipe:
     """A recipe from its name, or from a JSON object (or its text) with "name" and options.
 
-    A mode of `Thresholds`, "max" or a percentile, may stand for its name.
+    A mode of `Thresholds`, "max" or a percentile, may stand for its name. A recipe of your own is named as
+    "file.py:Class" or "package.module:Class" (docs/own-method.md), or by the name that a package has registered under
+    the entry points "parspike.recipes". Raises `OptionError` for unknown names and options, and what
+    `foreign.users_module` raises.
 
     >>> recipe_from_json("99.9%")
     Thresholds(mode='99.9%', granularity='channel')
@@ -117,16 +134,55 @@ def recipe_from_json(value: str | Mapping[str, Any]) -> Recipe:
     mode = {}
     if share_of(name) is not None:
         mode, name = {"mode": name}, "thresholds"
-    if name not in RECIPES:
-        known = ", ".join(sorted(RECIPES))
-        raise OptionError(f"there is no recipe '{name}'{meant(name, RECIPES)}: choose one of {known}, or {MODES}")
-    fields = [field.name for field in dataclasses.fields(RECIPES[name])]
+    recipe = _named(name)
+    fields = [field.name for field in dataclasses.fields(recipe)]
     for option in options:
         if option not in fields:
             raise OptionError(
-                f"recipe '{name}' has no option '{option}'{meant(option, fields)}; it has {', '.join(fields)}"
+                f"recipe '{name}' has no option '{option}'{meant(option, fields)}; it has {', '.join(fields) or 'none'}"
             )
     try:
-        return RECIPES[name](**mode, **options)
+        return recipe(**mode, **options)
     except TypeError as error:
         raise OptionError(f"recipe '{name}': {error}") from error
+
+
+def _named(name: Any) -> type[Recipe]:
+    """The class of a recipe by its name, or by its place in the user's code."""
+    import parspike.baselines  # noqa: F401 (their names become known)
+
+    where, colon, wanted = str(name).rpartition(":")
+    if name in RECIPES:
+        return RECIPES[name]
+    if colon:
+        return _users(where, wanted)
+    points = entry_points(group=GROUP)
+    if name in points.names:
+        found = call_users(f"recipe '{name}'", points[name].load)
+        return _checked(found, f"recipe '{name}' of the entry points '{GROUP}'")
+    known = [*RECIPES, *points.names]
+    raise OptionError(
+        f"there is no recipe '{name}'{meant(name, known)}: choose one of {', '.join(sorted(known))}, or {MODES}, or "
+        "file.py:Class for your own"
+    )
+
+
+def _users(where: str, wanted: str) -> type[Recipe]:
+    said = f"recipe {where}:{wanted}"
+    module = users_module(where, said)
+    own = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Recipe) and "name" in vars(v)]
+    if wanted not in vars(module):
+        raise OptionError(
+            f"{said}: {where} has no '{wanted}'{meant(wanted, own)}; its recipes: {', '.join(own) or '–'}"
+        )
+    return _checked(vars(module)[wanted], said)
+
+
+def _checked(found: Any, said: str) -> type[Recipe]:
+    if not (isinstance(found, type) and issubclass(found, Recipe)):
+        raise OptionError(f"{said} is no subclass of parspike.Recipe")
+    if not isinstance(getattr(found, "name", None), str) or "__dataclass_fields__" not in vars(found):
+        raise OptionError(f'{said} needs name: ClassVar[str] = "…", and @dataclass(frozen=True) above the class')
+    if inspect.isabstract(found):
+        raise OptionError(f"{said} lacks {', '.join(sorted(found.__abstractmethods__))}")
+    return found

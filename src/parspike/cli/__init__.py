@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import parspike
-from parspike.cli import console, convert, data_check, demo, evaluate, plan, processes, sweep, train, tune
+from parspike.cli import bench, console, convert, data_check, demo, evaluate, plan, processes, sweep, train, tune
 from parspike.errors import ParspikeError
 
 __all__ = ["app", "main"]
@@ -109,6 +109,7 @@ for command, function, example in (
     ("eval", evaluate.evaluate, "net.parspike --data images/ --against net.py:make --weights net.pt"),
     ("tune", tune.tune, f"net.py:make {IMAGES} --drop 1.0"),
     ("sweep", sweep.sweep, f"net.py:make {IMAGES} --T 1,2,4,8 --out sweep.csv --out sweep.pdf"),
+    ("bench", bench.bench, "bench.toml --jobs 2 --out bench.md --out bench.pdf"),
     ("demo", demo.demo, "--json"),
     ("train", train.train, "cifar10-resnet20 --data cifar10.zip -o runs/one --set optimiser.epochs=30"),
 ):

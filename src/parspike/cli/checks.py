@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -160,10 +161,12 @@ def recipe(text: str | None, passes: int | None = None) -> None:
     name = value.pop("name", None)
     if name == "max" or str(name).endswith("%"):
         name = "thresholds"
+    if ":" in str(name) or name in entry_points(group="parspike.recipes").names:  # the user's own: torch is needed
+        return
     if name not in RECIPES:
         raise OptionError(
             f"there is no recipe '{name}'{meant(name, RECIPES)}: choose one of {', '.join(RECIPES)}, or 'max', or a "
-            "percentile such as '99.9%'"
+            "percentile such as '99.9%', or file.py:Class for your own"
         )
     for option in value:
         if option not in RECIPES[name]:

@@ -88,6 +88,14 @@ class Images:
             "save images.transpose(0, 3, 1, 2)"
         )
 
+    def without(self, other: Images, limit: int | None = None) -> Images:
+        """The images of the source that `other` does not have, at most `limit` of them, chosen by this one's seed."""
+        taken, rest = set(other.names), replace(self, limit=None, shuffle=True)
+        rest._order = [i for i in rest._order if self.source.names[i] not in taken][:limit]
+        if not self.shuffle:
+            rest._order.sort()
+        return rest
+
     def first(self) -> Tensor:
         """The first readable image, (C, H, W)."""
         return next(iter(replace(self, batch_size=1)))[0][0]

@@ -32,6 +32,14 @@ RECIPES = {
     "reconstruct": ("steps", "batch_size", "rate", "augment", "held_out", "features", "weigh", "checkpoint", "free"),
     "thresholds": ("mode", "granularity"),
     "max-norm": ("reset", "granularity"),
+    "snm": (),
+    "burst": ("most",),
+    "srp": ("probe",),
+    "cos": ("looks_at",),
+    "h-mt": ("thresholds", "mode", "granularity"),
+    "ecmt": ("thresholds", "mode", "granularity", "fires"),
+    "dcgs": ("thresholds", "mode", "granularity"),
+    "adafire": ("most", "wanted", "share", "granularity"),
     "robust-norm": ("percentile", "decline"),
     "rmp": ("alpha",),
     "opt": ("T_ref", "granularity"),
@@ -46,7 +54,7 @@ RECIPES = {
 }
 """Recipes and their options, written here so that completion and the check of names need no torch."""
 CODES = ("sorted", "weighted", "onset")
-"""A copy of `parspike.neurons.CODES`, and `TABLES` one of `parspike.sweep.result.SUFFIXES`; a test compares them."""
+"""A copy of `parspike.neurons.CODES`, and `TABLES` one of `parspike.tables.SUFFIXES`; a test compares them."""
 TABLES = (".csv", ".json", ".md", ".tex", ".png", ".svg", ".pdf")
 NET, DATA, HOW, OUT = Panel.NETWORK, Panel.DATA, Panel.CONVERSION, Panel.OUTPUT
 

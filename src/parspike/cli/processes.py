@@ -1,4 +1,4 @@
-"""`--devices N` and torchrun: processes that share the images of one command. Only rank 0 prints.
+"""`--devices N`, `--jobs N`, torchrun: processes that share the images or cells of one command. Only rank 0 prints.
 
 torch is imported inside, so that `--help` answers at once.
 """
@@ -35,11 +35,11 @@ Processes = Annotated[
 _joined: list[Together] = []
 
 
-def join(devices: int, check: Callable[[], object]) -> Together:
+def join(devices: int, check: Callable[[], object], option: str = "--devices") -> Together:
     """Join the processes of the command, or start them where torchrun has not.
 
-    check: refuses wrong options. It is called before torch is imported; by processes of torchrun after they have
-    joined, so that rank 0 alone prints the error.
+    option: where `devices` stands on the command line. check: refuses wrong options. It is called before torch is
+    imported; by processes of torchrun after they have joined, so that rank 0 alone prints the error.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started == 1:
@@ -53,7 +53,7 @@ def join(devices: int, check: Callable[[], object]) -> Together:
     if started == 1:
         return Together()
     if devices not in (1, started):
-        raise OptionError(f"--devices {devices}: torchrun has started {started} processes; leave it out")
+        raise OptionError(f"{option} {devices}: torchrun has started {started} processes; leave it out")
     # A process that ends is noticed at once; the long timeout is for rank 0 working alone (--operations).
     dist.init_process_group("gloo", timeout=timedelta(days=1))
     together = Together(dist.group.WORLD)

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import copy
 import importlib
-import importlib.util
 import inspect
 import pickle
 import re
-import sys
-import traceback
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -26,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from parspike.cli.console import FEW, few, warn
 from parspike.cli.preprocess import FILTERS, Preprocessing
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, meant
+from parspike.foreign import call_users, users_module
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -116,7 +114,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
 def _from_factory(spec: str, where: str, name: str) -> nn.Module:
     from torch import nn
 
-    module = _run_file(spec, Path(where)) if where.endswith(".py") else _import(spec, where)
+    module = users_module(where, f"SPEC {spec}")
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -126,7 +124,7 @@ def _from_factory(spec: str, where: str, name: str) -> nn.Module:
         return copy.deepcopy(found)  # eval() below must not reach the user's own object
     if not callable(found):
         raise OptionError(f"SPEC {spec}: {name} is a {type(found).__name__}; expected a function that makes a network")
-    model = _users_code(spec, found)
+    model = call_users(f"SPEC {spec}", found)
     if not isinstance(model, nn.Module):
         raise OptionError(f"SPEC {spec}: {name}() gave a {type(model).__name__}; expected a torch.nn.Module")
     return model
@@ -157,48 +155,11 @@ def _home(value: Any) -> str | None:
     return inspect.unwrap(getattr(value, "__func__", value)).__module__
 
 
-def _run_file(spec: str, path: Path) -> ModuleType:
-    found = importlib.util.spec_from_file_location(f"parspike_user_{path.stem}", path)
-    if found is None or found.loader is None:
-        raise FileError(f"SPEC {spec}: {path} is not a Python file")
-    module = importlib.util.module_from_spec(found)
-    # As `python file.py` does: its neighbours can be imported, and its classes find their module.
-    sys.path.insert(0, str(path.resolve().parent))
-    sys.modules[found.name] = module
-    _users_code(spec, lambda: found.loader.exec_module(module))  # pyright: ignore[reportOptionalMemberAccess]
-    return module
-
-
-def _import(spec: str, name: str) -> ModuleType:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a console script does not have it; `python -m` would
-    try:
-        return _users_code(spec, lambda: importlib.import_module(name))
-    except InputError as error:
-        cause = error.__cause__
-        if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
-            raise OptionError(f"SPEC {spec}: no module {cause.name!r}; a file is named with its .py") from cause
-        raise
-
-
-def _users_code(spec: str, call: Callable[[], Any]) -> Any:
-    """Call the user's code; any exception becomes one `InputError` with the line."""
-    try:
-        return call()
-    except Exception as error:  # any error of foreign code, told with its place
-        frames = traceback.extract_tb(error.__traceback__)
-        last = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
-        place = f"{last.filename}, line {last.lineno}"
-        if isinstance(error, SyntaxError) and error.filename:
-            place = f"{error.filename}, line {error.lineno}"
-        raise InputError(f"SPEC {spec}: {type(error).__name__}: {error} ({place})") from error
-
-
 def _timm(name: str) -> tuple[nn.Module, tuple[int, ...], Preprocessing]:
     timm = _vision("timm")
     if not timm.is_model(name):
         raise OptionError(f"timm has no network {name!r}{meant(name, timm.list_models())}")
-    model = _users_code(f"timm:{name}", lambda: timm.create_model(name, pretrained=False))
+    model = call_users(f"SPEC timm:{name}", lambda: timm.create_model(name, pretrained=False))
     says = timm.data.resolve_model_data_config(model)
     shape = tuple(says["input_size"])
     preprocess = Preprocessing(
@@ -218,7 +179,7 @@ def _torchvision(name: str) -> tuple[nn.Module, tuple[int, ...], Preprocessing]:
         raise OptionError(
             f"torchvision has no classification network {name!r}{meant(name, models.list_models(module=models))}"
         )
-    model = _users_code(f"torchvision:{name}", lambda: models.get_model(name, weights=None))
+    model = call_users(f"SPEC torchvision:{name}", lambda: models.get_model(name, weights=None))
     says = models.get_model_weights(name).DEFAULT.transforms()
     (crop,) = says.crop_size
     preprocess = Preprocessing(

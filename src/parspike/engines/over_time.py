@@ -163,7 +163,10 @@ def over_time(
             trains[name].append(spikes)
 
     block = Block(graph, neurons, moving, watch=keep if record else watch)
-    size = chunk or _chunk(nodes, neurons, sizes, next(iter(env.values())))
+    # A neuron that looks ahead is given what it must see, however small the blocks.
+    size = max(
+        chunk or _chunk(nodes, sizes, next(iter(env.values()))), 1, *(neuron.lookahead for neuron in neurons.values())
+    )
     totals: dict[str, Any] = {}
     history: dict[str, list[Any]] = {name: [] for name in shown}
     begin = simulation.T - (simulation.read or simulation.T)
@@ -204,11 +207,11 @@ def over_time(
     )  # fmt: skip
 
 
-def _chunk(nodes: Sequence[Node], neurons: Mapping[str, Dynamics], sizes: Mapping[str, int], x: Tensor) -> int:
-    """The most steps of a block whose largest tensor stays in the cache, at least what every neuron must look at."""
+def _chunk(nodes: Sequence[Node], sizes: Mapping[str, int], x: Tensor) -> int:
+    """The most steps of a block whose largest tensor stays in the cache, at least one."""
     largest = max((elements(node.shape, sizes) for node in nodes), default=1) * x.shape[0]
     room = CACHED if x.device.type == "cpu" else LARGEST
-    return max(room // max(1, largest), 1, *(neuron.lookahead for neuron in neurons.values()))
+    return max(room // max(1, largest), 1)
 
 
 def _whole(train: Tensor, neuron: Dynamics) -> Tensor:

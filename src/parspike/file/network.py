@@ -12,7 +12,7 @@ import parspike.baselines  # noqa: F401 (their kinds of neurons become known)
 from parspike.errors import FileError
 from parspike.file.check import check_run, fields
 from parspike.file.graph import graph_from_json, graph_to_json
-from parspike.graph import Graph, Input, Node, Size
+from parspike.graph import Graph, Input, Node
 from parspike.neurons import MAX_T, Simulation, SpikingLayer, neuron_from
 from parspike.snn import SNN
 
@@ -83,7 +83,7 @@ def network_from_json(body: Any, tensors: Mapping[str, Tensor]) -> SNN:
     if (unfit := made.unfit()) is not None:
         raise FileError(f"the tensor 'synapses.{unfit}' holds NaN or Inf")
     neurons = {
-        node.name: neuron_from_json(node, configs[node.name], states[node.name], simulation.T, made.example)
+        node.name: neuron_from_json(node, configs[node.name], states[node.name], simulation.T)
         for node in made.neurons
         if node.name in configs
     }
@@ -117,11 +117,8 @@ def _inputs_as_cast(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple[Input,
     return tuple(replace(i, dtype=cast) if i.dtype.is_floating_point else i for i in graph.inputs)
 
 
-def neuron_from_json(
-    node: Node, config: Any, state: Mapping[str, Tensor], steps: int, example: Mapping[str, int] | None = None
-) -> SpikingLayer:
-    """The neurons at a node, whose tensors must fit the channels of its layer, or each neuron of it for inputs of the
-    sizes of the example; or a `FileError`."""
+def neuron_from_json(node: Node, config: Any, state: Mapping[str, Tensor], steps: int) -> SpikingLayer:
+    """The neurons at a node, whose tensors must fit the channels of its layer; or a `FileError`."""
     place = f"the neurons of '{node.layer}'"
     floats = all(tensor.is_floating_point() for tensor in state.values())
     try:
@@ -130,7 +127,7 @@ def neuron_from_json(
         raise FileError(f"{place} cannot be read: {str(error)[:200]}") from error
     if neuron.config() != config or set(neuron.state_dict()) != set(state) or not floats:
         raise FileError(f"{place} hold fields or tensors of another kind of neuron")
-    sample = [dim.at(example or {}) if isinstance(dim, Size) else dim for dim in node.shape[1:]]
+    sample = node.shape[1:]
     for name, tensor in state.items():
         dims = tuple(tensor.shape)[1 if name in neuron.leading else 0 :]
         sizes = zip(reversed(dims), reversed(sample), strict=False)

@@ -231,7 +231,8 @@ class Graph:
     """A network as data: inputs, nodes in running order, the tree of outputs, and the tensors that nodes read.
 
     example: the free input sizes of the example that was traced. limits: conditions that input sizes must meet.
-    fixed: in words, why other dimensions of an input cannot vary.
+    fixed: in words, why other dimensions of an input cannot vary. norm: of the first batch norm, the node that has its
+    value and the standard deviation (C,) that it had on the training data; None where there is none, or untrained.
     """
 
     inputs: tuple[Input, ...]
@@ -243,6 +244,7 @@ class Graph:
     example: Mapping[str, int] = field(default_factory=dict)
     limits: tuple[Size, ...] = ()
     fixed: tuple[str, ...] = ()
+    norm: tuple[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.by_name = {node.name: node for node in self.nodes}
@@ -357,6 +359,21 @@ class Graph:
         least = "" if any(BATCH in limit.symbols for limit in self.limits) else ", B ≥ 1"
         return InputError(
             f"{place}: input '{i.name}' has shape {tuple(x.shape)}, this network takes {i.shape_text}{least}{said}"
+        )
+
+    def at_example(self, why: str) -> Graph:
+        """The same for inputs of the example's sizes alone, of any batch. why: in words, what fixes them."""
+        if not self.example:
+            return self
+
+        def fill(leaf: Any) -> Any:
+            return leaf.at(self.example) if isinstance(leaf, Size) else leaf
+
+        inputs = (replace(i, shape=tuple(map(fill, i.shape))) for i in self.inputs)
+        nodes = (replace(node.mapped(fill), shape=tuple(map(fill, node.shape))) for node in self.nodes)
+        limits = tuple(limit for limit in map(fill, self.limits) if isinstance(limit, Size))
+        return replace(
+            self, inputs=tuple(inputs), nodes=tuple(nodes), example={}, limits=limits, fixed=(*self.fixed, why)
         )
 
     def batch(self, least: int = 1) -> int:

@@ -65,7 +65,20 @@ def rewrite(graph: Graph, args: Sequence[Tensor] = (), kwargs: Mapping[str, Tens
     made = draft.graph()
     if args or kwargs:
         check_rewritten(draft.source, made, draft.means, args, kwargs or {})
-    return replace(made, tensors={path: draft.narrowed(path) for path in made.tensors})
+    return replace(made, tensors={path: draft.narrowed(path) for path in made.tensors}, norm=_first_norm(draft, made))
+
+
+def _first_norm(draft: _Draft, made: Graph) -> tuple[str, Tensor] | None:
+    """What `Graph.norm` holds."""
+    first = next((node for node in draft.source.nodes if node.target == "parspike.batch_norm"), None)
+    name = next((n.name for n in made.nodes if first is not None and draft.means.get(n.name) == first.name), None)
+    if first is None or name is None:
+        return None
+    mean, var = (draft.source.tensors[param.path] for param in first.args[3:5])
+    if not bool(mean.any()) and bool((var == 1).all()):  # as they are when they are made
+        return None
+    weight = torch.ones_like(var) if first.args[1] is None else draft.source.tensors[first.args[1].path]
+    return name, weight.abs() * (var / (var + first.args[5])).sqrt()
 
 
 def _rewrite(draft: _Draft) -> None:

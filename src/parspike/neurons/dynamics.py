@@ -16,7 +16,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class Simulation:
 class Dynamics(SpikingLayer):
     """Base of the neurons with a state. Final subclasses define `start` and `step`."""
 
-    lookahead: ClassVar[int] = 1
+    lookahead: int = 1
     """Steps of input that a neuron must be given at once."""
     takes_back: bool = False
     """Whether it sends spikes of −1."""

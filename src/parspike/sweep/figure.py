@@ -1,38 +1,28 @@
-"""A sweep as a figure: what it keeps of the network's answers against T, and what it costs against T.
-
-The figure is made without pyplot, so nothing that a program draws elsewhere is touched, and no window opens.
-"""
+"""A sweep as a figure: what it keeps of the network's answers against T, and what it costs against T."""
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from parspike.errors import MissingExtraError
 from parspike.sweep.result import Sweep, SweepRow
+from parspike.tables import COLOURS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["drawn", "figure"]
+__all__ = ["figure"]
 
 AXES = {
     "accuracy": "accuracy (%)",
     "agreement": "agreement with the network (%)",
     "error": "relative error of the outputs (%)",
 }
-UNDATED: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-"""Metadata by format, without the time and version, so that equal rows give equal files."""
 
 
 def figure(sweep: Sweep) -> Figure:
     """Two panels: what `sweep.measure` names, beside the network and the quantised one; spikes and energy."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", extra="report") from error
-    made = Figure(figsize=(10, 4), layout="constrained")
+    made = new_figure(10, 4)
     left, right = made.subplots(1, 2)
     name = sweep.measure
     by_code: dict[str, list[SweepRow]] = {}
@@ -40,7 +30,7 @@ def figure(sweep: Sweep) -> Figure:
         by_code.setdefault(row.code, []).append(row)
     energy = right.twinx()
     for number, (code, rows) in enumerate(by_code.items()):
-        T, color = [row.T for row in rows], f"C{number}"
+        T, color = [row.T for row in rows], COLOURS[number % len(COLOURS)]
         left.plot(T, [_number(row, name) for row in rows], "o-", color=color, label=code)
         left.plot(T, [_number(row, f"quantised_{name}") for row in rows], "s:", color=color, markerfacecolor="none",
                   markersize=10, label=f"{code}: quantised network")  # fmt: skip
@@ -58,17 +48,6 @@ def figure(sweep: Sweep) -> Figure:
     lines, labels = zip(*(axes.get_legend_handles_labels() for axes in (right, energy)), strict=True)
     right.legend([*lines[0], *lines[1]], [*labels[0], *labels[1]], fontsize="small")
     return made
-
-
-def drawn(sweep: Sweep, suffix: str) -> bytes:
-    """The figure as a file: png, svg or pdf."""
-    made = figure(sweep)
-    from matplotlib import rc_context
-
-    stream = io.BytesIO()
-    with rc_context({"svg.hashsalt": "parspike"}):
-        made.savefig(stream, format=suffix, dpi=150, metadata=UNDATED[suffix])
-    return stream.getvalue()
 
 
 def _number(row: SweepRow, name: str) -> float:

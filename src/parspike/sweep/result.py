@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parspike.errors import FileError, OptionError, meant
-from parspike.file import write_whole
 from parspike.measure import joule, short
 from parspike.neurons import CODES
 from parspike.notebook import html_table
+from parspike.tables import FIGURES, Table, comma_separated, drawn, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["SUFFIXES", "Sweep", "SweepRow"]
+__all__ = ["Sweep", "SweepRow"]
 
-FIGURES = ("png", "svg", "pdf")
-SUFFIXES = (".csv", ".json", ".md", ".tex", *(f".{suffix}" for suffix in FIGURES))
-"""The endings of the files that `Sweep.save` writes."""
 MEASURES = ("accuracy", "agreement", "error")
 
 
@@ -96,30 +90,17 @@ class Sweep:
 
     def csv(self) -> str:
         """A line for every row, every field a column, with the network's own figures in the last ones."""
-        text = io.StringIO()
         own = {name: getattr(self, name) for name in ("network_accuracy", "network_macs", "network_energy_pj")}
-        writer = csv.DictWriter(text, [*(f.name for f in fields(SweepRow)), *own], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**asdict(row), **own} for row in self.rows)
-        return text.getvalue()
+        names = [*(f.name for f in fields(SweepRow)), *own]
+        return comma_separated(names, ({**asdict(row), **own} for row in self.rows))
 
     def latex(self) -> str:
         """A LaTeX table; the document needs the package booktabs."""
-        head, *rows = ([_escaped(cell) for cell in line] for line in self._table())
-        lines = [" & ".join(line) + r" \\" for line in (head, *rows)]
-        columns = "".join("l" if name == "code" else "r" for name in self._columns())
-        notes = [f"% {remark}" for remark in self._remarks()]
-        return "\n".join(
-            (*notes, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
-             r"\end{tabular}", "")
-        )  # fmt: skip
+        return self._table().latex()
 
     def markdown(self) -> str:
         """A table in Markdown, and the remarks below it."""
-        head, *rows = self._table()
-        marks = ["---" if name == "code" else "---:" for name in self._columns()]
-        lines = ["| " + " | ".join(line) + " |" for line in (head, marks, *rows)]
-        return "\n".join((*lines, "", *(f"- {remark}" for remark in self._remarks()), ""))
+        return self._table().markdown()
 
     def figure(self) -> Figure:
         """Two panels: what `measure` names against T, and spikes and energy against T. Raises `MissingExtraError`
@@ -134,25 +115,14 @@ class Sweep:
         An existing file is replaced only with force=True. Raises `OptionError` on another ending, `FileError` where the
         file cannot be written, `MissingExtraError` for a figure without matplotlib.
         """
-        path = Path(path)
-        suffix = path.suffix.lower()
-        if suffix not in SUFFIXES:
-            raise OptionError(f"'{path}' ends in '{path.suffix}'{meant(suffix, SUFFIXES)}: take {', '.join(SUFFIXES)}")
-        if path.is_dir():
-            raise FileError(f"'{path}' is a folder: name a file in it, such as '{path / 'sweep.csv'}'")
-        if path.exists() and not force:
-            raise FileError(f"'{path}' exists: choose another name, or pass force=True (command line: --force)")
-        write_whole(path, [self._bytes(suffix)])
-        return path
+        return save(path, self._content, force=force, example="sweep.csv")
 
-    def _bytes(self, suffix: str) -> bytes:
-        if suffix[1:] in FIGURES:
-            from parspike.sweep.figure import drawn
-
-            return drawn(self, suffix[1:])
-        write = {".csv": self.csv, ".md": self.markdown, ".tex": self.latex}
-        text = json.dumps(self.to_dict(), indent=2) + "\n" if suffix == ".json" else write[suffix]()
-        return text.encode()
+    def _content(self, suffix: str) -> bytes | str:
+        if suffix in FIGURES:
+            return drawn(self.figure(), suffix)
+        if suffix == ".json":
+            return json.dumps(self.to_dict(), indent=2) + "\n"
+        return {".csv": self.csv, ".md": self.markdown, ".tex": self.latex}[suffix]()
 
     def _columns(self) -> dict[str, Callable[[SweepRow], str]]:
         """The columns of every table: what stands in a row's cell, by head."""
@@ -172,9 +142,10 @@ class Sweep:
             "fit, s": lambda row: f"{row.seconds:.1f}",
         }
 
-    def _table(self) -> list[list[str]]:
+    def _table(self) -> Table:
         columns = self._columns()
-        return [list(columns), *([cell(row) for cell in columns.values()] for row in self.rows)]
+        rows = [[cell(row) for cell in columns.values()] for row in self.rows]
+        return Table(list(columns), rows, frozenset({"code"}), self._remarks())
 
     def _remarks(self) -> list[str]:
         own = "" if self.network_accuracy is None else f"accuracy {self.network_accuracy:.2f} %, "
@@ -188,26 +159,11 @@ class Sweep:
         return [*lines, what, *(f"left out: {line}" for line in self.left_out)]
 
     def _repr_html_(self) -> str:
-        head, *rows = self._table()
-        return html_table("Sweep", head, rows, self._remarks())
+        table = self._table()
+        return html_table("Sweep", table.head, table.rows, table.remarks)
 
     def __str__(self) -> str:
-        return "\n".join((*aligned(self._table()), "", *self._remarks()))
-
-
-def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table whose first line is its head, with a rule below it; "code" to the left, others to the right.
-
-    >>> aligned([["T", "code"], ["16", "if"]])
-    [' T  code', '──  ────', '16  if']
-    """
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    left = [name == "code" for name in table[0]]
-    head, *rows = (
-        "  ".join(cell.ljust(w) if l else cell.rjust(w) for cell, w, l in zip(line, widths, left, strict=True)).rstrip()
-        for line in table
-    )
-    return [head, "  ".join("─" * width for width in widths), *rows]
+        return str(self._table())
 
 
 def _percent(name: str) -> Callable[[SweepRow], str]:
@@ -216,12 +172,3 @@ def _percent(name: str) -> Callable[[SweepRow], str]:
         return "" if value is None else f"{value:.2f}"
 
     return cell
-
-
-def _escaped(cell: str) -> str:
-    """A cell's text for LaTeX.
-
-    >>> _escaped("24.6 µJ"), _escaped("accuracy %")
-    ('24.6 $\\\\mu$J', 'accuracy \\\\%')
-    """
-    return cell.replace("%", r"\%").replace("µ", r"$\mu$")

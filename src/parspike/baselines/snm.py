@@ -1,0 +1,121 @@
+"""SNM: a neuron that may take a spike back, with a threshold of its own for every single neuron.
+
+Wang, Zhang, Chen and Qu, "Signed Neuron with Memory: Towards Simple, Accurate and High-Efficient ANN-SNN Conversion",
+IJCAI 2022.
+
+    m = v + z;  s = +1 where m ≥ θ,  −1 where m ≤ −θ and M > 0;  v = m − θ s;  M ← M + s;  v(0) = M = 0,
+
+so a spike of −1 takes back one that was sent before, and no output falls below 0. NeuronNorm: θ of each neuron, channel
+and place, is its largest activation on the calibration images. Both were read in the authors' program.
+
+Verified: the neuron against these equations, spike by spike; without negative drive it is IF; θ against maxima that are
+found by hand. Differs from the authors' program: a neuron that was never active has the largest θ of its layer instead
+of 0, with which it would fire for nothing (a layer that was never active, 1); maxima come from the calibration images
+alone, not from the test images too; the last layer is the linear layer itself, without neurons; max-pooling stays; a
+QCFS layer keeps its own θ, one for all neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from parspike.baselines.base import Baseline, Own
+from parspike.baselines.parts import bounds, check_tensors, fixed, places, shown
+from parspike.calibrate import Batches, Draft
+from parspike.calibrate.daqcfs import initial_neurons
+from parspike.errors import CalibrationError
+from parspike.graph import Clip, Node, Schedule, Stream, walk
+from parspike.graph.ops import call
+from parspike.neurons import Dynamics, Kind, State
+
+__all__ = ["SNM", "SignedMemory"]
+
+
+class SignedMemory(Dynamics):
+    """The neuron of the module's equations. v_threshold: θ, broadcasting against one sample."""
+
+    kind = "signed-memory"
+    takes_back = True
+
+    def __init__(self, v_threshold: Tensor) -> None:
+        super().__init__()
+        self.v_threshold = fixed(v_threshold)
+
+    def rest(self) -> float:
+        return 0.0
+
+    def start(self, z: Tensor) -> State:
+        return {"v": torch.zeros_like(z), "sent": torch.zeros_like(z)}
+
+    def step(self, state: State, z: Tensor, t: int) -> tuple[State, Tensor, Tensor]:
+        m, theta, sent = state["v"] + z, self.v_threshold, state["sent"]
+        spike = (m >= theta).to(z.dtype) - ((m <= -theta) & (sent > 0)).to(z.dtype)
+        current = spike * theta
+        return {"v": m - current, "sent": sent + spike}, current, spike
+
+    @property
+    def label(self) -> str:
+        return "snm"
+
+    def extra_repr(self) -> str:
+        return f"{shown(self.v_threshold)}, may take spikes back"
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+    @classmethod
+    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SignedMemory:
+        check_tensors(tensors, "v_threshold")
+        return cls(tensors["v_threshold"])
+
+
+@dataclass(frozen=True)
+class SNM(Baseline):
+    """Signed neurons with memory, a threshold for every neuron: the network then takes inputs of one size alone."""
+
+    name: ClassVar[str] = "snm"
+    cite: ClassVar[str] = "Wang et al., IJCAI 2022"
+    makes: ClassVar[Kind | None] = Own(method="snm", v_init="zero")
+    one_size: ClassVar[bool] = True
+
+    def fill(self, draft: Draft, batches: Batches | None) -> None:
+        initial_neurons(draft, batches, None)
+        clips = [name for name in places(draft) if isinstance(draft.activations[name], Clip)]
+        largest = _largest(draft, batches, clips) if clips and batches is not None else {}
+        most = bounds(draft)
+        for name in places(draft):
+            theta: Any = draft.neurons[name].v_threshold
+            if name in largest:
+                found = largest[name]
+                top = found.max()
+                theta = torch.where(found > 0, found, top if bool(top > 0) else torch.ones_like(top))
+                theta = torch.minimum(theta, most[name].to(theta)) if name in most else theta
+            draft.neurons[name] = SignedMemory(theta)
+
+
+def _largest(draft: Draft, batches: Batches, names: list[str]) -> dict[str, Tensor]:
+    """The largest activation of every neuron, of the shape of one sample, by node name."""
+    graph = draft.graph
+    found: dict[str, Tensor] = {}
+
+    def record(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
+        a = call(node.target, args, node.kwargs)
+        now = a.amax(node.batch_dim or 0)
+        found[node.name] = torch.maximum(found[node.name], now) if node.name in found else now
+        return [a]
+
+    schedule = Schedule.of(graph.nodes, graph.outputs)
+    for done, env in enumerate(batches, 1):
+        walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], dict.fromkeys(names, record))
+        draft.progress("recording the largest activation of every neuron", done, batches.rounds)
+    own = {batches.together.rank: [found[name] for name in names]} if found else {}
+    each = [torch.stack(parts).amax(0) for parts in zip(*batches.together.gather(own), strict=True)]
+    for name, largest in zip(names, each, strict=True):
+        if not bool(largest.isfinite().all()):
+            raise CalibrationError(f"layer '{graph.by_name[name].layer}' gives NaN or Inf on the calibration data")
+    return dict(zip(names, each, strict=True))

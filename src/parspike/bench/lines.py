@@ -1,0 +1,200 @@
+"""The result file of a bench: JSON lines, one a cell, which several processes write and a kill does not break.
+
+The first line says which bench and version wrote the file, a line for each network what it was measured on; neither is
+ever changed, so figures of other data are refused and never mixed. Every line is appended by one write. A line that a
+kill cut short is the last one, without its end of line; it is left out when the file is read, and cut off before the
+next is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from parspike.bench.file import Cell
+from parspike.errors import FileError
+from parspike.together import Together
+from parspike.version import __version__
+
+__all__ = ["Lines", "Reference", "ResultFile"]
+
+FORMAT = 1
+BEGINS = b'{"parspike-bench": '
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The network itself with activations rounded to so many levels, fitted on the calibration images of a seed."""
+
+    network: str
+    levels: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.network}, quantised to {self.levels} levels, seed {self.seed}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-able data."""
+        return {"network": self.network, "levels": self.levels, "seed": self.seed}
+
+
+@dataclass
+class Lines:
+    """What a result file holds. networks: what each was measured on. cells, references: the last line of each."""
+
+    header: dict[str, Any] = field(default_factory=dict)
+    networks: dict[str, Any] = field(default_factory=dict)
+    cells: dict[Cell, dict[str, Any]] = field(default_factory=dict)
+    references: dict[Reference, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, bench: str) -> Lines:
+        """The lines of a file that a bench of this name wrote. Raises `FileError` for a file of another kind, format or
+        bench, and for a damaged line."""
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise FileError(f"{path}: cannot be read ({error.strerror})") from error
+        found = cls()
+        for number, line in enumerate(text.split(b"\n")[:-1], 1):  # behind the last end of line is what a kill left
+            try:
+                found._add(json.loads(line), path, bench)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                why = "this is no result file of a bench" if number == 1 else "the line is damaged: take it out"
+                raise FileError(f"{path}, line {number}: {why} ({type(error).__name__}: {error})") from error
+        return found
+
+    def _add(self, line: dict[str, Any], path: Path, bench: str) -> None:
+        if not self.header:
+            if line["parspike-bench"] != FORMAT:
+                raise FileError(
+                    f"{path}: the file has format {line['parspike-bench']}, this parspike writes {FORMAT}: give another"
+                )
+            if line["bench"] != bench:
+                raise FileError(f"{path} holds results of the bench '{line['bench']}', not of '{bench}': give another")
+            self.header = line
+        elif "data" in line:
+            self.networks.setdefault(line["network"], line["data"])
+        elif "cell" in line:
+            self.cells[Cell.from_json(line["cell"])] = line
+        elif "quantised" in line:
+            self.references[Reference(**line["quantised"])] = line
+        else:
+            raise KeyError("cell")
+
+
+class ResultFile:
+    """A result file that this process, or the processes of a group together, write. Use it as a context.
+
+    Raises `FileError` where another bench is writing it, and where it was written by another version.
+    """
+
+    def __init__(self, path: Path, bench: str, together: Together) -> None:
+        self.path, self.bench, self.together = path, bench, together
+        self._stream = self._claims = None
+
+    def __enter__(self) -> ResultFile:
+        try:
+            self._enter()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _enter(self) -> None:
+        with self.together.one_fate():
+            if self.together.rank == 0:
+                self._open(alone=True)
+        with self.together.one_fate():
+            if self.together.rank:
+                self._open(alone=False)
+            if self.together.size > 1:
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+                self._claims = os.open(self._claims_path, flags, 0o666)
+
+    def __exit__(self, *error: object) -> None:
+        for number in (self._stream, self._claims):
+            if number is not None:
+                os.close(number)
+        if self._claims is not None and self.together.rank == 0:
+            with suppress(OSError):
+                self._claims_path.unlink()
+
+    @property
+    def _claims_path(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.claims")
+
+    def _open(self, *, alone: bool) -> None:
+        """Open and lock the file. Every process of a bench holds a shared lock as long as it lives; the first one must
+        get the lock for itself before, which it does not while a process of another bench lives."""
+        try:
+            import fcntl
+        except ImportError as error:
+            raise FileError(f"{self.path}: this system has no file locks, which keep two benches apart") from error
+        try:
+            self._stream = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise FileError(f"{self.path}: cannot be written ({error.strerror})") from error
+        try:
+            if alone:
+                fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._begin()
+            fcntl.flock(self._stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileError(f"another bench is writing {self.path}: wait for it, or give another file") from error
+
+    def _begin(self) -> None:
+        """Cut off what a kill left, and write or check the first line."""
+        with suppress(OSError):
+            self._claims_path.unlink()
+        text, found = self.path.read_bytes(), Lines.read(self.path, self.bench)
+        if not found.header and not text.startswith(BEGINS[: len(text)]):
+            raise FileError(f"{self.path} is no result file of a bench: give another name")
+        if found.header and (version := found.header.get("version")) != __version__:
+            raise FileError(
+                f"{self.path} was written by parspike {version}, this is {__version__}: give another file, so that "
+                "figures of two versions are not mixed"
+            )
+        os.truncate(self.path, text.rfind(b"\n") + 1)
+        if not found.header:
+            self.write({"parspike-bench": FORMAT, "bench": self.bench, "version": __version__})
+
+    def lines(self) -> Lines:
+        """What the file holds now, of all processes."""
+        return Lines.read(self.path, self.bench)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append a line. Raises `FileError` where the disk is full."""
+        made = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        if self._stream is None:
+            raise ValueError("the file is not open")
+        if os.write(self._stream, made) < len(made):
+            raise FileError(f"{self.path}: the line could not be written whole; is the disk full?")
+
+    def measured_on(self, network: str, data: Mapping[str, Any]) -> None:
+        """Write down what a network is measured on. Raises `FileError` where the file has figures of other data."""
+        told = json.loads(json.dumps(data))
+        before = self.lines().networks.get(network)
+        if before is None:
+            self.write({"network": network, "data": told})
+        elif before != told:
+            unlike = [f"{name} was {before.get(name)!r}, is {told.get(name)!r}" for name in {**before, **told}
+                      if before.get(name) != told.get(name)]  # fmt: skip
+            raise FileError(
+                f"{self.path} has figures of another network '{network}': {'; '.join(unlike)}. Give another file, or "
+                "the network another name, so that they are not mixed"
+            )
+
+    def claim(self, key: str) -> bool:
+        """Whether this process is the first of its group to ask for a cell, which it then measures."""
+        if self._claims is None:
+            return True
+        mine = json.dumps([key, self.together.rank])
+        os.write(self._claims, (mine + "\n").encode())
+        lines = self._claims_path.read_text().splitlines()
+        return next(line for line in lines if json.loads(line)[0] == key) == mine

@@ -1,0 +1,64 @@
+"""Code of a user, by the name of its module or as a file that is run; an error in it is told with its line."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from parspike.errors import FileError, InputError, OptionError
+
+__all__ = ["call_users", "users_module"]
+
+
+def users_module(where: str, said: str) -> ModuleType:
+    """The module `package.module`, or that of a file `file.py`, which is run. said: what the user wrote, for messages.
+
+    Raises `FileError` where there is no such file, `OptionError` where there is no such module, `InputError` on any
+    error in it.
+    """
+    return _run(Path(where), said) if where.endswith(".py") else _import(where, said)
+
+
+def call_users(said: str, call: Callable[[], Any]) -> Any:
+    """Call the user's code; any exception becomes one `InputError` with the line."""
+    try:
+        return call()
+    except Exception as error:  # any error of foreign code, told with its place
+        frames = traceback.extract_tb(error.__traceback__)
+        last = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
+        place = f"{last.filename}, line {last.lineno}"
+        if isinstance(error, SyntaxError) and error.filename:
+            place = f"{error.filename}, line {error.lineno}"
+        raise InputError(f"{said}: {type(error).__name__}: {error} ({place})") from error
+
+
+def _run(path: Path, said: str) -> ModuleType:
+    if not path.is_file():
+        raise FileError(f"{said}: there is no file {path}")
+    found = importlib.util.spec_from_file_location(f"parspike_user_{path.stem}", path)
+    if found is None or found.loader is None:
+        raise FileError(f"{said}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(found)
+    # As `python file.py` does: its neighbours can be imported, and its classes find their module.
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[found.name] = module
+    call_users(said, lambda: found.loader.exec_module(module))  # pyright: ignore[reportOptionalMemberAccess]
+    return module
+
+
+def _import(name: str, said: str) -> ModuleType:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a console script does not have it; `python -m` would
+    try:
+        return call_users(said, lambda: importlib.import_module(name))
+    except InputError as error:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
+            raise OptionError(f"{said}: no module {cause.name!r}; a file is named with its .py") from cause
+        raise
