@@ -478,6 +478,20 @@ class TestPhase:
 
 class TestEveryMethod:
     @pytest.mark.parametrize("method", [m for m in METHODS if m not in (Phase, BNRecal)], ids=lambda m: m.name)
+    def test_an_input_that_becomes_spikes_keeps_its_neurons(self, method: type[Baseline]) -> None:
+        """A method changes the neurons of activations, not those that send the input's values, which may be below 0."""
+        x = data(60)
+        snn = parspike.convert(plan_of(method.makes), x, T=64, recipe=method(), input="rate")
+        sends, *_ = snn.stateful().values()
+        assert isinstance(sends, IntegrateFire)
+        assert float(sends.rest().min()) == pytest.approx(float(x.min()), rel=1e-5)  # pyright: ignore[reportAttributeAccessIssue]
+        assert torch.equal(sends.v_init, sends.v_threshold / 2)
+        assert not bool(sends.bias.any())
+        if method is not RMP:  # whose thresholds are above what these steps can send
+            with torch.no_grad():
+                assert (snn(x) - dense()(x)).norm() < 0.3 * dense()(x).norm()
+
+    @pytest.mark.parametrize("method", [m for m in METHODS if m not in (Phase, BNRecal)], ids=lambda m: m.name)
     def test_a_qcfs_layer_keeps_its_trained_threshold(self, method: type[Baseline]) -> None:
         snn = parspike.convert(quantised_plan(method.makes), data(), T=4, recipe=method())
         for neuron, trained in zip(snn.neurons().values(), (quantised()[1], quantised()[3]), strict=True):

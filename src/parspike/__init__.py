@@ -23,9 +23,10 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
         Recipe,
         Reconstruct,
         Thresholds,
+        recipe_from_json,
         recipe_to_json,
     )
-    from parspike.convert import convert, recipe_from_json
+    from parspike.convert import convert
     from parspike.engines import Run
     from parspike.file import load
     from parspike.graph import register

@@ -30,7 +30,9 @@ __all__ = [
     "layers",
     "mean_output",
     "over_set",
+    "placed",
     "set_threshold",
+    "sought",
     "teacher_walk",
 ]
 
@@ -130,13 +132,28 @@ def set_threshold(draft: Draft, name: str, theta: Tensor) -> None:
     draft.neurons[name] = draft.student.neuron(draft, node, node_shape(theta, node), 0.0)
 
 
+def sought(draft: Draft) -> list[str]:
+    """The nodes whose thresholds a method finds, in order: not those of QCFS, nor where an input becomes spikes."""
+    return [name for name in _behind(draft) if isinstance(draft.activations[name], Clip)]
+
+
+def placed(draft: Draft) -> dict[str, SpikingLayer]:
+    """The neurons that a method may change, by node name, in order: not those that make spikes of an input."""
+    return {name: draft.neurons[name] for name in _behind(draft)}
+
+
+def _behind(draft: Draft) -> list[str]:
+    nodes = draft.graph.nodes
+    return [node.name for node in nodes if node.name in draft.activations and node.target != ENCODE]
+
+
 def layers(draft: Draft, what: str) -> Iterator[tuple[Node, SpikingLayer]]:
     """The layers of neurons in running order, with their progress told. what: the work, in words."""
-    nodes = [node for node in draft.graph.nodes if node.name in draft.neurons]
-    for done, node in enumerate(nodes):
-        draft.progress(what, done, len(nodes))
-        yield node, draft.neurons[node.name]
-    draft.progress(what, len(nodes), len(nodes))
+    own = placed(draft)
+    for done, (name, neuron) in enumerate(own.items()):
+        draft.progress(what, done, len(own))
+        yield draft.graph.by_name[name], neuron
+    draft.progress(what, len(own), len(own))
 
 
 def current(course: Course, node: Node, student: Stream) -> Tensor:
@@ -176,7 +193,7 @@ def teacher_walk(draft: Draft, env: dict[str, Tensor], at: Callable[[Node, Tenso
         return [at(node, draft.teacher(node, args))]
 
     stream = Stream(dict(env), graph.tensors, graph.sizes(env))
-    walk(Schedule.of(graph.nodes, graph.outputs), [stream], dict.fromkeys(draft.activations, fire))
+    walk(Schedule.of(graph.nodes, graph.outputs), [stream], dict.fromkeys(_behind(draft), fire))
 
 
 def forward(draft: Draft, env: dict[str, Tensor], before: Callable[[Node, Tensor, Tensor], None]) -> None:
@@ -190,7 +207,7 @@ def forward(draft: Draft, env: dict[str, Tensor], before: Callable[[Node, Tensor
         return hooks[node.name](node, of_teacher, of_student)
 
     schedule = Schedule.of(draft.graph.nodes, draft.graph.outputs)
-    walk(schedule, pair, {**hooks, **dict.fromkeys(draft.neurons, fire)})
+    walk(schedule, pair, {**hooks, **dict.fromkeys(placed(draft), fire)})
 
 
 def batches_again(draft: Draft, batches: Batches, number: int, what: str) -> Iterator[dict[str, Tensor]]:

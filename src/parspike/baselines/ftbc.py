@@ -24,7 +24,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from parspike.baselines.base import Baseline, batches_again, check_number, check_whole, forward, set_threshold
+from parspike.baselines.base import Baseline, batches_again, check_number, check_whole, forward, placed, set_threshold
 from parspike.baselines.snnc import mmse_thresholds
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.channels import channel_mean, node_shape
@@ -65,7 +65,7 @@ class FTBC(Baseline):
         if self.thresholds == "mmse":
             for name, theta in mmse_thresholds(draft, batches, self.granularity).items():
                 set_threshold(draft, name, theta)
-        for name, neuron in draft.neurons.items():
+        for name, neuron in placed(draft).items():
             if isinstance(neuron, IntegrateFire):
                 node = draft.graph.by_name[name]
                 zero = node_shape(torch.zeros(node.channels).to(neuron.v_threshold), node)

@@ -25,12 +25,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from parspike.baselines.base import Baseline, check_number, check_whole, teacher_walk
+from parspike.baselines.base import Baseline, check_number, check_whole, sought, teacher_walk
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.channels import above_zero, by_channel, node_shape, spread, unit_of
 from parspike.calibrate.daqcfs import Granularity, check_granularity
 from parspike.errors import CalibrationError
-from parspike.graph import Clip, Node, Quantised
+from parspike.graph import Node, Quantised
 from parspike.neurons import Kind, Neuron, Parallel
 
 __all__ = ["Phase", "PhaseNeuron"]
@@ -80,7 +80,7 @@ class Phase(Baseline):
 
     def _activations(self, draft: Draft, batches: Batches | None) -> dict[str, Tensor]:
         """An even subset of the activations (C, N) of every ReLU layer, or (1, N)."""
-        names = [name for name, a in draft.activations.items() if isinstance(a, Clip)]
+        names = sought(draft)
         if not names:
             return {}
         batches = self.data(batches)

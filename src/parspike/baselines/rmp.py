@@ -16,11 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from parspike.baselines.base import Baseline, check_number, largest, layers, over_set, set_threshold
+from parspike.baselines.base import Baseline, check_number, largest, layers, over_set, set_threshold, sought
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
 from parspike.calibrate.lockstep import Lockstep
-from parspike.graph import Clip
 
 __all__ = ["RMP"]
 
@@ -38,10 +37,11 @@ class RMP(Baseline):
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches, None)
-        if batches is None or not any(isinstance(a, Clip) for a in draft.activations.values()):
+        wanted = sought(draft)
+        if batches is None or not wanted:
             return
         lockstep = Lockstep(draft, batches)
         for node, _ in layers(draft, "thresholds of the spiking network"):
-            if isinstance(draft.activations[node.name], Clip):
+            if node.name in wanted:
                 top = largest(over_set(lockstep, node, lambda a, z: (z.amax(),)))
                 set_threshold(draft, node.name, self.alpha * top)

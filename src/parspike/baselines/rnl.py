@@ -23,10 +23,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, check_number, set_threshold, teacher_walk
+from parspike.baselines.base import Baseline, check_number, set_threshold, sought, teacher_walk
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
-from parspike.graph import Clip, Node
+from parspike.graph import Node
 
 __all__ = ["RNL"]
 
@@ -46,7 +46,7 @@ class RNL(Baseline):
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches, None)
-        names = [name for name, a in draft.activations.items() if isinstance(a, Clip)]
+        names = sought(draft)
         if batches is None or not names:
             return
         parts: list[tuple[Tensor, ...]] = []

@@ -22,12 +22,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, check_number, set_threshold, teacher_walk
+from parspike.baselines.base import Baseline, check_number, placed, set_threshold, sought, teacher_walk
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
 from parspike.calibrate.percentile import WIDTHS, Selection
 from parspike.errors import CalibrationError, OptionError
-from parspike.graph import Clip, Node
+from parspike.graph import Node
 
 __all__ = ["RobustNorm"]
 
@@ -47,12 +47,8 @@ class RobustNorm(Baseline):
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches, None)
-        order = [node.name for node in draft.graph.nodes if node.name in draft.activations]
-        shares = {
-            name: (self.percentile - self.decline * position) / 100
-            for position, name in enumerate(order)
-            if isinstance(draft.activations[name], Clip)
-        }
+        order, wanted = list(placed(draft)), sought(draft)
+        shares = {name: (self.percentile - self.decline * order.index(name)) / 100 for name in wanted}
         if not shares:
             return
         if min(shares.values()) <= 0:

@@ -47,7 +47,9 @@ from parspike.baselines.base import (
     layers,
     mean_output,
     over_set,
+    placed,
     set_threshold,
+    sought,
     teacher_walk,
 )  # fmt: skip
 from parspike.calibrate import Batches, Draft
@@ -56,7 +58,7 @@ from parspike.calibrate.daqcfs import Granularity, check_granularity, initial_ne
 from parspike.calibrate.lockstep import Lockstep
 from parspike.calibrate.refit import branches, refittable
 from parspike.errors import CalibrationError
-from parspike.graph import Clip, Graph, Node, Schedule, Stream, walk
+from parspike.graph import Graph, Node, Schedule, Stream, walk
 from parspike.neurons import IF, IntegrateFire, Kind
 
 __all__ = ["SNNCAP", "SNNCLP", "least_error", "mmse_thresholds"]
@@ -104,7 +106,7 @@ class SNNCAP(Baseline):
     """The same start, then gradient steps on the weights of each layer and a v(0) for each neuron.
 
     steps: gradient steps a layer, 0 for none. batch_size: images a step. rate: the first of Adam's rates. Each neuron
-    having a v(0) of its own, the network runs at one size of its inputs.
+    has a v(0) of its own, so the network takes inputs of the example's size alone.
     """
 
     name: ClassVar[str] = "snnc-ap"
@@ -190,7 +192,7 @@ def _start(draft: Draft, batches: Batches, granularity: Granularity, momentum: f
     initial_neurons(draft, batches, None)
     for name, theta in mmse_thresholds(draft, batches, granularity, momentum).items():
         set_threshold(draft, name, theta)
-    for neuron in draft.neurons.values():
+    for neuron in placed(draft).values():
         if isinstance(neuron, IntegrateFire):
             neuron.v_init.data.zero_()
             neuron.bias.data = neuron.v_threshold.data[None] / (2 * draft.T)
@@ -200,7 +202,7 @@ def mmse_thresholds(
     draft: Draft, batches: Batches, granularity: Granularity, momentum: float = 0.9
 ) -> dict[str, Tensor]:
     """θ of least squared error of every ReLU layer, (C,) or (1,), by node name: the moving average over the batches."""
-    names = [name for name, a in draft.activations.items() if isinstance(a, Clip)]
+    names = sought(draft)
     parts: list[tuple[Tensor, ...]] = []
     for done, env in enumerate(batches if names else (), 1):
         found: dict[str, Tensor] = {}
@@ -248,11 +250,6 @@ def _lacking(lockstep: Lockstep, node: Node, neuron: IntegrateFire, mean: Any) -
         return mean(a) - mean(sent), torch.tensor(float(len(a)))
 
     parts = over_set(lockstep, node, measure)
-    if len({part[0].shape for part in parts}) > 1:
-        raise CalibrationError(
-            f"layer '{node.layer}' has inputs of several sizes, and 'snnc-ap' gives every neuron a potential of its "
-            "own: give calibration images of one size, or take 'snnc-lp'"
-        )
     total = sum((part[1] for part in parts), torch.zeros(()))
     return sum((part[0] * (part[1] / total) for part in parts), torch.zeros_like(parts[0][0]))
 

@@ -30,12 +30,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, batches_again, check_whole, set_threshold, teacher_walk
+from parspike.baselines.base import Baseline, batches_again, check_whole, placed, set_threshold, sought, teacher_walk
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.channels import channel_mean, node_shape
 from parspike.calibrate.daqcfs import initial_neurons
 from parspike.errors import CalibrationError, OptionError
-from parspike.graph import Clip, Node
+from parspike.graph import Node
 from parspike.neurons import IF, IntegrateFire, Kind, Simulation
 
 __all__ = ["TBC"]
@@ -63,9 +63,7 @@ class TBC(Baseline):
         initial_neurons(draft, batches, None)
         if batches is None:
             return
-        found = {
-            name: torch.zeros(()) for name, a in draft.activations.items() if isinstance(a, Clip)
-        }  # θ (C,) after the first batch
+        found = {name: torch.zeros(()) for name in sought(draft)}  # θ (C,) after the first batch
 
         def rise(node: Node, a: Tensor) -> Tensor:
             if node.name not in found:
@@ -94,7 +92,7 @@ class TBC(Baseline):
 
     def _delay(self, draft: Draft, batches: Batches) -> float:
         """t0, in steps."""
-        names = list(draft.activations)
+        names = list(placed(draft))
         parts: list[tuple[Tensor, ...]] = []
         for env in batches:
             sums: dict[str, Tensor] = {}
