@@ -5,7 +5,7 @@
     python benchmarks/direct_training.py --render docs/results-training.md
 
 One JSON line a run goes to benchmarks/direct_training.jsonl, kept with the code; what stands there already is not run
-again. Each run is a process of its own. Seconds: of the training loop, with the score of each epoch. Memory: bytes of
+again. Each run is a process of its own. Seconds: of the training loop, with the score of each epoch. Memory: MiB of
 tensors alive at the worst moment of one training step. `--render` writes the table between the marks in the page.
 """
 
@@ -62,8 +62,9 @@ def run(method: str, seed: int, recipe: str) -> dict[str, Any]:
 
     step()  # compiles
     return {
-        "key": [recipe, method, seed], "accuracy": 100 * result.accuracy, "seconds": round(seconds, 2),
-        "bytes": most_alive(step), "images": len(test), "epochs": result.epoch,
+        "key": [recipe, method, seed], "network": recipe, "method": method,
+        "T": made.to_json()["activation"].get("T"), "accuracy": 100 * result.accuracy, "seconds": round(seconds, 2),
+        "memory_mib": round(most_alive(step) / 2**20, 2), "images": len(test), "epochs": result.epoch,
         "activation": made.to_json()["activation"],
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }  # fmt: skip
@@ -100,7 +101,7 @@ def table() -> str:
             lines.append(
                 f"| {method} | {mine[0]['activation'].get('T', '–')} | {len(mine)} "
                 f"| {statistics.mean(accuracy):.2f}{spread} | {statistics.median(row['seconds'] for row in mine):.1f} "
-                f"| {statistics.median(row['bytes'] for row in mine) / 2**20:.1f} MiB |"
+                f"| {statistics.median(row['memory_mib'] for row in mine):.1f} MiB |"
             )
     return "\n".join(lines) + "\n"
 

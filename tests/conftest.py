@@ -44,3 +44,13 @@ def not_compiled(monkeypatch):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def few_gradient_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default recipe takes few gradient steps: on networks as small as the tests' it has time for all 1,600, which
+    only tests that measure (`slow`) depend on."""
+    if request.node.get_closest_marker("slow") is None:
+        from parspike.calibrate import Reconstruct, auto
+
+        monkeypatch.setattr(auto, "Reconstruct", lambda **start: Reconstruct(steps=20, **start))

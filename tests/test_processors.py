@@ -16,8 +16,9 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 TOLD = "PARSPIKE_TESTED_AS"
-FILES = ["test_processors", "test_engines", "test_graph", "test_codes", "test_train_pretrained", "test_rewrite_faults",
-         "test_faithful"]  # fmt: skip
+FILES = ["test_processors", "test_graph", "test_codes", "test_train_pretrained", "test_rewrite_faults", "test_faithful"]
+LONG = ["test_engines", "test_baselines", "test_baselines_neurons", "test_students"]
+"""Laws that hold within one process, whatever its kernels: minutes, in `make slow`."""
 LESSER = {"default": "SSE41", "avx2": "AVX2"}
 """Kernels of torch, and with them those of oneDNN."""
 
@@ -29,13 +30,14 @@ def lesser() -> list[str]:
 
 
 @pytest.mark.skipif(TOLD in os.environ, reason="this process is such a child")
+@pytest.mark.parametrize("files", [FILES, pytest.param(LONG, marks=pytest.mark.slow)], ids=["files", "long"])
 @pytest.mark.parametrize("capability", lesser())
-def test_conversion_and_engines_on_a_lesser_processor(capability):
+def test_conversion_and_engines_on_a_lesser_processor(capability, files):
     told = {"ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": LESSER[capability], TOLD: capability}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
-        [*command, *(f"tests/{name}.py" for name in FILES)],
+        [*command, *(f"tests/{name}.py" for name in files)],
         cwd=ROOT, env=environment | told, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]

@@ -371,15 +371,6 @@ def test_one_confident_mistake_does_not_outweigh_the_other_answers():
     assert judged(values + 1, values) == pytest.approx(float(1 / values.square().mean()), rel=1e-5)
 
 
-@pytest.fixture
-def few_steps(monkeypatch):
-    """The default recipe takes few gradient steps, of which the tests that ask for this need none."""
-    from parspike.calibrate import auto
-
-    monkeypatch.setattr(auto, "Reconstruct", lambda **start: parspike.Reconstruct(steps=20, **start))
-
-
-@pytest.mark.usefixtures("few_steps")
 def test_auto_is_never_worse_than_algorithm_1_on_held_out_images():
     model, x = data(Residual, 128)
     batches = x.split(32)
@@ -412,7 +403,6 @@ def test_a_budget_is_seconds_above_zero(budget):
         parspike.Auto(budget=budget)
 
 
-@pytest.mark.usefixtures("few_steps")
 def test_a_recipe_whose_distance_is_no_number_is_not_chosen(monkeypatch):
     from parspike.calibrate import auto
 
@@ -553,7 +543,6 @@ def test_samples_that_are_all_equal_are_warned_of():
         parspike.convert(Ten().eval(), x.split(32), T=2, recipe="max")
 
 
-@pytest.mark.usefixtures("few_steps")
 def test_one_answer_for_all_images_is_warned_of():
     x = torch.randn(96, 6, generator=torch.Generator().manual_seed(1))
     with pytest.warns(parspike.errors.ParspikeWarning, match="the answer 7 to all 24 calibration images") as seen:

@@ -135,7 +135,7 @@ class Batches:
         self.sizes: dict[int, int] = {}  # samples of every batch by its number, known after the first pass
         self.hash = ""  # of the inputs, known after the first pass
         self.varied = True  # whether any two samples differ, known after the first pass
-        self.first: list[dict[str, Tensor]] = []  # the first batches that were read, `SEEN` samples or more
+        self.first: list[dict[str, Tensor]] = []  # copies of the first `SEEN` samples that were read
 
     @property
     def length(self) -> int:
@@ -178,8 +178,8 @@ class Batches:
     def _pass(self, among: Together) -> Iterator[dict[str, Tensor]]:
         seen: dict[int, tuple[int, bytes, bytes]] = {}
         for number, env in self._read(among):
-            if sum(len(next(iter(read.values()))) for read in self.first) < SEEN:
-                self.first.append(env)
+            if (room := SEEN - sum(len(next(iter(read.values()))) for read in self.first)) > 0:
+                self.first.append({name: x[:room].clone() for name, x in env.items()})
             if not self.sizes:
                 alike = all(bool((x == x[:1]).all()) for x in env.values())
                 one = _digest({name: x[:1] for name, x in env.items()}) if alike else b""
