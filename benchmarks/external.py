@@ -239,9 +239,10 @@ def table(network: str) -> str:
     columns += sorted({(f["key"][3], f["images"]) for f in rows if f["images"] < most and f["key"][3] not in full})
     heads = [f"T={T}" if images == most else f"T={T}, first {images} images" for T, images in columns]
     own = {figure["key"][1]: f"{figure['network']:.1f}" for figure in rows if figure["images"] == most}
+    itself = ", ".join(f"{own[tool]} % ({tool})" for tool in MODES if tool in own)
     lines = [
-        f"**{network}**: the network itself " + ", ".join(f"{own[tool]} % ({tool})" for tool in MODES if tool in own) + ". "
-        f"Top-1 accuracy on {most} test images (agreement with the network); {rows[0]['key'][4]} calibration images.",
+        f"**{network}**: the network itself {itself}. Top-1 accuracy on {most} test images "
+        f"(agreement with the network); {rows[0]['key'][4]} calibration images.",
         "", "| tool | mode | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(heads),
     ]  # fmt: skip
     versions = {figure["key"][1]: figure["version"] for figure in rows}
