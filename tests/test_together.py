@@ -144,6 +144,11 @@ def work(folder: Path) -> None:
     os._exit(0)  # a group whose other process is gone cannot be taken down in order
 
 
+@pytest.fixture
+def few_gradient_steps() -> None:
+    """Processes of their own take the default recipe's steps, so this one does too."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images, a network and its conversion; and what two processes made of CASES and EVAL."""
