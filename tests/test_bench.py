@@ -433,6 +433,11 @@ def test_direct_training_stands_beside(done: tuple[Path, Benched], tmp_path: Pat
     assert (row["memory, MiB"], row["accuracy %"], row["steps"]) == ("512", "88.25", "4")
     table = found.table("qcfs")
     assert ["tdBN", "88.25"] in [[line[1], line[table.head.index("T=4")]] for line in table.rows]
+    with (tmp_path / "t.jsonl").open("a") as stream:
+        stream.write('{"how": {"method": "tdBN"}, "steps": 4, "top1": 90.25, "seconds": 63.0}\n')
+        stream.write('{"how": {"method": "relu"}, "steps": null, "top1": 99.0}\n')
+    (several,) = Benched.read(replace(BENCH, training=training, folder=tmp_path), done[0]).trained
+    assert (several.shown, several.seconds, several.memory, several.runs) == ("89.25 ± 1.41", 62.0, 512, 2)
     wrong = replace(BENCH, training=Training("t.jsonl", accuracy="best"), folder=tmp_path)
     with pytest.raises(FileError, match="line 1: no row of training"):
         Benched.read(wrong, done[0]).table("kinds")

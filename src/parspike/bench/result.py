@@ -74,7 +74,8 @@ class Line:
 
 @dataclass(frozen=True)
 class TrainedRow:
-    """A row of direct training, from the file that `Training` names. accuracy in per cent; None: the file has none."""
+    """Direct training by one method at one T, from the file that `Training` names: medians over the runs that the file
+    holds. accuracy: their mean, in per cent; deviation: its standard deviation. None: the file has none."""
 
     method: str
     network: str
@@ -83,6 +84,28 @@ class TrainedRow:
     seconds: float | None
     memory: float | None
     ratio: float | None
+    deviation: float | None = None
+    runs: int = 1
+
+    @classmethod
+    def of(cls, rows: Sequence[TrainedRow]) -> TrainedRow:
+        """Several runs as one row."""
+
+        def median(name: str) -> float | None:
+            known = [value for row in rows if (value := getattr(row, name)) is not None]
+            return statistics.median(known) if known else None
+
+        accuracy = [row.accuracy for row in rows]
+        deviation = statistics.stdev(accuracy) if len(rows) > 1 else None
+        return cls(
+            rows[0].method, rows[0].network, rows[0].T, statistics.mean(accuracy), median("seconds"), median("memory"),
+            median("ratio"), deviation, len(rows),
+        )  # fmt: skip
+
+    @property
+    def shown(self) -> str:
+        """The accuracy as the tables have it."""
+        return f"{self.accuracy:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
 
 
 class Benched:
@@ -168,7 +191,10 @@ class Benched:
                 raise FileError(
                     f"{path}, line {number}: no row of training ({type(error).__name__}: {error})"
                 ) from error
-        return made
+        by_key: dict[tuple[str, str, int], list[TrainedRow]] = {}
+        for row in made:
+            by_key.setdefault((row.network, row.method, row.T), []).append(row)
+        return [TrainedRow.of(rows) for rows in by_key.values()]
 
     # ----------------------------------------------------------------------------------------------------- tables
 
@@ -220,7 +246,7 @@ class Benched:
         ]  # fmt: skip
         rows += [
             [row.network, "direct training", row.method, "spikes", _or_dash(row.seconds, ".0f"),
-             _or_dash(row.memory, ".0f"), str(row.T), "–", _or_dash(row.ratio, ".3g"), f"{row.accuracy:.2f}", "–"]
+             _or_dash(row.memory, ".0f"), str(row.T), "–", _or_dash(row.ratio, ".3g"), row.shown, "–"]
             for row in self.trained
         ]  # fmt: skip
         remarks = [
@@ -268,7 +294,7 @@ class Benched:
                 said = [p for p in mine if p.method == method]
                 table.append([network, method, "", "not run here", *["–"] * len(steps), _cited(said)])
         for key in dict.fromkeys((row.network, row.method) for row in rows_trained):
-            cells = {row.T: f"{row.accuracy:.2f}" for row in rows_trained if (row.network, row.method) == key}
+            cells = {row.T: row.shown for row in rows_trained if (row.network, row.method) == key}
             table.append([*key, "", "direct training", *(cells.get(T, "–") for T in steps), ""])
         shown = bool(published)
         head = ["network", "method", "neuron", "kind of learning", *(f"T={T}" for T in steps), "published"]
