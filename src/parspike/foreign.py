@@ -13,7 +13,10 @@ from typing import Any
 
 from parspike.errors import FileError, InputError, OptionError
 
-__all__ = ["call_users", "users_module"]
+__all__ = ["RECIPES_OF_PACKAGES", "call_users", "users_module"]
+
+RECIPES_OF_PACKAGES = "parspike.recipes"
+"""Entry points under which packages register recipes."""
 
 
 def users_module(where: str, said: str) -> ModuleType:

@@ -16,7 +16,7 @@ from torch import Tensor
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.student import ByCount, Student
 from parspike.errors import OptionError, meant
-from parspike.foreign import call_users, users_module
+from parspike.foreign import RECIPES_OF_PACKAGES, call_users, users_module
 from parspike.graph import Graph, Node, Quantised
 from parspike.graph.ops import Activation, call
 from parspike.neurons import Code, Kind, ParallelNeuron, Simulation, SpikingLayer, levels_of
@@ -28,8 +28,6 @@ Progress = Callable[[str, int, int], None]
 """progress(what, done, total)"""
 
 RECIPES: dict[str, type[Recipe]] = {}
-GROUP = "parspike.recipes"
-"""Entry points under which packages register recipes."""
 
 
 @dataclass
@@ -156,10 +154,10 @@ def _named(name: Any) -> type[Recipe]:
         return RECIPES[name]
     if colon:
         return _users(where, wanted)
-    points = entry_points(group=GROUP)
+    points = entry_points(group=RECIPES_OF_PACKAGES)
     if name in points.names:
         found = call_users(f"recipe '{name}'", points[name].load)
-        return _checked(found, f"recipe '{name}' of the entry points '{GROUP}'")
+        return _checked(found, f"recipe '{name}' of the entry points '{RECIPES_OF_PACKAGES}'")
     known = [*RECIPES, *points.names]
     raise OptionError(
         f"there is no recipe '{name}'{meant(name, known)}: choose one of {', '.join(sorted(known))}, or {MODES}, or "

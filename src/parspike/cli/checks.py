@@ -14,6 +14,7 @@ from typing import Any
 from parspike.cli import console
 from parspike.cli.options import BEST, CODES, FAST, MAX_T, NEURONS, RECIPES, TABLES
 from parspike.errors import FileError, MissingExtraError, OptionError, meant
+from parspike.foreign import RECIPES_OF_PACKAGES
 
 __all__ = ["budget", "codes", "file", "images", "network", "neuron", "output", "recipe", "steps", "tables"]
 
@@ -161,9 +162,9 @@ def recipe(text: str | None, passes: int | None = None) -> None:
     name = value.pop("name", None)
     if name == "max" or str(name).endswith("%"):
         name = "thresholds"
-    if ":" in str(name) or name in entry_points(group="parspike.recipes").names:  # the user's own: torch is needed
-        return
     if name not in RECIPES:
+        if ":" in str(name) or name in entry_points(group=RECIPES_OF_PACKAGES).names:
+            return  # the user's own: torch is needed to look at it
         raise OptionError(
             f"there is no recipe '{name}'{meant(name, RECIPES)}: choose one of {', '.join(RECIPES)}, or 'max', or a "
             "percentile such as '99.9%', or file.py:Class for your own"
