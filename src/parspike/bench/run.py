@@ -27,7 +27,7 @@ from parspike.calibrate.batches import readable_again
 from parspike.errors import CalibrationError, InputError, OptionError, ParspikeError, ParspikeWarning, meant
 from parspike.graph import Quantised
 from parspike.measure import Scores
-from parspike.neurons import Neuron, Parallel
+from parspike.neurons import Parallel
 from parspike.plan import Plan
 from parspike.snn import SNN
 from parspike.sweep.quantised import quantised
@@ -123,9 +123,9 @@ class _Work:
             start = time.perf_counter()
             line = self._line(key)
             self.file.write({**line, "seconds_in_all": time.perf_counter() - start, **made_by()})
-            done, total = self._state(self.file.lines())
-            left = self.clock.left(key, time.perf_counter() - start, self._open(self.file.lines()),
-                                   self.file.together.size)  # fmt: skip
+            lines = self.file.lines()
+            done, total = self._state(lines)
+            left = self.clock.left(key, time.perf_counter() - start, self._open(lines), self.file.together.size)
             self.each(f"{done}/{total} {key}: {told(line)}; {left}")
             self.progress(str(key), done, total)
 
@@ -195,12 +195,9 @@ class _Loaded:
                 raise InputError("data is empty: give at least one batch of inputs")
             self.made = self.made or planned(self.model, first, self.source.inputs)
             self.held = Held(self.items, self.made, self.source.inputs)
-            self.fitted_on = sum(len(next(iter(self._env(item).values()))) for item in self.batches)
+            self.fitted_on = sum(len(next(iter(self.held.env(item).values()))) for item in self.batches)
             self.seed = seed
         return self.made, self.batches, self.held  # pyright: ignore[reportReturnType]
-
-    def _env(self, item: Any) -> dict[str, Tensor]:
-        return Held((), self.made, self.source.inputs).env(item)  # pyright: ignore[reportArgumentType]
 
     def cell(self, cell: Cell) -> dict[str, Any]:
         """The figures of a conversion."""
@@ -284,7 +281,7 @@ def _seconds(network: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Te
 
 def levels_of(snn: SNN) -> int:
     """The outputs above its smallest one that a neuron can have over all T steps; of several layers the most."""
-    found = (n.levels if isinstance(n, Neuron) else n.levels_in(snn.T) for n in snn.neurons().values())  # pyright: ignore
+    found = (neuron.levels_in(snn.T) for neuron in snn.neurons().values())
     return max(found, default=0)
 
 
@@ -294,8 +291,7 @@ def bits_of(snn: SNN) -> float:
     total = bits = 0.0
     for name, neuron in snn.neurons().items():
         size = math.prod(int(n) for n in snn.graph.shape_of(snn.graph.by_name[name])[1:])
-        own = neuron.T if isinstance(neuron, Neuron) else math.log2(neuron.messages) * snn.simulation.total  # pyright: ignore
-        total, bits = total + size, bits + size * own
+        total, bits = total + size, bits + size * neuron.bits_in(snn.simulation.total)
     return bits / total if total else 0.0
 
 

@@ -74,14 +74,14 @@ class Dynamics(SpikingLayer):
 
     @property
     def messages(self) -> int:
-        """How many different things a neuron can send in one step, silence included: 2 where it is a spike or none.
-        Their logarithm is the bits that one neuron sends in a step."""
+        """How many different things a neuron can send in one step, silence included: 2 where it is a spike or none."""
         return 1 + self.largest * (1 + self.takes_back)
 
     def levels_in(self, T: int) -> int:
-        """How many outputs above its smallest one a neuron can have over T steps: the levels of an activation that is
-        as fine."""
         return T * self.largest
+
+    def bits_in(self, steps: int) -> float:
+        return math.log2(self.messages) * steps
 
     @abstractmethod
     def start(self, z: Tensor) -> State:

@@ -67,6 +67,15 @@ class SpikingLayer(nn.Module):
     def example(self, z: Tensor) -> Tensor:
         """An output for an input current z (B, …): of its shape and dtype, to check a network with."""
 
+    @abstractmethod
+    def levels_in(self, T: int) -> int:
+        """How many outputs above its smallest one a neuron can have in a network of T steps: the levels of an
+        activation that is as fine."""
+
+    @abstractmethod
+    def bits_in(self, steps: int) -> float:
+        """The bits that one neuron sends in a network that runs so many steps in all."""
+
     def unfit(self, T: int) -> str | None:
         """Why these neurons cannot stand in a network of T time-steps; None where they can."""
         return None
@@ -138,6 +147,12 @@ class Neuron(SpikingLayer):
     @property
     def label(self) -> str:
         return self.code
+
+    def levels_in(self, T: int) -> int:
+        return self.levels
+
+    def bits_in(self, steps: int) -> float:
+        return self.T
 
     def unfit(self, T: int) -> str | None:
         return None if self.T <= T else f"they take {self.T} steps, the network {T}"
