@@ -27,14 +27,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own
+from parspike.baselines.base import Baseline, Own, check_number, on_activations, places
 from parspike.baselines.burst import BurstNeuron
-from parspike.baselines.parts import bounds, check_between, places
+from parspike.baselines.parts import bounds, check_between
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.channels import above_zero, node_shape
 from parspike.calibrate.daqcfs import Granularity, check_granularity
 from parspike.calibrate.thresholds import Samples
-from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Node, Schedule, Stream, leaves, walk
 from parspike.neurons import Kind
 
@@ -65,13 +64,11 @@ class AdaFire(Baseline):
     def __post_init__(self) -> None:
         check_between("most", self.most, 1, MOST)
         check_between("wanted", self.wanted, 1, self.most)
-        if isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 < self.share <= 1:
-            raise OptionError(f"share must be a number above 0 and at most 1, got {self.share!r}")
+        check_number(self.share, "share", 0, 1)
         check_granularity(self.granularity)
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
-        if batches is None:
-            raise CalibrationError("recipe 'adafire' needs data: pass calibration= (images, no labels)")
+        batches = self.data(batches)
         samples = self._samples(draft, batches)
         start = {name: self._theta(draft, samples[name], self.most) for name in samples}
         chosen = self._chosen(draft, batches, start)
@@ -81,18 +78,13 @@ class AdaFire(Baseline):
         draft.notes["most"] = {draft.graph.by_name[name].layer: most for name, most in chosen.items()}
 
     def _samples(self, draft: Draft, batches: Batches) -> dict[str, Samples]:
-        graph = draft.graph
-        found = {name: Samples(graph.by_name[name], batches) for name in places(draft)}
+        found = {name: Samples(draft.graph.by_name[name], batches) for name in places(draft)}
 
-        def record(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
-            a = draft.teacher(node, args)
+        def record(node: Node, a: Tensor) -> Tensor:
             found[node.name].add(a, a[None])
-            return [a]
+            return a
 
-        schedule = Schedule.of(graph.nodes, graph.outputs)
-        for done, env in enumerate(batches, 1):
-            walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], dict.fromkeys(found, record))
-            draft.progress("recording activations", done, batches.rounds)
+        draft.watch(batches, on_activations(draft, record), "recording activations")
         return found
 
     def _theta(self, draft: Draft, samples: Samples, most: int) -> Tensor:

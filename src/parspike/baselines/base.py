@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from parspike.calibrate import Batches, Draft, Recipe
-from parspike.calibrate.channels import above_zero, node_shape
+from parspike.calibrate.channels import above_zero, check_finite, node_shape
 from parspike.calibrate.lockstep import Lockstep, pair_of
 from parspike.calibrate.student import Course
 from parspike.errors import CalibrationError, OptionError
-from parspike.graph import Clip, Node, Quantised, Schedule, Stream, walk
+from parspike.graph import Clip, Hook, Node, Quantised, Schedule, Stream, walk
 from parspike.graph.ops import ENCODE
 from parspike.neurons import IF, Dynamics, Kind, SpikingLayer
 
@@ -29,11 +29,13 @@ __all__ = [
     "largest",
     "layers",
     "mean_output",
+    "of_each_batch",
+    "on_activations",
     "over_set",
     "placed",
+    "places",
     "set_threshold",
     "sought",
-    "teacher_walk",
 ]
 
 
@@ -126,23 +128,23 @@ def set_threshold(draft: Draft, name: str, theta: Tensor) -> None:
     node = draft.graph.by_name[name]
     if isinstance(draft.activations[name], Quantised):
         return
-    if not bool(theta.isfinite().all()):
-        raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
+    check_finite(node, theta)
     theta = above_zero(theta.reshape(-1).expand(node.channels), draft.T)
     draft.neurons[name] = draft.student.neuron(draft, node, node_shape(theta, node), 0.0)
 
 
 def sought(draft: Draft) -> list[str]:
     """The nodes whose thresholds a method finds, in order: not those of QCFS, nor where an input becomes spikes."""
-    return [name for name in _behind(draft) if isinstance(draft.activations[name], Clip)]
+    return [name for name in places(draft) if isinstance(draft.activations[name], Clip)]
 
 
 def placed(draft: Draft) -> dict[str, SpikingLayer]:
     """The neurons that a method may change, by node name, in order: not those that make spikes of an input."""
-    return {name: draft.neurons[name] for name in _behind(draft)}
+    return {name: draft.neurons[name] for name in places(draft)}
 
 
-def _behind(draft: Draft) -> list[str]:
+def places(draft: Draft) -> list[str]:
+    """The nodes whose neurons a method makes, in order: all activations. An input's spikes are IF neurons'."""
     nodes = draft.graph.nodes
     return [node.name for node in nodes if node.name in draft.activations and node.target != ENCODE]
 
@@ -185,15 +187,33 @@ def over_set(
     return lockstep.batches.gather(parts)
 
 
-def teacher_walk(draft: Draft, env: dict[str, Tensor], at: Callable[[Node, Tensor], Tensor]) -> None:
-    """One batch through the network without spikes. at(node, a): what an activation gives instead of a."""
-    graph = draft.graph
+def on_activations(draft: Draft, at: Callable[[Node, Tensor], Tensor]) -> dict[str, Hook]:
+    """For `Draft.watch`. at(node, a): what an activation gives instead of a."""
 
     def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         return [at(node, draft.teacher(node, args))]
 
-    stream = Stream(dict(env), graph.tensors, graph.sizes(env))
-    walk(Schedule.of(graph.nodes, graph.outputs), [stream], dict.fromkeys(_behind(draft), fire))
+    return dict.fromkeys(places(draft), fire)
+
+
+def of_each_batch(
+    draft: Draft, batches: Batches, names: list[str], measure: Callable[[Node, Tensor, int], Tensor], what: str
+) -> list[tuple[Tensor, ...]]:
+    """measure(node, a, number of the batch) of these activations, for every batch of all processes in order. what: the
+    work, in words."""
+    parts: list[tuple[Tensor, ...]] = []
+    for number, env in enumerate(batches):
+        found: dict[str, Tensor] = {}
+
+        def see(node: Node, a: Tensor, found: dict[str, Tensor] = found, number: int = number) -> Tensor:
+            if node.name in names:
+                found[node.name] = measure(node, a, number)
+            return a
+
+        draft.graph.run_on(env, on_activations(draft, see))
+        parts.append(tuple(found[name] for name in names))
+        draft.progress(what, number + 1, batches.rounds)
+    return batches.gather(parts)
 
 
 def forward(draft: Draft, env: dict[str, Tensor], before: Callable[[Node, Tensor, Tensor], None]) -> None:

@@ -28,14 +28,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own
-from parspike.baselines.parts import bounds, check_between, check_tensors, fixed, places, shown
+from parspike.baselines.base import Baseline, Own, on_activations, places, sought
+from parspike.baselines.parts import bounds, check_between, check_tensors, fixed, shown
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
-from parspike.calibrate.percentile import WIDTHS, Selection
+from parspike.calibrate.percentile import Selection, select
 from parspike.errors import CalibrationError
-from parspike.graph import Clip, Node, Schedule, Stream, walk
-from parspike.graph.ops import call
+from parspike.graph import Node
 from parspike.neurons import Dynamics, Kind, State
 
 __all__ = ["MOST", "Burst", "BurstNeuron"]
@@ -101,7 +100,7 @@ class Burst(Baseline):
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches, None)
-        clips = [name for name in places(draft) if isinstance(draft.activations[name], Clip)]
+        clips = sought(draft)
         found = self._quantiles(draft, batches, clips) if clips and batches is not None else {}
         most = {name: bound / self.most for name, bound in bounds(draft).items()}
         for name in places(draft):
@@ -112,26 +111,15 @@ class Burst(Baseline):
 
     def _quantiles(self, draft: Draft, batches: Batches, names: list[str]) -> dict[str, Tensor]:
         """θ of each layer, by node name."""
-        graph = draft.graph
         made = {name: Selection(SHARE) for name in names}
 
-        def record(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
-            a = call(node.target, args, node.kwargs)
-            made[node.name].add(torch.where(a > 1, a / self.most, a).reshape(1, -1))
-            return [a]
+        def record(node: Node, a: Tensor) -> Tensor:
+            if node.name in made:
+                made[node.name].add(torch.where(a > 1, a / self.most, a).reshape(1, -1))
+            return a
 
-        schedule = Schedule.of(graph.nodes, graph.outputs)
+        select(draft, batches, made, on_activations(draft, record), "quantiles")
         found: dict[str, Tensor] = {}
-        for number in range(len(WIDTHS)):
-            for done, env in enumerate(batches, 1):
-                walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], dict.fromkeys(names, record))
-                draft.progress(f"recording quantiles, pass {number + 1} of {len(WIDTHS)}", done, batches.rounds)
-            for name, selection in made.items():
-                selection.join(batches.together)
-                if not bool(selection.largest.isfinite().all()):
-                    layer = graph.by_name[name].layer
-                    raise CalibrationError(f"layer '{layer}' gives NaN or Inf on the calibration data")
-                selection.settle()
         for name, selection in made.items():
             # Where nearly all outputs are 0 the largest stands in, and 1 where all are.
             theta, largest = selection.value.squeeze(0), selection.largest.squeeze(0)

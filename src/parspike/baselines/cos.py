@@ -28,8 +28,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own
-from parspike.baselines.parts import check_between, check_tensors, fixed, places, shown
+from parspike.baselines.base import Baseline, Own, places
+from parspike.baselines.parts import check_between, check_tensors, fixed, shown
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
 from parspike.neurons import MAX_T, Dynamics, Kind, Simulation, State

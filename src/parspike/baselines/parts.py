@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from parspike.baselines.base import places
 from parspike.calibrate import Batches, Draft
-from parspike.calibrate.channels import above_zero, by_channel, node_shape
+from parspike.calibrate.channels import above_zero, by_channel, check_finite, node_shape
 from parspike.calibrate.daqcfs import Granularity, initial_neurons
-from parspike.errors import CalibrationError, OptionError
-from parspike.graph import Clip, Node, Quantised, Schedule, Stream, walk
-from parspike.graph.ops import ENCODE, call
+from parspike.errors import OptionError
+from parspike.graph import Clip, Node, Quantised
+from parspike.graph.ops import call
 from parspike.neurons.percentile import share_of
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "fixed",
     "full_scales",
     "gaussian_scale",
-    "places",
     "shown",
 ]
 
@@ -60,11 +60,6 @@ def fixed(value: Tensor) -> nn.Parameter:
 def shown(v_threshold: Tensor) -> str:
     """Thresholds as text."""
     return f"θ {float(v_threshold.min()):.4g} … {float(v_threshold.max()):.4g}"
-
-
-def places(draft: Draft) -> list[str]:
-    """The nodes whose neurons a method makes: all activations. An input's spikes are IF neurons'."""
-    return [name for name in draft.activations if draft.graph.by_name[name].target != ENCODE]
 
 
 def bounds(draft: Draft) -> dict[str, Tensor]:
@@ -115,7 +110,6 @@ def full_scales(
 
 def _moments(draft: Draft, batches: Batches, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and standard deviation of what goes into activations, (C,) each, by node name, in float64."""
-    graph = draft.graph
     parts: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in names}
 
     def record(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
@@ -124,19 +118,14 @@ def _moments(draft: Draft, batches: Batches, names: list[str]) -> dict[str, tupl
         parts[node.name].append((number, rows.mean(1), rows.var(1, correction=0)))
         return [call(node.target, args, node.kwargs)]
 
-    schedule = Schedule.of(graph.nodes, graph.outputs)
-    for done, env in enumerate(batches, 1):
-        walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], dict.fromkeys(names, record))
-        draft.progress("recording means and deviations", done, batches.rounds)
+    draft.watch(batches, dict.fromkeys(names, record), "recording means and deviations")
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for name in names:
         numbers, means, squares = (torch.stack(each) for each in zip(*batches.gather(parts[name]), strict=True))
         share = (numbers / numbers.sum())[:, None]
         mean = (share * means).sum(0)
         variance = (share * (squares + (means - mean).square())).sum(0)
-        if not bool(variance.isfinite().all()):
-            layer = graph.by_name[name].layer
-            raise CalibrationError(f"layer '{layer}' gives NaN or Inf on the calibration data")
+        check_finite(draft.graph.by_name[name], variance)
         found[name] = mean, variance.sqrt()
     return found
 

@@ -25,9 +25,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from parspike.baselines.base import Baseline, check_number, check_whole, sought, teacher_walk
+from parspike.baselines.base import Baseline, check_number, check_whole, of_each_batch, sought
 from parspike.calibrate import Batches, Draft
-from parspike.calibrate.channels import above_zero, by_channel, node_shape, spread, unit_of
+from parspike.calibrate.channels import above_zero, by_channel, check_finite, node_shape, spread, unit_of
 from parspike.calibrate.daqcfs import Granularity, check_granularity
 from parspike.errors import CalibrationError
 from parspike.graph import Node, Quantised
@@ -83,22 +83,13 @@ class Phase(Baseline):
         names = sought(draft)
         if not names:
             return {}
-        batches = self.data(batches)
-        parts: list[tuple[Tensor, ...]] = []
-        for number, env in enumerate(batches):
-            found: dict[str, Tensor] = {}
 
-            def record(node: Node, a: Tensor, found: dict[str, Tensor] = found, number: int = number) -> Tensor:
-                if not all(bool(end.isfinite()) for end in a.aminmax()):
-                    raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
-                rows = by_channel(a, node) if self.granularity == "channel" else a.reshape(1, -1)
-                found[node.name] = rows[:, spread(rows.shape[1], max(64, MOST // len(rows)), a.device, number)]
-                return a
+        def some(node: Node, a: Tensor, number: int) -> Tensor:
+            check_finite(node, a)
+            rows = by_channel(a, node) if self.granularity == "channel" else a.reshape(1, -1)
+            return rows[:, spread(rows.shape[1], max(64, MOST // len(rows)), a.device, number)]
 
-            teacher_walk(draft, env, record)
-            parts.append(tuple(found[name] for name in names))
-            draft.progress("activations", number + 1, batches.rounds)
-        each = zip(*batches.gather(parts), strict=True)
+        each = zip(*of_each_batch(draft, self.data(batches), names, some, "activations"), strict=True)
         return {name: torch.cat(values, 1) for name, values in zip(names, each, strict=True)}
 
     def _fitted(self, a: Tensor, T: int) -> tuple[Tensor, Tensor]:

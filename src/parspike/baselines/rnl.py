@@ -21,12 +21,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from parspike.baselines.base import Baseline, check_number, set_threshold, sought, teacher_walk
+from parspike.baselines.base import Baseline, check_number, of_each_batch, set_threshold, sought
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
-from parspike.graph import Node
 
 __all__ = ["RNL"]
 
@@ -49,18 +47,8 @@ class RNL(Baseline):
         names = sought(draft)
         if batches is None or not names:
             return
-        parts: list[tuple[Tensor, ...]] = []
-        for done, env in enumerate(batches, 1):
-            tops: dict[str, Tensor] = {}
-
-            def record(node: Node, a: Tensor, tops: dict[str, Tensor] = tops) -> Tensor:
-                tops[node.name] = a.amax()
-                return a
-
-            teacher_walk(draft, env, record)
-            parts.append((torch.stack([tops[name] for name in names]),))
-            draft.progress("recording maxima", done, batches.rounds)
-        first, *rest = (part[0] for part in batches.gather(parts))
+        tops = of_each_batch(draft, batches, names, lambda node, a, number: a.amax(), "recording maxima")
+        first, *rest = map(torch.stack, tops)
         running = first
         for top in rest:
             running = running + self.momentum * (top - running)

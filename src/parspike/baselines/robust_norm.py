@@ -22,11 +22,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, check_number, placed, set_threshold, sought, teacher_walk
+from parspike.baselines.base import Baseline, check_number, on_activations, placed, set_threshold, sought
 from parspike.calibrate import Batches, Draft
+from parspike.calibrate.channels import check_finite
 from parspike.calibrate.daqcfs import initial_neurons
-from parspike.calibrate.percentile import WIDTHS, Selection
-from parspike.errors import CalibrationError, OptionError
+from parspike.calibrate.percentile import Selection, select
+from parspike.errors import OptionError
 from parspike.graph import Node
 
 __all__ = ["RobustNorm"]
@@ -56,29 +57,16 @@ class RobustNorm(Baseline):
                 f"decline = {self.decline:g} leaves no percentile for the last of {len(order)} layers: give less"
             )
         found, batches = {name: Selection(share) for name, share in shares.items()}, self.data(batches)
-        silent: set[str] = set()
 
         def record(node: Node, a: Tensor) -> Tensor:
-            if node.name in found and node.name not in silent:
-                if not all(bool(end.isfinite()) for end in a.aminmax()):
-                    raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
+            if node.name in found:
+                check_finite(node, a)
                 fired = a[a > 0]
                 if len(fired):
                     found[node.name].add(fired[None])
             return a
 
-        for number in range(len(WIDTHS)):
-            for done, env in enumerate(batches, 1):
-                teacher_walk(draft, env, record)
-                draft.progress(f"recording percentiles, pass {number + 1} of {len(WIDTHS)}", done, batches.rounds)
-            for name, selection in found.items():
-                if name in silent:
-                    continue
-                selection.join(batches.together)
-                if selection.counts is None:
-                    silent.add(name)  # it never fired, and its threshold stays as it is
-                else:
-                    selection.settle()
+        select(draft, batches, found, on_activations(draft, record), "percentiles")
         for name, selection in found.items():
-            if name not in silent:
+            if selection.found is not None:  # a layer that never fired keeps its threshold
                 set_threshold(draft, name, selection.value)

@@ -24,13 +24,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own
-from parspike.baselines.parts import bounds, check_tensors, fixed, places, shown
+from parspike.baselines.base import Baseline, Own, on_activations, places, sought
+from parspike.baselines.parts import bounds, check_tensors, fixed, shown
 from parspike.calibrate import Batches, Draft
+from parspike.calibrate.channels import check_finite
 from parspike.calibrate.daqcfs import initial_neurons
-from parspike.errors import CalibrationError
-from parspike.graph import Clip, Node, Schedule, Stream, walk
-from parspike.graph.ops import call
+from parspike.graph import Node
 from parspike.neurons import Dynamics, Kind, State
 
 __all__ = ["SNM", "SignedMemory"]
@@ -85,7 +84,7 @@ class SNM(Baseline):
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches, None)
-        clips = [name for name in places(draft) if isinstance(draft.activations[name], Clip)]
+        clips = sought(draft)
         largest = _largest(draft, batches, clips) if clips and batches is not None else {}
         most = bounds(draft)
         for name in places(draft):
@@ -100,22 +99,17 @@ class SNM(Baseline):
 
 def _largest(draft: Draft, batches: Batches, names: list[str]) -> dict[str, Tensor]:
     """The largest activation of every neuron, of the shape of one sample, by node name."""
-    graph = draft.graph
     found: dict[str, Tensor] = {}
 
-    def record(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
-        a = call(node.target, args, node.kwargs)
-        now = a.amax(node.batch_dim or 0)
-        found[node.name] = torch.maximum(found[node.name], now) if node.name in found else now
-        return [a]
+    def record(node: Node, a: Tensor) -> Tensor:
+        if node.name in names:
+            now = a.amax(node.batch_dim or 0)
+            found[node.name] = torch.maximum(found[node.name], now) if node.name in found else now
+        return a
 
-    schedule = Schedule.of(graph.nodes, graph.outputs)
-    for done, env in enumerate(batches, 1):
-        walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], dict.fromkeys(names, record))
-        draft.progress("recording the largest activation of every neuron", done, batches.rounds)
+    draft.watch(batches, on_activations(draft, record), "recording the largest activation of every neuron")
     own = {batches.together.rank: [found[name] for name in names]} if found else {}
     each = [torch.stack(parts).amax(0) for parts in zip(*batches.together.gather(own), strict=True)]
     for name, largest in zip(names, each, strict=True):
-        if not bool(largest.isfinite().all()):
-            raise CalibrationError(f"layer '{graph.by_name[name].layer}' gives NaN or Inf on the calibration data")
+        check_finite(draft.graph.by_name[name], largest)
     return dict(zip(names, each, strict=True))

@@ -46,18 +46,17 @@ from parspike.baselines.base import (
     check_whole,
     layers,
     mean_output,
+    of_each_batch,
     over_set,
     placed,
     set_threshold,
     sought,
-    teacher_walk,
 )  # fmt: skip
 from parspike.calibrate import Batches, Draft
-from parspike.calibrate.channels import by_channel, node_shape, spread, unit_of
+from parspike.calibrate.channels import by_channel, check_finite, node_shape, spread, unit_of
 from parspike.calibrate.daqcfs import Granularity, check_granularity, initial_neurons
 from parspike.calibrate.lockstep import Lockstep
 from parspike.calibrate.refit import branches, refittable
-from parspike.errors import CalibrationError
 from parspike.graph import Graph, Node, Schedule, Stream, walk
 from parspike.neurons import IF, IntegrateFire, Kind
 
@@ -203,23 +202,14 @@ def mmse_thresholds(
 ) -> dict[str, Tensor]:
     """θ of least squared error of every ReLU layer, (C,) or (1,), by node name: the moving average over the batches."""
     names = sought(draft)
-    parts: list[tuple[Tensor, ...]] = []
-    for done, env in enumerate(batches if names else (), 1):
-        found: dict[str, Tensor] = {}
-
-        def record(node: Node, a: Tensor, found: dict[str, Tensor] = found) -> Tensor:
-            rows = by_channel(a, node) if granularity == "channel" else a.reshape(1, -1)
-            if not all(bool(end.isfinite()) for end in a.aminmax()):
-                raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
-            found[node.name] = least_error(rows, draft.T)
-            return a
-
-        teacher_walk(draft, env, record)
-        parts.append(tuple(found[name] for name in names))
-        draft.progress("thresholds of least error", done, batches.rounds)
     if not names:
         return {}
-    first, *rest = batches.gather(parts)
+
+    def best(node: Node, a: Tensor, number: int) -> Tensor:
+        check_finite(node, a)
+        return least_error(by_channel(a, node) if granularity == "channel" else a.reshape(1, -1), draft.T)
+
+    first, *rest = of_each_batch(draft, batches, names, best, "thresholds of least error")
     theta = list(first)
     for batch in rest:
         theta = [momentum * old + (1 - momentum) * new for old, new in zip(theta, batch, strict=True)]

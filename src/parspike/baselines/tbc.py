@@ -30,11 +30,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, batches_again, check_whole, placed, set_threshold, sought, teacher_walk
+from parspike.baselines.base import (
+    Baseline,
+    batches_again,
+    check_whole,
+    of_each_batch,
+    on_activations,
+    placed,
+    set_threshold,
+    sought,
+)
 from parspike.calibrate import Batches, Draft
-from parspike.calibrate.channels import channel_mean, node_shape
+from parspike.calibrate.channels import channel_mean, check_finite, node_shape
 from parspike.calibrate.daqcfs import initial_neurons
-from parspike.errors import CalibrationError, OptionError
+from parspike.errors import OptionError
 from parspike.graph import Node
 from parspike.neurons import IF, IntegrateFire, Kind, Simulation
 
@@ -72,14 +81,13 @@ class TBC(Baseline):
             theta = theta if theta.dim() else theta.expand(node.channels)
             bound = node_shape(theta, node)
             theta = theta + 2 * channel_mean((a - bound).clamp(min=0), node)
-            if not bool(theta.isfinite().all()):
-                raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
+            check_finite(node, theta)
             found[node.name] = theta
             return torch.minimum(a, node_shape(theta, node))
 
         if found:
             for env in batches_again(draft, batches, self.iterations, "thresholds"):
-                teacher_walk(draft, env, rise)
+                draft.graph.run_on(env, on_activations(draft, rise))
         for name, theta in found.items():
             set_threshold(draft, name, theta)
         if self.delay:
@@ -93,26 +101,16 @@ class TBC(Baseline):
     def _delay(self, draft: Draft, batches: Batches) -> float:
         """t0, in steps."""
         names = list(placed(draft))
-        parts: list[tuple[Tensor, ...]] = []
-        for env in batches:
-            sums: dict[str, Tensor] = {}
-
-            def record(node: Node, a: Tensor, sums: dict[str, Tensor] = sums) -> Tensor:
-                sums[node.name] = a.sum(node.batch_dim or 0)
-                return a
-
-            teacher_walk(draft, env, record)
-            count = torch.tensor(float(len(next(iter(env.values())))))
-            parts.append((count, *(sums[name] for name in names)))
+        parts = of_each_batch(draft, batches, names, lambda node, a, number: a.sum(node.batch_dim or 0), "delays")
         # Images of several sizes have no neurons in common: the means are then over those of each size.
-        alike: dict[Any, list[tuple[Tensor, ...]]] = {}
-        for part in batches.gather(parts):
-            alike.setdefault(tuple(x.shape for x in part), []).append(part)
+        alike: dict[Any, list[tuple[int, tuple[Tensor, ...]]]] = {}
+        for count, part in zip(batches.sizes.values(), parts, strict=True):
+            alike.setdefault(tuple(x.shape for x in part), []).append((count, part))
         total = 0.0
-        for position, name in enumerate(names, 1):
+        for position, name in enumerate(names):
             neuron = draft.neurons[name]
             waits = [
-                _wait(neuron, sum(part[position] for part in of_size) / sum(float(part[0]) for part in of_size))
+                _wait(neuron, sum(part[position] for _, part in of_size) / sum(count for count, _ in of_size))
                 for of_size in alike.values()
                 if isinstance(neuron, IntegrateFire)
             ]

@@ -5,12 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from parspike.errors import CalibrationError
 from parspike.graph import Node
 
-__all__ = ["above_zero", "by_channel", "channel_mean", "node_shape", "spread", "unit_of"]
+__all__ = ["above_zero", "by_channel", "channel_mean", "check_finite", "node_shape", "spread", "unit_of"]
 
 NEAR = 10
 """Powers of two around 1 within which sums of squares are safe in float32."""
+
+
+def check_finite(node: Node, *values: Tensor) -> None:
+    """Raise `CalibrationError` that names the layer unless all of the values are finite."""
+    if not all(bool(end.isfinite()) for value in values for end in value.aminmax()):
+        raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
 
 
 def by_channel(x: Tensor, node: Node) -> Tensor:

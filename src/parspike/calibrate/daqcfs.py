@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
-from parspike.calibrate.channels import above_zero, by_channel, channel_mean, node_shape
+from parspike.calibrate.channels import above_zero, by_channel, channel_mean, check_finite, node_shape
 from parspike.calibrate.lockstep import Lockstep, pair_of
 from parspike.calibrate.percentile import Range, percentiles
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.staircase import add_staircases
 from parspike.calibrate.student import ByCount
 from parspike.errors import CalibrationError, OptionError
-from parspike.graph import Clip, Curve, Node, Quantised, Schedule, Stream, walk
+from parspike.graph import Clip, Curve, Node, Quantised, Schedule, walk
 from parspike.graph.ops import call
 from parspike.neurons import ParallelNeuron, levels_of, qcfs
 from parspike.neurons.percentile import MODES, share_of
@@ -158,19 +158,15 @@ def channel_ranges(draft: Draft, batches: Batches) -> dict[str, Range]:
         return [a]
 
     graph = draft.graph
-    schedule = Schedule.of(graph.nodes, graph.outputs)
-    at = dict.fromkeys(draft.activations, record)
-    for done, env in enumerate(batches, 1):
-        walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], at)
-        draft.progress("recording ranges", done, batches.rounds)
+    draft.watch(batches, dict.fromkeys(draft.activations, record), "recording ranges")
     together = batches.together
     found = together.gather({together.rank: [*lowest.values(), *largest.values()]} if largest else {})
     names = [node.name for node in graph.nodes if node.name in draft.activations]
     each = [torch.stack(parts) for parts in zip(*found, strict=True)]
     ranges = {name: (each[i].amin(0), each[len(names) + i].amax(0)) for i, name in enumerate(names)}
     for node in graph.neurons:
-        if node.name in ranges and not all(bool(end.isfinite().all()) for end in ranges[node.name]):
-            raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
+        if node.name in ranges:
+            check_finite(node, *ranges[node.name])
     return ranges
 
 

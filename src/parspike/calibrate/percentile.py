@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
-from parspike.calibrate.channels import by_channel
+from parspike.calibrate.channels import by_channel, check_finite
 from parspike.calibrate.recipe import Draft
 from parspike.errors import CalibrationError
-from parspike.graph import Node, Schedule, Stream, walk
+from parspike.graph import Hook, Node
 from parspike.graph.ops import call
 from parspike.neurons.percentile import rank_of
 from parspike.together import Together
 
-__all__ = ["Selection", "percentiles"]
+__all__ = ["Selection", "percentiles", "select"]
 
 WIDTHS = (8, 8, 8, 8)
 """Bits settled by each pass; together those of a float32."""
@@ -48,19 +48,7 @@ def percentiles(
             mirrored[node.name].add(-values)
         return [a]
 
-    schedule = Schedule.of(graph.nodes, graph.outputs)
-    for number in range(len(WIDTHS)):
-        for done, env in enumerate(batches, 1):
-            walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], dict.fromkeys(lows, record))
-            draft.progress(f"recording percentiles, pass {number + 1} of {len(WIDTHS)}", done, batches.rounds)
-        for name, selection in made.items():
-            selection.join(batches.together)
-            if not bool((selection.lowest.isfinite() & selection.largest.isfinite()).all()):
-                raise CalibrationError(f"layer '{graph.by_name[name].layer}' gives NaN or Inf on the calibration data")
-            selection.settle()
-        for selection in mirrored.values():
-            selection.join(batches.together)
-            selection.settle()
+    select(draft, batches, made, dict.fromkeys(lows, record), "percentiles", beside=mirrored.values())
     ranges: dict[str, Range] = {}
     for name, selection in made.items():
         node, high = graph.by_name[name], selection.value
@@ -75,6 +63,28 @@ def percentiles(
             )
         ranges[name] = low.expand(node.channels), high.expand(node.channels)
     return ranges
+
+
+def select(
+    draft: Draft, batches: Batches, made: Mapping[str, Selection], at: Mapping[str, Hook], what: str, *,
+    beside: Iterable[Selection] = (),
+) -> None:  # fmt: skip
+    """Pass over the set once for each of `WIDTHS`, so that every selection comes to its value.
+
+    made: by node name. at: adds values to the selections, see `Draft.watch`. beside: selections of the same values in
+    another order. One that is given no value is left as it was (`found` is None).
+    """
+    beside = list(beside)
+    for number in range(len(WIDTHS)):
+        draft.watch(batches, at, f"recording {what}, pass {number + 1} of {len(WIDTHS)}")
+        for selection in (*made.values(), *beside):
+            selection.join(batches.together)
+        for name, selection in made.items():
+            if selection.counts is not None:
+                check_finite(draft.graph.by_name[name], selection.lowest, selection.largest)
+        for selection in (*made.values(), *beside):
+            if selection.counts is not None:
+                selection.settle()
 
 
 class Selection:

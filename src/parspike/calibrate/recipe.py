@@ -17,7 +17,7 @@ from parspike.calibrate.batches import Batches
 from parspike.calibrate.student import ByCount, Student
 from parspike.errors import OptionError, meant
 from parspike.foreign import RECIPES_OF_PACKAGES, call_users, users_module
-from parspike.graph import Graph, Node, Quantised
+from parspike.graph import Graph, Hook, Node, Quantised
 from parspike.graph.ops import Activation, call
 from parspike.neurons import Code, Kind, ParallelNeuron, Simulation, SpikingLayer, levels_of
 from parspike.neurons.percentile import MODES, share_of
@@ -56,6 +56,13 @@ class Draft:
     def teacher(self, node: Node, args: tuple[Any, ...]) -> Tensor:
         """What the network's own activation gives."""
         return call(node.target, args, node.kwargs)
+
+    def watch(self, batches: Batches, at: Mapping[str, Hook], what: str) -> None:
+        """Run the network itself, without spikes, on the batches of this process. at: what nodes compute instead of
+        their operator, by name (`graph.walk`). what: the work, in words, for `progress`."""
+        for done, env in enumerate(batches, 1):
+            self.graph.run_on(env, at)
+            self.progress(what, done, batches.rounds)
 
     @property
     def lossless(self) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.recipe import Draft
 from parspike.errors import CalibrationError
-from parspike.graph import Curve, Node, Schedule, Stream, walk
+from parspike.graph import Curve, Node, Stream
 from parspike.graph.ops import TABLE, call
 from parspike.neurons import Code, Staircase, levels_of
 from parspike.together import Together
@@ -111,18 +111,14 @@ def add_staircases(draft: Draft, batches: Batches | None) -> None:
         samples[node.name].add(args[0])
         return [call(node.target, args, node.kwargs)]
 
-    graph = draft.graph
-    schedule = Schedule.of(graph.nodes, graph.outputs)
-    for done, env in enumerate(batches, 1):
-        walk(schedule, [Stream(dict(env), graph.tensors, graph.sizes(env))], dict.fromkeys(samples, record))
-        draft.progress("recording activations", done, batches.rounds)
+    draft.watch(batches, dict.fromkeys(samples, record), "recording activations")
     for node in curves:
         sample = samples[node.name]
         sample.join(batches.together)
         if not torch.isfinite(torch.tensor([sample.low, sample.high])).all():
             raise CalibrationError(f"layer '{node.layer}' is given NaN or Inf on the calibration data")
         draft.neurons[node.name] = staircase(
-            _function(node, graph.tensors),
+            _function(node, draft.graph.tensors),
             sample.sorted(),
             draft.steps_of(node.name),
             draft.code,

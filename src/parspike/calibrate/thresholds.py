@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
-from parspike.calibrate.channels import above_zero, by_channel, node_shape, spread, unit_of
-from parspike.errors import CalibrationError, OptionError
+from parspike.calibrate.channels import above_zero, by_channel, check_finite, node_shape, spread, unit_of
+from parspike.errors import OptionError
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron
 
@@ -50,8 +50,7 @@ class Samples:
 
     def add(self, a: Tensor, z: Tensor) -> None:
         """Add a batch: a (B, …), z' (T, B, …). Raises `CalibrationError` where a holds NaN or Inf."""
-        if not all(bool(end.isfinite()) for end in a.aminmax()):
-            raise CalibrationError(f"layer '{self.node.layer}' gives NaN or Inf on the calibration data")
+        check_finite(self.node, a)
         a = by_channel(a, self.node)
         rows = spread(a.shape[1], self.per_batch, a.device)
         self.parts.append((a[:, rows], torch.stack([by_channel(now, self.node)[:, rows] for now in z])))
