@@ -21,7 +21,6 @@ take a maximum of. They report T < ρ out of a longer run, where ρ stays; here 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,10 +28,10 @@ import torch
 from torch import Tensor
 
 from parspike.baselines.base import Baseline, Own, places
-from parspike.baselines.parts import check_between, check_tensors, fixed, shown
+from parspike.baselines.parts import OneThreshold, check_between, shown
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
-from parspike.neurons import MAX_T, Dynamics, Kind, Simulation, State
+from parspike.neurons import MAX_T, Kind, Simulation, State
 
 __all__ = ["COS", "OffsetSpike"]
 
@@ -40,22 +39,17 @@ MARGIN = 1e-3
 """As a fraction of θ."""
 
 
-class OffsetSpike(Dynamics):
+class OffsetSpike(OneThreshold):
     """IF neurons whose v(0) is chosen by their first input currents. v_threshold: θ, broadcasting against one sample.
     looks_at: ρ."""
 
     kind = "offset-spike"
+    starts = 0.5
+    options = ("looks_at",)
 
     def __init__(self, v_threshold: Tensor, looks_at: int) -> None:
-        super().__init__()
-        self.lookahead = check_between("looks_at", looks_at, 1, MAX_T)
-        self.v_threshold = fixed(v_threshold)
-
-    def rest(self) -> float:
-        return 0.0
-
-    def start(self, z: Tensor) -> State:
-        return {"v": (self.v_threshold / 2).to(z.dtype).expand_as(z).clone()}
+        super().__init__(v_threshold)
+        self.lookahead = self.looks_at = check_between("looks_at", looks_at, 1, MAX_T)
 
     def step(self, state: State, z: Tensor, t: int) -> tuple[State, Tensor, Tensor]:
         m, theta = state["v"] + z, self.v_threshold
@@ -100,14 +94,6 @@ class OffsetSpike(Dynamics):
 
     def extra_repr(self) -> str:
         return f"{shown(self.v_threshold)}, looks at {self.lookahead} steps"
-
-    def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "looks_at": self.lookahead}
-
-    @classmethod
-    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OffsetSpike:
-        check_tensors(tensors, "v_threshold")
-        return cls(tensors["v_threshold"], config["looks_at"])
 
 
 @dataclass(frozen=True)

@@ -32,33 +32,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from parspike.baselines.base import Baseline, Own
-from parspike.baselines.ecmt import MOST, MultiThreshold
-from parspike.baselines.parts import GAUSSIAN, bounds, check_between, check_scale, full_scales
+from parspike.baselines.base import Own
+from parspike.baselines.ecmt import MultiThreshold
+from parspike.baselines.parts import Ranged, bounds, full_scales
 from parspike.calibrate import Batches, Draft
-from parspike.calibrate.daqcfs import Granularity, check_granularity
 from parspike.neurons import Kind
 
 __all__ = ["DCGS"]
 
 
 @dataclass(frozen=True)
-class DCGS(Baseline):
-    """Multi-threshold neurons with differential coding. thresholds: n, 4 in the authors' ResNet files. mode:
-    "gaussian", "max" or a percentile such as "99.9%", and granularity: what the range of a "channel" or "layer" is
-    taken from."""
+class DCGS(Ranged):
+    """Multi-threshold neurons with differential coding, options as in `Ranged`; n = 4 in the authors' ResNet files."""
 
     name: ClassVar[str] = "dcgs"
     cite: ClassVar[str] = "Huang et al., ICML 2025"
     makes: ClassVar[Kind | None] = Own(method="dcgs", v_init="zero")
-    thresholds: int = 4
-    mode: str = GAUSSIAN
-    granularity: Granularity = "channel"
-
-    def __post_init__(self) -> None:
-        check_between("thresholds", self.thresholds, 1, MOST)
-        check_scale(self.mode)
-        check_granularity(self.granularity)
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         levels, most = draft.T * 2**self.thresholds, bounds(draft)

@@ -22,24 +22,21 @@ an activation has an upper bound (ReLU6, QCFS), θ is at most that bound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own
-from parspike.baselines.parts import check_between, check_scale, check_tensors, fixed, full_scales, shown
+from parspike.baselines.base import Own
+from parspike.baselines.parts import MOST_THRESHOLDS, OneThreshold, Ranged, check_between, full_scales, shown
 from parspike.calibrate import Batches, Draft
-from parspike.calibrate.daqcfs import Granularity, check_granularity
+from parspike.calibrate.daqcfs import Granularity
 from parspike.errors import OptionError
-from parspike.neurons import Dynamics, Kind, State
+from parspike.neurons import Kind, State
 
-__all__ = ["ECMT", "MOST", "Fires", "MultiThreshold"]
+__all__ = ["ECMT", "Fires", "MultiThreshold"]
 
-MOST = 16
-"""Thresholds of a neuron at most."""
 SLACK = 1e-3
 """Smallest levels that the sum of a differential neuron's currents may lie beyond its bounds, 0 and θ: it is often just
 at one of them, and rounding shall not decide."""
@@ -47,21 +44,22 @@ Fires = Literal["nearest", "half"]
 """Where a level λ_k fires: where it is the nearest of the levels, at 3/4 λ_k, or half the smallest level below it."""
 
 
-class MultiThreshold(Dynamics):
+class MultiThreshold(OneThreshold):
     """The neuron of the module's equations, or that of `parspike.baselines.dcgs`. v_threshold: θ, broadcasting against
     one sample. thresholds: n. fires: see `Fires`. differential: whether it sends increments of its mean output.
     bounded: whether its mean output is at most θ, which without `differential` it always is.
     """
 
     kind = "multi-threshold"
+    options = ("thresholds", "fires", "differential", "bounded")
     takes_back = True
 
     def __init__(
         self, v_threshold: Tensor, thresholds: int, *, fires: Fires = "nearest", differential: bool = False,
         bounded: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.thresholds = check_between("thresholds", thresholds, 1, MOST)
+        super().__init__(v_threshold)
+        self.thresholds = check_between("thresholds", thresholds, 1, MOST_THRESHOLDS)
         if fires not in get_args(Fires):
             raise ValueError(f"fires must be one of {', '.join(get_args(Fires))}, got {fires!r}")
         if not isinstance(differential, bool) or not isinstance(bounded, bool):
@@ -69,7 +67,6 @@ class MultiThreshold(Dynamics):
         if bounded and not differential:
             raise ValueError("bounded is of differential neurons")
         self.fires, self.differential, self.bounded = fires, differential, bounded
-        self.v_threshold = fixed(v_threshold)
 
     @property
     def messages(self) -> int:
@@ -86,11 +83,8 @@ class MultiThreshold(Dynamics):
                 sums |= before << (1 << place) | before >> (1 << place)
         return sums.bit_count() - 1 + (T - few) * (1 << (self.thresholds - 1))
 
-    def rest(self) -> float:
-        return 0.0
-
     def start(self, z: Tensor) -> State:
-        return {"v": torch.zeros_like(z), "mean" if self.differential else "sum": torch.zeros_like(z)}
+        return {**super().start(z), "mean" if self.differential else "sum": torch.zeros_like(z)}
 
     def step(self, state: State, z: Tensor, t: int) -> tuple[State, Tensor, Tensor]:
         # held: what a silent neuron causes behind it, the mean so far. total: the sum of the currents with it, in units
@@ -121,16 +115,6 @@ class MultiThreshold(Dynamics):
         what = "increments" if self.differential else "spikes"
         return f"{shown(self.v_threshold)}, {what} of {self.thresholds} sizes"
 
-    def config(self) -> dict[str, Any]:
-        names = ("kind", "thresholds", "fires", "differential", "bounded")
-        return {name: getattr(self, name) for name in names}
-
-    @classmethod
-    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MultiThreshold:
-        check_tensors(tensors, "v_threshold")
-        options = {name: config[name] for name in ("fires", "differential", "bounded")}
-        return cls(tensors["v_threshold"], config["thresholds"], **options)
-
 
 def _power_below(x: Tensor) -> Tensor:
     """The largest power of two that is at most x, 0 for x below 1."""
@@ -141,9 +125,8 @@ def _power_below(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ECMT(Baseline):
-    """Multi-threshold neurons. thresholds: n. fires: see `Fires`. mode: "max", a percentile such as "99.9%", or
-    "gaussian", and granularity: what the range of a "channel" or "layer" is taken from."""
+class ECMT(Ranged):
+    """Multi-threshold neurons, options as in `Ranged`. fires: see `Fires`."""
 
     name: ClassVar[str] = "ecmt"
     cite: ClassVar[str] = "Huang et al., ACM Multimedia 2024"
@@ -154,11 +137,9 @@ class ECMT(Baseline):
     fires: Fires = "nearest"
 
     def __post_init__(self) -> None:
-        check_between("thresholds", self.thresholds, 1, MOST)
+        super().__post_init__()
         if self.fires not in get_args(Fires):
             raise OptionError(f"fires must be one of {', '.join(get_args(Fires))}, got {self.fires!r}")
-        check_scale(self.mode)
-        check_granularity(self.granularity)
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         levels = draft.T * 2 ** (self.thresholds - 1)

@@ -20,37 +20,33 @@ QCFS), the range is at most that bound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own
-from parspike.baselines.parts import GAUSSIAN, check_between, check_scale, check_tensors, fixed, full_scales, shown
+from parspike.baselines.base import Own
+from parspike.baselines.parts import MOST_THRESHOLDS, OneThreshold, Ranged, check_between, full_scales, shown
 from parspike.calibrate import Batches, Draft
-from parspike.calibrate.daqcfs import Granularity, check_granularity
-from parspike.neurons import Dynamics, Kind, State
+from parspike.neurons import Kind, State
 
-__all__ = ["HMT", "MOST", "BinaryThresholds"]
-
-MOST = 16
-"""Thresholds of a neuron at most."""
+__all__ = ["HMT", "BinaryThresholds"]
 
 
-class BinaryThresholds(Dynamics):
+class BinaryThresholds(OneThreshold):
     """The neuron of the module's equations. v_threshold: θ, broadcasting against one sample. thresholds: n.
 
     The spikes of a step are how many of the thresholds fired; the current says which.
     """
 
     kind = "binary-thresholds"
+    options = ("thresholds",)
 
     def __init__(self, v_threshold: Tensor, thresholds: int) -> None:
-        super().__init__()
-        self.largest = check_between("thresholds", thresholds, 1, MOST)
-        self.v_threshold = fixed(v_threshold)
+        super().__init__(v_threshold)
+        self.largest = self.thresholds = check_between("thresholds", thresholds, 1, MOST_THRESHOLDS)
+        self.starts = 2.0**-self.largest
 
     @property
     def messages(self) -> int:
@@ -58,12 +54,6 @@ class BinaryThresholds(Dynamics):
 
     def levels_in(self, T: int) -> int:
         return T * (2**self.largest - 1)
-
-    def rest(self) -> float:
-        return 0.0
-
-    def start(self, z: Tensor) -> State:
-        return {"v": (self.v_threshold * 2.0**-self.largest).to(z.dtype).expand_as(z).clone()}
 
     def step(self, state: State, z: Tensor, t: int) -> tuple[State, Tensor, Tensor]:
         # The thresholds that fire are the binary digits of how often the smallest one fits into m.
@@ -83,31 +73,14 @@ class BinaryThresholds(Dynamics):
     def extra_repr(self) -> str:
         return f"{shown(self.v_threshold)}, {self.largest} thresholds, any of which fire"
 
-    def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "thresholds": self.largest}
-
-    @classmethod
-    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BinaryThresholds:
-        check_tensors(tensors, "v_threshold")
-        return cls(tensors["v_threshold"], config["thresholds"])
-
 
 @dataclass(frozen=True)
-class HMT(Baseline):
-    """Harmony multi-threshold neurons. thresholds: n. mode: "gaussian", "max" or a percentile such as "99.9%", and
-    granularity: what the range of a "channel" or "layer" is taken from."""
+class HMT(Ranged):
+    """Harmony multi-threshold neurons, options as in `Ranged`."""
 
     name: ClassVar[str] = "h-mt"
     cite: ClassVar[str] = "Generalized Threshold Optimization with Harmony Multi-Threshold Neurons, 2026"
     makes: ClassVar[Kind | None] = Own(method="h-mt", v_init="zero")
-    thresholds: int = 4
-    mode: str = GAUSSIAN
-    granularity: Granularity = "channel"
-
-    def __post_init__(self) -> None:
-        check_between("thresholds", self.thresholds, 1, MOST)
-        check_scale(self.mode)
-        check_granularity(self.granularity)
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         levels = draft.T * (2**self.thresholds - 1)

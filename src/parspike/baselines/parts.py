@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from parspike.baselines.base import places
+from parspike.baselines.base import Baseline, places
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.channels import above_zero, by_channel, check_finite, node_shape
-from parspike.calibrate.daqcfs import Granularity, initial_neurons
+from parspike.calibrate.daqcfs import Granularity, check_granularity, initial_neurons
 from parspike.errors import OptionError
 from parspike.graph import Clip, Node, Quantised
 from parspike.graph.ops import call
+from parspike.neurons import Dynamics, State
 from parspike.neurons.percentile import share_of
 
 __all__ = [
     "GAUSSIAN",
+    "MOST_THRESHOLDS",
+    "OneThreshold",
+    "Ranged",
     "bounds",
     "check_between",
     "check_scale",
@@ -31,6 +36,8 @@ __all__ = [
 ]
 
 GAUSSIAN = "gaussian"
+MOST_THRESHOLDS = 16
+"""Thresholds of a neuron at most."""
 MOST = 256
 """Levels that are told apart when a range is fitted to a Gaussian: with more, an output is all but a real number."""
 
@@ -55,6 +62,50 @@ def check_tensors(tensors: Mapping[str, Tensor], *names: str) -> None:
 def fixed(value: Tensor) -> nn.Parameter:
     """A tensor of neurons: their own copy, which no gradient changes."""
     return nn.Parameter(value.detach().clone(), requires_grad=False)
+
+
+class OneThreshold(Dynamics):
+    """Base of neurons whose only tensor is θ, broadcasting against one sample, and which send nothing when silent.
+
+    starts: v(0) as a share of θ. options: the names of the constructor's other arguments, which are attributes too and
+    what a file holds beside θ.
+    """
+
+    starts: float = 0.0
+    options: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, v_threshold: Tensor) -> None:
+        super().__init__()
+        self.v_threshold = fixed(v_threshold)
+
+    def rest(self) -> float:
+        return 0.0
+
+    def start(self, z: Tensor) -> State:
+        return {"v": (self.v_threshold * self.starts).to(z.dtype).expand_as(z).clone()}
+
+    def config(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("kind", *self.options)}
+
+    @classmethod
+    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        check_tensors(tensors, "v_threshold")
+        return cls(tensors["v_threshold"], **{name: config[name] for name in cls.options})
+
+
+@dataclass(frozen=True)
+class Ranged(Baseline):
+    """Base of the methods with n thresholds a neuron. thresholds: n. mode: "gaussian", "max" or a percentile such as
+    "99.9%", and granularity: what the range of a "channel" or "layer" is taken from, see `full_scales`."""
+
+    thresholds: int = 4
+    mode: str = GAUSSIAN
+    granularity: Granularity = "channel"
+
+    def __post_init__(self) -> None:
+        check_between("thresholds", self.thresholds, 1, MOST_THRESHOLDS)
+        check_scale(self.mode)
+        check_granularity(self.granularity)
 
 
 def shown(v_threshold: Tensor) -> str:

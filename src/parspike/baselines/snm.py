@@ -17,7 +17,6 @@ QCFS layer keeps its own θ, one for all neurons.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,31 +24,24 @@ import torch
 from torch import Tensor
 
 from parspike.baselines.base import Baseline, Own, on_activations, places, sought
-from parspike.baselines.parts import bounds, check_tensors, fixed, shown
+from parspike.baselines.parts import OneThreshold, bounds, shown
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.channels import check_finite
 from parspike.calibrate.daqcfs import initial_neurons
 from parspike.graph import Node
-from parspike.neurons import Dynamics, Kind, State
+from parspike.neurons import Kind, State
 
 __all__ = ["SNM", "SignedMemory"]
 
 
-class SignedMemory(Dynamics):
+class SignedMemory(OneThreshold):
     """The neuron of the module's equations. v_threshold: θ, broadcasting against one sample."""
 
     kind = "signed-memory"
     takes_back = True
 
-    def __init__(self, v_threshold: Tensor) -> None:
-        super().__init__()
-        self.v_threshold = fixed(v_threshold)
-
-    def rest(self) -> float:
-        return 0.0
-
     def start(self, z: Tensor) -> State:
-        return {"v": torch.zeros_like(z), "sent": torch.zeros_like(z)}
+        return {**super().start(z), "sent": torch.zeros_like(z)}
 
     def step(self, state: State, z: Tensor, t: int) -> tuple[State, Tensor, Tensor]:
         m, theta, sent = state["v"] + z, self.v_threshold, state["sent"]
@@ -63,14 +55,6 @@ class SignedMemory(Dynamics):
 
     def extra_repr(self) -> str:
         return f"{shown(self.v_threshold)}, may take spikes back"
-
-    def config(self) -> dict[str, Any]:
-        return {"kind": self.kind}
-
-    @classmethod
-    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SignedMemory:
-        check_tensors(tensors, "v_threshold")
-        return cls(tensors["v_threshold"])
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,16 @@ exactly at the margin may fall to the other side, since their program computes i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from parspike.baselines.base import Baseline, Own, places
-from parspike.baselines.parts import check_between, check_tensors, fixed, shown
+from parspike.baselines.parts import OneThreshold, check_between, shown
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
-from parspike.neurons import MAX_T, Dynamics, Kind, Simulation, State
+from parspike.neurons import MAX_T, Kind, Simulation, State
 
 __all__ = ["SRP", "MaskedNeuron"]
 
@@ -32,21 +31,12 @@ MARGIN = 1e-3
 """As a fraction of θ."""
 
 
-class MaskedNeuron(Dynamics):
+class MaskedNeuron(OneThreshold):
     """IF neurons, v(0) = θ/2, of which some are silent in the second phase. v_threshold: θ, broadcasting against one
     sample."""
 
     kind = "masked"
-
-    def __init__(self, v_threshold: Tensor) -> None:
-        super().__init__()
-        self.v_threshold = fixed(v_threshold)
-
-    def rest(self) -> float:
-        return 0.0
-
-    def start(self, z: Tensor) -> State:
-        return {"v": (self.v_threshold / 2).to(z.dtype).expand_as(z).clone()}
+    starts = 0.5
 
     def step(self, state: State, z: Tensor, t: int) -> tuple[State, Tensor, Tensor]:
         m, theta = state["v"] + z, self.v_threshold
@@ -66,14 +56,6 @@ class MaskedNeuron(Dynamics):
 
     def extra_repr(self) -> str:
         return f"{shown(self.v_threshold)}, silent where the first phase ends at 0"
-
-    def config(self) -> dict[str, Any]:
-        return {"kind": self.kind}
-
-    @classmethod
-    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MaskedNeuron:
-        check_tensors(tensors, "v_threshold")
-        return cls(tensors["v_threshold"])
 
 
 @dataclass(frozen=True)
