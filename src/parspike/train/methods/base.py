@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from parspike.errors import OptionError, ParspikeWarning, meant
-from parspike.train.direct import OverTime
-from parspike.train.fields import at_least, read
+from parspike.train.direct import LIF, OverTime
+from parspike.train.fields import above, at_least, read, within
 from parspike.train.replace import replace_activations
 
-__all__ = ["METHODS", "Batch", "Direct", "Group", "Method", "method_from", "shaped_by", "swapped"]
+__all__ = ["METHODS", "Batch", "Direct", "Group", "Leaky", "Method", "method_from", "shaped_by", "swapped"]
 
 METHODS: dict[str, type[Method]] = {}
 """By name; a class that extends `Method` and has a `name` is entered here when it is defined."""
@@ -122,6 +122,23 @@ class Direct(Method):
     def loss(self, output: Tensor, y: Tensor, smoothing: float) -> Tensor:
         """Cross-entropy of the mean output over time."""
         return F.cross_entropy(output.mean(0), y, label_smoothing=smoothing)
+
+
+@dataclass(frozen=True)
+class Leaky(Direct):
+    """Base of the methods whose neurons are `LIF`. tau: leak τ. v_threshold: θ."""
+
+    tau: float = 0.25
+    v_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("activation.tau", self.tau, 0, 1)
+        above("activation.v_threshold", self.v_threshold)
+
+    def neurons(self, start: float | Tensor) -> nn.Module:
+        """LIF with a rectangle for the derivative of a spike."""
+        return LIF(self.T, self.tau, self.v_threshold)
 
 
 EARLIER = {"levels", "v_threshold", "per_channel", "window", "pool", "T"}

@@ -28,22 +28,20 @@ from torch.distributed.tensor import DTensor
 
 from parspike.errors import OptionError
 from parspike.train.direct import LIF
-from parspike.train.fields import above, at_least, within
-from parspike.train.methods.base import Batch, Direct
+from parspike.train.fields import above, at_least
+from parspike.train.methods.base import Batch, Leaky
 
 __all__ = ["Dspike", "DspikeSurrogate"]
 
 
 @dataclass(frozen=True)
-class Dspike(Direct):
+class Dspike(Leaky):
     """Direct training of LIF neurons with a searched surrogate.
 
     tau: leak τ. v_threshold: θ. temperature: b at the start. change: Δ. epsilon: ε. probes: see above.
     """
 
     name: ClassVar[str] = "dspike"
-    tau: float = 0.25
-    v_threshold: float = 0.5
     temperature: float = 1.0
     change: float = 0.2
     epsilon: float = 0.05
@@ -51,8 +49,7 @@ class Dspike(Direct):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("activation.tau", self.tau, 0, 1)
-        for name in ("v_threshold", "temperature", "epsilon"):
+        for name in ("temperature", "epsilon"):
             above(f"activation.{name}", getattr(self, name))
         at_least("activation.change", self.change, 0)
         at_least("activation.probes", self.probes, 0)

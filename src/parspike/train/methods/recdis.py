@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from parspike.errors import OptionError
 from parspike.train.direct import lif, over_steps, widened
-from parspike.train.fields import above, at_least, within
-from parspike.train.methods.base import Direct
+from parspike.train.fields import at_least
+from parspike.train.methods.base import Leaky
 from parspike.train.surrogate import Rectangle
 
 __all__ = ["RecDisNeuron", "RecDisStyle", "distribution_penalty"]
@@ -34,22 +34,18 @@ HALF_WIDTH = 0.5
 
 
 @dataclass(frozen=True)
-class RecDisStyle(Direct):
+class RecDisStyle(Leaky):
     """Direct training of LIF neurons with a penalty on their potentials.
 
     tau: leak τ. v_threshold: θ. weight: of the penalty beside the cross-entropy. spread: k₁, k₂ and k₃.
     """
 
     name: ClassVar[str] = "recdis-style"
-    tau: float = 0.25
-    v_threshold: float = 0.5
     weight: float = 0.01
     spread: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("activation.tau", self.tau, 0, 1)
-        above("activation.v_threshold", self.v_threshold)
         at_least("activation.weight", self.weight, 0)
         if len(self.spread) != 3:
             raise OptionError(f"activation.spread = {self.spread}: give k₁, k₂ and k₃")

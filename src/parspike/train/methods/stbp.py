@@ -17,28 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
-
-from parspike.train.direct import LIF
-from parspike.train.fields import above, within
-from parspike.train.methods.base import Direct
+from parspike.train.methods.base import Leaky
 
 __all__ = ["STBP"]
 
 
 @dataclass(frozen=True)
-class STBP(Direct):
+class STBP(Leaky):
     """Direct training of LIF neurons. tau: leak τ. v_threshold: θ."""
 
     name: ClassVar[str] = "stbp"
-    tau: float = 0.25
-    v_threshold: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("activation.tau", self.tau, 0, 1)
-        above("activation.v_threshold", self.v_threshold)
-
-    def neurons(self, start: float | Tensor) -> nn.Module:
-        """LIF with a rectangle."""
-        return LIF(self.T, self.tau, self.v_threshold)

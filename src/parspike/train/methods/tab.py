@@ -23,15 +23,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from parspike.errors import InputError
 from parspike.train.direct import LIF, over_steps, widened
-from parspike.train.fields import above, within
-from parspike.train.methods.base import Direct, swapped
+from parspike.train.fields import above
+from parspike.train.methods.base import Leaky, swapped
 from parspike.train.surrogate import Triangle
 
 __all__ = ["TAB", "AccumulatedNorm"]
 
 
 @dataclass(frozen=True)
-class TAB(Direct):
+class TAB(Leaky):
     """Direct training of LIF neurons with temporal accumulated batch norm.
 
     tau: leak τ. v_threshold: θ. width: γ of the triangle.
@@ -44,8 +44,6 @@ class TAB(Direct):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("activation.tau", self.tau, 0, 1)
-        above("activation.v_threshold", self.v_threshold)
         above("activation.width", self.width)
 
     def neurons(self, start: float | Tensor) -> nn.Module:

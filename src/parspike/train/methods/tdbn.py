@@ -23,9 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from parspike.errors import InputError, OptionError
-from parspike.train.direct import LIF
-from parspike.train.fields import above, within
-from parspike.train.methods.base import Direct, swapped
+from parspike.train.methods.base import Leaky, swapped
 
 __all__ = ["TdBN", "ThresholdNorm", "threshold_norms"]
 
@@ -33,24 +31,13 @@ _ADDITIONS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd_
 
 
 @dataclass(frozen=True)
-class TdBN(Direct):
+class TdBN(Leaky):
     """Direct training of LIF neurons with threshold-dependent batch norm. tau: leak τ. v_threshold: θ.
 
     Needs an example, on which it is found which batch norms stand before an addition.
     """
 
     name: ClassVar[str] = "tdbn"
-    tau: float = 0.25
-    v_threshold: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("activation.tau", self.tau, 0, 1)
-        above("activation.v_threshold", self.v_threshold)
-
-    def neurons(self, start: float | Tensor) -> nn.Module:
-        """LIF with a rectangle."""
-        return LIF(self.T, self.tau, self.v_threshold)
 
     def network(self, base: nn.Module, example: Any) -> nn.Module:
         """With a `ThresholdNorm` for each batch norm. Raises `InputError` where there is none."""

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from parspike.train.direct import LIF
 from parspike.train.fields import above, within
-from parspike.train.methods.base import Direct
+from parspike.train.methods.base import Leaky
 from parspike.train.surrogate import Triangle
 
 __all__ = ["TET"]
 
 
 @dataclass(frozen=True)
-class TET(Direct):
+class TET(Leaky):
     """Direct training of LIF neurons with a loss at each step.
 
     tau: leak τ. v_threshold: θ. width: γ of the triangle. regularisation: λ, the share of the second term.
@@ -43,9 +43,7 @@ class TET(Direct):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("activation.tau", self.tau, 0, 1)
         within("activation.regularisation", self.regularisation, 0, 1)
-        above("activation.v_threshold", self.v_threshold)
         above("activation.width", self.width)
 
     def neurons(self, start: float | Tensor) -> nn.Module:
