@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from few_steps import put
 from training_cost import most_alive
 
 from parspike.cli.images import open_images
@@ -30,7 +31,6 @@ from parspike.cli.preprocess import Preprocessing
 from parspike.train import METHODS, Arrays, Devices, decode, fit, load_recipe, make_network
 
 FIGURES = Path(__file__).with_suffix(".jsonl")
-START, END = "<!-- direct_training -->\n", "<!-- end -->"
 
 
 def figures() -> list[dict[str, Any]]:
@@ -106,12 +106,6 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def render(page: Path) -> None:
-    text = page.read_text()
-    before, rest = text.split(START, 1)
-    page.write_text(before + START + table() + rest[rest.index(END) :])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -123,7 +117,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(run(options.one[0], int(options.one[1]), options.recipe)))
     elif options.render:
-        render(options.render)
+        put(options.render, "direct_training", lambda before: table())
     else:
         measure(options)
 

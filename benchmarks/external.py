@@ -56,7 +56,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 FIGURES = few_steps.ROOT / "benchmarks" / "external.jsonl"
 BATCH = {"spikingjelly": 50, "sinabs": 10}  # the fastest on a CPU: sinabs holds all steps of a batch at once
-START, END = "<!-- external -->\n", "<!-- end -->"
 
 
 class Block(nn.Module):
@@ -258,9 +257,7 @@ def table(network: str) -> str:
 
 def render(page: Path) -> None:
     """Put the tables between `<!-- external -->` and `<!-- end -->`."""
-    before, rest = page.read_text().split(START, 1)
-    tables = "\n\n".join(table(network) for network in NETWORKS)
-    page.write_text(f"{before}{START}{tables}\n{rest[rest.index(END) :]}")
+    few_steps.put(page, "external", lambda before: "\n\n".join(table(network) for network in NETWORKS))
 
 
 def main() -> None:

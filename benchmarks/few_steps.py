@@ -236,16 +236,19 @@ def spread(here: list[dict[str, Any]]) -> str:
     return f"{statistics.mean(accuracy):.1f}{deviation} ({agreement:.0f})"
 
 
+def put(page: Path, mark: str, make: Callable[[str], str]) -> None:
+    """Replace what stands between `<!-- MARK -->` and `<!-- end -->` in a page. make: from what stands there now."""
+    start, end = f"<!-- {mark} -->\n", "<!-- end -->"
+    before, rest = page.read_text().split(start, 1)
+    place = rest.index(end)
+    page.write_text(before + start + (make(rest[:place]).strip("\n") + "\n").lstrip("\n") + rest[place:])
+
+
 def render(page: Path, mark: str, table: Callable[[str, str], str]) -> None:
     """Put tables between `<!-- MARK NETWORK -->` and `<!-- end -->`. table: from a network and what stands there."""
-    text = page.read_text()
     for network in LOADERS:
-        start, end = f"<!-- {mark} {network} -->\n", "<!-- end -->"
-        if start in text:
-            before, rest = text.split(start, 1)
-            place = rest.index(end)
-            text = before + start + (table(network, rest[:place]).strip("\n") + "\n").lstrip("\n") + rest[place:]
-    page.write_text(text)
+        if f"<!-- {mark} {network} -->\n" in page.read_text():
+            put(page, f"{mark} {network}", partial(table, network))
 
 
 def main() -> None:

@@ -37,6 +37,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from few_steps import put
+from speed import interleaved, network
 from torch import Tensor, nn
 
 import parspike
@@ -104,15 +106,8 @@ def tests(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import torchvision_operators
-
-    torchvision_operators.declare()
-    from torchvision.models import resnet18
-
-    torch.manual_seed(0)
     device, few = options.device, bool(options.steps)
-    model = resnet18().eval()
+    model = network()
     x = torch.randn(2 if few else 32, 3, 64 if few else 224, 64 if few else 224)
     plan = parspike.plan(model, x[:2])
     rows: dict[str, Any] = {}
@@ -140,22 +135,15 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 def ratios(calls: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, Any]:
     """Median milliseconds of each call, and its ratio to the first, round by round."""
 
-    def seconds(call: Callable[[], Any]) -> float:
-        if device != "cpu":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+    def whole(call: Callable[[], Any]) -> Callable[[], None]:
+        def run() -> None:
+            call()
+            if device != "cpu":
+                torch.cuda.synchronize()
 
-    for call in calls.values():
-        call()
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(seconds(call))
+        return run
+
+    times = interleaved({name: whole(call) for name, call in calls.items()}, rounds)
     base = next(iter(times.values()))
     return {
         name: {"ms": 1e3 * statistics.median(values),
@@ -279,10 +267,7 @@ def main() -> None:
         pack(*options.pack)
         return
     if options.render:
-        text = options.render.read_text()
-        start, end = "<!-- gpu -->\n", "<!-- end -->"
-        before, rest = text.split(start, 1)
-        options.render.write_text(before + start + rendered(options.out) + "\n" + rest[rest.index(end) :])
+        put(options.render, "gpu", lambda before: rendered(options.out))
         return
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU: this is for a machine with one (--device cpu --steps 1 tries it here)")

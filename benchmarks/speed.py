@@ -18,6 +18,7 @@ import torch
 import torchvision_operators
 
 import parspike
+from parspike.bench.run import Memory
 
 torchvision_operators.declare()
 
@@ -57,24 +58,9 @@ def peak(kind: str, size: int) -> None:
     call = model if kind == "network" else parspike.convert(model, batch(2), T=32, recipe="max")
     if kind != "network":
         del model
-    before = resident()
-    with open("/proc/self/clear_refs", "w") as stream:
-        stream.write("5")
+    memory = Memory()
     call(x)
-    print(most() - before)
-
-
-def resident() -> float:
-    return status("VmRSS")
-
-
-def most() -> float:
-    return status("VmHWM")
-
-
-def status(key: str) -> float:
-    with open("/proc/self/status") as stream:
-        return next(int(line.split()[1]) / 1024 for line in stream if line.startswith(key))
+    print(memory.grown())
 
 
 @torch.no_grad()
