@@ -87,6 +87,24 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert parspike.load(tmp_path / "out.parspike").provenance["recipe"]["name"] == "mine"
 
 
+def test_on_a_bench(tmp_path: Path) -> None:
+    """By a path from the bench file's folder, beside a published method."""
+    (tmp_path / "mine.py").write_text(CLASS.format(name="mine"))
+    (tmp_path / "b.toml").write_text(
+        'T = [4]\nmethods = ["max-norm", "own", "mine.py:Mine"]\n'
+        '[method.own]\nrecipe = {name = "mine.py:Mine", share = 0.5}\n'
+    )
+    bench = parspike.Bench.read(tmp_path / "b.toml")
+    items = [(part, part.argmax(1) % 3) for part in images().split(16)]
+    network_of = parspike.BenchNetwork(network, lambda seed: images().split(16), lambda seed: items, {"data": "here"})
+    done = parspike.bench(bench, {"net": network_of}, tmp_path / "b.jsonl")
+    figures = {line.method: line.mean("agreement") for line in done.lines}
+    assert set(figures) == {"max-norm", "own", "mine.py:Mine"}
+    assert figures["own"] == figures["mine.py:Mine"] is not None
+    with pytest.raises(OptionError, match="no option 'shares'"):
+        parspike.Bench.from_toml('[method.own]\nrecipe = {name = "mine.py:Mine", shares = 1}', tmp_path / "b.toml")
+
+
 def test_from_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_package.py").write_text(CLASS.format(name="theirs"))
     about = tmp_path / "their_package-1.0.dist-info"

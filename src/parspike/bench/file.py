@@ -220,6 +220,11 @@ class Bench:
         """A path of the file, from its folder."""
         return self.folder / text
 
+    def code(self, text: str) -> str:
+        """What names a user's code, with the path of "file.py:name" from the bench file's folder."""
+        where, colon, name = text.rpartition(":")
+        return f"{self.path(where)}{colon}{name}" if where.endswith(".py") and not text.startswith("{") else text
+
     def recipe(self, name: str) -> Recipe:
         """The recipe of a method. Raises `OptionError` with near names for an unknown one."""
         method = self.method.get(name)
@@ -227,13 +232,15 @@ class Bench:
         if method is None and name not in RECIPES and not name.lstrip().startswith("{"):
             near = meant(name, [*RECIPES, *self.method])
             try:
-                return recipe_from_json(name)  # "max", "99.9%"
+                return recipe_from_json(self.code(name))  # "max", "99.9%", file.py:Class
             except OptionError as error:
                 raise OptionError(
                     f"there is no method '{name}'{near}: give a recipe ({', '.join(sorted(RECIPES))}), the name of a "
                     f'table [method.…] of this file, or "{ALL}"'
                 ) from error
-        return recipe_from_json(asked)
+        if isinstance(asked, str):
+            return recipe_from_json(self.code(asked))
+        return recipe_from_json({key: self.code(value) if key == "name" else value for key, value in asked.items()})
 
     def kinds(self, name: str) -> list[Kind]:
         """The neurons that a method is tried with."""

@@ -133,8 +133,7 @@ def _network(chosen: Bench, name: str, file: str) -> BenchNetwork:
     def path(text: str) -> str:
         return text if text in BUILT_IN else str(chosen.path(text))
 
-    where, colon, factory = table.spec.rpartition(":")
-    spec = f"{path(where)}{colon}{factory}" if where.endswith(".py") else table.spec
+    spec = chosen.code(table.spec)
     weights = None if table.weights is None else path(table.weights)
     data, calibration = path(table.data), path(table.calibration or table.data)
     try:
