@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import parspike
 from parspike import IF, LIF, SNN
 from parspike.errors import OptionError, UnsupportedError
-from parspike.lower import integers, unit
+from parspike.lower import integers, prove, unit
 from parspike.neurons import IntegrateFire, ParallelNeuron, WholeNeuron
 
 
@@ -120,6 +120,11 @@ def test_whole_numbers_are_near_the_network_and_equal_in_every_engine(
         assert torch.equal(run.logits, runs[0].logits)
         assert all(torch.equal(run.counts[layer], count) for layer, count in runs[0].counts.items())
     assert torch.equal(lowered(x.float().flip(0)).flip(0), runs[0].logits)
+    proof = prove(lowered, x.float()[:3])
+    assert len(proof.neurons) == len(snn.neurons())
+    assert [synapse.reads for synapse in proof.synapses].count("spikes") >= (2 if module is Residual else 1)
+    assert proof.synapses[0].reads == "the input"
+    assert max(synapse.weight for synapse in proof.synapses if synapse.reads == "spikes") == 127
     again = parspike.load(lowered.save(tmp_path / "whole.parspike"))
     assert torch.equal(again(x.float()), runs[0].logits)
 
@@ -164,3 +169,14 @@ def test_whole_neurons_count_whole_thresholds(code: Any) -> None:
         WholeNeuron(3, torch.tensor(0.5), torch.tensor(1.0))
     with pytest.raises(ValueError, match="above 0"):
         WholeNeuron(3, torch.tensor(1.0), torch.tensor(0.0))
+
+
+def test_a_proof_refuses_what_is_not_whole() -> None:
+    snn, x = convert(Residual, T=4)
+    with pytest.raises(UnsupportedError, match="real numbers"):
+        prove(snn, x)
+    lowered = integers(snn.float(), x.float())
+    with torch.no_grad():
+        next(p for path, p in lowered.tensors().items() if path.endswith("conv2d_1.weight")).add_(0.25)
+    with pytest.raises(UnsupportedError, match=r"conv2 .*not whole"):
+        prove(lowered, x.float())
