@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import SHAPES, Dense, PreActivation, Quantised, Residual, made
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import parspike
 from parspike import IF, LIF, SNN
+from parspike.cli import app
 from parspike.errors import OptionError, UnsupportedError
 from parspike.lower import integers, prove, unit
 from parspike.neurons import IntegrateFire, ParallelNeuron, WholeNeuron
@@ -180,3 +184,23 @@ def test_a_proof_refuses_what_is_not_whole() -> None:
         next(p for path, p in lowered.tensors().items() if path.endswith("conv2d_1.weight")).add_(0.25)
     with pytest.raises(UnsupportedError, match=r"conv2 .*not whole"):
         prove(lowered, x.float())
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    model, x = made(Quantised, batch=12)
+    parspike.convert(model, x, T=4, recipe="max").save(tmp_path / "net.parspike")
+    np.savez(tmp_path / "data.npz", images=(x.movedim(1, -1) * 30 + 128).clamp(0, 255).byte().numpy())
+    file, out = str(tmp_path / "net.parspike"), str(tmp_path / "chip.parspike")
+    command = ["lower", file, "-o", out, "--data", str(tmp_path / "data.npz"), "--mean", "0.5", "--std", "0.2"]
+    done = CliRunner().invoke(app, [*command, "--weights", "6", "--proof", "--json"])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert answer["agreement"] > 0.8
+    assert max(synapse["weight"] for synapse in answer["proof"]["synapses"]) == 31
+    assert parspike.load(out).provenance["weights"] == 6
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 1
+    assert "--force" in again.output
+    with_real = CliRunner().invoke(app, [*command, "--to", "unit", "--force"])
+    assert with_real.exit_code == 0, with_real.output
+    assert parspike.load(out).provenance["lowered"] == "unit"

@@ -8,7 +8,6 @@ every number is whole, every spike 0 or 1, and every count that of the network's
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
