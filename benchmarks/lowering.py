@@ -58,8 +58,8 @@ def table() -> str:
     lines = {tuple(line["key"]): line for line in map(json.loads, FIGURES.read_text().splitlines())}
     first = next(iter(lines.values()))
     rows = [
-        f"ResNet-20, recipe closed-form; the network itself {first['network']:.1f} %. Top-1 accuracy on {first['images']} test images "
-        "(agreement with the network); in brackets behind it the bits of the largest sum that was seen.", "",
+        f"ResNet-20, recipe closed-form; the network itself {first['network']:.1f} %. Top-1 accuracy on {first['images']} "
+        "test images (agreement with the network), and in brackets the bits of the largest sum that was seen.", "",
         "| spikes | real numbers | 8 bits | 6 bits | 4 bits |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for name in NETWORKS:
@@ -80,7 +80,7 @@ def main() -> None:
         for name in NETWORKS:
             measure(name)
     else:
-        few_steps.put(options.render, "lowering", table())
+        few_steps.put(options.render, "lowering", lambda _: table())
 
 
 if __name__ == "__main__":
