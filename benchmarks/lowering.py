@@ -58,7 +58,7 @@ def table() -> str:
     lines = {tuple(line["key"]): line for line in map(json.loads, FIGURES.read_text().splitlines())}
     first = next(iter(lines.values()))
     rows = [
-        f"ResNet-20, recipe closed-form; the network itself {first['network']:.1f} %. Top-1 accuracy on {first['images']} "
+        f"ResNet-20, recipe closed-form; the network {first['network']:.1f} %. Top-1 accuracy on {first['images']} "
         "test images (agreement with the network), and in brackets the bits of the largest sum that was seen.", "",
         "| spikes | real numbers | 8 bits | 6 bits | 4 bits |", "|---|---|---|---|---|",
     ]  # fmt: skip
