@@ -27,6 +27,7 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
         recipe_to_json,
     )
     from parspike.convert import convert
+    from parspike.diagnose import Diagnosis, diagnose
     from parspike.engines import Run
     from parspike.file import load
     from parspike.graph import register
@@ -48,6 +49,7 @@ __all__ = [
     "BenchNetwork",
     "Benched",
     "ClosedForm",
+    "Diagnosis",
     "Energy",
     "Keep",
     "Parallel",
@@ -66,6 +68,7 @@ __all__ = [
     "Tuning",
     "bench",
     "convert",
+    "diagnose",
     "errors",
     "kind_from_text",
     "load",
@@ -86,6 +89,7 @@ look_up_later(
             "DAQCFS", "Auto", "ClosedForm", "Recipe", "Reconstruct", "Thresholds", "recipe_from_json", "recipe_to_json",
         ),
         "convert": ("convert",),
+        "diagnose": ("Diagnosis", "diagnose"),
         "engines": ("Run",),
         "file": ("load",),
         "graph": ("register",),

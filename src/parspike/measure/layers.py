@@ -28,7 +28,7 @@ from parspike.neurons import Neuron
 from parspike.plan import Plan, plan
 from parspike.snn import SNN
 
-__all__ = ["measure", "measured"]
+__all__ = ["measure", "measured", "same_operators"]
 
 
 def measure(
@@ -75,7 +75,7 @@ def measured(
         place = f"batch {number} of the loader"
         if against is not None and reference is None:
             reference = _reference(against, arguments_of(item, place, inputs, snn.graph.signature))
-            if _same(reference, snn.graph):
+            if same_operators(reference, snn.graph):
                 meter.reference = reference
         env = inputs_of(item, place, snn.graph, inputs)
         outputs, network = meter.add(env)
@@ -105,7 +105,7 @@ def _reference(against: nn.Module | Plan, example: Any) -> Graph:
     return (against if isinstance(against, Plan) else plan(against, example)).graph
 
 
-def _same(one: Graph, other: Graph) -> bool:
+def same_operators(one: Graph, other: Graph) -> bool:
     """Whether two graphs run the same operators, so that their layers can be compared."""
     return [(n.name, n.target, n.refs) for n in one.nodes] == [(n.name, n.target, n.refs) for n in other.nodes]
 
