@@ -31,7 +31,7 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.engines import Run
     from parspike.file import load
     from parspike.graph import register
-    from parspike.measure import Energy, Report, Scores, measure
+    from parspike.measure import Energy, NeuroBench, Report, Scores, measure, neurobench
     from parspike.neurons import IF, LIF, QCFS, Parallel, Simulation, kind_from_text
     from parspike.plan import Keep, Plan, Spike, Steps, plan
     from parspike.snn import SNN
@@ -52,6 +52,7 @@ __all__ = [
     "Diagnosis",
     "Energy",
     "Keep",
+    "NeuroBench",
     "Parallel",
     "ParspikeError",
     "Plan",
@@ -73,6 +74,7 @@ __all__ = [
     "kind_from_text",
     "load",
     "measure",
+    "neurobench",
     "plan",
     "recipe_from_json",
     "recipe_to_json",
@@ -93,7 +95,7 @@ look_up_later(
         "engines": ("Run",),
         "file": ("load",),
         "graph": ("register",),
-        "measure": ("Energy", "Report", "Scores", "measure"),
+        "measure": ("Energy", "NeuroBench", "Report", "Scores", "measure", "neurobench"),
         "neurons": ("IF", "LIF", "Parallel", "QCFS", "Simulation", "kind_from_text"),
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
         "snn": ("SNN",),
