@@ -36,6 +36,7 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.plan import Keep, Plan, Spike, Steps, plan
     from parspike.snn import SNN
     from parspike.sweep import Sweep, sweep
+    from parspike.target import TargetCheck, check
     from parspike.tune import Tuning, tune
 
 __all__ = [
@@ -65,9 +66,11 @@ __all__ = [
     "Spike",
     "Steps",
     "Sweep",
+    "TargetCheck",
     "Thresholds",
     "Tuning",
     "bench",
+    "check",
     "convert",
     "diagnose",
     "errors",
@@ -100,6 +103,7 @@ look_up_later(
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
         "snn": ("SNN",),
         "sweep": ("Sweep", "sweep"),
+        "target": ("TargetCheck", "check"),
         "train": (),
         "tune": ("Tuning", "tune"),
     },
