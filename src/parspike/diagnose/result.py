@@ -197,7 +197,7 @@ class Diagnosis:
         )  # fmt: skip
         lines = [
             f"{self.samples:,} images, T = {self.T}, {', '.join(self.codes) or 'no spiking neurons'}; compared with "
-            f"{reference}: {self.outcome or 'no output to compare'}"
+            f"{reference}: {str(self.outcome) or 'no output to compare'}"
             + (f", network's accuracy {100 * self.network_accuracy:.2f} %" if self.network_accuracy is not None else "")
         ]
         worst = self.worst
