@@ -68,9 +68,7 @@ def evaluate(
 
     def check() -> None:
         if counted and engine == "serial-if":
-            raise OptionError(
-                f"{counted} counts the converted network's spikes, not those of serial-if: leave one out"
-            )
+            raise OptionError(f"{counted} counts the converted network's spikes, not those of serial-if: leave one out")
         if weights is not None and against is None:
             raise OptionError("--weights belongs to the network of --against SPEC; the spiking network has its own")
         checks.file(file)
