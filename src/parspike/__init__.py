@@ -27,14 +27,16 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
         recipe_to_json,
     )
     from parspike.convert import convert
+    from parspike.diagnose import Diagnosis, diagnose
     from parspike.engines import Run
     from parspike.file import load
     from parspike.graph import register
-    from parspike.measure import Energy, Report, Scores, measure
+    from parspike.measure import Energy, NeuroBench, Report, Scores, measure, neurobench
     from parspike.neurons import IF, LIF, QCFS, Parallel, Simulation, kind_from_text
     from parspike.plan import Keep, Plan, Spike, Steps, plan
     from parspike.snn import SNN
     from parspike.sweep import Sweep, sweep
+    from parspike.target import TargetCheck, check
     from parspike.tune import Tuning, tune
 
 __all__ = [
@@ -48,8 +50,10 @@ __all__ = [
     "BenchNetwork",
     "Benched",
     "ClosedForm",
+    "Diagnosis",
     "Energy",
     "Keep",
+    "NeuroBench",
     "Parallel",
     "ParspikeError",
     "Plan",
@@ -62,14 +66,18 @@ __all__ = [
     "Spike",
     "Steps",
     "Sweep",
+    "TargetCheck",
     "Thresholds",
     "Tuning",
     "bench",
+    "check",
     "convert",
+    "diagnose",
     "errors",
     "kind_from_text",
     "load",
     "measure",
+    "neurobench",
     "plan",
     "recipe_from_json",
     "recipe_to_json",
@@ -86,14 +94,16 @@ look_up_later(
             "DAQCFS", "Auto", "ClosedForm", "Recipe", "Reconstruct", "Thresholds", "recipe_from_json", "recipe_to_json",
         ),
         "convert": ("convert",),
+        "diagnose": ("Diagnosis", "diagnose"),
         "engines": ("Run",),
         "file": ("load",),
         "graph": ("register",),
-        "measure": ("Energy", "Report", "Scores", "measure"),
+        "measure": ("Energy", "NeuroBench", "Report", "Scores", "measure", "neurobench"),
         "neurons": ("IF", "LIF", "Parallel", "QCFS", "Simulation", "kind_from_text"),
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
         "snn": ("SNN",),
         "sweep": ("Sweep", "sweep"),
+        "target": ("TargetCheck", "check"),
         "train": (),
         "tune": ("Tuning", "tune"),
     },

@@ -10,7 +10,22 @@ import typer
 from typer.core import TyperGroup
 
 import parspike
-from parspike.cli import bench, console, convert, data_check, demo, evaluate, lower, plan, processes, sweep, train, tune
+from parspike.cli import (
+    bench,
+    console,
+    convert,
+    data_check,
+    demo,
+    diagnose,
+    evaluate,
+    lower,
+    plan,
+    processes,
+    sweep,
+    target,
+    train,
+    tune,
+)
 from parspike.errors import ParspikeError
 
 __all__ = ["app", "main"]
@@ -108,9 +123,11 @@ for command, function, example in (
     ("convert", convert.convert, f"net.py:make {IMAGES} -T 8 -o net.parspike"),
     ("eval", evaluate.evaluate, "net.parspike --data images/ --against net.py:make --weights net.pt"),
     ("lower", lower.lower, "net.parspike --data images/ --weights 4 --proof -o chip.parspike"),
+    ("diagnose", diagnose.diagnose, "net.parspike net.py:make --weights net.pt --data images/ -o better.parspike"),
     ("tune", tune.tune, f"net.py:make {IMAGES} --drop 1.0"),
     ("sweep", sweep.sweep, f"net.py:make {IMAGES} --T 1,2,4,8 --out sweep.csv --out sweep.pdf"),
     ("bench", bench.bench, "bench.toml --jobs 2 --out bench.md --out bench.pdf"),
+    ("check", target.check, "net.parspike --target speck"),
     ("demo", demo.demo, "--json"),
     ("train", train.train, "cifar10-resnet20 --data cifar10.zip -o runs/one --set optimiser.epochs=30"),
 ):
