@@ -13,7 +13,7 @@ from torch import Tensor
 from parspike.calibrate.batches import inputs_of, labels_of
 from parspike.calibrate.distance import class_scores, values_of
 from parspike.calibrate.recipe import Progress
-from parspike.errors import InputError
+from parspike.errors import InputError, OptionError
 from parspike.graph import Graph, map_tree
 from parspike.graph.ir import elements
 from parspike.measure import Scores, answers_of
@@ -46,8 +46,8 @@ class Example:
 
 @dataclass
 class Answers:
-    """Scores over all samples. own: of the spiking network. network: whether there is one to compare with. rival: of the
-    network quantised to as many levels; None of neurons that no evenly
+    """Scores over all samples. own: of the spiking network. network: whether there is one to compare with. rival: of
+    the network quantised to as many levels; None of neurons that no evenly
     or unevenly spaced levels describe, such as those with a state. steps:
     of neurons with a state the scores after each step from `first` on. gained, lost: answers that the spiking network
     alone, and that the network alone has right; None unless both and labels are known."""
@@ -97,7 +97,8 @@ def answers(
     classes: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Answers:
-    """The answers to all items of `source`. reference: the graph of the network to compare with. classes: their names."""
+    """The answers to all items of `source`. reference: the graph of the network to compare with. classes: their
+    names."""
     neurons = snn.counting().values()
     known = bool(neurons) and all(isinstance(neuron, (ParallelNeuron, Staircase)) for neuron in neurons)
     rival = quantised(snn) if known else None
@@ -110,6 +111,8 @@ def answers(
         if reference is not None:
             wanted = reference.run_on(inputs_of(item, f"batch {number} of the data", reference, inputs))
         found.own.add(output[-1], wanted, labels)
+        if classes is not None and found.own.classes not in (0, len(classes)):
+            raise OptionError(f"classes has {len(classes)} names and the network knows {found.own.classes} classes")
         for place, one in enumerate(output):
             if len(output) > 1:
                 if len(found.steps) <= place:

@@ -60,8 +60,8 @@ def _percent(scores: Scores, measure: str) -> float | None:
 
 
 def accuracy(found: Answers, ax: Axes | None = None) -> Axes:
-    """What share of the answers is right (or is the network's, or how far the outputs are): of the network itself, of the
-    one quantised to as many levels, and of the spiking network, with the 95 % intervals that so many samples allow.
+    """What share of the answers is right (or is the network's, or how far the outputs are): of the network itself, of
+    the one quantised to as many levels, and of the spiking network, with the 95 % intervals that so many samples allow.
 
     Raises `InputError` where neither labels nor a network are known.
     """
@@ -196,8 +196,8 @@ def raster(train: Train, ax: Axes | None = None) -> Axes:
 
 
 def energy(found: Report, ax: Axes | None = None) -> Axes:
-    """Estimated energy of one sample, arithmetic alone: the network itself, and the spiking network in accumulates,
-    multiply-accumulates and, beside them, membrane updates."""
+    """Estimated energy of one sample, arithmetic alone: the network itself, and the spiking network in accumulates and
+    multiply-accumulates. Membrane updates stand behind them, and are no part of the figure that is written."""
     bars = [
         ("network", [("multiply-accumulates", found.network_energy_pj)]),
         (
@@ -205,13 +205,13 @@ def energy(found: Report, ax: Axes | None = None) -> Axes:
             [
                 ("multiply-accumulates", found.macs * found.energy.mac),
                 ("accumulates (SynOps)", found.synops * found.energy.ac),
-                ("membrane updates", found.update_energy_pj),
+                ("membrane updates, beside", found.update_energy_pj),
             ],
         ),
     ]
     axes = _axes(ax, 2.0)
     unit, size = next(((u, s) for u, s in (("mJ", 1e9), ("µJ", 1e6), ("nJ", 1e3)) if _largest(bars) >= s), ("pJ", 1.0))
-    styles = {"multiply-accumulates": COLOURS[4], "accumulates (SynOps)": OWN, "membrane updates": COLOURS[3]}
+    styles = {"multiply-accumulates": COLOURS[4], "accumulates (SynOps)": OWN, "membrane updates, beside": COLOURS[3]}
     for place, (_, parts) in enumerate(bars):
         start = 0.0
         for name, value in parts:
@@ -219,10 +219,11 @@ def energy(found: Report, ax: Axes | None = None) -> Axes:
             start += value
     for name, colour in styles.items():
         axes.barh([0], [0], color=colour, label=name)
-    totals = [sum(value for _, value in parts) for _, parts in bars]
-    axes.set_yticks(range(len(bars)), [f"{name}  {joule(total)}" for (name, _), total in zip(bars, totals, strict=True)])
+    axes.set_yticks(
+        range(len(bars)), [f"network  {joule(found.network_energy_pj)}", f"spiking  {joule(found.energy_pj)}"]
+    )
     axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_xlim(0, 1.05 * max(*totals, 1e-12) / size)
+    axes.set_xlim(0, 1.05 * max(_largest(bars), 1e-12) / size)
     axes.set_xlabel(f"estimated energy of one sample ({unit})")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize="small")
     return _plain(axes, "x")
@@ -235,6 +236,8 @@ def _largest(bars: Any) -> float:
 def time(found: Times, ax: Axes | None = None) -> Axes:
     """Milliseconds of one sample against T: a line for each engine, and the network itself."""
     axes = _axes(ax, 3.0)
+    from matplotlib.ticker import LogLocator, NullLocator
+
     for number, engine in enumerate(found.engines):
         T, seconds = zip(*found.of(engine), strict=True)
         name = "step by step" if engine == OVER_TIME else engine
@@ -247,17 +250,18 @@ def time(found: Times, ax: Axes | None = None) -> Axes:
     axes.set_xticks(every, [str(T) for T in every])
     axes.minorticks_off()
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
     axes.set_xlabel("time-steps T")
     axes.set_ylabel("ms a sample")
-    axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, place: "")
     axes.legend()
     return _plain(axes, "y")
 
 
 def _plain(axes: Axes, grid: str) -> Axes:
     """A pale grid along one axis, behind what is drawn."""
-    axes.grid(axis=grid, alpha=0.25, linewidth=0.8)  # pyright: ignore[reportArgumentType]
+    axes.grid(axis=grid, alpha=0.2, linewidth=0.8)  # pyright: ignore[reportArgumentType]
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -45,14 +45,13 @@ def style() -> Iterator[None]:
 
 
 def inline(draw: Callable[[], Axes], name: str, label: str) -> str:
-    """The figure that `draw` makes, as one <svg> element. name: begins its ids, which a page must have once each. label:
-    read aloud in its place."""
+    """The figure that `draw` makes, as one <svg> element. name: begins its ids, which a page must have once each.
+    label: read aloud in its place."""
+    stream = io.BytesIO()
     with style():
-        figure = draw().figure
-        assert_figure: Any = figure
-        stream = io.BytesIO()
-        assert_figure.savefig(stream, format="svg", transparent=True, metadata=UNDATED[".svg"])
-    root = ElementTree.fromstring(stream.getvalue())  # noqa: S314 (matplotlib's, made a line above)
+        figure: Any = draw().figure
+        figure.savefig(stream, format="svg", transparent=True, metadata=UNDATED[".svg"])
+    root = ElementTree.fromstring(stream.getvalue())
     for gone in ("metadata", "defs/style"):
         _remove(root, gone)
     for element in root.iter():
@@ -63,7 +62,7 @@ def inline(draw: Callable[[], Axes], name: str, label: str) -> str:
     for key in ("version", "width", "height"):
         root.attrib.pop(key, None)
     width = float(root.attrib["viewBox"].split()[2])
-    root.attrib |= {"class": "figure", "role": "img", "aria-label": label, "style": f"max-width: {width * 2:.0f}px"}
+    root.attrib |= {"class": "figure", "role": "img", "aria-label": label, "style": f"max-width: {width * 1.55:.0f}px"}
     return ElementTree.tostring(root, encoding="unicode")
 
 

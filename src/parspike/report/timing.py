@@ -35,8 +35,8 @@ FEW = 5
 @dataclass(frozen=True)
 class Times:
     """Median seconds of one sample by engine (`NETWORK`: the network itself, whose T is 0) and T. samples: of one run.
-    rounds: how often each was run, in turn with all others. T: of the network that was timed. machine: in words. left_out: what would have taken
-    too long."""
+    rounds: how often each was run, in turn with all others. T: of the network that was timed. machine: in words.
+    left_out: what would have taken too long."""
 
     seconds: Mapping[tuple[str, int], float]
     samples: int
@@ -190,7 +190,9 @@ def _with(neuron: Neuron, T: int) -> Neuron:
     """Neurons like these for T time-steps: evenly spaced ones have their threshold, others some of their levels."""
     if isinstance(neuron, ParallelNeuron):
         other = ParallelNeuron(T, neuron.v_threshold, offset=neuron.offset, code=neuron.code)
-        other.shift, other.v_post = (nn.Parameter(t.clone(), requires_grad=False) for t in (neuron.shift, neuron.v_post))
+        other.shift, other.v_post = (
+            nn.Parameter(t.clone(), requires_grad=False) for t in (neuron.shift, neuron.v_post)
+        )
         return other
     if isinstance(neuron, Staircase):
         levels = levels_of(T, neuron.code)
