@@ -254,8 +254,8 @@ def rows_of(
 ) -> tuple[PlanRow, ...]:
     """The table of a network that was converted before, such as one read from a file.
 
-    graph: with its tensors. spiking, kept: nodes that are neurons, and that the user kept analog. neuron: what the table
-    calls a neuron. serial: whether neurons fire step by step.
+    graph: with its tensors. spiking, kept: nodes that are neurons, and that the user kept analog. neuron: what the
+    table calls a neuron. serial: whether neurons fire step by step.
     """
     known = frozenset(spiking)
     place = _Place(

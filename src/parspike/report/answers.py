@@ -13,6 +13,7 @@ from torch import Tensor
 from parspike.calibrate.batches import inputs_of, labels_of
 from parspike.calibrate.distance import class_scores, values_of
 from parspike.calibrate.recipe import Progress
+from parspike.engines import OVER_TIME, Pass, count, over_time
 from parspike.errors import InputError, OptionError
 from parspike.graph import Graph, map_tree
 from parspike.graph.ir import elements
@@ -102,12 +103,13 @@ def answers(
     neurons = snn.counting().values()
     known = bool(neurons) and all(isinstance(neuron, (ParallelNeuron, Staircase)) for neuron in neurons)
     rival = quantised(snn) if known else None
+    how = None if snn.over_time else Pass.of(snn.graph, tuple(snn.counting()))
     found = Answers(Scores(), reference is not None, None if rival is None else Scores())
     total = len(source) if hasattr(source, "__len__") else 0  # pyright: ignore[reportArgumentType]
     for number, item in enumerate(source):
         env = inputs_of(item, f"batch {number} of the data", snn.graph, inputs)
         labels = labels_of(item, inputs, snn.graph.signature)
-        output, wanted = _output(snn, env, found), None
+        output, wanted = _output(snn, env, how, found), None
         if reference is not None:
             wanted = reference.run_on(inputs_of(item, f"batch {number} of the data", reference, inputs))
         found.own.add(output[-1], wanted, labels)
@@ -130,21 +132,20 @@ def answers(
     return found
 
 
-def _output(snn: SNN, env: Mapping[str, Tensor], found: Answers) -> list[Any]:
-    """The outputs after each step that counts, the last one last."""
-    positional, names = snn.graph.signature
-    values = [env[i.name] for i in snn.graph.inputs]
-    args, kwargs = values[:positional], dict(zip(names, values[positional:], strict=True))
+def _output(snn: SNN, env: Mapping[str, Tensor], how: Pass | None, found: Answers) -> list[Any]:
+    """The outputs after each step that counts, the last one last. how: a pass through parallel neurons."""
+    if how is not None:
+        return [count(snn, dict(env), how).logits]
     size = sum(elements(snn.graph.by_name[name].shape, snn.graph.sizes(env)) for name in set(snn.graph.outputs))
-    room = snn.T * size * len(values[0]) <= MOST_KEPT if not found.samples else bool(found.steps)
-    if not snn.over_time or not room or snn.T == 1:
-        return [snn(*args, **kwargs)]
-    run = snn.run(*args, every_step=True, **kwargs)
-    simulation = snn.simulation
+    room = snn.T * size * len(next(iter(env.values()))) <= MOST_KEPT if not found.samples else bool(found.steps)
+    every, simulation = room and snn.T > 1, snn.simulation
+    logits = over_time(snn, dict(env), snn.stateful(), simulation, engine=OVER_TIME, every_step=every).logits
+    if not every:
+        return [logits]
     found.first = 1 + (simulation.T - simulation.read if simulation.read else 0)
 
     def at(step: int) -> Any:
-        return map_tree(lambda leaf: leaf[step] if isinstance(leaf, Tensor) else leaf, run.logits)
+        return map_tree(lambda leaf: leaf[step] if isinstance(leaf, Tensor) else leaf, logits)
 
     return [at(step) for step in range(found.first - 1, snn.T)]
 

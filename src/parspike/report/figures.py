@@ -92,18 +92,19 @@ def steps(found: Answers, ax: Axes | None = None) -> Axes:
         raise InputError("the answer of this network exists after its last step alone: its neurons have no state")
     measure = _measure(found)
     axes = _axes(ax, 3.0)
+    from matplotlib.ticker import MaxNLocator
+
     T = range(found.first, found.first + len(found.steps))
-    values = [_percent(scores, measure) for scores in found.steps]
+    values = [_percent(scores, measure) or 0.0 for scores in found.steps]
     axes.plot(T, values, "o-", color=OWN, markersize=4, label="spiking")
     if measure != "error":
-        bounds = [interval((value or 0) / 100, found.own.answers) for value in values]
-        axes.fill_between(T, *zip(*((100 * a, 100 * b) for a, b in bounds), strict=True), color=OWN, alpha=0.18,
-                          linewidth=0)  # fmt: skip
+        low, high = zip(*(interval(value / 100, found.own.answers) for value in values), strict=True)
+        axes.fill_between(T, [100 * x for x in low], [100 * x for x in high], color=OWN, alpha=0.18, linewidth=0)
     if found.network_score is not None and measure == "accuracy":
         axes.axhline(100 * found.network_score, color=_ink(), linewidth=1, label="network")
     axes.set_xlabel("time-steps that have run")
     axes.set_ylabel(NAMES[measure])
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     return _plain(axes, "y")
 
@@ -171,6 +172,8 @@ def raster(train: Train, ax: Axes | None = None) -> Axes:
     """A mark for every spike of some neurons of a layer: time-steps along x, neurons along y. Spikes that take an
     earlier one back are drawn in another colour."""
     axes = _axes(ax, 2.6, 3.4)
+    from matplotlib.ticker import MaxNLocator
+
     T, number = train.spikes.shape
     for sign, colour in ((1, OWN), (-1, RIVAL)):
         step, neuron = ((train.spikes * sign) > 0).nonzero(as_tuple=True)
@@ -191,7 +194,7 @@ def raster(train: Train, ax: Axes | None = None) -> Axes:
     if T <= 10:
         axes.set_xticks(range(1, T + 1))
     else:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return axes
 
 

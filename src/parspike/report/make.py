@@ -59,9 +59,9 @@ def report(
     converted, or its plan. layers: whose spikes are drawn, names or patterns (default: first, middle and last). sweep:
     what `parspike.sweep` returned for the same network and data: the page then shows several T. classes: their names,
     in order. picture: from one input to its image, values in 0 … 1, where inputs are prepared images. inputs: a
-    function from an item to the inputs. energy: picojoules of an operation. title: of the page. commands: lines that made the
-    network and the page, shown as they are. about: more rows, name and text, for where the network comes from. seconds:
-    for the timing. force: replace an existing file. progress: called as progress(what, done, total).
+    function from an item to the inputs. energy: picojoules of an operation. title: of the page. commands: lines that
+    made the network and the page, shown as they are. about: more rows, name and text, for where the network comes from.
+    seconds: for the timing. force: replace an existing file. progress: called as progress(what, done, total).
 
     Raises `FileError` where the page cannot be written, before anything is measured where that can be seen,
     `OptionError` for a pattern that matches no layer, `MissingExtraError` without matplotlib, and what `measure`

@@ -198,9 +198,9 @@ def _answers(look: Look) -> Section:
             f"right: {found.lost:,}. All others are right in both or wrong in both."
         )
     drawn = []
-    if look.sweep is not None:
+    if (tried := look.sweep) is not None:
         drawn.append(_figure(
-            lambda: figures.sweep(look.sweep), "sweep", f"{look.sweep.measure.capitalize()} against T",
+            lambda: figures.sweep(tried), "sweep", f"{tried.measure.capitalize()} against T",
             "Circles: the spiking network, converted for each T. Squares: the network itself with activations rounded "
             "to as many levels, which is what a spiking network has to be compared with. Line: the network itself.",
         ))  # fmt: skip
@@ -211,13 +211,18 @@ def _answers(look: Look) -> Section:
             f"the 95 % interval that {found.own.answers:,} answers allow." if measure != "error" else
             f"The error of the output that is read after so many of the {T} steps.",
         ))  # fmt: skip
-    drawn.append(_figure(
-        lambda: figures.accuracy(found), "score", f"{measure.capitalize()} at T = {T}",
-        ("Each line is the 95 % interval that so many answers allow: where two overlap widely, these data do not tell "
-         "the networks apart." if measure != "error" else "‖output − network’s output‖ / ‖network’s output‖, smaller is better.")
-        + (" Quantised: the network with activations rounded to as many levels, run without spikes; for parallel "
-           "neurons it gives the same answers." if found.rival is not None else ""),
-    ))  # fmt: skip
+    caption = (
+        "‖output − network’s output‖ / ‖network’s output‖, smaller is better."
+        if measure == "error"
+        else "Each line is the 95 % interval that so many answers allow: where two overlap widely, these data do not "
+        "tell the networks apart."
+    )
+    if found.rival is not None:
+        caption += (
+            " Quantised: the network with activations rounded to as many levels, run without spikes; for parallel "
+            "neurons it gives the same answers."
+        )
+    drawn.append(_figure(lambda: figures.accuracy(found), "score", f"{measure.capitalize()} at T = {T}", caption))
     return Section("answers", "How well it answers", text, drawn, tables=[_scores(found)])
 
 
@@ -295,7 +300,7 @@ def _spikes(look: Look) -> Section | None:
         return None
     codes = set(look.report.codes)
     what = {
-        "sorted": "in the sorted code a neuron is silent first and then fires at every step, so its spikes stand at the end",
+        "sorted": "in the sorted code a neuron is silent first, then fires at every step: its spikes stand at the end",
         "weighted": "in the weighted code the spikes of a neuron are the binary digits of its count, the largest first",
         "onset": "in the onset code a neuron fires once, the earlier the larger its count",
     }
@@ -323,7 +328,8 @@ def _costs(look: Look) -> Section:
         f"For one sample: {short(report.synops) or '0'} accumulates (SynOps) and {short(report.macs) or '0'} "
         f"multiply-accumulates, where the network itself multiplies {short(report.network_macs) or '0'} times. The "
         f"energy is an estimate of arithmetic alone, {energy.ac:g} pJ an accumulate and {energy.mac:g} pJ a "
-        "multiply-accumulate. Memory, routing of spikes and idle power are not in it: compare networks with it, do not predict a chip."
+        "multiply-accumulate. Memory, routing of spikes and idle power are not in it: compare networks with it, do not "
+        "predict a chip."
     ]
     if report.analog:
         named = dict.fromkeys(f"{row.layer} ({row.operator})" for row in report.analog)
@@ -333,21 +339,22 @@ def _costs(look: Look) -> Section:
             + (f" and {len(named) - len(few)} more." if len(named) > len(few) else ".")
         )
     ran = f"Median of {times.rounds} rounds" if times.rounds > 1 else "One round"
+    taken = (
+        f"{ran}, engines run in turn on {times.samples} samples at once: {times.machine}. It says how long a "
+        "simulation takes here, nothing about a chip."
+    )
+    if not look.snn.over_time and any(T not in (0, times.T) for _, T in times.seconds):
+        taken += f" T other than {times.T}: the same network with as many levels as they can send, for its time alone."
+    if times.left_out:
+        taken += f" Left out, being too slow: {', '.join(f'{name} at T = {T}' for name, T in times.left_out)}."
     drawn = [
         _figure(
             lambda: figures.energy(report), "energy", "Estimated energy of a sample",
             f"The network itself at {energy.mac:g} pJ a multiply-accumulate, the spiking network by what it does. "
-            f"Membrane updates ({joule(report.update_energy_pj)}) stand beside the {joule(report.energy_pj)} of the estimate.",
+            f"Membrane updates ({joule(report.update_energy_pj)}) stand beside the estimate of "
+            f"{joule(report.energy_pj)}.",
         ),
-        _figure(
-            lambda: figures.time(times), "time", "Time against T on this machine",
-            f"{ran}, engines run in turn on {times.samples} samples at once: {times.machine}. It says how long a "
-            "simulation takes here, nothing about a chip."
-            + (f" T other than {times.T}: the same network with as many levels as they can send, for its time alone."
-               if len({T for _, T in times.seconds if T}) > 1 and not look.snn.over_time else "")
-            + (f" Left out, since they would take too long: {', '.join(f'{name} at T = {T}' for name, T in
-               times.left_out)}." if times.left_out else ""),
-        ),
+        _figure(lambda: figures.time(times), "time", "Time against T on this machine", taken),
     ]  # fmt: skip
     head = ["layer", "operator", "neurons", "spikes/neuron", "rate", "SynOps", "MACs", "network’s MACs", "error"]
     rows = [

@@ -37,7 +37,8 @@ def picture_of(x: Tensor, draw: Callable[[Tensor], Tensor] | None = None) -> Pic
 
     draw: from the input to an image (H, W), (1, H, W) or (3, H, W) with values in 0 … 1. Without it (C, H, W) is an
     image, its values stretched to what it holds where they lie outside 0 … 1 (of more than three channels their mean);
-    (C, L) is one too; (L,) and (1, L) are a line; whole numbers are text. Raises `InputError` where `draw` gives something else.
+    (C, L) is one too; (L,) and (1, L) are a line; whole numbers are text. Raises `InputError` where `draw` gives
+    something else.
     """
     if draw is not None:
         image = draw(x)

@@ -32,12 +32,14 @@ def style() -> Iterator[None]:
     """How figures of a page are drawn: in the page's ink, text as text, without a background."""
     from matplotlib import rc_context
 
-    ink = dict.fromkeys(
+    ink: dict[Any, Any] = dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color",
          "axes.titlecolor"), INK,
     )  # fmt: skip
-    plain = {"svg.fonttype": "none", "svg.hashsalt": "parspike", "font.size": 9.5, "legend.frameon": False,
-             "legend.fontsize": "small", "path.simplify": False, "axes.linewidth": 0.8}  # fmt: skip
+    plain: dict[Any, Any] = {
+        "svg.fonttype": "none", "svg.hashsalt": "parspike", "font.size": 9.5, "legend.frameon": False,
+        "legend.fontsize": "small", "path.simplify": False, "axes.linewidth": 0.8,
+    }  # fmt: skip
     with rc_context({**ink, **plain}), warnings.catch_warnings():
         # The browser has letters for what matplotlib's own font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from parspike.engines import OVER_TIME, Pass, count, over_time, parallel, serial
 from parspike.engines.stages import Stages
 from parspike.errors import OptionError
+from parspike.graph import Graph
 from parspike.neurons import MAX_T, Neuron, ParallelNeuron, Simulation, Staircase, levels_of
 from parspike.neurons.layer import MAX_WEIGHTED
 from parspike.snn import SNN
@@ -55,20 +56,17 @@ class Times:
         return list(dict.fromkeys(name for name, _ in self.seconds if name != NETWORK))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Network:
     """What an engine takes: a network's graph and synapses with other neurons."""
 
-    snn: SNN
+    graph: Graph
+    synapses: Mapping[str, Tensor]
     layers: Mapping[str, Neuron]
     T: int
 
-    @property
-    def graph(self) -> Any:
-        return self.snn.graph
-
     def tensors(self) -> Mapping[str, Tensor]:
-        return self.snn.tensors()
+        return self.synapses
 
     def neurons(self) -> Mapping[str, Any]:
         return self.layers
@@ -166,7 +164,7 @@ def _calls(snn: SNN, env: Mapping[str, Tensor]) -> dict[tuple[str, int], Callabl
     for T in _some(snn.T, most) if known else [snn.T]:
         made = {name: neuron if T == snn.T else _with(neuron, max(1, neuron.T * T // snn.T))
                 for name, neuron in neurons.items()}  # fmt: skip
-        net = _Network(snn, made, T)
+        net = _Network(snn.graph, snn.tensors(), made, T)
         how = Pass.of(snn.graph, tuple(made))
         stages = Stages.of(snn.graph, tuple(made), [name for name, n in made.items() if n.code == "sorted"])
         calls["count", T] = lambda net=net, how=how: count(net, dict(env), how)

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from parspike.engines import Pass, count
 from parspike.errors import InputError, OptionError, meant
 from parspike.snn import SNN
 
@@ -76,9 +77,7 @@ def trains(snn: SNN, env: Mapping[str, Tensor], names: Sequence[str], *, neurons
             picked[name] = Train(snn.graph.by_name[name].layer, torch.cat(part).int(), places, sizes[name])
     else:
         layers, counting = {name: snn.graph.by_name[name].layer for name in names}, snn.counting()
-        positional, keywords = snn.graph.signature
-        values = [env[i.name] for i in snn.graph.inputs]
-        run = snn.run(*values[:positional], record=True, **dict(zip(keywords, values[positional:], strict=True)))
+        run = count(snn, dict(env), Pass.of(snn.graph, tuple(counting)), record=True)
         for name, layer in layers.items():
             flat = run.counts[layer].flatten()
             places = pick(name, len(flat), flat.device)
