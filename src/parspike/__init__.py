@@ -33,6 +33,7 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.measure import Energy, Report, Scores, measure
     from parspike.neurons import IF, LIF, QCFS, Parallel, Simulation, kind_from_text
     from parspike.plan import Keep, Plan, Spike, Steps, plan
+    from parspike.report import report
     from parspike.snn import SNN
     from parspike.sweep import Sweep, sweep
     from parspike.tune import Tuning, tune
@@ -74,6 +75,7 @@ __all__ = [
     "recipe_from_json",
     "recipe_to_json",
     "register",
+    "report",
     "sweep",
     "tune",
 ]
@@ -92,6 +94,7 @@ look_up_later(
         "measure": ("Energy", "Report", "Scores", "measure"),
         "neurons": ("IF", "LIF", "Parallel", "QCFS", "Simulation", "kind_from_text"),
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
+        "report": ("report",),
         "snn": ("SNN",),
         "sweep": ("Sweep", "sweep"),
         "train": (),

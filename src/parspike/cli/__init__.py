@@ -10,7 +10,20 @@ import typer
 from typer.core import TyperGroup
 
 import parspike
-from parspike.cli import bench, console, convert, data_check, demo, evaluate, plan, processes, sweep, train, tune
+from parspike.cli import (
+    bench,
+    console,
+    convert,
+    data_check,
+    demo,
+    evaluate,
+    plan,
+    processes,
+    report,
+    sweep,
+    train,
+    tune,
+)
 from parspike.errors import ParspikeError
 
 __all__ = ["app", "main"]
@@ -110,6 +123,7 @@ for command, function, example in (
     ("tune", tune.tune, f"net.py:make {IMAGES} --drop 1.0"),
     ("sweep", sweep.sweep, f"net.py:make {IMAGES} --T 1,2,4,8 --out sweep.csv --out sweep.pdf"),
     ("bench", bench.bench, "bench.toml --jobs 2 --out bench.md --out bench.pdf"),
+    ("report", report.report, "net.parspike --data images/ --against net.py:make --weights net.pt -o report.html"),
     ("demo", demo.demo, "--json"),
     ("train", train.train, "cifar10-resnet20 --data cifar10.zip -o runs/one --set optimiser.epochs=30"),
 ):

@@ -22,7 +22,10 @@ from parspike.neurons import ParallelNeuron, Staircase
 from parspike.snn import SNN
 from parspike.sweep.quantised import quantised
 
-__all__ = ["MEASURES", "Answers", "Example", "answers", "interval"]
+__all__ = ["MEASURES", "Answers", "Classes", "Example", "answers", "interval"]
+
+Classes = Sequence[str] | Mapping[int, str]
+"""Names of classes: of all, in order, or of some by their numbers."""
 
 MEASURES = ("accuracy", "agreement", "error")
 FIRST, MORE = 6, 6
@@ -95,11 +98,11 @@ def answers(
     *,
     reference: Graph | None = None,
     inputs: Callable[[Any], Any] | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Classes | None = None,
     progress: Progress | None = None,
 ) -> Answers:
-    """The answers to all items of `source`. reference: the graph of the network to compare with. classes: their
-    names."""
+    """The answers to all items of `source`. reference: the graph of the network to compare with. classes: their names;
+    `OptionError` where there are names for all and the network knows another number of classes."""
     neurons = snn.counting().values()
     known = bool(neurons) and all(isinstance(neuron, (ParallelNeuron, Staircase)) for neuron in neurons)
     rival = quantised(snn) if known else None
@@ -113,8 +116,9 @@ def answers(
         if reference is not None:
             wanted = reference.run_on(inputs_of(item, f"batch {number} of the data", reference, inputs))
         found.own.add(output[-1], wanted, labels)
-        if classes is not None and found.own.classes not in (0, len(classes)):
-            raise OptionError(f"classes has {len(classes)} names and the network knows {found.own.classes} classes")
+        named = classes if classes is None or not isinstance(classes, Mapping) else None
+        if named is not None and found.own.classes not in (0, len(named)):
+            raise OptionError(f"classes has {len(named)} names and the network knows {found.own.classes} classes")
         for place, one in enumerate(output):
             if len(output) > 1:
                 if len(found.steps) <= place:
@@ -165,7 +169,7 @@ def _compare(found: Answers, output: Any, wanted: Any, labels: Tensor | None) ->
 
 def _examples(
     found: Answers, env: Mapping[str, Tensor], output: Any, wanted: Any, labels: Tensor | None,
-    classes: Sequence[str] | None,
+    classes: Classes | None,
 ) -> None:  # fmt: skip
     said = answers_of(output, labels)
     known = None if wanted is None else answers_of(wanted, labels)
@@ -191,12 +195,13 @@ def _examples(
         )  # fmt: skip
 
 
-def _name(answer: float, classes: Sequence[str] | None) -> str:
+def _name(answer: float, classes: Classes | None) -> str:
     number = int(answer)
-    return classes[number] if classes is not None and 0 <= number < len(classes) else f"class {number}"
+    known = classes if isinstance(classes, Mapping) else dict(enumerate(classes or ()))
+    return str(known.get(number, f"class {number}"))
 
 
-def _told(output: Any, said: Tensor | None, place: int, classes: Sequence[str] | None) -> str:
+def _told(output: Any, said: Tensor | None, place: int, classes: Classes | None) -> str:
     """One sample's answer in words: the class with its share of the softmax, or the first values."""
     if said is not None and said.dim() == 1:
         scores, name = class_scores(output), _name(said[place].item(), classes)

@@ -19,7 +19,7 @@ from parspike.file import write_whole
 from parspike.measure import Energy, Report
 from parspike.measure.layers import measured
 from parspike.plan import Plan
-from parspike.report.answers import answers
+from parspike.report.answers import Classes, answers
 from parspike.report.page import Look, page
 from parspike.report.plots import plan_of
 from parspike.report.timing import times
@@ -38,7 +38,7 @@ def report(
     model: nn.Module | Plan | None = None,
     layers: Sequence[str] | None = None,
     sweep: Sweep | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Classes | None = None,
     picture: Callable[[Tensor], Tensor] | None = None,
     inputs: Callable[[Any], Any] | None = None,
     energy: Energy | None = None,
@@ -58,10 +58,11 @@ def report(
     `measure`; labels give the accuracy, model= the agreement and the errors by layer. model: the network that was
     converted, or its plan. layers: whose spikes are drawn, names or patterns (default: first, middle and last). sweep:
     what `parspike.sweep` returned for the same network and data: the page then shows several T. classes: their names,
-    in order. picture: from one input to its image, values in 0 … 1, where inputs are prepared images. inputs: a
-    function from an item to the inputs. energy: picojoules of an operation. title: of the page. commands: lines that
-    made the network and the page, shown as they are. about: more rows, name and text, for where the network comes from.
-    seconds: for the timing. force: replace an existing file. progress: called as progress(what, done, total).
+    in order, or a dict of some by number. picture: from one input to its image, values in 0 … 1, where inputs are
+    prepared images. inputs: a function from an item to the inputs. energy: picojoules of an operation. title: of the
+    page. commands: lines that made the network and the page, shown as they are. about: more rows, name and text, for
+    where the network comes from. seconds: for the timing. force: replace an existing file. progress: called as
+    progress(what, done, total).
 
     Raises `FileError` where the page cannot be written, before anything is measured where that can be seen,
     `OptionError` for a pattern that matches no layer, `MissingExtraError` without matplotlib, and what `measure`

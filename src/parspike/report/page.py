@@ -6,14 +6,12 @@ Jinja escapes every text that stands in the template in braces; only figures, wh
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from parspike.measure import Report, joule, short
@@ -38,6 +36,8 @@ MOST_ROWS = 400
 """Rows of a table that a page shows."""
 LONGEST = 600
 """Letters of a value that comes from the file."""
+DEEPEST = 6
+"""Nesting of such a value."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,11 @@ def _neurons(look: Look) -> str:
     codes = look.report.codes
     if not codes:
         return "no spiking neurons"
-    return f"{', '.join(codes)} neurons" if look.snn.over_time else f"parallel neurons, code {', '.join(codes)}"
+    return (
+        f"{', '.join(codes)} neurons that fire step by step"
+        if look.snn.over_time
+        else f"parallel neurons, code {', '.join(codes)}"
+    )
 
 
 def _line(look: Look) -> str:
@@ -192,10 +196,9 @@ def _answers(look: Look) -> Section:
             "accuracy, or the network (--against SPEC, in Python model=) for its agreement and its errors."
         ])  # fmt: skip
     text = [_said(look)]
-    if found.gained is not None and found.lost is not None and measure == "accuracy":
+    if found.gained is not None and found.lost is not None and found.gained + found.lost:
         text.append(
-            f"Answers that the spiking network alone has right: {found.gained:,}. Answers that the network alone has "
-            f"right: {found.lost:,}. All others are right in both or wrong in both."
+            f"The spiking network alone is right on {found.gained:,} of them, the network alone on {found.lost:,}."
         )
     drawn = []
     if (tried := look.sweep) is not None:
@@ -227,21 +230,19 @@ def _answers(look: Look) -> Section:
 
 
 def _said(look: Look) -> str:
-    found, T = look.answers, look.snn.T
-    number = f"{found.own.answers:,}"
+    found, own = look.answers, look.answers.own
     parts = []
-    if found.own.accuracy is not None:
-        own = f"Of {number} answers {_percent(found.own.accuracy)} are right"
-        network = found.own.network_accuracy
-        parts.append(own if network is None else f"{own}, and {_percent(network)} of the network’s own")
-    if found.own.agreement is not None:
-        parts.append(f"{_percent(found.own.agreement)} of {number} answers are those of the network itself")
-    if found.own.error is not None and not parts:
-        parts.append(f"The outputs differ from the network’s by {_percent(found.own.error, 1)}")
-    text = "; ".join(parts) + "."
-    if look.snn.over_time and not found.steps and T > 1:
-        text += " Outputs are too large to be kept after every step, so only the last one is shown."
-    return text[0].upper() + text[1:]
+    if own.accuracy is not None:
+        known = own.network_accuracy
+        network = "" if known is None else f"; the network itself has {_percent(known)} right"
+        parts.append(f"{_percent(own.accuracy)} of {own.answers:,} answers are right{network}.")
+    if own.agreement is not None:
+        parts.append(f"{_percent(own.agreement)} of {own.answers:,} answers are those of the network itself.")
+    if own.error is not None and not parts:
+        parts.append(f"The outputs are values; they differ from the network’s by {_percent(own.error, 1)}.")
+    if look.snn.over_time and not found.steps and look.snn.T > 1:
+        parts.append("Outputs are too large to be kept after every step, so only the last one is shown.")
+    return " ".join(parts)
 
 
 def _scores(found: Answers) -> Table:
@@ -425,7 +426,7 @@ def _provenance(look: Look) -> Section:
     rows += [[name, value] for name, value in look.about]
     rows.append([
         "measured with",
-        f"parspike {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {look.times.machine}",
+        f"parspike {__version__}, Python {platform.python_version()}, {look.times.machine}",
     ])  # fmt: skip
     return Section("provenance", "Where it comes from", [
         "What the converted network says of itself, and what this page was made with."
@@ -433,8 +434,24 @@ def _provenance(look: Look) -> Section:
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = _words(value)
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+
+
+def _words(value: Any, depth: int = 0) -> str:
+    """JSON for people.
+
+    >>> _words({"samples": 64, "of": ["a", "b"], "more": {"x": None}})
+    'samples 64, of [a, b], more (x –)'
+    """
+    if depth > DEEPEST:
+        return "…"
+    if isinstance(value, dict):
+        inner = ", ".join(f"{key} {_words(item, depth + 1)}" for key, item in value.items())
+        return f"({inner})" if depth else inner
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_words(item, depth + 1) for item in value) + "]"
+    return {True: "yes", False: "no", None: "–"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _again(look: Look) -> Section:
