@@ -31,6 +31,7 @@ from parspike.cli.options import (
     Limit,
     Split,
     Weights,
+    kept,
     spread,
     starting,
 )
@@ -125,8 +126,8 @@ def report(
         _check_apart(calibration or data, fit, data, images)
         with console.progress("sweep") as progress, explained(fit):
             found = parspike.sweep(
-                network.model, fit.batches(), images.batches(), T=steps, seed=options.seed, progress=progress,
-                each=lambda row: console.note(str(row)), **how,
+                _as_kept(network.model, snn, fit), fit.batches(), images.batches(), T=steps, seed=options.seed,
+                progress=progress, each=lambda row: console.note(str(row)), **how,
             )  # fmt: skip
     with console.progress("report") as progress, explained(images):
         measured = parspike.report(
@@ -224,6 +225,19 @@ def _as_before(snn: Any) -> dict[str, Any]:
     return how if text is None else {**how, "neuron": parspike.kind_from_text(text)}
 
 
+def _as_kept(model: Any, snn: Any, fit: Images) -> Any:
+    """The network, or its plan with the layers that were kept analog when it was converted."""
+    import parspike
+
+    layers = _kept(snn)
+    return model if not layers else parspike.plan(model, next(iter(fit))[0][:2], layers=kept(layers))
+
+
+def _kept(snn: Any) -> list[str]:
+    said = snn.provenance.get("kept")
+    return [layer for layer in said if isinstance(layer, str)] if isinstance(said, list) else []
+
+
 def _recipe(snn: Any) -> Mapping[str, Any]:
     """The recipe that made a network; of a search the one that it chose."""
     search = snn.provenance.get("search")
@@ -279,13 +293,12 @@ def _commands(
         return [page]
     prepared = said.get("preprocessing")
     prepared = prepared if isinstance(prepared, Mapping) else {}
-    recipe, kept = _recipe(snn), snn.provenance.get("kept")
-    known = snn.provenance.get("calibration")
+    recipe, known = _recipe(snn), snn.provenance.get("calibration")
     made: list[tuple[str, Any]] = [
         ("--weights", said.get("weights")), ("--data", said.get("data")), ("-T", snn.T),
         ("--code", snn.provenance.get("code")), ("--neuron", _neuron(snn.provenance.get("neuron"))),
         ("--recipe", to_json.dumps(recipe) if recipe else None),
-        *(("--keep", layer) for layer in (kept if isinstance(kept, list) else ())),
+        *(("--keep", layer) for layer in _kept(snn)),
         ("--calibration-images", known.get("samples") if isinstance(known, Mapping) else None),
         ("--size", prepared.get("size")), ("--crop", prepared.get("crop")), ("--mean", _commas(prepared.get("mean"))),
         ("--std", _commas(prepared.get("std"))), ("--seed", snn.provenance.get("seed") or None), ("--output", file),
