@@ -179,6 +179,32 @@ def test_trains_of_neurons_with_a_state(stateful, items):
         assert torch.equal(train.spikes, run.spikes[train.layer][:, 0].flatten(1)[:, train.numbers].int())
 
 
+class Transposed(nn.Module):
+    """Neurons whose batch is their second dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.two(torch.relu(self.one(x.transpose(0, 1)))).mean(0)
+
+
+@pytest.mark.parametrize("neuron", [None, parspike.IF()])
+def test_trains_are_of_the_first_sample_of_several(neuron, monkeypatch):
+    """Some networks take no batch of one; the batch is not always the first dimension of a layer."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, 3)
+    snn = parspike.convert(Transposed().eval(), x, T=3, neuron=neuron, recipe="max", free_sizes=False)
+    names = list(snn.neurons())
+    (one,) = trains(snn, {"x": x}, names)
+    monkeypatch.setattr(type(snn.graph), "batch", lambda graph, least=1: 2)
+    (of_two,) = trains(snn, {"x": x}, names)
+    assert one.of == of_two.of == 24
+    assert one.spikes.any()
+    assert torch.equal(one.spikes, of_two.spikes)
+
+
 def test_layers_are_chosen(snn):
     layers = [snn.graph.by_name[name].layer for name in snn.neurons()]
     nodes = list(snn.neurons())

@@ -51,7 +51,8 @@ def trains(snn: SNN, env: Mapping[str, Tensor], names: Sequence[str], *, neurons
     """The trains of some neurons for the first sample of a batch. env: inputs by name. names: of nodes."""
     if neurons < 1:
         raise OptionError(f"neurons is {neurons!r}: give how many are drawn, at least 1")
-    env = {name: x[:1] for name, x in env.items()}
+    least = snn.graph.batch()  # some networks take no batch of one
+    env = {name: x[:least] for name, x in env.items()}
     if not next(iter(env.values())).shape[0]:
         raise InputError("the batch is empty: give at least one sample")
     picked: dict[str, Train] = {}
@@ -67,7 +68,7 @@ def trains(snn: SNN, env: Mapping[str, Tensor], names: Sequence[str], *, neurons
         def watch(name: str, current: Tensor, spikes: Tensor, read: bool) -> None:
             if name not in parts or not read:
                 return
-            flat = spikes.flatten(1)
+            flat = spikes.select(1 + (snn.graph.by_name[name].batch_dim or 0), 0).flatten(1)
             sizes[name] = flat.shape[1]
             parts[name].append(flat[:, pick(name, flat.shape[1], flat.device)].cpu())
 
@@ -79,7 +80,7 @@ def trains(snn: SNN, env: Mapping[str, Tensor], names: Sequence[str], *, neurons
         layers, counting = {name: snn.graph.by_name[name].layer for name in names}, snn.counting()
         run = count(snn, dict(env), Pass.of(snn.graph, tuple(counting)), record=True)
         for name, layer in layers.items():
-            flat = run.counts[layer].flatten()
+            flat = run.counts[layer].select(snn.graph.by_name[name].batch_dim or 0, 0).flatten()
             places = pick(name, len(flat), flat.device)
             spikes = counting[name].spikes(flat[places])
             silent = spikes.new_zeros(snn.T - len(spikes), *spikes.shape[1:])  # a layer with fewer steps of its own
