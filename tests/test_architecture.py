@@ -167,10 +167,10 @@ def test_names_for_type_checkers_are_those_that_are_found(package: str) -> None:
 def test_a_function_of_a_modules_name_stays_the_function() -> None:
     code = """if True:
         import sys, parspike.convert, parspike.plan, parspike.measure.report, parspike.tune, parspike.sweep.result
-        import parspike.bench.file
+        import parspike.bench.file, parspike.report.page
         from parspike import convert
         import parspike
-        names = ("convert", "plan", "measure", "tune", "sweep", "bench")
+        names = ("convert", "plan", "measure", "tune", "sweep", "bench", "report")
         assert all(getattr(parspike, name) is getattr(sys.modules[f"parspike.{name}"], name) for name in names)
         assert parspike.convert is convert
         assert parspike.neurons.ParallelNeuron  # modules are found as well

@@ -34,6 +34,7 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.measure import Energy, NeuroBench, Report, Scores, measure, neurobench
     from parspike.neurons import IF, LIF, QCFS, Parallel, Simulation, kind_from_text
     from parspike.plan import Keep, Plan, Spike, Steps, plan
+    from parspike.report import report
     from parspike.snn import SNN
     from parspike.sweep import Sweep, sweep
     from parspike.target import TargetCheck, check
@@ -82,6 +83,7 @@ __all__ = [
     "recipe_from_json",
     "recipe_to_json",
     "register",
+    "report",
     "sweep",
     "tune",
 ]
@@ -101,6 +103,7 @@ look_up_later(
         "measure": ("Energy", "NeuroBench", "Report", "Scores", "measure", "neurobench"),
         "neurons": ("IF", "LIF", "Parallel", "QCFS", "Simulation", "kind_from_text"),
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
+        "report": ("report",),
         "snn": ("SNN",),
         "sweep": ("Sweep", "sweep"),
         "target": ("TargetCheck", "check"),

@@ -21,6 +21,7 @@ from parspike.cli import (
     lower,
     plan,
     processes,
+    report,
     sweep,
     target,
     train,
@@ -128,6 +129,7 @@ for command, function, example in (
     ("sweep", sweep.sweep, f"net.py:make {IMAGES} --T 1,2,4,8 --out sweep.csv --out sweep.pdf"),
     ("bench", bench.bench, "bench.toml --jobs 2 --out bench.md --out bench.pdf"),
     ("check", target.check, "net.parspike --target speck"),
+    ("report", report.report, "net.parspike --data images/ --against net.py:make --weights net.pt -o report.html"),
     ("demo", demo.demo, "--json"),
     ("train", train.train, "cifar10-resnet20 --data cifar10.zip -o runs/one --set optimiser.epochs=30"),
 ):

@@ -16,7 +16,7 @@ from parspike.cli.options import BEST, CODES, FAST, MAX_T, NEURONS, RECIPES, TAB
 from parspike.errors import FileError, MissingExtraError, OptionError, meant
 from parspike.foreign import RECIPES_OF_PACKAGES
 
-__all__ = ["budget", "codes", "file", "images", "network", "neuron", "output", "recipe", "steps", "tables"]
+__all__ = ["budget", "codes", "file", "images", "network", "neuron", "output", "page", "recipe", "steps", "tables"]
 
 FIGURES = (".png", ".svg", ".pdf")
 
@@ -46,6 +46,16 @@ def tables(files: Sequence[str], force: bool) -> None:
         _writable(path, force, "--out", "sweep.csv")
         if suffix in FIGURES and find_spec("matplotlib") is None:
             raise MissingExtraError("matplotlib", extra="report")
+
+
+def page(path: Path, force: bool) -> None:
+    """Refuse a report that cannot be written, before minutes of measuring."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OptionError(f"--output {path}: a report is a page, whose name ends in .html; a browser prints it as PDF")
+    _writable(path, force, "--output", "report.html")
+    for module in ("matplotlib", "jinja2"):
+        if find_spec(module) is None:
+            raise MissingExtraError(module, extra="report")
 
 
 def _writable(path: Path, force: bool, option: str, name: str) -> None:
