@@ -34,6 +34,7 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.neurons import IF, LIF, QCFS, Parallel, Simulation, kind_from_text
     from parspike.plan import Keep, Plan, Spike, Steps, plan
     from parspike.snn import SNN
+    from parspike.spikes import Spikes, read_spikes, write_spikes
     from parspike.sweep import Sweep, sweep
     from parspike.tune import Tuning, tune
 
@@ -60,6 +61,7 @@ __all__ = [
     "Scores",
     "Simulation",
     "Spike",
+    "Spikes",
     "Steps",
     "Sweep",
     "Thresholds",
@@ -71,11 +73,13 @@ __all__ = [
     "load",
     "measure",
     "plan",
+    "read_spikes",
     "recipe_from_json",
     "recipe_to_json",
     "register",
     "sweep",
     "tune",
+    "write_spikes",
 ]
 
 look_up_later(
@@ -93,6 +97,7 @@ look_up_later(
         "neurons": ("IF", "LIF", "Parallel", "QCFS", "Simulation", "kind_from_text"),
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
         "snn": ("SNN",),
+        "spikes": ("Spikes", "read_spikes", "write_spikes"),
         "sweep": ("Sweep", "sweep"),
         "train": (),
         "tune": ("Tuning", "tune"),

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import parspike
-from parspike.cli import bench, console, convert, data_check, demo, evaluate, plan, processes, sweep, train, tune
+from parspike.cli import bench, console, convert, data_check, demo, evaluate, plan, processes, spikes, sweep, train, tune
 from parspike.errors import ParspikeError
 
 __all__ = ["app", "main"]
@@ -117,6 +117,13 @@ for command, function, example in (
 data = typer.Typer(no_args_is_help=True, help="Look at data before they are used.")
 data.command("check", epilog="Example: parspike data check images/ --size 256 --crop 224")(data_check.check)
 app.add_typer(data, name="data")
+trains = typer.Typer(no_args_is_help=True, help="Spike trains as files: packed bits and address events.")
+for command, function, example in (
+    ("write", spikes.write, "net.parspike --data images/ -o trains.npz"),
+    ("show", spikes.show, "trains.npz --layer layer1.0.relu --neurons 0-19"),
+):
+    trains.command(command, epilog=f"Example: parspike spikes {command} {example}")(function)
+app.add_typer(trains, name="spikes")
 
 
 def main() -> None:
