@@ -10,7 +10,20 @@ import typer
 from typer.core import TyperGroup
 
 import parspike
-from parspike.cli import bench, console, convert, data_check, demo, evaluate, plan, processes, spikes, sweep, train, tune
+from parspike.cli import (
+    bench,
+    console,
+    convert,
+    data_check,
+    demo,
+    evaluate,
+    plan,
+    processes,
+    spikes,
+    sweep,
+    train,
+    tune,
+)
 from parspike.errors import ParspikeError
 
 __all__ = ["app", "main"]

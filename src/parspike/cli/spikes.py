@@ -130,11 +130,11 @@ def _table(rows: list[Any]) -> str:
         for row in rows
     ]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) if i in (0, 2) else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        .rstrip()
+    lines = (
+        [cell.ljust(w) if i in (0, 2) else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
         for line in (head, *cells)
     )
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def _numbers(text: str) -> list[int]:

@@ -107,9 +107,11 @@ class _ArrayFile(File):
                 yield self._array(names[0], self.header.event)
                 continue
             chosen = range(len(names)) if only is None else [only]
-            yield {
-                place: self._array(names[place], *reversed(self.header.layers[place].stored(size))) for place in chosen
-            }
+            trains: dict[int, np.ndarray] = {}
+            for place in chosen:
+                shape, dtype = self.header.layers[place].stored(size)
+                trains[place] = self._array(names[place], dtype, shape)
+            yield trains
 
 
 class NpzSink(_ArraySink):
@@ -148,7 +150,9 @@ class NpzFile(_ArrayFile):
             raise FileError("two of its members have the same name")
         for info in members:
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
-                raise FileError(f"its member '{info.filename[:80]}' is compressed: arrays of spikes are stored as they are")
+                raise FileError(
+                    f"its member '{info.filename[:80]}' is compressed; arrays of spikes are stored as they are"
+                )
         if sum(info.file_size for info in members) > path.stat().st_size:
             raise FileError("its members are larger than the file")
         own = [name.removesuffix(".npy") for name in self.members if name != HEADER]

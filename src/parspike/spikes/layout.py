@@ -124,8 +124,10 @@ class Header:
         dt = _whole(value["dt"], "dt", 1, 1 << 31)
         layers, batches = (_list(value[name], name) for name in ("layers", "batches"))
         made = tuple(_layer(layer, T) for layer in layers)
-        if len({layer.name for layer in made}) < len(made) or len(made) > 1 << 16:
-            raise FileError("two of its layers have the same name" if len(made) <= 1 << 16 else "it has over 2^16 layers")
+        if len(made) > 1 << 16:
+            raise FileError("it has over 2^16 layers")
+        if len({layer.name for layer in made}) < len(made):
+            raise FileError("two of its layers have the same name")
         sizes = tuple(_whole(size, "a batch", 1, LARGEST - 1) for size in batches)
         if sum(sizes) >= LARGEST:
             raise FileError("it has over 2^32 samples")
@@ -176,9 +178,7 @@ def check_table(layer: Layer, what: str, table: np.ndarray) -> np.ndarray:
     if leading and (not dims or dims[0] not in (1, layer.T)):
         raise FileError(f"layer '{layer.name}': its amplitudes {dims} are not for 1 or {layer.T} steps")
     own = dims[1:] if leading else dims
-    if len(own) != len(layer.shape) or any(
-        dim not in (1, size) for dim, size in zip(own, layer.shape, strict=True)
-    ):
+    if len(own) != len(layer.shape) or any(dim not in (1, size) for dim, size in zip(own, layer.shape, strict=True)):
         raise FileError(f"layer '{layer.name}': its {what} {dims} does not fit its shape {layer.shape}")
     if not np.isfinite(table).all():
         raise FileError(f"layer '{layer.name}': its {what} hold NaN or Inf")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from parspike.errors import FileError, OptionError, ParspikeError, meant
 from parspike.spikes.containers import Hdf5File, NpzFile
-from parspike.spikes.layout import File, Header, Layer, check_bits, check_events, events_of, scattered, unpack
+from parspike.spikes.layout import VALUED, File, Header, Layer, check_bits, check_events, events_of, scattered, unpack
 from parspike.spikes.show import LayerSummary, Watched, raster_lines
 from parspike.spikes.text import TextFile
 
@@ -139,7 +139,7 @@ class Spikes:
                 mine = (content["layer"] == number) & (content["sample"] == sample) & (content["step"] < shown)
                 events = content[mine & np.isin(content["neuron"], neurons)]
                 grid = np.zeros((len(neurons), shown), np.int64)
-                values = events["value"] if "value" in events.dtype.fields else np.ones(len(events), np.int64)
+                values = events["value"] if events.dtype == VALUED else np.ones(len(events), np.int64)
                 for place, neuron in enumerate(neurons):
                     at = events["neuron"] == neuron
                     grid[place, events["step"][at]] = values[at]
@@ -151,7 +151,7 @@ class Spikes:
 
     def _read(self, only: int | None = None) -> Iterator[tuple[int, int, Mapping[int, np.ndarray] | np.ndarray]]:
         """First sample, samples and content of every batch, checked. only: one layer, where it can be read alone."""
-        with _said(self.path), closing(_kind(self.path)(self.path)) as file:
+        with _said(self.path), closing(_opened(self.path)) as file:
             if file.header != self.header:
                 raise FileError("it has changed since it was opened")
             start = 0
@@ -163,9 +163,7 @@ class Spikes:
                 start += size
 
     def __repr__(self) -> str:
-        return (
-            f"Spikes('{self.path}': T={self.T}, {self.samples} samples, {len(self.layers)} layers, as {self.form})"
-        )
+        return f"Spikes('{self.path}': T={self.T}, {self.samples} samples, {len(self.layers)} layers, as {self.form})"
 
 
 class _Trains(Mapping[str, Tensor]):
@@ -195,13 +193,14 @@ class _Trains(Mapping[str, Tensor]):
 def read_spikes(path: str | Path) -> Spikes:
     """Open a file that `write_spikes` wrote and check all of it: every field, every batch, every event.
 
-    Nothing in the file is code, nothing that it points to elsewhere is followed, and no memory is taken for what it only
-    claims to hold. Raises `FileError` on anything but a whole file of spikes, `MissingExtraError` for HDF5 without h5py.
+    Nothing in the file is code, nothing that it points to elsewhere is followed, and no memory is taken for what it
+    only claims to hold. Raises `FileError` on anything but a whole file of spikes, `MissingExtraError` for HDF5 without
+    h5py.
     """
     path = Path(path)
     if not path.is_file():
         raise FileError(f"'{path}' is a folder" if path.is_dir() else f"there is no file '{path}'")
-    with _said(path), closing(_kind(path)(path)) as file:
+    with _said(path), closing(_opened(path)) as file:
         spikes = Spikes(path, file.header, file.tables)
     for _, _, content in spikes._read():
         if not isinstance(content, np.ndarray):
@@ -211,13 +210,15 @@ def read_spikes(path: str | Path) -> Spikes:
     return spikes
 
 
-def _kind(path: Path) -> type[File]:
-    """What reads a file, told by its first bytes, since a name may say anything."""
+def _opened(path: Path) -> File:
+    """A file by what reads it, told by its first bytes, since a name may say anything."""
     with path.open("rb") as stream:
         start = stream.read(8)
-    for magic, kind in ((b"PK\x03\x04", NpzFile), (b"\x89HDF\r\n\x1a\n", Hdf5File), (b"#!parspi", TextFile)):
+    kinds: tuple[tuple[bytes, Callable[[Path], File]], ...]
+    kinds = ((b"PK\x03\x04", NpzFile), (b"\x89HDF\r\n\x1a\n", Hdf5File), (b"#!parspi", TextFile))
+    for magic, kind in kinds:
         if start.startswith(magic):
-            return kind
+            return kind(path)
     raise FileError("this is no file of spikes: expected an .npz, HDF5 or text that parspike wrote")
 
 
@@ -234,7 +235,8 @@ def _said(path: Path) -> Iterator[None]:
         raise FileError(f"'{path}' does not fit into memory: read it batch by batch") from error
     # A forged file may raise any exception in the readers of zip, npy, HDF5 and JSON.
     except Exception as error:
-        raise FileError(f"'{path}' is damaged, or no file of spikes ({type(error).__name__}: {str(error)[:200]})") from error
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise FileError(f"'{path}' is damaged, or no file of spikes ({reason})") from error
 
 
 def _train(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from parspike.spikes.layout import Layer, unpack
+from parspike.spikes.layout import VALUED, Layer, unpack
 
 __all__ = ["LayerSummary", "Watched", "raster_lines"]
 
@@ -19,8 +19,8 @@ Content = Mapping[int, np.ndarray] | np.ndarray
 @dataclass(frozen=True)
 class LayerSummary:
     """A layer over all samples. spikes: sent, counted by their size, one that is taken back as one. rate: spikes a
-    neuron and step. silent: share of neurons, of all samples, that send nothing. first, median, last: of the steps, from
-    0 on, in which the others send their first spike; None where none does."""
+    neuron and step. silent: share of neurons, of all samples, that send nothing. first, median, last: of the steps,
+    from 0 on, in which the others send their first spike; None where none does."""
 
     layer: str
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class Watched:
         """A batch, stored or as events."""
         if isinstance(content, np.ndarray):
             own = content[content["layer"] == number]
-            self.spikes += int(np.abs(own["value"].astype(np.int64)).sum()) if "value" in own.dtype.fields else len(own)
+            self.spikes += int(np.abs(own["value"].astype(np.int64)).sum()) if own.dtype == VALUED else len(own)
             # Events are sorted by step within a sample, so the first of a neuron is its first spike.
             key = own["sample"].astype(np.int64) << 32 | own["neuron"]
             steps = own["step"][np.unique(key, return_index=True)[1]]

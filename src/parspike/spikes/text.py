@@ -1,10 +1,10 @@
 """Events as lines of text, in the manner of the AEDAT readers' exports: comments first, then a line for each event.
 
-    #!parspike-spikes 1
-    # {"format":"parspike-spikes", …}          the header, one line of JSON
-    # timestamp sample step layer neuron [value]
-    2000 0 2 0 17
-    # end {"events":1,"batches":[64]}          so that a text that was cut short is told
+#!parspike-spikes 1
+# {"format":"parspike-spikes", …}          the header, one line of JSON
+# timestamp sample step layer neuron [value]
+2000 0 2 0 17
+# end {"events":1,"batches":[64]}          so that a text that was cut short is told
 """
 
 from __future__ import annotations

@@ -104,7 +104,9 @@ def write_spikes(
 def _checked(snn: object, path: Path, form: object, dt: object, force: bool) -> type[Sink]:
     """What writes a file of this name. Refuses what can be refused before the network runs."""
     if not isinstance(snn, SNN):
-        raise InputError(f"write_spikes takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
+        raise InputError(
+            f"write_spikes takes a converted network, got {type(snn).__name__}: parspike.convert makes one"
+        )
     kind = next((kind for ending, kind in SINKS.items() if path.name.lower().endswith(ending)), None)
     if kind is None:
         raise OptionError(f"'{path}': a file of spikes ends in {', '.join(SINKS)}")
@@ -130,16 +132,20 @@ def _runs(
         if engine not in (None, data.engine):
             raise OptionError(f"this run is of engine '{data.engine}', not '{engine}': leave engine= out")
         if unlike := set(data.spikes) - {snn.graph.by_name[name].layer for name in snn.neurons()}:
-            raise InputError(f"the run has a layer '{unlike.pop()}' that this network has not: pass the network that ran")
+            raise InputError(
+                f"the run has a layer '{unlike.pop()}' that this network has not: pass the network that ran"
+            )
         yield data
         return
-    source = readable_again(data, name="data")
+    # A generator is read once here, so its items need not be kept.
+    source = data if isinstance(data, Iterator) else readable_again(data, name="data")
     total = len(source) if isinstance(source, Sized) else 0
     for number, item in enumerate(source):
         env = inputs_of(item, f"batch {number} of the data", snn.graph, inputs)
-        positional = [env[i.name] for i in snn.graph.inputs[: snn.graph.signature[0]]]
-        named = [env[i.name] for i in snn.graph.inputs[snn.graph.signature[0] :]]
-        yield snn.run(*positional, engine=engine, record=True, **dict(zip(snn.graph.signature[1], named, strict=True)))
+        count, names = snn.graph.signature
+        given = [env[i.name] for i in snn.graph.inputs]
+        options: dict[str, Any] = {"engine": engine, "record": True, **dict(zip(names, given[count:], strict=True))}
+        yield snn.run(*given[:count], **options)
         if progress:
             progress("", number + 1, total)
 
@@ -166,7 +172,9 @@ def _layer(name: str, neuron: SpikingLayer, train: Tensor) -> Layer:
 
 def _tables(layer: Layer, neuron: SpikingLayer, T: int) -> Iterator[tuple[str, np.ndarray]]:
     """Amplitudes (T or 1, …) and rest (…) of a layer, with the dimensions of one sample, float64."""
-    amplitudes, rest = neuron.amplitudes(), neuron.rest()  # pyright: ignore[reportAttributeAccessIssue]
+    # Both kinds of neurons, `Neuron` and `Dynamics`, have these.
+    own: Any = neuron
+    amplitudes, rest = own.amplitudes(), own.rest()
     if amplitudes is not None:
         # Neurons of fewer steps than the network are silent afterwards, and their spikes carry as much more.
         scale = T / layer.T if isinstance(neuron, Neuron) else 1.0
