@@ -430,7 +430,7 @@ ONE = np.array([(0, 0, 0, 0)], EVENT)
         ("bits", header(batches=[8, 8, 5]), "has the shape"),
         ("bits", header(batches=[1] * 100_000), "arrays, expected"),
         ("bits", header(layers=[]), "arrays, expected"),
-        ("bits", header(layers=[{"name": "a", "shape": [1 << 20, 1 << 20], "T": 8, "code": "x", "type": "bool"}]), "2.32"),
+        ("bits", header(layers=[{"name": "a", "shape": [1 << 40], "T": 8, "code": "x", "type": "bool"}]), "a size of"),
         ("bits", array("spikes/00000/00000", np.zeros((8, 8, 14), np.int8)), "holds int8"),
         ("bits", array("spikes/00000/00001", np.full((8, 8, 2), 255, np.uint8)), "behind its last neuron"),
         ("bits", array("spikes/00000/00000", np.asfortranarray(np.zeros((8, 8, 14), np.uint8))), "row by row"),
@@ -444,7 +444,7 @@ ONE = np.array([(0, 0, 0, 0)], EVENT)
         ("bits", lambda m: m.pop("spikes/00001/00000.npy"), "arrays, expected"),
         ("bits", lambda m: m.update({"spikes/00001/00000.npy": m["spikes/00001/00000.npy"][:-1]}), "bytes"),
         ("events", array("events/00000", np.repeat(ONE, 2)), "does not come after"),
-        ("events", array("events/00000", np.array([(0, 1, 0, 0), (0, 0, 0, 0)], EVENT)), "event 1 .* does not come after"),
+        ("events", array("events/00000", np.array([(0, 1, 0, 0), (0, 0, 0, 0)], EVENT)), "event 1 .* not come"),
         ("events", array("events/00000", np.array([(8, 0, 0, 0)], EVENT)), "sample 8"),
         ("events", array("events/00000", np.array([(0, 8, 0, 0)], EVENT)), "step 8"),
         ("events", array("events/00000", np.array([(0, 0, 2, 0)], EVENT)), "does not name"),
@@ -544,7 +544,7 @@ def _cycle(hdf: h5py.File, outside: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (_external, "link to another place"), (_soft, "link to another place"), (_stored_outside, "not stored as it is"),
+        (_external, "link to another place"), (_soft, "link to another place"), (_stored_outside, "not stored as it"),
         (_virtual, "not stored as it is"), (_compressed, "not stored as it is"), (_huge, "does not hold"),
         (_texts, "not stored as it is|no numbers"), (_deep, "belongs to no"), (_cycle, "belongs to no"),
     ],

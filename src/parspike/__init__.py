@@ -37,6 +37,7 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.spikes import Spikes, read_spikes, write_spikes
     from parspike.sweep import Sweep, sweep
     from parspike.tune import Tuning, tune
+    from parspike.view import view
 
 __all__ = [
     "DAQCFS",
@@ -79,6 +80,7 @@ __all__ = [
     "register",
     "sweep",
     "tune",
+    "view",
     "write_spikes",
 ]
 
@@ -101,6 +103,7 @@ look_up_later(
         "sweep": ("Sweep", "sweep"),
         "train": (),
         "tune": ("Tuning", "tune"),
+        "view": ("view",),
     },
 )  # fmt: skip
 del look_up_later

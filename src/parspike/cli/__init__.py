@@ -23,6 +23,7 @@ from parspike.cli import (
     sweep,
     train,
     tune,
+    view,
 )
 from parspike.errors import ParspikeError
 
@@ -123,6 +124,7 @@ for command, function, example in (
     ("tune", tune.tune, f"net.py:make {IMAGES} --drop 1.0"),
     ("sweep", sweep.sweep, f"net.py:make {IMAGES} --T 1,2,4,8 --out sweep.csv --out sweep.pdf"),
     ("bench", bench.bench, "bench.toml --jobs 2 --out bench.md --out bench.pdf"),
+    ("view", view.view, "net.parspike other.parspike --data images/"),
     ("demo", demo.demo, "--json"),
     ("train", train.train, "cifar10-resnet20 --data cifar10.zip -o runs/one --set optimiser.epochs=30"),
 ):

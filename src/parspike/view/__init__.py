@@ -1,4 +1,4 @@
-"""The page to explore: inputs, layers that spike over time, and the answer, in a browser on this machine (docs/view.md).
+"""The page to explore: inputs, layers that spike over time, and the answer, in a browser (docs/view.md).
 
     view({"sorted": one, "weighted": other}, images)
 

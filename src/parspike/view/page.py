@@ -17,10 +17,9 @@ from bokeh.models import (
     ColumnDataSource,
     Div,
     HoverTool,
-    InlineStyleSheet,
+    Legend,
     LinearColorMapper,
     RadioButtonGroup,
-    Range1d,
     Select,
     Slider,
     Span,
@@ -49,7 +48,8 @@ PLAY = 400
 """Milliseconds of a time-step while it plays."""
 MARKS = ["#D55E00", "#FFFFFF", "#0072B2", "#56B4E9", "#000000"]
 """A spike taken back, none, one, two, more."""
-STYLE = InlineStyleSheet(css=":host { font: 14px/1.45 system-ui, sans-serif; color: #222 } b { font-weight: 600 }")
+WRAPPED = {"flex-wrap": "wrap"}
+STYLE = ":host { font: 14px/1.45 system-ui, sans-serif; color: #222 } b { font-weight: 600 }"
 
 
 class Page:
@@ -60,7 +60,7 @@ class Page:
         self.playing: Any = None
         most = max(T for forms in scene.networks.values() for T in forms)
         self.item = Spinner(title="input", low=0, high=len(scene.items) - 1, value=0, step=1, width=90, name="input")
-        layers = list(dict.fromkeys(layer for layer in _layers(scene)))
+        layers: list[Any] = list(dict.fromkeys(_layers(scene)))
         self.layer = Select(title="layer", value=layers[0], options=layers, width=260, name="layer")
         self.time = Slider(title="time-step", start=1, end=max(2, most), value=most, step=1, width=420, name="time")
         self.time.disabled = most == 1
@@ -68,9 +68,9 @@ class Page:
         self.about = Div(text="", name="about", css_classes=["about"], stylesheets=[STYLE])
         self.strip = _Strip(self)
         self.columns = [_Column(self, name) for name in scene.networks]
-        self.item.on_change("value", lambda *_: self.chosen())
-        self.layer.on_change("value", lambda *_: self.drawn())
-        self.time.on_change("value", lambda *_: self.moved())
+        self.item.on_change("value", lambda attr, old, new: self.chosen())
+        self.layer.on_change("value", lambda attr, old, new: self.drawn())
+        self.time.on_change("value", lambda attr, old, new: self.moved())
         self.play.on_click(self.toggled)
         self.chosen()
 
@@ -89,17 +89,17 @@ class Page:
             column(
                 head,
                 self.strip.figure,
-                row(self.item, self.layer, self.time, self.play),
+                row(self.item, self.layer, self.time, self.play, styles=WRAPPED, sizing_mode="stretch_width"),
                 self.about,
-                row(*(one.root for one in self.columns)),
+                row(*(one.root for one in self.columns), styles=WRAPPED, sizing_mode="stretch_width"),
+                sizing_mode="stretch_width",
             )
         )
-        doc.on_session_destroyed(lambda _: None)
 
     def chosen(self) -> None:
         """Another input."""
         item = self.scene.items[self.number]
-        known = [f"input {self.number}: {escape(item.name)}"]
+        known = [f"input {self.number}" + (f": {escape(item.name)}" if item.name else "")]
         if item.label is not None:
             known.append(f"label <b>{escape(self.scene.called(item.label))}</b>")
         if (said := self.scene.network_answer(self.number)) is not None:
@@ -145,8 +145,9 @@ class _Strip:
     def __init__(self, page: Page) -> None:
         self.page, scene = page, page.scene
         shown = min(STRIP, len(scene.items))
+        options: Any = {"x_range": (0, shown), "y_range": (0, 1.3)}
         self.figure = figure(
-            width=shown * (TILE + 4) + 10, height=TILE + 30, x_range=Range1d(0, shown), y_range=Range1d(0, 1.3),
+            width=shown * (TILE + 4) + 10, height=TILE + 30, **options,
             toolbar_location=None, tools="", name="strip", css_classes=["strip"],
         )  # fmt: skip
         self.figure.axis.visible = self.figure.grid.visible = False
@@ -183,7 +184,7 @@ class _Column:
         self.chosen = RadioButtonGroup(
             labels=[f"T = {T}" for T in self.steps], active=len(self.steps) - 1, name="T", visible=len(self.steps) > 1
         )
-        self.chosen.on_change("active", lambda *_: self.ran())
+        self.chosen.on_change("active", lambda attr, old, new: self.ran())
         title = Div(text=f"<b>{escape(name)}</b>", stylesheets=[STYLE])
         self.what = Div(text="", width=WIDTH, css_classes=["what"], stylesheets=[STYLE])
         self.answer = Div(text="", width=WIDTH, css_classes=["answer"], stylesheets=[STYLE])
@@ -192,16 +193,14 @@ class _Column:
         self.scores = figure(
             width=WIDTH, height=220, x_axis_label="time-step", y_axis_label="score", toolbar_location=None, tools="",
         )  # fmt: skip
+        self.scores.add_layout(Legend(label_text_font_size="10px", border_line_alpha=0, margin=0), "right")
         self.scores.multi_line("xs", "ys", color="colour", line_width=2, legend_field="label", source=self.lines)
-        self.scores.legend.label_text_font_size = "10px"
-        self.scores.legend.background_fill_alpha = 0.7
-        self.scores.legend.location = "top_left"
-        self.scores.xaxis.ticker = BasicTicker(min_interval=1)
+        _whole_steps(self.scores)
         self.now = Span(location=1, dimension="height", line_color="#888", line_dash="dashed")
         self.scores.add_layout(self.now)
         self.spikes = ColumnDataSource({"image": [], "dh": [], "dw": []})
         self.raster = _plain(320, x_axis_label="time-step", y_axis_label="neuron", css_classes=["raster"])
-        self.raster.xaxis.ticker = BasicTicker(min_interval=1)
+        _whole_steps(self.raster)
         self.raster.y_range.range_padding = self.raster.x_range.range_padding = 0
         self.raster.image(
             "image", x=0, y=0, dw="dw", dh="dh", source=self.spikes,
@@ -276,7 +275,16 @@ class _Column:
 
 
 def _plain(height: int, **options: Any) -> Any:
-    return figure(width=WIDTH, height=height, toolbar_location="above", tools="pan,wheel_zoom,reset", title="", **options)
+    plot = figure(
+        width=WIDTH, height=height, toolbar_location="above", tools="pan,wheel_zoom,reset", title=" ", **options
+    )
+    plot.toolbar.logo = None
+    return plot
+
+
+def _whole_steps(plot: Any) -> None:
+    plot.xaxis.ticker = BasicTicker(min_interval=1)
+    plot.xaxis.minor_tick_line_color = None
 
 
 def _layers(scene: Scene) -> list[str]:

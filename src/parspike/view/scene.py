@@ -1,10 +1,10 @@
 """What the page shows, as tensors: the trains of one input in every layer, and the answer after every step.
 
-**The answer over time.** Neurons with a state (IF, LIF): the output of the network after t steps, the mean of its output
-so far; had it been stopped there, this would be its answer. Parallel neurons see their input's mean over all T steps
-before they send their first spike, so no such network can be stopped after t steps. What is shown for them is what the
-first t steps of the trains that the output is read from say: the read-out of their mean current so far. How a network
-answers with fewer steps is another question, which only a network that was converted for them answers (`Views.by_T`).
+**The answer over time.** Neurons with a state (IF, LIF): the output of the network after t steps, the mean of its
+output so far; had it been stopped there, this would be its answer. Parallel neurons see the mean of their input over
+all T steps before they send their first spike, so no such network can be stopped after t steps. What is shown for them
+is what the first t steps of the trains that the output is read from say: the read-out of their mean current so far. How
+a network answers with fewer steps is another question, which only one that was converted for them answers (`by_T`).
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _items(
                 given = dict(zip(keywords, ones[count:], strict=True))
             whole = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
             label = int(labels[sample]) if whole and labels is not None else None
-            name = names[len(found)] if names is not None and len(found) < len(names) else str(len(found))
+            name = names[len(found)] if names is not None and len(found) < len(names) else ""
             found.append(Item(given, label, name, _picture(ones[0][0], picture)))
             if len(found) == most:
                 return found

@@ -38,23 +38,26 @@ class Served:
 
     def run(self) -> None:
         """Serve until Ctrl-C (SIGINT) or SIGTERM."""
-        previous: Any = None
-        if threading.current_thread() is threading.main_thread():
-            previous = signal.signal(signal.SIGTERM, lambda *_: self.stop())
+        # Tornado would print a KeyboardInterrupt that falls into one of its callbacks, and go on.
+        main = threading.current_thread() is threading.main_thread()
+        signals = (signal.SIGINT, signal.SIGTERM) if main else ()
+        before = {number: signal.signal(number, lambda *_: self.stop()) for number in signals}
         try:
             self.loop.start()
-        except KeyboardInterrupt:
-            pass
+            self.loop.run_sync(self._close)
         finally:
-            if previous is not None:
-                signal.signal(signal.SIGTERM, previous)
-            self.server.stop()
-            self.server.unlisten()
-            self.loop.close(all_fds=True)
+            self.loop.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def _close(self) -> None:
+        self.server.unlisten()
+        self.server.stop()
+        await self.server._http.close_all_connections()
 
     def stop(self) -> None:
         """End `run`, from any thread."""
-        self.loop.add_callback_from_signal(self.loop.stop)
+        self.loop.add_callback(self.loop.stop)
 
 
 def view(
@@ -126,11 +129,16 @@ def serve(scene: Scene, port: int = 0) -> Served:
         {"/": pages}, prefix=f"/{token}", extra_websocket_origins=sorted(own), use_index=False,
         ico_path="none", log_function=lambda handler: None,
     )  # fmt: skip
-    http = HTTPServer(gate(application, own, token))
-    server = BaseServer(loop, application, http)
-    server.start()
-    http.add_sockets(sockets)
-    return Served(server, loop, f"http://{HOST}:{port}/{token}/")
+
+    async def listen() -> BaseServer:
+        # Within the loop, which Tornado's sockets and timers take as the current one.
+        http = HTTPServer(gate(application, own, token))
+        server = BaseServer(loop, application, http)
+        server.start()
+        http.add_sockets(sockets)
+        return server
+
+    return Served(loop.run_sync(listen), loop, f"http://{HOST}:{port}/{token}/")
 
 
 def allowed(host: str, origin: str | None, path: str, own: frozenset[str], token: str) -> bool:
@@ -139,7 +147,7 @@ def allowed(host: str, origin: str | None, path: str, own: frozenset[str], token
         return False
     if origin is not None and origin.lower() not in {f"http://{one}" for one in own}:
         return False
-    first = path.lstrip("/").partition("/")[0].partition("?")[0]
+    first = path.removeprefix("/").partition("/")[0]
     return path.startswith("/") and hmac.compare_digest(first.encode(), token.encode())
 
 
@@ -154,14 +162,16 @@ def gate(application: Any, own: frozenset[str], token: str) -> Any:
 
         def finish(self) -> None:
             text = b"403: open the address that parspike view printed\n"
-            headers = HTTPHeaders({"Content-Length": str(len(text)), "Content-Type": "text/plain", "Connection": "close"})
+            headers = HTTPHeaders(
+                {"Content-Length": str(len(text)), "Content-Type": "text/plain", "Connection": "close"}
+            )
             self.connection.write_headers(ResponseStartLine("HTTP/1.1", 403, "Forbidden"), headers, text)
             self.connection.finish()
 
     class Gate(Router):
         def find_handler(self, request: Any, **options: Any) -> Any:
             hosts, origins = (request.headers.get_list(name) for name in ("Host", "Origin"))
-            passes = len(hosts) == 1 and len(origins) < 2 and request.path.startswith("/")
+            passes = len(hosts) == 1 and len(origins) < 2
             if passes and allowed(hosts[0], origins[0] if origins else None, request.path, own, token):
                 return application.find_handler(request, **options)
             return Refusal(request.connection)
