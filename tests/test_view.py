@@ -296,8 +296,15 @@ def test_what_may_pass() -> None:
     own = frozenset({"127.0.0.1:80"})
     assert allowed("127.0.0.1:80", None, "/abc/x", own, "abc")
     assert allowed("127.0.0.1:80", "http://127.0.0.1:80", "/abc", own, "abc")
-    for host, origin, path in (("127.0.0.1:80", None, "/ab/x"), ("127.0.0.1:80", None, "abc/x"),
-                               ("h:80", None, "/abc/"), ("127.0.0.1:80", "http://h", "/abc/"), ("127.0.0.1:80", None, "/é/")):  # fmt: skip
+    own_origin = "http://127.0.0.1:80"
+    for host, origin, path in (
+        ("127.0.0.1:80", None, "/ab/x"),
+        ("127.0.0.1:80", None, "abc/x"),
+        ("127.0.0.1:80", None, "//abc/"),
+        ("127.0.0.1:80", None, "/é/"),
+        ("127.0.0.1:80", "http://h", "/abc/"),
+        ("h:80", own_origin, "/abc/"),
+    ):
         assert not allowed(host, origin, path, own, "abc")
 
 
