@@ -681,3 +681,11 @@ def test_the_command_line_knows_the_endings() -> None:
     assert text.SUFFIX in TOLD
     assert np.dtype(EVENT) == layout.EVENT
     assert IntegrateFire(torch.tensor(2.0)).amplitudes().tolist() == [2.0]
+
+
+def test_a_text_has_room_for_its_timestamps(snn: parspike.SNN, tmp_path: Path) -> None:
+    path = parspike.write_spikes(snn, X[:2], tmp_path / "t.aedat.txt", dt=2**31 - 1)
+    assert torch.equal(parspike.read_spikes(path).spikes["1"], snn.run(X[:2], record=True).spikes["1"])
+    with pytest.raises(OptionError, match="31 years"):
+        parspike.write_spikes(snn, [X.repeat(200, 1, 1, 1)] * 15, tmp_path / "u.aedat.txt", dt=2**31 - 1)
+    assert [one.name for one in tmp_path.iterdir()] == ["t.aedat.txt"]

@@ -11,6 +11,7 @@ import typer
 
 from parspike.cli import checks, console
 from parspike.cli.options import (
+    DATA,
     HOW,
     NET,
     OUT,
@@ -55,7 +56,7 @@ def view(
     neuron: NeuronOption = "parallel",
     recipe: RecipeOption = "closed-form",
     split: Split = None,
-    limit: Annotated[int, typer.Option(min=1, help="images that can be chosen", rich_help_panel="The images")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="images that can be chosen", rich_help_panel=DATA)] = 100,
     calibration_images: CalibrationImages = 256,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="on 127.0.0.1; 0 takes a free one", rich_help_panel=OUT)

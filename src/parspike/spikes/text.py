@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from parspike.errors import FileError
+from parspike.errors import FileError, OptionError
 from parspike.file.bytes import parse
 from parspike.spikes.layout import EVENT, VALUED, File, Header, Sink, Trains, check_table, events_of, table_names
 
@@ -28,6 +28,8 @@ FIRST = b"#!parspike-spikes 1\n"
 END = b"# end "
 LINES = 1 << 16
 """Events that are written or read at a time."""
+LATEST = 10**15
+"""Microseconds: timestamps have at most 15 digits."""
 LONGEST = 200
 """Bytes of a line of an event, which has at most six numbers."""
 COLUMNS = "# timestamp sample step layer neuron"
@@ -49,6 +51,10 @@ class TextSink(Sink):
 
     def batch(self, number: int, trains: Trains, start: int) -> None:
         events = events_of(trains, start, self.header.event)
+        if len(events) and (int(events[-1]["sample"]) + 1) * self.header.T * self.header.dt >= LATEST:
+            raise OptionError(
+                f"samples from {start} on would come after 31 years of {self.header.dt} µs a step: take less"
+            )
         names = events.dtype.names or ()
         line = " ".join(["%d"] * (1 + len(names))) + "\n"
         for first in range(0, len(events), LINES):

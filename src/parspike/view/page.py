@@ -27,6 +27,7 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
+from parspike.errors import ParspikeError
 from parspike.tables import COLOURS
 from parspike.view.scene import Scene, Shown
 
@@ -107,7 +108,10 @@ class Page:
         self.about.text = ", ".join(known)
         self.strip.mark(self.number)
         for one in self.columns:
-            one.ran()
+            try:
+                one.ran()
+            except (ParspikeError, RuntimeError) as error:  # an input of another size than the first
+                self.about.text += f"<br>{escape(one.name)}: {escape(str(error))}"
 
     def drawn(self) -> None:
         """Another layer."""
