@@ -8,6 +8,7 @@
 ``percentile`` thresholds from data: "max", "99.9%"
 ``layer``      the neurons of one layer with their parameters
 ``dynamics``   neurons that compute step by step, with a potential: IF and LIF, soft and hard reset
+``whole``      neurons that count whole numbers, for integer arithmetic
 ``kinds``      which neuron a network is converted for, as a value
 
 Time is the first axis, ``(T, ...)``; thresholds broadcast against one step. ``docs/equations.md`` lists
@@ -32,6 +33,7 @@ from .quantised import QCFS, da_qcfs, qcfs, spike_count
 from .serial import average_rate, if_neuron, lif_neuron, soft_reset_step
 from .staircase import Staircase, joined
 from .trains import count_of, first_spike, sorted_train
+from .whole import WholeNeuron
 
 __all__ = [
     "CODES",
@@ -52,6 +54,7 @@ __all__ = [
     "SpikingLayer",
     "Staircase",
     "State",
+    "WholeNeuron",
     "average_rate",
     "bisect_count",
     "charge",
