@@ -190,7 +190,19 @@ def test_recipes_of_the_command_line_are_those_of_the_library() -> None:
     assert options.RECIPES.keys() == RECIPES.keys()
 
 
-COMMANDS = ["plan", "convert", "eval", "tune", "sweep", "demo", "train", "data check"]
+COMMANDS = [
+    "plan",
+    "convert",
+    "eval",
+    "tune",
+    "sweep",
+    "view",
+    "demo",
+    "train",
+    "data check",
+    "spikes write",
+    "spikes show",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

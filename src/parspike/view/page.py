@@ -44,7 +44,7 @@ LINES = 5
 STRIP = 12
 """Inputs in the strip of pictures."""
 TILE = 64
-WIDTH = 380
+WIDTH = 370
 PLAY = 400
 """Milliseconds of a time-step while it plays."""
 MARKS = ["#D55E00", "#FFFFFF", "#0072B2", "#56B4E9", "#000000"]
@@ -275,7 +275,7 @@ class _Column:
         if self.train is not None:
             image, what = mosaic(self.train[:t].sum(0) / t)
             self.maps.data = {"image": [image[::-1]], "dh": [image.shape[0]], "dw": [image.shape[1]]}
-            self.map.title.text = f"{what}, spikes a step so far"
+            self.map.title.text = f"{what}, spikes a step so far (yellow: 1)"
 
 
 def _plain(height: int, **options: Any) -> Any:

@@ -123,7 +123,7 @@ def scene_of(
         raise OptionError("by_T holds networks by their own T, such as {4: parspike.convert(…, T=4)}")
     made = {str(name): {snn.T: snn} for name, snn in given.items()}
     if by_T:
-        made[f"T = {', '.join(str(T) for T in sorted(by_T))}"] = dict(sorted(by_T.items()))
+        made[f"converted for T = {', '.join(str(T) for T in sorted(by_T))}"] = dict(sorted(by_T.items()))
     for name, forms in made.items():
         if not all(snn.neurons() for snn in forms.values()):
             raise InputError(f"'{name}' has no spiking neurons: there is nothing to watch")
