@@ -190,7 +190,10 @@ def test_recipes_of_the_command_line_are_those_of_the_library() -> None:
     assert options.RECIPES.keys() == RECIPES.keys()
 
 
-COMMANDS = ["plan", "convert", "eval", "tune", "sweep", "report", "demo", "train", "data check"]
+COMMANDS = [
+    "plan", "convert", "eval", "tune", "sweep", "report", "view", "demo", "train", "data check", "spikes write",
+    "spikes show",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -36,9 +36,11 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.plan import Keep, Plan, Spike, Steps, plan
     from parspike.report import report
     from parspike.snn import SNN
+    from parspike.spikes import Spikes, read_spikes, write_spikes
     from parspike.sweep import Sweep, sweep
     from parspike.target import TargetCheck, check
     from parspike.tune import Tuning, tune
+    from parspike.view import view
 
 __all__ = [
     "DAQCFS",
@@ -65,6 +67,7 @@ __all__ = [
     "Scores",
     "Simulation",
     "Spike",
+    "Spikes",
     "Steps",
     "Sweep",
     "TargetCheck",
@@ -80,12 +83,15 @@ __all__ = [
     "measure",
     "neurobench",
     "plan",
+    "read_spikes",
     "recipe_from_json",
     "recipe_to_json",
     "register",
     "report",
     "sweep",
     "tune",
+    "view",
+    "write_spikes",
 ]
 
 look_up_later(
@@ -105,10 +111,12 @@ look_up_later(
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
         "report": ("report",),
         "snn": ("SNN",),
+        "spikes": ("Spikes", "read_spikes", "write_spikes"),
         "sweep": ("Sweep", "sweep"),
         "target": ("TargetCheck", "check"),
         "train": (),
         "tune": ("Tuning", "tune"),
+        "view": ("view",),
     },
 )  # fmt: skip
 del look_up_later

@@ -16,7 +16,9 @@ from parspike.cli.options import BEST, CODES, FAST, MAX_T, NEURONS, RECIPES, TAB
 from parspike.errors import FileError, MissingExtraError, OptionError, meant
 from parspike.foreign import RECIPES_OF_PACKAGES
 
-__all__ = ["budget", "codes", "file", "images", "network", "neuron", "output", "page", "recipe", "steps", "tables"]
+__all__ = [
+    "budget", "codes", "file", "images", "network", "neuron", "output", "page", "recipe", "steps", "tables", "writable",
+]  # fmt: skip
 
 FIGURES = (".png", ".svg", ".pdf")
 
@@ -30,7 +32,7 @@ FOREIGN = {
 
 def output(path: Path, force: bool) -> None:
     """Refuse an output that exists or cannot be written, before minutes of calibration."""
-    _writable(path, force, "--output", "net.parspike")
+    writable(path, force, "--output", "net.parspike")
     if path.suffix.lower() in FOREIGN:
         console.warn(
             f"{path} will hold parspike's own format, not {FOREIGN[path.suffix.lower()]}: call it {path.stem}.parspike"
@@ -43,7 +45,7 @@ def tables(files: Sequence[str], force: bool) -> None:
         path, suffix = Path(file), Path(file).suffix.lower()
         if suffix not in TABLES:
             raise OptionError(f"--out {file}: a file ends in {', '.join(TABLES)}{meant(suffix, TABLES)}")
-        _writable(path, force, "--out", "sweep.csv")
+        writable(path, force, "--out", "sweep.csv")
         if suffix in FIGURES and find_spec("matplotlib") is None:
             raise MissingExtraError("matplotlib", extra="report")
 
@@ -52,13 +54,14 @@ def page(path: Path, force: bool) -> None:
     """Refuse a report that cannot be written, before minutes of measuring."""
     if path.suffix.lower() not in (".html", ".htm"):
         raise OptionError(f"--output {path}: a report is a page, whose name ends in .html; a browser prints it as PDF")
-    _writable(path, force, "--output", "report.html")
+    writable(path, force, "--output", "report.html")
     for module in ("matplotlib", "jinja2"):
         if find_spec(module) is None:
             raise MissingExtraError(module, extra="report")
 
 
-def _writable(path: Path, force: bool, option: str, name: str) -> None:
+def writable(path: Path, force: bool, option: str, name: str) -> None:
+    """Refuse an output that exists or cannot be written. name: an example of a file's name, for the message."""
     if path.is_dir():
         raise FileError(f"{option} {path}: this is a folder; name a file in it, such as {path / name}")
     if path.exists() and not force:
