@@ -9,7 +9,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from parspike.errors import FileError
 
-__all__ = ["DTYPES", "VERSION", "container", "contents", "move_whole", "parse", "write_whole"]
+__all__ = ["DTYPES", "VERSION", "appearing", "container", "contents", "move_whole", "parse", "write_whole"]
 
-VERSION = 4
+VERSION = 5
 """The newest version that is read."""
 
 # The file starts with the header's length, this, 64 hexadecimal digits, and the version.
@@ -35,15 +35,19 @@ DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torc
           torch.bool: "BOOL"}  # fmt: skip
 
 
-def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a file so that the name holds either the old content or all of the new."""
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Another name in the folder of `path`, to write a file under. It gets the name `path`, which holds either the old
+    content or all of the new, where no error is raised; what was written is removed where one is."""
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
             temporary = Path(stream.name)
-            stream.writelines(chunks)
+        yield temporary
         temporary.chmod(0o666 & ~_umask())
         move_whole(temporary, path)
+    except FileError:
+        raise
     except OSError as error:
         reason = error.strerror if path.parent.is_dir() else f"there is no folder '{path.parent}'"
         raise FileError(f"cannot write '{path}': {reason or error}; the old file, if any, is as it was") from error
@@ -51,6 +55,12 @@ def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
+
+
+def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a file so that the name holds either the old content or all of the new."""
+    with appearing(path) as temporary, temporary.open("wb") as stream:
+        stream.writelines(chunks)
 
 
 def move_whole(temporary: Path, path: Path) -> None:

@@ -27,7 +27,7 @@ from parspike.neurons import MAX_T, CurrentBased, Dynamics, IntegrateFire, Simul
 from parspike.nir.hdf5 import FIELDS, Found, Piece
 from parspike.snn import SNN
 
-__all__ = ["DT", "network"]
+__all__ = ["DT", "legal_names", "network"]
 
 DT = 1e-4
 """Seconds of a step where nothing says otherwise: the step that snnTorch writes and reads NIR files with."""
@@ -126,7 +126,7 @@ class _Maker:
         self.sources: dict[str, list[str]] = {name: [] for name in found.pieces}
         for one, two in found.edges:
             self.sources[two].append(one)
-        self.layers = _layers([name for name in found.pieces if found.pieces[name].kind not in ("Input", "Output")])
+        self.layers = legal_names([name for name in found.pieces if found.pieces[name].kind not in ("Input", "Output")])
         self.taken: set[str] = set()
 
     def network(self, simulation: Simulation, plain: bool) -> SNN:
@@ -270,8 +270,8 @@ class _Maker:
         return name
 
 
-def _layers(names: Sequence[str]) -> dict[str, str]:
-    """For each node of the file the name of its layer: its own, changed only where no module of torch's can have it."""
+def legal_names(names: Sequence[str]) -> dict[str, str]:
+    """For each name of a node one that a module of torch's can have: its own, wherever that is possible."""
     dotted = {name: tuple(name.split(".")) for name in names}
     inner = {parts[:n] for parts in dotted.values() for n in range(1, len(parts))}
     layers: dict[str, str] = {}
