@@ -121,7 +121,8 @@ def bias_lost(patch: Any) -> None:
 
 
 def wrong_order(patch: Any) -> None:
-    patch.setattr(Tensor, "repeat_interleave", lambda self, n: self.repeat(n))
+    each = Tensor.repeat_interleave
+    patch.setattr(Tensor, "repeat_interleave", lambda self, n, *dim: each(self, n, *dim) if dim else self.repeat(n))
 
 
 def past_padding(patch: Any) -> None:

@@ -35,7 +35,7 @@ from parspike.graph.same import check_rewritten
 from parspike.graph.signature import Conv, Linear, arguments, with_weights
 from parspike.graph.wide import wide_dtype, widened
 
-__all__ = ["rewrite"]
+__all__ = ["merge_scales", "rewrite"]
 
 BY_TENSORS = {
     "aten.clamp.Tensor": (1, 2), "aten.clamp_min.Tensor": (1, None), "aten.clamp_max.Tensor": (None, 1),
@@ -66,6 +66,16 @@ def rewrite(graph: Graph, args: Sequence[Tensor] = (), kwargs: Mapping[str, Tens
     if args or kwargs:
         check_rewritten(draft.source, made, draft.means, args, kwargs or {})
     return replace(made, tensors={path: draft.narrowed(path) for path in made.tensors}, norm=_first_norm(draft, made))
+
+
+def merge_scales(graph: Graph) -> Graph:
+    """The same function, each `scale_shift` in the weights of the synapse behind it where it can go there."""
+    draft = _Draft(widened(graph), graph)
+    for node in graph.nodes:
+        if node.name in draft.nodes:
+            _merge_forward(draft, draft.nodes[node.name])
+    made = draft.graph()
+    return replace(made, tensors={path: draft.narrowed(path) for path in made.tensors})
 
 
 def _first_norm(draft: _Draft, made: Graph) -> tuple[str, Tensor] | None:
@@ -293,18 +303,21 @@ def _merge_forward(draft: _Draft, node: Node) -> None:
         return
     scale, shift = _scales(draft, node)
     weight = draft.tensors[synapse.weight.path]
+    groups = 1
     if isinstance(synapse, Conv):
-        padded = synapse.padding == "same" or any(synapse.padding)
-        if path or synapse.groups != 1 or (padded and bool(shift.any())):
+        padded, groups = synapse.padding == "same" or any(synapse.padding), synapse.groups
+        if path or (padded and bool(shift.any())):
             return  # zero padding is put in behind the shift, so the shift cannot move past it
     else:
         if len(reader.shape) != 2 or weight.shape[1] % len(scale):
             return
         repeat = weight.shape[1] // len(scale)  # flattened maps: each channel's pixels lie side by side
         scale, shift = scale.repeat_interleave(repeat), shift.repeat_interleave(repeat)
+    # Of every output the inputs that it reads, those of its group.
+    scale, shift = (v.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0) for v in (scale, shift))
     extra = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-    bias = extra @ shift + (0 if synapse.bias is None else draft.tensors[synapse.bias.path])
-    _set_synapse(draft, reader, synapse, weight * scale.reshape(1, -1, *[1] * (weight.dim() - 2)), bias)
+    bias = (extra * shift).sum(1) + (0 if synapse.bias is None else draft.tensors[synapse.bias.path])
+    _set_synapse(draft, reader, synapse, weight * scale.reshape(*scale.shape, *[1] * (weight.dim() - 2)), bias)
     for between in path:
         draft.means.pop(between.name, None)  # these are now of the value before the scale and the shift
     draft.drop(node, node.args[0].name, same=False)

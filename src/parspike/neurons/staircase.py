@@ -259,6 +259,11 @@ class Staircase(Neuron):
     def rest(self) -> Tensor:
         return self.outputs[0]
 
+    @property
+    def even(self) -> bool:
+        """Whether the outputs are evenly spaced, up to rounding, so that every spike of a channel carries the same."""
+        return _even(self.outputs)
+
     def config(self) -> dict[str, Any]:
         errors = {"error": self.error, "uniform_error": self.uniform_error}
         return {"kind": self.kind, "T": self.T, "code": self.code, **errors}

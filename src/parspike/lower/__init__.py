@@ -1,0 +1,11 @@
+"""A converted network in the terms of a chip: what NIR, ONNX and the integer engine start from.
+
+``unit``      spikes of 0 and 1: every scale of a spike in the weights behind it
+``integers``  whole numbers alone: weights of a few bits, whole thresholds
+
+Both give an `SNN`, which the same engines run and the same file holds.
+"""
+
+from parspike.lower.unit import unit
+
+__all__ = ["unit"]
