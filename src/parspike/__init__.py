@@ -28,6 +28,7 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     )
     from parspike.convert import convert
     from parspike.engines import Run
+    from parspike.export import Exported, export
     from parspike.file import load
     from parspike.graph import register
     from parspike.measure import Energy, Report, Scores, measure
@@ -49,6 +50,7 @@ __all__ = [
     "Benched",
     "ClosedForm",
     "Energy",
+    "Exported",
     "Keep",
     "Parallel",
     "ParspikeError",
@@ -67,6 +69,7 @@ __all__ = [
     "bench",
     "convert",
     "errors",
+    "export",
     "kind_from_text",
     "load",
     "measure",
@@ -87,6 +90,7 @@ look_up_later(
         ),
         "convert": ("convert",),
         "engines": ("Run",),
+        "export": ("Exported", "export"),
         "file": ("load",),
         "graph": ("register",),
         "measure": ("Energy", "Report", "Scores", "measure"),

@@ -10,7 +10,20 @@ import typer
 from typer.core import TyperGroup
 
 import parspike
-from parspike.cli import bench, console, convert, data_check, demo, evaluate, plan, processes, sweep, train, tune
+from parspike.cli import (
+    bench,
+    console,
+    convert,
+    data_check,
+    demo,
+    evaluate,
+    export,
+    plan,
+    processes,
+    sweep,
+    train,
+    tune,
+)
 from parspike.errors import ParspikeError
 
 __all__ = ["app", "main"]
@@ -107,6 +120,7 @@ for command, function, example in (
     ("plan", plan.plan, "net.py:make --shape 3,224,224"),
     ("convert", convert.convert, f"net.py:make {IMAGES} -T 8 -o net.parspike"),
     ("eval", evaluate.evaluate, "net.parspike --data images/ --against net.py:make --weights net.pt"),
+    ("export", export.export, "net.parspike net.nir --data images/"),
     ("tune", tune.tune, f"net.py:make {IMAGES} --drop 1.0"),
     ("sweep", sweep.sweep, f"net.py:make {IMAGES} --T 1,2,4,8 --out sweep.csv --out sweep.pdf"),
     ("bench", bench.bench, "bench.toml --jobs 2 --out bench.md --out bench.pdf"),

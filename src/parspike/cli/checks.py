@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from parspike.cli import console
-from parspike.cli.options import BEST, CODES, FAST, MAX_T, NEURONS, RECIPES, TABLES
+from parspike.cli.options import BEST, CODES, EXPORTS, FAST, MAX_T, NEURONS, RECIPES, TABLES
 from parspike.errors import FileError, MissingExtraError, OptionError, meant
 from parspike.foreign import RECIPES_OF_PACKAGES
 
-__all__ = ["budget", "codes", "file", "images", "network", "neuron", "output", "recipe", "steps", "tables"]
+__all__ = ["budget", "codes", "exported", "file", "images", "network", "neuron", "output", "recipe", "steps", "tables"]
 
 FIGURES = (".png", ".svg", ".pdf")
 
@@ -46,6 +46,16 @@ def tables(files: Sequence[str], force: bool) -> None:
         _writable(path, force, "--out", "sweep.csv")
         if suffix in FIGURES and find_spec("matplotlib") is None:
             raise MissingExtraError("matplotlib", extra="report")
+
+
+def exported(path: Path, force: bool) -> None:
+    """Refuse a file that `parspike export` cannot write, before the network is read."""
+    suffix = path.suffix.lower()
+    if suffix not in EXPORTS:
+        raise OptionError(f"{path}: the file's name says the format: {', '.join(EXPORTS)}{meant(suffix, EXPORTS)}")
+    _writable(path, force, "OUT", f"net{suffix}")
+    if suffix == ".nir" and find_spec("h5py") is None:
+        raise MissingExtraError("h5py", extra="export")
 
 
 def _writable(path: Path, force: bool, option: str, name: str) -> None:

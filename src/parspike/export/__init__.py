@@ -74,7 +74,7 @@ def export(
     notes = [*made.notes, *_notes(written, plain)]
     if written is not snn:
         notes.insert(
-            0, "written with the IF twins of its parallel neurons; a network converted with neuron=parspike.IF() loses less"
+            0, "written with the IF twins of its parallel neurons; converted with neuron=parspike.IF() it loses less"
         )
     return Exported(path, "NIR", made.kinds, size, found, plain, tuple(notes), example is None)
 
@@ -94,8 +94,8 @@ def _as_if(snn: SNN, asked: bool) -> SNN:
     if not asked:
         raise OptionError(
             "this network's neurons are parallel, and NIR has IF and LIF neurons: convert with neuron=parspike.IF() "
-            "(command line: --neuron if), or pass as_if=True (--as-if) to write IF neurons with the same thresholds and "
-            "see what that costs"
+            "(command line: --neuron if), or pass as_if=True (--as-if) to write IF neurons with the same thresholds "
+            "and see what that costs"
         )
     neurons = snn.neurons()
     twins = twin(neurons)
@@ -137,7 +137,7 @@ def _notes(snn: SNN, plain: Compared) -> list[str]:
     soft = any(getattr(neuron, "reset", "") == "subtract" for neuron in neurons)
     if soft:
         return [
-            "these neurons are reset by θ and fire where v ≥ θ; NIR's reset to v_reset where v > θ. What they do stands in "
+            "these neurons are reset by θ where v ≥ θ; NIR's are reset to v_reset where v > θ. What they do stands in "
             "metadata (reset, fires, v_init), which other readers may not look at: for those, convert with "
             "neuron=parspike.IF(reset='zero'), which NIR's own equations compute"
         ]

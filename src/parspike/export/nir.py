@@ -5,8 +5,8 @@ the same one. What NIR has no node for is written with those it has, where that 
 concatenations as convolutions of zeros and ones, averages as pools or convolutions, constants as biases.
 
 NIR's IF and LIF fire where v > θ and are reset to `v_reset`. A hard reset is written so that these equations alone
-compute it: potentials counted from v(0) on, so that v starts at 0, and θ lowered by the last bit, which turns v ≥ θ into
-v > θ. A reset by θ has no such form: it stands in metadata (`reset`, `fires`, `v_init`).
+compute it: potentials counted from v(0) on, so that v starts at 0, and θ lowered by the last bit, which turns v ≥ θ
+into v > θ. A reset by θ has no such form: it stands in metadata (`reset`, `fires`, `v_init`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from parspike.errors import FileError, UnsupportedError
 from parspike.graph import Graph, Node, Param, Ref, Role, Size, Stream, leaves
 from parspike.graph.ops import TABLE, call
 from parspike.graph.signature import Conv, Linear, Pool, arguments
+from parspike.lower import unit
 from parspike.neurons import IntegrateFire
 from parspike.nir.hdf5 import hdf5
 from parspike.nir.network import legal_names
@@ -60,26 +61,28 @@ class Filled:
 @dataclass(frozen=True)
 class Value:
     """What NIR nodes give together: the sum of `sources`, of one sample's `shape`. own: those of them whose bias may be
-    changed, since nothing else reads them. picks: an operator without weights that is not written yet: for each
-    dimension, the places of `sources` that its entries are taken from, −1 for a zero."""
+    changed, since nothing else reads them. scale: a factor a channel, and picks: an operator without weights behind it,
+    for each dimension the places of `sources` that its entries are taken from, −1 for a zero; neither is written yet.
+    """
 
     sources: tuple[str, ...]
     shape: tuple[int, ...]
     own: frozenset[str] = frozenset()
+    scale: Tensor | None = None
     picks: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `write` made: the name of each layer of neurons in the file, the number of nodes of each kind, and what is to
-    be said of them."""
+    """What `write` made. names: of the layers of neurons in the file, by node. kinds: how many nodes of each. notes:
+    what is to be said of them."""
 
     names: Mapping[str, str]
     kinds: Mapping[str, int]
     notes: tuple[str, ...]
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """Why a node cannot be written, and what to do."""
 
 
@@ -88,8 +91,10 @@ def write(snn: SNN, path: Path, dt: float = 1.0) -> Written:
 
     Raises `UnsupportedError`, which names every layer that NIR cannot hold.
     """
-    graph = snn.graph.at_example("NIR states the shapes of inputs")
-    made = _Writer(snn, graph, dt)
+    plain = all(isinstance(neuron, IntegrateFire) for neuron in snn.neurons().values())
+    lowered = unit(snn) if plain else snn  # other neurons are refused below, with all else
+    graph = lowered.graph.at_example("NIR states the shapes of inputs")
+    made = _Writer(lowered, graph, dt)
     made.run()
     if made.refused:
         lines = "\n".join(f"  {where}: {why}" for where, why in made.refused.items())
@@ -136,7 +141,7 @@ class _Writer:
         for node in self.graph.nodes:
             try:
                 value = self._written(node)
-            except Refusal as why:
+            except RefusedError as why:
                 self.refused[node.layer] = str(why)
                 value = Value((), tuple(int(n) for n in node.shape[1:]))
             alone = len(self.readers[node.name]) + (node.name in self.shown) == 1
@@ -153,7 +158,7 @@ class _Writer:
             return self._fire(node, name)
         why = self._unwritable(node)
         if why is not None:
-            raise Refusal(why)
+            raise RefusedError(why)
         match arguments(node):
             case Conv() as conv:
                 return self._conv(node, conv, name)
@@ -174,8 +179,8 @@ class _Writer:
             )
         if node.role is not Role.SYNAPSE:
             return (
-                f"{_plain(node.target)} is computed on means over time ({node.reason}), which no NIR node does: end the "
-                "network before it, and apply it to the output"
+                f"{_plain(node.target)} is computed on means over time ({node.reason}), which no NIR node does: end "
+                "the network before it, and apply it to the output"
             )
         if not node.refs or (node.shape and not isinstance(node.shape[0], Size)):
             return f"{_plain(node.target)} has no batch in its first dimension, which NIR nodes leave out"
@@ -198,15 +203,19 @@ class _Writer:
     def _fire(self, node: Node, name: str) -> Value:
         neuron = self.neurons[node.name]
         if not isinstance(neuron, IntegrateFire):
-            raise Refusal(f"its neurons are '{neuron.label}', NIR has IF and LIF: convert with neuron=parspike.IF()")
+            raise RefusedError(
+                f"its neurons are '{neuron.label}', NIR has IF and LIF: convert with neuron=parspike.IF()"
+            )
         if neuron.refractory:
-            raise Refusal("its neurons are refractory, which NIR's are not: convert without refractory=")
+            raise RefusedError("its neurons are refractory, which NIR's are not: convert without refractory=")
         if neuron.signed:
-            raise Refusal("its neurons take spikes back, which NIR's do not: convert without signed=True")
+            raise RefusedError("its neurons take spikes back, which NIR's do not: convert without signed=True")
         if len(neuron.bias) > 1 and bool((neuron.bias != neuron.bias[:1]).any()):
-            raise Refusal("its neurons have a bias for each step, NIR has one for all: convert with bias='constant'")
+            raise RefusedError(
+                "its neurons have a bias a step, NIR has one for all steps: convert with bias='constant'"
+            )
         before = self.values[node.refs[0]]
-        bias = neuron.bias[0] - neuron.offset
+        bias = neuron.bias[0]
         value = self._shifted(self._settled(before, name), bias, name) if bool((bias != 0).any()) else before
         value = self._settled(value, name)
         shape = value.shape
@@ -225,32 +234,31 @@ class _Writer:
         else:
             tau, gain = self.dt / (1 - neuron.decay), 1 / (1 - neuron.decay)
             arrays = {"tau": torch.full((), tau), "r": torch.full((), gain), "v_leak": back}
-        arrays |= {"v_threshold": theta, "v_reset": back}
+        arrays["v_threshold"] = theta
+        if bool((back != 0).any()):
+            arrays["v_reset"] = back  # nir before 1.0.5 does not know it
         filled = {key: Filled(_of_rank(tensor, len(shape)), shape) for key, tensor in arrays.items()}
         piece = Piece("IF" if neuron.decay == 1 else "LIF", filled, shape, metadata)
         made = self._add(name, piece, value.sources)
         self.file_names[node.name] = made.sources[0]
-        if not isinstance(neuron.offset, Tensor) and neuron.offset == 0 and bool((neuron.v_post == 1).all()):
-            return made
-        scaled = self._scaled(made, neuron.v_post, f"{name}_scale")
-        return self._shifted(scaled, torch.as_tensor(neuron.offset), f"{name}_offset") if neuron.offsets else scaled
+        return made
 
     def _conv(self, node: Node, conv: Conv, name: str) -> Value:
         rank = len(conv.stride)
         if conv.transposed:
-            raise Refusal("NIR has no transposed convolution")
+            raise RefusedError("NIR has no transposed convolution")
         if rank > 2:
-            raise Refusal("NIR has convolutions along one and two dimensions, this one has three")
+            raise RefusedError("NIR has convolutions along one and two dimensions, this one has three")
         if not isinstance(conv.weight, Param):
-            raise Refusal("its weights depend on the input")
+            raise RefusedError("its weights depend on the input")
         value = self._settled(self._value(conv.input), name)
         if len(value.shape) != rank + 1:
-            raise Refusal(f"its input {value.shape} has no channels")
+            raise RefusedError(f"its input {value.shape} has no channels")
         weight = self.tensors[conv.weight.path]
         bias = self._tensor(conv.bias)
         padded = conv.padded(weight.shape[2:])
         if any(one != two for one, two in padded):
-            raise Refusal("its padding is wider on one side, which NIR does not have")
+            raise RefusedError("its padding is wider on one side, which NIR does not have")
         pairs = {
             "stride": conv.stride, "padding": [one for one, _ in padded], "dilation": conv.dilation,
         }  # fmt: skip
@@ -267,10 +275,10 @@ class _Writer:
 
     def _linear(self, node: Node, linear: Linear, name: str) -> Value:
         if not isinstance(linear.weight, Param) or not isinstance(linear.input, Ref):
-            raise Refusal("its weights depend on the input")
+            raise RefusedError("its weights depend on the input")
         value = self._settled(self._value(linear.input), name)
         if len(value.shape) != 1:
-            raise Refusal(f"it acts on the last dimension of {value.shape}, and NIR's Affine takes a vector")
+            raise RefusedError(f"it acts on the last dimension of {value.shape}, and NIR's Affine takes a vector")
         weight = self.tensors[linear.weight.path]
         weight = weight.T if linear.transposed else weight
         bias = self._tensor(linear.bias)
@@ -283,18 +291,18 @@ class _Writer:
         value = self._settled(self._value(pool.input), name)
         size, shape = value.shape[1:], self._shape(node)
         if pool.rank == 3 or len(size) != pool.rank:
-            raise Refusal(f"NIR has no average pool for {value.shape}")
+            raise RefusedError(f"NIR has no average pool for {value.shape}")
         if pool.output_size:
             given = [n if wanted is None else int(wanted) for n, wanted in zip(size, pool.output_size, strict=True)]
             if any(n % wanted for n, wanted in zip(size, given, strict=True)):
-                raise Refusal(f"it averages {size} to {tuple(given)}, in windows of unlike sizes")
+                raise RefusedError(f"it averages {size} to {tuple(given)}, in windows of unlike sizes")
             kernel = stride = tuple(n // wanted for n, wanted in zip(size, given, strict=True))
             padding = (0,) * pool.rank
         else:
             kernel, stride, padding = pool.kernel, pool.stride or pool.kernel, pool.padding
         floor = tuple((n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, padding, kernel, stride, strict=True))
         if floor != shape[1:]:
-            raise Refusal("its last windows reach over the edge (ceil_mode), which NIR's pools do not")
+            raise RefusedError("its last windows reach over the edge (ceil_mode), which NIR's pools do not")
         made = self._average(value, kernel, stride, padding, shape, name)
         factor = math.prod(kernel) / pool.divisor if pool.divisor else None
         if factor is None and any(padding) and not pool.count_include_pad:
@@ -329,10 +337,16 @@ class _Writer:
         return self._add(name, Piece(f"Conv{rank}d", arrays, shape), value.sources, own=True)
 
     def _scaled(self, value: Value, scale: Tensor, name: str) -> Value:
-        value = self._settled(value, name)
         if bool((scale == 1).all()):
             return value
-        filled = Filled(_of_rank(scale.detach().float(), len(value.shape)), value.shape)
+        value = self._settled(value, name)
+        scale = _of_rank(scale.detach().float(), len(value.shape))
+        if scale.dim() and scale[:1].numel() == 1:
+            return replace(value, scale=scale, own=frozenset())
+        return self._multiplied(value, scale, name)
+
+    def _multiplied(self, value: Value, scale: Tensor, name: str) -> Value:
+        filled = Filled(scale, value.shape)
         return self._add(name, Piece("Scale", {"scale": filled}, value.shape), value.sources)
 
     def _shifted(self, value: Value, shift: Tensor, name: str) -> Value:
@@ -343,12 +357,12 @@ class _Writer:
         shift = _of_rank(shift.detach().float(), len(value.shape))
         vector = shift.expand(value.shape[0], *shift.shape[1:]).flatten(1)
         if vector.numel() and bool((vector != vector[:, :1]).any()):
-            raise Refusal("it adds a constant that differs from place to place, where NIR has one a channel")
+            raise RefusedError("it adds a constant that differs from place to place, where NIR has one a channel")
         bias = vector[:, 0]
         if not value.own:
             size = value.shape[0]
             if size**2 > MOST:
-                raise Refusal(f"it adds a constant to {size} channels that no synapse before it can take in")
+                raise RefusedError(f"it adds a constant to {size} channels that no synapse before it can take in")
             if len(value.shape) == 1:
                 arrays = {"weight": torch.eye(size), "bias": bias}
                 return self._add(f"{name}_bias", Piece("Affine", arrays, value.shape), value.sources, own=True)
@@ -386,7 +400,7 @@ class _Writer:
             return self._joined(node, name)
         if row.role is Role.SYNAPSE and not row.weighted and len(node.refs) == 1:
             return self._taken(node, name)
-        raise Refusal(f"NIR has no node for {_plain(target)}")
+        raise RefusedError(f"NIR has no node for {_plain(target)}")
 
     def _arguments(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The node's arguments for one sample; values of the network stay references."""
@@ -395,12 +409,12 @@ class _Writer:
 
     def _value(self, leaf: Any) -> Value:
         if not isinstance(leaf, Ref):
-            raise Refusal("it acts on a constant, not on a value of the network")
+            raise RefusedError("it acts on a constant, not on a value of the network")
         return self.values[leaf.name]
 
     def _tensor(self, leaf: Any) -> Tensor | None:
         if isinstance(leaf, Ref):
-            raise Refusal("its weights depend on the input")
+            raise RefusedError("its weights depend on the input")
         return None if leaf is None else self.tensors[leaf.path]
 
     def _shape(self, node: Node) -> tuple[int, ...]:
@@ -411,7 +425,7 @@ class _Writer:
         rank = len(node.shape)
         if constant.dim() == rank:
             if constant.shape[0] != 1:
-                raise Refusal("its constant differs from sample to sample")
+                raise RefusedError("its constant differs from sample to sample")
             constant = constant[0]
         return constant
 
@@ -428,7 +442,7 @@ class _Writer:
                 continue
             value = self._settled(self.values[leaf.name], f"{name}_{number}")
             if value.shape != shape:
-                raise Refusal(f"it adds {value.shape} to {shape} by repeating it, which no edge does")
+                raise RefusedError(f"it adds {value.shape} to {shape} by repeating it, which no edge does")
             if sign != 1:
                 value = self._scaled(value, torch.tensor(sign), f"{name}_scale")
             if set(value.sources) & set(found.sources):
@@ -447,7 +461,7 @@ class _Writer:
         dims = args[1] if len(args) > 1 and args[1] is not None else list(range(rank))
         over = sorted({int(dim) % rank for dim in ([dims] if isinstance(dims, int) else dims)})
         if over != list(range(2, rank)) or rank not in (3, 4):
-            raise Refusal(f"it averages over the dimensions {over} of {(('B', *value.shape))}, NIR's pools over images")
+            raise RefusedError(f"it averages {('B', *value.shape)} over the dimensions {over}, NIR's pools images")
         size = value.shape[1:]
         flat = (value.shape[0], *(1 for _ in size))
         value = self._average(value, size, size, [0] * len(size), flat, name)
@@ -461,10 +475,10 @@ class _Writer:
             for end in range(start + 1, len(value.shape)):
                 merged = (*value.shape[:start], math.prod(value.shape[start : end + 1]), *value.shape[end + 1 :])
                 if merged == shape:
-                    arrays = {"start_dim": start, "end_dim": end if end + 1 < len(value.shape) else -1}
+                    arrays: dict[str, Any] = {"start_dim": start, "end_dim": end if end + 1 < len(value.shape) else -1}
                     arrays["input_type"] = np.array(value.shape)
                     return self._add(name, Piece("Flatten", arrays, shape), value.sources)
-        raise Refusal(f"it makes {shape} of {value.shape}, and NIR can flatten only")
+        raise RefusedError(f"it makes {shape} of {value.shape}, and NIR can flatten only")
 
     def _joined(self, node: Node, name: str) -> Value:
         """A concatenation: each branch in its place among zeros, and their sum."""
@@ -474,7 +488,7 @@ class _Writer:
             picks = self._picks(node, {leaf.name}, number)
             found_one = self._settled(self._composed(value, picks, shape), f"{name}_{number}")
             if set(found_one.sources) & set(found.sources):
-                raise Refusal("it joins a value with itself")
+                raise RefusedError("it joins a value with itself")
             found = Value((*found.sources, *found_one.sources), shape, found.own | found_one.own)
         return found
 
@@ -484,7 +498,7 @@ class _Writer:
         value, shape = self.values[ref], self._shape(node)
         total = math.prod(value.shape)
         if total >= 1 << 24:
-            raise Refusal(f"{_plain(node.target)} of {value.shape} is too large to be written as a convolution")
+            raise RefusedError(f"{_plain(node.target)} of {value.shape} is too large to be written as a convolution")
         places = torch.arange(1, total + 1, dtype=torch.float32).reshape(1, *value.shape)
         made = self._run(node, {ref: places})
         if torch.equal(made.flatten(), places.flatten()):
@@ -493,16 +507,16 @@ class _Writer:
             squeezed = tuple(n for n in shape if n != 1) == tuple(n for n in value.shape if n != 1)
             if len(shape) < len(value.shape) or not squeezed:
                 return self._flat(value, shape, name)
-            raise Refusal(f"it makes {shape} of {value.shape}, and NIR can flatten only")
+            raise RefusedError(f"it makes {shape} of {value.shape}, and NIR can flatten only")
         if len(shape) != len(value.shape):
-            raise Refusal(f"{_plain(node.target)} makes {shape} of {value.shape}, and NIR can flatten only")
+            raise RefusedError(f"{_plain(node.target)} makes {shape} of {value.shape}, and NIR can flatten only")
         return self._composed(value, self._picks(node, {ref}), shape)
 
     def _run(self, node: Node, env: Mapping[str, Tensor]) -> Tensor:
         args, kwargs = Stream(dict(env), self.tensors, {"batch": 1}).arguments(node)
         made = call(node.target, args, kwargs)
         if not isinstance(made, Tensor):
-            raise Refusal(f"{_plain(node.target)} gives several values, and NIR has no node for it")
+            raise RefusedError(f"{_plain(node.target)} gives several values, and NIR has no node for it")
         return made
 
     def _picks(self, node: Node, refs: set[str], number: int = 0) -> tuple[Tensor, ...]:
@@ -512,19 +526,19 @@ class _Writer:
         shape = self.values[ref].shape
         blank = {other: torch.zeros(1, *self.values[other].shape) for other in node.refs}
         if len(set(node.refs)) != len(node.refs):
-            raise Refusal("it joins a value with itself")
+            raise RefusedError("it joins a value with itself")
         picks = []
         for axis, n in enumerate(shape):
             places = torch.arange(1, n + 1, dtype=torch.float32)
             places = places.reshape([-1 if d == axis else 1 for d in range(len(shape))]).expand(shape)
             made = self._run(node, {**blank, ref: places[None]})[0]
             if made.dim() != len(shape):
-                raise Refusal(f"NIR has no node for {_plain(node.target)}")
+                raise RefusedError(f"NIR has no node for {_plain(node.target)}")
             lines = made.movedim(axis, 0).flatten(1)
             picks.append(lines.amax(1).round().long() - 1)
         probe = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
         if not torch.equal(self._run(node, {**blank, ref: probe})[0], _take(probe[0], picks)):
-            raise Refusal(f"NIR has no node for {_plain(node.target)}")
+            raise RefusedError(f"NIR has no node for {_plain(node.target)}")
         return tuple(picks)
 
     def _composed(self, value: Value, picks: tuple[Tensor, ...], shape: tuple[int, ...]) -> Value:
@@ -537,16 +551,19 @@ class _Writer:
         return replace(value, shape=shape, picks=picks, own=frozenset())
 
     def _settled(self, value: Value, name: str) -> Value:
-        """The value with the operator that takes entries written, as a convolution of zeros and ones."""
-        if value.picks is None or not value.sources:
-            return replace(value, picks=None)
+        """The value with what is not written yet: a factor, or an operator that takes entries, as a convolution."""
+        if not value.sources:
+            return replace(value, picks=None, scale=None)
+        if value.picks is None:
+            return value if value.scale is None else self._multiplied(value, value.scale, f"{name}_scale")
         before = self.pieces[value.sources[0]].shape
         channels, *spatial = value.picks
         matrix = (channels[:, None] == torch.arange(before[0])).float()
+        matrix = matrix if value.scale is None else matrix * value.scale.reshape(-1)
         steps = [_steps(place, n) for place, n in zip(spatial, before[1:], strict=True)]
         kernel = [k for _, _, k, _ in steps]
         if matrix.numel() * math.prod(kernel) > MOST:
-            raise Refusal(f"written as a convolution it would have {matrix.numel() * math.prod(kernel):,} weights")
+            raise RefusedError(f"written as a convolution it would have {matrix.numel() * math.prod(kernel):,} weights")
         plain = Value(value.sources, before)
         if not spatial:
             return self._add(f"{name}_map", Piece("Linear", {"weight": matrix}, value.shape), value.sources, own=True)
@@ -562,14 +579,14 @@ def _steps(places: Tensor, size: int) -> tuple[int, int, int, int]:
     n = len(places)
     found = [(i, int(place)) for i, place in enumerate(places) if place >= 0]
     if not found:
-        raise Refusal("nothing of its input is left")
+        raise RefusedError("nothing of its input is left")
     (i, first), (j, last) = found[0], found[-1]
     stride = (last - first) // (j - i) if j > i else 1
     start = first - i * stride
     line = [start + k * stride for k in range(n)]
     taken = [place if 0 <= place < size else -1 for place in line]
     if stride < 1 or taken != places.tolist():
-        raise Refusal("it takes entries that no convolution takes")
+        raise RefusedError("it takes entries that no convolution takes")
     padding = max(-start, line[-1] - size + 1, 0)
     tap = start + padding
     return stride, padding, max(tap + 1, size + 2 * padding - stride * n + 1), tap
@@ -601,7 +618,9 @@ def _plain(target: str) -> str:
 # ------------------------------------------------------------------------------------------------------- into the file
 
 
-def _save(path: Path, pieces: Mapping[str, Piece], edges: Sequence[tuple[str, str]], metadata: Mapping[str, Any]) -> None:
+def _save(
+    path: Path, pieces: Mapping[str, Piece], edges: Sequence[tuple[str, str]], metadata: Mapping[str, Any]
+) -> None:
     """Write an HDF5 file in the layout of the package nir, one array after the other, so that memory holds one copy."""
     h5py = hdf5()
     text = h5py.string_dtype()

@@ -110,7 +110,8 @@ class Exported:
             width = max(len(row.layer) for row in drifts[:ROWS])
             lines.append(f"{'layer':<{width}}  counts that differ  spikes here  in the file")
             lines += [
-                f"{row.layer:<{width}}  {100 * row.unlike / row.counts:16.3f} %  {row.spikes:11,}  {row.file_spikes:11,}"
+                f"{row.layer:<{width}}  {100 * row.unlike / row.counts:16.3f} %  {row.spikes:11,}  "
+                f"{row.file_spikes:11,}"
                 for row in drifts[:ROWS]
             ]
             if len(drifts) > ROWS:
@@ -179,4 +180,3 @@ def in_pieces(env: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """Inputs by name as batches of a few samples."""
     cut = {name: x.split(AT_ONCE) for name, x in env.items()}
     return [dict(zip(cut, pieces, strict=True)) for pieces in zip(*cut.values(), strict=True)]
-

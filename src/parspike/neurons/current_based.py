@@ -38,6 +38,14 @@ class CurrentBased(Dynamics):
     """
 
     kind = "current-based"
+    decay: Tensor
+    gain: Tensor
+    drive: Tensor
+    v_init: Tensor
+    synapse_decay: Tensor | None
+    synapse_gain: Tensor | None
+    v_threshold: Tensor | None
+    v_reset: Tensor | None
 
     def __init__(
         self, *, decay: Tensor, gain: Tensor, drive: Tensor, v_init: Tensor, synapse_decay: Tensor | None = None,
@@ -56,7 +64,7 @@ class CurrentBased(Dynamics):
                 raise ValueError(f"{name} is a share that a step keeps: it must be from 0 to 1")
         for name, tensor in given.items():
             made = None if tensor is None else nn.Parameter(tensor.detach().clone(), requires_grad=False)
-            self.register_parameter(name, made)
+            self.register_parameter(name, made)  # the names above are for readers and type checkers
 
     @property
     def fires(self) -> bool:
@@ -74,7 +82,7 @@ class CurrentBased(Dynamics):
 
     def step(self, state: State, z: Tensor, t: int) -> tuple[State, Tensor, Tensor]:
         now: State = {}
-        if self.synapse_decay is not None:
+        if self.synapse_decay is not None and self.synapse_gain is not None:
             z = now["i"] = state["i"] * self.synapse_decay + z * self.synapse_gain
         v = state["v"] * self.decay + z * self.gain + self.drive
         if self.v_threshold is None or self.v_reset is None:

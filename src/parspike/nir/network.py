@@ -371,21 +371,22 @@ def _neuron(piece: Piece, shape: tuple[int, ...], dt: float | None, ours: bool) 
     theta = given("threshold" if kind == "Threshold" else "v_threshold") if kind not in ("LI", "I", "CubaLI") else None
     back = given("v_reset", 0.0)
     start = _compact(_floats(said["v_init"]), shape, "v_init").numpy() if "v_init" in said else np.zeros(1)
-    plain = synapse is None and theta is not None and keeps.size == 1 and np.allclose(gain, 1, rtol=CLOSE, atol=0)
-    if reset == "subtract" or (plain and (keeps > 0).all() and (theta > 0).all() and not back.any()):
-        if not plain or theta is None or not (theta > 0).all() or not (keeps > 0).all():
-            raise FileError("its metadata ask for a reset by θ, which such neurons do not have")
+    fits = synapse is None and keeps.size == 1 and bool((keeps > 0).all()) and np.allclose(gain, 1, rtol=CLOSE, atol=0)
+    fits = fits and theta is not None and bool((theta > 0).all())
+    if theta is not None and fits and (reset == "subtract" or not back.any()):
         # NIR fires where v > θ: of numbers of one type this is v ≥ the next one above θ.
-        at = np.float32(theta)
-        at = at if said.get("fires") == ">=" else np.nextafter(at, np.float32(np.inf))
+        at = theta.astype(np.float32)
+        at = at if said.get("fires") == ">=" else np.nextafter(at, np.full_like(at, np.inf))
         neuron = IntegrateFire(
             torch.from_numpy(at), reset="subtract" if reset == "subtract" else "zero",
             decay=float(np.float32(keeps.item())),
         )  # fmt: skip
-        _set(neuron, "v_init", start, at)
-        _set(neuron, "v_post", np.ones(1), at)
-        _set(neuron, "bias", drive[None], at[None])
+        for name, value in (("v_init", start), ("v_post", np.ones(1)), ("bias", drive[None])):
+            full = _tensor_of(value, len(shape) + (name == "bias"))
+            setattr(neuron, name, nn.Parameter(full, requires_grad=False))
         return neuron
+    if reset == "subtract":
+        raise FileError("its metadata ask for a reset by θ, which such neurons do not have")
     tensors = {"decay": keeps, "gain": gain, "drive": drive, "v_init": start}
     if synapse is not None:
         tensors |= {"synapse_decay": synapse[0], "synapse_gain": synapse[1]}
@@ -400,17 +401,12 @@ def _positive(array: np.ndarray[Any, Any], name: str, step: float) -> np.ndarray
         raise FileError(f"{name} is {float(array.min()):.4g}: a time constant must be above 0")
     if (array < step * (1 - CLOSE)).any():
         raise FileError(
-            f"{name} is {float(array.min()):.4g} s and a step {step:.4g} s: load it with dt= of at most the time constant"
+            f"{name} is {float(array.min()):.4g} s and a step {step:.4g} s: load it with dt= of at most "
+            "the time constant"
         )
     return np.maximum(array, step)
-
-
-def _set(neuron: IntegrateFire, name: str, value: np.ndarray[Any, Any], like: np.ndarray[Any, Any]) -> None:
-    full = np.broadcast_to(value.astype(np.float32), np.broadcast_shapes(value.shape, (1,) * like.ndim))
-    setattr(neuron, name, nn.Parameter(torch.from_numpy(np.array(full)), requires_grad=False))
 
 
 def _tensor_of(value: np.ndarray[Any, Any], rank: int) -> Tensor:
     made = value.astype(np.float32)
     return torch.from_numpy(made.reshape((1,) * (rank - made.ndim) + made.shape))
-
