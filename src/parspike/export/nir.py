@@ -339,11 +339,11 @@ class _Writer:
     def _scaled(self, value: Value, scale: Tensor, name: str) -> Value:
         if bool((scale == 1).all()):
             return value
-        value = self._settled(value, name)
         scale = _of_rank(scale.detach().float(), len(value.shape))
         if scale.dim() and scale[:1].numel() == 1:
-            return replace(value, scale=scale, own=frozenset())
-        return self._multiplied(value, scale, name)
+            value = value if value.picks is None else self._settled(value, name)
+            return replace(value, scale=scale if value.scale is None else value.scale * scale, own=frozenset())
+        return self._multiplied(self._settled(value, name), scale, name)
 
     def _multiplied(self, value: Value, scale: Tensor, name: str) -> Value:
         filled = Filled(scale, value.shape)
@@ -355,7 +355,7 @@ class _Writer:
         if not value.shape:
             return value
         shift = _of_rank(shift.detach().float(), len(value.shape))
-        vector = shift.expand(value.shape[0], *shift.shape[1:]).flatten(1)
+        vector = shift.expand(value.shape[0], *shift.shape[1:]).reshape(value.shape[0], -1)
         if vector.numel() and bool((vector != vector[:, :1]).any()):
             raise RefusedError("it adds a constant that differs from place to place, where NIR has one a channel")
         bias = vector[:, 0]
@@ -440,11 +440,10 @@ class _Writer:
             if not isinstance(leaf, Ref):
                 constants.append(sign * self._of_sample(torch.as_tensor(arg, dtype=torch.float32), node))
                 continue
-            value = self._settled(self.values[leaf.name], f"{name}_{number}")
+            value = self._scaled(self.values[leaf.name], torch.tensor(sign), f"{name}_{number}")
+            value = self._settled(value, f"{name}_{number}")
             if value.shape != shape:
                 raise RefusedError(f"it adds {value.shape} to {shape} by repeating it, which no edge does")
-            if sign != 1:
-                value = self._scaled(value, torch.tensor(sign), f"{name}_scale")
             if set(value.sources) & set(found.sources):
                 # An edge stands once: the second way gets a node of its own.
                 ones = Filled(torch.ones((1,) * len(shape)), shape)
@@ -543,6 +542,9 @@ class _Writer:
 
     def _composed(self, value: Value, picks: tuple[Tensor, ...], shape: tuple[int, ...]) -> Value:
         """An operator that takes entries, behind another one or none."""
+        if not value.sources:  # refused before: what is behind it is looked at all the same
+            for places, n in zip(picks[1:], value.shape[1:], strict=True):
+                _steps(places, n)
         if value.picks is not None:
             picks = tuple(
                 torch.where(now >= 0, before[now.clamp(min=0)], -1)

@@ -211,6 +211,8 @@ class _Reader:
                 raise FileError(f"{place} is compressed by filter {code}: only {', '.join(FILTERS.values())} are read")
         kind = item.dtype.kind
         if self.h5py.check_string_dtype(item.dtype) is not None or kind == "S":
+            if item.shape != ():
+                raise FileError(f"{place} holds texts, expected numbers")
             return self._text(item, place)
         if kind not in "fiub" or item.dtype.itemsize > 8:
             raise FileError(f"{place} holds {str(item.dtype)[:60]}, expected numbers of at most 64 bits")

@@ -11,7 +11,6 @@ start potentials, and the reset by θ, which NIR does not have.
 
 from __future__ import annotations
 
-import keyword
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -289,7 +288,7 @@ def legal_names(names: Sequence[str]) -> dict[str, str]:
 def _legal(part: str) -> str:
     """A name that an attribute of a module can have."""
     part = re.sub(r"[^\w@-]", "_", part)[:150] or "_"
-    return f"{part}_" if hasattr(nn.Module, part) or hasattr(nn.Module(), part) or keyword.iskeyword(part) else part
+    return f"{part}_" if hasattr(nn.Module, part) or hasattr(nn.Module(), part) else part
 
 
 def _floats(value: Any) -> np.ndarray[Any, Any]:
