@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -272,7 +273,7 @@ def test_every_layer_that_nir_cannot_hold_is_named_at_once(tmp_path: Path) -> No
     with pytest.raises(UnsupportedError) as caught:
         parspike.export(snn, tmp_path / "net.nir", example=X)
     said = str(caught.value)
-    for word in ("max_pool2d: max_pool2d takes a maximum", "transposed", "flip", "norm: layer_norm", "average pool"):
+    for word in ("max_pool2d: max_pool2d takes a maximum", "transposed", "flip: it takes", "norm: ", "average pool"):
         assert word in said
     assert len(caught.value.details["refused"]) == 4
     assert list(tmp_path.iterdir()) == []
@@ -370,6 +371,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "net.parspike"), str(old)],
         capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(parspike.__file__).parents[1])},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     lines = ran.stderr.splitlines()
@@ -677,11 +679,10 @@ def test_damage_anywhere_is_refused_or_harmless(good: Path) -> None:
         changed[place] ^= 0xFF
         good.write_bytes(bytes(changed))
         try:
-            out = parspike.load(good, T=4)(x)
-        except ParspikeError as error:
-            assert str(good) in str(error)
-        else:
-            assert out.shape == (2, 3)
+            loaded = parspike.load(good, T=4)
+        except ParspikeError:
+            continue
+        assert loaded(x).shape == (2, 3)
     for size in (0, 7, 100, len(content) // 2, len(content) - 1):
         good.write_bytes(content[:size])
         refused(good)

@@ -8,6 +8,7 @@ in it, and filters and types that such files do not have are refused.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -85,6 +86,7 @@ def read(path: Path) -> Found:
     """The graph of a NIR file. Raises `FileError`, which names the place in the file."""
     h5py = hdf5()
     try:
+        _check_heaps(path)
         with h5py.File(path, "r", locking=False) as file:
             return _Reader(h5py, os.path.getsize(path)).graph(file)
     except FileError:
@@ -94,6 +96,41 @@ def read(path: Path) -> Found:
     # The library reports damage by many kinds of exceptions; each means that the file cannot be read.
     except Exception as error:
         raise FileError(f"it is no undamaged HDF5 file ({_line(error)})") from error
+
+
+def _check_heaps(path: Path) -> None:
+    """Raise `FileError` where the places of texts are damaged so that the HDF5 library would never come back.
+
+    Texts lie in collections, each a chain of objects with their sizes ("global heap", HDF5 file format specification,
+    III.E). The library follows a size of 0 forever.
+    """
+    with path.open("rb") as stream:
+        if os.path.getsize(path) < 16:
+            raise FileError("it is no undamaged HDF5 file (it is too short)")
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            widths = content[13:15] if content[8] < 2 else content[9:11]
+            if content[:4] == b"\x89HDF" and widths != b"\x08\x08":
+                raise FileError("it is no undamaged HDF5 file (its sizes are not of 8 bytes)")
+            place = content.find(b"GCOL\x01")
+            while place >= 0:
+                _check_heap(content, place)
+                place = content.find(b"GCOL\x01", place + 1)
+
+
+def _check_heap(content: Any, place: int) -> None:
+    """Follow the objects of one collection, as the library does."""
+    size = int.from_bytes(content[place + 8 : place + 16], "little")
+    end = place + size
+    if end > len(content) or size < 16:
+        return  # the library refuses it, or these are other data that happen to look so
+    at = place + 16
+    while at + 16 <= end:
+        number = int.from_bytes(content[at : at + 2], "little")
+        length = int.from_bytes(content[at + 8 : at + 16], "little")
+        step = length if number == 0 else 16 + -(-length // 8) * 8
+        if step < 16 or at + step > end:
+            raise FileError("it is no undamaged HDF5 file (its texts overlap)")
+        at += step
 
 
 class _Reader:
