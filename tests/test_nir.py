@@ -237,6 +237,15 @@ def test_nir_reads_it_with_every_type_checked(tmp_path: Path) -> None:
     assert isinstance(graph.nodes[joined], nir.IF)  # the sum is two edges into the neurons
 
 
+def test_pools_and_scales_as_convolutions(tmp_path: Path) -> None:
+    snn, x = made("odd", IF(reset="zero"))
+    result = parspike.export(snn, tmp_path / "net.nir", example=x, as_convolutions=True)
+    assert set(result.nodes) == {"Affine", "Conv2d", "Flatten", "IF", "Input", "Output", "Scale"}
+    assert result.nodes["Scale"] <= 2  # of places that a pool with padding counts, and of a way that stands twice
+    assert result.file.error < 0.02
+    close(run_nir(tmp_path / "net.nir", x)[0], dict(snn.run(x, record=True).counts))
+
+
 def test_one_number_for_all_neurons_takes_no_room(tmp_path: Path) -> None:
     snn, x = made("option-a", fitted=False)
     parspike.export(snn, tmp_path / "net.nir", example=x)

@@ -36,6 +36,14 @@ def export(
     dt: Annotated[
         float, typer.Option(help="seconds of one time-step, as the file states them", rich_help_panel=HOW)
     ] = 1.0,
+    as_convolutions: Annotated[
+        bool,
+        typer.Option(
+            "--as-convolutions",
+            help="write pools and scales as convolutions, which more programs read",
+            rich_help_panel=HOW,
+        ),
+    ] = False,
     split: Split = None,
     limit: Annotated[int, typer.Option(min=1, help="take at most this many of the images", rich_help_panel=DATA)] = 32,
     *,
@@ -64,7 +72,9 @@ def export(
             example = torch.cat([x for x, _ in images])
     start = time.perf_counter()
     with explained(images):
-        made = parspike.export(snn, out, example=example, as_if=as_if, dt=dt, force=force)
+        made = parspike.export(
+            snn, out, example=example, as_if=as_if, dt=dt, as_convolutions=as_convolutions, force=force
+        )
     answer = {**made.to_json(), "seconds": round(time.perf_counter() - start, 3)}
     answer["skipped"] = console.left_out(images.broken if images else [])
     console.result(json, answer, str(made))

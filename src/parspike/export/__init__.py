@@ -31,6 +31,7 @@ def export(
     example: Tensor | Sequence[Tensor] | None = None,
     as_if: bool = False,
     dt: float = 1.0,
+    as_convolutions: bool = False,
     force: bool = False,
 ) -> Exported:
     """Write a spiking network as a file of another format, read it back, run it, and say how the two runs compare.
@@ -38,7 +39,8 @@ def export(
     path: its ending says the format: `.nir`. example: inputs (B, …) to run the network and the file on, such as a few
     images; without, the two are compared on noise. as_if: of a parallel network, write its twin of IF neurons with the
     same thresholds, and compare with the parallel network; a network that was converted for IF neurons loses less. dt:
-    the seconds of one time-step that the file states. force: replace an existing file. docs/nir.md tells what other
+    the seconds of one time-step that the file states. as_convolutions: write pools and scales as convolutions, which
+    more programs read. force: replace an existing file. docs/nir.md tells what other
     programs make of the file.
 
     Raises `UnsupportedError`, which names every layer that the format cannot hold; `OptionError` for an unknown ending
@@ -64,7 +66,7 @@ def export(
 
     batches = in_pieces(_example(snn, example))
     with appearing(path) as temporary:
-        made = nir.write(written, temporary, float(dt))
+        made = nir.write(written, temporary, float(dt), as_convolutions)
         loaded = read(temporary)
         code = snn.over_time or all(neuron.code == "sorted" for neuron in snn.counting().values())
         found = compare(snn, loaded, made.names if code else {}, batches)

@@ -64,6 +64,7 @@ class Value:
     """What NIR nodes give together: the sum of `sources`, of one sample's `shape`. own: those of them whose bias may be
     changed, since nothing else reads them. scale: a factor a channel, and picks: an operator without weights behind it,
     for each dimension the places of `sources` that its entries are taken from, −1 for a zero; neither is written yet.
+    by: the layer of that operator.
     """
 
     sources: tuple[str, ...]
@@ -71,6 +72,7 @@ class Value:
     own: frozenset[str] = frozenset()
     scale: Tensor | None = None
     picks: tuple[Tensor, ...] | None = None
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,18 +86,23 @@ class Written:
 
 
 class RefusedError(Exception):
-    """Why a node cannot be written, and what to do."""
+    """Why a node cannot be written, and what to do. where: its layer, if that is not the node in work."""
+
+    def __init__(self, why: str, where: str = "") -> None:
+        super().__init__(why)
+        self.where = where
 
 
-def write(snn: SNN, path: Path, dt: float = 1.0) -> Written:
-    """Write the network to `path`, which is replaced. dt: seconds of one time-step.
+def write(snn: SNN, path: Path, dt: float = 1.0, as_convolutions: bool = False) -> Written:
+    """Write the network to `path`, which is replaced. dt: seconds of one time-step. as_convolutions: write pools and
+    scales as convolutions.
 
     Raises `UnsupportedError`, which names every layer that NIR cannot hold.
     """
     plain = all(isinstance(neuron, IntegrateFire) for neuron in snn.neurons().values())
     lowered = unit(snn) if plain else snn  # other neurons are refused below, with all else
     graph = lowered.graph.at_example("NIR states the shapes of inputs")
-    made = _Writer(lowered, graph, dt)
+    made = _Writer(lowered, graph, dt, as_convolutions)
     made.run()
     if made.refused:
         lines = "\n".join(f"  {where}: {why}" for where, why in made.refused.items())
@@ -114,8 +121,8 @@ def write(snn: SNN, path: Path, dt: float = 1.0) -> Written:
 class _Writer:
     """Goes through the graph once. values: what stands for a node of the graph; refused: by layer, why it cannot."""
 
-    def __init__(self, snn: SNN, graph: Graph, dt: float) -> None:
-        self.graph, self.dt = graph, dt
+    def __init__(self, snn: SNN, graph: Graph, dt: float, as_convolutions: bool) -> None:
+        self.graph, self.dt, self.as_convolutions = graph, dt, as_convolutions
         self.neurons, self.tensors = snn.neurons(), snn.tensors()
         self.readers = graph.consumers()
         self.shown = set(graph.outputs)
@@ -143,7 +150,7 @@ class _Writer:
             try:
                 value = self._written(node)
             except RefusedError as why:
-                self.refused[node.layer] = str(why)
+                self.refused[why.where or node.layer] = str(why)
                 value = Value((), tuple(int(n) for n in node.shape[1:]))
             alone = len(self.readers[node.name]) + (node.name in self.shown) == 1
             self.values[node.name] = value if alone else replace(value, own=frozenset())
@@ -317,12 +324,15 @@ class _Writer:
         self, value: Value, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
         shape: tuple[int, ...], name: str,
     ) -> Value:  # fmt: skip
-        if len(kernel) == 2:
+        if len(kernel) == 2 and not self.as_convolutions:
             pairs = {"kernel_size": kernel, "stride": stride, "padding": padding}
             arrays = {key: np.array(found) for key, found in pairs.items()}
             return self._add(name, Piece("AvgPool2d", arrays, shape), value.sources)
-        (k,) = kernel
-        weight = torch.eye(value.shape[0])[..., None].expand(-1, -1, k) / k
+        size = value.shape[0] ** 2 * math.prod(kernel)
+        if size > MOST:
+            raise RefusedError(f"written as a convolution this average would have {size:,} weights")
+        weight = torch.eye(value.shape[0]).reshape(value.shape[0], -1, *(1 for _ in kernel)) / math.prod(kernel)
+        weight = weight.expand(-1, -1, *kernel)
         return self._placed(name, weight, value, shape, stride, padding)
 
     def _placed(
@@ -347,6 +357,14 @@ class _Writer:
         return self._multiplied(self._settled(value, name), scale, name)
 
     def _multiplied(self, value: Value, scale: Tensor, name: str) -> Value:
+        size = value.shape[0]
+        if self.as_convolutions and scale[:1].numel() == 1 and size**2 <= MOST:
+            matrix = torch.diag(scale.reshape(-1).expand(size))
+            if len(value.shape) == 1:
+                return self._add(name, Piece("Linear", {"weight": matrix}, value.shape), value.sources, own=True)
+            rank = len(value.shape) - 1
+            weight = matrix.reshape(size, size, *[1] * rank)
+            return self._placed(name, weight, value, value.shape, [1] * rank, [0] * rank)
         filled = Filled(scale, value.shape)
         return self._add(name, Piece("Scale", {"scale": filled}, value.shape), value.sources)
 
@@ -486,7 +504,7 @@ class _Writer:
         for number, leaf in enumerate(node.args[0]):
             value = self.values[leaf.name]
             picks = self._picks(node, {leaf.name}, number)
-            found_one = self._settled(self._composed(value, picks, shape), f"{name}_{number}")
+            found_one = self._settled(self._composed(value, picks, shape, node.layer), f"{name}_{number}")
             if set(found_one.sources) & set(found.sources):
                 raise RefusedError("it joins a value with itself")
             found = Value((*found.sources, *found_one.sources), shape, found.own | found_one.own)
@@ -510,7 +528,7 @@ class _Writer:
             raise RefusedError(f"it makes {shape} of {value.shape}, and NIR can flatten only")
         if len(shape) != len(value.shape):
             raise RefusedError(f"{_plain(node.target)} makes {shape} of {value.shape}, and NIR can flatten only")
-        return self._composed(value, self._picks(node, {ref}), shape)
+        return self._composed(value, self._picks(node, {ref}), shape, node.layer)
 
     def _run(self, node: Node, env: Mapping[str, Tensor]) -> Tensor:
         args, kwargs = Stream(dict(env), self.tensors, {"batch": 1}).arguments(node)
@@ -541,7 +559,7 @@ class _Writer:
             raise RefusedError(f"NIR has no node for {_plain(node.target)}")
         return tuple(picks)
 
-    def _composed(self, value: Value, picks: tuple[Tensor, ...], shape: tuple[int, ...]) -> Value:
+    def _composed(self, value: Value, picks: tuple[Tensor, ...], shape: tuple[int, ...], by: str) -> Value:
         """An operator that takes entries, behind another one or none."""
         if not value.sources:  # refused before: what is behind it is looked at all the same
             for places, n in zip(picks[1:], value.shape[1:], strict=True):
@@ -551,7 +569,7 @@ class _Writer:
                 torch.where(now >= 0, before[now.clamp(min=0)], -1)
                 for before, now in zip(value.picks, picks, strict=True)
             )
-        return replace(value, shape=shape, picks=picks, own=frozenset())
+        return replace(value, shape=shape, picks=picks, by=by, own=frozenset())
 
     def _settled(self, value: Value, name: str) -> Value:
         """The value with what is not written yet: a factor, or an operator that takes entries, as a convolution."""
@@ -563,7 +581,10 @@ class _Writer:
         channels, *spatial = value.picks
         matrix = (channels[:, None] == torch.arange(before[0])).float()
         matrix = matrix if value.scale is None else matrix * value.scale.reshape(-1)
-        steps = [_steps(place, n) for place, n in zip(spatial, before[1:], strict=True)]
+        try:
+            steps = [_steps(place, n) for place, n in zip(spatial, before[1:], strict=True)]
+        except RefusedError as why:
+            raise RefusedError(str(why), value.by) from why
         kernel = [k for _, _, k, _ in steps]
         if matrix.numel() * math.prod(kernel) > MOST:
             raise RefusedError(f"written as a convolution it would have {matrix.numel() * math.prod(kernel):,} weights")
