@@ -70,9 +70,13 @@ def write(folder: Path) -> None:
             name = f"{network}-{kind.replace(', v(0) = 0', '-from-0')}"
             dt = 1e-4 if kind == "lif" else 1.0
             snn = parspike.convert(made, calibration, T=T, neuron=neuron, recipe=RECIPE)
-            result = parspike.export(snn, folder / f"{name}.nir", example=chosen, force=True, dt=dt, as_convolutions=True)
+            result = parspike.export(
+                snn, folder / f"{name}.nir", example=chosen, force=True, dt=dt, as_convolutions=True
+            )
             run = snn.run(chosen, record=True)
-            counts = {row.layer: count.numpy() for row, count in zip(result.file.layers, run.counts.values(), strict=True)}
+            counts = {
+                row.layer: count.numpy() for row, count in zip(result.file.layers, run.counts.values(), strict=True)
+            }
             with (folder / f"{name}.npz").open("wb") as stream:
                 np.savez(stream, x=chosen.numpy(), logits=run.logits.numpy(), answers=answers,
                          **{f"layer {number}": count for number, count in enumerate(counts.values())})  # fmt: skip
@@ -163,7 +167,7 @@ def read(folder: Path) -> None:
         stored = np.load(path.with_suffix(".npz"))
         x, wanted, answers = (torch.from_numpy(stored[key]) for key in ("x", "logits", "answers"))
         cells = []
-        for name, reader in READERS.items():
+        for reader in READERS.values():
             try:
                 graph = nir.read(str(path))
                 dt = float(graph.metadata["dt"])
@@ -172,7 +176,7 @@ def read(folder: Path) -> None:
                 error = float((made - wanted).norm() / wanted.norm())
                 same = int((made.argmax(1) == answers).sum())
                 cells.append(f"{100 * error:.2g} %, {same} of {len(x)}")
-            except Exception as error:  # noqa: BLE001: what a reader raises is the result
+            except Exception as error:  # noqa: BLE001 (what a reader raises is the result)
                 cells.append(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:90]}")
         own = int((wanted.argmax(1) == answers).sum())
         print(f"| {path.stem} ({own} of {len(x)} here) | " + " | ".join(cells) + " |", flush=True)
