@@ -29,6 +29,7 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.convert import convert
     from parspike.diagnose import Diagnosis, diagnose
     from parspike.engines import Run
+    from parspike.export import Exported, export
     from parspike.file import load
     from parspike.graph import register
     from parspike.measure import Energy, NeuroBench, Report, Scores, measure, neurobench
@@ -55,6 +56,7 @@ __all__ = [
     "ClosedForm",
     "Diagnosis",
     "Energy",
+    "Exported",
     "Keep",
     "NeuroBench",
     "Parallel",
@@ -78,6 +80,7 @@ __all__ = [
     "convert",
     "diagnose",
     "errors",
+    "export",
     "kind_from_text",
     "load",
     "measure",
@@ -104,6 +107,7 @@ look_up_later(
         "convert": ("convert",),
         "diagnose": ("Diagnosis", "diagnose"),
         "engines": ("Run",),
+        "export": ("Exported", "export"),
         "file": ("load",),
         "graph": ("register",),
         "measure": ("Energy", "NeuroBench", "Report", "Scores", "measure", "neurobench"),

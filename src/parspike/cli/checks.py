@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from parspike.cli import console
-from parspike.cli.options import BEST, CODES, FAST, MAX_T, NEURONS, RECIPES, TABLES
+from parspike.cli.options import BEST, CODES, EXPORTS, FAST, MAX_T, NEURONS, RECIPES, TABLES
 from parspike.errors import FileError, MissingExtraError, OptionError, meant
 from parspike.foreign import RECIPES_OF_PACKAGES
 
 __all__ = [
-    "budget", "codes", "file", "images", "network", "neuron", "output", "page", "recipe", "steps", "tables", "writable",
+    "budget", "codes", "exported", "file", "images", "network", "neuron", "output", "page", "recipe", "steps", "tables",
+    "writable",
 ]  # fmt: skip
 
 FIGURES = (".png", ".svg", ".pdf")
@@ -58,6 +59,16 @@ def page(path: Path, force: bool) -> None:
     for module in ("matplotlib", "jinja2"):
         if find_spec(module) is None:
             raise MissingExtraError(module, extra="report")
+
+
+def exported(path: Path, force: bool) -> None:
+    """Refuse a file that `parspike export` cannot write, before the network is read."""
+    suffix = path.suffix.lower()
+    if suffix not in EXPORTS:
+        raise OptionError(f"{path}: the file's name says the format: {', '.join(EXPORTS)}{meant(suffix, EXPORTS)}")
+    writable(path, force, "OUT", f"net{suffix}")
+    if suffix == ".nir" and find_spec("h5py") is None:
+        raise MissingExtraError("h5py", extra="export")
 
 
 def writable(path: Path, force: bool, option: str, name: str) -> None:

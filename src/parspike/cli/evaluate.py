@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from parspike.cli import checks, console, processes
-from parspike.cli.options import NET, OUT, DataOption, ImageOptions, Json, Limit, Split, Weights, spread, starting
+from parspike.cli.options import (
+    MAX_T,
+    NET,
+    OUT,
+    DataOption,
+    ImageOptions,
+    Json,
+    Limit,
+    Split,
+    Weights,
+    spread,
+    starting,
+)
 from parspike.errors import OptionError
 
 if TYPE_CHECKING:
@@ -25,7 +37,7 @@ __all__ = ["evaluate"]
 
 @spread
 def evaluate(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="what `parspike convert` wrote")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="what `parspike convert` wrote, or a .nir file")],
     data: DataOption,
     against: Annotated[
         str | None, typer.Option(metavar="SPEC", help="also run the network it came from", rich_help_panel=NET)
@@ -37,6 +49,10 @@ def evaluate(
             help="how to run parallel neurons (default: count); all but serial-if, which is for comparison, give the "
             "same. over-time: the one way to run if and lif neurons"
         ),
+    ] = None,
+    T: Annotated[
+        int | None,
+        typer.Option("-T", "--T", min=1, max=MAX_T, help="time-steps, of a .nir file that does not say them"),
     ] = None,
     operations: Annotated[
         bool, typer.Option("--operations", help="also operations, energy and error by layer", rich_help_panel=OUT)
@@ -84,7 +100,7 @@ def evaluate(
     from parspike.cli.spec import load
 
     table = None if energy is None else parspike.Energy.named(energy)
-    snn = parspike.load(file)
+    snn = parspike.load(file, T=T)
     engine = engine or ("over-time" if snn.over_time else "count")
     network = load(against, weights) if against else None
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from parspike.errors import FileError
-from parspike.file.bytes import DTYPES, VERSION, container, contents, parse, write_whole
+from parspike.errors import FileError, OptionError
+from parspike.file.bytes import DTYPES, VERSION, container, contents, made_whole, parse, told, write_whole
 from parspike.file.graph import CONSTANTS
 from parspike.file.network import network_from_json, network_to_json, of_version
 from parspike.snn import SNN
 
-__all__ = ["CONSTANTS", "DTYPES", "VERSION", "load", "save", "write_whole"]
+__all__ = ["CONSTANTS", "DTYPES", "VERSION", "load", "made_whole", "save", "told", "write_whole"]
 
 
 def save(snn: SNN, path: str | Path, *, force: bool = False) -> Path:
@@ -37,11 +37,22 @@ def save(snn: SNN, path: str | Path, *, force: bool = False) -> Path:
     return path
 
 
-def load(path: str | Path) -> SNN:
-    """Read an SNN from a `.parspike` file. Raises `FileError` on anything but a whole, untouched file."""
+def load(path: str | Path, *, T: int | None = None, dt: float | None = None) -> SNN:
+    """Read an SNN from a `.parspike` file, or from a NIR file of any program (`.nir`, docs/nir.md).
+
+    T, dt: of a NIR file, the time-steps, needed where it does not say them, and the seconds of one. Raises `FileError`
+    on anything but a whole, untouched file, and on a NIR file with nodes that cannot be run; `OptionError` where T is
+    missing, or given for a `.parspike` file.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileError(f"'{path}' is a folder" if path.is_dir() else f"there is no file '{path}'")
+    if path.suffix.lower() == ".nir":
+        from parspike.nir import read
+
+        return read(path, T=T, dt=dt)
+    if T is not None or dt is not None:
+        raise OptionError(f"'{path}': T and dt are for NIR files (.nir); a .parspike file says its own")
     try:
         header, tensors = contents(path)
         text = header["__metadata__"]["network"]

@@ -16,7 +16,7 @@ from parspike.graph import Graph, Input, Node
 from parspike.neurons import MAX_T, Simulation, SpikingLayer, neuron_from
 from parspike.snn import SNN
 
-KINDS = {2: {"parallel", "staircase"}, 3: {"integrate-fire", "sorted-train"}}
+KINDS = {2: {"parallel", "staircase"}, 3: {"integrate-fire", "sorted-train"}, 5: {"current-based"}}
 """Kinds of neurons that a version of the format brought; all others came with version 4."""
 
 __all__ = ["network_from_json", "network_to_json", "neuron_from_json", "of_version"]
@@ -25,14 +25,14 @@ __all__ = ["network_from_json", "network_to_json", "neuron_from_json", "of_versi
 def network_to_json(snn: SNN) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     """What is written as JSON, the tensors by the names that they have in the file, and the version of the format.
 
-    Parallel neurons are written as version 2, and IF and LIF neurons as version 3, so that their files stay as they
-    were, and older readers read them.
+    Parallel neurons are written as version 2, IF and LIF neurons as version 3, and those of published methods as
+    version 4, so that their files stay as they were, and older readers read them.
     """
     tensors = {f"synapses.{name}": tensor for name, tensor in snn.tensors().items()}
     for name, neuron in snn.neurons().items():
         tensors |= {f"neurons.{name}.{key}": value for key, value in neuron.state_dict().items()}
     kinds = {neuron.kind for neuron in snn.neurons().values()}
-    version = 2 if kinds <= KINDS[2] else 3 if kinds <= KINDS[3] else 4
+    version = 5 if kinds & KINDS[5] else 2 if kinds <= KINDS[2] else 3 if kinds <= KINDS[3] else 4
     body = {
         **({"simulation": asdict(snn.simulation)} if version > 2 else {"T": snn.T}),
         "graph": graph_to_json(snn.graph),

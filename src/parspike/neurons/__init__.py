@@ -8,6 +8,7 @@
 ``percentile`` thresholds from data: "max", "99.9%"
 ``layer``      the neurons of one layer with their parameters
 ``dynamics``   neurons that compute step by step, with a potential: IF and LIF, soft and hard reset
+``current_based`` neurons that are read from files of others: a synapse with a decay, a reset to any value
 ``whole``      neurons that count whole numbers, for integer arithmetic
 ``kinds``      which neuron a network is converted for, as a value
 
@@ -15,6 +16,7 @@ Time is the first axis, ``(T, ...)``; thresholds broadcast against one step. ``d
 each equation with its function and the test that proves it.
 """
 
+from .current_based import CurrentBased
 from .dynamics import Dynamics, IntegrateFire, Simulation, SortedTrain, State, twin
 from .kinds import IF, LIF, MAX_T, Kind, Parallel, Serial, check_kind, kind_from_text
 from .layer import CODES, Code, Neuron, ParallelNeuron, SpikingLayer, levels_of, neuron_from
@@ -42,6 +44,7 @@ __all__ = [
     "MAX_T",
     "QCFS",
     "Code",
+    "CurrentBased",
     "Dynamics",
     "IntegrateFire",
     "Kind",

@@ -1,0 +1,146 @@
+"""Networks as files of other programs. The format follows from the file's name; one module a format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parspike.errors import FileError, InputError, OptionError, UnsupportedError, meant
+from parspike.export.result import Compared, Drift, Exported, compare, in_pieces
+from parspike.file import made_whole, told
+from parspike.neurons import Simulation, twin
+from parspike.snn import SNN
+
+__all__ = ["FORMATS", "Compared", "Drift", "Exported", "export"]
+
+FORMATS = {".nir": "NIR"}
+"""The formats by the ending of the file's name."""
+SAMPLES = 2
+"""Samples of noise that the file is run on where no example is given."""
+
+
+def export(
+    snn: SNN,
+    path: str | Path,
+    *,
+    example: Tensor | Sequence[Tensor] | None = None,
+    as_if: bool = False,
+    dt: float = 1.0,
+    as_convolutions: bool = False,
+    force: bool = False,
+) -> Exported:
+    """Write a spiking network as a file of another format, read it back, run it, and say how the two runs compare.
+
+    path: its ending says the format: `.nir`. example: inputs (B, …) to run the network and the file on, such as a few
+    images; without, the two are compared on noise. as_if: of a parallel network, write its twin of IF neurons with the
+    same thresholds, and compare with the parallel network; a network that was converted for IF neurons loses less. dt:
+    the seconds of one time-step that the file states. as_convolutions: write pools and scales as convolutions, which
+    more programs read. force: replace an existing file. docs/nir.md tells what other
+    programs make of the file.
+
+    Raises `UnsupportedError`, which names every layer that the format cannot hold; `OptionError` for an unknown ending
+    and for parallel neurons; `FileError` where the file cannot be written; `InputError` for an example that does not
+    fit. The file appears whole or not at all.
+
+    >>> import parspike
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+    >>> x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+    >>> snn = parspike.convert(model, calibration=x, T=8, neuron=parspike.IF())
+    >>> parspike.export(snn, "net.nir", example=x, force=True).file.unlike  # doctest: +SKIP
+    0
+    """
+    path = Path(path)
+    if not isinstance(snn, SNN):
+        raise InputError(f"export takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
+    _check_path(path, force)
+    if isinstance(dt, bool) or not isinstance(dt, (int, float)) or not 0 < dt < float("inf"):
+        raise OptionError(f"dt must be the seconds of a time-step, above 0, got {dt!r}")
+    written = snn if snn.over_time else _as_if(snn, as_if)
+    from parspike.export import nir
+    from parspike.nir import read
+
+    batches = in_pieces(_example(snn, example))
+    with made_whole(path) as temporary, told(path):
+        made = nir.write(written, temporary, float(dt), as_convolutions)
+        loaded = read(temporary)
+        code = snn.over_time or all(neuron.code == "sorted" for neuron in snn.counting().values())
+        found = compare(snn, loaded, made.names if code else {}, batches)
+        del loaded
+        plain = compare(snn, read(temporary, T=snn.T, dt=dt, plain=True), {}, batches)
+        size = temporary.stat().st_size
+    notes = [*made.notes, *_notes(written, plain)]
+    if written is not snn:
+        notes.insert(
+            0, "written with the IF twins of its parallel neurons; converted with neuron=parspike.IF() it loses less"
+        )
+    return Exported(path, "NIR", made.kinds, size, found, plain, tuple(notes), example is None)
+
+
+def _check_path(path: Path, force: bool) -> None:
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise OptionError(f"'{path}': the file's name says the format: {', '.join(FORMATS)}{meant(suffix, FORMATS)}")
+    if path.is_dir():
+        raise FileError(f"'{path}' is a folder: name a file in it, such as '{path / ('net' + suffix)}'")
+    if path.exists() and not force:
+        raise FileError(f"'{path}' exists: choose another name, or pass force=True (command line: --force)")
+
+
+def _as_if(snn: SNN, asked: bool) -> SNN:
+    """The twin of a parallel network, or the error that says how to get a network for IF neurons."""
+    if not asked:
+        raise OptionError(
+            "this network's neurons are parallel, and NIR has IF and LIF neurons: convert with neuron=parspike.IF() "
+            "(command line: --neuron if), or pass as_if=True (--as-if) to write IF neurons with the same thresholds "
+            "and see what that costs"
+        )
+    neurons = snn.neurons()
+    twins = twin(neurons)
+    if len(twins) < len(neurons):
+        left = [snn.graph.by_name[name].layer for name in neurons if name not in twins]
+        error = UnsupportedError(
+            f"{len(left)} layers have steps of unequal size, which no IF neuron has: {', '.join(left[:5])}"
+            f"{' …' if len(left) > 5 else ''}; convert with neuron=parspike.IF()"
+        )
+        error.details = {"refused": left}
+        raise error
+    tensors = {name: tensor.detach() for name, tensor in snn.tensors().items()}
+    return SNN(replace(snn.graph, tensors=tensors), twins, simulation=Simulation(snn.T), provenance=snn.provenance)
+
+
+def _example(snn: SNN, example: Any) -> dict[str, Tensor]:
+    """Inputs by name: the caller's, or noise of the example's sizes."""
+    graph = snn.graph
+    if example is not None:
+        given = (example,) if isinstance(example, Tensor) else tuple(example)
+        if len(given) != len(graph.inputs):
+            raise InputError(f"export: example has {len(given)} inputs, this network takes {graph.taken}")
+        env = dict(zip((i.name for i in graph.inputs), given, strict=True))
+        graph.check(env, "export: example")
+        fixed = graph.at_example("an exported file has one size of its inputs")
+        fixed.check(env, "export: example")
+        return env
+    generator = torch.Generator().manual_seed(0)
+    fixed, env = graph.at_example("an exported file has one size of its inputs"), {}
+    for i in fixed.inputs:
+        if not i.dtype.is_floating_point:
+            raise InputError(f"export: input '{i.name}' is {i.dtype}, for which noise has no meaning: give example=")
+        env[i.name] = torch.randn(SAMPLES, *(int(n) for n in i.shape[1:]), generator=generator).to(i.dtype)
+    return env
+
+
+def _notes(snn: SNN, plain: Compared) -> list[str]:
+    neurons = snn.stateful().values()
+    soft = any(getattr(neuron, "reset", "") == "subtract" for neuron in neurons)
+    if soft:
+        return [
+            "these neurons are reset by θ where v ≥ θ; NIR's are reset to v_reset where v > θ. What they do stands in "
+            "metadata (reset, fires, v_init), which other readers may not look at: for those, convert with "
+            "neuron=parspike.IF(reset='zero'), which NIR's own equations compute"
+        ]
+    return []

@@ -1,0 +1,182 @@
+"""What an export answers: the file, what stands in it, and how a run of the file compares with the network's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parspike.graph import leaves
+from parspike.notebook import html_table
+from parspike.snn import SNN
+
+__all__ = ["Compared", "Drift", "Exported", "compare", "in_pieces"]
+
+AT_ONCE = 8
+"""Samples that are run at a time."""
+ROWS = 12
+"""Layers that `print` shows where more drift."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One layer of neurons, run by parspike and from the file. spikes, file_spikes: of all samples; counts: how many
+    neurons' counts were compared, over all samples; unlike: how many of them differ."""
+
+    layer: str
+    counts: int
+    spikes: int
+    file_spikes: int
+    unlike: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two runs of the same samples. error: ‖file − own‖ / ‖own‖ of the outputs; agreement: share of the samples whose
+    largest output is the same, None where outputs are no scores of classes."""
+
+    samples: int
+    layers: tuple[Drift, ...]
+    error: float
+    agreement: float | None
+
+    @property
+    def unlike(self) -> int:
+        """Counts that differ, of all layers."""
+        return sum(row.unlike for row in self.layers)
+
+    @property
+    def text(self) -> str:
+        """The comparison as half a sentence."""
+        counts = sum(row.counts for row in self.layers)
+        said = f"{self.unlike:,} of {counts:,} spike counts differ" if self.unlike else "the same spike counts"
+        said = said if counts else ""
+        outputs = f"outputs differ by {100 * self.error:.2g} %"
+        alike = "" if self.agreement is None else f", the same class for {100 * self.agreement:.1f} % of the samples"
+        return (f"{said}, " if said else "") + outputs + alike
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that `parspike.export` wrote. nodes: how many of each kind. file: the file, read back and run, beside the
+    network's own run. plain: the same for a reader that knows the format alone and none of parspike's metadata. noise:
+    whether the samples were noise, for want of examples."""
+
+    path: Path
+    format: str
+    nodes: Mapping[str, int]
+    bytes: int
+    file: Compared
+    plain: Compared | None = None
+    notes: tuple[str, ...] = ()
+    noise: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON-able data."""
+
+        def of(found: Compared | None) -> dict[str, Any] | None:
+            if found is None:
+                return None
+            layers = [vars(row) for row in found.layers]
+            return {
+                "samples": found.samples, "unlike_counts": found.unlike, "error": found.error,
+                "agreement": found.agreement, "layers": layers,
+            }  # fmt: skip
+
+        return {
+            "path": str(self.path), "format": self.format, "bytes": self.bytes, "nodes": dict(self.nodes),
+            "read_back": of(self.file), "format_alone": of(self.plain), "on_noise": self.noise,
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+    def _lines(self) -> list[str]:
+        nodes = ", ".join(f"{number} {kind}" for kind, number in sorted(self.nodes.items()))
+        samples = "1 sample" if self.file.samples == 1 else f"{self.file.samples} samples"
+        on = f"{samples} of noise" if self.noise else samples
+        lines = [f"{self.path}: {self.format}, {self.bytes / 1e3:,.0f} kB", f"nodes: {nodes}"]
+        lines.append(f"read back and run on {on}: {self.file.text}")
+        if self.plain is not None:
+            lines.append(f"as a reader of {self.format} alone computes it: {self.plain.text}")
+        return lines + [f"note: {note}" for note in self.notes]
+
+    def __str__(self) -> str:
+        drifts = [row for row in self.file.layers if row.unlike]
+        lines = self._lines()
+        if drifts:
+            width = max(len(row.layer) for row in drifts[:ROWS])
+            lines.append(f"{'layer':<{width}}  counts that differ  spikes here  in the file")
+            lines += [
+                f"{row.layer:<{width}}  {100 * row.unlike / row.counts:16.3f} %  {row.spikes:11,}  "
+                f"{row.file_spikes:11,}"
+                for row in drifts[:ROWS]
+            ]
+            if len(drifts) > ROWS:
+                lines.append(f"… and {len(drifts) - ROWS} layers more")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        first, *notes = self._lines()
+        rows = [(row.layer, f"{row.spikes:,}", f"{row.file_spikes:,}", f"{row.unlike:,}") for row in self.file.layers]
+        return html_table(first, ("layer", "spikes here", "spikes in the file", "counts that differ"), rows, notes)
+
+
+@torch.no_grad()
+def compare(own: SNN, other: SNN, names: Mapping[str, str], batches: Sequence[Mapping[str, Tensor]]) -> Compared:
+    """Run both networks on the same inputs. names: the other's layers by the nodes of the network's own neurons; empty
+    where only outputs are compared. batches: inputs by the names of the network's own graph."""
+    layer = {name: own.graph.by_name[name].layer for name in names}
+    rows = {name: [0, 0, 0, 0] for name in names}
+    samples = alike = scored = 0
+    apart = size = 0.0
+    for env in batches:
+        mine, output = _counts(own, env, names)
+        given = dict(zip((i.name for i in other.graph.inputs), env.values(), strict=True))
+        theirs, answer = _counts(other, given, None)
+        for name, count in mine.items():
+            found = theirs[names[name]]
+            row = rows[name]
+            row[0] += count.numel()
+            row[1] += int(count.abs().sum())
+            row[2] += int(found.abs().sum())
+            row[3] += int((count != found).sum())
+        samples += len(next(iter(env.values())))
+        for one, two in zip(_tensors(output), _tensors(answer), strict=True):
+            apart += float((one.double() - two.double().reshape(one.shape)).square().sum())
+            size += float(one.double().square().sum())
+            if one.dim() == 2 and one.shape[1] > 1:
+                alike += int((one.argmax(1) == two.reshape(one.shape).argmax(1)).sum())
+                scored += len(one)
+    layers = tuple(Drift(layer[name], *row) for name, row in rows.items())
+    error = 0.0 if not apart else (apart / size) ** 0.5 if size else float("inf")
+    return Compared(samples, layers, error, alike / scored if scored else None)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _counts(snn: SNN, env: Mapping[str, Tensor], names: Mapping[str, str] | None) -> tuple[dict[str, Tensor], Any]:
+    """Spikes of every neuron over the T steps, by layer (or by node, of those in `names`), and the output."""
+    if not snn.over_time:
+        run = snn.run(*env.values(), record=bool(names))
+        return ({name: run.counts[snn.graph.by_name[name].layer] for name in names or ()}, run.logits)
+    counts: dict[str, Tensor] = {}
+
+    def watch(name: str, current: Tensor, spikes: Tensor, read: bool) -> None:
+        if names is not None and name not in names:
+            return
+        key = name if names is not None else snn.graph.by_name[name].layer
+        now = spikes.sum(0)
+        counts[key] = counts[key].add_(now) if key in counts else now
+
+    return counts, snn.watched(env, watch).logits
+
+
+def in_pieces(env: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Inputs by name as batches of a few samples."""
+    cut = {name: x.split(AT_ONCE) for name, x in env.items()}
+    return [dict(zip(cut, pieces, strict=True)) for pieces in zip(*cut.values(), strict=True)]
