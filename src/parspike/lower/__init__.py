@@ -6,6 +6,7 @@
 Both give an `SNN`, which the same engines run and the same file holds.
 """
 
+from parspike.lower.integers import integers
 from parspike.lower.unit import unit
 
-__all__ = ["unit"]
+__all__ = ["integers", "unit"]
