@@ -508,6 +508,7 @@ class _Whole:
         read = {path for node in self.nodes.values() for path in node.params}
         tensors = {path: tensor for path, tensor in self.tensors.items() if path in read}
         graph = replace(self.source, nodes=tuple(self.nodes.values()), output=output, tensors=tensors, norm=None)
+        provenance = {**provenance, "largest": int(self.most)}
         made = SNN(graph, self.made, simulation=self.simulation, provenance=provenance).to(dtype)
         if dtype is not torch.float32:  # its first nodes widen what the network was always given
             made.graph = replace(made.graph, inputs=self.given)
