@@ -159,7 +159,8 @@ class _Whole:
                 most = most.amax(keepdim=True).reshape([1] * most.dim())  # dimension 1 may be anything
             grid = torch.where(most > 0, most / top, 1.0)
             like = Node(i.name, "", (), {}, Role.SYNAPSE, i.name, "", i.shape)
-            name = self.emit(like, "_on_grid", "aten.div.Tensor", Ref(i.name), self.put(like, "grid", grid))
+            # A product rounds alike on every machine, which not every runtime's division does.
+            name = self.emit(like, "_on_grid", "aten.mul.Tensor", Ref(i.name), self.put(like, "parts.grid", 1 / grid))
             name = self.emit(like, "_rounded", "aten.round.default", Ref(name))
             ends = (
                 self.put(like, end, torch.tensor(value, dtype=grid.dtype))
