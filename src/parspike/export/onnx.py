@@ -124,7 +124,7 @@ class _Model:
 
     def op(self, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
         self.number += 1
-        name = out or f"{kind.lower()}_{self.number}"
+        name = out or f"/{kind}_{self.number}"  # no node of the graph begins so
         self.nodes.append(
             self.onnx.helper.make_node(kind, list(inputs), [name], name=f"{kind}_{self.number}", **attributes)
         )
@@ -187,7 +187,7 @@ class _Model:
     def fire(self, node: Node, neuron: Neuron) -> None:
         """The neurons of one layer: their counts, and what these are worth."""
         z = node.args[0].name
-        count = f"{node.name}_count"
+        count = f"/{node.name}/count"
         if isinstance(neuron, ParallelNeuron):
             theta, levels = neuron.v_threshold.detach(), neuron.levels
             scale = levels / theta
