@@ -498,22 +498,43 @@ class _Whole:
         dtype = torch.float32 if self.most * self.simulation.T < EXACT[torch.float32] else torch.float64
         if self.most * self.simulation.T >= EXACT[torch.float64]:
             raise UnsupportedError(f"its sums reach {self.most:.3g}, more than 2^53: give fewer bits")
+        wide = dtype is torch.float64  # inside alone: the input is rounded, and the answer made, in float32
+        if wide:
+            for i in self.source.inputs:
+                self._widened(self.nodes[f"{i.name}_whole"], dtype)
         names: dict[str, str] = {}
+        how = {"role": Role.ANALOG, "reason": REAL}  # once, on the mean over time: at every step it would round
         for name in dict.fromkeys(self.source.outputs):
             value = self.values[name]
-            like = replace(value.like, name=name)
-            grid = self.put(like, "grid", value.grid)
-            how = {"role": Role.ANALOG, "reason": REAL}  # once, on the mean over time: at every step it would round
-            names[name] = self.emit(like, "_real", "aten.mul.Tensor", Ref(value.name), grid, **how)
+            like, whole = replace(value.like, name=name), value.name
+            if wide:
+                whole = self.emit(like, "_narrow", CASTS[0], Ref(whole), kwargs={"dtype": torch.float32}, **how)
+            grid = self.put(like, "real.grid", value.grid)
+            names[name] = self.emit(like, "_real", "aten.mul.Tensor", Ref(whole), grid, **how)
         output = map_tree(lambda leaf: Ref(names[leaf.name]) if isinstance(leaf, Ref) else leaf, self.source.output)
         read = {path for node in self.nodes.values() for path in node.params}
-        tensors = {path: tensor for path, tensor in self.tensors.items() if path in read}
-        graph = replace(self.source, nodes=tuple(self.nodes.values()), output=output, tensors=tensors, norm=None)
-        provenance = {**provenance, "largest": int(self.most)}
-        made = SNN(graph, self.made, simulation=self.simulation, provenance=provenance).to(dtype)
-        if dtype is not torch.float32:  # its first nodes widen what the network was always given
-            made.graph = replace(made.graph, inputs=self.given)
-        return made
+        narrow = (".grid", ".least", ".most")
+        tensors = {
+            path: tensor.to(torch.float32 if path.endswith(narrow) or not wide else dtype)
+            for path, tensor in self.tensors.items()
+            if path in read
+        }
+        graph = replace(
+            self.source, inputs=self.given, nodes=tuple(self.nodes.values()), output=output, tensors=tensors, norm=None
+        )
+        made = {name: neuron.to(dtype) for name, neuron in self.made.items()}
+        return SNN(graph, made, simulation=self.simulation, provenance={**provenance, "largest": int(self.most)})
+
+    def _widened(self, node: Node, dtype: torch.dtype) -> None:
+        """Put a cast between a node and all that read it."""
+        nodes = dict(self.nodes)
+        self.nodes = {}
+        for name, other in nodes.items():
+            self.nodes[name] = other.mapped(
+                lambda leaf: Ref(f"{node.name}_wide") if isinstance(leaf, Ref) and leaf.name == node.name else leaf
+            )
+            if name == node.name:
+                self.emit(node, "_wide", CASTS[0], Ref(node.name), kwargs={"dtype": dtype})
 
 
 def _levels(neuron: ParallelNeuron | IntegrateFire) -> int:
