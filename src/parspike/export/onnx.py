@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from parspike.errors import MissingExtraError, UnsupportedError
-from parspike.graph import Graph, Node, Param, Ref, Size
+from parspike.graph import Graph, Node, Param, Ref, Size, leaves
 from parspike.graph.signature import Conv, Linear, Pool, arguments
 from parspike.neurons import Neuron, ParallelNeuron, Staircase, WholeNeuron
 from parspike.snn import SNN
@@ -490,6 +490,9 @@ def _upsample(model: _Model, node: Node) -> None:
 
 
 def _identity(model: _Model, node: Node) -> None:
+    dtypes = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, torch.dtype)]
+    if any(dtype not in (torch.float32, torch.float64) for dtype in dtypes):
+        raise _Refused("the file computes in float32")
     model.op("Identity", model.value(node.args[0]), out=node.name)
 
 
@@ -523,7 +526,7 @@ def _rules() -> dict[str, Rule]:
         ("layer_norm.default", _layer_norm), ("gelu.default", _gelu), ("silu.default", _silu),
         ("upsample_nearest2d.vec upsample_nearest2d.default upsample_nearest1d.vec upsample_nearest1d.default",
          _upsample),
-        ("clone.default contiguous.default", _identity),
+        ("clone.default contiguous.default _to_copy.default to.dtype", _identity),
     ):  # fmt: skip
         table |= {f"aten.{name}": rule for name in names.split()}
     table["parspike.scale_shift"] = _scale_shift
