@@ -32,6 +32,7 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.graph import register
     from parspike.measure import Energy, Report, Scores, measure
     from parspike.neurons import IF, LIF, QCFS, Parallel, Simulation, kind_from_text
+    from parspike.onnx_in import from_onnx
     from parspike.plan import Keep, Plan, Spike, Steps, plan
     from parspike.snn import SNN
     from parspike.sweep import Sweep, sweep
@@ -67,6 +68,7 @@ __all__ = [
     "bench",
     "convert",
     "errors",
+    "from_onnx",
     "kind_from_text",
     "load",
     "measure",
@@ -91,6 +93,7 @@ look_up_later(
         "graph": ("register",),
         "measure": ("Energy", "Report", "Scores", "measure"),
         "neurons": ("IF", "LIF", "Parallel", "QCFS", "Simulation", "kind_from_text"),
+        "onnx_in": ("from_onnx",),
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
         "snn": ("SNN",),
         "sweep": ("Sweep", "sweep"),

@@ -67,7 +67,8 @@ class Call:
 
 @dataclass(frozen=True)
 class File:
-    """What a file holds: nodes in the order in which they run, and constants."""
+    """What a file holds: nodes in the order in which they run, and constants. batch: the size of the batch where all
+    inputs fix the same."""
 
     path: Path
     opset: int
@@ -75,6 +76,7 @@ class File:
     outputs: tuple[str, ...]
     calls: tuple[Call, ...]
     constants: Mapping[str, np.ndarray]
+    batch: int | None = None
 
 
 def read(path: str | os.PathLike[str]) -> File:
@@ -120,7 +122,10 @@ def read(path: str | os.PathLike[str]) -> File:
     inputs = tuple(_given(place, value) for value in graph.input if value.name not in constants)
     calls = _calls(place, graph.node, opsets, tensors)
     _check_order(place, calls, [*constants, *(given.name for given in inputs)], [v.name for v in graph.output])
-    return File(place, opsets[""], inputs, tuple(v.name for v in graph.output), calls, constants)
+    first = {given.shape[0] if given.shape else None for given in inputs if given.shape != ()}
+    batch = first.pop() if len(first) == 1 else None
+    outputs = tuple(v.name for v in graph.output)
+    return File(place, opsets[""], inputs, outputs, calls, constants, batch if isinstance(batch, int) else None)
 
 
 def _opsets(place: Path, model: Any, newest: int) -> dict[str, int]:

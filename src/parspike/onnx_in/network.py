@@ -38,6 +38,7 @@ SAME = ("Identity",)
 def from_onnx(
     path: str | os.PathLike[str],
     *,
+    inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     fixed: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -48,26 +49,40 @@ def from_onnx(
 
     Its `forward` takes the inputs of the file under their names and returns its output, or a tuple of several. Each node
     is a layer under its name. Sizes that the file leaves free stay free; a batch that the file fixes is opened, and
-    `plan` checks that samples do not mix. outputs: names of values to return in place of the file's outputs, so that a
-    network can be taken without its post-processing. fixed: inputs that are made constants, by name, as numbers or
+    `plan` checks that samples do not mix. inputs, outputs: names of values that take the place of the file's inputs and
+    outputs, so that a network can be taken without its preparation and its decoding. fixed: inputs that are made constants, by name, as numbers or
     arrays: thresholds and rates that are no data.
 
     Needs the package onnx (extra `export`), and neither runs code of the file nor reads outside of its folder. Raises
     `FileError` where the file is damaged or asks for what is refused, `UnsupportedError` with every operator at once
     that has no rule, `OptionError` for unknown names, `MissingExtraError` without onnx.
     """
-    file = _with_fixed(read(path), dict(fixed or {}))
-    if outputs is not None:
-        made = {name for call in file.calls for name in call.outputs}
-        for name in outputs:
-            if name not in made:
-                raise OptionError(
-                    f"{file.path} has no value '{name}'{meant(name, made)}; its outputs are {', '.join(file.outputs)}"
-                )
-        if not outputs:
-            raise OptionError("outputs names no value: leave it out, or name at least one")
-        file = replace(file, outputs=tuple(outputs))
+    file = _part(_with_fixed(read(path), dict(fixed or {})), inputs, outputs)
     return OnnxNetwork.of(file).eval()
+
+
+def _part(file: File, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> File:
+    """The part of a file between values."""
+    made = {name for call in file.calls for name in call.outputs if name}
+    known = {given.name: given for given in file.inputs}
+    for option, names, there in (("inputs", inputs, {*made, *known}), ("outputs", outputs, made)):
+        if names is not None and not names:
+            raise OptionError(f"{option} names no value: leave it out, or name at least one")
+        for name in names or ():
+            if name not in there:
+                own = ", ".join(known if option == "inputs" else file.outputs)
+                raise OptionError(f"{file.path} has no value '{name}'{meant(name, there)}; its {option} are {own}")
+    file = replace(file, outputs=tuple(file.outputs if outputs is None else outputs))
+    if inputs is None:
+        return file
+    given = tuple(known.get(name) or Given(name, "float32", None) for name in inputs)
+    calls = [call for call in file.calls if not set(call.outputs) & set(inputs)]
+    file = replace(file, inputs=given, calls=tuple(calls))
+    needed = _needed(file)
+    there = {*file.constants, *inputs, *(name for call in needed for name in call.outputs), ""}
+    if lacking := next((name for call in needed for name in call.inputs if name not in there), None):
+        raise OptionError(f"inputs: the outputs need '{lacking}' too: name it among the inputs, or take other outputs")
+    return file
 
 
 def _with_fixed(file: File, fixed: dict[str, Any]) -> File:
@@ -132,11 +147,7 @@ class OnnxNetwork(nn.Module):
 
     def _build(self, file: File) -> None:
         self.path, self.given, self.results = str(file.path), file.inputs, file.outputs
-        first = [given.shape[0] for given in file.inputs if given.shape]
-        numbers = {size for size in first if isinstance(size, int)}
-        self.fixed_batch = numbers.pop() if len(numbers) == 1 and len(first) == len(file.inputs) else None
-        if any(not isinstance(size, int) for size in first):
-            self.fixed_batch = None
+        self.fixed_batch = file.batch
         self.known: dict[str, np.ndarray] = {}
         self.paths: dict[str, str] = {}
         self.order: list[tuple[str, Call]] = []
@@ -176,8 +187,7 @@ class OnnxNetwork(nn.Module):
     def run(self, inputs: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
         """The outputs for inputs in the order of the file."""
         for given, x in zip(self.given, inputs, strict=True):
-            if not isinstance(x, Tensor):
-                raise InputError(f"input '{given.name}' must be a tensor, got {type(x).__name__}")
+            self._check(given, x)
         device = inputs[0].device
         tensors: dict[str, Tensor] = {given.name: x for given, x in zip(self.given, inputs, strict=True)}
         known: dict[str, Any] = dict(self.known)
@@ -207,6 +217,21 @@ class OnnxNetwork(nn.Module):
                 tensors.pop(name, None)
         made = tuple(tensors[name] if name in tensors else as_tensor(known[name], device) for name in self.results)
         return made[0] if len(made) == 1 else made
+
+    def _check(self, given: Given, x: Tensor) -> None:
+        """Refuse an input of another type or shape than the file declares; the batch is free."""
+        wanted = TORCH[given.dtype]
+        if not isinstance(x, Tensor):
+            raise InputError(f"input '{given.name}' must be a tensor, got {type(x).__name__}")
+        if x.is_floating_point() != wanted.is_floating_point or (not wanted.is_floating_point and x.dtype != wanted):
+            raise InputError(f"input '{given.name}' is {x.dtype}, the file asks for {wanted}: convert it with .to({wanted})")
+        if given.shape is not None and (
+            x.dim() != len(given.shape)
+            # A size that the file fixes becomes fixed in the traced graph by this comparison.
+            or any(isinstance(n, int) and x.shape[d] != n for d, n in enumerate(given.shape) if d)
+        ):
+            said = ", ".join(["B", *(str(n or "?") for n in given.shape[1:])])
+            raise InputError(f"input '{given.name}' has the shape {tuple(x.shape)}, the file asks for ({said})")
 
     def _on_sizes(self, site: Site, known: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Any, ...] | None:
         """The outputs of a node that reads sizes and small constants alone; None where it needs tensors."""
@@ -300,7 +325,8 @@ def _identifiers(names: Sequence[str]) -> tuple[str, ...]:
 
 def _module_name(home: nn.Module, name: str) -> str:
     """A name of the file as one of a submodule or tensor: no dots, nothing that the module has already."""
-    text = re.sub(r"[^0-9A-Za-z_]+", "_", name).strip("_") or "node"
+    # A converter that joins several layers writes all their names, with semicolons.
+    text = re.sub(r"[^0-9A-Za-z_]+", "_", name.partition(";")[0]).strip("_") or "node"
     text = f"n{text}" if text[0].isdigit() else text
     made, number = text, 2
     while hasattr(home, made) or hasattr(nn.Module, made):
