@@ -279,8 +279,10 @@ def pitch(wheels: Path) -> Task:
     decoding is converted, both of which are read from the same file."""
     path = unpacked(wheels, "swift_f0", "swift_f0/model.onnx")
     fixed = {"fmin": 46.875, "fmax": 2093.75}
-    calls = {call.name: call for _, call in parspike.from_onnx(path, fixed=fixed).order}  # pyright: ignore
-    spectrum, scores = calls["Log_103"].outputs[0], calls["Transpose_333"].outputs[0]
+    calls = [call for _, call in parspike.from_onnx(path, fixed=fixed).order]  # pyright: ignore
+    # What the first convolution reads, three spectrograms, and what the decoding begins with.
+    spectrum = next(call.inputs[0] for call in calls if call.op == "Conv")
+    scores = next(call.outputs[0] for call in calls if call.name == "Transpose_333")
     front = parspike.from_onnx(path, fixed=fixed, outputs=[spectrum])
     network = parspike.from_onnx(path, inputs=[spectrum], outputs=[scores])
     last = parspike.from_onnx(path, fixed=fixed, inputs=[scores], outputs=["pitch"])

@@ -17,7 +17,7 @@ import numpy as np
 
 from parspike.errors import FileError, MissingExtraError, UnsupportedError
 
-__all__ = ["Call", "File", "Given", "read"]
+__all__ = ["Call", "File", "Given", "check_order", "read"]
 
 OLDEST = 7
 """The first opset whose arithmetic broadcasts as NumPy does."""
@@ -121,7 +121,7 @@ def read(path: str | os.PathLike[str]) -> File:
         constants[proto.name] = tensors.array(proto)
     inputs = tuple(_given(place, value) for value in graph.input if value.name not in constants)
     calls = _calls(place, graph.node, opsets, tensors)
-    _check_order(place, calls, [*constants, *(given.name for given in inputs)], [v.name for v in graph.output])
+    check_order(place, calls, [*constants, *(given.name for given in inputs)], [v.name for v in graph.output])
     first = {given.shape[0] if given.shape else None for given in inputs if given.shape != ()}
     batch = first.pop() if len(first) == 1 else None
     outputs = tuple(v.name for v in graph.output)
@@ -317,7 +317,7 @@ def _attribute(place: Path, node: str, proto: Any, opsets: Mapping[str, int], te
     raise UnsupportedError(f"{place}: the attribute '{proto.name}' of node '{node}' is of a kind that is not supported")
 
 
-def _check_order(place: Path, calls: Sequence[Call], known: Sequence[str], outputs: Sequence[str]) -> None:
+def check_order(place: Path, calls: Sequence[Call], known: Sequence[str], outputs: Sequence[str]) -> None:
     """Refuse a graph whose nodes read what no node before them has made: a cycle, or a damaged file."""
     made = {"", *known}
     for call in calls:

@@ -58,12 +58,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Site:
-    """A node, and where it runs. batch: the size of the batch that it runs on, and the one that the file fixes."""
+    """A node, and where it runs. batch: the size of the batch that it runs on, and the one that the file fixes. most:
+    elements at most of a tensor whose size a number in the file says."""
 
     call: Call
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     batch: Any = None
     fixed_batch: int | None = None
+    most: int = MOST
 
     @property
     def opset(self) -> int:
@@ -96,7 +98,7 @@ class Site:
     def checked(self, shape: Sequence[Any]) -> list[Any]:
         """A shape for a tensor that is made by numbers of the file: refused where it is beyond all measure."""
         known = math.prod(abs(d) for d in shape if isinstance(d, int))
-        if known > MOST:
+        if known > self.most:
             raise self.refuse(f"it asks for a tensor of {known} elements")
         return list(shape)
 
