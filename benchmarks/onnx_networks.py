@@ -30,14 +30,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from few_steps import put
 from torch import Tensor, nn
 
 import parspike
-from few_steps import put
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "benchmarks" / "onnx_networks.jsonl"
-CODES: dict[str, tuple[int, Any]] = {"T = 8": (8, "sorted"), "weighted, 4": (4, "weighted"), "weighted, 6": (6, "weighted")}
+CODES: dict[str, tuple[int, Any]] = {
+    "T = 8": (8, "sorted"),
+    "weighted, 4": (4, "weighted"),
+    "weighted, 6": (6, "weighted"),
+}
 Answer = Callable[[Tensor], Any]
 
 
@@ -146,7 +150,7 @@ def recogniser(wheels: Path) -> Task:
     path = unpacked(wheels, "rapidocr_onnxruntime", "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx")
     said = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
     alphabet = ["", *said["character"].splitlines(), " "]
-    x, texts = lines(96, 1, 48, 320, 22)
+    x, texts = lines(64, 1, 48, 320, 22)
 
     def read(scores: Tensor) -> list[str]:
         best = scores.argmax(-1).tolist()
@@ -157,7 +161,7 @@ def recogniser(wheels: Path) -> Task:
         wrong = sum(edits(a.replace(" ", ""), b.replace(" ", "")) for a, b in zip(got, texts, strict=True))
         return {"characters wrong": 100 * wrong / sum(len(text.replace(" ", "")) for text in texts)}
 
-    return Task(parspike.from_onnx(path), lines(128, 0, 48, 320, 22)[0].split(16), measure)
+    return Task(parspike.from_onnx(path), lines(64, 0, 48, 320, 22)[0].split(16), measure)
 
 
 def direction(wheels: Path) -> Task:
@@ -242,10 +246,10 @@ def detector(wheels: Path) -> Task:
     """PP-OCRv4's detector: F1 of lines found on pages, at an overlap of 0.5 with where they were drawn."""
     path = unpacked(wheels, "rapidocr_onnxruntime", "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx")
     rng, known = np.random.default_rng(1), words(1)
-    pages = [page(rng, known, 320) for _ in range(40)]
+    pages = [page(rng, known, 320) for _ in range(24)]
     x = torch.from_numpy(np.stack([image for image, _ in pages]))
     other, words_of_other = np.random.default_rng(0), words(0)
-    fitted = torch.from_numpy(np.stack([page(other, words_of_other, 320)[0] for _ in range(64)]))
+    fitted = torch.from_numpy(np.stack([page(other, words_of_other, 320)[0] for _ in range(32)]))
 
     def measure(run: Answer) -> dict[str, float]:
         hits = made = there = 0
@@ -259,7 +263,7 @@ def detector(wheels: Path) -> Task:
                     got.remove(best)
         return {"F1": 200 * hits / max(made + there, 1)}
 
-    return Task(parspike.from_onnx(path), fitted.split(8), measure)
+    return Task(parspike.from_onnx(path), fitted.split(4), measure)
 
 
 # --------------------------------------------------------------------------------------------------------- sound
@@ -347,7 +351,10 @@ def notes(wheels: Path) -> Task:
         wrong = float((found * (1 - near[1])).sum() + (onsets * (1 - near[0])).sum())
         right = float((found * near[1]).sum() + (onsets * near[0]).sum())
         both = float((sounding * frames).sum())
-        return {"notes, F1": 200 * both / float(sounding.sum() + frames.sum()), "onsets, F1": 100 * right / (right + wrong)}
+        return {
+            "notes, F1": 200 * both / float(sounding.sum() + frames.sum()),
+            "onsets, F1": 100 * right / (right + wrong),
+        }
 
     return Task(network, clips(32, 0)[0].split(4), measure)
 
@@ -363,7 +370,11 @@ def voice(rng: np.random.Generator, seconds: float, rate: int = 16000) -> np.nda
         pitch_ = base * 2 ** (rng.uniform(-0.2, 0.2) + np.linspace(0, rng.uniform(-0.2, 0.2), n))
         pulses = np.diff(np.floor(np.cumsum(pitch_) / rate), prepend=0)
         source = pulses + rng.normal(0, 0.02, n) if rng.random() < 0.8 else rng.normal(0, 0.2, n)
-        for formant, wide in ((rng.uniform(300, 800), 80), (rng.uniform(900, 2200), 110), (rng.uniform(2300, 3000), 160)):
+        for formant, wide in (
+            (rng.uniform(300, 800), 80),
+            (rng.uniform(900, 2200), 110),
+            (rng.uniform(2300, 3000), 160),
+        ):
             r = np.exp(-np.pi * wide / rate)
             source = signal.lfilter([1 - r], [1, -2 * r * np.cos(2 * np.pi * formant / rate), r * r], source)
         made.append(source / (np.abs(source).max() + 1e-9) * np.hanning(n) ** 0.3)
@@ -422,7 +433,9 @@ def files(wheels: Path) -> Task:
     fitting = {label: set(kinds[label]["extensions"]) for label in labels if label in kinds}
     endings = set().union(*fitting.values())
     by_ending: dict[str, list[Path]] = {}
-    for root in dict.fromkeys(map(Path, (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"], "/usr/share"))):
+    for root in dict.fromkeys(
+        map(Path, (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"], "/usr/share"))
+    ):
         for base, folders, names in os.walk(root):
             folders.sort()
             for name in sorted(names):
@@ -434,7 +447,7 @@ def files(wheels: Path) -> Task:
     pairs = [(ending, file) for ending, found in chosen.items() for file in found]
     x = torch.from_numpy(np.stack([features(file.read_bytes()) for _, file in pairs]))
     tested = [place for place in range(len(pairs)) if place % 2]
-    fitted = [place for place in range(0, len(pairs), 2)]
+    fitted = list(range(0, len(pairs), 2))
     own = torch.cat(answers(network, x[tested], 32)).argmax(1)
 
     def measure(run: Answer) -> dict[str, float]:
@@ -457,15 +470,27 @@ def _readable(file: Path) -> bool:
 TASKS = {"recogniser": recogniser, "detector": detector, "direction": direction, "pitch": pitch, "notes": notes,
          "files": files, "speech": speech}  # fmt: skip
 TITLES = {
-    "recogniser": ("rapidocr-onnxruntime, PP-OCRv4 recogniser", "characters wrong", "96 drawn lines, % of characters wrong"),
-    "detector": ("rapidocr-onnxruntime, PP-OCRv4 detector", "F1", "lines found on 40 drawn pages, F1 in %"),
+    "recogniser": (
+        "rapidocr-onnxruntime, PP-OCRv4 recogniser",
+        "characters wrong",
+        "64 drawn lines, % of characters wrong",
+    ),
+    "detector": ("rapidocr-onnxruntime, PP-OCRv4 detector", "F1", "lines found on 24 drawn pages, F1 in %"),
     "direction": ("rapidocr-onnxruntime, direction classifier", "agreement", "256 lines, half turned, agreement in %"),
-    "pitch": ("swift-f0, between spectrogram and decoding", "within 50 cents", "gliding tones, % of frames within 50 cents"),
+    "pitch": (
+        "swift-f0, between spectrogram and decoding",
+        "within 50 cents",
+        "gliding tones, % of frames within 50 cents",
+    ),
     "notes": ("basic-pitch", "notes, F1", "synthesised chords, F1 of sounding notes in %"),
     "onsets": ("basic-pitch", "onsets, F1", "the same, F1 of onsets in %"),
     "files": ("magika", "agreement", "files of the disk, agreement in %"),
     "endings": ("magika", "fits the ending", "the same, % whose type fits the ending"),
-    "speech": ("speechmos, DNSMOS sig_bak_ovr", "MOS error", "synthesised voices in noise, mean error of scores from 1 to 5"),
+    "speech": (
+        "speechmos, DNSMOS sig_bak_ovr",
+        "MOS error",
+        "synthesised voices in noise, mean error of scores from 1 to 5",
+    ),
 }
 OF = {"onsets": "notes", "endings": "files"}
 
@@ -515,7 +540,9 @@ def table(before: str) -> str:
     for row, (title, score, what) in TITLES.items():
         found = [known.get((OF.get(row, row), form), {}).get(score) for form in ("network", *CODES)]
         digits = 2 if row == "speech" else 1
-        rows.append(f"| {title} | {what} | " + " | ".join("–" if f is None else f"{f:.{digits}f}" for f in found) + " |")
+        rows.append(
+            f"| {title} | {what} | " + " | ".join("–" if f is None else f"{f:.{digits}f}" for f in found) + " |"
+        )
     return "\n".join(rows)
 
 

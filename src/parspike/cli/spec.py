@@ -2,8 +2,8 @@
 
     package.module:factory    file.py:factory    timm:NAME    torchvision:NAME    net.onnx    net.onnx:OUTPUT
 
-`file.py` is the user's own code and is run like a script; `--weights` and `.onnx` files are data and run nothing. torch is imported
-where a network is made, so that a wrong SPEC is said at once.
+`file.py` is the user's own code and is run like a script; `--weights` and `.onnx` files are data and run nothing. torch
+is imported where a network is made, so that a wrong SPEC is said at once.
 """
 
 from __future__ import annotations

@@ -306,7 +306,7 @@ def _arg(site: Site, x: Tensor) -> Tensor:
 
 
 @rule("TopK", 1, outputs=2)
-def _top_k(site: Site, x: Tensor, k: Any = None) -> tuple[Tensor, Tensor]:
+def _top_k(site: Site, x: Tensor, k: Any = None) -> tuple[Tensor, ...]:
     wanted = site.get("k") if site.opset < 10 else site.ints(k, "the number k")[0]
     return tuple(torch.topk(x, wanted, site.get("axis", -1), bool(site.get("largest", 1)), bool(site.get("sorted", 1))))
 
@@ -348,4 +348,3 @@ def _quantize(site: Site, x: Tensor, scale: Tensor, zero: Tensor | None = None) 
     if zero is not None:
         made = made + _along(site, zero, x, axis).to(x.dtype)
     return torch.clamp(made, limits.min, limits.max)
-

@@ -91,7 +91,9 @@ def read(path: str | os.PathLike[str]) -> File:
         raise MissingExtraError("onnx", extra="export") from error
     place = Path(path)
     if not place.is_file():
-        said = "this is a folder" if place.is_dir() else "this is no file" if place.exists() else "there is no such file"
+        said = (
+            "this is a folder" if place.is_dir() else "this is no file" if place.exists() else "there is no such file"
+        )
         raise FileError(f"{place}: {said}; expected an ONNX file")
     try:
         if place.stat().st_size >= LARGEST:
@@ -234,7 +236,9 @@ class _Tensors:
         if kind.endswith("int4"):
             both = np.frombuffer(data, np.uint8)
             halves = np.stack([both & 15, both >> 4], -1).reshape(-1)[:number].astype(np.int8)
-            return np.where(halves > 7, halves - 16, halves).astype(np.int8) if kind == "int4" else halves.view(np.uint8)
+            return (
+                np.where(halves > 7, halves - 16, halves).astype(np.int8) if kind == "int4" else halves.view(np.uint8)
+            )
         return np.frombuffer(data, np.dtype(kind).newbyteorder("<")).astype(kind)
 
     def _external(self, proto: Any, name: str, wanted: int) -> bytes:
@@ -285,9 +289,7 @@ def _calls(place: Path, nodes: Any, opsets: Mapping[str, int], tensors: _Tensors
         inputs = list(node.input)
         while inputs and not inputs[-1]:
             inputs.pop()
-        calls.append(
-            Call(node.op_type, domain, opsets.get(domain, 1), name, tuple(inputs), tuple(outputs), attributes)
-        )
+        calls.append(Call(node.op_type, domain, opsets.get(domain, 1), name, tuple(inputs), tuple(outputs), attributes))
     return tuple(calls)
 
 

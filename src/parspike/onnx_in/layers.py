@@ -77,7 +77,9 @@ def _conv(site: Site, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
 
 @rule("FusedConv", domain="com.microsoft")
-def _fused_conv(site: Site, x: Tensor, weight: Tensor, bias: Tensor | None = None, more: Tensor | None = None) -> Tensor:
+def _fused_conv(
+    site: Site, x: Tensor, weight: Tensor, bias: Tensor | None = None, more: Tensor | None = None
+) -> Tensor:
     made = _conv(site, x, weight, bias)
     made = made if more is None else made + more
     name, numbers = site.get("activation", ""), list(site.get("activation_params", ()))
@@ -172,8 +174,10 @@ def _max_pool(site: Site, x: Tensor) -> Tensor:
     pool = MAX_POOL[dims]
     if _even(before, after) and all(2 * p <= k for p, k in zip(before, kernel, strict=True)):
         return pool(x, kernel, strides, before, dilations, ceil_mode=ceil)
-    if not ceil and not any(before) and all(
-        isinstance(a, int) and a == s - 1 for a, s in zip(after, strides, strict=True)
+    if (
+        not ceil
+        and not any(before)
+        and all(isinstance(a, int) and a == s - 1 for a, s in zip(after, strides, strict=True))
     ):
         # Windows that reach beyond the end by less than a stride are those of rounding up.
         return pool(x, kernel, strides, 0, dilations, ceil_mode=True)
@@ -414,7 +418,12 @@ def _resized(site: Site, x: Tensor, scales: list[float] | None, sizes: list[Any]
         return F.interpolate(x, size=size, mode="nearest")
     wide = all(not (isinstance(n, int) and n == 1) for n in size)
     exact = sizes is not None or grows  # torch takes out / n for the scale, the file may have rounded it
-    if how == "linear" and plain and exact and (mode in ("half_pixel", "pytorch_half_pixel") and (wide or mode[0] == "h")):
+    if (
+        how == "linear"
+        and plain
+        and exact
+        and (mode in ("half_pixel", "pytorch_half_pixel") and (wide or mode[0] == "h"))
+    ):
         name = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(spatial)]
         return F.interpolate(x, size=size, mode=name, align_corners=False)
     if how == "linear" and plain and mode == "align_corners" and wide:

@@ -32,7 +32,6 @@ LISTED = 20
 """Nodes that a message names for each unsupported operator."""
 FOLDED = 1 << 26
 """Elements at most of a tensor that is computed from constants when a file is read."""
-SAME = ("Identity",)
 
 
 def from_onnx(
@@ -47,11 +46,11 @@ def from_onnx(
         net = parspike.from_onnx("net.onnx")
         snn = parspike.convert(net, calibration=images, T=8)
 
-    Its `forward` takes the inputs of the file under their names and returns its output, or a tuple of several. Each node
-    is a layer under its name. Sizes that the file leaves free stay free; a batch that the file fixes is opened, and
-    `plan` checks that samples do not mix. inputs, outputs: names of values that take the place of the file's inputs and
-    outputs, so that a network can be taken without its preparation and its decoding. fixed: inputs that are made constants, by name, as numbers or
-    arrays: thresholds and rates that are no data.
+    Its `forward` takes the inputs of the file under their names and returns its output, or a tuple of several. Each
+    node is a layer under its name. Sizes that the file leaves free stay free; a batch that the file fixes is opened,
+    and `plan` checks that samples do not mix. inputs, outputs: names of values that take the place of the file's inputs
+    and outputs, so that a network can be taken without its preparation and its decoding. fixed: inputs that are made
+    constants, by name, as numbers or arrays: thresholds and rates that are no data.
 
     Needs the package onnx (extra `export`), and neither runs code of the file nor reads outside of its folder. Raises
     `FileError` where the file is damaged or asks for what is refused, `UnsupportedError` with every operator at once
@@ -104,9 +103,14 @@ def _with_fixed(file: File, fixed: dict[str, Any]) -> File:
 class Operator(nn.Module):
     """One node."""
 
-    def __init__(self, call: Call, rule: Rule) -> None:
+    def __init__(self, call: Call) -> None:
         super().__init__()
-        self.call, self.rule = call, rule
+        self.call = call
+
+    @property
+    def rule(self) -> Rule:
+        """What the operator computes."""
+        return RULES[self.call.domain, self.call.op]
 
     def extra_repr(self) -> str:
         """The operator, its inputs and its outputs."""
@@ -141,7 +145,7 @@ class OnnxNetwork(nn.Module):
     def of(file: File) -> OnnxNetwork:
         """The network of a file, its constants folded. Raises `UnsupportedError` with all operators without a rule."""
         _check_inputs(file)
-        network = _class_for(_identifiers([given.name for given in file.inputs]))()
+        network = _empty(_identifiers([given.name for given in file.inputs]))
         network._build(file)
         return network
 
@@ -160,7 +164,7 @@ class OnnxNetwork(nn.Module):
         for call in calls:
             rule = RULES[call.domain, call.op]
             name = _module_name(self, call.name)
-            self.add_module(name, Operator(call, rule))
+            self.add_module(name, Operator(call))
             self.order.append((name, call))
             for place, read_name in enumerate(call.inputs):
                 if read_name in constants:
@@ -169,17 +173,20 @@ class OnnxNetwork(nn.Module):
                     if small or place in rule.known:
                         self.known[read_name] = constants[read_name]
                     if place not in rule.known:
-                        self._weigh(read_name, constants[read_name])
+                        # A mean and a variance are no weights: training does not change them by gradients.
+                        self._weigh(
+                            read_name, constants[read_name], not (call.op == "BatchNormalization" and place > 2)
+                        )
         for name in file.outputs:
             if name in constants:
                 self._weigh(name, constants[name])
 
-    def _weigh(self, name: str, array: np.ndarray) -> None:
+    def _weigh(self, name: str, array: np.ndarray, trained: bool = True) -> None:
         if name in self.paths:
             return
         path = _module_name(self.weights, name)
         tensor = as_tensor(array, torch.device("cpu"))
-        if tensor.is_floating_point() and tensor.dim():
+        if trained and tensor.is_floating_point() and tensor.dim():
             self.weights.register_parameter(path, nn.Parameter(tensor))
         else:
             self.weights.register_buffer(path, tensor)
@@ -225,7 +232,9 @@ class OnnxNetwork(nn.Module):
         if not isinstance(x, Tensor):
             raise InputError(f"input '{given.name}' must be a tensor, got {type(x).__name__}")
         if x.is_floating_point() != wanted.is_floating_point or (not wanted.is_floating_point and x.dtype != wanted):
-            raise InputError(f"input '{given.name}' is {x.dtype}, the file asks for {wanted}: convert it with .to({wanted})")
+            raise InputError(
+                f"input '{given.name}' is {x.dtype}, the file asks for {wanted}: convert it with .to({wanted})"
+            )
         if given.shape is not None and (
             x.dim() != len(given.shape)
             # A size that the file fixes becomes fixed in the traced graph by this comparison.
@@ -264,11 +273,11 @@ class OnnxNetwork(nn.Module):
             if any(not isinstance(size, int) for size in sizes):
                 free = ", ".join(str(size or "?") for size in sizes)
                 raise OptionError(f"{self.path} leaves sizes of its input '{given.name}' open: ({free})")
-            made.append(torch.zeros(batch, *sizes, dtype=TORCH[given.dtype]))  # pyright: ignore[reportArgumentType]
+            made.append(torch.zeros([batch, *(int(n) for n in sizes)], dtype=TORCH[given.dtype]))
         return made[0] if len(made) == 1 else tuple(made)
 
     def __reduce__(self) -> Any:
-        return _class_for, (tuple(inspect.signature(type(self).forward).parameters)[1:],), self.__dict__
+        return _empty, (tuple(inspect.signature(type(self).forward).parameters)[1:],), self.__dict__
 
     def __repr__(self) -> str:
         counts = Counter(call.op for _, call in self.order)
@@ -291,22 +300,13 @@ def _forward_for(names: tuple[str, ...]) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _subclass(names: tuple[str, ...]) -> type[OnnxNetwork]:
+def _class_for(names: tuple[str, ...]) -> type[OnnxNetwork]:
     return type("OnnxNetwork", (OnnxNetwork,), {"forward": _forward_for(names), "__module__": __name__})
 
 
-class _Maker:
-    """Makes networks whose `forward` has given names."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
-
-    def __call__(self) -> OnnxNetwork:
-        return _subclass(self.names)()
-
-
-def _class_for(names: Sequence[str]) -> Any:
-    return _Maker(tuple(names))
+def _empty(names: tuple[str, ...]) -> OnnxNetwork:
+    """A network whose `forward` has given names, without nodes: what copies and pickles are filled into."""
+    return _class_for(names)()
 
 
 def _identifiers(names: Sequence[str]) -> tuple[str, ...]:
@@ -354,12 +354,16 @@ def _needed(file: File) -> tuple[Call, ...]:
         if needed.intersection(call.outputs):
             kept.append(call)
             needed.update(call.inputs)
-            needed.update(name for value in call.attributes.values() if isinstance(value, File) for name in _reads(value))
+            needed.update(
+                name for value in call.attributes.values() if isinstance(value, File) for name in _reads(value)
+            )
     return tuple(reversed(kept))
 
 
 def _reads(branch: File) -> set[str]:
-    inner = [name for call in branch.calls for v in call.attributes.values() if isinstance(v, File) for name in _reads(v)]
+    inner = [
+        name for call in branch.calls for v in call.attributes.values() if isinstance(v, File) for name in _reads(v)
+    ]
     return {name for call in branch.calls for name in call.inputs} | set(branch.outputs) | set(inner)
 
 

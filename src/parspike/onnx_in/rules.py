@@ -1,8 +1,8 @@
 """What an operator of ONNX computes, as a function of torch: one rule an operator, kept by name.
 
 A rule gets the `Site` of a node and its inputs, and returns an output or a tuple of them. An input is a tensor, None
-where it is left out, or, in the places that the rule *prefers known*, an array of NumPy: a constant of the file, or sizes
-of tensors, which `torch.export` leaves open. An array of sizes has the type `object` and holds ints of Python or
+where it is left out, or, in the places that the rule *prefers known*, an array of NumPy: a constant of the file, or
+sizes of tensors, which `torch.export` leaves open. An array of sizes has the type `object` and holds ints of Python or
 `torch.SymInt`. Sizes are computed by `sizes.py`, so that the traced graph holds no operator for them.
 """
 
@@ -25,7 +25,9 @@ __all__ = ["MOST", "REFUSED", "RULES", "Rule", "Site", "as_tensor", "dtype_of", 
 MOST = 1 << 31
 """Elements at most of a tensor whose size a number in the file says."""
 RECURRENT = "a recurrent cell carries a state along the sequence, and a parallel neuron has none"
-INTEGERS = "it computes with whole numbers: export the network of floating numbers; parspike quantises by its time-steps"
+INTEGERS = (
+    "it computes with whole numbers: export the network of floating numbers; parspike quantises by its time-steps"
+)
 BRANCH = "it runs a part of the graph by a value that is not constant"
 RANDOM = "it draws random numbers, and a converted network computes the same every time"
 REFUSED: dict[str, str] = {name: reason for reason, names in {
@@ -167,4 +169,3 @@ def dtype_of(site: Site, code: int) -> torch.dtype:
 def names_of(domain: str = "") -> list[str]:
     """The operators of a domain that can be read."""
     return sorted(name for where, name in RULES if where == domain)
-

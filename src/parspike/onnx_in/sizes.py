@@ -1,8 +1,8 @@
 """Arithmetic on sizes and on small constants: what ONNX files compute with Shape, Gather, Concat, Mul … for Reshape.
 
-Each function gets the node's `Site` and arrays of NumPy, and returns an array. Arrays of the type `object` hold open sizes
-(`torch.SymInt`), so the result is an expression that tracing keeps. A function raises `NotHere` where it has no rule for
-open sizes; the operator then runs on tensors.
+Each function gets the node's `Site` and arrays of NumPy, and returns an array. Arrays of the type `object` hold open
+sizes (`torch.SymInt`), so the result is an expression that tracing keeps. A function raises `NotHere` where it has no
+rule for open sizes; the operator then runs on tensors.
 """
 
 from __future__ import annotations
