@@ -249,7 +249,7 @@ def detector(wheels: Path) -> Task:
     pages = [page(rng, known, 320) for _ in range(24)]
     x = torch.from_numpy(np.stack([image for image, _ in pages]))
     other, words_of_other = np.random.default_rng(0), words(0)
-    fitted = torch.from_numpy(np.stack([page(other, words_of_other, 320)[0] for _ in range(32)]))
+    fitted = torch.from_numpy(np.stack([page(other, words_of_other, 320)[0] for _ in range(64)]))
 
     def measure(run: Answer) -> dict[str, float]:
         hits = made = there = 0

@@ -778,7 +778,7 @@ def test_every_rule_has_a_draw() -> None:
 
 @pytest.mark.parametrize("op", list(DRAWS))
 def test_an_operator_computes_what_onnxruntime_does(op: str, tmp_path: Path) -> None:
-    @settings(max_examples=5, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=4, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(seed=st.integers(0, 2**32 - 1))
     def check(seed: int) -> None:
         DRAWS[op](np.random.default_rng(seed), tmp_path)
@@ -1235,7 +1235,7 @@ def test_all_unsupported_operators_are_named_at_once(tmp_path: Path) -> None:
     assert caught.value.details["Det"] == ["d1", "d2"]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_file_is_one_error_or_a_network(data: st.DataObject, tmp_path_factory: Any) -> None:
     folder = tmp_path_factory.mktemp("damaged")
