@@ -545,7 +545,7 @@ def windows(rng: Rng, dims: int, size: Sequence[int], *, dilated: bool = True) -
         # onnxruntime refuses strides above the window here.
         options["strides"] = [min(s, k) for s, k in zip(options["strides"], kernel, strict=True)]
         if options["auto_pad"] != "VALID" and options.get("dilations") and max(options["dilations"]) > 1:
-            options["strides"] = [1] * dims  # onnxruntime takes no others here
+            del options["dilations"]  # onnxruntime takes none here
     return options
 
 
@@ -702,6 +702,9 @@ def resize(op: str, rng: Rng, folder: Path) -> None:
     compare(op, [x, np.array([1, 1, 2, 3], np.float32)], folder, {"mode": either(rng, "nearest", "linear")}, opset=10,
             constant=(1,), tolerance=1e-4)  # fmt: skip
 
+    half = {"mode": "nearest", "nearest_mode": either(rng, "round_prefer_floor", "round_prefer_ceil")}
+    compare(op, [values(rng, 1, 1, 4, 6), None, np.array([1, 1, 0.5, 0.5], np.float32)], folder, half, constant=(2,))
+
 
 @draw("Upsample")
 def upsample(op: str, rng: Rng, folder: Path) -> None:
@@ -776,14 +779,61 @@ def test_every_rule_has_a_draw() -> None:
     assert names - WITHOUT_ORACLE == set(DRAWS)
 
 
+MANY = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Slice", "Pad")
+"""Operators with more rules than a few draws reach."""
+
+
 @pytest.mark.parametrize("op", list(DRAWS))
 def test_an_operator_computes_what_onnxruntime_does(op: str, tmp_path: Path) -> None:
-    @settings(max_examples=4, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    number = 24 if op in MANY else 4
+
+    @settings(
+        max_examples=number, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(seed=st.integers(0, 2**32 - 1))
     def check(seed: int) -> None:
         DRAWS[op](np.random.default_rng(seed), tmp_path)
 
     check()
+
+
+ON_CONSTANTS: list[tuple[str, list[Array], dict[str, Any]]] = [
+    ("Div", [np.array([-7, 7, -7, 6]), np.array([2, -2, -2, 3])], {}),
+    ("Div", [np.array([-7.0, 7.0], np.float32), np.array([2.0, 4.0], np.float32)], {}),
+    ("Sub", [np.array([3, 4]), np.array(5)], {}),
+    ("Max", [np.array([3, 4]), np.array([5, 1])], {}),
+    ("Min", [np.array([3, 4]), np.array([5, 1])], {}),
+    ("GreaterOrEqual", [np.array([3, 4]), np.array([5, 4])], {}),
+    ("Floor", [np.array([-1.5, 1.5], np.float32)], {}),
+    ("Cast", [np.array([-1.7, 1.7], np.float32)], {"to": TensorProto.INT64}),
+    ("Gather", [np.array([5, 6, 7]), np.array([-1, 0])], {}),
+    ("Slice", [np.arange(7), np.array([5]), np.array([-100]), np.array([0]), np.array([-2])], {}),
+    ("Slice", [np.arange(7), np.array([-3]), np.array([(1 << 63) - 1])], {}),
+    ("Slice", [np.arange(7), np.array([-9]), np.array([-100]), np.array([0]), np.array([-1])], {}),
+    ("Flatten", [np.arange(24).reshape(2, 3, 4)], {"axis": 2}),
+    ("Unsqueeze", [np.arange(3), np.array([0, 2])], {}),
+    ("ReduceProd", [np.array([2, 3, 4])], {"keepdims": 0}),
+    ("Split", [np.arange(5), np.array([2, 3])], {}),
+    ("Range", [np.array(5), np.array(0), np.array(-2)], {}),
+    ("Expand", [np.array([[1], [2]]), np.array([2, 1, 3])], {}),
+    ("Where", [np.array([True, False]), np.array([1, 2]), np.array([3, 4])], {}),
+]
+
+
+@pytest.mark.parametrize(("op", "given_", "attributes"), ON_CONSTANTS)
+def test_constants_are_folded_to_what_onnxruntime_computes(
+    op: str, given_: list[Array], attributes: dict[str, Any], tmp_path: Path
+) -> None:
+    names = [f"c{i}" for i in range(len(given_))]
+    outs = ["y0", "y1"] if op == "Split" else ["y0"]
+    nodes = [helper.make_node(op, names, outs, **attributes), helper.make_node("Relu", ["x"], ["z"])]
+    outputs = [onnx.ValueInfoProto(name=name) for name in (*outs, "z")]
+    model = file_of(nodes, [info("x", shape=["B"], dtype=1)], outputs, dict(zip(names, given_, strict=True)), 18)
+    network = parspike.from_onnx(save(model, tmp_path))
+    assert [call.op for _, call in network.order] == ["Relu"]
+    x = np.zeros(2, np.float32)
+    for got, wanted in zip(network(torch.from_numpy(x)), by_onnxruntime(model, {"x": x}), strict=True):
+        np.testing.assert_array_equal(got.detach().numpy(), wanted)
 
 
 BY_HAND: dict[str, tuple[list[Array], dict[str, Any], Callable[..., Array]]] = {

@@ -139,7 +139,7 @@ def as_tensor(value: Any, device: torch.device) -> Tensor:
     """An array as a tensor; open sizes stay open."""
     value = whole(np.asarray(value))
     if value.dtype != object:
-        return torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape).clone().to(device)
+        return torch.from_numpy(np.array(value, order="C")).to(device)
     flat = value.reshape(-1).tolist()
     kind = torch.float32 if any(isinstance(v, (float, torch.SymFloat)) for v in flat) else torch.int64
     parts = [torch.full((), v, dtype=kind, device=device) for v in flat]

@@ -118,7 +118,7 @@ def _slice(site: Site, x: Tensor, *rest: Any) -> Tensor:
             index[axis] = slice(_bounded(start, most), _bounded(end, most), step)
     for axis, (start, end, step) in turned.items():  # torch has no negative steps: flip, then slice
         size = x.shape[axis]
-        first = size - 1 - (min(start, size - 1) if start >= 0 else start + size)
+        first = size - 1 - (min(start, size - 1) if start >= 0 else max(start + size, 0))
         last = size if end < -size else size - 1 - (end if end >= 0 else end + size)
         x = x.flip(axis)
         index[axis] = slice(max(first, 0), max(last, 0), step)

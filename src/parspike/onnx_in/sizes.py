@@ -200,7 +200,8 @@ def _slice(site: Site, a: np.ndarray, *rest: np.ndarray | None) -> np.ndarray:
         if isinstance(start, torch.SymInt) or isinstance(end, torch.SymInt):
             raise NotHere
         stop = None if step < 0 and end < -a.shape[axis] else end
-        index[axis] = slice(start, stop, step)
+        # Against the axis, a start before its beginning is its first element, unlike in Python.
+        index[axis] = slice(max(start, -a.shape[axis]) if step < 0 else start, stop, step)
     return a[tuple(index)]
 
 
