@@ -34,6 +34,7 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.graph import register
     from parspike.measure import Energy, NeuroBench, Report, Scores, measure, neurobench
     from parspike.neurons import IF, LIF, QCFS, Parallel, Simulation, kind_from_text
+    from parspike.onnx_in import from_onnx
     from parspike.plan import Keep, Plan, Spike, Steps, plan
     from parspike.report import report
     from parspike.snn import SNN
@@ -81,6 +82,7 @@ __all__ = [
     "diagnose",
     "errors",
     "export",
+    "from_onnx",
     "kind_from_text",
     "load",
     "measure",
@@ -112,6 +114,7 @@ look_up_later(
         "graph": ("register",),
         "measure": ("Energy", "NeuroBench", "Report", "Scores", "measure", "neurobench"),
         "neurons": ("IF", "LIF", "Parallel", "QCFS", "Simulation", "kind_from_text"),
+        "onnx_in": ("from_onnx",),
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
         "report": ("report",),
         "snn": ("SNN",),

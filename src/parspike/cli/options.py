@@ -74,7 +74,7 @@ Spec = Annotated[
     str,
     typer.Argument(
         metavar="SPEC",
-        help="package.module:factory, file.py:factory, timm:NAME, torchvision:NAME",
+        help="package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, net.onnx[:OUTPUT]",
         autocompletion=starting("timm:", "torchvision:"),
     ),
 ]
