@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision_operators
+from browser import browser
+
+__all__ = ["browser"]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -167,10 +167,10 @@ def test_names_for_type_checkers_are_those_that_are_found(package: str) -> None:
 def test_a_function_of_a_modules_name_stays_the_function() -> None:
     code = """if True:
         import sys, parspike.convert, parspike.plan, parspike.measure.report, parspike.tune, parspike.sweep.result
-        import parspike.bench.file
+        import parspike.bench.file, parspike.report.page, parspike.view.serve
         from parspike import convert
         import parspike
-        names = ("convert", "plan", "measure", "tune", "sweep", "bench")
+        names = ("convert", "plan", "measure", "tune", "sweep", "bench", "report", "view")
         assert all(getattr(parspike, name) is getattr(sys.modules[f"parspike.{name}"], name) for name in names)
         assert parspike.convert is convert
         assert parspike.neurons.ParallelNeuron  # modules are found as well
@@ -220,7 +220,7 @@ def test_every_method_of_a_public_class_says_what_it_does(name: str) -> None:
 
 def test_import_is_quiet_and_brings_no_extra() -> None:
     unwanted = ["torchvision", "timm", "typer", "click", "rich", "sklearn", "skimage", "PIL", "matplotlib",
-                "parspike.cli", "parspike.train"]  # fmt: skip
+                "h5py", "bokeh", "tornado", "parspike.cli", "parspike.train"]  # fmt: skip
     code = (
         f"import sys, parspike\n"
         f"[sys.exit(m) for m in ('torch', 'numpy') if m in sys.modules]\n"

@@ -190,7 +190,10 @@ def test_recipes_of_the_command_line_are_those_of_the_library() -> None:
     assert options.RECIPES.keys() == RECIPES.keys()
 
 
-COMMANDS = ["plan", "convert", "eval", "tune", "sweep", "demo", "train", "data check"]
+COMMANDS = [
+    "plan", "convert", "eval", "tune", "sweep", "report", "view", "demo", "train", "data check", "spikes write",
+    "spikes show",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -205,7 +208,7 @@ def test_every_help_has_an_example_that_is_understood(command: str) -> None:
         assert context.params
 
 
-@pytest.mark.parametrize("command", ["convert", "eval", "tune", "sweep", "train"])
+@pytest.mark.parametrize("command", ["convert", "eval", "tune", "sweep", "report", "train"])
 def test_options_stand_in_groups(command: str) -> None:
     shown = run(command, "--help").stdout
     ungrouped = shown.partition("─ Options ─")[2].partition("╰")[0]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import SHAPES, Dense, PreActivation, Quantised, Residual, made
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import parspike
 from parspike import IF, LIF, SNN
-from parspike.errors import UnsupportedError
-from parspike.lower import unit
-from parspike.neurons import IntegrateFire, ParallelNeuron
+from parspike.cli import app
+from parspike.errors import OptionError, UnsupportedError
+from parspike.lower import integers, prove, unit
+from parspike.neurons import IntegrateFire, ParallelNeuron, WholeNeuron
 
 
 class Separable(nn.Module):
@@ -88,3 +93,114 @@ def test_levels_that_are_not_even_are_refused_by_name() -> None:
     assert torch.allclose(lowered(x.double()), snn(x.double()), rtol=1e-9)
     for neuron in lowered.counting().values():
         assert torch.equal(neuron.amplitudes().flatten(), torch.tensor([4.0, 2.0, 1.0]).double() * 3 / 7)
+
+
+def whole(x: Tensor) -> bool:
+    return torch.equal(x, x.round())
+
+
+@pytest.mark.parametrize("how", ["sorted", "weighted", "if"])
+@pytest.mark.parametrize("module", [Residual, PreActivation, Dense, Quantised, Separable])
+def test_whole_numbers_are_near_the_network_and_equal_in_every_engine(
+    module: type[nn.Module], how: str, tmp_path: Path
+) -> None:
+    snn, x = convert(module, **CONVERSIONS[how])
+    if how == "if" and any(node.role == "order" for node in snn.graph.nodes):
+        with pytest.raises(UnsupportedError, match="maximum of currents"):
+            integers(snn, x)
+        return
+    bits = 12 if module is PreActivation else 16  # its stream of sums, which no neuron cuts, must stay below 2^53
+    fine = integers(snn, x, weights=bits, inputs=bits)  # so fine that a count differs next to its threshold alone
+    ours, theirs = snn.run(x, record=True), fine.run(x, record=True)
+    for layer, count in ours.counts.items():
+        apart = (theirs.counts[layer] - count).abs()
+        assert float(apart.max()) <= 1, layer
+        assert float(apart.mean()) < 5e-3, layer
+    lowered = integers(snn.float(), x.float(), weights=8)
+    params = {path: v for path, v in lowered.tensors().items() if path.startswith("whole.") and path[-4:] != "grid"}
+    assert all(whole(value) for value in params.values())
+    runs = [lowered.run(x.float(), engine=engine, record=True) for engine in engines(how)]
+    for run in runs[1:]:
+        assert torch.equal(run.logits, runs[0].logits)
+        assert all(torch.equal(run.counts[layer], count) for layer, count in runs[0].counts.items())
+    assert torch.equal(lowered(x.float().flip(0)).flip(0), runs[0].logits)
+    proof = prove(lowered, x.float()[:3])
+    assert len(proof.neurons) == len(snn.neurons())
+    assert [synapse.reads for synapse in proof.synapses].count("spikes") >= (2 if module is Residual else 1)
+    assert proof.synapses[0].reads == "the input"
+    assert max(synapse.weight for synapse in proof.synapses if synapse.reads == "spikes") == 127
+    again = parspike.load(lowered.save(tmp_path / "whole.parspike"))
+    assert torch.equal(again(x.float()), runs[0].logits)
+
+
+def engines(how: str) -> tuple[str, ...]:
+    return ("over-time",) if how == "if" else ("count", "parallel", "serial")
+
+
+def test_what_whole_numbers_cannot_carry_is_listed_at_once() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu()
+            return self.c(torch.softmax(y @ self.b(y).transpose(1, 2), -1) @ y).relu().mean(1)
+
+    x = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(0))
+    snn = parspike.convert(Attention().eval(), x, T=4, recipe="max")
+    with pytest.raises(UnsupportedError, match="two values that both depend") as caught:
+        integers(snn, x)
+    assert str(caught.value).count("\n") == 1  # what follows from a refused product is not refused again
+    leaky = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(UnsupportedError, match="a leak makes fractions"):
+        integers(parspike.convert(leaky, x[0], T=4, recipe="max", neuron=LIF(0.9)), x[0])
+    wrong: tuple[Any, ...] = (1, 17, 8.0, True)
+    for bits in wrong:
+        with pytest.raises(OptionError, match="2 to 16"):
+            integers(snn, x, weights=bits)
+
+
+@pytest.mark.parametrize("code", ["sorted", "weighted", "onset"])
+def test_whole_neurons_count_whole_thresholds(code: Any) -> None:
+    neuron = WholeNeuron(3, torch.tensor([5.0, -2.0]), torch.tensor([3.0, 1.0]), code=code)
+    z = torch.arange(-9, 40.0)[:, None].expand(-1, 2)
+    steps = torch.arange(float(neuron.levels))
+    wanted = (z[:, :, None] >= torch.stack([5 + 3 * steps, steps - 2])).float().sum(-1)
+    assert torch.equal(neuron.count(z), wanted)
+    assert torch.equal(neuron.current(wanted).mean(0), wanted)
+    with pytest.raises(ValueError, match="whole numbers"):
+        WholeNeuron(3, torch.tensor(0.5), torch.tensor(1.0))
+    with pytest.raises(ValueError, match="above 0"):
+        WholeNeuron(3, torch.tensor(1.0), torch.tensor(0.0))
+
+
+def test_a_proof_refuses_what_is_not_whole() -> None:
+    snn, x = convert(Residual, T=4)
+    with pytest.raises(UnsupportedError, match="real numbers"):
+        prove(snn, x)
+    lowered = integers(snn.float(), x.float())
+    with torch.no_grad():
+        next(p for path, p in lowered.tensors().items() if path.endswith("conv2d_1.weight")).add_(0.25)
+    with pytest.raises(UnsupportedError, match=r"conv2 .*not whole"):
+        prove(lowered, x.float())
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    model, x = made(Quantised, batch=12)
+    parspike.convert(model, x, T=4, recipe="max").save(tmp_path / "net.parspike")
+    np.savez(tmp_path / "data.npz", images=(x.movedim(1, -1) * 30 + 128).clamp(0, 255).byte().numpy())
+    file, out = str(tmp_path / "net.parspike"), str(tmp_path / "chip.parspike")
+    command = ["lower", file, "-o", out, "--data", str(tmp_path / "data.npz"), "--mean", "0.5", "--std", "0.2"]
+    done = CliRunner().invoke(app, [*command, "--weights", "6", "--proof", "--json"])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert answer["agreement"] > 0.8
+    assert max(synapse["weight"] for synapse in answer["proof"]["synapses"]) == 31
+    assert parspike.load(out).provenance["weights"] == 6
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 1
+    assert "--force" in again.output
+    with_real = CliRunner().invoke(app, [*command, "--to", "unit", "--force"])
+    assert with_real.exit_code == 0, with_real.output
+    assert parspike.load(out).provenance["lowered"] == "unit"

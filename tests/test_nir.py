@@ -128,7 +128,7 @@ def made(name: str, kind: Any = None, fitted: bool = True, given: str = "current
 
 def run_nir(path: Path, x: Tensor, steps: int = T, ours: bool = False) -> tuple[dict[str, Tensor], Tensor]:
     """What the file computes, from the package nir's own reading of it: NIR's equations, forward Euler with its dt;
-    with `ours` also the reset by θ and v(0) of the metadata. Spike counts by node, and the mean output."""
+    with `ours` also the reset by θ and the start potentials of the metadata. Spike counts by node, the mean output."""
     graph = nir.read(path, type_check=False)
     dt = float(graph.metadata["dt"])
     states: dict[str, Tensor] = {}

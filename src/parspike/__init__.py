@@ -27,16 +27,22 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
         recipe_to_json,
     )
     from parspike.convert import convert
+    from parspike.diagnose import Diagnosis, diagnose
     from parspike.engines import Run
     from parspike.export import Exported, export
     from parspike.file import load
     from parspike.graph import register
-    from parspike.measure import Energy, Report, Scores, measure
+    from parspike.measure import Energy, NeuroBench, Report, Scores, measure, neurobench
     from parspike.neurons import IF, LIF, QCFS, Parallel, Simulation, kind_from_text
+    from parspike.onnx_in import from_onnx
     from parspike.plan import Keep, Plan, Spike, Steps, plan
+    from parspike.report import report
     from parspike.snn import SNN
+    from parspike.spikes import Spikes, read_spikes, write_spikes
     from parspike.sweep import Sweep, sweep
+    from parspike.target import TargetCheck, check
     from parspike.tune import Tuning, tune
+    from parspike.view import view
 
 __all__ = [
     "DAQCFS",
@@ -49,9 +55,11 @@ __all__ = [
     "BenchNetwork",
     "Benched",
     "ClosedForm",
+    "Diagnosis",
     "Energy",
     "Exported",
     "Keep",
+    "NeuroBench",
     "Parallel",
     "ParspikeError",
     "Plan",
@@ -62,23 +70,33 @@ __all__ = [
     "Scores",
     "Simulation",
     "Spike",
+    "Spikes",
     "Steps",
     "Sweep",
+    "TargetCheck",
     "Thresholds",
     "Tuning",
     "bench",
+    "check",
     "convert",
+    "diagnose",
     "errors",
     "export",
+    "from_onnx",
     "kind_from_text",
     "load",
     "measure",
+    "neurobench",
     "plan",
+    "read_spikes",
     "recipe_from_json",
     "recipe_to_json",
     "register",
+    "report",
     "sweep",
     "tune",
+    "view",
+    "write_spikes",
 ]
 
 look_up_later(
@@ -89,17 +107,23 @@ look_up_later(
             "DAQCFS", "Auto", "ClosedForm", "Recipe", "Reconstruct", "Thresholds", "recipe_from_json", "recipe_to_json",
         ),
         "convert": ("convert",),
+        "diagnose": ("Diagnosis", "diagnose"),
         "engines": ("Run",),
         "export": ("Exported", "export"),
         "file": ("load",),
         "graph": ("register",),
-        "measure": ("Energy", "Report", "Scores", "measure"),
+        "measure": ("Energy", "NeuroBench", "Report", "Scores", "measure", "neurobench"),
         "neurons": ("IF", "LIF", "Parallel", "QCFS", "Simulation", "kind_from_text"),
+        "onnx_in": ("from_onnx",),
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
+        "report": ("report",),
         "snn": ("SNN",),
+        "spikes": ("Spikes", "read_spikes", "write_spikes"),
         "sweep": ("Sweep", "sweep"),
+        "target": ("TargetCheck", "check"),
         "train": (),
         "tune": ("Tuning", "tune"),
+        "view": ("view",),
     },
 )  # fmt: skip
 del look_up_later

@@ -36,7 +36,7 @@ from parspike.neurons import Kind, Parallel, Serial
 from parspike.notebook import html_table
 
 __all__ = [
-    "READOUT", "Example", "Keep", "LayerOption", "Plan", "PlanRow", "Planning", "Spike", "Steps", "plan",
+    "READOUT", "Example", "Keep", "LayerOption", "Plan", "PlanRow", "Planning", "Spike", "Steps", "plan", "rows_of",
     "with_encoders",
 ]  # fmt: skip
 
@@ -247,6 +247,23 @@ def with_encoders(made: Plan) -> Plan:
     names = [node.name for node in graph.nodes if node.target == ENCODE]
     rows = tuple(_encoder(graph, graph.by_name[name]) for name in names)
     return replace(made, graph=graph, spiking=(*names, *made.spiking), rows=(*rows, *made.rows))
+
+
+def rows_of(
+    graph: Graph, spiking: Collection[str], kept: Collection[str], neuron: str, *, serial: bool
+) -> tuple[PlanRow, ...]:
+    """The table of a network that was converted before, such as one read from a file.
+
+    graph: with its tensors. spiking, kept: nodes that are neurons, and that the user kept analog. neuron: what the
+    table calls a neuron. serial: whether neurons fire step by step.
+    """
+    known = frozenset(spiking)
+    place = _Place(
+        graph, known, frozenset(kept), readouts(graph, kept, spiking), guards(graph, spiking),
+        reached_by(graph, spiking), neuron, serial,
+    )  # fmt: skip
+    made = (_encoder(graph, node) if node.target == ENCODE else _row(node, place) for node in graph.nodes)
+    return tuple(row for row in made if row is not None)
 
 
 def _encoder(graph: Graph, node: Node) -> PlanRow:

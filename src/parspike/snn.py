@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from parspike.errors import InputError, OptionError, ParspikeWarning
 from parspike.graph import Graph
 from parspike.neurons import Dynamics, Neuron, Simulation, SpikingLayer, twin
 from parspike.notebook import html_table
+
+if TYPE_CHECKING:
+    from parspike.report import Plots
 
 __all__ = ["SNN"]
 
@@ -197,6 +200,13 @@ class SNN(nn.Module):
         from parspike.file import save
 
         return save(self, path, force=force)
+
+    @property
+    def plot(self) -> Plots:
+        """The figures of this network as matplotlib axes, such as `snn.plot.rates(images)` (docs/report.md)."""
+        from parspike.report import Plots
+
+        return Plots(self)
 
     def extra_repr(self) -> str:
         recipe = self.provenance.get("search", {}).get("chosen", self.provenance.get("recipe", {}))

@@ -59,6 +59,9 @@ class BurstNeuron(Dynamics):
     def rest(self) -> float:
         return 0.0
 
+    def amplitudes(self) -> Tensor:
+        return self.v_threshold[None]
+
     def start(self, z: Tensor) -> State:
         return {"v": torch.zeros_like(z)}
 

@@ -68,6 +68,9 @@ class MultiThreshold(OneThreshold):
             raise ValueError("bounded is of differential neurons")
         self.fires, self.differential, self.bounded = fires, differential, bounded
 
+    def amplitudes(self) -> None:
+        return None  # a spike says that a level is sent, not which
+
     @property
     def messages(self) -> int:
         return 2 * self.thresholds + 1

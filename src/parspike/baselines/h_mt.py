@@ -48,6 +48,9 @@ class BinaryThresholds(OneThreshold):
         self.largest = self.thresholds = check_between("thresholds", thresholds, 1, MOST_THRESHOLDS)
         self.starts = 2.0**-self.largest
 
+    def amplitudes(self) -> None:
+        return None  # a spike says that a level is sent, not which
+
     @property
     def messages(self) -> int:
         return 2**self.largest

@@ -81,6 +81,9 @@ class OneThreshold(Dynamics):
     def rest(self) -> float:
         return 0.0
 
+    def amplitudes(self) -> Tensor | None:
+        return self.v_threshold[None]
+
     def start(self, z: Tensor) -> State:
         return {"v": (self.v_threshold * self.starts).to(z.dtype).expand_as(z).clone()}
 

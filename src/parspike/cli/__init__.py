@@ -16,13 +16,19 @@ from parspike.cli import (
     convert,
     data_check,
     demo,
+    diagnose,
     evaluate,
     export,
+    lower,
     plan,
     processes,
+    report,
+    spikes,
     sweep,
+    target,
     train,
     tune,
+    view,
 )
 from parspike.errors import ParspikeError
 
@@ -120,10 +126,15 @@ for command, function, example in (
     ("plan", plan.plan, "net.py:make --shape 3,224,224"),
     ("convert", convert.convert, f"net.py:make {IMAGES} -T 8 -o net.parspike"),
     ("eval", evaluate.evaluate, "net.parspike --data images/ --against net.py:make --weights net.pt"),
+    ("lower", lower.lower, "net.parspike --data images/ --weights 4 --proof -o chip.parspike"),
+    ("diagnose", diagnose.diagnose, "net.parspike net.py:make --weights net.pt --data images/ -o better.parspike"),
     ("export", export.export, "net.parspike net.nir --data images/"),
     ("tune", tune.tune, f"net.py:make {IMAGES} --drop 1.0"),
     ("sweep", sweep.sweep, f"net.py:make {IMAGES} --T 1,2,4,8 --out sweep.csv --out sweep.pdf"),
     ("bench", bench.bench, "bench.toml --jobs 2 --out bench.md --out bench.pdf"),
+    ("check", target.check, "net.parspike --target speck"),
+    ("report", report.report, "net.parspike --data images/ --against net.py:make --weights net.pt -o report.html"),
+    ("view", view.view, "net.parspike other.parspike --data images/"),
     ("demo", demo.demo, "--json"),
     ("train", train.train, "cifar10-resnet20 --data cifar10.zip -o runs/one --set optimiser.epochs=30"),
 ):
@@ -131,6 +142,13 @@ for command, function, example in (
 data = typer.Typer(no_args_is_help=True, help="Look at data before they are used.")
 data.command("check", epilog="Example: parspike data check images/ --size 256 --crop 224")(data_check.check)
 app.add_typer(data, name="data")
+trains = typer.Typer(no_args_is_help=True, help="Spike trains as files: packed bits and address events.")
+for command, function, example in (
+    ("write", spikes.write, "net.parspike --data images/ -o trains.npz"),
+    ("show", spikes.show, "trains.npz --layer layer1.0.relu --neurons 0-19"),
+):
+    trains.command(command, epilog=f"Example: parspike spikes {command} {example}")(function)
+app.add_typer(trains, name="spikes")
 
 
 def main() -> None:

@@ -16,7 +16,10 @@ from parspike.cli.options import BEST, CODES, EXPORTS, FAST, MAX_T, NEURONS, REC
 from parspike.errors import FileError, MissingExtraError, OptionError, meant
 from parspike.foreign import RECIPES_OF_PACKAGES
 
-__all__ = ["budget", "codes", "exported", "file", "images", "network", "neuron", "output", "recipe", "steps", "tables"]
+__all__ = [
+    "budget", "codes", "exported", "file", "images", "network", "neuron", "output", "page", "recipe", "steps", "tables",
+    "writable",
+]  # fmt: skip
 
 FIGURES = (".png", ".svg", ".pdf")
 
@@ -30,7 +33,7 @@ FOREIGN = {
 
 def output(path: Path, force: bool) -> None:
     """Refuse an output that exists or cannot be written, before minutes of calibration."""
-    _writable(path, force, "--output", "net.parspike")
+    writable(path, force, "--output", "net.parspike")
     if path.suffix.lower() in FOREIGN:
         console.warn(
             f"{path} will hold parspike's own format, not {FOREIGN[path.suffix.lower()]}: call it {path.stem}.parspike"
@@ -43,9 +46,19 @@ def tables(files: Sequence[str], force: bool) -> None:
         path, suffix = Path(file), Path(file).suffix.lower()
         if suffix not in TABLES:
             raise OptionError(f"--out {file}: a file ends in {', '.join(TABLES)}{meant(suffix, TABLES)}")
-        _writable(path, force, "--out", "sweep.csv")
+        writable(path, force, "--out", "sweep.csv")
         if suffix in FIGURES and find_spec("matplotlib") is None:
             raise MissingExtraError("matplotlib", extra="report")
+
+
+def page(path: Path, force: bool) -> None:
+    """Refuse a report that cannot be written, before minutes of measuring."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OptionError(f"--output {path}: a report is a page, whose name ends in .html; a browser prints it as PDF")
+    writable(path, force, "--output", "report.html")
+    for module in ("matplotlib", "jinja2"):
+        if find_spec(module) is None:
+            raise MissingExtraError(module, extra="report")
 
 
 def exported(path: Path, force: bool) -> None:
@@ -53,12 +66,13 @@ def exported(path: Path, force: bool) -> None:
     suffix = path.suffix.lower()
     if suffix not in EXPORTS:
         raise OptionError(f"{path}: the file's name says the format: {', '.join(EXPORTS)}{meant(suffix, EXPORTS)}")
-    _writable(path, force, "OUT", f"net{suffix}")
+    writable(path, force, "OUT", f"net{suffix}")
     if suffix == ".nir" and find_spec("h5py") is None:
         raise MissingExtraError("h5py", extra="export")
 
 
-def _writable(path: Path, force: bool, option: str, name: str) -> None:
+def writable(path: Path, force: bool, option: str, name: str) -> None:
+    """Refuse an output that exists or cannot be written. name: an example of a file's name, for the message."""
     if path.is_dir():
         raise FileError(f"{option} {path}: this is a folder; name a file in it, such as {path / name}")
     if path.exists() and not force:

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from parspike.cli import checks, console, processes
-from parspike.cli.options import MAX_T, NET, OUT, DataOption, ImageOptions, Json, Limit, Split, Weights, spread
+from parspike.cli.options import (
+    MAX_T,
+    NET,
+    OUT,
+    DataOption,
+    ImageOptions,
+    Json,
+    Limit,
+    Split,
+    Weights,
+    spread,
+    starting,
+)
 from parspike.errors import OptionError
 
 if TYPE_CHECKING:
@@ -45,6 +57,18 @@ def evaluate(
     operations: Annotated[
         bool, typer.Option("--operations", help="also operations, energy and error by layer", rich_help_panel=OUT)
     ] = False,
+    energy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TABLE",
+            help="--operations with picojoules from this table: float32-45nm, int8-45nm, or a .toml file of your own",
+            autocompletion=starting("float32-45nm", "int8-45nm"),
+            rich_help_panel=OUT,
+        ),
+    ] = None,
+    neurobench: Annotated[
+        bool, typer.Option("--neurobench", help="also operations by NeuroBench's names and rules", rich_help_panel=OUT)
+    ] = False,
     split: Split = None,
     limit: Limit = None,
     *,
@@ -55,11 +79,12 @@ def evaluate(
     """Run a converted network on images: accuracy, agreement with the network it came from, the relative error of its
     outputs, spikes, time, cost. Outputs that are values have no accuracy and agreement."""
 
+    given = {"--operations": operations, "--energy": energy is not None, "--neurobench": neurobench}
+    counted = next((name for name, value in given.items() if value), None)
+
     def check() -> None:
-        if operations and engine == "serial-if":
-            raise OptionError(
-                "--operations counts the converted network's spikes, not those of serial-if: leave one out"
-            )
+        if counted and engine == "serial-if":
+            raise OptionError(f"{counted} counts the converted network's spikes, not those of serial-if: leave one out")
         if weights is not None and against is None:
             raise OptionError("--weights belongs to the network of --against SPEC; the spiking network has its own")
         checks.file(file)
@@ -74,6 +99,7 @@ def evaluate(
     from parspike.cli.preprocess import remembered
     from parspike.cli.spec import load
 
+    table = None if energy is None else parspike.Energy.named(energy)
     snn = parspike.load(file, T=T)
     engine = engine or ("over-time" if snn.over_time else "count")
     network = load(against, weights) if against else None
@@ -88,22 +114,26 @@ def evaluate(
     if together.rank:
         return
     warn_of_few(images, data, score.outputs.classes)
-    report = None
-    if operations:
+    report = bench = None
+    if operations or table is not None:
         with console.progress("counting operations") as progress:
             model = network.model if network else None
-            report = parspike.measure(snn, images, against=model, progress=progress)
+            report = parspike.measure(snn, images, against=model, energy=table, progress=progress)
+    if neurobench:
+        with console.progress("counting by NeuroBench's rules") as progress:
+            bench = parspike.neurobench(snn, images, progress=progress)
     answer = {
         "file": file,
         "T": snn.T,
         "engine": engine,
         **score.fields(),
         **({"operations": report.to_json()} if report else {}),
+        **({"neurobench": bench.to_json()} if bench else {}),
         "preprocessing": preprocess.to_json(),
         "skipped": console.left_out(images.broken),
     }
     text = score.text(file, snn.T, engine, preprocess)
-    console.result(json, answer, f"{text}\n\n{report}" if report else text)
+    console.result(json, answer, "\n\n".join(str(part) for part in (text, report, bench) if part))
 
 
 class _Score:

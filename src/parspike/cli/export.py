@@ -20,7 +20,10 @@ __all__ = ["export"]
 @spread
 def export(
     file: Annotated[str, typer.Argument(metavar="FILE", help="what `parspike convert` wrote")],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="the file to write; its ending says the format: net.nir")],
+    out: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="the file to write; its ending says the format: net.nir, net.onnx, net.pt2"),
+    ],
     data: Annotated[
         str | None,
         typer.Option(
@@ -33,6 +36,12 @@ def export(
         bool,
         typer.Option("--as-if", help="write a parallel network's twin of IF neurons", rich_help_panel=HOW),
     ] = False,
+    weights: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=16, help="of an ONNX file, bits of its weights: whole numbers alone", rich_help_panel=HOW
+        ),
+    ] = None,
     dt: Annotated[
         float, typer.Option(help="seconds of one time-step, as the file states them", rich_help_panel=HOW)
     ] = 1.0,
@@ -72,9 +81,8 @@ def export(
             example = torch.cat([x for x, _ in images])
     start = time.perf_counter()
     with explained(images):
-        made = parspike.export(
-            snn, out, example=example, as_if=as_if, dt=dt, as_convolutions=as_convolutions, force=force
-        )
+        options_of = {"weights": weights, "as_if": as_if, "dt": dt, "as_convolutions": as_convolutions}
+        made = parspike.export(snn, out, example=example, force=force, **options_of)
     answer = {**made.to_json(), "seconds": round(time.perf_counter() - start, 3)}
     answer["skipped"] = console.left_out(images.broken if images else [])
     console.result(json, answer, str(made))

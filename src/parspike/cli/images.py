@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Images", "check_apart", "explained", "open_images", "unlike_folders", "warn_of_few"]
+__all__ = ["Images", "check_apart", "class_folders", "explained", "open_images", "unlike_folders", "warn_of_few"]
 
 LOOK = 1000
 """Images that are looked at to say how many are broken."""
@@ -243,7 +243,7 @@ def warn_of_few(images: Images, data: str, classes: int) -> None:
 def unlike_folders(train: Images, other: Images) -> str:
     """The classes that have different numbers in training and test images, as text; "" if there are none. Classes are
     numbered within each data set, so a class that one lacks shifts all labels after it."""
-    ours, theirs = _folders(train), _folders(other)
+    ours, theirs = class_folders(train), class_folders(other)
     if not ours or not theirs:
         return ""
     unlike = [
@@ -254,7 +254,7 @@ def unlike_folders(train: Images, other: Images) -> str:
     return ", ".join(unlike)
 
 
-def _folders(images: Images) -> dict[str, int]:
+def class_folders(images: Images) -> dict[str, int]:
     """The label of each class folder; empty where folders don't tell."""
     labels: dict[str, int] = {}
     for name, label in zip(images.source.names, images.source.labels or (), strict=False):

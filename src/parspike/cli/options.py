@@ -56,7 +56,7 @@ RECIPES = {
 CODES = ("sorted", "weighted", "onset")
 """A copy of `parspike.neurons.CODES`, and `TABLES` one of `parspike.tables.SUFFIXES`; a test compares them."""
 TABLES = (".csv", ".json", ".md", ".tex", ".png", ".svg", ".pdf")
-EXPORTS = (".nir",)
+EXPORTS = (".nir", ".onnx", ".pt2")
 """A copy of the endings in `parspike.export.FORMATS`; a test compares them."""
 NET, DATA, HOW, OUT = Panel.NETWORK, Panel.DATA, Panel.CONVERSION, Panel.OUTPUT
 
@@ -74,7 +74,7 @@ Spec = Annotated[
     str,
     typer.Argument(
         metavar="SPEC",
-        help="package.module:factory, file.py:factory, timm:NAME, torchvision:NAME",
+        help="package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, net.onnx[:OUTPUT]",
         autocompletion=starting("timm:", "torchvision:"),
     ),
 ]

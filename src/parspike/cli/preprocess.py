@@ -97,6 +97,13 @@ class Preprocessing:
         x = x.unsqueeze(0) if x.ndim == 2 else x.permute(2, 0, 1).contiguous()
         return self.normalise(x)
 
+    def unprepared(self, x: Tensor) -> Tensor:
+        """An input (C, …) as it was before `normalise`."""
+        import torch
+
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        return x * torch.tensor(self.std).view(shape) + torch.tensor(self.mean).view(shape)
+
     def normalise(self, x: Tensor) -> Tensor:
         """(x − mean) / std along the channels, the first axis of x."""
         import torch

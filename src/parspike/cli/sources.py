@@ -45,7 +45,7 @@ class Source(Protocol):
 
 @dataclass
 class ArraySource:
-    """Images of an array, (N, H, W[, C]) uint8, or one network input a row if float."""
+    """Images of an array, (N, H, W[, C]) uint8, or one network input a row if of floats or of wider whole numbers."""
 
     images: Sequence[np.ndarray] | np.ndarray
     labels: Sequence[int] | None
@@ -57,6 +57,8 @@ class ArraySource:
         image = np.asarray(self.images[index])
         if image.dtype == np.uint8:
             return preprocess(image)
+        if np.issubdtype(image.dtype, np.integer):
+            return torch.from_numpy(np.array(image))  # tokens, or bytes
         if preprocess.size or preprocess.crop:
             raise InputError(
                 f"{self.names[index]}: float arrays are taken as ready network inputs; "
@@ -192,8 +194,10 @@ def _check_images(where: str, images: np.ndarray) -> np.ndarray:
             images = images[..., 0]
         if images.ndim != 3 and not (images.ndim == 4 and images.shape[3] == 3):
             raise InputError(f"{where} has shape {images.shape}; uint8 images are (N, H, W) or (N, H, W, 3)")
-    elif not np.issubdtype(images.dtype, np.floating):
-        raise InputError(f"{where} is {images.dtype}; expected uint8 images, or floats as the network takes them")
+    elif not np.issubdtype(images.dtype, np.floating) and images.dtype not in (np.int32, np.int64):
+        raise InputError(
+            f"{where} is {images.dtype}; expected uint8 images, or floats, int32 or int64 as the network takes them"
+        )
     return images
 
 

@@ -1,9 +1,9 @@
 """SPEC → a network in eval mode, with the input it expects.
 
-    package.module:factory    file.py:factory    timm:NAME    torchvision:NAME
+    package.module:factory    file.py:factory    timm:NAME    torchvision:NAME    net.onnx    net.onnx:OUTPUT
 
-`file.py` is the user's own code and is run like a script; `--weights` files are data and run nothing. torch is imported
-where a network is made, so that a wrong SPEC is said at once.
+`file.py` is the user's own code and is run like a script; `--weights` and `.onnx` files are data and run nothing. torch
+is imported where a network is made, so that a wrong SPEC is said at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import inspect
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -34,23 +34,32 @@ LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 """First bytes of files of torch.save from before it wrote .zip files: a pickled number."""
 LIBRARIES = ("timm", "torchvision")
 EXPECTED = "expected safetensors, or what torch.save(model.state_dict(), …) wrote"
-FORMS = "package.module:factory, file.py:factory, timm:NAME or torchvision:NAME"
+FORMS = "package.module:factory, file.py:factory, timm:NAME, torchvision:NAME or net.onnx"
+ONNX = re.compile(r"(.+\.onnx)(?::(.+))?", re.IGNORECASE)
+"""A file, and where given one of its values, which may have colons in its name."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network in eval mode; `shape` (C, H, W) and `preprocess` where its library states them."""
+    """A network in eval mode; `shape` (C, H, W) and `preprocess` where its library states them. example: of a file that
+    states its inputs, the function that makes them from a number of samples and the shape that is asked for."""
 
     model: nn.Module
     spec: str
     random_weights: bool
     shape: tuple[int, ...] | None = None
     preprocess: Preprocessing | None = None
+    example: Callable[[int, tuple[int, ...] | None], Any] | None = None
 
-    def zeros(self, shape: str | None) -> Tensor:
-        """Two samples of zeros in the shape asked for, else in the one that the library states."""
+    def zeros(self, shape: str | None) -> Any:
+        """Two samples of zeros in the shape asked for, else in the one that the library or the file states."""
         import torch
 
+        if self.example is not None:
+            try:
+                return self.example(2, parse_shape(shape) if shape else None)
+            except OptionError as error:
+                raise OptionError(f"{error}: give one sample's shape with --shape 3,224,224") from error
         one = parse_shape(shape) if shape else self.shape
         return torch.zeros(2, *(one or ()))  # `checks.network` has seen to it that there is one
 
@@ -67,6 +76,8 @@ def load_network(spec: str, weights: str | None = None) -> Network:
     """The network that `spec` names, with the state of the file `weights` if one is given."""
     library, name = check_spec(spec, weights)
     shape, preprocess = None, None
+    if ONNX.fullmatch(spec):
+        return _from_onnx(spec, library, name)
     if library == "timm":
         model, shape, preprocess = _timm(name)
     elif library == "torchvision":
@@ -80,7 +91,14 @@ def load_network(spec: str, weights: str | None = None) -> Network:
 
 
 def check_spec(spec: str, weights: str | None = None) -> tuple[str, str]:
-    """SPEC in two, at its last colon. Refuses what can be refused before anything is imported."""
+    """SPEC in two, at its last colon; of an ONNX file, the file and the value of it that is asked for, or "". Refuses
+    what can be refused before anything is imported."""
+    if found := ONNX.fullmatch(spec):
+        if not Path(found[1]).is_file():
+            raise FileError(f"SPEC {spec}: there is no file {found[1]}")
+        if weights is not None:
+            raise OptionError(f"--weights {weights}: {found[1]} has its own weights: leave --weights out")
+        return found[1], found[2] or ""
     where, separator, name = spec.rpartition(":")
     if not separator or not where or not name:
         raise OptionError(f"SPEC {spec!r}: expected {FORMS}")
@@ -92,8 +110,8 @@ def check_spec(spec: str, weights: str | None = None) -> tuple[str, str]:
 
 
 def states_input(spec: str) -> bool:
-    """Whether the network's library says which input it takes."""
-    return spec.partition(":")[0] in LIBRARIES
+    """Whether the network's library, or its file, says which input it takes."""
+    return ONNX.fullmatch(spec) is not None or spec.partition(":")[0] in LIBRARIES
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -109,6 +127,17 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if not shape or min(shape) < 1:
         raise OptionError(f"--shape {text}: expected the shape of one sample without batch, such as 3,224,224")
     return shape
+
+
+def _from_onnx(spec: str, file: str, name: str) -> Network:
+    from parspike import from_onnx
+
+    model = from_onnx(file, outputs=[name] if name else None)
+    given: Any = model.given
+    shape = given[0].shape[1:] if len(given) == 1 and given[0].shape else ()
+    channels = shape[0] if len(shape) == 3 and shape[0] in (1, 3) else None
+    preprocess = Preprocessing(channels=channels) if channels else None
+    return Network(model, spec, False, None, preprocess, model.example)  # pyright: ignore[reportArgumentType]
 
 
 def _from_factory(spec: str, where: str, name: str) -> nn.Module:

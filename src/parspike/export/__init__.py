@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ import torch
 from torch import Tensor
 
 from parspike.errors import FileError, InputError, OptionError, UnsupportedError, meant
-from parspike.export.result import Compared, Drift, Exported, compare, in_pieces
-from parspike.file import appearing
+from parspike.export.result import Compared, Drift, Exported, compare, in_pieces, tally
+from parspike.file import made_whole, told
 from parspike.neurons import Simulation, twin
 from parspike.snn import SNN
 
 __all__ = ["FORMATS", "Compared", "Drift", "Exported", "export"]
 
-FORMATS = {".nir": "NIR"}
+FORMATS = {".nir": "NIR", ".onnx": "ONNX", ".pt2": "AOTInductor package"}
 """The formats by the ending of the file's name."""
 SAMPLES = 2
 """Samples of noise that the file is run on where no example is given."""
@@ -29,6 +30,7 @@ def export(
     path: str | Path,
     *,
     example: Tensor | Sequence[Tensor] | None = None,
+    weights: int | None = None,
     as_if: bool = False,
     dt: float = 1.0,
     as_convolutions: bool = False,
@@ -36,16 +38,19 @@ def export(
 ) -> Exported:
     """Write a spiking network as a file of another format, read it back, run it, and say how the two runs compare.
 
-    path: its ending says the format: `.nir`. example: inputs (B, …) to run the network and the file on, such as a few
-    images; without, the two are compared on noise. as_if: of a parallel network, write its twin of IF neurons with the
-    same thresholds, and compare with the parallel network; a network that was converted for IF neurons loses less. dt:
-    the seconds of one time-step that the file states. as_convolutions: write pools and scales as convolutions, which
-    more programs read. force: replace an existing file. docs/nir.md tells what other
-    programs make of the file.
+    path: its ending says the format: `.nir`, for IF and LIF neurons over time; `.onnx` or `.pt2` (a package of compiled
+    code, by torch's AOTInductor), for parallel neurons in one pass over counts. example: inputs (B, …) to run the
+    network and the file on, such as a few images; without, the two are compared on noise. weights: of an ONNX file, the
+    bits of its weights: it then holds whole numbers alone (`parspike.lower.integers`), whose inputs' range is that of
+    the example, and has the bits of parspike's own run. as_if: of a parallel network as NIR, write its twin of IF
+    neurons with the same thresholds, and compare with the parallel network; a network that was converted for IF neurons
+    loses less. dt: the seconds of one time-step that a NIR file states. as_convolutions: in a NIR file, write pools and
+    scales as convolutions, which more programs read. force: replace an existing file. docs/nir.md and docs/onnx.md tell
+    what other programs make of the file.
 
-    Raises `UnsupportedError`, which names every layer that the format cannot hold; `OptionError` for an unknown ending
-    and for parallel neurons; `FileError` where the file cannot be written; `InputError` for an example that does not
-    fit. The file appears whole or not at all.
+    Raises `UnsupportedError`, which names every layer that the format cannot hold; `OptionError` for an unknown ending,
+    an option of another format and neurons that the format does not have; `FileError` where the file cannot be
+    written; `InputError` for an example that does not fit. The file appears whole or not at all.
 
     >>> import parspike
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
@@ -58,6 +63,23 @@ def export(
     if not isinstance(snn, SNN):
         raise InputError(f"export takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
     _check_path(path, force)
+    suffix = path.suffix.lower()
+    if weights is not None and suffix != ".onnx":
+        raise OptionError(f"weights={weights!r} is of ONNX files: name one, net.onnx, or leave it out")
+    for name, given in (("as_if", as_if), ("as_convolutions", as_convolutions)):
+        if given and suffix != ".nir":
+            raise OptionError(f"{name}=True is of NIR files: name one, net.nir, or leave it out")
+    if suffix == ".nir":
+        return _to_nir(snn, path, example, as_if, dt, as_convolutions)
+    if snn.over_time:
+        raise OptionError(
+            f"{FORMATS[suffix]} files hold one pass over spike counts, and this network's neurons fire step by step: "
+            "convert without neuron= (--neuron), or name a NIR file, net.nir"
+        )
+    return _to_onnx(snn, path, example, weights) if suffix == ".onnx" else _to_package(snn, path, example)
+
+
+def _to_nir(snn: SNN, path: Path, example: Any, as_if: bool, dt: float, as_convolutions: bool) -> Exported:
     if isinstance(dt, bool) or not isinstance(dt, (int, float)) or not 0 < dt < float("inf"):
         raise OptionError(f"dt must be the seconds of a time-step, above 0, got {dt!r}")
     written = snn if snn.over_time else _as_if(snn, as_if)
@@ -65,7 +87,7 @@ def export(
     from parspike.nir import read
 
     batches = in_pieces(_example(snn, example))
-    with appearing(path) as temporary:
+    with made_whole(path) as temporary, told(path):
         made = nir.write(written, temporary, float(dt), as_convolutions)
         loaded = read(temporary)
         code = snn.over_time or all(neuron.code == "sorted" for neuron in snn.counting().values())
@@ -79,6 +101,84 @@ def export(
             0, "written with the IF twins of its parallel neurons; converted with neuron=parspike.IF() it loses less"
         )
     return Exported(path, "NIR", made.kinds, size, found, plain, tuple(notes), example is None)
+
+
+def _to_onnx(snn: SNN, path: Path, example: Any, weights: int | None) -> Exported:
+    from parspike.export import onnx
+    from parspike.lower import integers
+
+    env, notes, written = _example(snn, example), [], snn
+    batches = in_pieces(env)
+    if weights is not None:
+        if example is None:
+            raise OptionError("whole numbers need the range of the inputs: give example= (--data), a few images")
+        written = integers(snn, env, weights=weights)
+        found = tally(snn, list(snn.counting()), batches, _of(written))
+        notes.append(f"in whole numbers, weights of {weights} bits, against the network of real numbers: {found.text}")
+    made = onnx.write(written)
+    shown = list(made.counts.values())
+    with made_whole(path) as temporary, told(path):
+        temporary.write_bytes(made.model.SerializeToString())
+        model = onnx.load(temporary)
+        go, names = onnx.session(model, shown), [output.name for output in model.graph.output]
+
+        def theirs(env: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], Any]:
+            values = go([*names, *shown], {name: x.numpy() for name, x in env.items()})
+            outputs = dict(zip(names, map(torch.from_numpy, values), strict=False))
+            return dict(zip(made.counts, values[len(names) :], strict=True)), written.graph.collect(outputs)
+
+        file = tally(written, list(made.counts), batches, theirs)
+        whole = written.provenance.get("lowered") == "integers"
+        if whole and (file.unlike or file.error):
+            raise UnsupportedError(
+                f"this runtime computes other whole numbers than parspike ({file.text}): please report it, with the "
+                "network; without weights= the file holds real numbers"
+            )
+        size = temporary.stat().st_size
+    if whole:
+        notes.append("every count and output equals parspike's to the bit")
+    notes.append(_timed(written, batches[0], lambda env: go(names, {name: x.numpy() for name, x in env.items()})))
+    return Exported(path, "ONNX", made.nodes, size, file, None, tuple(notes), example is None)
+
+
+def _to_package(snn: SNN, path: Path, example: Any) -> Exported:
+    from parspike.export import pt2
+
+    env = _example(snn, example)
+    batches = in_pieces(env)
+    with made_whole(path) as temporary, told(path):
+        pt2.write(snn, temporary, batches[0])
+        run = pt2.load(temporary)
+        file = tally(snn, (), batches, lambda env: ({}, run(*env.values())))
+        size = temporary.stat().st_size
+    note = _timed(snn, batches[0], lambda env: run(*env.values()))
+    return Exported(path, "AOTInductor package", {"graph": 1}, size, file, None, (note,), example is None)
+
+
+def _of(snn: SNN) -> Callable[[Mapping[str, Tensor]], tuple[Mapping[str, Any], Any]]:
+    layer = {name: snn.graph.by_name[name].layer for name in snn.counting()}
+
+    def runs(env: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], Any]:
+        run = snn.run(*env.values(), record=True)
+        return {name: run.counts[of] for name, of in layer.items()}, run.logits
+
+    return runs
+
+
+def _timed(snn: SNN, env: Mapping[str, Tensor], other: Callable[[Mapping[str, Tensor]], Any]) -> str:
+    """The times of one batch here and by the file's runtime, in turns: the least of five each."""
+    times: dict[str, list[float]] = {"here": [], "there": []}
+    for _ in range(5):
+        for who, go in (("here", lambda env: snn.run(*env.values())), ("there", other)):
+            start = time.perf_counter()
+            go(env)
+            times[who].append(time.perf_counter() - start)
+    here, there = (1e3 * min(times[who]) for who in ("here", "there"))
+    samples = len(next(iter(env.values())))
+    return (
+        f"a batch of {samples} takes {there:.3g} ms from the file, {here:.3g} ms in parspike's count engine "
+        f"({torch.get_num_threads()} threads)"
+    )
 
 
 def _check_path(path: Path, force: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from parspike.graph import leaves
 from parspike.notebook import html_table
 from parspike.snn import SNN
 
-__all__ = ["Compared", "Drift", "Exported", "compare", "in_pieces"]
+__all__ = ["Compared", "Drift", "Exported", "compare", "in_pieces", "tally"]
 
 AT_ONCE = 8
 """Samples that are run at a time."""
@@ -124,25 +124,40 @@ class Exported:
         return html_table(first, ("layer", "spikes here", "spikes in the file", "counts that differ"), rows, notes)
 
 
+Runs = Callable[[Mapping[str, Tensor]], tuple[Mapping[str, Any], Any]]
+"""runs(inputs by name) → counts by the nodes of the network's own neurons, and the output."""
+
+
 @torch.no_grad()
 def compare(own: SNN, other: SNN, names: Mapping[str, str], batches: Sequence[Mapping[str, Tensor]]) -> Compared:
     """Run both networks on the same inputs. names: the other's layers by the nodes of the network's own neurons; empty
     where only outputs are compared. batches: inputs by the names of the network's own graph."""
+
+    def theirs(env: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Any]:
+        given = dict(zip((i.name for i in other.graph.inputs), env.values(), strict=True))
+        counts, answer = _counts(other, given, None)
+        return {name: counts[layer] for name, layer in names.items()}, answer
+
+    return tally(own, names, batches, theirs)
+
+
+@torch.no_grad()
+def tally(own: SNN, names: Collection[str], batches: Sequence[Mapping[str, Tensor]], theirs: Runs) -> Compared:
+    """The network's own run beside another one of the same inputs, summed over batches. names: nodes of its neurons
+    whose counts are compared."""
     layer = {name: own.graph.by_name[name].layer for name in names}
     rows = {name: [0, 0, 0, 0] for name in names}
     samples = alike = scored = 0
     apart = size = 0.0
     for env in batches:
         mine, output = _counts(own, env, names)
-        given = dict(zip((i.name for i in other.graph.inputs), env.values(), strict=True))
-        theirs, answer = _counts(other, given, None)
+        found, answer = theirs(env)
         for name, count in mine.items():
-            found = theirs[names[name]]
-            row = rows[name]
+            other, row = torch.as_tensor(found[name]), rows[name]
             row[0] += count.numel()
             row[1] += int(count.abs().sum())
-            row[2] += int(found.abs().sum())
-            row[3] += int((count != found).sum())
+            row[2] += int(other.abs().sum())
+            row[3] += int((count != other).sum())
         samples += len(next(iter(env.values())))
         for one, two in zip(_tensors(output), _tensors(answer), strict=True):
             apart += float((one.double() - two.double().reshape(one.shape)).square().sum())
@@ -159,7 +174,7 @@ def _tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _counts(snn: SNN, env: Mapping[str, Tensor], names: Mapping[str, str] | None) -> tuple[dict[str, Tensor], Any]:
+def _counts(snn: SNN, env: Mapping[str, Tensor], names: Collection[str] | None) -> tuple[dict[str, Tensor], Any]:
     """Spikes of every neuron over the T steps, by layer (or by node, of those in `names`), and the output."""
     if not snn.over_time:
         run = snn.run(*env.values(), record=bool(names))

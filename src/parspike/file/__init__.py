@@ -11,12 +11,12 @@ import json
 from pathlib import Path
 
 from parspike.errors import FileError, OptionError
-from parspike.file.bytes import DTYPES, VERSION, appearing, container, contents, parse, write_whole
+from parspike.file.bytes import DTYPES, VERSION, container, contents, made_whole, parse, told, write_whole
 from parspike.file.graph import CONSTANTS
 from parspike.file.network import network_from_json, network_to_json, of_version
 from parspike.snn import SNN
 
-__all__ = ["CONSTANTS", "DTYPES", "VERSION", "appearing", "load", "save", "write_whole"]
+__all__ = ["CONSTANTS", "DTYPES", "VERSION", "load", "made_whole", "save", "told", "write_whole"]
 
 
 def save(snn: SNN, path: str | Path, *, force: bool = False) -> Path:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from parspike.errors import FileError
 
-__all__ = ["DTYPES", "VERSION", "appearing", "container", "contents", "move_whole", "parse", "write_whole"]
+__all__ = ["DTYPES", "VERSION", "container", "contents", "made_whole", "move_whole", "parse", "told", "write_whole"]
 
 VERSION = 5
 """The newest version that is read."""
@@ -35,32 +35,42 @@ DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torc
           torch.bool: "BOOL"}  # fmt: skip
 
 
+def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a file so that the name holds either the old content or all of the new."""
+    with made_whole(path) as temporary, told(path), temporary.open("wb") as stream:
+        stream.writelines(chunks)
+
+
 @contextlib.contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """Another name in the folder of `path`, to write a file under. It gets the name `path`, which holds either the old
-    content or all of the new, where no error is raised; what was written is removed where one is."""
+def made_whole(path: Path) -> Iterator[Path]:
+    """A temporary file to write into, which gets the name `path` at the end; after an error, or Ctrl-C, it is gone and
+    the name holds what it held. What writes into it stands under `told(path)`."""
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-            temporary = Path(stream.name)
+        with told(path):
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            temporary = Path(name)
+            os.close(handle)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        move_whole(temporary, path)
-    except FileError:
-        raise
-    except OSError as error:
-        reason = error.strerror if path.parent.is_dir() else f"there is no folder '{path.parent}'"
-        raise FileError(f"cannot write '{path}': {reason or error}; the old file, if any, is as it was") from error
+        with told(path):
+            temporary.chmod(0o666 & ~_umask())
+            move_whole(temporary, path)
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
 
 
-def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a file so that the name holds either the old content or all of the new."""
-    with appearing(path) as temporary, temporary.open("wb") as stream:
-        stream.writelines(chunks)
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turns an error of the system in writing `path` into a `FileError`."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        reason = error.strerror if path.parent.is_dir() else f"there is no folder '{path.parent}'"
+        raise FileError(f"cannot write '{path}': {reason or error}; the old file, if any, is as it was") from error
 
 
 def move_whole(temporary: Path, path: Path) -> None:

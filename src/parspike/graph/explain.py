@@ -73,10 +73,12 @@ def frames(error: Exception) -> Iterator[str]:
 
 def user_line(stack: str) -> str:
     """The innermost line of a stack that belongs to the user's code, not to torch or parspike."""
-    found = ""
+    found, here = "", Path(__file__).parent
     pattern = r'File "([^"]+)", line (\d+), in (\S+)(?:\s*\n\s+(?!File)(\S[^\n]*))?'
     for path, line, _, code in re.findall(pattern, stack):
-        if f"{Path(torch.__file__).parent}" in path or f"{Path(__file__).parent}" in path or path.startswith("<"):
+        # The layers of an ONNX file have names, and no lines.
+        not_theirs = (Path(torch.__file__).parent, here, here.parent / "onnx_in")
+        if path.startswith("<") or any(f"{place}" in path for place in not_theirs):
             continue
         found = f"{'/'.join(Path(path).parts[-2:])}:{line}" + (f"  {code.strip()}" if code else "")
     return found

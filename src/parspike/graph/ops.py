@@ -408,8 +408,10 @@ ACROSS_BATCH = "it joins or splits values along the batch"
 """Why an operator cannot run on a batch that holds several time-steps; the words are part of the files."""
 COMPLEX = "complex numbers are no currents"
 WHOLE = "it rounds to whole numbers, or compares"
-ON_MEANS = (ACROSS_BATCH, COMPLEX, WHOLE)
-"""Reasons for computing on the means over time that only tracing finds; the table of operators does not imply them."""
+REAL = "it makes a real number of a whole one"
+ON_MEANS = (ACROSS_BATCH, COMPLEX, WHOLE, REAL)
+"""Reasons for computing on the means over time that only tracing or lowering finds; the table of operators does not
+imply them."""
 WEIGHED_BY_SAMPLE = "its weights depend on the sample, and on no spike"
 """Why an operator is a synapse although what it multiplies by depends on the network's input."""
 

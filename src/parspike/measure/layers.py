@@ -21,14 +21,15 @@ from parspike.errors import InputError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk
 from parspike.graph.ops import ACROSS_BATCH, TABLE, WEIGHED_BY_SAMPLE, call
 from parspike.graph.roles import currents, reached_by
-from parspike.measure.report import Energy, LayerRow, Report
+from parspike.measure.energy import Energy
+from parspike.measure.report import LayerRow, Report
 from parspike.measure.scores import Scores
 from parspike.measure.wires import at_refs, carry, fan_out, macs_of, one_sample, present, role_of
 from parspike.neurons import Neuron
 from parspike.plan import Plan, plan
 from parspike.snn import SNN
 
-__all__ = ["measure", "measured"]
+__all__ = ["activation_bits", "measure", "measured", "same_operators", "weights_of"]
 
 
 def measure(
@@ -75,7 +76,7 @@ def measured(
         place = f"batch {number} of the loader"
         if against is not None and reference is None:
             reference = _reference(against, arguments_of(item, place, inputs, snn.graph.signature))
-            if _same(reference, snn.graph):
+            if same_operators(reference, snn.graph):
                 meter.reference = reference
         env = inputs_of(item, place, snn.graph, inputs)
         outputs, network = meter.add(env)
@@ -97,6 +98,7 @@ def measured(
         network_accuracy=scores.network_accuracy,
         agreement=scores.agreement,
         error=scores.error,
+        weights=weights_of(snn),
     )
     return report, scores
 
@@ -105,9 +107,34 @@ def _reference(against: nn.Module | Plan, example: Any) -> Graph:
     return (against if isinstance(against, Plan) else plan(against, example)).graph
 
 
-def _same(one: Graph, other: Graph) -> bool:
+def same_operators(one: Graph, other: Graph) -> bool:
     """Whether two graphs run the same operators, so that their layers can be compared."""
     return [(n.name, n.target, n.refs) for n in one.nodes] == [(n.name, n.target, n.refs) for n in other.nodes]
+
+
+def weights_of(snn: SNN) -> int:
+    """How many weights the synapses have, biases left out; one that several synapses read counts once."""
+    tensors = snn.tensors()
+    paths = {path for node in snn.graph.nodes if TABLE[node.target].weighted for path in node.params}
+    return sum(tensors[path].numel() for path in paths if tensors[path].dim() > 1)
+
+
+INPUT_BITS = 8
+"""Of an image, and of what no neurons send, in the network with quantised activations."""
+
+
+def activation_bits(snn: SNN) -> dict[str, int]:
+    """By node: ⌈log₂(levels + 1)⌉ of neurons; of every other node the most that it reads, `INPUT_BITS` behind a
+    weighted synapse or an analog operator."""
+    neurons, found = snn.neurons(), {i.name: INPUT_BITS for i in snn.graph.inputs}
+    for node in snn.graph.nodes:
+        if node.name in neurons:
+            found[node.name] = max(1, neurons[node.name].levels_in(snn.T).bit_length())
+        elif node.role in (Role.SYNAPSE, Role.ORDER) and not TABLE[node.target].weighted:
+            found[node.name] = max((found[name] for name in node.refs), default=INPUT_BITS)
+        else:
+            found[node.name] = INPUT_BITS
+    return found
 
 
 @dataclass
@@ -252,13 +279,14 @@ class _Meter:
 
     def rows(self, samples: int) -> tuple[LayerRow, ...]:
         """The operators that cost something, and all that are analog, in order."""
-        found = []
+        found, bits = [], activation_bits(self.snn)
         for node in self.graph.nodes:
             done = self.sums.get(node.name)
             kind = None if done is None else self._kind(node, done)
             if done is None or kind is None:
                 continue
             neuron = self.neurons.get(node.name)
+            read = max((bits[ref] for ref in node.refs), default=INPUT_BITS)
             operator = node.target.removeprefix("aten.").removeprefix("parspike.").split(".")[0]
             found.append(
                 LayerRow(
@@ -267,6 +295,7 @@ class _Meter:
                     done.spikes / done.neurons / self.snn.T if done.neurons else 0.0,
                     done.updates / samples,
                     None if self.reference is None or neuron is None else (done.apart / max(done.size, 1e-300)) ** 0.5,
+                    read if neuron is None else bits[node.name],
                 )
             )  # fmt: skip
         return tuple(found)

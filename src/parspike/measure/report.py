@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from parspike.errors import OptionError
+from parspike.measure.energy import Energy
 from parspike.neurons import CODES
 from parspike.notebook import html_table
 
-__all__ = ["Energy", "LayerRow", "Report", "joule", "short"]
+__all__ = ["LayerRow", "Report", "joule", "short"]
 
 
 HEAD = ("layer", "operator", "neurons", "spikes/neuron", "rate", "SynOps", "MACs", "network's MACs", "updates", "error")
@@ -23,21 +22,6 @@ SCALES = {
 
 
 @dataclass(frozen=True)
-class Energy:
-    """Picojoules of an accumulate and of a multiply-accumulate.
-
-    Default: 32-bit floats in 45 nm, an addition 0.9 pJ and a multiplication 3.7 pJ (Horowitz, ISSCC 2014).
-    """
-
-    ac: float = 0.9
-    mac: float = 4.6
-
-    def __post_init__(self) -> None:
-        if not all(math.isfinite(value) and value >= 0 for value in (self.ac, self.mac)):
-            raise OptionError(f"energies are finite and at least 0 pJ, got ac={self.ac}, mac={self.mac}")
-
-
-@dataclass(frozen=True)
 class LayerRow:
     """One operator that costs something; operations are those of one sample, mean over the samples.
 
@@ -45,7 +29,9 @@ class LayerRow:
     the time-means of spikes). synops: accumulates, one for every spike and edge. macs: multiply-accumulates.
     network_macs: those of the same operator in the network itself. neurons, spikes, updates: of a layer of neurons;
     an update is one neuron's state in one time-step, its bias in it. firing_rate: spikes per neuron and time-step of
-    the network. error: ‖mean output − activation‖ / ‖activation‖ against the network's own, None without one.
+    the network. bits: of a layer of neurons, ⌈log₂(levels + 1)⌉, what an activation with as many levels takes; of any
+    other operator those of the activations that it reads, 8 where these are no neurons'. error: ‖mean output −
+    activation‖ / ‖activation‖ against the network's own, None without one.
     """
 
     layer: str
@@ -59,6 +45,7 @@ class LayerRow:
     firing_rate: float = 0.0
     updates: float = 0.0
     error: float | None = None
+    bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +55,8 @@ class Report:
     samples: measured. T: time-steps. codes: how counts are sent, or which neurons with a state. rows: the layers.
     energy: the constants. accuracy, network_accuracy: share of answers that are right, None without labels. agreement:
     share that are the network's. All three are None where the outputs are values and no class scores. error: of the
-    outputs, as in `LayerRow`, of several the largest. The last two are None without a network to compare with.
+    outputs, as in `LayerRow`, of several the largest. The last two are None without a network to compare with. weights:
+    of all synapses, without biases.
     """
 
     samples: int
@@ -80,6 +68,7 @@ class Report:
     network_accuracy: float | None = None
     agreement: float | None = None
     error: float | None = None
+    weights: int = 0
 
     def _sum(self, name: str) -> Any:
         return sum(getattr(row, name) for row in self.rows)
@@ -135,6 +124,45 @@ class Report:
         return self.network_macs * self.energy.mac
 
     @property
+    def quantised_energy_pj(self) -> float:
+        """Picojoules of one sample in the network itself with its activations quantised to as many levels as the
+        neurons have, ⌈log₂(levels + 1)⌉ bits, computed in integers."""
+        return sum(row.network_macs * self.energy.quantised_mac(row.bits) for row in self.rows)
+
+    @property
+    def quantised_bits(self) -> int:
+        """The most bits that an activation of that network has, 0 where no neurons stand for one."""
+        return max((row.bits for row in self.rows if row.kind == "neuron"), default=0)
+
+    @property
+    def memory_pj(self) -> float:
+        """Picojoules of the accesses to memory for one sample, no part of `energy_pj`: a weight for every operation, a
+        potential read and written for every accumulate and update, an event written and read for every spike. The
+        memory is as large as all weights and potentials."""
+        e = self.energy
+        moved = self.synops * (e.weight_bits + 2 * e.potential_bits) + self.macs * (e.weight_bits + e.activation_bits)
+        moved += self.updates * (e.weight_bits + 2 * e.potential_bits) + self.spikes * 2 * e.event_bits
+        return e.access(moved, self._kib(e.weight_bits, e.potential_bits))
+
+    @property
+    def network_memory_pj(self) -> float:
+        """The same of the network itself: a weight and an activation for every multiply-accumulate, whose sum stays in
+        a register, and every activation written once."""
+        e = self.energy
+        moved = self.network_macs * (e.weight_bits + e.activation_bits) + self.neurons * e.activation_bits
+        return e.access(moved, self._kib(e.weight_bits, e.activation_bits))
+
+    @property
+    def quantised_memory_pj(self) -> float:
+        """The same of the network with quantised activations."""
+        wide = self.energy.quantised_weight_bits
+        moved = sum(row.network_macs * (wide + row.bits) + row.neurons * row.bits for row in self.rows)
+        return self.energy.access(moved, self._kib(wide, self.quantised_bits))
+
+    def _kib(self, weight_bits: int, value_bits: int) -> float:
+        return (self.weights * weight_bits + self.neurons * value_bits) / 8 / 1024
+
+    @property
     def analog(self) -> tuple[LayerRow, ...]:
         """The operators that no spike can do, computed on the time-means."""
         return tuple(row for row in self.rows if row.kind == "analog")
@@ -142,8 +170,9 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON-able data; operations and energies of one sample."""
         totals = ("neurons", "spikes", "spikes_per_neuron", "synops", "macs", "updates", "energy_pj",
-                  "update_energy_pj", "network_macs", "network_energy_pj")  # fmt: skip
-        data = asdict(self)
+                  "update_energy_pj", "network_macs", "network_energy_pj", "quantised_energy_pj", "quantised_bits",
+                  "memory_pj", "network_memory_pj", "quantised_memory_pj")  # fmt: skip
+        data = {**asdict(self), "energy": self.energy.to_json()}
         rows = data.pop("rows")
         named = [f"{row.layer} ({row.operator})" for row in self.analog]
         return {**data, **{name: getattr(self, name) for name in totals}, "analog": named, "rows": rows}
@@ -175,6 +204,16 @@ class Report:
             f"energy {joule(self.energy_pj)}, the network itself {joule(self.network_energy_pj)}; "
             f"{self.energy.ac:g} pJ an accumulate (SynOp), {self.energy.mac:g} pJ a MAC, no memory traffic"
         )
+        bits = self.quantised_bits
+        if bits:
+            lines.append(
+                f"the network with activations of {bits} bits and weights of {self.energy.quantised_weight_bits}: "
+                f"{joule(self.quantised_energy_pj)}, a MAC of {bits} bits {self.energy.quantised_mac(bits):.3g} pJ"
+            )
+            lines.append(
+                f"memory traffic, beside it: {joule(self.memory_pj)}, the network itself "
+                f"{joule(self.network_memory_pj)}, with {bits} bits {joule(self.quantised_memory_pj)}"
+            )
         lines.append(f"membrane updates, beside it: {joule(self.update_energy_pj)} at an accumulate each")
         if self.analog:
             named = dict.fromkeys(f"{row.layer} ({row.operator})" for row in self.analog)

@@ -9,6 +9,7 @@
 ``layer``      the neurons of one layer with their parameters
 ``dynamics``   neurons that compute step by step, with a potential: IF and LIF, soft and hard reset
 ``current_based`` neurons that are read from files of others: a synapse with a decay, a reset to any value
+``whole``      neurons that count whole numbers, for integer arithmetic
 ``kinds``      which neuron a network is converted for, as a value
 
 Time is the first axis, ``(T, ...)``; thresholds broadcast against one step. ``docs/equations.md`` lists
@@ -34,6 +35,7 @@ from .quantised import QCFS, da_qcfs, qcfs, spike_count
 from .serial import average_rate, if_neuron, lif_neuron, soft_reset_step
 from .staircase import Staircase, joined
 from .trains import count_of, first_spike, sorted_train
+from .whole import WholeNeuron
 
 __all__ = [
     "CODES",
@@ -55,6 +57,7 @@ __all__ = [
     "SpikingLayer",
     "Staircase",
     "State",
+    "WholeNeuron",
     "average_rate",
     "bisect_count",
     "charge",

@@ -99,6 +99,11 @@ class Dynamics(SpikingLayer):
     def rest(self) -> float | Tensor:
         """The constant current of a silent neuron; broadcasts against one sample."""
 
+    def amplitudes(self) -> Tensor | None:
+        """The current that one spike causes beside `rest`: (1, …), the same at every step, broadcasting against (1, one
+        sample); None where the current is no multiple of the spikes."""
+        return None
+
     def advance(self, state: State | None, z: Tensor, t: int = 0) -> tuple[State, Tensor, Tensor]:
         """The steps t, t + 1, … with the input currents z (steps, B, …): state, currents and spikes (steps, B, …).
 
@@ -184,6 +189,9 @@ class IntegrateFire(Dynamics):
 
     def rest(self) -> float | Tensor:
         return self.offset
+
+    def amplitudes(self) -> Tensor:
+        return self.v_post[None]
 
     def start(self, z: Tensor) -> State:
         state = {"v": self.v_init.to(z.dtype).expand_as(z).clone()}
@@ -289,6 +297,9 @@ class SortedTrain(Dynamics):
 
     def rest(self) -> float | Tensor:
         return self.neuron.rest()
+
+    def amplitudes(self) -> Tensor:
+        return self.neuron.v_post[None]
 
     def start(self, z: Tensor) -> State:
         return {"count": self.neuron.count(z)}

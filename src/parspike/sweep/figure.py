@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from parspike.sweep.result import Sweep, SweepRow
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["figure"]
+__all__ = ["answers", "figure"]
 
 AXES = {
     "accuracy": "accuracy (%)",
@@ -24,30 +25,43 @@ def figure(sweep: Sweep) -> Figure:
     """Two panels: what `sweep.measure` names, beside the network and the quantised one; spikes and energy."""
     made = new_figure(10, 4)
     left, right = made.subplots(1, 2)
-    name = sweep.measure
-    by_code: dict[str, list[SweepRow]] = {}
-    for row in sweep.rows:
-        by_code.setdefault(row.code, []).append(row)
+    answers(sweep, left)
+    left.legend(fontsize="small")
     energy = right.twinx()
-    for number, (code, rows) in enumerate(by_code.items()):
-        T, color = [row.T for row in rows], COLOURS[number % len(COLOURS)]
-        left.plot(T, [_number(row, name) for row in rows], "o-", color=color, label=code)
-        left.plot(T, [_number(row, f"quantised_{name}") for row in rows], "s:", color=color, markerfacecolor="none",
-                  markersize=10, label=f"{code}: quantised network")  # fmt: skip
+    for (code, rows), color in zip(_by_code(sweep).items(), cycle(COLOURS), strict=False):
+        T = [row.T for row in rows]
         right.plot(T, [row.spikes for row in rows], "o-", color=color, label=f"{code}: spikes")
         energy.plot(T, [row.energy_pj / 1e6 for row in rows], "^--", color=color, label=f"{code}: energy")
-    own = sweep.network_accuracy if name == "accuracy" else 100.0 if name == "agreement" else 0.0
-    if own is not None:
-        left.axhline(own, color="black", linewidth=1, label="network")
-    left.set_ylabel(AXES[name])
     right.set_ylabel("spikes a neuron")
     energy.set_ylabel("energy a sample (µJ)")
-    for axes, costs in ((left, False), (right, True), (energy, True)):
-        _scale(axes, sweep, costs)
-    left.legend(fontsize="small")
+    for axes in (right, energy):
+        _scale(axes, sweep, True)
     lines, labels = zip(*(axes.get_legend_handles_labels() for axes in (right, energy)), strict=True)
     right.legend([*lines[0], *lines[1]], [*labels[0], *labels[1]], fontsize="small")
     return made
+
+
+def answers(sweep: Sweep, axes: Axes, network: str = "black") -> None:
+    """What `sweep.measure` names against T, beside the network quantised to as many levels and the network itself, a
+    line of the colour `network`."""
+    name = sweep.measure
+    for (code, rows), color in zip(_by_code(sweep).items(), cycle(COLOURS), strict=False):
+        T = [row.T for row in rows]
+        axes.plot(T, [_number(row, name) for row in rows], "o-", color=color, label=code)
+        axes.plot(T, [_number(row, f"quantised_{name}") for row in rows], "s:", color=color, markerfacecolor="none",
+                  markersize=10, label=f"{code}: quantised network")  # fmt: skip
+    own = sweep.network_accuracy if name == "accuracy" else 100.0 if name == "agreement" else 0.0
+    if own is not None:
+        axes.axhline(own, color=network, linewidth=1, label="network")
+    axes.set_ylabel(AXES[name])
+    _scale(axes, sweep, False)
+
+
+def _by_code(sweep: Sweep) -> dict[str, list[SweepRow]]:
+    found: dict[str, list[SweepRow]] = {}
+    for row in sweep.rows:
+        found.setdefault(row.code, []).append(row)
+    return found
 
 
 def _number(row: SweepRow, name: str) -> float:

@@ -1,0 +1,95 @@
+"""`parspike lower`: a converted network in the terms of a chip, compared with what it was.
+
+torch is imported inside it, so that `--help` answers at once, and after what can be refused without it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from parspike.cli import checks, console
+from parspike.cli.options import DATA, HOW, IMAGES, OUT, Force, ImageOptions, Json, Split, spread, starting
+
+__all__ = ["lower"]
+
+
+@spread
+def lower(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="what `parspike convert` wrote")],
+    output: Annotated[
+        str,
+        typer.Option("-o", "--output", metavar="FILE", help="the file to write, chip.parspike", rich_help_panel=OUT),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            help=f"the inputs' range, and the comparison: {IMAGES}",
+            autocompletion=starting("digits", "photos"),
+            rich_help_panel=DATA,
+        ),
+    ],
+    to: Annotated[
+        Literal["integers", "unit"],
+        typer.Option(
+            help="integers: whole numbers alone; unit: spikes of 0 and 1, every scale in the weights behind",
+            rich_help_panel=HOW,
+        ),
+    ] = "integers",
+    weights: Annotated[int, typer.Option(min=2, max=16, help="bits of a weight", rich_help_panel=HOW)] = 8,
+    inputs: Annotated[int, typer.Option(min=2, max=16, help="bits of an input", rich_help_panel=HOW)] = 8,
+    proof: Annotated[
+        bool,
+        typer.Option("--proof", help="run 4 images on spikes of 0 and 1, check every number", rich_help_panel=HOW),
+    ] = False,
+    split: Split = None,
+    limit: Annotated[int, typer.Option(min=1, help="take at most this many of the images", rich_help_panel=DATA)] = 256,
+    *,
+    options: ImageOptions,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Write a converted network in whole numbers, or with spikes of 0 and 1, and compare it with what it was."""
+    checks.file(file)
+    checks.output(Path(output), force)
+    checks.images(data, split)
+    options.preprocessing()
+    import torch
+
+    import parspike
+    from parspike.cli.images import explained
+    from parspike.cli.preprocess import remembered
+    from parspike.lower import integers, prove, unit
+
+    snn = parspike.load(file)
+    images = options.open(data, options.preprocessing(remembered(snn)), split=split, prefer="train", limit=limit)
+    with explained(images):
+        batches = [x for x, _ in images]
+    made = unit(snn) if to == "unit" else integers(snn, batches, weights=weights, inputs=inputs)
+    made.save(output, force=force)
+    alike, apart, size, number = 0, 0.0, 0.0, 0
+    for x in batches:
+        before, after = snn(x), made(x)
+        apart += float((before.double() - after.double()).square().sum())
+        size += float(before.double().square().sum())
+        alike, number = alike + int((before.argmax(1) == after.argmax(1)).sum()), number + len(x)
+    seen = prove(made, batches[0][:4]) if proof and to == "integers" else None
+    answer = {
+        "output": output, "to": to, "images": number, "agreement": alike / number,
+        "error": (apart / size) ** 0.5 if size else 0.0, "bytes": Path(output).stat().st_size,
+        "skipped": console.left_out(images.broken),
+    }  # fmt: skip
+    text = {
+        "written": f"{output} ({answer['bytes'] / 1e3:,.0f} kB)",
+        "compared": f"{number} images: the same answer for {100 * answer['agreement']:.1f} %, "
+        f"outputs differ by {100 * answer['error']:.2g} %",
+    }
+    if to == "integers":
+        answer |= {"weights": weights, "inputs": inputs, "largest": made.provenance["largest"]}
+        kept = "float32" if all(t.dtype != torch.float64 for t in made.tensors().values()) else "float64"
+        text["sums"] = f"below {made.provenance['largest'] + 1:,}; {kept} holds them exactly"
+    if seen is not None:
+        answer["proof"] = {"steps": seen.steps, "largest": seen.sums, "synapses": [vars(s) for s in seen.synapses]}
+    console.result(json, answer, console.table(text) + ("" if seen is None else f"\n{seen}"))

@@ -1,0 +1,53 @@
+"""The count network as a package of compiled code: torch's AOTInductor, a `.pt2` file.
+
+It runs without parspike, in Python (`torch._inductor.aoti_load_package`) and in C++. It is made by a C++ compiler for
+the processor that it is made on. The batch is free.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parspike.errors import FileError, UnsupportedError
+from parspike.snn import SNN
+
+__all__ = ["load", "write"]
+
+
+@torch.no_grad()
+def write(snn: SNN, path: Path, env: Mapping[str, Tensor]) -> None:
+    """Compile the network for inputs like `env` (by name), of any batch. Raises `UnsupportedError` with torch's own
+    sentence where that fails."""
+    count, names = snn.graph.signature
+    if names:
+        raise UnsupportedError("a package takes inputs by position, and this network has inputs by keyword")
+    args = tuple(x.repeat(2, *[1] * (x.dim() - 1)) if len(x) == 1 else x for x in env.values())
+    batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in range(count))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(snn, args, dynamic_shapes={"args": batch})
+            made = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "network.pt2"))
+            content = Path(made).read_bytes()
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UnsupportedError(f"torch cannot compile this network into a package: {said}") from error
+    path.write_bytes(content)
+
+
+def load(path: Path) -> Callable[..., Any]:
+    """The compiled network of a package."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch._inductor.aoti_load_package(str(path))
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise FileError(f"the package that was written cannot be loaded: {said}") from error

@@ -1,0 +1,604 @@
+"""A network in whole numbers: weights of a few bits, whole thresholds, sums that no rounding can touch.
+
+Every value between two layers of neurons is held as a whole number and a *grid*: real value = grid · whole number, the
+grid a constant of each channel that is known beforehand. Neurons send counts, whole by themselves; a synapse takes the
+grid of what it reads into its weights, which are then rounded to `weights` bits on a grid of each of its outputs; a
+sum brings its branches to one grid by whole factors; an average is a sum on a grid as many times finer; a threshold is
+divided by the grid and rounded. What a user sees is still a network from real inputs to real outputs: the first nodes
+round the input to its grid, the last ones multiply by theirs.
+
+The nodes are those that every engine runs, on whole numbers in float32 where no sum can reach 2^24, else in float64
+(2^53): addition of such numbers is exact in any order, so results are equal to the bit on every machine. What could
+prove this wrong: a value that is not whole, or counts that differ between two engines (tests/test_lower.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from parspike.errors import OptionError, UnsupportedError
+from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, Stream, map_tree
+from parspike.graph.ops import REAL, TABLE, call
+from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
+from parspike.lower.unit import unit
+from parspike.neurons import IntegrateFire, ParallelNeuron, SpikingLayer, Staircase, WholeNeuron
+from parspike.snn import SNN
+
+__all__ = ["integers"]
+
+EXACT = {torch.float32: 1 << 24, torch.float64: 1 << 53}
+"""Whole numbers below these, and their sums, are exact."""
+USEFUL = 1 << 12
+"""Parts of one count of a neuron that a weight, times the largest number that it is given, is rounded to, at most:
+finer weights would only make sums larger."""
+COARSE = 1 << 8
+"""Parts of one count below which a threshold that is no whole number of them would be rounded too much."""
+FIXED = "whole numbers are made for the sizes of the example"
+FINEST = 10
+"""Bits by which the grid of a sum may be finer than that of its finer branch."""
+ROOM = 1 << 20
+"""Largest sum up to which a grid is made finer for the sake of precision: float32 then still holds the sums behind."""
+SUMS = {"aten.add.Tensor": (1, 1), "aten.sub.Tensor": (1, -1), "aten.rsub.Tensor": (-1, 1)}
+CONSTANTS = {"aten.add.Scalar": (1, 1), "aten.sub.Scalar": (1, -1), "aten.rsub.Scalar": (-1, 1)}
+CASTS = ("aten._to_copy.default", "aten.to.dtype", "aten.type_as.default")
+FACTORS = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar", "aten.neg.default")
+
+
+def integers(
+    snn: SNN, images: Tensor | Iterable[Tensor] | Mapping[str, Tensor], *, weights: int = 8, inputs: int = 8
+) -> SNN:
+    """The same network in whole numbers.
+
+    images: a batch (B, …) as the network takes it, several batches, or for several inputs a mapping by their names;
+    only the largest magnitude of every channel of the inputs is read from them. weights: bits of a weight, 2 … 16, one
+    sign among them: at 4 bits −7 … 7. inputs: bits of an input. Input sizes are those of the example that was traced.
+
+    Returns a network of `WholeNeuron`s (or of IF neurons whose parameters are whole), which runs, saves and loads like
+    any other; its outputs are real again. Raises `UnsupportedError` that lists every operator and neuron that whole
+    numbers cannot carry, `OptionError` on bits out of range.
+    """
+    for name, bits in (("weights", weights), ("inputs", inputs)):
+        if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
+            raise OptionError(f"{name} must be a number of bits from 2 to 16, got {bits!r}")
+    made = _Whole(unit(snn).double(), weights, snn.graph.at_example(FIXED).inputs)
+    made.read(_largest(snn.graph, images), inputs)
+    for node in made.source.nodes:
+        made.add(node)
+    return made.finished({**snn.provenance, "lowered": "integers", "weights": weights, "inputs": inputs})
+
+
+@dataclass(frozen=True)
+class _Value:
+    """Real value = grid · whole number. name: the node that holds the whole number. like: the node of the real value.
+    grid: float64, above 0, broadcasts against (1, one sample). most: the largest magnitude of the whole number."""
+
+    name: str
+    like: Node
+    grid: Tensor
+    most: float
+
+
+class _Refused(Exception):  # noqa: N818 (control flow, never seen outside)
+    """Why whole numbers cannot carry a node."""
+
+
+class _Whole:
+    """The network in the making, node by node."""
+
+    def __init__(self, snn: SNN, bits: int, given: tuple[Input, ...]) -> None:
+        self.given = given
+        self.source = replace(snn.graph.at_example(FIXED), tensors=dict(snn.tensors()))
+        self.neurons, self.simulation, self.over_time = snn.neurons(), snn.simulation, snn.over_time
+        self.top = 2 ** (bits - 1) - 1
+        self.readers = self.source.consumers()
+        self.nodes: dict[str, Node] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.made: dict[str, SpikingLayer] = {}
+        self.values: dict[str, _Value] = {}
+        self.refused: list[str] = []
+        self.most = 1.0
+
+    # What is put into the new graph.
+
+    def put(self, node: Node, suffix: str, value: Tensor) -> Param:
+        path = f"whole.{node.name}.{suffix}"
+        self.tensors[path] = value.detach().clone()
+        return Param(path)
+
+    def emit(self, like: Node, suffix: str, target: str, *args: Any, **changes: Any) -> str:
+        row = TABLE[target]
+        node = replace(
+            like, name=like.name + suffix, target=target, args=args, kwargs={}, role=row.role, reason=row.reason
+        )
+        node = replace(node, **changes)
+        self.nodes[node.name] = node
+        return node.name
+
+    def keep(self, node: Node, instead: Mapping[str, _Value] | None = None) -> str:
+        """The node itself on the whole numbers of what it reads; instead: on these in place of them, by name."""
+        read = {**self.values, **(instead or {})}
+
+        def renamed(leaf: Any) -> Any:
+            return Ref(read[leaf.name].name) if isinstance(leaf, Ref) else leaf
+
+        self.nodes[node.name] = node.mapped(renamed)
+        self.tensors |= {
+            path: self.source.tensors[path] for path in self.nodes[node.name].params if path not in self.tensors
+        }
+        return node.name
+
+    def times(self, value: _Value, factor: Tensor, suffix: str) -> _Value:
+        """The value on a grid that is finer by whole factors, which may be negative or 0."""
+        if bool((factor == 1).all()):
+            return value
+        if any(n not in (1, size) for n, size in zip(factor.shape, _sample(value.like), strict=True)):
+            raise _Refused("its branches have grids that no factor of one branch can bring together")
+        name = self.emit(
+            value.like, suffix, "aten.mul.Tensor", Ref(value.name), self.put(value.like, suffix[1:], factor)
+        )
+        return replace(value, name=name, most=value.most * float(factor.abs().max()))
+
+    # Inputs.
+
+    def read(self, largest: Mapping[str, Tensor], bits: int) -> None:
+        top = 2 ** (bits - 1) - 1
+        for i in self.source.inputs:
+            if not i.dtype.is_floating_point:
+                self.refused.append(
+                    f"  input {i.name}: it holds {str(i.dtype).removeprefix('torch.')}, no real numbers"
+                )
+                continue
+            most = largest[i.name]
+            if not all(isinstance(arguments(reader), Conv) for reader in self.readers[i.name]):
+                most = most.amax(keepdim=True).reshape([1] * most.dim())  # dimension 1 may be anything
+            grid = torch.where(most > 0, most / top, 1.0)
+            like = Node(i.name, "", (), {}, Role.SYNAPSE, i.name, "", i.shape)
+            # A product rounds alike on every machine, which not every runtime's division does.
+            name = self.emit(like, "_on_grid", "aten.mul.Tensor", Ref(i.name), self.put(like, "parts.grid", 1 / grid))
+            name = self.emit(like, "_rounded", "aten.round.default", Ref(name))
+            ends = (
+                self.put(like, end, torch.tensor(value, dtype=grid.dtype))
+                for end, value in (("least", -top), ("most", top))
+            )
+            name = self.emit(like, "_whole", "aten.clamp.Tensor", Ref(name), *ends)
+            self.values[i.name] = _Value(name, like, grid, top)
+
+    # Nodes.
+
+    def add(self, node: Node) -> None:
+        """Put what a node computes into the new graph; or note why that cannot be done. What follows from a refused
+        node is not refused again."""
+        if not all(ref in self.values for ref in node.refs):
+            return
+        try:
+            value = self._rule(node)(node)
+        except _Refused as error:
+            self.refused.append(f"  {node.layer or node.name} ({node.target}): {error}")
+            return
+        self.values[node.name] = value
+        self.most = max(self.most, value.most)
+
+    def _rule(self, node: Node) -> Callable[[Node], _Value]:
+        if node.name in self.neurons:
+            return self._neuron
+        if not node.refs:
+            return self._unknown
+        if node.target in SUMS and len(node.refs) == 2:
+            return self._sum
+        if node.target in SUMS or node.target in CONSTANTS:
+            return self._shifted
+        if node.target in FACTORS or node.target == "parspike.scale_shift":
+            return self._scaled
+        found = arguments(node)
+        if isinstance(found, (Conv, Linear)):
+            return self._synapse
+        if TABLE[node.target].product:
+            return self._product
+        if isinstance(found, Pool) and found.average:
+            return self._average
+        if node.target in ("aten.mean.dim", "aten.sum.dim_IntList"):
+            return self._total
+        if node.role is Role.ORDER:
+            return self._order
+        row = TABLE[node.target]
+        if (
+            row.role is Role.SYNAPSE
+            and row.sources == "one"
+            and not (row.weighted or row.product or row.weighs)
+            and not node.params
+        ):
+            return self._moved
+        return self._unknown
+
+    def _unknown(self, node: Node) -> _Value:
+        if node.role is Role.NEURON:
+            raise _Refused("the activation was kept, and only ReLU has a form in whole numbers")
+        raise _Refused(node.reason or "whole numbers have no form of it")
+
+    def _sum(self, node: Node) -> _Value:
+        if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
+            raise _Refused("a sum with a factor")
+        left, right = self._on_one_grid(node, [self.values[ref] for ref in node.refs])
+        name = self.emit(node, "", node.target, Ref(left.name), Ref(right.name))
+        return _Value(name, node, left.grid, left.most + right.most)
+
+    def _on_one_grid(self, node: Node, values: list[_Value]) -> list[_Value]:
+        """The branches on one grid. The grid is finer than the finest of them, so that the factors of the others, which
+        are rounded, are large."""
+        finest = values[0].grid
+        for value in values[1:]:
+            finest = torch.minimum(finest, value.grid)
+        if all(torch.equal(value.grid.expand_as(finest), finest) for value in values):
+            return values
+        reach = max(value.most * float((value.grid / finest).max()) for value in values)
+        finer = self._bits_of_room(reach)
+        # Without room the finest branch keeps its grid, for its whole numbers cannot be divided.
+        grid = self._fitted(node, finest / finer, round_up=False) if finer > 1 else finest
+        return [
+            replace(
+                self.times(value, (value.grid / grid).round().clamp(min=1), f"_branch{i}_of_{node.name}"), grid=grid
+            )
+            for i, value in enumerate(values)
+        ]
+
+    def _bits_of_room(self, most: float) -> float:
+        return 2.0 ** max(0, min(FINEST, math.floor(math.log2(ROOM / max(most, 1)))))
+
+    def _fitted(self, node: Node, grid: Tensor, most: float = math.inf, *, round_up: bool) -> Tensor:
+        """The grid, changed a little so that one count of the neurons that the value goes to is a whole number of it,
+        at most `most`. round_up: to a coarser grid, never to a finer one."""
+        neuron = self._goes_to(node)
+        if neuron is None:
+            return grid
+        quantum = (neuron.v_threshold / _levels(neuron)).double()
+        quantum = quantum.reshape([1] * (grid.dim() - quantum.dim()) + list(quantum.shape))
+        if any(n > m for n, m in zip(quantum.shape, grid.shape, strict=True)):
+            return grid
+        parts = (quantum / grid).clamp(max=most)
+        parts = (parts.floor() if round_up else parts.round()).clamp(min=1)
+        return torch.where(quantum >= grid, quantum / parts, grid)
+
+    def _goes_to(self, node: Node) -> ParallelNeuron | IntegrateFire | None:
+        """The neurons that alone read a value, or a sum or a maximum of it."""
+        while len(readers := self.readers[node.name]) == 1 and node.name not in self.source.outputs:
+            (node,) = readers
+            neuron = self.neurons.get(node.name)
+            if neuron is not None:
+                return neuron if isinstance(neuron, (ParallelNeuron, IntegrateFire)) else None
+            if node.target not in SUMS and node.role is not Role.ORDER:
+                return None
+        return None
+
+    def _shifted(self, node: Node) -> _Value:
+        if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
+            raise _Refused("a sum with a factor")
+        signs, args = {**SUMS, **CONSTANTS}[node.target], list(node.args)
+        left, right = args[:2]
+        first = isinstance(left, Ref)
+        constant = right if first else left
+        number = self.source.tensors[constant.path] if isinstance(constant, Param) else torch.tensor(float(constant))
+        value = self.values[node.refs[0]]
+        mine, other = signs if first else signs[::-1]
+        value = self.times(value, torch.full([1] * len(node.shape), float(mine), dtype=value.grid.dtype), "_turned")
+        return self._plus(node, value, other * number.to(value.grid))
+
+    def _plus(self, node: Node, value: _Value, number: Tensor) -> _Value:
+        number = number.reshape([1] * (len(node.shape) - number.dim()) + list(number.shape))
+        if any(n not in (1, size) for n, size in zip(number.shape, _sample(node), strict=True)):
+            raise _Refused("it adds a constant of another shape")
+        whole = number / value.grid
+        if bool((whole != whole.round()).any()):
+            finer = self._bits_of_room(max(value.most, float(whole.abs().max())))
+            value = self.times(
+                value, torch.full([1] * len(node.shape), finer, dtype=number.dtype), f"_finer_for_{node.name}"
+            )
+            value = replace(value, grid=value.grid / finer)
+        whole = (number / value.grid).round()
+        name = self.emit(node, "", "aten.add.Tensor", Ref(value.name), self.put(node, "bias", whole))
+        return _Value(name, node, value.grid, value.most + float(whole.abs().max()))
+
+    def _scaled(self, node: Node) -> _Value:
+        if len(node.refs) != 1:
+            raise _Refused("it multiplies two values that both depend on the input")
+        value = self.values[node.refs[0]]
+        if node.target == "parspike.scale_shift":
+            scale, shift = (self.source.tensors[param.path].double() for param in node.args[1:3])
+            along = [1, -1] + [1] * (len(node.shape) - 2)
+            scaled = self._factor(node, value, scale.reshape(along))
+            return self._plus(node, scaled, shift.reshape(along)) if bool(shift.any()) else scaled
+        if node.target == "aten.neg.default":
+            return self._factor(node, value, torch.tensor(-1.0).double())
+        if not isinstance(node.args[0], Ref) and node.target.startswith("aten.div"):
+            raise _Refused("it divides by a value that depends on the input")
+        other = node.args[1] if isinstance(node.args[0], Ref) else node.args[0]
+        number = (
+            self.source.tensors[other.path].double()
+            if isinstance(other, Param)
+            else torch.tensor(float(other)).double()
+        )
+        return self._factor(node, value, 1 / number if node.target.startswith("aten.div") else number)
+
+    def _product(self, node: Node) -> _Value:
+        raise _Refused(
+            "it multiplies two values that both depend on the input" if len(node.refs) > 1 else "it is no layer"
+        )
+
+    def _factor(self, node: Node, value: _Value, factor: Tensor) -> _Value:
+        """A factor goes into the grid; its sign, or 0, stays a factor."""
+        factor = factor.reshape([1] * (len(node.shape) - factor.dim()) + list(factor.shape))
+        value = self.times(replace(value, like=value.like), factor.sign(), f"_signs_of_{node.name}")
+        return replace(value, like=node, grid=value.grid * torch.where(factor == 0, 1.0, factor.abs()))
+
+    def _synapse(self, node: Node) -> _Value:
+        found = cast("Conv | Linear", arguments(node))
+        if not isinstance(found.input, Ref) or not isinstance(found.weight, Param):
+            raise _Refused("its weights are no tensor of the network")
+        value, weight = self.values[found.input.name], self.source.tensors[found.weight.path].double()
+        along = 1 if isinstance(found, Conv) else value.grid.dim() - 1
+        if value.grid.numel() != value.grid.shape[along]:
+            raise _Refused("what it reads has other grids at other places")
+        inputs = value.grid.flatten()
+        if isinstance(found, Linear):
+            weight = weight.T if found.transposed else weight
+            outputs, groups = weight.shape[0], 1
+            scaled = weight * inputs
+        elif found.transposed:
+            groups, outputs = found.groups, weight.shape[1] * found.groups
+            scaled = weight * inputs.reshape(-1, *[1] * (weight.dim() - 1))
+        else:
+            groups, outputs = found.groups, weight.shape[0]
+            of_group = (
+                inputs.expand(weight.shape[1] * groups).reshape(groups, -1).repeat_interleave(outputs // groups, 0)
+            )
+            scaled = weight * of_group.reshape(outputs, -1, *[1] * (weight.dim() - 2))
+        transposed = isinstance(found, Conv) and found.transposed
+
+        def by_output(w: Tensor) -> Tensor:
+            """(outputs, everything that one output reads)"""
+            if transposed:  # (inputs, outputs of the group, kernel)
+                return w.unflatten(0, (groups, -1)).movedim(1, 2).flatten(0, 1).flatten(1)
+            return w.flatten(1)
+
+        def to_weight(v: Tensor) -> Tensor:
+            """A vector (outputs,) against the weight."""
+            if transposed:
+                each = v.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1).flatten(0, 1)
+                return each.reshape(*each.shape, *[1] * (weight.dim() - 2))
+            return v.reshape(-1, *[1] * (weight.dim() - 1))
+
+        largest = by_output(scaled).abs().amax(1)
+        shape = [1, -1] + [1] * (len(node.shape) - 2) if isinstance(found, Conv) else [1] * (len(node.shape) - 1) + [-1]
+        grid = torch.where(largest > 0, largest / self.top, 1.0).reshape(shape)
+        grid = self._fitted(node, grid, USEFUL * value.most, round_up=True)
+        whole = (scaled / to_weight(grid.flatten())).round()
+        args = (Ref(value.name), self.put(node, "weight", whole), None)
+        added = torch.zeros(outputs).double()
+        if found.bias is not None:
+            added = (self.source.tensors[found.bias.path].double() / grid.flatten()).round()
+            args = (*args[:2], self.put(node, "bias", added))
+        if isinstance(found, Linear):
+            name = self.emit(node, "", "aten.linear.default", *args)
+        else:
+            read = replace(node, args=(Ref(value.name), *node.args[1:]))
+            self.nodes[node.name] = with_weights(read, args[1], args[2])
+            name = node.name
+        most = float((by_output(whole).abs().sum(1) * value.most + added.abs()).max())
+        return _Value(name, node, grid, most)
+
+    def _average(self, node: Node) -> _Value:
+        pool = cast(Pool, arguments(node))
+        value = self.values[node.refs[0]]
+        sizes, spatial = _sample(value.like), list(range(len(node.shape) - pool.rank, len(node.shape)))
+        kernel, stride, padding = pool.kernel, pool.stride, pool.padding
+        if pool.output_size:
+            wanted = [sizes[d] if n is None else n for d, n in zip(spatial, pool.output_size, strict=True)]
+            if any(sizes[d] % n for d, n in zip(spatial, wanted, strict=True)):
+                raise _Refused("its windows are of unlike sizes")
+            kernel = stride = tuple(sizes[d] // n for d, n in zip(spatial, wanted, strict=True))
+            padding = (0,) * pool.rank
+        elif pool.ceil_mode or (any(padding) and not pool.count_include_pad):
+            raise _Refused("its windows at the edge are divided by another number")
+        if len(node.shape) != pool.rank + 2 or any(value.grid.shape[d] != 1 for d in spatial):
+            raise _Refused("what it sums up has other grids at other places")
+        # A sum is a convolution with ones, exact, where an average pool would divide and round.
+        ones = self.put(node, "weight", torch.ones(sizes[1], 1, *kernel).double())
+        args = (Ref(value.name), ones, None, list(stride), list(padding), [1] * pool.rank, sizes[1])
+        name = self.emit(node, "", f"aten.conv{pool.rank}d.default", *args)
+        return _Value(name, node, value.grid / (pool.divisor or math.prod(kernel)), value.most * math.prod(kernel))
+
+    def _total(self, node: Node) -> _Value:
+        value, sizes = self.values[node.refs[0]], _sample(self.values[node.refs[0]].like)
+        given = node.args[1] if len(node.args) > 1 else None
+        dims = [d % len(sizes) for d in (given or range(len(sizes)))]
+        if 0 in dims or node.kwargs.get("dtype") is not None:
+            raise _Refused("it sums over the batch" if 0 in dims else "it changes the type")
+        if any(value.grid.shape[d] != 1 for d in dims):
+            raise _Refused("what it sums up has other grids at other places")
+        keepdim = bool((*node.args[2:3], node.kwargs.get("keepdim", False))[0])
+        number = math.prod(sizes[d] for d in dims)
+        name = self.emit(node, "", "aten.sum.dim_IntList", Ref(value.name), dims, keepdim)
+        grid = value.grid.sum(dims, keepdim) / (number if "mean" in node.target else 1)
+        return _Value(name, node, grid, value.most * number)
+
+    def _order(self, node: Node) -> _Value:
+        if node.params:
+            raise _Refused("it compares with a constant")
+        if self.over_time:
+            raise _Refused("a maximum of currents that change over time is no whole number")
+        values = [self.values[ref] for ref in node.refs]
+        if len(values) == 2:
+            values = self._on_one_grid(node, values)
+            name = self.emit(node, "", node.target, *(Ref(value.name) for value in values))
+            return _Value(name, node, values[0].grid, max(value.most for value in values))
+        name, (value,) = self.keep(node), values
+        grids = value.grid.expand(_sample(value.like))
+        largest, smallest = self._run(node, grids), -self._run(node, -grids)
+        if not torch.equal(largest, smallest):
+            raise _Refused("what it compares has other grids at other places")
+        return _Value(name, node, _squeezed(largest), value.most)
+
+    def _run(self, node: Node, *values: Tensor) -> Any:
+        env = dict(zip(dict.fromkeys(node.refs), values, strict=True))
+        return call(node.target, *Stream(env, self.source.tensors, {"batch": 1}).arguments(node))
+
+    def _moved(self, node: Node) -> _Value:
+        values = [self.values[ref] for ref in dict.fromkeys(node.refs)]
+        grids = self._run(node, *(value.grid.expand(_sample(value.like)) for value in values))
+        if not isinstance(grids, Tensor):
+            raise _Refused("it gives several values")
+        if bool((grids < 0).any()):
+            raise _Refused("it changes values")
+        # Where zeros are put in, any grid is right: that of the channel.
+        if grids.dim() > 2:
+            grids = torch.where(
+                grids == 0, grids.flatten(2).amax(2).reshape(*grids.shape[:2], *[1] * (grids.dim() - 2)), grids
+            )
+        grids = torch.where(grids == 0, grids.max(), grids)
+        padded = (
+            next((leaf for leaf in (*node.args[2:3], node.kwargs.get("value")) if leaf), 0)
+            if "pad" in node.target
+            else 0
+        )
+        if padded:
+            raise _Refused("it puts in values other than 0")
+        return _Value(self.keep(node), node, _squeezed(grids), max(value.most for value in values))
+
+    def _unchanged(self, node: Node) -> _Value:
+        """On the same grid: a ReLU that was kept, and the identity that a cast is for numbers that are whole anyway."""
+        value = self.values[node.refs[0]]
+        name = value.name if node.target in CASTS else self.keep(node)
+        return replace(value, name=name, like=node)
+
+    def _neuron(self, node: Node) -> _Value:
+        value, neuron = self.values[node.refs[0]], self.neurons[node.name]
+        if isinstance(neuron, (ParallelNeuron, IntegrateFire)):
+            step = (neuron.v_threshold / _levels(neuron)).double() / value.grid[0]
+            if float(step.min()) < COARSE and not torch.equal(step, step.round()):
+                finer = self._bits_of_room(value.most)
+                ones = torch.ones([1] * len(node.shape), dtype=step.dtype)
+                value = self.times(value, finer * ones, f"_finer_for_{node.name}")
+                value = replace(value, grid=value.grid / finer)
+        made, grid, most, reach = _neuron(neuron, value.grid[0], value.most, self.simulation.T)
+        self.made[node.name] = made
+        self.most = max(self.most, reach)
+        name = self.keep(node, {node.refs[0]: value})
+        return _Value(name, node, torch.full([1] * len(node.shape), grid).double(), most)
+
+    def finished(self, provenance: Mapping[str, Any]) -> SNN:
+        """The network, its outputs real again."""
+        if self.refused:
+            said = "whole numbers cannot carry these parts of the network:"
+            raise UnsupportedError("\n".join((said, *self.refused)))
+        dtype = torch.float32 if self.most * self.simulation.T < EXACT[torch.float32] else torch.float64
+        if self.most * self.simulation.T >= EXACT[torch.float64]:
+            raise UnsupportedError(f"its sums reach {self.most:.3g}, more than 2^53: give fewer bits")
+        wide = dtype is torch.float64  # inside alone: the input is rounded, and the answer made, in float32
+        if wide:
+            for i in self.source.inputs:
+                self._widened(self.nodes[f"{i.name}_whole"], dtype)
+        names: dict[str, str] = {}
+        how = {"role": Role.ANALOG, "reason": REAL}  # once, on the mean over time: at every step it would round
+        for name in dict.fromkeys(self.source.outputs):
+            value = self.values[name]
+            like, whole = replace(value.like, name=name), value.name
+            if wide:
+                whole = self.emit(like, "_narrow", CASTS[0], Ref(whole), kwargs={"dtype": torch.float32}, **how)
+            grid = self.put(like, "real.grid", value.grid)
+            names[name] = self.emit(like, "_real", "aten.mul.Tensor", Ref(whole), grid, **how)
+        output = map_tree(lambda leaf: Ref(names[leaf.name]) if isinstance(leaf, Ref) else leaf, self.source.output)
+        read = {path for node in self.nodes.values() for path in node.params}
+        narrow = (".grid", ".least", ".most")
+        tensors = {
+            path: tensor.to(torch.float32 if path.endswith(narrow) or not wide else dtype)
+            for path, tensor in self.tensors.items()
+            if path in read
+        }
+        graph = replace(
+            self.source, inputs=self.given, nodes=tuple(self.nodes.values()), output=output, tensors=tensors, norm=None
+        )
+        made = {name: neuron.to(dtype) for name, neuron in self.made.items()}
+        return SNN(graph, made, simulation=self.simulation, provenance={**provenance, "largest": int(self.most)})
+
+    def _widened(self, node: Node, dtype: torch.dtype) -> None:
+        """Put a cast between a node and all that read it."""
+        nodes = dict(self.nodes)
+        self.nodes = {}
+        for name, other in nodes.items():
+            self.nodes[name] = other.mapped(
+                lambda leaf: Ref(f"{node.name}_wide") if isinstance(leaf, Ref) and leaf.name == node.name else leaf
+            )
+            if name == node.name:
+                self.emit(node, "_wide", CASTS[0], Ref(node.name), kwargs={"dtype": dtype})
+
+
+def _levels(neuron: ParallelNeuron | IntegrateFire) -> int:
+    return neuron.levels if isinstance(neuron, ParallelNeuron) else 1
+
+
+def _neuron(neuron: SpikingLayer, grid: Tensor, most: float, T: int) -> tuple[SpikingLayer, float, float, float]:
+    """Neurons on whole numbers; the grid and the largest of what they send; the largest number inside them."""
+    if isinstance(neuron, ParallelNeuron):
+        quantum = neuron.v_threshold.double() / neuron.levels
+        step = (quantum / grid).round().clamp(min=1)
+        # A hair less than the exact quotient: a threshold on a whole number is reached by it.
+        first = ((quantum / 2 - neuron.shift.double()) / grid - 1e-9).ceil()
+        made = WholeNeuron(neuron.T, first, step, code=neuron.code)
+        return made, 1 / neuron.levels, neuron.levels, most + float(first.abs().max() + step.max())
+    if isinstance(neuron, IntegrateFire):
+        if neuron.decay != 1:
+            raise _Refused("a leak makes fractions of whole potentials")
+        theta = (neuron.v_threshold.double() / grid).round().clamp(min=1)
+        options = {name: getattr(neuron, name) for name in ("reset", "refractory", "signed")}
+        made = IntegrateFire(theta, **options)
+        made.v_init = nn.Parameter((neuron.v_init.double() / grid).round(), requires_grad=False)
+        made.v_post = nn.Parameter(torch.ones_like(theta), requires_grad=False)
+        # Rounded so that their sum up to each step is right within half a unit.
+        bias = (neuron.bias.double() / grid).expand(T, *torch.broadcast_shapes(neuron.bias.shape[1:], grid.shape))
+        whole = bias.cumsum(0).round().diff(dim=0, prepend=torch.zeros_like(bias[:1]))
+        even = bool((whole == whole[:1]).all())
+        made.bias = nn.Parameter(whole[:1].clone() if even else whole, requires_grad=False)
+        inside = T * (most + float(whole.abs().max())) + float(theta.max() + made.v_init.abs().max())
+        return made, 1.0, 1.0, inside
+    if isinstance(neuron, Staircase):
+        thresholds = (neuron.thresholds.double() / grid - 1e-9).ceil()
+        outputs = torch.arange(neuron.levels + 1).double().reshape(-1, *[1] * (thresholds.dim() - 1))
+        made = Staircase(neuron.T, thresholds, outputs.expand(-1, *thresholds.shape[1:]), code=neuron.code)
+        if not torch.equal(made.thresholds, thresholds):
+            raise _Refused("its thresholds are too far apart for a table of whole numbers")
+        return made, 1 / neuron.levels, neuron.levels, most + float(thresholds.abs().max())
+    raise _Refused(f"neurons of the kind '{neuron.kind}' have no form in whole numbers")
+
+
+def _sample(node: Node) -> list[int]:
+    """The shape of a node's value for one sample, (1, …)."""
+    return [dim({"batch": 1}) if isinstance(dim, Size) else dim for dim in node.shape]
+
+
+def _squeezed(grid: Tensor) -> Tensor:
+    """The same grid with one entry along each dimension in which it does not vary."""
+    for dim in range(grid.dim()):
+        if bool((grid == grid.narrow(dim, 0, 1)).all()):
+            grid = grid.narrow(dim, 0, 1)
+    return grid.clone()
+
+
+def _largest(graph: Graph, images: Tensor | Iterable[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The largest magnitude of every channel (dimension 1) of every input, as (1, C, 1, …)."""
+    found: dict[str, Tensor] = {}
+    batches: list[Any] = [images] if isinstance(images, (Tensor, Mapping)) else list(images)
+    for number, batch in enumerate(batches):
+        env: dict[str, Tensor] = dict(batch) if isinstance(batch, Mapping) else {graph.inputs[0].name: batch}
+        graph.check(env, f"images, batch {number}")
+        for name, x in env.items():
+            rest = [d for d in range(x.dim()) if d != 1]
+            now = x.detach().double().abs().amax(rest, keepdim=True)
+            found[name] = torch.maximum(found[name], now) if name in found else now
+    if not found:
+        raise OptionError("images holds no batch: give some that the network was calibrated with")
+    return found

@@ -1,0 +1,132 @@
+"""ONNX out: the file computes what the count network computes; in whole numbers, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import Dense, PreActivation, Quantised, Residual, made
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import parspike
+from parspike import IF
+from parspike.cli import app
+from parspike.errors import FileError, OptionError, UnsupportedError
+from parspike.lower import integers
+
+onnx = pytest.importorskip("onnx")
+reference = pytest.importorskip("onnx.reference")
+
+
+class Curves(nn.Module):
+    """Activations that become staircases and analog operators, on sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.q, self.k, self.norm, self.head = (
+            nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.nn.functional.silu(self.a(x))
+        scores = torch.softmax(self.q(y) @ self.k(y).transpose(1, 2) / 2, -1)
+        return self.head(self.norm(scores @ y).sigmoid()).mean(1)
+
+
+def network(kind: type[nn.Module], **options: Any) -> tuple[parspike.SNN, Tensor]:
+    if kind is Curves:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model, x = Curves().eval(), torch.randn(12, 5, 6)
+    else:
+        model, x = made(kind, batch=12)
+    return parspike.convert(model, x, recipe="max", **options), x
+
+
+@pytest.mark.parametrize("options", [{"T": 5}, {"T": 3, "code": "weighted"}], ids=["sorted", "weighted"])
+@pytest.mark.parametrize("kind", [Residual, PreActivation, Dense, Quantised, Curves])
+def test_the_file_counts_as_the_network_does(kind: type[nn.Module], options: dict[str, Any], tmp_path: Path) -> None:
+    snn, x = network(kind, **options)
+    made = parspike.export(snn, tmp_path / "net.onnx", example=x)
+    counts = sum(row.counts for row in made.file.layers)
+    assert len(made.file.layers) == len(snn.neurons())
+    assert made.file.unlike <= counts / 1000  # a current within rounding of a threshold
+    # Another runtime, another batch, nothing but the file: the reference of the onnx package.
+    other = reference.ReferenceEvaluator(str(tmp_path / "net.onnx"))
+    y = other.run(None, {other.input_names[0]: x[:1].numpy()})[0]
+    assert np.allclose(y, snn(x[:1]).numpy(), atol=0.05 * float(snn(x).abs().max()))
+
+
+@pytest.mark.parametrize("options", [{"T": 5}, {"T": 3, "code": "weighted"}], ids=["sorted", "weighted"])
+@pytest.mark.parametrize("kind", [Residual, Dense, Quantised])
+def test_whole_numbers_are_equal_to_the_bit(kind: type[nn.Module], options: dict[str, Any], tmp_path: Path) -> None:
+    snn, x = network(kind, **options)
+    made = parspike.export(snn, tmp_path / "net.onnx", example=x, weights=8)
+    assert made.file.unlike == 0
+    assert made.file.error == 0
+    lowered = integers(snn, x, weights=8)
+    other = reference.ReferenceEvaluator(str(tmp_path / "net.onnx"))
+    y = other.run(None, {other.input_names[0]: x.numpy()})[0]
+    assert np.array_equal(y, lowered(x).numpy())
+    model = onnx.load(tmp_path / "net.onnx")
+    weights = [t for t in model.graph.initializer if len(t.dims) == 4]
+    assert weights
+    assert all(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights if tensor.dims[0] > 1)
+    assert "to the bit" in str(made)
+
+
+def test_what_it_cannot_hold_is_said_at_once(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu()
+            return self.b(torch.cumsum(y, 1) + torch.fft.fft(y).real)
+
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    snn = parspike.convert(Odd().eval(), x, T=3, recipe="max")
+    with pytest.raises(UnsupportedError, match=r"(?s)cumsum.*fft|fft.*cumsum"):
+        parspike.export(snn, tmp_path / "net.onnx", example=x)
+    assert not list(tmp_path.iterdir())
+    small, x = network(Quantised, T=3, neuron=IF())
+    with pytest.raises(OptionError, match="step by step"):
+        parspike.export(small, tmp_path / "net.onnx", example=x)
+    snn, x = network(PreActivation, T=4)
+    with pytest.raises(UnsupportedError, match="2\\^24"):
+        parspike.export(snn, tmp_path / "net.onnx", example=x, weights=16)
+    with pytest.raises(OptionError, match="range of the inputs"):
+        parspike.export(snn, tmp_path / "net.onnx", weights=8)
+    with pytest.raises(OptionError, match="ONNX files"):
+        parspike.export(snn, tmp_path / "net.nir", example=x, weights=8)
+    (tmp_path / "net.onnx").write_text("mine")
+    with pytest.raises(FileError, match="exists"):
+        parspike.export(snn, tmp_path / "net.onnx", example=x)
+    assert (tmp_path / "net.onnx").read_text() == "mine"
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    snn, x = network(Quantised, T=4)
+    snn.save(tmp_path / "net.parspike")
+    np.savez(tmp_path / "data.npz", images=(x.movedim(1, -1) * 30 + 128).clamp(0, 255).byte().numpy())
+    file, data, out = (str(tmp_path / name) for name in ("net.parspike", "data.npz", "net.onnx"))
+    done = CliRunner().invoke(
+        app, ["export", file, out, "--data", data, "--weights", "6", "--mean", "0.5", "--std", "0.2"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "to the bit" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_package_of_compiled_code(tmp_path: Path) -> None:
+    snn, x = network(Residual, T=5)
+    made = parspike.export(snn, tmp_path / "net.pt2", example=x)
+    assert made.file.error < 1e-3
+    run = torch._inductor.aoti_load_package(str(tmp_path / "net.pt2"))
+    for batch in (1, 5, 12):
+        assert torch.allclose(run(x[:batch]), snn(x[:batch]), atol=1e-4)
