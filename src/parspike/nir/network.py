@@ -297,7 +297,7 @@ def _floats(value: Any) -> np.ndarray[Any, Any]:
     if array.dtype.kind not in "fiu":
         raise FileError(f"it holds {array.dtype}, expected numbers")
     with np.errstate(over="ignore"):
-        made = array.astype(np.float32)
+        made = array.astype(np.float32, copy=False)
     if not np.isfinite(made).all():
         raise FileError("it holds a number that is too large for float32")
     return made
