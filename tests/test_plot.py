@@ -346,7 +346,13 @@ def test_energy(snn, costs):
     axes = snn.plot.energy(costs)
     parts = [width for width in widths(axes) if width]
     unit = {"pJ": 1, "nJ": 1e3, "µJ": 1e6}[axes.get_xlabel()[-3:-1]]
-    wanted = [costs.network_energy_pj, costs.macs * 4.6, costs.synops * 0.9, costs.update_energy_pj]
+    wanted = [
+        costs.network_energy_pj,
+        costs.quantised_energy_pj,
+        costs.macs * 4.6,
+        costs.synops * 0.9,
+        costs.update_energy_pj,
+    ]
     assert [unit * part for part in parts] == pytest.approx(wanted)
 
 

@@ -16,8 +16,16 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 TOLD = "PARSPIKE_TESTED_AS"
-FILES = ["test_processors", "test_graph", "test_codes", "test_train_pretrained", "test_rewrite_faults", "test_faithful"]
-LONG = ["test_engines", "test_baselines", "test_baselines_neurons", "test_students"]
+FILES = ["test_processors", "test_codes", "test_train_pretrained", "test_faithful", "test_onnx_out"]
+LONG = [
+    "test_graph",
+    "test_rewrite_faults",
+    "test_lower",
+    "test_engines",
+    "test_baselines",
+    "test_baselines_neurons",
+    "test_students",
+]
 """Laws that hold within one process, whatever its kernels: minutes, in `make slow`."""
 LESSER = {"default": "SSE41", "avx2": "AVX2"}
 """Kernels of torch, and with them those of oneDNN."""

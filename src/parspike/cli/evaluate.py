@@ -52,7 +52,9 @@ def evaluate(
     ] = None,
     T: Annotated[
         int | None,
-        typer.Option("-T", "--T", min=1, max=MAX_T, help="time-steps, of a .nir file that does not say them"),
+        typer.Option(
+            "-T", "--T", min=1, max=MAX_T, help="time-steps, of a .nir file without them", rich_help_panel=NET
+        ),
     ] = None,
     operations: Annotated[
         bool, typer.Option("--operations", help="also operations, energy and error by layer", rich_help_panel=OUT)

@@ -199,10 +199,12 @@ def raster(train: Train, ax: Axes | None = None) -> Axes:
 
 
 def energy(found: Report, ax: Axes | None = None) -> Axes:
-    """Estimated energy of one sample, arithmetic alone: the network itself, and the spiking network in accumulates and
-    multiply-accumulates. Membrane updates stand behind them, and are no part of the figure that is written."""
+    """Estimated energy of one sample, arithmetic alone: the network itself, the network with activations of as many
+    levels in integers, and the spiking network in accumulates and multiply-accumulates. Membrane updates stand behind
+    them, and are no part of the figure that is written."""
     bars = [
         ("network", [("multiply-accumulates", found.network_energy_pj)]),
+        (f"{found.quantised_bits}-bit network", [("multiply-accumulates", found.quantised_energy_pj)]),
         (
             "spiking",
             [
@@ -222,9 +224,8 @@ def energy(found: Report, ax: Axes | None = None) -> Axes:
             start += value
     for name, colour in styles.items():
         axes.barh([0], [0], color=colour, label=name)
-    axes.set_yticks(
-        range(len(bars)), [f"network  {joule(found.network_energy_pj)}", f"spiking  {joule(found.energy_pj)}"]
-    )
+    costs = (found.network_energy_pj, found.quantised_energy_pj, found.energy_pj)
+    axes.set_yticks(range(len(bars)), [f"{name}  {joule(cost)}" for (name, _), cost in zip(bars, costs, strict=True)])
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(0, 1.05 * max(_largest(bars), 1e-12) / size)
     axes.set_xlabel(f"estimated energy of one sample ({unit})")
