@@ -332,7 +332,7 @@ class _Whole:
     def _factor(self, node: Node, value: _Value, factor: Tensor) -> _Value:
         """A factor goes into the grid; its sign, or 0, stays a factor."""
         factor = factor.reshape([1] * (len(node.shape) - factor.dim()) + list(factor.shape))
-        value = self.times(replace(value, like=value.like), factor.sign(), f"_signs_of_{node.name}")
+        value = self.times(value, factor.sign(), f"_signs_of_{node.name}")
         return replace(value, like=node, grid=value.grid * torch.where(factor == 0, 1.0, factor.abs()))
 
     def _synapse(self, node: Node) -> _Value:
