@@ -37,9 +37,11 @@ QUIET = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Headless Chromium. The test skips where it is absent, and fails on CI, which installs it."""
+    """Headless Chromium. The test skips where it is absent, and fails on CI, which installs it.
+
+    One a module: while playwright's own event loop runs, no test of another module could run one in this process."""
     lacking = None
     try:
         from playwright.sync_api import sync_playwright

@@ -60,6 +60,7 @@ def test_accuracies_of_resnet20(shared):
     assert accuracy(weighted, x, y) > 89
 
 
+@pytest.mark.slow
 def test_resnet56_engines_agree_on_real_images(shared):
     model = network(shared, "resnet56").double()
     x = images(shared, "test", 4)[0].double()

@@ -87,6 +87,7 @@ def test_weights_that_do_not_fit_their_recipe(tmp_path):
         load_trained(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_killed_by_the_system_goes_on_to_the_same_weights(tmp_path):
     def command(folder: str, *more: str) -> list[str]:
         args = ["train", "digits", *SHORT, "--set", "optimiser.epochs=40", "--save-every", "0", "-o"]

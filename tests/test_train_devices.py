@@ -104,6 +104,7 @@ def test_all_processes_stop_where_the_loss_of_one_is_not_finite(trained: Path, s
     assert torch.load(trained / f"{strategy}-diverged" / "last.ckpt", weights_only=True)["step"] == 6
 
 
+@pytest.mark.slow
 def test_two_machines_train_what_two_processes_train(trained: Path, tmp_path: Path) -> None:
     splits = {"train": TRAIN, "test": ODD}
     arrays = {f"{name}_images": data.images[:, 0].numpy() for name, data in splits.items()}

@@ -42,6 +42,8 @@ COARSE = 1 << 8
 FIXED = "whole numbers are made for the sizes of the example"
 FINEST = 10
 """Bits by which the grid of a sum may be finer than that of its finer branch."""
+PRECISE = 1 << 7
+"""Fineness of a grid from which on the factors of a sum's branches may be rounded."""
 ROOM = 1 << 20
 """Largest sum up to which a grid is made finer for the sake of precision: float32 then still holds the sums behind."""
 SUMS = {"aten.add.Tensor": (1, 1), "aten.sub.Tensor": (1, -1), "aten.rsub.Tensor": (-1, 1)}
@@ -236,10 +238,10 @@ class _Whole:
             finest = torch.minimum(finest, value.grid)
         if all(torch.equal(value.grid.expand_as(finest), finest) for value in values):
             return values
-        reach = max(value.most * float((value.grid / finest).max()) for value in values)
-        finer = self._bits_of_room(reach)
-        # Without room the finest branch keeps its grid, for its whole numbers cannot be divided.
-        grid = self._fitted(node, finest / finer, round_up=False) if finer > 1 else finest
+        finer = self._bits_of_room(max(value.most * float((value.grid / finest).max()) for value in values))
+        if finer < PRECISE and not all(_whole(value.grid / finest) for value in values):
+            finer = PRECISE  # whatever it costs: a factor of 1.4 is not 1
+        grid = self._fitted(node, finest / finer, round_up=False) if finer >= PRECISE else finest
         return [
             replace(
                 self.times(value, (value.grid / grid).round().clamp(min=1), f"_branch{i}_of_{node.name}"), grid=grid
@@ -263,6 +265,22 @@ class _Whole:
         parts = (quantum / grid).clamp(max=most)
         parts = (parts.floor() if round_up else parts.round()).clamp(min=1)
         return torch.where(quantum >= grid, quantum / parts, grid)
+
+    def _beside(self, node: Node) -> _Value | None:
+        """The other branch of the sum that alone reads a value, where its grid is known already and broadcasts."""
+        readers = self.readers[node.name]
+        if len(readers) != 1 or readers[0].target not in SUMS or node.name in self.source.outputs:
+            return None
+        others = [self.values[ref] for ref in readers[0].refs if ref in self.values]
+        fits = bool(others) and all(
+            n in (1, dim) for n, dim in zip(others[0].grid.shape, self._channels_alone(node), strict=False)
+        )
+        return others[0] if fits and others[0].grid.dim() == len(node.shape) else None
+
+    def _channels_alone(self, node: Node) -> list[int]:
+        """The shape of a synapse's grid: a number a channel."""
+        along = 1 if isinstance(arguments(node), Conv) else len(node.shape) - 1
+        return [size if d == along else 1 for d, size in enumerate(_sample(node))]
 
     def _goes_to(self, node: Node) -> ParallelNeuron | IntegrateFire | None:
         """The neurons that alone read a value, or a sum or a maximum of it."""
@@ -376,6 +394,16 @@ class _Whole:
         shape = [1, -1] + [1] * (len(node.shape) - 2) if isinstance(found, Conv) else [1] * (len(node.shape) - 1) + [-1]
         grid = torch.where(largest > 0, largest / self.top, 1.0).reshape(shape)
         grid = self._fitted(node, grid, USEFUL * value.most, round_up=True)
+        shape_of_grid = grid.shape
+        if (beside := self._beside(node)) is not None:
+            reach = beside.most * float((beside.grid / grid).max())
+            if self._bits_of_room(max(reach, self.top * value.most * by_output(scaled).shape[1])) < PRECISE:
+                # The sum behind has no room for a finer grid: this one becomes a whole part or multiple of the other.
+                grid = torch.where(
+                    beside.grid >= grid,
+                    beside.grid / (beside.grid / grid).floor(),
+                    beside.grid * (grid / beside.grid).ceil(),
+                ).expand(shape_of_grid)
         whole = (scaled / to_weight(grid.flatten())).round()
         args = (Ref(value.name), self.put(node, "weight", whole), None)
         added = torch.zeros(outputs).double()
@@ -460,13 +488,12 @@ class _Whole:
                 grids == 0, grids.flatten(2).amax(2).reshape(*grids.shape[:2], *[1] * (grids.dim() - 2)), grids
             )
         grids = torch.where(grids == 0, grids.max(), grids)
-        padded = (
-            next((leaf for leaf in (*node.args[2:3], node.kwargs.get("value")) if leaf), 0)
-            if "pad" in node.target
-            else 0
-        )
-        if padded:
-            raise _Refused("it puts in values other than 0")
+        if "pad" in node.target:
+            place = 3 if node.target == "aten.pad.default" else 2
+            mode = node.args[2] if place == 3 and len(node.args) > 2 else node.kwargs.get("mode", "constant")
+            value = node.args[place] if len(node.args) > place else node.kwargs.get("value")
+            if mode == "constant" and value:
+                raise _Refused("it puts in values other than 0")
         return _Value(self.keep(node), node, _squeezed(grids), max(value.most for value in values))
 
     def _unchanged(self, node: Node) -> _Value:
@@ -578,6 +605,11 @@ def _neuron(neuron: SpikingLayer, grid: Tensor, most: float, T: int) -> tuple[Sp
 def _sample(node: Node) -> list[int]:
     """The shape of a node's value for one sample, (1, …)."""
     return [dim({"batch": 1}) if isinstance(dim, Size) else dim for dim in node.shape]
+
+
+def _whole(ratio: Tensor) -> bool:
+    """Whether ratios are whole numbers, up to the rounding of float64."""
+    return bool(((ratio - ratio.round()).abs() <= 1e-9 * ratio).all())
 
 
 def _squeezed(grid: Tensor) -> Tensor:

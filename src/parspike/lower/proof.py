@@ -148,6 +148,8 @@ class _Watched:
 
     def _fire(self, node: Node) -> _Value:
         value, neuron = self.values[node.refs[0]], self.neurons[node.name]
+        if not all(torch.equal(t, t.round()) for t in neuron.parameters()):
+            raise UnsupportedError(f"{node.layer}: its thresholds are not whole")
         if isinstance(neuron, Dynamics):
             z = torch.stack([_at(value, t) for t in range(self.T)])
             spikes = neuron.advance(None, z)[2]
