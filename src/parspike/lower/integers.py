@@ -42,7 +42,7 @@ COARSE = 1 << 8
 FIXED = "whole numbers are made for the sizes of the example"
 FINEST = 10
 """Bits by which the grid of a sum may be finer than that of its finer branch."""
-PRECISE = 1 << 7
+PRECISE = 1 << 4
 """Fineness of a grid from which on the factors of a sum's branches may be rounded."""
 ROOM = 1 << 20
 """Largest sum up to which a grid is made finer for the sake of precision: float32 then still holds the sums behind."""
