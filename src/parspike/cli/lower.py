@@ -68,23 +68,22 @@ def lower(
     with explained(images):
         batches = [x for x, _ in images]
     made = unit(snn) if to == "unit" else integers(snn, batches, weights=weights, inputs=inputs)
-    made.save(output, force=force)
-    alike, apart, size, number = 0, 0.0, 0.0, 0
-    for x in batches:
-        before, after = snn(x), made(x)
-        apart += float((before.double() - after.double()).square().sum())
-        size += float(before.double().square().sum())
-        alike, number = alike + int((before.argmax(1) == after.argmax(1)).sum()), number + len(x)
+    scores = parspike.Scores()
+    with torch.no_grad():
+        for x in batches:
+            scores.add(made(x), snn(x))
     seen = prove(made, batches[0][:4]) if proof and to == "integers" else None
+    made.save(output, force=force)
     answer = {
-        "output": output, "to": to, "images": number, "agreement": alike / number,
-        "error": (apart / size) ** 0.5 if size else 0.0, "bytes": Path(output).stat().st_size,
+        "output": output, "to": to, "images": sum(map(len, batches)), "agreement": scores.agreement,
+        "error": scores.error, "bytes": Path(output).stat().st_size,
         "skipped": console.left_out(images.broken),
     }  # fmt: skip
     text = {
         "written": f"{output} ({answer['bytes'] / 1e3:,.0f} kB)",
-        "compared": f"{number} images: the same answer for {100 * answer['agreement']:.1f} %, "
-        f"outputs differ by {100 * answer['error']:.2g} %",
+        "compared with": f"the network before, {answer['images']} images",
+        "agreement": None if scores.agreement is None else f"{100 * scores.agreement:.1f} %",
+        "relative error": None if scores.error is None else f"{100 * scores.error:.2g} %",
     }
     if to == "integers":
         answer |= {"weights": weights, "inputs": inputs, "largest": made.provenance["largest"]}

@@ -12,6 +12,7 @@ The batch is free; other sizes are those of the example. Opset 21, which brought
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ class _Model:
         """A tensor or number as an initializer; equal ones are stored once."""
         array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
         array = np.ascontiguousarray(array.astype(dtype or (np.float32 if array.dtype.kind == "f" else np.int64)))
-        key = f"{array.dtype}{array.shape}{hash(array.tobytes())}"
+        key = f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
         if key not in self.constants:
             self.constants[key] = self.onnx.numpy_helper.from_array(array, f"constant_{len(self.constants)}")
         return self.constants[key].name

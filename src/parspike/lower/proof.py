@@ -123,7 +123,7 @@ class _Watched:
             made = _Value(steps, torch.zeros_like(steps[0]), kind)
         else:
             made = _Value(None, self._call(node, self._total), "sums of spikes")
-        self._check(node, read, moving, made)
+        self._check(node, moving, made)
         return made
 
     def _affine(self, node: Node) -> tuple[list[Tensor], Tensor]:
@@ -164,7 +164,7 @@ class _Watched:
         steps = list(spikes) + [torch.zeros_like(count)] * (self.T - len(spikes))
         return _Value(steps, torch.zeros_like(count), "spikes")
 
-    def _check(self, node: Node, read: Sequence[_Value], moving: Sequence[_Value], made: _Value) -> None:
+    def _check(self, node: Node, moving: Sequence[_Value], made: _Value) -> None:
         weights = [self.tensors[path] for path in node.params if not path.endswith(".grid")]
         rounds = any(path.endswith(".grid") for path in node.params)  # the input on its way to whole numbers
         tensors = [*weights, *(made.steps or ()), made.once]
