@@ -50,7 +50,7 @@ class Proof:
             kind: sum(s.reads == kind for s in self.synapses) for kind in ("spikes", "sums of spikes", "the input")
         }
         said = ", ".join(f"{number} read {kind}" for kind, number in kinds.items())
-        width = max(len(s.layer) for s in self.synapses)
+        width = max(len("synapse"), *(len(s.layer) for s in self.synapses))
         lines = [
             f"{self.steps} steps on whole numbers, the largest {self.sums:,} ({self.sums.bit_length() + 1} bits): "
             f"{len(self.neurons)} layers sent spikes of 0 and 1, counts as in the network's own run",
