@@ -261,8 +261,11 @@ class Staircase(Neuron):
 
     @property
     def even(self) -> bool:
-        """Whether the outputs are evenly spaced, up to rounding, so that every spike of a channel carries the same."""
-        return _even(self.outputs)
+        """Whether the outputs are evenly spaced, up to rounding, so that every spike of a channel carries the same.
+
+        Those of the weighted code were, in the dtype that they were made in: cast to a wider one they show its rounding.
+        """
+        return self.code == "weighted" or _even(self.outputs)
 
     def config(self) -> dict[str, Any]:
         errors = {"error": self.error, "uniform_error": self.uniform_error}
