@@ -263,7 +263,8 @@ class Staircase(Neuron):
     def even(self) -> bool:
         """Whether the outputs are evenly spaced, up to rounding, so that every spike of a channel carries the same.
 
-        Those of the weighted code were, in the dtype that they were made in: cast to a wider one they show its rounding.
+        Those of the weighted code were, in the dtype that they were made in; cast to a wider one they show its
+        rounding.
         """
         return self.code == "weighted" or _even(self.outputs)
 
