@@ -257,3 +257,18 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     with_real = CliRunner().invoke(app, [*command, "--to", "unit", "--force"])
     assert with_real.exit_code == 0, with_real.output
     assert parspike.load(out).provenance["lowered"] == "unit"
+
+
+def test_the_first_spike_needs_no_less_than_the_real_threshold() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 2)).eval(), torch.randn(32, 2)
+    snn = parspike.convert(model, x, T=4, recipe="max")
+    (neuron,) = (n for n in snn.counting().values() if isinstance(n, ParallelNeuron))
+    quantum = (neuron.v_threshold / neuron.levels).double()
+    neuron.shift.data = (0.137 * quantum).float()
+    (whole_neuron,) = integers(snn, x).counting().values()
+    assert isinstance(whole_neuron, WholeNeuron)
+    exact = whole_neuron.step.double() * (0.5 - neuron.shift.double() / quantum)  # in parts of one count
+    assert bool(((exact - exact.round()).abs() > 1e-3).all())
+    assert torch.equal(whole_neuron.first.double(), exact.ceil())
