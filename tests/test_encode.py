@@ -1,6 +1,7 @@
 """Encoders: spikes at every product, along the features and never along tokens (`graph.encode`, `graph.features`)."""
 
 import math
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,13 +13,15 @@ from parspike.calibrate.thresholds import Samples, fit_encoder
 from parspike.errors import OptionError
 from parspike.graph import Node, Ref, Role
 from parspike.graph.ops import ENCODE, HELD, HOLD
-from parspike.neurons import ParallelNeuron, SignedNeuron
+from parspike.neurons import Code, ParallelNeuron, SignedNeuron
 
 D, HEADS, TOKENS = 16, 4, 6
 
 
 class Attention(nn.Module):
     """Attention of every kind that the tests need. kind: "fused", "written", "causal", "mask", "bias", "grouped"."""
+
+    mask: Tensor
 
     def __init__(self, kind: str, heads: int = HEADS) -> None:
         super().__init__()
@@ -28,8 +31,7 @@ class Attention(nn.Module):
         self.q, self.k, self.v = nn.Linear(D, D), nn.Linear(D, self.keys * wide), nn.Linear(D, self.keys * wide)
         self.o = nn.Linear(D, D)
         self.bias = nn.Parameter(torch.randn(heads, TOKENS, TOKENS))
-        self.register_buffer("mask", torch.rand(TOKENS, TOKENS) < 0.7)
-        self.mask.fill_diagonal_(True)
+        self.register_buffer("mask", (torch.rand(TOKENS, TOKENS) < 0.7).fill_diagonal_(True))
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         other = x if other is None else other
@@ -63,6 +65,9 @@ class Block(nn.Module):
 
 class Gated(nn.Module):
     """Norm by a root mean square, rotary positions, a gated layer: as language models have them."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,9 +144,9 @@ def net(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return Block(name).eval(), (x,)
 
 
-def planned(name: str, **options: object) -> parspike.Plan:
+def planned(name: str, **options: Any) -> parspike.Plan:
     model, args = net(name)
-    return parspike.plan(model, args if len(args) > 1 else args[0], **{"encode": "all", **options})
+    return parspike.plan(model, args[0] if len(args) == 1 else args, **{"encode": "all", **options})
 
 
 def encoders(plan: parspike.Plan) -> dict[str, Node]:
@@ -235,7 +240,7 @@ KINDS = ("fused", "written", "causal", "mask", "bias", "grouped", "gated", "cros
 @pytest.mark.parametrize("name", KINDS)
 def test_engines_agree_and_many_levels_give_the_network(name: str) -> None:
     model, args = net(name)
-    data = [args] if len(args) > 1 else [args[0]]
+    data = [args[0] if len(args) == 1 else args]
     few = parspike.convert(model, data, 3, code="weighted", encode="all", recipe="max")
     runs = [few.run(*args, engine=engine, record=True) for engine in ("count", "parallel", "serial")]
     for run in runs[1:]:
@@ -316,7 +321,7 @@ def fitted(z: Tensor, T: int, *, signed: bool) -> SignedNeuron | ParallelNeuron:
     one, none = torch.ones(z.shape[1]), torch.zeros(z.shape[1])
     kind = SignedNeuron if signed else ParallelNeuron
     neuron = kind(T, one, offset=none, code="weighted")
-    samples = Samples(node, _Once())
+    samples = Samples(node, cast(Any, _Once()))
     samples.add(z, z[None])
     fit_encoder(neuron, samples)
     return neuron
@@ -343,7 +348,7 @@ def test_an_encoder_leaves_out_few_extremes_and_says_constants_exactly(signed: b
 
 
 @pytest.mark.parametrize("code", ["sorted", "weighted", "onset"])
-def test_a_pair_of_neurons(code: str) -> None:
+def test_a_pair_of_neurons(code: Code) -> None:
     neuron = SignedNeuron(3, torch.tensor([3.0, 0.7]), offset=torch.tensor([0.0, 10.0]), code=code)
     most = neuron.levels
     z = torch.stack([torch.arange(-most - 2, most + 3) * (3.0 / most), torch.linspace(8, 12, 2 * most + 5)], 1)

@@ -242,7 +242,7 @@ def fit_encoder(neuron: ParallelNeuron | SignedNeuron, samples: Samples, *, laye
 def _even_range(z: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Lowest level and step (C,) of the evenly spaced levels that are nearest to values z (C, N) in square."""
     ordered, mean = z.sort(1).values, z.mean(1)
-    best, least = (z[:, 0], z[:, 0] * 0), z.new_full((len(z),), torch.inf)
+    lowest, width, least = z[:, 0], z[:, 0] * 0, z.new_full((len(z),), torch.inf)
     for share in SKIPPED:
         skipped = int(share * (z.shape[1] - 1))
         low = ordered[:, skipped]
@@ -252,7 +252,7 @@ def _even_range(z: Tensor, levels: int) -> tuple[Tensor, Tensor]:
             k = ((z - low[:, None]) / divisor[:, None]).round_().clamp_(0, levels)
             error = (z - k * step[:, None] - low[:, None]).square().mean(1)
             better = error < least
-            best = tuple(torch.where(better, new, old) for new, old in zip((low, step), best, strict=True))
+            lowest, width = torch.where(better, low, lowest), torch.where(better, step, width)
             least = torch.minimum(error, least)
             if turn + 1 < MOVED:
                 at = k.mean(1)
@@ -260,4 +260,4 @@ def _even_range(z: Tensor, levels: int) -> tuple[Tensor, Tensor]:
                 slope = (centred * (z - mean[:, None])).mean(1) / centred.square().mean(1).clamp(min=1e-12)
                 step = slope.clamp(min=0)
                 low = mean - step * at
-    return best
+    return lowest, width

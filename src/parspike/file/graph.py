@@ -119,7 +119,7 @@ def graph_to_json(graph: Graph) -> dict[str, Any]:
             {
                 "name": node.name, "target": node.target, "role": str(node.role), "layer": node.layer,
                 "source": node.source, "reason": node.reason,
-                "channel_dim": list(node.channel_dims) if len(node.channel_dims) > 1 else node.channel_dims[0],
+                "channel_dim": _alone(node.channel_dims),
                 "args": _encode(list(node.args)), "kwargs": _encode(node.kwargs),
                 "shape": _encode(list(node.shape)),
             }
@@ -129,6 +129,11 @@ def graph_to_json(graph: Graph) -> dict[str, Any]:
         "example": dict(graph.example),
         "limits": [_encode(limit) for limit in graph.limits],
     }  # fmt: skip
+
+
+def _alone(dims: tuple[int, ...]) -> int | list[int]:
+    """One dimension as a number, as files of all versions have it."""
+    return dims[0] if len(dims) == 1 else list(dims)
 
 
 def graph_from_json(body: Any, tensors: dict[str, Tensor], spiking: set[str]) -> Graph:

@@ -16,7 +16,7 @@ Where neither says anything, it is dimension 1. A dimension whose size is free i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +82,7 @@ def _read(graph: Graph, node: Node, place: int, shape: Sequence[Any], behind: Di
     return None if behind is None else _carried(node, node.shape, shape, behind, back=True)
 
 
-def _made(node: Node, made: dict[str, Dims | None], shapes: dict[str, Sequence[Any]]) -> Dims | None:
+def _made(node: Node, made: Mapping[str, Dims | None], shapes: Mapping[str, Sequence[Any]]) -> Dims | None:
     """The features of a node's value, from those of what it reads."""
     last = max(len(node.shape) - 1, 0)
     if node.target == "aten.linear.default" or node.target in EMBEDDINGS:
@@ -108,7 +108,7 @@ def _at_one(node: Node) -> bool:
     return "conv" in node.target or any(name in node.target for name in AT_ONE)
 
 
-def _of_product(node: Node, made: dict[str, Dims | None], shapes: dict[str, Sequence[Any]]) -> Dims | None:
+def _of_product(node: Node, made: Mapping[str, Dims | None], shapes: Mapping[str, Sequence[Any]]) -> Dims | None:
     """What a product of matrices does not add up: rows of the left that are features, columns of the right."""
     last, (left, right) = len(node.shape) - 1, node.args[:2]
     if isinstance(right, Param):
