@@ -130,6 +130,20 @@ class Convolutions(nn.Module):
         return self.head(F.relu(self.last(x)).mean((2, 3)))
 
 
+class Written(nn.Module):
+    """Attention as two einsums, behind a product that is added to a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.shift = nn.Parameter(torch.randn(D, 3 * D) / 4), nn.Parameter(torch.randn(3 * D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.addmm(self.shift, x.flatten(0, 1), self.weight).unflatten(0, x.shape[:2])
+        q, k, v = y.unflatten(2, (3, HEADS, D // HEADS)).unbind(2)
+        weights = torch.einsum("bqhd,bkhd->bhqk", q, k).softmax(-1)
+        return torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
+
+
 def net(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     torch.manual_seed(3)
     x = torch.randn(24, TOKENS, D)
@@ -141,6 +155,10 @@ def net(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
         return Windows().eval(), (torch.randn(24, 4, 6, D),)
     if name == "convolutions":
         return Convolutions().eval(), (torch.rand(24, 3, 6, 6),)
+    if name == "einsum":
+        return Written().eval(), (x,)
+    if name == "torch's":
+        return nn.TransformerEncoderLayer(D, HEADS, 24, activation="gelu", batch_first=True).eval(), (x,)
     return Block(name).eval(), (x,)
 
 
@@ -234,7 +252,20 @@ def test_a_gate_is_computed_and_what_it_scales_is_encoded() -> None:
     assert sum("silu" in name for name in asked.spiking) == 2
 
 
-KINDS = ("fused", "written", "causal", "mask", "bias", "grouped", "gated", "cross", "windows", "convolutions")
+KINDS = (
+    "fused",
+    "written",
+    "causal",
+    "mask",
+    "bias",
+    "grouped",
+    "gated",
+    "cross",
+    "windows",
+    "convolutions",
+    "einsum",
+    "torch's",
+)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -305,6 +336,8 @@ def test_options_of_encoders() -> None:
         planned("fused", encode="every")
     with pytest.raises(OptionError, match="needs parallel neurons"):
         planned("fused", neuron=parspike.IF())
+    with pytest.raises(OptionError, match="made with encode=, whose encoders need parallel neurons"):
+        parspike.convert(planned("fused"), net("fused")[1][0], 4, neuron=parspike.IF())
 
 
 class _Once:
@@ -377,3 +410,16 @@ def test_values_of_one_sign_get_one_neuron() -> None:
     kinds = {snn.graph.by_name[name].layer: neuron.kind for name, neuron in snn.neurons().items()}
     assert kinds["attention.softmax@spikes"] == "parallel"
     assert {kind for layer, kind in kinds.items() if layer.endswith("@spikes") and "softmax" not in layer} == {"signed"}
+
+
+def test_gradient_steps_go_through_encoders() -> None:
+    model, args = net("written")
+    before, after = (
+        parspike.convert(model, args[0], 2, code="weighted", encode="all", recipe=recipe)
+        for recipe in (parspike.ClosedForm(), parspike.Reconstruct(steps=30, batch_size=8, held_out=0.25))
+    )
+    weights = "attention.q.weight"
+    assert not torch.equal(before.tensors()[weights], after.tensors()[weights])
+    with torch.no_grad():
+        wanted = model(args[0])
+    assert (after(args[0]) - wanted).norm() <= 1.05 * (before(args[0]) - wanted).norm()

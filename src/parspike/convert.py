@@ -20,6 +20,7 @@ from parspike.calibrate.recipe import Progress
 from parspike.calibrate.student import ByCount, Input, OverTime
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning, meant
 from parspike.graph import Curve, Graph, Schedule, Stream, walk
+from parspike.graph.ops import ENCODE
 from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation, check_kind
 from parspike.plan import Example, Plan, Planning, plan, with_encoders
 from parspike.snn import SNN
@@ -102,6 +103,11 @@ def convert(
         if isinstance(kind, Serial) and made.steps:
             layer = made.graph.by_name[next(iter(made.steps))].layer
             raise OptionError(f"layer '{layer}' has time-steps of its own, which only parallel neurons have")
+        if isinstance(kind, Serial) and any(node.target == ENCODE for node in made.graph.nodes):
+            raise OptionError(
+                "the plan was made with encode=, whose encoders need parallel neurons: make it without, or leave "
+                "neuron= out"
+            )
         made = made if input == "current" else with_encoders(made)
         if not made.spiking and not made.kept and together.rank == 0:
             warnings.warn(

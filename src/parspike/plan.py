@@ -244,7 +244,12 @@ def plan(
         graph = encoded(graph, fires, encode)
         options = _options(graph, layers or {})
         kept = {name for name, option in options.items() if isinstance(option, Keep)}
-    spiking = tuple(n.name for n in graph.neurons if n.name not in last and n.name not in {*kept, *guarded})
+        # What an encoder reads is no read-out any more; what spikes stays what it was.
+        fires |= {n.name for n in graph.nodes if n.target == ENCODE} - kept
+        last = readouts(graph, kept, asked | fires)
+        spiking = tuple(n.name for n in graph.neurons if n.name in fires)
+    else:
+        spiking = tuple(n.name for n in graph.neurons if n.name not in last and n.name not in {*kept, *guarded})
     graph = with_weights_of_samples(graph, spiking, args, kwargs)
     steps = {name: option.T for name, option in options.items() if isinstance(option, Steps)}
     _check_steps(graph, layers or {}, steps, spiking)

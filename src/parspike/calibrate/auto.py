@@ -22,6 +22,7 @@ from parspike.calibrate.reconstruct import Reconstruct
 from parspike.calibrate.student import ByCount
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning
 from parspike.graph import Curve
+from parspike.graph.ops import ENCODE
 from parspike.neurons import levels_of
 from parspike.together import Together
 
@@ -96,10 +97,11 @@ class Auto(Recipe):
 
 def _variants(draft: Draft) -> list[ClosedForm]:
     """The closed forms to try, the one first that is best on most networks."""
-    lines = not all(isinstance(a, Curve) for a in draft.activations.values())
-    if not lines:  # staircases know no weighing, and have free steps in any case
+    nodes = draft.graph.by_name
+    lines = [n for n, a in draft.activations.items() if not isinstance(a, Curve) and nodes[n].target != ENCODE]
+    if not lines:  # staircases and encoders know no weighing, and staircases have free steps in any case
         return [ClosedForm()]
-    free = any(freed(levels_of(draft.steps_of(name), draft.code), draft.code) for name in draft.activations)
+    free = any(freed(levels_of(draft.steps_of(name), draft.code), draft.code) for name in lines)
     equal = [ClosedForm(), ClosedForm(weigh="own")]
     return [ClosedForm(free=True), *equal] if free else equal
 

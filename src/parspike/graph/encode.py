@@ -28,6 +28,8 @@ Encode = Literal["none", "hidden", "all"]
 """Where neurons for the identity stand: nowhere; where synapses read real values other than the network's inputs; where
 they read any real values."""
 PRODUCTS = ("aten.matmul.default", "aten.bmm.default", "aten.mm.default", "aten.einsum.default")
+SUMS = ("aten.addmm.default", "aten.addmv.default", "aten.baddbmm.default")
+"""Products that are added to their first argument."""
 MOVERS = ("aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.expand.default",
           "aten.repeat_interleave.self_int", "aten.repeat.default", "aten.unsqueeze.default", "aten.squeeze.dims",
           "aten.movedim.int", "aten.swapaxes.default")  # fmt: skip
@@ -157,15 +159,12 @@ def _operands(graph: Graph, node: Node) -> list[tuple[int, str]]:
     row = TABLE.get(node.target)
     if row is None or not row.weighted:
         return []
-    if node.target in PRODUCTS:
-        values = node.args[1] if node.target == "aten.einsum.default" else node.args[:2]
-        found = [(i, value.name) for i, value in enumerate(values) if isinstance(value, Ref)]
-        if len(found) > 2 or (len(found) == 2 and node.role is not Role.ANALOG):
-            return []
+    values = node.args[1] if node.target == "aten.einsum.default" else node.args
+    added = 0 if node.target in SUMS else None
+    found = [(i, value.name) for i, value in enumerate(values) if isinstance(value, Ref) and i != added]
+    if node.role is Role.SYNAPSE and (node.target not in PRODUCTS or len(found) == 1):
         return found
-    if node.role is not Role.SYNAPSE or not isinstance(node.args[0], Ref):
-        return []
-    return [(0, node.args[0].name)]
+    return found if node.target in PRODUCTS and node.role is Role.ANALOG and len(found) == 2 else []
 
 
 def _moves(graph: Graph, readers: Mapping[str, Sequence[Node]], node: Node) -> bool:

@@ -70,8 +70,8 @@ def _read(graph: Graph, node: Node, place: int, shape: Sequence[Any], behind: Di
     shape: of what it reads. behind: the features of its own value, as its readers use them.
     """
     last = max(len(shape) - 1, 0)
-    if node.target == "aten.linear.default" or node.target in EMBEDDINGS:
-        return (last,) if place == 0 and node.target not in EMBEDDINGS else None
+    if node.target in ("aten.linear.default", "aten.addmm.default"):
+        return (last,) if place == (node.target == "aten.addmm.default") else None
     if node.target in PRODUCTS:
         other = node.args[1 - place] if place < 2 else None
         return None if not isinstance(other, Param) else (last,) if place == 0 else (max(last - 1, 0),)
@@ -85,7 +85,7 @@ def _read(graph: Graph, node: Node, place: int, shape: Sequence[Any], behind: Di
 def _made(node: Node, made: Mapping[str, Dims | None], shapes: Mapping[str, Sequence[Any]]) -> Dims | None:
     """The features of a node's value, from those of what it reads."""
     last = max(len(node.shape) - 1, 0)
-    if node.target == "aten.linear.default" or node.target in EMBEDDINGS:
+    if node.target in ("aten.linear.default", "aten.addmm.default", *EMBEDDINGS):
         return (last,)
     if node.target in PRODUCTS:
         return _of_product(node, made, shapes)
