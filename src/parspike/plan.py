@@ -27,7 +27,7 @@ from parspike.graph import (
 )
 from parspike.graph import with_encoders as insert_encoders
 from parspike.graph.attention import taken_apart
-from parspike.graph.encode import Encode, encoded, gates
+from parspike.graph.encode import Encode, computed, encoded
 from parspike.graph.ir import expected_tensor
 from parspike.graph.ops import ACROSS_BATCH, ENCODE, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE
 from parspike.graph.order import compared, unnested
@@ -236,7 +236,7 @@ def plan(
     kept, asked = ({name for name, option in options.items() if isinstance(option, kind)} for kind in (Keep, Spike))
     guarded = guards(graph, asked)
     if encode != "none":
-        guarded = gates(graph, asked) | guarded
+        guarded = computed(graph, asked) | guarded
     graph = with_copies(graph, guarded, asked)
     last = readouts(graph, kept, asked)
     if encode != "none":

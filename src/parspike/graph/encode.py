@@ -22,7 +22,7 @@ from parspike.graph.ir import Graph, Node, Ref
 from parspike.graph.ops import ENCODE, HELD, HOLD, TABLE, Role
 from parspike.graph.order import nested
 
-__all__ = ["Encode", "encodable", "encoded", "gates", "with_encoders"]
+__all__ = ["Encode", "computed", "encodable", "encoded", "with_encoders"]
 
 Encode = Literal["none", "hidden", "all"]
 """Where neurons for the identity stand: nowhere; where synapses read real values other than the network's inputs; where
@@ -35,6 +35,7 @@ MOVERS = ("aten.reshape.default", "aten.permute.default", "aten.transpose.int", 
           "aten.movedim.int", "aten.swapaxes.default")  # fmt: skip
 """Operators that only move values: an encoder goes before them, where there are fewest values to encode."""
 GATE = "only a product with another value reads it, and neurons encode that"
+TURNS = "it falls and then rises, so it is computed, and neurons encode its value"
 
 
 def encodable(graph: Graph) -> tuple[str, ...]:
@@ -65,11 +66,20 @@ def with_encoders(graph: Graph, inputs: Sequence[str]) -> Graph:
     return replace(graph, nodes=(*made, *moved))
 
 
-def gates(graph: Graph, asked: Collection[str]) -> dict[str, str]:
-    """Activations that only scale another value, element by element (the gate of a gated layer), and why they are no
-    neurons where that product is encoded. asked: activations that the user wants as neurons all the same."""
+def computed(graph: Graph, asked: Collection[str]) -> dict[str, str]:
+    """Activations that are no neurons where encoders stand, and why.
+
+    One that only scales another value, element by element (the gate of a gated layer): the product is encoded, and two
+    roundings cost more than one. One that falls and then rises (GELU, SiLU): its two halves would each have all levels
+    of one neuron, for the small part below 0 too, where a pair of neurons shares them out over the whole range. asked:
+    activations that the user wants as neurons all the same.
+    """
     readers, gate = graph.consumers(), set[str]()
-    found: dict[str, str] = {}
+    found = {
+        node.name: TURNS
+        for node in graph.neurons
+        if node.target in ("parspike.rising", "parspike.falling") and node.name not in asked
+    }
     for node in reversed(graph.nodes):
         behind, row = readers[node.name], TABLE.get(node.target)
         if not behind or node.name in graph.outputs or node.name in asked or row is None:
