@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 from torch import Tensor, nn
 
@@ -26,8 +26,10 @@ from parspike.graph import (
     trace,
 )
 from parspike.graph import with_encoders as insert_encoders
+from parspike.graph.attention import taken_apart
+from parspike.graph.encode import Encode, encoded, gates
 from parspike.graph.ir import expected_tensor
-from parspike.graph.ops import ACROSS_BATCH, ENCODE, TABLE, WEIGHED_BY_SAMPLE
+from parspike.graph.ops import ACROSS_BATCH, ENCODE, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE
 from parspike.graph.order import compared, unnested
 from parspike.graph.quiet import outputs
 from parspike.graph.refusals import remedy
@@ -180,6 +182,7 @@ Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 class Planning(TypedDict, total=False):
     """The options of `plan` that `convert` hands on to it."""
 
+    encode: Encode
     layers: Mapping[str, LayerOption] | None
     strict: bool
     free_sizes: bool
@@ -190,6 +193,7 @@ def plan(
     example: Example,
     *,
     neuron: Kind | None = None,
+    encode: Encode = "none",
     layers: Mapping[str, LayerOption] | None = None,
     strict: bool = False,
     free_sizes: bool = True,
@@ -197,7 +201,9 @@ def plan(
     """What a conversion will do with a network, before any data are read.
 
     example: a batch (B, …), a tuple of several inputs, or a dict of keyword inputs; values do not matter. neuron: the
-    kind of neurons to plan for, as in `convert`; it changes the words of the table alone. layers: options by pattern of
+    kind of neurons to plan for, as in `convert`; it changes the words of the table alone. encode: "all" puts encoders,
+    spiking neurons for the identity, wherever a weighted synapse or a product of two values (attention) reads real
+    values, so that spikes drive every product; "hidden" leaves the network's own inputs real (`graph.encode`). layers: options by pattern of
     layer name, such as {"stem.*": Keep(), "head.*": Steps(4), "out": Spike()}: keep an activation analog, give it a
     number of time-steps, turn one into neurons that the plan would compute on the mean. strict: refuse analog operators
     too. free_sizes: leave height, width, length or tokens free where the network allows it, which the plan says; False
@@ -217,11 +223,27 @@ def plan(
             f"{type(model).__name__} takes batches, (B, …), B ≥ 1, and the example, {given}, looks like one sample: "
             "pass x[None]"
         ) from error
-    options = _options(graph, layers or {})
+    if encode not in get_args(Encode):
+        raise OptionError(f"encode must be one of {', '.join(get_args(Encode))}, got {encode!r}")
+    if encode != "none":
+        if isinstance(neuron, Serial):
+            raise OptionError(
+                f"encode='{encode}' needs parallel neurons, which know the mean of their input before they fire: leave "
+                "neuron= out"
+            )
+        graph = taken_apart(graph, args, kwargs)
+    options = _options(graph, layers or {}, strict=encode == "none")
     kept, asked = ({name for name, option in options.items() if isinstance(option, kind)} for kind in (Keep, Spike))
     guarded = guards(graph, asked)
+    if encode != "none":
+        guarded = gates(graph, asked) | guarded
     graph = with_copies(graph, guarded, asked)
     last = readouts(graph, kept, asked)
+    if encode != "none":
+        fires = {n.name for n in graph.neurons if n.name not in last and n.name not in {*kept, *guarded}}
+        graph = encoded(graph, fires, encode)
+        options = _options(graph, layers or {})
+        kept = {name for name, option in options.items() if isinstance(option, Keep)}
     spiking = tuple(n.name for n in graph.neurons if n.name not in last and n.name not in {*kept, *guarded})
     graph = with_weights_of_samples(graph, spiking, args, kwargs)
     steps = {name: option.T for name, option in options.items() if isinstance(option, Steps)}
@@ -262,7 +284,11 @@ def rows_of(
         graph, known, frozenset(kept), readouts(graph, kept, spiking), guards(graph, spiking),
         reached_by(graph, spiking), neuron, serial,
     )  # fmt: skip
-    made = (_encoder(graph, node) if node.target == ENCODE else _row(node, place) for node in graph.nodes)
+    inputs = {i.name for i in graph.inputs}
+    made = (
+        _encoder(graph, node) if node.target == ENCODE and inputs.issuperset(node.refs) else _row(node, place)
+        for node in graph.nodes
+    )
     return tuple(row for row in made if row is not None)
 
 
@@ -327,7 +353,8 @@ def arguments(example: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     return args, kwargs
 
 
-def _options(graph: Graph, layers: Mapping[str, LayerOption]) -> dict[str, LayerOption]:
+def _options(graph: Graph, layers: Mapping[str, LayerOption], *, strict: bool = True) -> dict[str, LayerOption]:
+    """The options by node. strict: refuse a pattern that matches no activation."""
     chosen: dict[str, LayerOption] = {}
     if not isinstance(layers, Mapping):
         raise OptionError(f"layers is {layers!r}: expected options by pattern, such as {{'stem.*': parspike.Keep()}}")
@@ -335,7 +362,7 @@ def _options(graph: Graph, layers: Mapping[str, LayerOption]) -> dict[str, Layer
         if not isinstance(option, LayerOption):
             raise OptionError(f"layers['{pattern}'] is {option!r}: expected parspike.Keep(), Spike() or Steps(T)")
         matched = [node for node in graph.neurons if _matches(node.layer, pattern)]
-        if not matched:
+        if not matched and strict:
             names = [node.layer for node in graph.neurons]
             near = difflib.get_close_matches(pattern, names, n=3) or names[:5]
             raise OptionError(
@@ -355,8 +382,10 @@ def _row(node: Node, place: _Place) -> PlanRow | None:
     operator = node.target.removeprefix("aten.").removeprefix("parspike.").split(".")[0]
     shape = place.graph.shape_of(node)
     role, what = str(node.role), ""
+    if node.target == HOLD:
+        return None
     if node.role is Role.SYNAPSE:
-        by_sample = node.reason == WEIGHED_BY_SAMPLE
+        by_sample = node.reason in (WEIGHED_BY_SAMPLE, HELD)
         if row is None or not (row.weighted or by_sample):
             return None
         becomes = f"synapse: {node.reason}" if by_sample else "synapse"
@@ -383,6 +412,8 @@ def _where(node: Node, place: _Place) -> str:
 
 
 def _neuron(node: Node, place: _Place) -> str:
+    if node.target == ENCODE:
+        return f"encoder, {place.neuron} for each of {_features(node, place.graph)}"
     describe = TABLE[node.target].activation
     activation = None if describe is None else describe(node)
     if isinstance(activation, Quantised):
@@ -390,6 +421,16 @@ def _neuron(node: Node, place: _Place) -> str:
     if isinstance(activation, Curve):
         return f"{place.neuron}, {'the nearest clipped line' if place.lines else 'a threshold for every level'}"
     return place.neuron
+
+
+def _features(node: Node, graph: Graph) -> str:
+    """The channels of a node, in words."""
+    dims = [d for d in node.channel_dims if d]
+    if not dims:
+        return "its values, one threshold for all"
+    shape = graph.shape_of(node)
+    along = " × ".join(str(shape[d]) for d in dims)
+    return f"{along} channels (dimension {', '.join(map(str, dims))})"
 
 
 def _order(node: Node, place: _Place) -> str:

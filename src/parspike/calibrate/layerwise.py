@@ -17,10 +17,10 @@ from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.refit import Refit, features, refittable
 from parspike.calibrate.staircase import free_steps, staircase_between
 from parspike.calibrate.student import OverTime
-from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_neuron
+from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_encoder, fit_neuron
 from parspike.errors import CalibrationError
 from parspike.graph import Graph, Node, Role
-from parspike.graph.ops import WEIGHED_BY_SAMPLE
+from parspike.graph.ops import ENCODE, HELD, WEIGHED_BY_SAMPLE
 from parspike.neurons import IntegrateFire, ParallelNeuron, SortedTrain, SpikingLayer, Staircase
 from parspike.neurons.staircase import MOST_IN_ALL
 
@@ -93,6 +93,9 @@ class ClosedForm(Recipe):
         if isinstance(neuron, SortedTrain):
             fit_neuron(neuron.neuron, samples, shift=self.shift, layer=layer)
             return neuron
+        if isinstance(neuron, ParallelNeuron) and node.target == ENCODE:
+            fit_encoder(neuron, samples, layer=layer)
+            return neuron
         if isinstance(neuron, ParallelNeuron):
             fit_neuron(neuron, samples, shift=self.shift, layer=layer, weigh=weigh)
             free = self.free and not layer and freed(neuron.levels, neuron.code)
@@ -137,7 +140,7 @@ class ClosedForm(Recipe):
                 refitted = self.refit and len(reader.args) > 2 and reader.args[2] is not None
                 if (reader.role is Role.NEURON and self.shift) or (refitted and refittable(graph, reader)):
                     continue
-                if reader.role not in (Role.SYNAPSE, Role.ORDER) or reader.reason == WEIGHED_BY_SAMPLE:
+                if reader.role not in (Role.SYNAPSE, Role.ORDER) or reader.reason in (WEIGHED_BY_SAMPLE, HELD):
                     return False
                 ahead.append(reader)
         return True

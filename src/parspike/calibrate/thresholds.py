@@ -26,7 +26,7 @@ from parspike.errors import OptionError
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron
 
-__all__ = ["Choice", "Offer", "Samples", "Wanted", "Weigh", "check_weigh", "choose", "fit_neuron"]
+__all__ = ["Choice", "Offer", "Samples", "Wanted", "Weigh", "check_weigh", "choose", "fit_encoder", "fit_neuron"]
 
 Weigh = Literal["own", "next"]
 
@@ -193,3 +193,69 @@ def fit_neuron(neuron: ParallelNeuron, samples: Samples, **options: Any) -> None
         (neuron.v_threshold, best.theta), (neuron.shift, best.delta), (neuron.v_post, best.post)
     ):  # fmt: skip
         parameter.data = node_shape(value, samples.node).clone()
+
+
+SKIPPED = (0.0, 0.0005, 0.003, 0.01, 0.03)
+"""Shares of the values beyond either end of an encoder's range, to start from."""
+MOVED = 12
+"""Times that the range of an encoder is moved."""
+FEWER = 2048
+"""Samples of a channel that its range is looked for with."""
+
+
+def fit_encoder(neuron: ParallelNeuron, samples: Samples, *, layer: bool = False) -> None:
+    """Set threshold, offset and amplitude of an encoder (spiking neurons for the identity) from samples.
+
+    Per channel, the range of the levels k = round((z' − low)/step) is the one of least squared error, found from several
+    ranges by turns of counting and of least squares (Lloyd's method for evenly spaced levels). Then the offset and the
+    amplitude are the regression of the teacher's value on the counts, which also takes up a drift of z'. layer: one
+    range for all channels.
+    """
+    a, z = samples.means()
+    levels = neuron.levels
+    if layer:
+        a, z = a.reshape(1, -1), z.reshape(1, -1)
+    middle = z.mean(1, keepdim=True)
+    unit = unit_of((z - middle).abs().amax(1, keepdim=True))
+    low, step = _even_range(((z - middle) / unit)[:, spread(z.shape[1], FEWER, z.device)], levels)
+    low, step = low * unit[:, 0] + middle[:, 0], step * unit[:, 0]
+    # A channel that is all but constant is said by its offset: its step must still be a number above 0.
+    least = torch.finfo(z.dtype).tiny * 4 * levels
+    step = torch.where(step > least, step, torch.where(low.abs() > least, low.abs() / levels, 1.0))
+    k = ((z - low[:, None]) / step[:, None] + 0.5).floor_().clamp_(0, levels)
+    centred, wanted = k - k.mean(1, keepdim=True), a.mean(1)
+    power = centred.square().mean(1)
+    slope = (centred * (a - wanted[:, None])).mean(1) / power.clamp(min=1e-12)
+    slope = torch.where((power > 1e-12) & (slope > 0), slope, step)
+    offset = wanted - slope * k.mean(1)
+    if layer:
+        low, step, slope, offset = (value.expand(samples.node.channels) for value in (low, step, slope, offset))
+    for parameter, value in (
+        (neuron.v_threshold, step * levels), (neuron.shift, offset - low), (neuron.v_post, slope * levels)
+    ):  # fmt: skip
+        parameter.data = node_shape(value, samples.node).clone().to(parameter.dtype)
+    neuron.offset = node_shape(offset, samples.node).clone().to(neuron.v_threshold.dtype)
+
+
+def _even_range(z: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Lowest level and step (C,) of the evenly spaced levels that are nearest to values z (C, N) in square."""
+    ordered, mean = z.sort(1).values, z.mean(1)
+    best, least = (z[:, 0], z[:, 0] * 0), z.new_full((len(z),), torch.inf)
+    for share in SKIPPED:
+        skipped = int(share * (z.shape[1] - 1))
+        low = ordered[:, skipped]
+        step = (ordered[:, -1 - skipped] - low) / levels
+        for turn in range(MOVED):
+            divisor = torch.where(step > 0, step, 1.0)
+            k = ((z - low[:, None]) / divisor[:, None]).round_().clamp_(0, levels)
+            error = (z - k * step[:, None] - low[:, None]).square().mean(1)
+            better = error < least
+            best = tuple(torch.where(better, new, old) for new, old in zip((low, step), best, strict=True))
+            least = torch.minimum(error, least)
+            if turn + 1 < MOVED:
+                at = k.mean(1)
+                centred = k - at[:, None]
+                slope = (centred * (z - mean[:, None])).mean(1) / centred.square().mean(1).clamp(min=1e-12)
+                step = slope.clamp(min=0)
+                low = mean - step * at
+    return best

@@ -22,7 +22,7 @@ from parspike.errors import FileError
 
 __all__ = ["DTYPES", "VERSION", "container", "contents", "made_whole", "move_whole", "parse", "told", "write_whole"]
 
-VERSION = 5
+VERSION = 6
 """The newest version that is read."""
 
 # The file starts with the header's length, this, 64 hexadecimal digits, and the version.

@@ -15,7 +15,7 @@ from parspike.file.bytes import DTYPES
 from parspike.file.check import check_example, check_leaves, check_role, check_symbols, expect, fields, new_name
 from parspike.graph import Device, Graph, Input, Node, Param, Ref, Role, Size, leaves
 from parspike.graph.ir import BATCH, CONDITIONS, MOST_TRIED, SIZE_OPERATIONS
-from parspike.graph.ops import TABLE
+from parspike.graph.ops import HOLD, TABLE
 
 __all__ = ["CONSTANTS", "graph_from_json", "graph_to_json"]
 
@@ -118,7 +118,8 @@ def graph_to_json(graph: Graph) -> dict[str, Any]:
         "nodes": [
             {
                 "name": node.name, "target": node.target, "role": str(node.role), "layer": node.layer,
-                "source": node.source, "reason": node.reason, "channel_dim": node.channel_dim,
+                "source": node.source, "reason": node.reason,
+                "channel_dim": list(node.channel_dims) if len(node.channel_dims) > 1 else node.channel_dims[0],
                 "args": _encode(list(node.args)), "kwargs": _encode(node.kwargs),
                 "shape": _encode(list(node.shape)),
             }
@@ -160,7 +161,7 @@ def graph_from_json(body: Any, tensors: dict[str, Tensor], spiking: set[str]) ->
         check_role(node, varying, reached)
         if any(name in varying for name in node.refs):
             varying.add(node.name)
-        if any(name in reached for name in node.refs):
+        if node.target != HOLD and any(name in reached for name in node.refs):
             reached.add(node.name)
         known.add(node.name)
         nodes.append(node)
@@ -187,8 +188,8 @@ def _limit(value: Any, example: Mapping[str, int], symbols: set[str]) -> Size:
 
 
 def _node(item: Any, known: set[str]) -> Node:
-    name, target, role, layer, source, reason, channel_dim, args, kwargs, shape = fields(
-        item, "a node", name=str, target=str, role=str, layer=str, source=str, reason=str, channel_dim=int,
+    name, target, role, layer, source, reason, channels, args, kwargs, shape = fields(
+        item, "a node", name=str, target=str, role=str, layer=str, source=str, reason=str, channel_dim=object,
         args=list, kwargs=dict, shape=list,
     )  # fmt: skip
     new_name(name, "a node", known)
@@ -199,10 +200,12 @@ def _node(item: Any, known: set[str]) -> Node:
     if role not in list(Role):
         raise FileError(f"node '{name}' has the unknown role '{role[:80]}'")
     shape = _shape(shape, f"the shape of node '{name}'")
-    if not 0 <= channel_dim < max(1, len(shape)):
-        raise FileError(f"node '{name}' has no dimension {channel_dim}")
+    dims = tuple(expect(d, int, f"a dimension of node '{name}'")
+                 for d in (channels if isinstance(channels, list) else [channels]))  # fmt: skip
+    if not all(0 <= d < max(1, len(shape)) for d in dims) or list(dims) != sorted(set(dims)) or not dims:
+        raise FileError(f"node '{name}' has no dimension {channels}"[:200])
     keywords = expect(_decode(kwargs), dict, f"the keywords of node '{name}'")
     if not all(isinstance(key, str) for key in keywords):
         raise FileError(f"a keyword of node '{name}' is no text")
     made = tuple(_decode(args))
-    return Node(name, target, made, keywords, Role(role), layer, source, shape, channel_dim, reason)
+    return Node(name, target, made, keywords, Role(role), layer, source, shape, dims, reason)

@@ -13,6 +13,7 @@ from parspike.errors import FileError
 from parspike.file.check import check_run, fields
 from parspike.file.graph import graph_from_json, graph_to_json
 from parspike.graph import Graph, Input, Node
+from parspike.graph.ops import HOLD
 from parspike.neurons import MAX_T, Simulation, SpikingLayer, neuron_from
 from parspike.snn import SNN
 
@@ -26,13 +27,16 @@ def network_to_json(snn: SNN) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     """What is written as JSON, the tensors by the names that they have in the file, and the version of the format.
 
     Parallel neurons are written as version 2, IF and LIF neurons as version 3, and those of published methods as
-    version 4, so that their files stay as they were, and older readers read them.
+    version 4, so that their files stay as they were, and older readers read them. Version 6 brought neurons whose
+    channels run along several dimensions, and values that are held as their mean.
     """
     tensors = {f"synapses.{name}": tensor for name, tensor in snn.tensors().items()}
     for name, neuron in snn.neurons().items():
         tensors |= {f"neurons.{name}.{key}": value for key, value in neuron.state_dict().items()}
     kinds = {neuron.kind for neuron in snn.neurons().values()}
     version = 5 if kinds & KINDS[5] else 2 if kinds <= KINDS[2] else 3 if kinds <= KINDS[3] else 4
+    if any(len(node.channel_dims) > 1 or node.target == HOLD for node in snn.graph.nodes):
+        version = 6
     body = {
         **({"simulation": asdict(snn.simulation)} if version > 2 else {"T": snn.T}),
         "graph": graph_to_json(snn.graph),

@@ -1,14 +1,38 @@
-"""Neurons for the inputs of a network: a node for the identity between an input and the synapses that read it."""
+"""Encoders: spiking neurons for the identity, where a real value meets a weighted synapse.
+
+`encode="all"` puts one wherever an operator with weights reads a value that is not made of spikes alone, and at both
+operands of every product of two values (attention), for example:
+
+    norm ──► linear             becomes   norm ──► encoder ──► linear
+    query ──► matmul ◄── key    becomes   query ──► encoder ──► matmul ◄── held mean ◄── encoder ◄── key
+
+A value is made of spikes alone where everything between it and neurons only moves, scales or adds up their spikes: such
+operators fold into the weights behind. Several synapses that read one value share its encoder. In a product the spikes
+of the left operand arrive over time, and each adds up what is held of the right one: its mean, which its spikes said.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
+from parspike.graph.features import with_channels
 from parspike.graph.ir import Graph, Node, Ref
-from parspike.graph.ops import ENCODE, Role
+from parspike.graph.ops import ENCODE, HELD, HOLD, TABLE, Role
+from parspike.graph.order import nested
 
-__all__ = ["encodable", "with_encoders"]
+__all__ = ["Encode", "encodable", "encoded", "gates", "with_encoders"]
+
+Encode = Literal["none", "hidden", "all"]
+"""Where neurons for the identity stand: nowhere; where synapses read real values other than the network's inputs; where
+they read any real values."""
+PRODUCTS = ("aten.matmul.default", "aten.bmm.default", "aten.mm.default", "aten.einsum.default")
+MOVERS = ("aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.expand.default",
+          "aten.repeat_interleave.self_int", "aten.repeat.default", "aten.unsqueeze.default", "aten.squeeze.dims",
+          "aten.movedim.int", "aten.swapaxes.default")  # fmt: skip
+"""Operators that only move values: an encoder goes before them, where there are fewest values to encode."""
+GATE = "only a product with another value reads it, and neurons encode that"
 
 
 def encodable(graph: Graph) -> tuple[str, ...]:
@@ -37,3 +61,150 @@ def with_encoders(graph: Graph, inputs: Sequence[str]) -> Graph:
         for node in graph.nodes
     ]
     return replace(graph, nodes=(*made, *moved))
+
+
+def gates(graph: Graph, asked: Collection[str]) -> dict[str, str]:
+    """Activations that only scale another value, element by element (the gate of a gated layer), and why they are no
+    neurons where that product is encoded. asked: activations that the user wants as neurons all the same."""
+    readers, gate = graph.consumers(), set[str]()
+    found: dict[str, str] = {}
+    for node in reversed(graph.nodes):
+        behind, row = readers[node.name], TABLE.get(node.target)
+        if not behind or node.name in graph.outputs or node.name in asked or row is None:
+            continue
+        if all(_scales(reader) or reader.name in gate for reader in behind):
+            if node.role is Role.NEURON:
+                found[node.name] = GATE
+            elif node.role is Role.SYNAPSE and not row.weighted and not row.weighs:
+                gate.add(node.name)
+    return found
+
+
+def _scales(node: Node) -> bool:
+    row = TABLE.get(node.target)
+    return node.role is Role.ANALOG and row is not None and row.product and not row.weighted
+
+
+def encoded(graph: Graph, spiking: Collection[str], where: Encode) -> Graph:
+    """The graph with encoders, see above, and with what products hold. spiking: activations that are neurons."""
+    driven, outer = _driven(graph, spiking)
+    dtypes = {i.name: i.dtype for i in graph.inputs}
+    readers = graph.consumers()
+    moved: dict[str, dict[int, str]] = {}
+    """By node, which of its operands is encoded, by place."""
+    roots: dict[str, None] = {}
+    products: set[str] = set()
+    for node in graph.nodes:
+        operands = _operands(graph, node)
+        if len(operands) == 2:
+            products.add(node.name)
+        for place, name in operands:
+            if name in driven or (where == "hidden" and name in outer):
+                continue
+            reader, at = node, place
+            while (before := graph.by_name.get(name)) is not None and _moves(graph, readers, before):
+                reader, at, name = before, 0, before.refs[0]
+            if name in dtypes and not dtypes[name].is_floating_point:
+                continue
+            roots[name] = None
+            moved.setdefault(reader.name, {})[at] = name
+    names = _names(graph, roots)
+    shapes = {i.name: i.shape for i in graph.inputs} | {node.name: node.shape for node in graph.nodes}
+    encoder = {
+        name: Node(names[name], ENCODE, (Ref(name),), {}, Role.NEURON, _layer(graph, name), shape=shapes[name])
+        for name in roots
+    }
+    nodes = [encoder[i.name] for i in graph.inputs if i.name in encoder]
+    for node in graph.nodes:
+        now = node
+        for place, name in moved.get(node.name, {}).items():
+            now = _with_operand(now, place, names[name])
+        nodes.extend(_held(now, shapes[_operands(graph, node)[1][1]]) if node.name in products else [now])
+        if node.name in encoder:
+            nodes.append(encoder[node.name])
+    return with_channels(replace(graph, nodes=tuple(nodes)))
+
+
+def _with_operand(node: Node, place: int, name: str) -> Node:
+    """The node with another value as one of its operands."""
+    if node.target == "aten.einsum.default":
+        values = list(node.args[1])
+        values[place] = Ref(name)
+        return replace(node, args=(node.args[0], values, *node.args[2:]))
+    return replace(node, args=(*node.args[:place], Ref(name), *node.args[place + 1 :]))
+
+
+def _driven(graph: Graph, spiking: Collection[str]) -> tuple[set[str], set[str]]:
+    """The values that are constants or made of spikes alone, and those that are the network's inputs, moved, scaled and
+    added up."""
+    outer = {i.name for i in graph.inputs}
+    driven: set[str] = set()
+    sorted_code = set(spiking)
+    for node in graph.nodes:
+        row = TABLE.get(node.target)
+        plain = node.role is Role.SYNAPSE and row is not None and not row.weighted and not row.weighs
+        if node.name in spiking:
+            driven.add(node.name)
+        elif all(name in driven for name in node.refs) and (
+            not node.refs or plain or (node.role is Role.ORDER and nested(graph, node, sorted_code))
+        ):
+            driven.add(node.name)
+        elif plain and all(name in outer or name in driven for name in node.refs):
+            outer.add(node.name)
+    return driven, outer
+
+
+def _operands(graph: Graph, node: Node) -> list[tuple[int, str]]:
+    """What neurons have to say to a node, by the place of the argument: what its weights multiply, or both operands of
+    a product; nothing where it is no such operator. An einsum's are counted in its list."""
+    row = TABLE.get(node.target)
+    if row is None or not row.weighted:
+        return []
+    if node.target in PRODUCTS:
+        values = node.args[1] if node.target == "aten.einsum.default" else node.args[:2]
+        found = [(i, value.name) for i, value in enumerate(values) if isinstance(value, Ref)]
+        if len(found) > 2 or (len(found) == 2 and node.role is not Role.ANALOG):
+            return []
+        return found
+    if node.role is not Role.SYNAPSE or not isinstance(node.args[0], Ref):
+        return []
+    return [(0, node.args[0].name)]
+
+
+def _moves(graph: Graph, readers: Mapping[str, Sequence[Node]], node: Node) -> bool:
+    """Whether a node only moves one value, for one reader."""
+    return (
+        node.target in MOVERS
+        and node.role is Role.SYNAPSE
+        and len(node.refs) == 1
+        and len(readers[node.name]) == 1
+        and node.name not in graph.outputs
+    )
+
+
+def _names(graph: Graph, roots: Collection[str]) -> dict[str, str]:
+    """A name for the encoder of every one of these values."""
+    known = {*graph.by_name, *(i.name for i in graph.inputs)}
+    made: dict[str, str] = {}
+    for name in roots:
+        new = f"{name}_spikes"
+        while new in known:
+            new += "_"
+        known.add(new)
+        made[name] = new
+    return made
+
+
+def _layer(graph: Graph, name: str) -> str:
+    return f"{graph.by_name[name].layer}@spikes" if name in graph.by_name else f"{name}_spikes"
+
+
+def _held(product: Node, shape: Sequence[Any]) -> list[Node]:
+    """The node that holds the mean of a product's right operand, of this shape, and the product with it."""
+    einsum = product.target == "aten.einsum.default"
+    right = product.args[1][1] if einsum else product.args[1]
+    hold = replace(
+        product, name=f"{product.name}_held", target=HOLD, args=(right,), kwargs={}, role=Role.ANALOG,
+        reason=TABLE[HOLD].reason, layer=f"{product.layer}@held", shape=tuple(shape),
+    )  # fmt: skip
+    return [hold, replace(_with_operand(product, 1, hold.name), role=Role.SYNAPSE, reason=HELD)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from parspike.errors import TraceError
 from parspike.graph.batch import check_memory, with_one_sample
 from parspike.graph.export import export
-from parspike.graph.ir import BATCH, Graph, Node, Size
+from parspike.graph.ir import BATCH, Graph, Size
 from parspike.graph.ops import Role
 from parspike.graph.read import Reader
 from parspike.graph.same import across_batch_marked, same
@@ -53,16 +53,9 @@ def with_free_sizes(
                 return of_one_size(model, reader, graph, args, kwargs), _reasons(fixed, names, inputs)
             if any(isinstance(graph.inputs[i].shape[d], Size) for i, d in found.fixed):
                 continue
-            wide = _without_channels(graph)
-            if wide is None:
-                limits = dict.fromkeys((*found.as_sizes(reader.symbols), *reader.limits))
-                graph = _proved(model, replace(graph, limits=tuple(limits)), args, kwargs)
-                return graph, _reasons(fixed, names, inputs)
-            sizes = {symbol for symbol in wide.shape[wide.channel_dim].symbols if symbol != BATCH}
-            for i, made in enumerate(graph.inputs):
-                for d, dim in enumerate(made.shape):
-                    if d and isinstance(dim, Size) and dim.symbols & sizes:
-                        fixed[i, d] = f"the neurons of layer '{wide.layer}', whose channels run along it"
+            limits = dict.fromkeys((*found.as_sizes(reader.symbols), *reader.limits))
+            graph = _proved(model, replace(graph, limits=tuple(limits)), args, kwargs)
+            return graph, _reasons(fixed, names, inputs)
     except TraceError as error:
         return None, (f"sizes as in the example, since with free ones {error}",)
     return None, _reasons(fixed, names, inputs)
@@ -92,15 +85,6 @@ def _reasons(fixed: Mapping[tuple[int, int], str], names: Sequence[str], inputs:
     for (i, d), reason in sorted(fixed.items()):
         grouped.setdefault(reason, []).append(f"{names[i]}.{d} = {inputs[i].shape[d]}")
     return tuple(f"{', '.join(sizes)} fixed by {reason}" for reason, sizes in grouped.items())
-
-
-def _without_channels(graph: Graph) -> Node | None:
-    """An activation whose channels would run along a free size."""
-    for node in graph.neurons:
-        dim = node.shape[node.channel_dim] if node.channel_dim < len(node.shape) else 1
-        if node.channel_dim and isinstance(dim, Size) and dim.symbols - {BATCH}:
-            return node
-    return None
 
 
 def _proved(model: nn.Module, graph: Graph, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Graph:

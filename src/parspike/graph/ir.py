@@ -138,8 +138,9 @@ class Node:
 
     name: unique in the graph. target: the operator's name in the op table. args, kwargs: trees of plain values, `Ref`,
     `Param`, `Size`. role: what becomes of it in a spiking network (see `ops.Role`). layer: where in the user's model.
-    source: the user's source line. shape: of the (first) output, `Size` where it varies. channel_dim: the dimension
-    that per-channel parameters of a neuron run along. reason: why the role is analog or unknown.
+    source: the user's source line. shape: of the (first) output, `Size` where it varies. channel_dims: the dimensions
+    that per-channel parameters of a neuron run along (`graph.features` finds them); (0,) where they are shared by all.
+    reason: why the role is analog or unknown.
     """
 
     name: str
@@ -150,7 +151,7 @@ class Node:
     layer: str
     source: str = ""
     shape: tuple[Any, ...] = ()
-    channel_dim: int = 1
+    channel_dims: tuple[int, ...] = (1,)
     reason: str = ""
 
     @property
@@ -179,24 +180,28 @@ class Node:
         return next((d for d, dim in enumerate(self.shape) if isinstance(dim, Size) and BATCH in dim.symbols), None)
 
     @property
-    def _has_channels(self) -> bool:
-        return 0 < self.channel_dim < len(self.shape) and isinstance(self.shape[self.channel_dim], int)
+    def _along(self) -> tuple[int, ...]:
+        """The dimensions of its channels, none where their number is not fixed."""
+        return tuple(d for d in self.channel_dims if 0 < d < len(self.shape) and isinstance(self.shape[d], int))
 
     @property
     def channels(self) -> int:
-        """Number of channels of this node's output along `channel_dim`; 1 where their number is not fixed."""
-        return self.shape[self.channel_dim] if self._has_channels else 1
+        """Number of channels of this node's output along `channel_dims`; 1 where their number is not fixed."""
+        return math.prod(self.shape[d] for d in self._along)
 
     def per_channel(self, vector: Tensor) -> Tensor:
         """Reshape a vector (C,) so that it broadcasts along the channels of this node's output (B, …)."""
         shape = [1] * max(1, len(self.shape))
-        if self._has_channels:
-            shape[self.channel_dim] = -1
+        for d in self._along:
+            shape[d] = self.shape[d]
         return vector.reshape(shape)
 
     def over_channels(self, x: Tensor) -> Tensor:
         """A value of this node's shape as (C, everything else)."""
-        return x.movedim(self.channel_dim, 0).flatten(1) if self._has_channels else x.reshape(1, -1)
+        along = self._along
+        if not along:
+            return x.reshape(1, -1)
+        return x.movedim(along, tuple(range(len(along)))).flatten(0, len(along) - 1).flatten(1)
 
 
 def elements(shape: Sequence[Any], sizes: Mapping[str, int]) -> int:

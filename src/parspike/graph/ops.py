@@ -20,7 +20,21 @@ from parspike import neurons
 if TYPE_CHECKING:
     from parspike.graph.ir import Node
 
-__all__ = ["ENCODE", "TABLE", "Activation", "Clip", "Curve", "Op", "Quantised", "Role", "call", "target_of"]
+__all__ = [
+    "ENCODE",
+    "HOLD",
+    "SHARES",
+    "TABLE",
+    "WEIGHTS",
+    "Activation",
+    "Clip",
+    "Curve",
+    "Op",
+    "Quantised",
+    "Role",
+    "call",
+    "target_of",
+]
 
 
 class Role(StrEnum):
@@ -107,12 +121,24 @@ def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, eps
     return torch.nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
 
-ENCODE = "parspike.encode"
+ENCODE, HOLD = "parspike.encode", "parspike.hold"
+WEIGHTS, SHARES = "parspike.softmax_weights", "parspike.softmax_shares"
 
 
 def encode(x: Tensor) -> Tensor:
-    """The identity. It marks the place where a neuron turns an input into spikes."""
+    """The identity. It marks the place where a neuron turns a value into spikes, or where its mean is held."""
     return x
+
+
+def softmax_weights(x: Tensor, dim: int) -> Tensor:
+    """exp(x − max x) along a dimension; 0 where all of it is −∞, as fused attention has it."""
+    largest = x.amax(dim, keepdim=True)
+    return torch.exp(x - torch.where(torch.isneginf(largest), 0.0, largest))
+
+
+def softmax_shares(weighed: Tensor, total: Tensor) -> Tensor:
+    """A sum of weighted values divided by the sum of the weights; 0 where that is 0."""
+    return weighed / torch.where(total == 0, 1.0, total)
 
 
 def _number(value: Any, default: float) -> float:
@@ -402,6 +428,9 @@ USER: dict[str, Op] = {}
 TABLE["parspike.rising"] = Op(Role.NEURON, rising, varying=(0,), activation=_part)
 TABLE["parspike.falling"] = Op(Role.NEURON, falling, varying=(0,), activation=_part)
 TABLE[ENCODE] = Op(Role.NEURON, encode, varying=(0,), activation=lambda node: Clip(-math.inf, math.inf))
+TABLE[HOLD] = Op(Role.ANALOG, encode, reason="its mean over time is held", macs=lambda args, output: 0)
+TABLE[WEIGHTS] = Op(Role.ANALOG, softmax_weights, reason="a softmax weighs its values against each other")
+TABLE[SHARES] = Op(Role.ANALOG, softmax_shares, reason="a weight or divisor that depends on the input")
 TABLE["parspike.qcfs"] = Op(Role.NEURON, neurons.qcfs, varying=(0,), activation=_qcfs)
 
 ACROSS_BATCH = "it joins or splits values along the batch"
@@ -414,6 +443,8 @@ ON_MEANS = (ACROSS_BATCH, COMPLEX, WHOLE, REAL)
 imply them."""
 WEIGHED_BY_SAMPLE = "its weights depend on the sample, and on no spike"
 """Why an operator is a synapse although what it multiplies by depends on the network's input."""
+HELD = "it adds up, at every spike of one operand, what is held of the other: its mean"
+"""Why a product of two values that spikes stand for is a synapse."""
 
 
 def target_of(target: Any) -> str:

@@ -45,8 +45,8 @@ def unnested(graph: Graph, node: Node, spiking: Collection[str]) -> str:
             return f"the scales of '{node.layer}' differ along dimension 1, which it compares"
         dims = _earlier(before, node, dims) | (compared(before, node) if order else set())
         node = before
-    if node.channels > 1 and node.channel_dim in dims:
-        return f"it compares channels of '{node.layer}' (dimension {node.channel_dim}), whose thresholds differ"
+    if node.channels > 1 and (shared := dims.intersection(node.channel_dims)):
+        return f"it compares channels of '{node.layer}' (dimension {min(shared)}), whose thresholds differ"
     return ""
 
 
@@ -99,4 +99,4 @@ def compared(before: Node, node: Node) -> set[int]:
 
 def spans_channels(before: Node, node: Node) -> bool:
     """Whether an order operator compares values of different channels, whose neurons have thresholds of their own."""
-    return len(node.refs) != 1 or before.channel_dim in compared(before, node)
+    return len(node.refs) != 1 or bool(compared(before, node).intersection(before.channel_dims))

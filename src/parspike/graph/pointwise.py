@@ -247,8 +247,12 @@ class _Builder:
             if tensor.dim() and tensor.is_floating_point():
                 self.filled.add(tensor.dtype)
             return tensor.item()
-        place = self.node.channel_dim - len(self.node.shape) + tensor.dim()
-        alone = 0 <= place < tensor.dim() and tensor.shape[place] == tensor.numel() == self.node.channels
+        place = self.node.channel_dims[0] - len(self.node.shape) + tensor.dim()
+        alone = (
+            len(self.node.channel_dims) == 1
+            and 0 <= place < tensor.dim()
+            and tensor.shape[place] == tensor.numel() == self.node.channels
+        )
         if not alone or not tensor.is_floating_point():
             raise _NoFunctionError
         self.filled.add(tensor.dtype)
@@ -261,7 +265,7 @@ class _Builder:
             raise _NoFunctionError
         if "per_channel" in node.target:
             axis, *rest = rest
-            if axis % len(node.shape) != self.node.channel_dim:
+            if (axis % len(node.shape),) != self.node.channel_dims:
                 raise _NoFunctionError
         scale, zero = (
             self.graph.tensors[value.path] if isinstance(value, Param) else torch.tensor(value)

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from parspike.errors import InputError, TraceError
 from parspike.graph import ops
 from parspike.graph.explain import user_line
+from parspike.graph.features import with_channels
 from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves
 from parspike.graph.ops import Role
 from parspike.graph.refusals import REFUSED, judge
@@ -37,7 +38,6 @@ RESHAPES = ("aten.flatten.using_ints", "aten.unflatten.int", "aten.view_as.defau
 
 SQUEEZES = ("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
 
-REDUCTIONS = ("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default", "aten.amin.default")
 
 BLANKS = {f"aten.{form}.default": kind for kind, forms in {
     "zeros": ("zeros_like", "new_zeros", "empty_like", "new_empty"), "ones": ("ones_like", "new_ones"),
@@ -102,7 +102,9 @@ class Reader:
                 "depends on the input; return the others by another method"
             )
         nodes = _live(self.nodes, structure)
-        return Graph(tuple(self.inputs), nodes, structure, self._used(nodes), self.signature, self.example)
+        return with_channels(
+            Graph(tuple(self.inputs), nodes, structure, self._used(nodes), self.signature, self.example)
+        )
 
     def _placeholders(self) -> None:
         signature = self.exported.graph_signature
@@ -239,7 +241,6 @@ class Reader:
             shape=tuple(self._size(dim) for dim in shape.shape) if shape is not None else (),
             reason=reason,
         )  # fmt: skip
-        node = replace(node, channel_dim=self._channel_dim(node))
         row = ops.TABLE.get(target)
         if row is not None and row.activation is not None and role is Role.NEURON:
             activation = row.activation(node)
@@ -322,34 +323,6 @@ class Reader:
         name = path if leaf else f"{path}.{kind}".lstrip(".")
         self.used_layers[name] = count = self.used_layers.get(name, 0) + 1
         return name if count == 1 else f"{name}@{count}"
-
-    def _channel_dim(self, node: Node) -> int:
-        dims = len(node.shape)
-        if node.target in ("aten.linear.default", "aten.matmul.default", "aten.mm.default", "aten.bmm.default"):
-            return max(dims - 1, 0)
-        if "conv" in node.target or node.target == "parspike.batch_norm":
-            return 1
-        before = self._first_read(node)
-        if before is None or not before.shape:
-            return min(1, max(dims - 1, 0))
-        if node.target == "aten.permute.default":
-            order = [d % dims for d in node.args[1]]
-            return order.index(before.channel_dim)
-        if node.target == "aten.transpose.int":
-            one, two = (d % dims for d in node.args[1:3])
-            return {one: two, two: one}.get(before.channel_dim, before.channel_dim)
-        dim = before.channel_dim
-        if node.target in REDUCTIONS and len(node.args) > 1 and node.args[1] is not None:
-            gone = [d % len(before.shape) for d in node.args[1]]
-            keep = len(node.args) > 2 and node.args[2]
-            return min(dim if keep else dim - sum(d < dim for d in gone), max(dims - 1, 0))
-        if dims > dim and len(before.shape) > dim and before.shape[dim] == node.shape[dim]:
-            return dim
-        last = dims == 2 or dim == len(before.shape) - 1
-        return dims - 1 if last else min(1, dims - 1)
-
-    def _first_read(self, node: Node) -> Node | None:
-        return self.by_name.get(node.refs[0]) if node.refs else None
 
     def _used(self, nodes: Sequence[Node]) -> dict[str, Tensor]:
         """The tensors that nodes read, copied, so that training the model later changes nothing here."""

@@ -554,8 +554,9 @@ def _pool_first(draft: _Draft, node: Node) -> None:
         return  # its thresholds, or parameters of the activation itself, are not those of one neuron
     pool = replace(node, name=neuron.name, args=(neuron.args[0], *node.args[1:]))
     fire = replace(
-        neuron, name=node.name, args=(Ref(pool.name), *neuron.args[1:]), shape=node.shape, channel_dim=node.channel_dim
-    )
+        neuron, name=node.name, args=(Ref(pool.name), *neuron.args[1:]), shape=node.shape,
+        channel_dims=node.channel_dims,
+    )  # fmt: skip
     swapped = {}
     for name, n in draft.nodes.items():
         swapped[name] = pool if name == neuron.name else fire if name == node.name else n

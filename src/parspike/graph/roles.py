@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from parspike.graph.ir import Graph, Node, Param, Ref, elements, leaves, map_tree
-from parspike.graph.ops import FUNCTIONS, ON_MEANS, POINTWISE, SCALES, STEEP, TABLE, WEIGHED_BY_SAMPLE, Role
+from parspike.graph.ops import FUNCTIONS, HELD, HOLD, ON_MEANS, POINTWISE, SCALES, STEEP, TABLE, WEIGHED_BY_SAMPLE, Role
 from parspike.graph.refusals import judge
 from parspike.graph.same import across_batch_marked, two_samples
 
@@ -219,10 +219,10 @@ def _free_name(name: str, names: set[str]) -> str:
 
 
 def reached_by(graph: Graph, spiking: Collection[str]) -> frozenset[str]:
-    """The values that spikes act on."""
+    """The values that spikes act on. What is held of such a value is a weight, which spikes of another act on."""
     reached: set[str] = set()
     for node in graph.nodes:
-        if node.name in spiking or any(name in reached for name in node.refs):
+        if node.name in spiking or (node.target != HOLD and any(name in reached for name in node.refs)):
             reached.add(node.name)
     return frozenset(reached)
 
@@ -236,7 +236,9 @@ def with_weights_of_samples(
     """
     reached = reached_by(graph, spiking)
     nodes = [
-        replace(node, role=Role.SYNAPSE, reason=WEIGHED_BY_SAMPLE) if weighed_by_sample(node, reached) else node
+        replace(node, role=Role.SYNAPSE, reason=WEIGHED_BY_SAMPLE)
+        if node.reason != HELD and weighed_by_sample(node, reached)
+        else node
         for node in graph.nodes
     ]
     if all(new is old for new, old in zip(nodes, graph.nodes, strict=True)):
@@ -250,7 +252,7 @@ def weighed_by_sample(node: Node, reached: Collection[str]) -> bool:
     """Whether an operator that is analog by what depends on the input is a synapse by what depends on spikes."""
     row = TABLE.get(node.target)
     analog = node.role is Role.ANALOG and node.reason not in ON_MEANS
-    marked = node.role is Role.SYNAPSE and node.reason == WEIGHED_BY_SAMPLE
+    marked = node.role is Role.SYNAPSE and node.reason in (WEIGHED_BY_SAMPLE, HELD)
     if row is None or row.role is not Role.SYNAPSE or not (analog or marked):
         return False
     counts = [sum(isinstance(leaf, Ref) and leaf.name in reached for leaf in leaves(arg)) for arg in node.args]
@@ -259,7 +261,7 @@ def weighed_by_sample(node: Node, reached: Collection[str]) -> bool:
 
 def currents(node: Node, reached: Collection[str], varying: Collection[str]) -> Collection[str]:
     """Those values of `varying` that a node reads as currents; what only weights them is not among them."""
-    if node.reason != WEIGHED_BY_SAMPLE:
+    if node.reason not in (WEIGHED_BY_SAMPLE, HELD):
         return varying
     row = TABLE[node.target]
     return (set(node.refs) & set(reached) or set(node.refs[:1])) if row.product else set(_acting(node)) & set(varying)

@@ -19,7 +19,7 @@ from parspike.calibrate.batches import arguments_of, inputs_of, labels_of, reada
 from parspike.calibrate.recipe import Progress
 from parspike.errors import InputError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk
-from parspike.graph.ops import ACROSS_BATCH, TABLE, WEIGHED_BY_SAMPLE, call
+from parspike.graph.ops import ACROSS_BATCH, HELD, TABLE, WEIGHED_BY_SAMPLE, call
 from parspike.graph.roles import currents, reached_by
 from parspike.measure.energy import Energy
 from parspike.measure.report import LayerRow, Report
@@ -173,7 +173,7 @@ class _Meter:
         self.known: dict[tuple[Any, ...], Any] = {}
         self.shapes: list[torch.Size] = []
         # Where values of a sample weigh others, they say which of these are 0, so nothing is the same for all batches.
-        self.steady = all(node.reason != WEIGHED_BY_SAMPLE for node in self.graph.nodes)
+        self.steady = all(node.reason not in (WEIGHED_BY_SAMPLE, HELD) for node in self.graph.nodes)
         self.reference: Graph | None = None
         self.streams: list[Stream] = []
 

@@ -1,0 +1,161 @@
+"""Attention as the products, sums and divisions that it is made of, so that spikes can drive its products.
+
+`softmax(s) @ v` is computed as (w @ v) / Σw with w = exp(s − max s). The weights w of a row lie in 0 … 1 and the largest
+is 1, so a few levels tell them apart, however many values share the attention; and what the levels lose is lost in the
+sum Σw too. The shares w/Σw of a long row would all lie below the first level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parspike.graph.features import ATTENTION
+from parspike.graph.ir import Device, Graph, Node, Param, Ref
+from parspike.graph.ops import SHARES, TABLE, WEIGHTS, Role
+from parspike.graph.same import check_rewritten
+from parspike.graph.wide import widened
+
+__all__ = ["taken_apart"]
+
+SOFTMAX = ("aten.softmax.int", "aten._softmax.default")
+PRODUCTS = ("aten.matmul.default", "aten.bmm.default")
+PASSED = ("aten.to.dtype", "aten._to_copy.default", "aten.reshape.default", "aten.expand.default")
+
+
+def taken_apart(graph: Graph, args: Sequence[Tensor] = (), kwargs: Mapping[str, Tensor] | None = None) -> Graph:
+    """The same function with every fused attention, and every softmax that only weighs a product, in its parts.
+
+    args, kwargs: an example batch, on which each value is compared with that of `graph` (`same.check_rewritten`).
+    """
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        nodes.extend(_attention(graph, node) if node.target in ATTENTION[:1] else [node])
+    apart = replace(graph, nodes=tuple(nodes))
+    readers = apart.consumers()
+    made: dict[str, list[Node]] = {}
+    for node in apart.nodes:
+        way = _to_product(apart, readers, node)
+        if way is not None:
+            product = way[-1]
+            made[node.name] = [replace(node, target=WEIGHTS, args=(node.args[0], node.args[1]), kwargs={})]
+            made[product.name] = _weighed(product, apart.by_name[product.refs[0]])
+    apart = replace(apart, nodes=tuple(part for node in apart.nodes for part in made.get(node.name, [node])))
+    if args or kwargs:
+        means = {n.name: n.name for n in apart.nodes if n.name in graph.by_name and n.target != WEIGHTS}
+        check_rewritten(widened(graph), widened(apart), means, args, kwargs or {})
+    return apart
+
+
+def _attention(graph: Graph, node: Node) -> list[Node]:
+    """Fused attention as a product, a scale, a mask, a softmax and a product."""
+    query, key, value, mask, _, causal = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])
+    shapes = {i.name: i.shape for i in graph.inputs} | {n.name: n.shape for n in graph.nodes}
+
+    def shape(arg: Any) -> tuple[Any, ...]:
+        return tuple(graph.tensors[arg.path].shape) if isinstance(arg, Param) else tuple(shapes[arg.name])
+
+    made: list[Node] = []
+
+    def add(suffix: str, target: str, size: Sequence[Any], *args: Any, **kwargs: Any) -> Ref:
+        row = TABLE[target]
+        product = row.product and sum(isinstance(arg, Ref) for arg in args) > 1
+        role = Role.ANALOG if product or row.role is Role.ANALOG else Role.SYNAPSE
+        reason = "a product of two values that both depend on the input" if product else row.reason
+        made.append(
+            replace(node, name=f"{node.name}_{suffix}" if suffix else node.name, target=target, args=args,
+                    kwargs=kwargs, role=role, reason=reason if role is Role.ANALOG else "", shape=tuple(size),
+                    layer=f"{node.layer}.{suffix}" if suffix else node.layer)
+        )  # fmt: skip
+        return Ref(made[-1].name)
+
+    (*front, queries, wide), keys = shape(query), shape(key)[-2]
+    heads, of_key = len(front) and front[-1], shape(key)
+    if node.kwargs.get("enable_gqa") and heads != of_key[-3]:
+        repeats = heads // of_key[-3]
+        key, value = (
+            add(name, "aten.repeat_interleave.self_int", (*shape(arg)[:-3], heads, *shape(arg)[-2:]), arg, repeats,
+                len(shape(arg)) - 3)
+            for name, arg in (("keys", key), ("values", value))
+        )  # fmt: skip
+        shapes.update({n.name: n.shape for n in made})
+    turned = add(
+        "turned", "aten.transpose.int", (*shape(key)[:-2], shape(key)[-1], keys), key, len(shape(key)) - 2,
+        len(shape(key)) - 1,
+    )  # fmt: skip
+    size = (*front, queries, keys)
+    scores = add("scores", "aten.matmul.default", size, query, turned)
+    scale = node.kwargs.get("scale")
+    scores = add("scaled", "aten.mul.Tensor", size, scores, 1 / math.sqrt(wide) if scale is None else scale)
+    if causal:
+        ones = add("ones", "aten.ones.default", (queries, keys), [queries, keys], dtype=torch.bool, device=Device())
+        mask = add("causal", "aten.tril.default", (queries, keys), ones)
+        scores = add("masked", "aten.where.ScalarOther", size, mask, scores, -math.inf)
+    elif mask is not None and _is_bool(graph, mask):
+        scores = add("masked", "aten.where.ScalarOther", size, mask, scores, -math.inf)
+    elif mask is not None:
+        scores = add("masked", "aten.add.Tensor", size, scores, mask)
+    shares = add("softmax", "aten.softmax.int", size, scores, len(size) - 1)
+    add("", "aten.matmul.default", (*size[:-1], shape(value)[-1]), shares, value)
+    return made
+
+
+def _is_bool(graph: Graph, mask: Any) -> bool:
+    """Whether a mask says which scores count, not what is added to them."""
+    if isinstance(mask, Param):
+        return graph.tensors[mask.path].dtype == torch.bool
+    node = graph.by_name.get(mask.name)
+    if node is None:
+        return next(i for i in graph.inputs if i.name == mask.name).dtype == torch.bool
+    for leaf in (*node.args, *node.kwargs.values()):
+        if isinstance(leaf, torch.dtype):
+            return leaf == torch.bool
+    name = node.target.removeprefix("aten.").split(".")[0]
+    if name in ("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "any", "all") or "logical" in name:
+        return True
+    if name in ("where", "full", "masked_fill"):
+        last = [arg for arg in node.args if not isinstance(arg, (list, int))]
+        return (
+            bool(last)
+            and not isinstance(last[-1], float)
+            and all(isinstance(arg, (Ref, Param)) and _is_bool(graph, arg) for arg in last[-1:])
+        )
+    parts = [arg for arg in node.args if isinstance(arg, (Ref, Param))]
+    return bool(parts) and all(_is_bool(graph, part) for part in parts[:1])
+
+
+def _to_product(graph: Graph, readers: dict[str, list[Node]], node: Node) -> list[Node] | None:
+    """From a softmax along the last dimension the operators up to the product of matrices that alone reads it, on the
+    left; None where it is read otherwise."""
+    if node.target not in SOFTMAX or node.args[1] % len(node.shape) != len(node.shape) - 1:
+        return None
+    way, here = [], node
+    while len(readers[here.name]) == 1 and here.name not in graph.outputs:
+        here = readers[here.name][0]
+        way.append(here)
+        if here.target in PRODUCTS:
+            left = here.args[0]
+            return way if isinstance(left, Ref) and left.name == (way[-2].name if way[1:] else node.name) else None
+        if here.target not in PASSED or here.shape[-1:] != node.shape[-1:]:
+            return None
+    return None
+
+
+def _weighed(product: Node, weights: Node) -> list[Node]:
+    """A product with the weights of a softmax, divided by their sum."""
+    whole = replace(product, name=f"{product.name}_weighed")
+    total = replace(
+        product, name=f"{product.name}_total", target="aten.sum.dim_IntList", args=(product.args[0], [-1], True),
+        kwargs={}, role=Role.SYNAPSE, reason="", layer=f"{product.layer}.total", shape=(*weights.shape[:-1], 1),
+    )  # fmt: skip
+    row = TABLE[SHARES]
+    divided = replace(
+        product, target=SHARES, args=(Ref(whole.name), Ref(total.name)), kwargs={}, role=Role.ANALOG,
+        reason=row.reason, layer=f"{product.layer}.divided",
+    )  # fmt: skip
+    return [whole, total, divided]
