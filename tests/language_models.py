@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from parspike.language.folder import quiet
+
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -51,13 +53,13 @@ def saved(folder: Path, kind: str, seed: int = 0, **options: Any) -> Path:
     size = words(folder, special="bert" if kind.startswith("Bert") else "gpt")
     family = next(name for name in ("GPT2", "Llama", "Bert") if kind.startswith(name))
     small: dict[str, Any] = {
-        "GPT2": {"n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 4},
+        "GPT2": {"n_positions": 64, "n_embd": 24, "n_layer": 1, "n_head": 4},
         "Llama": {
-            "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4,
             "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": True,
         },
         "Bert": {
-            "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4,
             "max_position_embeddings": 64,
         },
     }[family]  # fmt: skip
@@ -69,5 +71,6 @@ def saved(folder: Path, kind: str, seed: int = 0, **options: Any) -> Path:
         for parameter in model.parameters():  # as made, all scores would be nearly equal
             if parameter.dim() > 1:
                 parameter.data.normal_(0, 0.3)
-    model.save_pretrained(folder)
+    with quiet(transformers):
+        model.save_pretrained(folder)
     return folder
