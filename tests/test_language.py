@@ -477,3 +477,33 @@ def test_text_needs_a_tokenizer_and_finds_it_where_it_went(
     code, out, _ = cli(capsys, *asked)
     assert code == 1
     assert "--tokenizer FOLDER" in json.loads(out)["error"]["message"]
+
+
+def test_eval_of_an_embedder_gives_the_cosine_with_its_vectors(
+    folders: Path, llama: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network of few parts beside the embedder, as a converted one would stand: one vector a text."""
+
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.hidden, self.out = nn.Embedding(llama.words, 8), nn.Linear(8, 16), nn.Linear(16, 24)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.out(self.hidden(self.words(input_ids).mean(1)).relu())
+
+    x = parspike.Tokenizer(folders / "BertModel").sequences([TEXT[:300]], tokens=10)
+    snn = parspike.convert(Bag().eval(), x, T=4, recipe="max")
+    file, text = tmp_path / "bag.parspike", tmp_path / "a.txt"
+    text.write_text(TEXT[:300])
+    snn.save(file)
+    spec = f"hf:{folders / 'BertModel'}:sentence"
+    asked = ("eval", file, "--data", text, "--tokens", 10, "--json")
+    code, out, _ = cli(capsys, *asked, "--against", spec)
+    with torch.no_grad():
+        one, other = snn(x), parspike.language(folders / "BertModel", head="sentence")(x)
+    wanted = float(torch.nn.functional.cosine_similarity(one, other).mean())
+    assert code == 0
+    assert json.loads(out)["cosine"] == pytest.approx(wanted, rel=1e-4)
+    code, out, _ = cli(capsys, *asked, "--measure", "cosine")
+    assert "give it with --against SPEC" in json.loads(out)["error"]["message"]

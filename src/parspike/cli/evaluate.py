@@ -69,9 +69,10 @@ def evaluate(
         ),
     ] = None,
     measure: Annotated[
-        Literal["accuracy", "perplexity"] | None,
+        Literal["accuracy", "perplexity", "cosine"] | None,
         typer.Option(
-            help="perplexity: how well the next token of a text is known (default for a causal language model on text)",
+            help="perplexity: how well the next token of a text is known; cosine: with the network's vectors (defaults "
+            "of language models and of embedders on text)",
             rich_help_panel=OUT,
         ),
     ] = None,
@@ -97,6 +98,8 @@ def evaluate(
             raise OptionError(f"{counted} counts the converted network's spikes, not those of serial-if: leave one out")
         if measure == "perplexity" and (operations or energy is not None or neurobench):
             raise OptionError(f"--measure perplexity has no operations: give {counted} in a call of its own")
+        if measure == "cosine" and against is None:
+            raise OptionError("--measure cosine compares with the network's vectors: give it with --against SPEC")
         if weights is not None and against is None:
             raise OptionError("--weights belongs to the network of --against SPEC; the spiking network has its own")
         checks.file(file)
@@ -121,7 +124,8 @@ def evaluate(
     if measure == "perplexity" and not images.written:
         raise OptionError(f"--measure perplexity is of text, and {data} holds none: give .txt files")
     language = measure == "perplexity" or (measure is None and images.written and head == "causal")
-    score = _Score(language)
+    vectors = measure == "cosine" or (measure is None and images.written and head in ("hidden", "sentence"))
+    score = _Score(language, vectors)
     with console.progress("evaluating") as progress, explained(images):
         for _, (x, y) in together.share(images.batches()):
             score.add(snn, network, engine, x, y)
@@ -156,12 +160,13 @@ def evaluate(
 class _Score:
     """Sums over batches; a share is None where it cannot be told."""
 
-    def __init__(self, language: bool = False) -> None:
+    def __init__(self, language: bool = False, vectors: bool = False) -> None:
         import parspike
 
         self.images = self.spikes = self.neurons = 0
         self.outputs = parspike.Scores()
         self.language = parspike.Perplexity() if language else None
+        self.vectors = vectors
         self.compared = False
         self.seconds = self.seconds_network = 0.0
 
@@ -174,6 +179,7 @@ class _Score:
         total.outputs = total.outputs.merged(score.outputs for score in scores)
         found = [score.language for score in scores if score.language is not None]
         total.language = found[0].merged(found) if found else None
+        total.vectors = any(score.vectors for score in scores)
         return total
 
     def add(self, snn: Any, network: Network | None, engine: str, x: Tensor, y: Tensor | None) -> None:
@@ -206,9 +212,10 @@ class _Score:
             "images": n,
             "accuracy": self.outputs.accuracy,
             "network_accuracy": self.outputs.network_accuracy,
-            "agreement": self.outputs.agreement,
+            "agreement": None if self.vectors else self.outputs.agreement,
             "error": self.outputs.error,
             **(self.language.to_json() if self.language else {}),
+            **({"cosine": self.outputs.cosine} if self.vectors else {}),
             "spikes_per_neuron": self.spikes / self.neurons if self.neurons else None,
             "seconds_per_image": self.seconds / n,
             "network_seconds_per_image": self.seconds_network / n if self.compared else None,
@@ -235,6 +242,7 @@ class _Score:
                 "accuracy": percent("accuracy"),
                 "network's accuracy": percent("network_accuracy"),
                 "agreement": percent("agreement"),
+                "mean cosine": None if score.get("cosine") is None else f"{score['cosine']:.4f}",
                 "outputs": None if self.outputs.answers or self.compared or self.language else values,
                 "relative error": percent("error"),
                 "spikes per neuron": None if spikes is None else f"{spikes:.3f} of {T}",
