@@ -66,8 +66,8 @@ def convert(
     seed: for recipes and shuffling loaders; the global random state is left as it was. progress: called as
     progress(what, done, total). group: processes that calibrate together, all calling this with the same arguments
     (`torch.distributed.group.WORLD`); each reads its part of the batches, and each gets the network that one process
-    would make (docs/calibration.md). Without it no other process is waited for. planning: layers=, strict= and
-    free_sizes= of `plan`.
+    would make (docs/calibration.md). Without it no other process is waited for. planning: encode=, layers=,
+    strict= and free_sizes= of `plan`.
     Raises `UnsupportedError` with every refusal at once, `TraceError`, `InputError`, `CalibrationError`, `OptionError`.
     """
     chosen = Auto() if recipe is None else recipe if isinstance(recipe, Recipe) else recipe_from_json(recipe)

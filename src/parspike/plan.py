@@ -203,11 +203,11 @@ def plan(
     example: a batch (B, …), a tuple of several inputs, or a dict of keyword inputs; values do not matter. neuron: the
     kind of neurons to plan for, as in `convert`; it changes the words of the table alone. encode: "all" puts encoders,
     spiking neurons for the identity, wherever a weighted synapse or a product of two values (attention) reads real
-    values, so that spikes drive every product; "hidden" leaves the network's own inputs real (`graph.encode`). layers: options by pattern of
-    layer name, such as {"stem.*": Keep(), "head.*": Steps(4), "out": Spike()}: keep an activation analog, give it a
-    number of time-steps, turn one into neurons that the plan would compute on the mean. strict: refuse analog operators
-    too. free_sizes: leave height, width, length or tokens free where the network allows it, which the plan says; False
-    for a network of the example's sizes alone.
+    values, so that spikes drive every product; "hidden" leaves the network's own inputs real (`graph.encode`). layers:
+    options by pattern of layer name, such as {"stem.*": Keep(), "head.*": Steps(4), "out": Spike()}: keep an activation
+    analog, give it a number of time-steps, turn one into neurons that the plan would compute on the mean. Encoders have
+    layers too, "norm1@spikes". strict: refuse analog operators too. free_sizes: leave height, width, length or tokens
+    free where the network allows it, which the plan says; False for a network of the example's sizes alone.
     Raises `TraceError`, `InputError`, and `OptionError` for a pattern that matches no activation.
     """
     args, kwargs = arguments(example)

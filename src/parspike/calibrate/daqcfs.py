@@ -19,8 +19,8 @@ from parspike.calibrate.staircase import add_staircases
 from parspike.calibrate.student import ByCount
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Clip, Curve, Node, Quantised, Schedule, walk
-from parspike.graph.ops import call
-from parspike.neurons import ParallelNeuron, levels_of, qcfs
+from parspike.graph.ops import ENCODE, call
+from parspike.neurons import ParallelNeuron, SignedNeuron, levels_of, qcfs
 from parspike.neurons.percentile import MODES, share_of
 
 __all__ = ["DAQCFS", "Thresholds", "channel_ranges", "initial_neurons"]
@@ -241,10 +241,21 @@ def initial_neurons(
         else:
             low, high = recorded[name]
             theta = above_zero(high - low, levels_of(draft.steps_of(name), draft.code))
+            if node.target == ENCODE and isinstance(draft.student, ByCount) and bool((low < 0).any()):
+                draft.neurons[name] = _signed(draft, node, low, high)
+                continue
             # One number where all channels reach the activation's own bound.
             bound = bool((low == torch.tensor(lows[name], dtype=torch.float64).to(low)).all())
             offset = lows[name] if bound else node_shape(low, node)
             draft.neurons[name] = draft.student.neuron(draft, node, node_shape(theta, node), offset)
+
+
+def _signed(draft: Draft, node: Node, low: Tensor, high: Tensor) -> SignedNeuron:
+    """A pair of neurons for values between these ends, (C,) each."""
+    T = draft.steps_of(node.name)
+    theta = above_zero((high - low) / 2, levels_of(T, draft.code))
+    middle = node_shape((high + low) / 2, node)
+    return SignedNeuron(T, node_shape(theta, node), offset=middle, code=draft.code)
 
 
 def _unfitted(node: Node) -> Range:

@@ -21,7 +21,7 @@ from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_encod
 from parspike.errors import CalibrationError
 from parspike.graph import Graph, Node, Role
 from parspike.graph.ops import ENCODE, HELD, WEIGHED_BY_SAMPLE
-from parspike.neurons import IntegrateFire, ParallelNeuron, SortedTrain, SpikingLayer, Staircase
+from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, SortedTrain, SpikingLayer, Staircase
 from parspike.neurons.staircase import MOST_IN_ALL
 
 __all__ = ["ClosedForm", "freed"]
@@ -93,7 +93,7 @@ class ClosedForm(Recipe):
         if isinstance(neuron, SortedTrain):
             fit_neuron(neuron.neuron, samples, shift=self.shift, layer=layer)
             return neuron
-        if isinstance(neuron, ParallelNeuron) and node.target == ENCODE:
+        if isinstance(neuron, SignedNeuron) or (isinstance(neuron, ParallelNeuron) and node.target == ENCODE):
             fit_encoder(neuron, samples, layer=layer)
             return neuron
         if isinstance(neuron, ParallelNeuron):

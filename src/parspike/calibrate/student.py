@@ -22,7 +22,17 @@ from parspike.engines import Block, changing
 from parspike.engines.folded import place_of, unfold
 from parspike.graph import Clip, Hook, Node, Stream, map_tree
 from parspike.graph.ops import ENCODE, call
-from parspike.neurons import IF, Dynamics, ParallelNeuron, Serial, SortedTrain, SpikingLayer, Staircase, da_qcfs
+from parspike.neurons import (
+    IF,
+    Dynamics,
+    ParallelNeuron,
+    Serial,
+    SignedNeuron,
+    SortedTrain,
+    SpikingLayer,
+    Staircase,
+    da_qcfs,
+)
 
 if TYPE_CHECKING:
     from parspike.calibrate.recipe import Draft
@@ -115,6 +125,8 @@ class _Counts(Course):
                 low, high = neuron.thresholds[0] - step, neuron.thresholds[-1] + step
                 through = torch.where((z >= low) & (z < high), z, z.detach())
             return neuron.soft(z) + through - through.detach()
+        if isinstance(neuron, SignedNeuron):
+            return neuron.soft(z)
         if not isinstance(neuron, ParallelNeuron):
             raise TypeError(f"no gradient is known for neurons of the kind '{neuron.kind}'")
         phi = neuron.v_post - neuron.v_threshold

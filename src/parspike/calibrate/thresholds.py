@@ -24,7 +24,7 @@ from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import above_zero, by_channel, check_finite, node_shape, spread, unit_of
 from parspike.errors import OptionError
 from parspike.graph import Node
-from parspike.neurons import ParallelNeuron
+from parspike.neurons import ParallelNeuron, SignedNeuron
 
 __all__ = ["Choice", "Offer", "Samples", "Wanted", "Weigh", "check_weigh", "choose", "fit_encoder", "fit_neuron"]
 
@@ -203,16 +203,17 @@ FEWER = 2048
 """Samples of a channel that its range is looked for with."""
 
 
-def fit_encoder(neuron: ParallelNeuron, samples: Samples, *, layer: bool = False) -> None:
+def fit_encoder(neuron: ParallelNeuron | SignedNeuron, samples: Samples, *, layer: bool = False) -> None:
     """Set threshold, offset and amplitude of an encoder (spiking neurons for the identity) from samples.
 
-    Per channel, the range of the levels k = round((z' − low)/step) is the one of least squared error, found from several
-    ranges by turns of counting and of least squares (Lloyd's method for evenly spaced levels). Then the offset and the
-    amplitude are the regression of the teacher's value on the counts, which also takes up a drift of z'. layer: one
-    range for all channels.
+    Per channel, the range of the levels k = round((z' − low)/step) is the one of least squared error, found from
+    several ranges by turns of counting and of least squares (Lloyd's method for evenly spaced levels). Then the offset
+    and the amplitude are the regression of the teacher's value on the counts, which also takes up a drift of z'. layer:
+    one range for all channels.
     """
     a, z = samples.means()
-    levels = neuron.levels
+    half = neuron.levels if isinstance(neuron, SignedNeuron) else 0
+    levels = neuron.levels + half
     if layer:
         a, z = a.reshape(1, -1), z.reshape(1, -1)
     middle = z.mean(1, keepdim=True)
@@ -228,10 +229,11 @@ def fit_encoder(neuron: ParallelNeuron, samples: Samples, *, layer: bool = False
     slope = (centred * (a - wanted[:, None])).mean(1) / power.clamp(min=1e-12)
     slope = torch.where((power > 1e-12) & (slope > 0), slope, step)
     offset = wanted - slope * k.mean(1)
+    low, offset = low + step * half, offset + slope * half
     if layer:
         low, step, slope, offset = (value.expand(samples.node.channels) for value in (low, step, slope, offset))
     for parameter, value in (
-        (neuron.v_threshold, step * levels), (neuron.shift, offset - low), (neuron.v_post, slope * levels)
+        (neuron.v_threshold, step * neuron.levels), (neuron.shift, offset - low), (neuron.v_post, slope * neuron.levels)
     ):  # fmt: skip
         parameter.data = node_shape(value, samples.node).clone().to(parameter.dtype)
     neuron.offset = node_shape(offset, samples.node).clone().to(neuron.v_threshold.dtype)

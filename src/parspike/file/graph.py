@@ -189,7 +189,7 @@ def _limit(value: Any, example: Mapping[str, int], symbols: set[str]) -> Size:
 
 def _node(item: Any, known: set[str]) -> Node:
     name, target, role, layer, source, reason, channels, args, kwargs, shape = fields(
-        item, "a node", name=str, target=str, role=str, layer=str, source=str, reason=str, channel_dim=object,
+        item, "a node", name=str, target=str, role=str, layer=str, source=str, reason=str, channel_dim=(int, list),
         args=list, kwargs=dict, shape=list,
     )  # fmt: skip
     new_name(name, "a node", known)

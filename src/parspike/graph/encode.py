@@ -143,11 +143,8 @@ def _driven(graph: Graph, spiking: Collection[str]) -> tuple[set[str], set[str]]
     for node in graph.nodes:
         row = TABLE.get(node.target)
         plain = node.role is Role.SYNAPSE and row is not None and not row.weighted and not row.weighs
-        if node.name in spiking:
-            driven.add(node.name)
-        elif all(name in driven for name in node.refs) and (
-            not node.refs or plain or (node.role is Role.ORDER and nested(graph, node, sorted_code))
-        ):
+        moved = plain or not node.refs or (node.role is Role.ORDER and nested(graph, node, sorted_code))
+        if node.name in spiking or (moved and all(name in driven for name in node.refs)):
             driven.add(node.name)
         elif plain and all(name in outer or name in driven for name in node.refs):
             outer.add(node.name)

@@ -1,8 +1,8 @@
 """Along which dimensions of every value its features run.
 
 A neuron has its own threshold for every feature of its layer: for every channel of a map (B, C, H, W), every unit of
-(B, tokens, C), every unit of every head in (B, heads, tokens, C). It never has one for a place, a time or a token, where
-the same weights are used again. Two things tell features from places:
+(B, tokens, C), every unit of every head in (B, heads, tokens, C). It never has one for a place, a time or a token,
+where the same weights are used again. Two things tell features from places:
 
 - *What made the value.* A linear layer makes its last dimension, a convolution dimension 1, an embedding the last one;
   a product of two values keeps the features that it does not add up. Permutations, reshapes and whatever acts element
@@ -94,12 +94,14 @@ def _made(node: Node, made: dict[str, Dims | None], shapes: dict[str, Sequence[A
     if node.target in ATTENTION:
         heads = {d for ref in node.refs[:1] for d in made.get(ref) or () if d < last - 1}
         return (*heads, last)
+    known = None
     for name in node.refs:
         if (dims := made.get(name)) is not None:
             found = _carried(node, shapes[name], node.shape, dims, back=False)
-            if found is not None:
-                return found
-    return (last,) if node.target in NORMS and len(node.args[1]) == 1 else None
+            if found is not None and _fixed(node.shape, found) != NONE:
+                return found  # a mask or a scale beside it may well have none
+            known = found if found is not None else known
+    return (last,) if node.target in NORMS and len(node.args[1]) == 1 else known
 
 
 def _at_one(node: Node) -> bool:
@@ -184,8 +186,8 @@ def _added(node: Node, rank: int) -> int | None:
 
 
 def _regrouped(old: Sequence[Any], new: Sequence[Any], dims: Dims) -> Dims:
-    """Through a reshape: dimensions are taken together in the smallest groups of equal size. A dimension of a group with
-    features is one of features, as far as its size is fixed."""
+    """Through a reshape: dimensions are taken together in the smallest groups of equal size. A dimension of a group
+    with features is one of features, as far as its size is fixed."""
     found: list[int] = []
     for ours, theirs in _groups(old, new):
         if any(d in dims for d in ours):

@@ -240,8 +240,9 @@ class _Meter:
                 value, sent, steps = neuron.value(count), neuron.sent(count).double(), neuron.T
             else:
                 value, sent, steps = *self.sent[node.name], self.snn.simulation.total
-            done.spikes, done.neurons = done.spikes + float(sent.sum()), done.neurons + sent.numel()
-            done.updates += sent.numel() * steps
+            number = sent.numel() * neuron.lines
+            done.spikes, done.neurons = done.spikes + float(sent.sum()), done.neurons + number
+            done.updates += number * steps
             done.synops += _total(spikes)
             for wanted in network:
                 done.apart += float((value - wanted).double().square().sum())

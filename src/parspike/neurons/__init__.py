@@ -33,6 +33,7 @@ from .parallel import (
 )
 from .quantised import QCFS, da_qcfs, qcfs, spike_count
 from .serial import average_rate, if_neuron, lif_neuron, soft_reset_step
+from .signed import SignedNeuron
 from .staircase import Staircase, joined
 from .trains import count_of, first_spike, sorted_train
 from .whole import WholeNeuron
@@ -52,6 +53,7 @@ __all__ = [
     "Parallel",
     "ParallelNeuron",
     "Serial",
+    "SignedNeuron",
     "Simulation",
     "SortedTrain",
     "SpikingLayer",

@@ -51,6 +51,8 @@ class SpikingLayer(nn.Module):
     """
 
     kind: ClassVar[str]
+    lines: ClassVar[int] = 1
+    """Neurons that stand for one value, each with a line for its spikes."""
     leading: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors that have one dimension more than the others, their first: levels, or time-steps."""
 
@@ -210,6 +212,18 @@ def _fixed(name: str, value: Any) -> AttributeError:
     )
 
 
+def even_amplitudes(v_post: Tensor, T: int, code: str) -> Tensor:
+    """What a spike of each step carries where counts are evenly spaced and a full one stands for v_post: (T, …)."""
+    steps = torch.arange(T, dtype=v_post.dtype, device=v_post.device)
+    if code == "sorted":
+        scale = torch.ones_like(steps)
+    elif code == "onset":
+        scale = T - steps
+    else:
+        scale = 2.0 ** (T - 1 - steps) * (T / levels_of(T, code))
+    return scale.reshape(-1, *[1] * v_post.dim()) * v_post
+
+
 class ParallelNeuron(Neuron):
     """Parallel spiking neurons with evenly spaced levels, equations (7)-(9).
 
@@ -271,14 +285,7 @@ class ParallelNeuron(Neuron):
         return in_pieces(fill, z.detach(), z.dtype, flat=flat)
 
     def amplitudes(self) -> Tensor:
-        steps = torch.arange(self.T, dtype=self.v_post.dtype, device=self.v_post.device)
-        if self.code == "sorted":
-            scale = torch.ones_like(steps)
-        elif self.code == "onset":
-            scale = self.T - steps
-        else:
-            scale = 2.0 ** (self.T - 1 - steps) * (self.T / self.levels)
-        return scale.reshape(-1, *[1] * self.v_post.dim()) * self.v_post
+        return even_amplitudes(self.v_post, self.T, self.code)
 
     def rest(self) -> float | Tensor:
         return self.offset

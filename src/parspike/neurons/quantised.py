@@ -33,9 +33,14 @@ def _levels_reached(z: Tensor, theta: Tensor, T: int, shift: Tensor | None, out:
     return torch.addcmul(start, z.detach(), ratio, out=out)
 
 
-def count_into(out: Tensor | None, z: Tensor, v_threshold: Tensor, T: int, shift: Tensor | None) -> Tensor:
-    """``spike_count`` without its checks, written to `out`, a tensor like z (a piece of a large one), or a new one."""
-    return _levels_reached(z, v_threshold, T, shift, out).floor_().clamp_(0, T)
+def count_into(
+    out: Tensor | None, z: Tensor, v_threshold: Tensor, T: int, shift: Tensor | None, *, lowest: int = 0
+) -> Tensor:
+    """``spike_count`` without its checks, written to `out`, a tensor like z (a piece of a large one), or a new one.
+
+    lowest: the smallest count.
+    """
+    return _levels_reached(z, v_threshold, T, shift, out).floor_().clamp_(lowest, T)
 
 
 def spike_count(

@@ -1,0 +1,104 @@
+"""Two spiking neurons for one value that has both signs: one fires above a middle value, the other below it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layer import Code, Neuron, even_amplitudes
+from .pieces import in_pieces, runs_here
+from .quantised import count_into
+
+__all__ = ["SignedNeuron"]
+
+
+class SignedNeuron(Neuron):
+    """A pair of parallel spiking neurons for every value, at most one of which fires.
+
+    v_threshold: θ, the distance from the middle that makes a full count. shift: δ. v_post: θ + φ, what a full count
+    stands for. offset: the middle, a constant current. Each is a scalar or broadcasts against one sample, such as
+    (C, 1, 1). A count is positive where the upper neuron fires, negative where the lower one does: −levels … levels,
+    k = clip(⌊(z − offset + δ) · levels/θ + 1/2⌋, −levels, levels), and stands for offset + k · v_post/levels. So T
+    steps tell 2 · levels + 1 values apart, where one neuron with an offset tells levels + 1, and a value in the middle
+    costs no spike, where that neuron sends half of its count. Spikes are +1 and −1 (int8): the line they arrive on.
+    """
+
+    kind = "signed"
+    lines = 2
+
+    def __init__(self, T: int, v_threshold: Tensor, *, offset: Tensor, code: Code = "sorted") -> None:
+        super().__init__(T, code)
+        self.v_threshold = nn.Parameter(v_threshold.detach().clone(), requires_grad=False)
+        self.shift = nn.Parameter(torch.zeros_like(v_threshold), requires_grad=False)
+        self.v_post = nn.Parameter(v_threshold.detach().clone(), requires_grad=False)
+        self.register_buffer("offset", offset.detach().to(v_threshold).clone())
+
+    offset: Tensor
+
+    def count(self, z: Tensor) -> Tensor:
+        theta, shift = self.v_threshold.detach(), (self.shift - self.offset).detach()
+        return count_into(None, z.detach(), theta, self.levels, shift, lowest=-self.levels)
+
+    def value(self, count: Tensor) -> Tensor:
+        return count * (self.v_post / self.levels) + self.offset
+
+    def forward(self, z: Tensor) -> Tensor:
+        if not runs_here(z) or z.dtype != self.v_threshold.dtype:
+            return self.value(self.count(z))
+        theta, shift = self.v_threshold.detach(), (self.shift - self.offset).detach()
+        scale, offset, levels = self.v_post.detach() / self.levels, self.offset, self.levels
+        flat = theta.numel() == shift.numel() == scale.numel() == 1
+        if flat:
+            theta, shift, scale, offset = (t.reshape(()) for t in (theta, shift, scale, offset))
+
+        def fill(out: Tensor, z: Tensor) -> None:
+            count_into(out, z, theta, levels, shift, lowest=-levels).mul_(scale).add_(offset)
+
+        return in_pieces(fill, z.detach(), z.dtype, flat=flat)
+
+    def soft(self, z: Tensor) -> Tensor:
+        """`value(count(z))`, with the gradient of a clipped line for z."""
+        low, high = (self.offset - self.shift + side * self.v_threshold for side in (-1, 1))
+        through = torch.where((z >= low) & (z < high), z, z.detach())
+        return self.value(self.count(z)) + through - through.detach()
+
+    def spikes(self, count: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Spikes of steps start … stop − 1: int8 (stop − start, B, …), −1 those of the lower neuron."""
+        return super().spikes(count.abs(), start, stop).to(torch.int8) * count.sign().to(torch.int8)
+
+    def sent(self, count: Tensor) -> Tensor:
+        return super().sent(count.abs())
+
+    def levels_in(self, T: int) -> int:
+        return 2 * self.levels
+
+    def bits_in(self, steps: int) -> float:
+        return self.lines * self.T
+
+    def amplitudes(self) -> Tensor:
+        return even_amplitudes(self.v_post, self.T, self.code)
+
+    def rest(self) -> Tensor:
+        return self.offset
+
+    def extra_repr(self) -> str:
+        return f"θ {float(self.v_threshold.min()):.4g} … {float(self.v_threshold.max()):.4g}, to both sides"
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "T": self.T, "code": self.code}
+
+    @classmethod
+    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SignedNeuron:
+        theta = tensors["v_threshold"]
+        if not bool((theta > 0).all()):
+            raise ValueError("thresholds must be above 0")
+        neuron = cls(config["T"], theta, offset=tensors["offset"], code=config["code"])
+        for name in ("shift", "v_post", "offset"):
+            if tensors[name].dtype != theta.dtype:
+                raise ValueError(f"{name} and v_threshold have unlike dtypes")
+        for name in ("shift", "v_post"):
+            setattr(neuron, name, nn.Parameter(tensors[name].clone(), requires_grad=False))
+        return neuron
