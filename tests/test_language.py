@@ -80,6 +80,17 @@ def test_a_folder_gives_the_network_that_transformers_loads(
     assert model.pad is None or 0 not in x  # what fills up is left out
 
 
+def test_every_linear_layer_of_gpt2_is_driven_by_spikes(folders: Path) -> None:
+    """Its own layers are of a kind that has features and places in one dimension."""
+    model = parspike.language(folders / "GPT2LMHeadModel")
+    graph = parspike.plan(model, model.example(2, 6), encode="all").graph
+    linear = [node for node in graph.nodes if node.target == "aten.linear.default"]
+    assert len(linear) == 5
+    for node in linear:
+        assert graph.by_name[node.refs[0]].role.name in ("NEURON", "SYNAPSE"), node.layer
+        assert graph.by_name[node.refs[0]].target != "aten.layer_norm.default", node.layer
+
+
 def test_padding_changes_no_answer(folders: Path) -> None:
     for kind, head in (("BertModel", "sentence"), ("BertForSequenceClassification", None)):
         model = parspike.language(folders / kind, head=head)  # pyright: ignore[reportArgumentType]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,18 @@ def _loaded(library: Any, folder: Path, named: dict[str, str], head: Head, path:
     config = net.config
     if getattr(config, "quantization_config", None) is not None and named:
         del config.quantization_config  # its tensors are floating numbers now
+    return _with_linear(net)
+
+
+def _with_linear(net: nn.Module) -> nn.Module:
+    """GPT-2's linear layers hold their weights turned round and read all tokens of all samples as one batch. As plain
+    linear layers the features of each stay where they are, for encoders and re-fits."""
+    for name, layer in list(net.named_modules()):
+        if type(layer).__name__ == "Conv1D" and type(layer).__module__ == "transformers.pytorch_utils":
+            weight, bias = (cast(Tensor, getattr(layer, one)).detach() for one in ("weight", "bias"))
+            made = nn.utils.skip_init(nn.Linear, *weight.shape)
+            made.weight, made.bias = nn.Parameter(weight.t().contiguous()), nn.Parameter(bias)
+            net.set_submodule(name, made)
     return net
 
 
