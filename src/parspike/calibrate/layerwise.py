@@ -31,9 +31,10 @@ FEW, SEEN = 16, 32
 A_FEATURE, ROWS = 16, 20_000
 """Rows to re-fit a synapse on: so many for each of its inputs, and at least ROWS. With half as many, ResNet-20
 agreed with its network less, by one per cent of other images; with twice as many no better (docs/results.md)."""
-ELEMENTS, MOST = 1 << 24, 1 << 27
+ELEMENTS, MOST, FEWEST = 1 << 24, 1 << 27, 1024
 """Elements of the rows of one synapse: ROWS are not taken where that needs more than ELEMENTS (64 MiB in float32), as
-it does for a convolution of many groups, and never more than MOST."""
+it does for a convolution of many groups, and never more than MOST; nor are more than MOST outputs, where that leaves
+FEWEST rows."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ class ClosedForm(Recipe):
         path = node.args[1].path
         weight = draft.tensors[path]
         refit = Refit(draft.graph, node, weight)
-        refit.rows = _most_rows(features(weight), refit.groups) // max(1, batches.length) + 1
+        most = min(_most_rows(features(weight), refit.groups), max(FEWEST, MOST // weight.shape[0]))
+        refit.rows = most // max(1, batches.length) + 1
         for (teacher, student), number in zip(lockstep.visit(node), batches.numbers(), strict=True):
             refit.add(teacher, lockstep.course.means(student, node, *refit.others), number)
         refit.parts = [(x, given, wanted) for x, given, wanted in batches.gather(refit.parts)]

@@ -8,12 +8,13 @@ take more than `memory` bytes, every visit starts again from the images instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.recipe import Draft
+from parspike.calibrate.refit import refittable
 from parspike.calibrate.student import Teacher
 from parspike.graph import Node, Schedule, Stream, walk
 from parspike.graph.ir import elements
@@ -46,7 +47,7 @@ class Lockstep:
         target = self.index[node.name]
         if self.hold is None:
             mine = -(-self.batches.samples() // self.batches.together.size)
-            self.hold = mine * (1 + self.course.steps) * _largest_frontier(self.draft) * 4 <= self.memory
+            self.hold = mine * (1 + self.course.steps) * _largest_frontier(self.draft, self.index) * 4 <= self.memory
         schedule = Schedule(self.steps[self.position : target])
         if self.hold and self.held is None:
             self.held = [pair_of(self.draft, env) for env in self.batches]
@@ -64,11 +65,14 @@ def pair_of(draft: Draft, env: dict[str, Tensor]) -> list[Stream]:
     return [Stream(dict(env), draft.graph.tensors, sizes), Stream(dict(env), draft.tensors, sizes)]
 
 
-def _largest_frontier(draft: Draft) -> int:
-    """Elements of the values alive at once for one sample, at most."""
+def _largest_frontier(draft: Draft, index: Mapping[str, int]) -> int:
+    """Elements of the values alive at once for one sample, at most, up to the last synapse or neuron that a recipe may
+    visit. What is behind it is never held: a language model's output has a value for every word of its dictionary."""
     example = draft.graph.example
+    visited = [n.name for n in draft.graph.nodes if n.name in draft.activations or refittable(draft.graph, n)]
+    last = max((index[name] for name in visited), default=0)
     alive, largest = {i.name: elements(i.shape, example) for i in draft.graph.inputs}, 0
-    for node, dead in Schedule.of(draft.graph.nodes, draft.graph.outputs).steps:
+    for node, dead in Schedule.of(draft.graph.nodes, draft.graph.outputs).steps[:last]:
         alive[node.name] = elements(node.shape, example)
         largest = max(largest, sum(alive.values()))
         for name in dead:

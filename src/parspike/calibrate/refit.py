@@ -105,22 +105,29 @@ class Refit:
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, teacher: Stream, student: Stream, number: int) -> None:
-        """Add batch `number`. The teacher's stream keeps the synapse's output, since the walk needs it next."""
+        """Add batch `number`. The teacher's stream keeps a convolution's output, since the walk needs it next."""
         node = self.node
         (x, weight, *rest), _ = student.arguments(node)
-        if node.name not in teacher.env:
-            teacher.env[node.name] = call(node.target, *teacher.arguments(node))
-        y = teacher.env[node.name]
-        picked = self._places(x, y, number)
+        if node.target == LINEAR:
+            # Only the rows that are taken: the output of a language model has a value for every word.
+            picked = self._places(x, x, number)
+            (own, *of_teacher), kwargs = teacher.arguments(node)
+            wanted = call(node.target, (own[picked], *of_teacher), kwargs)[None]
+            shape = (*x.shape[:-1], weight.shape[0])
+        else:
+            if node.name not in teacher.env:
+                teacher.env[node.name] = call(node.target, *teacher.arguments(node))
+            y = teacher.env[node.name]
+            picked, shape = self._places(x, y, number), tuple(y.shape)
+            wanted = self._outputs(y, picked)
         rows = x[picked] if node.target == LINEAR else self._read(x, picked)
         rows = rows.unflatten(1, (self.groups, -1)).flatten(2).movedim(1, 0)
         given = rows @ weight.reshape(self.groups, -1, rows.shape[2]).mT
         if rest and rest[0] is not None:
             given += rest[0].reshape(self.groups, 1, -1)
-        wanted = self._outputs(y, picked)
         for other in self.others:
             for sum_, stream in ((wanted, teacher), (given, student)):
-                sum_ += self._outputs(stream.env[other].expand_as(y), picked)
+                sum_ += self._outputs(stream.env[other].expand(shape), picked)
         self.parts.append((F.pad(rows, (0, 1), value=1.0), given, wanted))
 
     def _places(self, x: Tensor, y: Tensor, number: int) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ from parspike.cli.options import (
     Best,
     Budget,
     CalibrationImages,
+    EncodeOption,
     Fast,
     Force,
     ImageOptions,
@@ -78,6 +79,7 @@ def convert(
         int | None, typer.Option(min=1, help="how often the calibration sees the data", rich_help_panel=HOW)
     ] = None,
     keep: Keep = None,
+    encode: EncodeOption = "none",
     strict: Strict = False,
     calibration_images: CalibrationImages = 1024,
     split: Split = None,
@@ -129,6 +131,7 @@ def convert(
                 recipe=recipe_of(recipe, passes, checks.budget(recipe, budget, fast, best)),
                 layers=kept(keep),
                 example=None if images else network.zeros(options.shape),
+                encode=encode,
                 strict=strict,
                 seed=options.seed,
                 progress=progress,

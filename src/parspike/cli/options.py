@@ -91,6 +91,13 @@ Strict = Annotated[
     bool,
     typer.Option("--strict", help="refuse what a spike cannot do instead of keeping it analog", rich_help_panel=HOW),
 ]
+EncodeOption = Annotated[
+    Literal["none", "hidden", "all"],
+    typer.Option(
+        help="neurons where weights and attention read real values: nowhere, all but the inputs (hidden), everywhere",
+        rich_help_panel=HOW,
+    ),
+]
 RecipeOption = Annotated[
     str | None,
     typer.Option(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from parspike.cli import checks, console
-from parspike.cli.options import Json, Keep, NeuronOption, Shape, Spec, Strict, Weights, kept, kind_of
+from parspike.cli.options import EncodeOption, Json, Keep, NeuronOption, Shape, Spec, Strict, Weights, kept, kind_of
 
 __all__ = ["plan"]
 
@@ -18,6 +18,7 @@ def plan(
     weights: Weights = None,
     shape: Shape = None,
     keep: Keep = None,
+    encode: EncodeOption = "none",
     strict: Strict = False,
     neuron: NeuronOption = "parallel",
     json: Json = False,
@@ -29,7 +30,9 @@ def plan(
     from parspike.cli.spec import load
 
     network = load(spec, weights)
-    table = parspike.plan(network.model, network.zeros(shape), layers=kept(keep), strict=strict, neuron=kind_of(neuron))
+    table = parspike.plan(
+        network.model, network.zeros(shape), layers=kept(keep), strict=strict, neuron=kind_of(neuron), encode=encode
+    )
     console.result(json, table.to_dict(), str(table))
     if not table.ok:
         raise typer.Exit(1)

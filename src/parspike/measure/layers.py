@@ -19,7 +19,7 @@ from parspike.calibrate.batches import arguments_of, inputs_of, labels_of, reada
 from parspike.calibrate.recipe import Progress
 from parspike.errors import InputError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk
-from parspike.graph.ops import ACROSS_BATCH, HELD, TABLE, WEIGHED_BY_SAMPLE, call
+from parspike.graph.ops import ACROSS_BATCH, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE, call
 from parspike.graph.roles import currents, reached_by
 from parspike.measure.energy import Energy
 from parspike.measure.report import LayerRow, Report
@@ -304,6 +304,8 @@ class _Meter:
     def _kind(self, node: Node, done: _Sum) -> str | None:
         if node.name in self.neurons:
             return "neuron"
+        if node.target == HOLD:
+            return "mean"
         if node.role is Role.NEURON or (node.role is Role.ANALOG and node.reason != ACROSS_BATCH):
             return "analog"
         if TABLE[node.target].weighted:

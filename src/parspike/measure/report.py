@@ -104,6 +104,11 @@ class Report:
         return self._sum("network_macs")
 
     @property
+    def driven(self) -> float:
+        """The share of the network's multiply-accumulates that have become accumulates of spikes, 0 … 1."""
+        return 1 - self.macs / self.network_macs if self.network_macs else 0.0
+
+    @property
     def updates(self) -> float:
         """Membrane updates of one sample; no part of `energy_pj`."""
         return self._sum("updates")
@@ -170,8 +175,8 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON-able data; operations and energies of one sample."""
         totals = ("neurons", "spikes", "spikes_per_neuron", "synops", "macs", "updates", "energy_pj",
-                  "update_energy_pj", "network_macs", "network_energy_pj", "quantised_energy_pj", "quantised_bits",
-                  "memory_pj", "network_memory_pj", "quantised_memory_pj")  # fmt: skip
+                  "update_energy_pj", "network_macs", "driven", "network_energy_pj", "quantised_energy_pj",
+                  "quantised_bits", "memory_pj", "network_memory_pj", "quantised_memory_pj")  # fmt: skip
         data = {**asdict(self), "energy": self.energy.to_json()}
         rows = data.pop("rows")
         named = [f"{row.layer} ({row.operator})" for row in self.analog]
@@ -204,6 +209,10 @@ class Report:
             f"energy {joule(self.energy_pj)}, the network itself {joule(self.network_energy_pj)}; "
             f"{self.energy.ac:g} pJ an accumulate (SynOp), {self.energy.mac:g} pJ a MAC, no memory traffic"
         )
+        if self.neurons:
+            lines.append(
+                f"{100 * self.driven:.1f} % of the network's multiply-accumulates have become accumulates of spikes"
+            )
         bits = self.quantised_bits
         if bits:
             lines.append(
