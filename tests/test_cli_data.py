@@ -252,12 +252,14 @@ def test_an_image_beside_class_folders(folder: Path) -> None:
     [
         ("nowhere", FileError, "no such file or folder .*digits, photos"),
         ("empty", InputError, "no images in it"),
-        ("notes.txt", OptionError, "expected a folder"),
+        ("notes.doc", OptionError, "expected a folder"),
+        ("notes.txt", InputError, "to read text its network's tokenizer is needed"),
     ],
 )
 def test_wrong_data(tmp_path: Path, data: str, error: type, says: str) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("")
+    for name in ("notes.doc", "notes.txt"):
+        (tmp_path / name).write_text("")
     with pytest.raises(error, match=says):
         open_images(str(tmp_path / data))
 

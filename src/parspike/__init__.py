@@ -32,7 +32,8 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.export import Exported, export
     from parspike.file import load
     from parspike.graph import register
-    from parspike.measure import Energy, NeuroBench, Report, Scores, measure, neurobench
+    from parspike.language import LanguageModel, Tokenizer, generate, language
+    from parspike.measure import Energy, NeuroBench, Perplexity, Report, Scores, measure, neurobench, perplexity
     from parspike.neurons import IF, LIF, QCFS, Parallel, Simulation, kind_from_text
     from parspike.onnx_in import from_onnx
     from parspike.plan import Keep, Plan, Spike, Steps, plan
@@ -59,9 +60,11 @@ __all__ = [
     "Energy",
     "Exported",
     "Keep",
+    "LanguageModel",
     "NeuroBench",
     "Parallel",
     "ParspikeError",
+    "Perplexity",
     "Plan",
     "Recipe",
     "Reconstruct",
@@ -75,6 +78,7 @@ __all__ = [
     "Sweep",
     "TargetCheck",
     "Thresholds",
+    "Tokenizer",
     "Tuning",
     "bench",
     "check",
@@ -83,10 +87,13 @@ __all__ = [
     "errors",
     "export",
     "from_onnx",
+    "generate",
     "kind_from_text",
+    "language",
     "load",
     "measure",
     "neurobench",
+    "perplexity",
     "plan",
     "read_spikes",
     "recipe_from_json",
@@ -112,7 +119,8 @@ look_up_later(
         "export": ("Exported", "export"),
         "file": ("load",),
         "graph": ("register",),
-        "measure": ("Energy", "NeuroBench", "Report", "Scores", "measure", "neurobench"),
+        "language": ("LanguageModel", "Tokenizer", "generate", "language"),
+        "measure": ("Energy", "NeuroBench", "Perplexity", "Report", "Scores", "measure", "neurobench", "perplexity"),
         "neurons": ("IF", "LIF", "Parallel", "QCFS", "Simulation", "kind_from_text"),
         "onnx_in": ("from_onnx",),
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),

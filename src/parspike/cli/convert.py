@@ -118,6 +118,7 @@ def convert(
     images = None
     if data is not None:
         images = options.open(data, preprocess, split=split, prefer="train", limit=calibration_images, shuffle=True)
+    items = "sequences" if images is not None and images.written else "images"
     start = time.perf_counter()
     with console.progress("calibrating") as progress, explained(images):
         try:
@@ -164,7 +165,7 @@ def convert(
         "spiking layers": answer["spiking_layers"],
         "inputs": snn.graph.taken,
         "recipe": _chosen(snn.provenance),
-        "calibrated on": f"{answer['images']} images of {data}" if data else "nothing: no data given",
+        "calibrated on": f"{answer['images']} {items} of {data}" if images else "nothing: no data given",
         "preprocessing": preprocess,
         "time": f"{seconds:.1f} s",
     }

@@ -68,6 +68,14 @@ def evaluate(
             rich_help_panel=OUT,
         ),
     ] = None,
+    measure: Annotated[
+        Literal["accuracy", "perplexity", "cosine"] | None,
+        typer.Option(
+            help="perplexity: how well the next token of a text is known; cosine: with the network's vectors (defaults "
+            "of language models and of embedders on text)",
+            rich_help_panel=OUT,
+        ),
+    ] = None,
     neurobench: Annotated[
         bool, typer.Option("--neurobench", help="also operations by NeuroBench's names and rules", rich_help_panel=OUT)
     ] = False,
@@ -78,8 +86,9 @@ def evaluate(
     devices: processes.Processes = 1,
     json: Json = False,
 ) -> None:
-    """Run a converted network on images: accuracy, agreement with the network it came from, the relative error of its
-    outputs, spikes, time, cost. Outputs that are values have no accuracy and agreement."""
+    """Run a converted network on images or text: accuracy, agreement with the network it came from, the relative error
+    of its outputs, spikes, time, cost. Outputs that are values have no accuracy and agreement. A language model has a
+    perplexity."""
 
     given = {"--operations": operations, "--energy": energy is not None, "--neurobench": neurobench}
     counted = next((name for name, value in given.items() if value), None)
@@ -87,6 +96,10 @@ def evaluate(
     def check() -> None:
         if counted and engine == "serial-if":
             raise OptionError(f"{counted} counts the converted network's spikes, not those of serial-if: leave one out")
+        if measure == "perplexity" and (operations or energy is not None or neurobench):
+            raise OptionError(f"--measure perplexity has no operations: give {counted} in a call of its own")
+        if measure == "cosine" and against is None:
+            raise OptionError("--measure cosine compares with the network's vectors: give it with --against SPEC")
         if weights is not None and against is None:
             raise OptionError("--weights belongs to the network of --against SPEC; the spiking network has its own")
         checks.file(file)
@@ -107,12 +120,18 @@ def evaluate(
     network = load(against, weights) if against else None
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))
     images = options.open(data, preprocess, split=split, prefer="test", limit=limit)
-    score = _Score()
+    head = images.preprocess.text.head if images.preprocess.text else None
+    if measure == "perplexity" and not images.written:
+        raise OptionError(f"--measure perplexity is of text, and {data} holds none: give .txt files")
+    language = measure == "perplexity" or (measure is None and images.written and head == "causal")
+    vectors = measure == "cosine" or (measure is None and images.written and head in ("hidden", "sentence"))
+    score = _Score(language, vectors)
     with console.progress("evaluating") as progress, explained(images):
         for _, (x, y) in together.share(images.batches()):
             score.add(snn, network, engine, x, y)
             progress("", score.images, (len(images) - len(images.broken)) // together.size)
     score = _Score.of_all(together.exchange(score))
+    preprocess = images.preprocess
     if together.rank:
         return
     warn_of_few(images, data, score.outputs.classes)
@@ -141,11 +160,13 @@ def evaluate(
 class _Score:
     """Sums over batches; a share is None where it cannot be told."""
 
-    def __init__(self) -> None:
+    def __init__(self, language: bool = False, vectors: bool = False) -> None:
         import parspike
 
         self.images = self.spikes = self.neurons = 0
         self.outputs = parspike.Scores()
+        self.language = parspike.Perplexity() if language else None
+        self.vectors = vectors
         self.compared = False
         self.seconds = self.seconds_network = 0.0
 
@@ -156,6 +177,9 @@ class _Score:
         for name in ("images", "spikes", "neurons", "compared", "seconds", "seconds_network"):
             setattr(total, name, sum(getattr(score, name) for score in scores))
         total.outputs = total.outputs.merged(score.outputs for score in scores)
+        found = [score.language for score in scores if score.language is not None]
+        total.language = found[0].merged(found) if found else None
+        total.vectors = any(score.vectors for score in scores)
         return total
 
     def add(self, snn: Any, network: Network | None, engine: str, x: Tensor, y: Tensor | None) -> None:
@@ -177,7 +201,10 @@ class _Score:
                 output = network.model(x)
             self.seconds_network += time.perf_counter() - start
             self.compared = True
-        self.outputs.add(run.logits, output, y)
+        if self.language is not None:
+            self.language.add(run.logits, x, output)
+        else:
+            self.outputs.add(run.logits, output, y)
 
     def fields(self) -> dict[str, Any]:
         n = self.images
@@ -185,8 +212,10 @@ class _Score:
             "images": n,
             "accuracy": self.outputs.accuracy,
             "network_accuracy": self.outputs.network_accuracy,
-            "agreement": self.outputs.agreement,
+            "agreement": None if self.vectors else self.outputs.agreement,
             "error": self.outputs.error,
+            **(self.language.to_json() if self.language else {}),
+            **({"cosine": self.outputs.cosine} if self.vectors else {}),
             "spikes_per_neuron": self.spikes / self.neurons if self.neurons else None,
             "seconds_per_image": self.seconds / n,
             "network_seconds_per_image": self.seconds_network / n if self.compared else None,
@@ -194,24 +223,27 @@ class _Score:
 
     def text(self, file: str, T: int, engine: str, preprocess: Preprocessing) -> str:
         score = self.fields()
+        item, each = ("image", "an image") if preprocess.text is None else ("sequence", "a sequence")
         values = "values, no class scores: --against SPEC tells their error"
 
         def percent(name: str) -> str | None:
             return None if score[name] is None else f"{100 * score[name]:.2f} %"
 
         def milliseconds(name: str) -> str | None:
-            return None if score[name] is None else f"{console.figure(1000 * score[name])} ms an image"
+            return None if score[name] is None else f"{console.figure(1000 * score[name])} ms {each}"
 
         spikes = score["spikes_per_neuron"]
         return console.table(
             {
                 "file": file,
                 "T, engine": f"{T}, {engine}",
-                "images": score["images"],
+                f"{item}s": score["images"],
+                **(self.language.rows() if self.language else {}),
                 "accuracy": percent("accuracy"),
                 "network's accuracy": percent("network_accuracy"),
                 "agreement": percent("agreement"),
-                "outputs": None if self.outputs.answers or self.compared else values,
+                "mean cosine": None if score.get("cosine") is None else f"{score['cosine']:.4f}",
+                "outputs": None if self.outputs.answers or self.compared or self.language else values,
                 "relative error": percent("error"),
                 "spikes per neuron": None if spikes is None else f"{spikes:.3f} of {T}",
                 "time": milliseconds("seconds_per_image"),

@@ -20,7 +20,7 @@ import numpy as np
 from parspike.broken import BROKEN, decoded
 from parspike.cli import console
 from parspike.cli.preprocess import Preprocessing
-from parspike.cli.sources import Source, check_data, open_source
+from parspike.cli.sources import Source, TextSource, check_data, open_source
 from parspike.errors import InputError, OptionError, TraceError
 
 if TYPE_CHECKING:
@@ -63,6 +63,11 @@ class Images:
     def __len__(self) -> int:
         """Number of images that an iteration visits."""
         return len(self._order)
+
+    @property
+    def written(self) -> bool:
+        """Whether the items are sequences of tokens."""
+        return isinstance(self.source, TextSource)
 
     @property
     def labelled(self) -> bool:
@@ -180,15 +185,17 @@ def open_images(
     *,
     split: str | None = None,
     prefer: str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = 64,
     limit: int | None = None,
     shuffle: bool = False,
     seed: int = 0,
     skip_broken: bool = False,
 ) -> Images:
-    """The images that `data` names: a folder, a `.zip`, an `.npz`, `digits` or `photos`.
+    """The images that `data` names: a folder, a `.zip`, an `.npz`, `digits` or `photos`; or sequences of tokens, of a
+    `.txt` file or a folder of them.
 
-    `split` must exist; `prefer` is the split that is taken if nothing is asked and the data have it.
+    `split` must exist; `prefer` is the split that is taken if nothing is asked and the data have it. batch_size: None
+    for 32 images, or 4 sequences.
 
     >>> images = open_images("digits", split="test", batch_size=100)
     >>> x, y = next(iter(images))
@@ -196,10 +203,14 @@ def open_images(
     (360, (100, 1, 8, 8), [0, 5, 0, 5, 0])
     """
     check_data(data, split)
+    preprocess = preprocess or Preprocessing()
+    source = open_source(data, split, prefer, preprocess.text)
+    written = isinstance(source, TextSource)
     return Images(
-        open_source(data, split, prefer),
-        preprocess or Preprocessing(),
-        batch_size=batch_size,
+        source,
+        # What was stated for text says nothing about images.
+        preprocess if written else replace(preprocess, text=None),
+        batch_size=(4 if written else 32) if batch_size is None else batch_size,
         limit=limit,
         shuffle=shuffle,
         seed=seed,

@@ -9,16 +9,17 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from parspike.cli.console import Panel
-from parspike.errors import OptionError
+from parspike.errors import FileError, OptionError
 
 if TYPE_CHECKING:
     from parspike.cli.images import Images
-    from parspike.cli.preprocess import Preprocessing
+    from parspike.cli.preprocess import Preprocessing, Text
 
 __all__ = ["ImageOptions", "kept", "recipe_of", "spread", "starting"]
 
@@ -74,8 +75,8 @@ Spec = Annotated[
     str,
     typer.Argument(
         metavar="SPEC",
-        help="package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, net.onnx[:OUTPUT]",
-        autocompletion=starting("timm:", "torchvision:"),
+        help="package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, net.onnx[:OUTPUT], hf:FOLDER",
+        autocompletion=starting("timm:", "torchvision:", "hf:"),
     ),
 ]
 Weights = Annotated[
@@ -125,15 +126,18 @@ NeuronOption = Annotated[
     ),
 ]
 ON_DISK = "a folder of class folders, a .zip of one, an .npz (images, labels), digits"
-IMAGES = f"{ON_DISK} or photos"
+IMAGES = f"{ON_DISK} or photos; text, a .txt file or a folder of them"
 IMAGES_OR_HUB = f"{ON_DISK}, or hf:NAME of Hugging Face datasets"
 DataOption = Annotated[
     str, typer.Option(help=IMAGES, autocompletion=starting("digits", "photos"), rich_help_panel=DATA)
 ]
 CalibrationImages = Annotated[
-    int, typer.Option(min=1, help="take at most this many of the images", rich_help_panel=DATA)
+    int, typer.Option(min=1, help="take at most this many of the images, or sequences", rich_help_panel=DATA)
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="take at most this many of the images", rich_help_panel=DATA)]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="take at most this many of the images, or sequences", rich_help_panel=DATA),
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, also for an error", rich_help_panel=OUT)]
 Split = Annotated[
     Literal["train", "test", "val"] | None,
@@ -147,7 +151,17 @@ Mean = Annotated[
     str | None, typer.Option(help="then (x/255 − mean) / std: one value, or one a channel", rich_help_panel=DATA)
 ]
 Std = Annotated[str | None, typer.Option(help="see --mean", rich_help_panel=DATA)]
-BatchSize = Annotated[int, typer.Option(min=1, help="images at a time", rich_help_panel=DATA)]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="images at a time (default: 32; of text 4 sequences)", rich_help_panel=DATA)
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option(min=2, help="cut text in sequences of as many tokens (default: 256)", rich_help_panel=DATA),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="the tokenizer of text (default: that of hf:FOLDER)", rich_help_panel=DATA),
+]
 SkipBroken = Annotated[
     bool, typer.Option("--skip-broken", help="leave out images that cannot be decoded", rich_help_panel=DATA)
 ]
@@ -164,9 +178,11 @@ class ImageOptions:
     crop: Crop = None
     mean: Mean = None
     std: Std = None
-    batch_size: BatchSize = 32
+    batch_size: BatchSize = None
     skip_broken: SkipBroken = False
     seed: Seed = 0
+    tokens: Tokens = None
+    tokenizer: TokenizerOption = None
 
     def preprocessing(self, base: Preprocessing | None = None) -> Preprocessing:
         """The preprocessing that the options ask for; `base`, which the network's library states, for all others."""
@@ -181,7 +197,19 @@ class ImageOptions:
         }
         if self.shape and len(parsed := parse_shape(self.shape)) == 3 and parsed[0] in (1, 3):
             asked["channels"] = parsed[0]
+        asked["text"] = self._text(base.text if base else None)
         return replace(base or Preprocessing(), **{k: v for k, v in asked.items() if v is not None})
+
+    def _text(self, base: Text | None) -> Text | None:
+        """How text becomes tokens, if a tokenizer is known."""
+        from parspike.cli.preprocess import Text
+
+        if self.tokenizer is not None:
+            if not Path(self.tokenizer).exists():
+                raise FileError(f"--tokenizer {self.tokenizer}: there is no such folder or file")
+            where = str(Path(self.tokenizer).resolve())
+            base = replace(base, tokenizer=where) if base else Text(where)
+        return base if base is None or self.tokens is None else replace(base, tokens=self.tokens).checked()
 
     def open(self, data: str, preprocess: Preprocessing, **chosen: Any) -> Images:
         """The images of `data`; chosen: split, prefer, limit and shuffle, as `open_images` takes them."""

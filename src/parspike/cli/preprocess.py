@@ -1,22 +1,27 @@
-"""What happens to an image before the network sees it: one value, which the file of a converted network keeps.
+"""What happens to an image, or a text, before the network sees it: one value, which the file of a converted network
+keeps.
 
 torch is imported where a tensor is made, so that a wrong option is said at once.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from parspike.errors import InputError, OptionError
+from parspike.errors import FileError, InputError, OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FILTERS", "Preprocessing", "remember", "remembered"]
+    from parspike import Tokenizer
+
+__all__ = ["FILTERS", "Preprocessing", "Text", "noted", "remember", "remembered"]
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -27,11 +32,54 @@ FILTERS = {
 
 
 @dataclass(frozen=True)
+class Text:
+    """How text becomes token numbers. tokenizer: the folder, or .gguf file, that it is in. tokens: of a sequence; None
+    for as many as the network takes, 256 at most. context: tokens at most that the network takes. vocabulary: SHA-256
+    of the tokenizer's words, which tells another one. head: what the network returns (`parspike.language`)."""
+
+    tokenizer: str
+    tokens: int | None = None
+    context: int | None = None
+    vocabulary: str | None = None
+    head: str | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return self.tokens or min(256, self.context or 256)
+
+    def checked(self) -> Text:
+        """Itself. Raises `OptionError` for sequences that the network cannot take."""
+        if self.context is not None and self.length > self.context:
+            raise OptionError(f"--tokens {self.length}: the network takes at most {self.context} tokens")
+        return self
+
+    def opened(self) -> Tokenizer:
+        """The tokenizer. Raises `FileError` where it is gone, `OptionError` where it is another one."""
+        from parspike import Tokenizer
+
+        try:
+            found = Tokenizer(self.tokenizer)
+        except FileError as error:
+            if Path(self.tokenizer).exists():
+                raise
+            raise FileError(
+                f"the network's tokenizer is no longer at {self.tokenizer}: say where it is with --tokenizer FOLDER"
+            ) from error
+        if self.vocabulary is not None and found.vocabulary != self.vocabulary:
+            raise OptionError(
+                f"the tokenizer of {self.tokenizer} has other words than the one that the network was converted with: "
+                "give that one with --tokenizer FOLDER"
+            )
+        return found
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """What happens to an image before the network sees it, in this order.
 
     channels (1 grey, 3 colour; None: files as colour, arrays as they are) → short side to `size` →
-    centre `crop` → values to [0, 1] → (x − mean) / std.
+    centre `crop` → values to [0, 1] → (x − mean) / std. text: of text instead, how it becomes token numbers.
 
     >>> Preprocessing(size=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).crop
     224
@@ -43,6 +91,7 @@ class Preprocessing:
     std: tuple[float, ...] = (1.0,)
     interpolation: str = "bilinear"
     channels: int | None = None
+    text: Text | None = None
 
     def __post_init__(self) -> None:
         for name in ("size", "crop"):
@@ -57,6 +106,8 @@ class Preprocessing:
             raise OptionError(f"interpolation {self.interpolation!r}: choose one of {', '.join(FILTERS)}")
 
     def __str__(self) -> str:
+        if self.text is not None:
+            return f"sequences of {self.text.length} tokens, by the tokenizer of {self.text.tokenizer}"
         colour = {None: [], 1: ["grey"], 3: ["colour"]}[self.channels]
         size = [f"short side {self.size} ({self.interpolation})"] if self.size else []
         crop = [f"centre {self.crop}"] if self.crop else []
@@ -65,7 +116,10 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
-        return asdict(self)
+        fields = asdict(self)
+        if self.text is None:
+            del fields["text"]
+        return fields
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Preprocessing:
@@ -77,6 +131,8 @@ class Preprocessing:
         """
         as_made: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         try:
+            if isinstance(as_made.get("text"), dict):
+                as_made["text"] = Text(**as_made["text"])
             return cls(**as_made)
         except TypeError as error:
             raise OptionError(f"the preprocessing {fields} cannot be understood: {error}") from error
@@ -120,6 +176,8 @@ class Preprocessing:
 
 def remember(snn: Any, spec: str, weights: str | None, data: str | None, preprocess: Preprocessing) -> None:
     """Note in a converted network how its images were prepared: `eval` prepares them in the same way by default."""
+    if preprocess.text is not None and (found := re.fullmatch(r"hf:.+?(:\w+)?", spec)):
+        spec = f"hf:{preprocess.text.tokenizer}{found[1] or ''}"  # its place from wherever the file is read
     snn.provenance["command_line"] = {
         "spec": spec,
         "weights": weights,
@@ -132,6 +190,12 @@ def remembered(snn: Any) -> Preprocessing | None:
     """How `remember` noted that the images were prepared; None for a network that was not made on the command line."""
     said = snn.provenance.get("command_line")
     return Preprocessing.from_json(said["preprocessing"]) if said else None
+
+
+def noted(snn: Any) -> str | None:
+    """The SPEC of the network that a converted network was made from, where `remember` noted it."""
+    said = snn.provenance.get("command_line")
+    return said["spec"] if said else None
 
 
 def _short_side(size: tuple[int, int], short: int) -> tuple[int, int]:

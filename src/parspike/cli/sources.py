@@ -1,4 +1,4 @@
-"""Where images come from: folders, `.zip`, `.npz`, and the built-in `digits` and `photos`.
+"""Where images come from: folders, `.zip`, `.npz`, and the built-in `digits` and `photos`; and text, in `.txt` files.
 
 A source knows names, labels and how to read one item. torch is imported where a tensor is made, so that a wrong option
 is said at once.
@@ -18,13 +18,13 @@ import numpy as np
 from PIL import Image
 
 from parspike.broken import BROKEN
-from parspike.cli.preprocess import Preprocessing
+from parspike.cli.preprocess import Preprocessing, Text
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SPLITS", "ArraySource", "FileSource", "Source", "check_data", "open_source"]
+__all__ = ["SPLITS", "ArraySource", "FileSource", "Source", "TextSource", "check_data", "open_source"]
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SPLITS = ("train", "test", "val")
@@ -90,6 +90,18 @@ class FileSource:
             return preprocess(image.convert("RGB"))
 
 
+@dataclass
+class TextSource:
+    """Texts cut in sequences of tokens, each an item, (tokens,) int64; no labels."""
+
+    sequences: Tensor
+    names: Sequence[str]
+    labels: Sequence[int] | None = None
+
+    def read(self, index: int, preprocess: Preprocessing) -> Tensor:
+        return self.sequences[index]
+
+
 def check_data(data: str, split: str | None = None, option: str = "--data") -> None:
     """Raise an error for missing data before anything is loaded. Damaged data are found later, when they are read."""
     if split is not None and split not in SPLITS:
@@ -99,17 +111,26 @@ def check_data(data: str, split: str | None = None, option: str = "--data") -> N
         return
     if not path.exists():
         raise FileError(f"{option} {data}: no such file or folder (built in are: {', '.join(BUILT_IN)})")
-    if path.suffix not in (".npz", ".zip"):
-        raise OptionError(f"{option} {data}: expected a folder, .zip, .npz, or one of {', '.join(BUILT_IN)}")
+    if path.suffix not in (".npz", ".zip", ".txt"):
+        raise OptionError(f"{option} {data}: expected a folder, .zip, .npz, .txt, or one of {', '.join(BUILT_IN)}")
 
 
-def open_source(data: str, split: str | None, prefer: str | None) -> Source:
-    """The source that `data` names; which split, see `open_images`."""
+def open_source(data: str, split: str | None, prefer: str | None, text: Text | None = None) -> Source:
+    """The source that `data` names; which split, see `open_images`. text: how text becomes tokens, where a tokenizer is
+    known."""
     if data in BUILT_IN:
         return BUILT_IN[data](split, prefer)
     path = Path(data)
+    if path.suffix == ".txt":
+        return _texts(path, [path], text, _choose(data, set(), split, prefer))
     if path.is_dir():
         files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+        if not any(PurePosixPath(f).suffix.lower() in SUFFIXES for f in files):
+            written = [f for f in files if f.endswith(".txt")]
+            if written or text is not None:
+                tops = {PurePosixPath(f).parts[0] for f in written}
+                chosen = _choose(data, tops if tops <= set(SPLITS) else set(), split, prefer)
+                return _texts(path, [path / f for f in written], text, chosen)
         return _files(path, files, None, split, prefer)
     if path.suffix == ".npz":
         return _npz(path, split, prefer)
@@ -149,6 +170,34 @@ def _files(
     # Over all splits, so that a class that one of them lacks does not shift the numbers of the others.
     number, ordered = _class_numbers({p.parts[depth] for p in everything if len(p.parts) > depth + 1})
     return FileSource(root, names, [number[p.parts[depth]] for p in images], archive, len(number) if ordered else 0)
+
+
+def _texts(root: Path, files: Sequence[Path], text: Text | None, chosen: str | None) -> TextSource:
+    """[SPLIT/]…/name.txt; each file is cut by itself."""
+    import torch
+
+    from parspike.language.tokens import read_text
+
+    if text is None:
+        looked = "" if root.is_file() else f"no images in it (looked for {', '.join(sorted(SUFFIXES))}); "
+        raise InputError(
+            f"{root}: {looked}to read text its network's tokenizer is needed: name the network as hf:FOLDER, or give "
+            "--tokenizer FOLDER"
+        )
+    if chosen:
+        files = [file for file in files if file.relative_to(root).parts[0] == chosen]
+    if not files:
+        raise InputError(f"{root}: there are no .txt files in it")
+    length, tokenizer = text.checked().length, text.opened()
+    names, found, texts = [], [], []
+    for file in files:
+        texts.append((file.name, read_text(file)))
+        cut = tokenizer.cut(texts[-1][1], length)
+        found += cut
+        names += [f"{file}, sequence {number}" for number in range(len(cut))]
+    if not found:
+        raise InputError(tokenizer.too_short(texts, length, str(root)))
+    return TextSource(torch.tensor(found, dtype=torch.long), names)
 
 
 def _class_numbers(folders: set[str]) -> tuple[dict[str, int], bool]:

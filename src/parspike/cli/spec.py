@@ -1,9 +1,10 @@
 """SPEC → a network in eval mode, with the input it expects.
 
     package.module:factory    file.py:factory    timm:NAME    torchvision:NAME    net.onnx    net.onnx:OUTPUT
+    hf:FOLDER    hf:net.gguf    hf:FOLDER:HEAD
 
-`file.py` is the user's own code and is run like a script; `--weights` and `.onnx` files are data and run nothing. torch
-is imported where a network is made, so that a wrong SPEC is said at once.
+`file.py` is the user's own code and is run like a script; `--weights`, `.onnx` files and `hf:` are data and run none.
+torch is imported where a network is made, so that a wrong SPEC is said at once.
 """
 
 from __future__ import annotations
@@ -34,9 +35,13 @@ LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 """First bytes of files of torch.save from before it wrote .zip files: a pickled number."""
 LIBRARIES = ("timm", "torchvision")
 EXPECTED = "expected safetensors, or what torch.save(model.state_dict(), …) wrote"
-FORMS = "package.module:factory, file.py:factory, timm:NAME, torchvision:NAME or net.onnx"
+FORMS = "package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, net.onnx or hf:FOLDER"
 ONNX = re.compile(r"(.+\.onnx)(?::(.+))?", re.IGNORECASE)
 """A file, and where given one of its values, which may have colons in its name."""
+HEADS = ("causal", "classes", "hidden", "sentence")
+"""A copy of `parspike.language.HEADS`, whose module imports torch; a test compares the two."""
+HUGGING = re.compile(rf"hf:(.+?)(?::({'|'.join(HEADS)}))?")
+"""A folder or file, and where given what the network returns."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Network:
             try:
                 return self.example(2, parse_shape(shape) if shape else None)
             except OptionError as error:
+                if HUGGING.fullmatch(self.spec):
+                    raise
                 raise OptionError(f"{error}: give one sample's shape with --shape 3,224,224") from error
         one = parse_shape(shape) if shape else self.shape
         return torch.zeros(2, *(one or ()))  # `checks.network` has seen to it that there is one
@@ -78,6 +85,8 @@ def load_network(spec: str, weights: str | None = None) -> Network:
     shape, preprocess = None, None
     if ONNX.fullmatch(spec):
         return _from_onnx(spec, library, name)
+    if HUGGING.fullmatch(spec):
+        return _hugging(spec, library, name)
     if library == "timm":
         model, shape, preprocess = _timm(name)
     elif library == "torchvision":
@@ -99,6 +108,15 @@ def check_spec(spec: str, weights: str | None = None) -> tuple[str, str]:
         if weights is not None:
             raise OptionError(f"--weights {weights}: {found[1]} has its own weights: leave --weights out")
         return found[1], found[2] or ""
+    if found := HUGGING.fullmatch(spec):
+        if not Path(found[1]).exists():
+            raise FileError(
+                f"SPEC {spec}: there is no folder or file {found[1]}; parspike downloads nothing, so fetch it "
+                "elsewhere (hf download NAME --local-dir FOLDER)"
+            )
+        if weights is not None:
+            raise OptionError(f"--weights {weights}: {found[1]} has its own weights: leave --weights out")
+        return found[1], found[2] or ""
     where, separator, name = spec.rpartition(":")
     if not separator or not where or not name:
         raise OptionError(f"SPEC {spec!r}: expected {FORMS}")
@@ -111,7 +129,7 @@ def check_spec(spec: str, weights: str | None = None) -> tuple[str, str]:
 
 def states_input(spec: str) -> bool:
     """Whether the network's library, or its file, says which input it takes."""
-    return ONNX.fullmatch(spec) is not None or spec.partition(":")[0] in LIBRARIES
+    return bool(ONNX.fullmatch(spec) or HUGGING.fullmatch(spec)) or spec.partition(":")[0] in LIBRARIES
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -138,6 +156,26 @@ def _from_onnx(spec: str, file: str, name: str) -> Network:
     channels = shape[0] if len(shape) == 3 and shape[0] in (1, 3) else None
     preprocess = Preprocessing(channels=channels) if channels else None
     return Network(model, spec, False, None, preprocess, model.example)  # pyright: ignore[reportArgumentType]
+
+
+def _hugging(spec: str, where: str, head: str) -> Network:
+    from parspike import language
+    from parspike.cli.preprocess import Text
+
+    model = language(where, head=head or None)  # pyright: ignore[reportArgumentType]
+    try:
+        vocabulary = model.tokenizer.vocabulary
+    except FileError:  # without text no tokenizer is needed, and with text its absence is told
+        vocabulary = None
+    text = Text(model.path, None, model.context, vocabulary, model.head)
+
+    def example(samples: int, shape: tuple[int, ...] | None) -> Tensor:
+        if shape is not None and (len(shape) != 1 or shape[0] > (model.context or shape[0])):
+            most = f", {model.context} at most" if model.context else ""
+            raise OptionError(f"--shape {','.join(map(str, shape))}: {spec} takes a number of tokens{most}")
+        return model.example(samples, shape[0] if shape else min(16, model.context or 16))
+
+    return Network(model, spec, False, None, Preprocessing(text=text), example)
 
 
 def _from_factory(spec: str, where: str, name: str) -> nn.Module:

@@ -3,6 +3,7 @@
 from parspike.measure.energy import Energy
 from parspike.measure.layers import measure, measured, same_operators
 from parspike.measure.neurobench import NeuroBench, neurobench
+from parspike.measure.perplexity import Perplexity, perplexity
 from parspike.measure.report import LayerRow, Report, joule, short
 from parspike.measure.scores import Scores, answers_of
 
@@ -10,6 +11,7 @@ __all__ = [
     "Energy",
     "LayerRow",
     "NeuroBench",
+    "Perplexity",
     "Report",
     "Scores",
     "answers_of",
@@ -17,6 +19,7 @@ __all__ = [
     "measure",
     "measured",
     "neurobench",
+    "perplexity",
     "same_operators",
     "short",
 ]

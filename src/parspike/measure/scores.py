@@ -56,6 +56,7 @@ class Scores:
 
     answers: those given; labelled: of these, with a label. classes: K of the scores, 0 where they are none. apart,
     size: ‖output − network's‖² and ‖network's‖², of every batch and in it of every output; total: sums over samples.
+    near: of every batch the sum of the cosines between vectors, which run along the last dimension; vectors: how many.
     """
 
     answers: int = 0
@@ -69,6 +70,8 @@ class Scores:
     size: list[list[float]] = field(default_factory=list)
     total: list[Tensor] = field(default_factory=list)
     samples: int = 0
+    near: list[float] = field(default_factory=list)
+    vectors: int = 0
 
     def add(self, output: Any, network: Any = None, labels: Tensor | None = None, *, sure: bool = False) -> None:
         """One batch of outputs, the network's own if there is one to compare with, and labels. sure: see `answers_of`.
@@ -115,11 +118,16 @@ class Scores:
             part.apart[0].append(float(torch.where(x == target, 0.0, x - target).square().sum()))
             part.size[0].append(float(finite.square().sum()))
             part.total.append(finite.sum(0).cpu())
+            if x.dim() > 1:
+                cosines = torch.nn.functional.cosine_similarity(x, target, dim=-1)
+                part.near.append(float(cosines.sum()))
+                part.vectors += cosines.numel()
         self._join(part)
 
     def _join(self, part: Scores) -> None:
         """Add the errors of others."""
         self.apart, self.size = self.apart + part.apart, self.size + part.size
+        self.near, self.vectors = self.near + part.near, self.vectors + part.vectors
         # Samples of unlike sizes have no mean sample.
         pairs = zip(self.total, part.total, strict=True) if self.total and part.total else ()
         sums = [a + b if a.shape == b.shape else torch.zeros(0) for a, b in pairs]
@@ -163,6 +171,12 @@ class Scores:
         """‖output − network's‖ / ‖network's‖, of several outputs the largest; None without one to compare with."""
         errors = [(apart / max(size, 1e-300)) ** 0.5 for apart, size in self._squares()]
         return max(errors, default=None)
+
+    @property
+    def cosine(self) -> float | None:
+        """Mean cosine between the outputs' vectors, along their last dimension, and the network's: 1 where they point
+        the same way. None without a network to compare with."""
+        return math.fsum(self.near) / self.vectors if self.vectors else None
 
     @property
     def kept(self) -> float | None:
