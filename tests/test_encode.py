@@ -1,6 +1,7 @@
 """Encoders: spikes at every product, along the features and never along tokens (`graph.encode`, `graph.features`)."""
 
 import math
+from functools import cache
 from typing import Any, cast
 
 import pytest
@@ -162,6 +163,12 @@ def net(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return Block(name).eval(), (x,)
 
 
+@cache
+def plan_of(name: str) -> parspike.Plan:
+    """The plan with encoders everywhere; its parts are not changed by a conversion."""
+    return planned(name)
+
+
 def planned(name: str, **options: Any) -> parspike.Plan:
     model, args = net(name)
     return parspike.plan(model, args[0] if len(args) == 1 else args, **{"encode": "all", **options})
@@ -223,7 +230,7 @@ def test_a_vector_runs_along_several_dimensions() -> None:
 
 
 def test_where_encoders_stand() -> None:
-    found = encoders(planned("fused"))
+    found = encoders(plan_of("fused"))
     attention = "attention.scaled_dot_product_attention"
     dims = {layer: node.channel_dims for layer, node in found.items()}
     assert dims == {
@@ -232,12 +239,12 @@ def test_where_encoders_stand() -> None:
         f"{attention}.softmax@spikes": (1,), f"{attention}.divided@spikes": (1, 3), "then@spikes": (2,),
         "act@spikes": (2,),
     }  # fmt: skip
-    products = [node for node in planned("fused").graph.nodes if node.reason == HELD]
+    products = [node for node in plan_of("fused").graph.nodes if node.reason == HELD]
     assert [node.role for node in products] == [Role.SYNAPSE] * 2
 
 
 def test_what_is_made_of_spikes_alone_is_not_encoded_again() -> None:
-    found = encoders(planned("convolutions"))
+    found = encoders(plan_of("convolutions"))
     # The input (behind its scale), the stem's sum, and the residual sum; not ReLUs nor the mean of their spikes.
     assert set(found) == {"sub@spikes", "stem@spikes", "add@spikes"}
     assert set(encoders(planned("convolutions", encode="hidden"))) == {"stem@spikes", "add@spikes"}
@@ -245,7 +252,7 @@ def test_what_is_made_of_spikes_alone_is_not_encoded_again() -> None:
 
 
 def test_what_falls_and_rises_is_computed_and_then_encoded() -> None:
-    plan = planned("fused")
+    plan = plan_of("fused")
     assert not any("gelu" in name and "spikes" not in name for name in plan.spiking)
     assert any("falls and then rises" in row.becomes for row in plan.rows)
     assert any(layer.startswith("act") for layer in encoders(plan))
@@ -254,7 +261,7 @@ def test_what_falls_and_rises_is_computed_and_then_encoded() -> None:
 
 
 def test_a_gate_is_computed_and_what_it_scales_is_encoded() -> None:
-    plan = planned("gated")
+    plan = plan_of("gated")
     assert not any("silu" in name for name in plan.spiking)
     assert any("product" in row.becomes and "encode" in row.becomes for row in plan.rows if "silu" in row.layer)
     assert "mul" in " ".join(encoders(plan))
@@ -282,21 +289,21 @@ KINDS = (
 def test_engines_agree_and_many_levels_give_the_network(name: str) -> None:
     model, args = net(name)
     data = [args[0] if len(args) == 1 else args]
-    few = parspike.convert(model, data, 3, code="weighted", encode="all", recipe="max")
+    few = parspike.convert(plan_of(name), data, 3, code="weighted", recipe="max")
     runs = [few.run(*args, engine=engine, record=True) for engine in ("count", "parallel", "serial")]
     for run in runs[1:]:
         torch.testing.assert_close(run.logits, runs[0].logits, rtol=1e-4, atol=1e-5)
         # A current on a threshold may be rounded to either side; such a flip is one count.
         assert all((run.counts[k] - runs[0].counts[k]).abs().max() <= 1 for k in run.counts)
-    many = parspike.convert(model, data, 12, code="weighted", encode="all", recipe="max")
+    many = parspike.convert(plan_of(name), data, 12, code="weighted", recipe="max")
     with torch.no_grad():
         wanted = model(*args)
     assert (many(*args) - wanted).norm() < 0.01 * wanted.norm()
 
 
 def test_a_product_counts_what_its_spikes_add_up() -> None:
-    model, args = net("written")
-    snn = parspike.convert(model, args[0], 3, code="weighted", encode="all", recipe="max")
+    args = net("written")[1]
+    snn = parspike.convert(plan_of("written"), args[0], 3, code="weighted", recipe="max")
     run = snn.run(args[0], record=True)
     report = parspike.measure(snn, args[0])
     rows = {row.layer: row for row in report.rows if row.operator == "matmul"}
@@ -327,8 +334,8 @@ def test_fully_masked_rows_give_what_fused_attention_gives() -> None:
 
 
 def test_a_file_holds_encoders(tmp_path) -> None:
-    model, args = net("grouped")
-    snn = parspike.convert(model, args[0], 4, code="weighted", encode="all", recipe="closed-form")
+    args = net("grouped")[1]
+    snn = parspike.convert(plan_of("grouped"), args[0], 4, code="weighted", recipe="closed-form")
     snn.save(tmp_path / "a.parspike")
     again = parspike.load(tmp_path / "a.parspike")
     assert torch.equal(again(args[0]), snn(args[0]))
@@ -347,7 +354,7 @@ def test_options_of_encoders() -> None:
     with pytest.raises(OptionError, match="needs parallel neurons"):
         planned("fused", neuron=parspike.IF())
     with pytest.raises(OptionError, match="made with encode=, whose encoders need parallel neurons"):
-        parspike.convert(planned("fused"), net("fused")[1][0], 4, neuron=parspike.IF())
+        parspike.convert(plan_of("fused"), net("fused")[1][0], 4, neuron=parspike.IF())
 
 
 class _Once:
@@ -415,8 +422,7 @@ def test_a_pair_costs_fewer_spikes_than_one_neuron_with_an_offset() -> None:
 
 
 def test_values_of_one_sign_get_one_neuron() -> None:
-    model, args = net("written")
-    snn = parspike.convert(model, args[0], 4, code="weighted", encode="all", recipe="max")
+    snn = parspike.convert(plan_of("written"), net("written")[1][0], 4, code="weighted", recipe="max")
     kinds = {snn.graph.by_name[name].layer: neuron.kind for name, neuron in snn.neurons().items()}
     assert kinds["attention.softmax@spikes"] == "parallel"
     assert {kind for layer, kind in kinds.items() if layer.endswith("@spikes") and "softmax" not in layer} == {"signed"}

@@ -269,7 +269,8 @@ calls("fake_quantize_per_channel_affine.default", lambda x: (x, STEPS_OF, ZEROS,
 calls("_fake_quantize_learnable_per_tensor_affine.default", lambda x: (x, STEPS_OF[:1], ZEROS[:1].float(), 0, 15, 1.0))
 
 BAGS = {"aten._embedding_bag.default", "aten._embedding_bag_forward_only.default"}
-LATER = {"parspike.scale_shift", "parspike.rising", "parspike.falling", "parspike.pointwise", ENCODE, HOLD, WEIGHTS, SHARES} | BAGS
+PARTS = {"parspike.scale_shift", "parspike.rising", "parspike.falling", "parspike.pointwise"}
+LATER = PARTS | {ENCODE, HOLD, WEIGHTS, SHARES} | BAGS
 """Rows whose networks stand elsewhere: what rewriting makes in the tests of activations, bags of tokens below,
 inputs as spikes in test_over_time, attention taken apart in test_encode."""
 
