@@ -17,11 +17,63 @@ from typing import Any
 
 import numpy as np
 
-NUMBERS = [0, 1, -1, 2, 3, 7, 8, 63, 64, 127, 128, 255, 256, 1000, 65535, 65536, 10**6, 2**31 - 1, 2**31, -(2**31),
-           2**32, 2**40, 2**53, 2**62, 2**63 - 1, 2**63, -(2**63), 2**64, 10**30, 10**400]  # fmt: skip
+NUMBERS = [
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    8,
+    63,
+    64,
+    127,
+    128,
+    255,
+    256,
+    1000,
+    65535,
+    65536,
+    10**6,
+    2**31 - 1,
+    2**31,
+    -(2**31),
+    2**32,
+    2**40,
+    2**53,
+    2**62,
+    2**63 - 1,
+    2**63,
+    -(2**63),
+    2**64,
+    10**30,
+    10**400,
+]
 FLOATS = [0.0, -0.0, 0.5, 1.0, -1.0, 1e-300, 1e-45, 1e38, 1e300, 3.5, 2.0**63]
-TEXTS = ["", "x", "a.b", "../../etc/passwd", "/etc/passwd", "__class__", "é", "\x00", "a" * 300, "1e999", "nan", "-inf",
-         "batch", "x.2", "torch.float32", "torch.strided", "%s%n", "{0}", "\ud800", "node", "relu", "NaN"]  # fmt: skip
+TEXTS = [
+    "",
+    "x",
+    "a.b",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "__class__",
+    "é",
+    "\x00",
+    "a" * 300,
+    "1e999",
+    "nan",
+    "-inf",
+    "batch",
+    "x.2",
+    "torch.float32",
+    "torch.strided",
+    "%s%n",
+    "{0}",
+    "\ud800",
+    "node",
+    "relu",
+    "NaN",
+]
 Rng = random.Random
 
 
@@ -39,8 +91,20 @@ def value(rng: Rng, pool: Sequence[Any] = ()) -> Any:
     if kind == 7:
         return rng.choice([None, True, False, [], {}, [[]], [None] * 40])
     one = value(rng, pool)
-    return rng.choice([[one], {"ref": one}, {"param": one}, {"tuple": [one]}, {"size": ["*", one, one]}, {"dict": [[one, one]]},
-                       {"float": one}, {"constant": one}, {"size": ["//", one, 2]}, {"x": one}])  # fmt: skip
+    return rng.choice(
+        [
+            [one],
+            {"ref": one},
+            {"param": one},
+            {"tuple": [one]},
+            {"size": ["*", one, one]},
+            {"dict": [[one, one]]},
+            {"float": one},
+            {"constant": one},
+            {"size": ["//", one, 2]},
+            {"x": one},
+        ]
+    )
 
 
 def places(tree: Any) -> list[tuple[Any, Any]]:
@@ -99,8 +163,30 @@ def copied(tree: Any) -> Any:
     return [copied(item) for item in tree] if isinstance(tree, list) else tree
 
 
-TOKENS = [b"[" * 500, b"{", b"}", b'"', b"NaN", b"-Infinity", b"1e999", b"9" * 5000, b"null", b",", b":", b"\\ud800",
-          b"\xff", b"\x00", b"\n", b"=", b"[[", b"'''", b"0x", b"1979-05-27", b"true", b"-"]  # fmt: skip
+TOKENS = [
+    b"[" * 500,
+    b"{",
+    b"}",
+    b'"',
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"9" * 5000,
+    b"null",
+    b",",
+    b":",
+    b"\\ud800",
+    b"\xff",
+    b"\x00",
+    b"\n",
+    b"=",
+    b"[[",
+    b"'''",
+    b"0x",
+    b"1979-05-27",
+    b"true",
+    b"-",
+]
 
 
 def change_text(rng: Rng, text: bytes) -> bytes:
@@ -210,8 +296,10 @@ def change_parspike(rng: Rng, data: bytes) -> bytes:
     first = {"format": "parspike", "sha256": "0" * 64, "version": about["version"], "network": about["network"]}
     text = json.dumps({**header, "__metadata__": first}, separators=(",", ":"), ensure_ascii=True)
     # The metadata stand first in a file that parspike wrote.
-    text = json.dumps({"__metadata__": first, **{k: v for k, v in json.loads(text).items() if k != "__metadata__"}},
-                      separators=(",", ":"))  # fmt: skip
+    text = json.dumps(
+        {"__metadata__": first, **{k: v for k, v in json.loads(text).items() if k != "__metadata__"}},
+        separators=(",", ":"),
+    )
     return right_checksum(join_safetensors(text, tensors))
 
 
@@ -235,7 +323,10 @@ def change_zip(change: Callable[[Rng, str, bytes], bytes]) -> Callable[[Rng, byt
             if how < 6:
                 members[at] = name, change(rng, name, content)
             elif how == 6:
-                members[at] = rng.choice(["../../evil", "/tmp/evil", "a/../../b.npy", name.upper(), "", name + "x"]), content
+                members[at] = (
+                    rng.choice(["../../evil", "/tmp/evil", "a/../../b.npy", name.upper(), "", name + "x"]),
+                    content,
+                )
             elif how == 7:
                 del members[at]
             elif how == 8:
@@ -253,10 +344,42 @@ def change_zip(change: Callable[[Rng, str, bytes], bytes]) -> Callable[[Rng, byt
     return run
 
 
-SHAPES = ["()", "(0,)", "(1,)", "(2, 3)", "(1000000000000,)", "(2147483648, 2147483648)", "(-1,)", "(4, 8, 8)", "(1, 1, 1, 3)",
-          "(99999999,)", "(1,)*9", "(True,)", "(1.5,)", "[1]", "(" + "1, " * 70 + ")"]  # fmt: skip
-DTYPES = ["<f4", "<f8", "|u1", "<i8", ">i4", "|O", "|S5", "<U1000000", "|V8", "<c16", "<M8[s]", "|b1", "<f2", "<u8", "|S0",
-          "[('a', '<f4')]", "<i5"]  # fmt: skip
+SHAPES = [
+    "()",
+    "(0,)",
+    "(1,)",
+    "(2, 3)",
+    "(1000000000000,)",
+    "(2147483648, 2147483648)",
+    "(-1,)",
+    "(4, 8, 8)",
+    "(1, 1, 1, 3)",
+    "(99999999,)",
+    "(1,)*9",
+    "(True,)",
+    "(1.5,)",
+    "[1]",
+    "(" + "1, " * 70 + ")",
+]
+DTYPES = [
+    "<f4",
+    "<f8",
+    "|u1",
+    "<i8",
+    ">i4",
+    "|O",
+    "|S5",
+    "<U1000000",
+    "|V8",
+    "<c16",
+    "<M8[s]",
+    "|b1",
+    "<f2",
+    "<u8",
+    "|S0",
+    "[('a', '<f4')]",
+    "<i5",
+]
 
 
 def change_npy(rng: Rng, data: bytes) -> bytes:
@@ -389,7 +512,20 @@ def read_tree(group: Any) -> dict[str, Any]:
     }
 
 
-ODD = ("soft", "external", "ancestor", "huge", "gzip", "null", "virtual", "fill", "compound", "varlen", "outside", "self")
+ODD = (
+    "soft",
+    "external",
+    "ancestor",
+    "huge",
+    "gzip",
+    "null",
+    "virtual",
+    "fill",
+    "compound",
+    "varlen",
+    "outside",
+    "self",
+)
 
 
 def write_tree(tree: dict[str, Any]) -> bytes:
@@ -467,7 +603,9 @@ def change_hdf5(rng: Rng, data: bytes) -> bytes:
         elif how == 2:
             home[key] = ("odd", rng.choice(ODD))
         elif how == 3 and isinstance(item, (bytes, str)):
-            home[key] = rng.choice([*TEXTS, "IF", "LIF", "CubaLIF", "Linear", "Conv2d", "NIRGraph", "Input", "Output", "Flatten"])
+            home[key] = rng.choice(
+                [*TEXTS, "IF", "LIF", "CubaLIF", "Linear", "Conv2d", "NIRGraph", "Input", "Output", "Flatten"]
+            )
         elif how == 4:
             home[key] = rng.choice(where)[0].get(key, 1) if isinstance(rng.choice(where)[0], dict) else 1
         elif isinstance(item, np.ndarray) and item.size and item.dtype.kind in "fiu":
@@ -478,14 +616,18 @@ def change_hdf5(rng: Rng, data: bytes) -> bytes:
                 item = item.reshape(rng.choice([(-1,), (1, *item.shape), (*item.shape, 1), (-1, 1)]))
             else:
                 with np.errstate(all="ignore"):
-                    item.flat[rng.randrange(item.size)] = np.array(rng.choice([*FLOATS, *NUMBERS[:24]])).astype(item.dtype)
+                    item.flat[rng.randrange(item.size)] = np.array(rng.choice([*FLOATS, *NUMBERS[:24]])).astype(
+                        item.dtype
+                    )
             home[key] = item
         elif isinstance(item, np.ndarray) and item.ndim == 2 and item.dtype.kind == "O":
             item = item.copy()
             item.flat[rng.randrange(item.size)] = rng.choice([*item.ravel().tolist(), b"nothing", b"a.b"])
             home[key] = item
         else:
-            home[key] = rng.choice([np.int64(rng.choice(NUMBERS[:24])), np.float32(rng.choice(FLOATS)), np.zeros((0, 2)), "text"])
+            home[key] = rng.choice(
+                [np.int64(rng.choice(NUMBERS[:24])), np.float32(rng.choice(FLOATS)), np.zeros((0, 2)), "text"]
+            )
     made = write_tree(tree)
     return change_bytes(rng, made) if rng.random() < 0.1 else made
 
@@ -511,10 +653,28 @@ def change_onnx(rng: Rng, data: bytes) -> bytes:
         fields = [field for field, _ in message.ListFields()]
         every = list(message.DESCRIPTOR.fields)
         field = rng.choice(fields if fields and rng.random() < 0.85 else every)
-        texts = ["Relu", "Conv", "Reshape", "Shape", "ConstantOfShape", "Range", "Expand", "Loop", "If", "Tile", "Pad", "Resize",
-                 *TEXTS[:10]]  # fmt: skip
-        texts += [t for m in rng.sample(messages, min(8, len(messages))) for f, v in m.ListFields()
-                  if f.type == f.TYPE_STRING for t in ([v] if not f.is_repeated else list(v))]  # fmt: skip
+        texts = [
+            "Relu",
+            "Conv",
+            "Reshape",
+            "Shape",
+            "ConstantOfShape",
+            "Range",
+            "Expand",
+            "Loop",
+            "If",
+            "Tile",
+            "Pad",
+            "Resize",
+            *TEXTS[:10],
+        ]
+        texts += [
+            t
+            for m in rng.sample(messages, min(8, len(messages)))
+            for f, v in m.ListFields()
+            if f.type == f.TYPE_STRING
+            for t in ([v] if not f.is_repeated else list(v))
+        ]
         try:
             _change_field(rng, message, field, messages, texts)
         except (ValueError, TypeError, IndexError, AttributeError):
@@ -530,7 +690,9 @@ def _change_field(rng: Rng, message: Any, field: Any, messages: Sequence[Any], t
             return rng.choice([b"", b"\x00" * 4, rng.randbytes(8), struct.pack("<q", rng.choice(NUMBERS[:24]) % 2**63)])
         if field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE):
             return rng.choice([*FLOATS, float("nan"), float("inf")])
-        low, high = (-(2**31), 2**31 - 1) if field.type in (field.TYPE_INT32, field.TYPE_ENUM) else (-(2**63), 2**63 - 1)
+        low, high = (
+            (-(2**31), 2**31 - 1) if field.type in (field.TYPE_INT32, field.TYPE_ENUM) else (-(2**63), 2**63 - 1)
+        )
         number = rng.choice(NUMBERS) if rng.random() < 0.6 else rng.randrange(-3, 12)
         return min(max(number, low), high)
 
