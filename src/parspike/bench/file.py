@@ -214,7 +214,7 @@ class Bench:
         try:
             return cls(**made, folder=path.parent)
         except OptionError as error:
-            raise OptionError(f"{path}{reader.place_of(str(error))}: {error}") from error
+            raise OptionError(f"{path}{reader.place_of(str(error))}: {str(error)[:1000]}") from error
 
     def path(self, text: str) -> Path:
         """A path of the file, from its folder."""

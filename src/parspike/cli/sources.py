@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
+from parspike.broken import BROKEN
 from parspike.cli.preprocess import Preprocessing
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError
 
@@ -89,6 +90,12 @@ class FileSource:
         data = _member(self.archive, name) if self.archive else (self.root / name).read_bytes()
         if not data:
             raise EOFError("the file is empty")
+        return preprocess(_decoded(data))
+
+
+def _decoded(data: bytes) -> Image.Image:
+    """An image of a file's bytes, as colour. Raises what `BROKEN` holds, also where Pillow raises something else."""
+    try:
         with Image.open(io.BytesIO(data)) as image:
             pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
             if most is not None and pixels > most:  # Pillow itself only warns, up to twice as many
@@ -96,7 +103,11 @@ class FileSource:
                     f"it says that it has {pixels:,} pixels; if it has, raise PIL.Image.MAX_IMAGE_PIXELS, {most:,}"
                 )
             image.load()
-            return preprocess(image.convert("RGB"))
+            return image.convert("RGB")
+    except BROKEN:
+        raise
+    except Exception as error:  # of a damaged file its decoders raise many kinds
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def check_data(data: str, split: str | None = None, option: str = "--data") -> None:

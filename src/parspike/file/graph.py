@@ -86,7 +86,7 @@ def _decode(value: Any, depth: int = 0) -> Any:
         return float(text)
     if kind == "constant" and text in CONSTANTS:
         return CONSTANTS[text]
-    raise FileError(f"unknown value {kind} {text!r}")
+    raise FileError(f"unknown value {kind[:80]} {text[:80]!r}")
 
 
 def _size(tree: Any, operations: Container[str] = SIZE_OPERATIONS) -> Size:
