@@ -130,7 +130,9 @@ WORKS = (
         ("bench", "b.toml", "--results", "b.jsonl"),
     ),
     Work("export", ("export", "if.parspike", "e.nir", "--force"), "e.nir", loads),
-    Work("spikes", ("spikes", "write", "net.parspike", "-o", "s.npz", "--data", "data.npz", "--force"), "s.npz", spikes),
+    Work(
+        "spikes", ("spikes", "write", "net.parspike", "-o", "s.npz", "--data", "data.npz", "--force"), "s.npz", spikes
+    ),
 )
 
 
@@ -220,10 +222,10 @@ def fresh(home: Path, root: Path) -> Path:
     return folder
 
 
-def whole(home: Path, root: Path) -> dict[str, tuple[bytes, float]]:
+def whole(home: Path, root: Path, works: tuple[Work, ...]) -> dict[str, tuple[bytes, float]]:
     """What each piece of work writes when nothing stops it, and how long it takes."""
     made = {}
-    for work in WORKS:
+    for work in works:
         folder, begin = fresh(home, root), time.monotonic()
         number = start(work.command, folder)
         if ended(number):
@@ -240,11 +242,11 @@ def same(work: Work, one: bytes, two: bytes) -> bool:
     return work.name in ("bench", "sweep") or one == two
 
 
-def kill(faults: Faults, home: Path, root: Path, kills: int, rng: random.Random) -> None:
+def kill(faults: Faults, home: Path, root: Path, works: tuple[Work, ...], kills: int, rng: random.Random) -> None:
     """Kill at random moments, until there were so many kills; work that resumes is driven to its end in between."""
-    made = whole(home, root)
+    made = whole(home, root, works)
     while sum(faults.counts.values()) < kills:
-        for work in WORKS:
+        for work in works:
             wanted, seconds = made[work.name]
             folder = fresh(home, root)
             output = folder / work.output
@@ -306,9 +308,9 @@ def refused(faults: Faults, work: Work, what: str, code: int | None, text: str) 
     )
 
 
-def full(faults: Faults, home: Path, root: Path) -> None:
+def full(faults: Faults, home: Path, root: Path, works: tuple[Work, ...]) -> None:
     """A disk with so many pages of 4 KiB left, from none to enough."""
-    for work in WORKS:
+    for work in works:
         for left in (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 512):
             folder = root / "disk"
             folder.mkdir(exist_ok=True)
@@ -347,9 +349,9 @@ def full(faults: Faults, home: Path, root: Path) -> None:
         print(f"{work.name}: done, {left} pages are enough; {len(faults.wrong)} faults", flush=True)
 
 
-def rights(faults: Faults, home: Path, root: Path) -> None:
+def rights(faults: Faults, home: Path, root: Path, works: tuple[Work, ...]) -> None:
     """A file system that is mounted for reading alone."""
-    for work in WORKS:
+    for work in works:
         folder = root / "disk"
         folder.mkdir(exist_ok=True)
         with mounted(folder, 1024):
@@ -362,10 +364,10 @@ def rights(faults: Faults, home: Path, root: Path) -> None:
         print(f"{work.name}: {text.strip().splitlines()[-1][:150] if text.strip() else ''}", flush=True)
 
 
-def two(faults: Faults, home: Path, root: Path) -> None:
+def two(faults: Faults, home: Path, root: Path, works: tuple[Work, ...]) -> None:
     """Two processes that write one file at the same time."""
-    made = whole(home, root)
-    for work in WORKS:
+    made = whole(home, root, works)
+    for work in works:
         folder = fresh(home, root)
         both = [start(work.command, folder) for _ in range(2)]
         codes = [ended(number) for number in both]
@@ -383,7 +385,9 @@ def main() -> None:
     parser.add_argument("what", choices=("kill", "full", "rights", "two"))
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(work.name for work in WORKS), help="kinds of work, with commas")
     given = parser.parse_args()
+    chosen = tuple(work for work in WORKS if work.name in given.only.split(","))
     import torch
 
     import parspike.cli.images
@@ -400,9 +404,9 @@ def main() -> None:
         Path(name).chmod(0o755)
         prepare(home)
         if given.what == "kill":
-            kill(faults, home, root, given.kills, random.Random(given.seed))
+            kill(faults, home, root, chosen, given.kills, random.Random(given.seed))
         else:
-            {"full": full, "rights": rights, "two": two}[given.what](faults, home, root)
+            {"full": full, "rights": rights, "two": two}[given.what](faults, home, root, chosen)
     print(", ".join(f"{name} {number}" for name, number in sorted(faults.counts.items()) if number))
     print(f"{len(faults.wrong)} faults")
     sys.exit(bool(faults.wrong))

@@ -544,12 +544,12 @@ def read_energy(path: Path) -> None:
 def read_trained(path: Path) -> None:
     from safetensors.torch import save_file
 
-    from parspike.train import load_trained
+    from parspike.train import load_recipe, load_trained, make_network
 
     weights = path.with_suffix(".safetensors")
     if not weights.exists():
         armed, ALLOWED.armed = ALLOWED.armed, False
-        save_file(factory().state_dict(), weights)
+        save_file(make_network(load_recipe("digits")).state_dict(), weights)
         ALLOWED.armed = armed
     load_trained(weights)
 

@@ -379,7 +379,7 @@ class _Reader:
     def error(self, place: tuple[str, ...], text: str) -> OptionError:
         """An error at a place in the file."""
         line = self.line(place)
-        return OptionError(f"{self.path}{'' if line is None else f', line {line}'}: {text}")
+        return OptionError(f"{self.path}{'' if line is None else f', line {line}'}: {text[:1000]}")
 
     def line(self, place: tuple[str, ...]) -> int | None:
         """The line of an entry, of its table where the entry is not found."""
