@@ -72,11 +72,11 @@ class Lines:
     def _add(self, line: dict[str, Any], path: Path, bench: str) -> None:
         if not self.header:
             if line["parspike-bench"] != FORMAT:
-                raise FileError(
-                    f"{path}: the file has format {str(line['parspike-bench'])[:40]}, this parspike writes {FORMAT}: give another"
-                )
+                found = str(line["parspike-bench"])[:40]
+                raise FileError(f"{path}: the file has format {found}, this parspike writes {FORMAT}: give another")
             if line["bench"] != bench:
-                raise FileError(f"{path} holds results of the bench '{str(line['bench'])[:80]}', not of '{bench}': give another")
+                found = str(line["bench"])[:80]
+                raise FileError(f"{path} holds results of the bench '{found}', not of '{bench}': give another")
             self.header = line
         elif "data" in line:
             self.networks.setdefault(line["network"], line["data"])
