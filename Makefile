@@ -5,12 +5,14 @@
 # make bench   time and memory of every engine against the network
 # make gpu     what a GPU must give, in eight minutes, with the Python that sees it: make gpu PYTHON=python3
 #              DATA=cifar10-mosaics.zip also trains and converts (benchmarks/gpu.py --pack makes that file)
+# make docs    the documentation site in build/site; a page, link or name that is not there is an error
+# make fuzz    forged files against every reader (docs/security.md), hours; goes on where it stopped
 # make zoo     docs/zoo.md: 195 networks converted and compared, hours; goes on where it stopped
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test slow check lint zoo bench gpu
+.PHONY: demo test slow check lint zoo bench gpu docs fuzz
 .DELETE_ON_ERROR:
 
 # One install serves every target: the stamp is newer than what it was made from.
@@ -39,6 +41,13 @@ check: lint test
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/speed.py
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py
 
 # No install: constraints.txt names the CPU's torch.
 gpu:

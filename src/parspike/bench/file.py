@@ -206,7 +206,7 @@ class Bench:
         path = Path(path)
         try:
             values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also numbers of 5,000 digits, and lists 1,000 deep
             raise OptionError(f"{path}: no valid TOML: {error}") from error
         reader = _Reader(str(path), text)
         values.setdefault("name", path.stem)
@@ -214,7 +214,7 @@ class Bench:
         try:
             return cls(**made, folder=path.parent)
         except OptionError as error:
-            raise OptionError(f"{path}{reader.place_of(str(error))}: {error}") from error
+            raise OptionError(f"{path}{reader.place_of(str(error))}: {str(error)[:1000]}") from error
 
     def path(self, text: str) -> Path:
         """A path of the file, from its folder."""
@@ -240,7 +240,9 @@ class Bench:
                 ) from error
         if isinstance(asked, str):
             return recipe_from_json(self.code(asked))
-        return recipe_from_json({key: self.code(value) if key == "name" else value for key, value in asked.items()})
+        if not isinstance(asked.get("name"), str):
+            raise OptionError(f"method '{name}': its recipe has no name: give recipe = {{name = \"…\"}}")
+        return recipe_from_json({**asked, "name": self.code(asked["name"])})
 
     def kinds(self, name: str) -> list[Kind]:
         """The neurons that a method is tried with."""
@@ -367,17 +369,17 @@ class _Reader:
             "str": str, "int": int, "float": (int, float), "str | None": str, "int | None": int,
             "str | Mapping[str, Any] | None": (str, Mapping),
         }  # fmt: skip
-        for item in value if isinstance(value, list) else [value]:
+        for item in value if wanted.startswith("tuple[") else [value]:
             if not isinstance(item, kinds[one]) or isinstance(item, bool):
                 words = {"str": "text", "int": "a whole number", "float": "a number"}
                 said = words.get(one.partition(" ")[0], one)
-                raise self.error(place, f"{place[-1]} = {value!r}: give {said}")
+                raise self.error(place, f"{place[-1]} = {repr(value)[:200]}: give {said}")
         return tuple(value) if wanted.startswith("tuple[") else value
 
     def error(self, place: tuple[str, ...], text: str) -> OptionError:
         """An error at a place in the file."""
         line = self.line(place)
-        return OptionError(f"{self.path}{'' if line is None else f', line {line}'}: {text}")
+        return OptionError(f"{self.path}{'' if line is None else f', line {line}'}: {text[:1000]}")
 
     def line(self, place: tuple[str, ...]) -> int | None:
         """The line of an entry, of its table where the entry is not found."""

@@ -66,17 +66,17 @@ class Lines:
                 found._add(json.loads(line), path, bench)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 why = "this is no result file of a bench" if number == 1 else "the line is damaged: take it out"
-                raise FileError(f"{path}, line {number}: {why} ({type(error).__name__}: {error})") from error
+                raise FileError(f"{path}, line {number}: {why} ({type(error).__name__}: {str(error)[:200]})") from error
         return found
 
     def _add(self, line: dict[str, Any], path: Path, bench: str) -> None:
         if not self.header:
             if line["parspike-bench"] != FORMAT:
-                raise FileError(
-                    f"{path}: the file has format {line['parspike-bench']}, this parspike writes {FORMAT}: give another"
-                )
+                found = str(line["parspike-bench"])[:40]
+                raise FileError(f"{path}: the file has format {found}, this parspike writes {FORMAT}: give another")
             if line["bench"] != bench:
-                raise FileError(f"{path} holds results of the bench '{line['bench']}', not of '{bench}': give another")
+                found = str(line["bench"])[:80]
+                raise FileError(f"{path} holds results of the bench '{found}', not of '{bench}': give another")
             self.header = line
         elif "data" in line:
             self.networks.setdefault(line["network"], line["data"])

@@ -6,7 +6,9 @@ torch is imported where a tensor is made, so that a wrong option is said at once
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,8 +100,10 @@ class Preprocessing:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"--{name} {value}: give a number of pixels, at least 1")
-        if not all(s > 0 for s in self.std):
+        if not all(0 < s < math.inf for s in self.std):
             raise OptionError(f"--std {self.std}: every value must be above 0")
+        if not all(-math.inf < m < math.inf for m in self.mean):
+            raise OptionError(f"--mean {self.mean}: every value must be a number")
         if self.channels not in (None, 1, 3):
             raise OptionError(f"images have 1 or 3 channels, not {self.channels}")
         if self.interpolation not in FILTERS:
@@ -122,7 +126,7 @@ class Preprocessing:
         return fields
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Preprocessing:
+    def from_json(cls, fields: Mapping[str, Any]) -> Preprocessing:
         """The inverse of `to_json`.
 
         >>> p = Preprocessing(size=40, mean=(0.5,))
@@ -135,7 +139,7 @@ class Preprocessing:
                 as_made["text"] = Text(**as_made["text"])
             return cls(**as_made)
         except TypeError as error:
-            raise OptionError(f"the preprocessing {fields} cannot be understood: {error}") from error
+            raise OptionError(f"the preprocessing {str(fields)[:200]} cannot be understood: {error}") from error
 
     def __call__(self, image: np.ndarray | Image.Image) -> Tensor:
         """One image, (H, W[, C]) uint8, → (C, H, W) float32."""
@@ -189,13 +193,19 @@ def remember(snn: Any, spec: str, weights: str | None, data: str | None, preproc
 def remembered(snn: Any) -> Preprocessing | None:
     """How `remember` noted that the images were prepared; None for a network that was not made on the command line."""
     said = snn.provenance.get("command_line")
-    return Preprocessing.from_json(said["preprocessing"]) if said else None
+    if not said:
+        return None
+    fields = said.get("preprocessing") if isinstance(said, Mapping) else said
+    if not isinstance(fields, Mapping):
+        raise OptionError(f"the preprocessing that the file notes, {str(fields)[:80]!r}, cannot be understood")
+    return Preprocessing.from_json(fields)
 
 
 def noted(snn: Any) -> str | None:
     """The SPEC of the network that a converted network was made from, where `remember` noted it."""
     said = snn.provenance.get("command_line")
-    return said["spec"] if said else None
+    spec = said.get("spec") if isinstance(said, Mapping) else None
+    return spec if isinstance(spec, str) else None
 
 
 def _short_side(size: tuple[int, int], short: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ is said at once.
 from __future__ import annotations
 
 import io
+import math
 import re
 import zipfile
 from collections.abc import Sequence
@@ -28,6 +29,10 @@ __all__ = ["SPLITS", "ArraySource", "FileSource", "Source", "TextSource", "check
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SPLITS = ("train", "test", "val")
+LARGEST_FILE = 1 << 28
+"""Bytes of an image in a zip, more than any has."""
+DEFLATE = 1032
+"""Bytes at most that a byte of a deflated member becomes."""
 NPZ = "images and labels, x and y, or train_images, train_labels, test_images, test_labels"
 """The keys of an .npz; labels may be missing."""
 
@@ -82,12 +87,27 @@ class FileSource:
 
     def read(self, index: int, preprocess: Preprocessing) -> Tensor:
         name = self.names[index]
-        data = self.archive.read(name) if self.archive else (self.root / name).read_bytes()
+        data = _member(self.archive, name) if self.archive else (self.root / name).read_bytes()
         if not data:
             raise EOFError("the file is empty")
+        return preprocess(_decoded(data))
+
+
+def _decoded(data: bytes) -> Image.Image:
+    """An image of a file's bytes, as colour. Raises what `BROKEN` holds, also where Pillow raises something else."""
+    try:
         with Image.open(io.BytesIO(data)) as image:
+            pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+            if most is not None and pixels > most:  # Pillow itself only warns, up to twice as many
+                raise Image.DecompressionBombError(
+                    f"it says that it has {pixels:,} pixels; if it has, raise PIL.Image.MAX_IMAGE_PIXELS, {most:,}"
+                )
             image.load()
-            return preprocess(image.convert("RGB"))
+            return image.convert("RGB")
+    except BROKEN:
+        raise
+    except Exception as error:  # of a damaged file its decoders raise many kinds
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass
@@ -214,22 +234,54 @@ def _class_numbers(folders: set[str]) -> tuple[dict[str, int], bool]:
     return {name: place for place, name in enumerate(sorted(folders))}, True
 
 
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The bytes of a member of a zip; `BadZipFile` where it cannot be read, or is larger than any image."""
+    if archive.getinfo(name).file_size > LARGEST_FILE:
+        raise zipfile.BadZipFile(f"it says that it has over {LARGEST_FILE >> 20} MiB")
+    try:
+        return archive.read(name)
+    except Exception as error:  # damage, a password, a compression that is not known: each has its own kind
+        raise zipfile.BadZipFile(str(error) or type(error).__name__) from error
+
+
+def _arrays(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz. What its head says is compared with what the file can hold before memory is taken for it."""
+    info, size = archive.getinfo(f"{name}.npy"), path.stat().st_size
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.compress_size > size:
+        raise ValueError(f"'{name}' is compressed in a way that numpy does not write, or claims more than the file has")
+    with archive.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        heads = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in heads:
+            raise ValueError(f"'{name}' is of version {version} of the format .npy")
+        shape, _, dtype = heads[version](stream)
+        if not all(isinstance(dim, int) and 0 <= dim < 1 << 63 for dim in shape) or dtype.hasobject:
+            raise ValueError(f"'{name}' holds {str(dtype)[:60]} in the shape {str(shape)[:60]}")
+        wanted = math.prod(shape) * dtype.itemsize
+        if wanted > info.file_size or wanted > DEFLATE * info.compress_size:
+            raise ValueError(f"'{name}' has the shape {shape}, {wanted:,} bytes, which the file does not hold")
+    with archive.open(info) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
 def _npz(path: Path, split: str | None, prefer: str | None) -> ArraySource:
     """Keys `images` and `labels`, `x` and `y`, or these two with `train_`, `test_`, `val_` before them."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            keys = set(file.files)
+        with zipfile.ZipFile(path) as file:
+            keys = {name.removesuffix(".npy") for name in file.namelist() if name.endswith(".npy")}
             chosen = _choose(str(path), {s for s in SPLITS if f"{s}_images" in keys}, split, prefer)
             pairs = [(f"{chosen}_images", f"{chosen}_labels")] if chosen else [("images", "labels"), ("x", "y")]
             pair = next((p for p in pairs if p[0] in keys), None)
             if pair is None:
                 raise InputError(f"{path}: has {', '.join(sorted(keys)) or 'no arrays'}; expected {NPZ}")
-            images = file[pair[0]]
-            labels = file[pair[1]] if pair[1] in keys else None
+            images = _arrays(path, file, pair[0])
+            labels = _arrays(path, file, pair[1]) if pair[1] in keys else None
     except ParspikeError:
         raise
-    except BROKEN as error:
-        raise FileError(f"{path}: not a readable .npz ({error})") from error
+    except MemoryError as error:
+        raise FileError(f"{path} does not fit into memory") from error
+    except Exception as error:  # the readers of zip and .npy raise exceptions of many kinds on a damaged file
+        raise FileError(f"{path}: not a readable .npz ({str(error)[:200] or type(error).__name__})") from error
     images = _check_images(f"{path}: {pair[0]}", images)
     names = [f"{path.name}:{pair[0]}[{i}]" for i in range(len(images))]
     return ArraySource(images, _check_labels(f"{path}: {pair[1]}", labels, len(images)), names)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parspike.calibrate import recipe_from_json
+from parspike.calibrate import RECIPES, recipe_from_json
 from parspike.calibrate.staircase import staircase_between
 from parspike.convert import convert
 from parspike.diagnose.examine import answer, outcome, with_neurons
@@ -97,7 +97,7 @@ class _Trial:
             steps=own,
             neuron=None,
         )
-        recipe = recipe_from_json(said.get("search", {}).get("chosen", said["recipe"]))
+        recipe = recipe_from_json(_recipe(said))
         names = self.snn.graph.signature[1]
 
         def inputs(env: Mapping[str, Tensor]) -> Any:
@@ -130,8 +130,17 @@ def _repeatable(snn: SNN, reference: Graph, made: Plan | None) -> bool:
         path in own and own[path].shape == tensor.shape and not torch.equal(own[path], tensor)
         for path, tensor in reference.tensors.items()
     )
-    known = "recipe" in snn.provenance and ("code" in snn.provenance or "neuron" in snn.provenance)
+    said = snn.provenance
+    # A recipe in a file may name code on this machine, which nobody has asked to run.
+    known = _recipe(said).get("name") in RECIPES and ("code" in said or "neuron" in said)
     return made is not None and changed and known and not (positional and names)
+
+
+def _recipe(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe that a provenance names, of a search the one that it chose; empty where it names none."""
+    search = said.get("search")
+    found = (search.get("chosen") if isinstance(search, Mapping) else None) or said.get("recipe")
+    return found if isinstance(found, Mapping) and isinstance(found.get("name"), str) else {}
 
 
 def remedies(

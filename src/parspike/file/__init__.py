@@ -69,4 +69,5 @@ def load(path: str | Path, *, T: int | None = None, dt: float | None = None) -> 
         raise FileError(f"cannot read '{path}': {error.strerror or error}") from error
     # A forged network may raise any exception while it is checked; each means that the file holds no network.
     except Exception as error:
-        raise FileError(f"'{path}' holds no valid network ({type(error).__name__}: {error})") from error
+        reason = f"{type(error).__name__}: {str(error)[:500]}"
+        raise FileError(f"'{path}' holds no valid network ({reason})") from error

@@ -21,6 +21,8 @@ __all__ = ["CONSTANTS", "graph_from_json", "graph_to_json"]
 
 MAX_DEPTH = 64
 """Deepest nesting of an argument; a traced network has a handful."""
+LONGEST_SIZE = 100_000
+"""Characters of a size that is computed from others: what is multiplied in it grows with each operand."""
 FREE_SIZE = re.compile(r"\w{1,200}\.[0-9]{1,2}")
 
 DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES}
@@ -72,7 +74,7 @@ def _decode(value: Any, depth: int = 0) -> Any:
             raise FileError("a dict has the same key twice")
         return table
     if kind == "size":
-        return Size(_decode_size(content))
+        return _size(content)
     if kind == "device" and content is None:
         return Device()
     text = expect(content, str, f"a {kind}")
@@ -84,7 +86,13 @@ def _decode(value: Any, depth: int = 0) -> Any:
         return float(text)
     if kind == "constant" and text in CONSTANTS:
         return CONSTANTS[text]
-    raise FileError(f"unknown value {kind} {text!r}")
+    raise FileError(f"unknown value {kind[:80]} {text[:80]!r}")
+
+
+def _size(tree: Any, operations: Container[str] = SIZE_OPERATIONS) -> Size:
+    if len(str(tree)) > LONGEST_SIZE:
+        raise FileError(f"a size is computed in over {LONGEST_SIZE} characters")
+    return Size(_decode_size(tree, operations=operations))
 
 
 def _decode_size(tree: Any, depth: int = 0, operations: Container[str] = SIZE_OPERATIONS) -> Any:
@@ -185,7 +193,7 @@ def graph_from_json(body: Any, tensors: dict[str, Tensor], spiking: set[str]) ->
 
 def _limit(value: Any, example: Mapping[str, int], symbols: set[str]) -> Size:
     (tree,) = fields(value, "a limit", size=list)
-    limit = Size(_decode_size(tree, operations=CONDITIONS))
+    limit = _size(tree, CONDITIONS)
     check_symbols("a limit", limit, symbols)
     if not limit.symbols or not any(limit({**example, BATCH: batch}) for batch in range(1, MOST_TRIED)):
         raise FileError(f"the limit {str(limit)[:80]} does not hold for the example, or is of no size of it")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import parspike.baselines  # noqa: F401 (their kinds of neurons become known)
 from parspike.errors import FileError
-from parspike.file.check import check_run, fields
+from parspike.file.check import check_run, expect, fields
 from parspike.file.graph import graph_from_json, graph_to_json
 from parspike.graph import Graph, Input, Node
 from parspike.graph.ops import HOLD
@@ -19,6 +19,13 @@ from parspike.snn import SNN
 
 KINDS = {2: {"parallel", "staircase"}, 3: {"integrate-fire", "sorted-train"}, 5: {"current-based"}, 6: {"signed"}}
 """Kinds of neurons that a version of the format brought; all others came with version 4."""
+
+SAID: dict[str, Any] = {
+    "T": int, "calibration": (dict, type(None)), "code": str, "command_line": dict, "diagnosis": list, "input": str,
+    "kept": list, "largest": int, "lowered": str, "model": str, "neuron": dict, "recipe": (dict, str), "search": dict,
+    "seed": int, "versions": dict,
+}  # fmt: skip
+"""Entries of the provenance that parspike reads, and what each is; a user may have noted others, of any kind."""
 
 __all__ = ["network_from_json", "network_to_json", "neuron_from_json", "of_version"]
 
@@ -70,6 +77,8 @@ def network_from_json(body: Any, tensors: Mapping[str, Tensor]) -> SNN:
     if not 1 <= numbers[0] <= MAX_T or not all(0 <= number <= MAX_T for number in numbers) or numbers[2] > numbers[0]:
         raise FileError(f"T is {numbers[0]}, expected 1 … {MAX_T}, with other steps of at least 0 and read at most T")
     simulation = Simulation(*numbers)
+    for name in SAID.keys() & provenance:
+        expect(provenance[name], SAID[name], f"'{name}' of the provenance")
     synapses: dict[str, Tensor] = {}
     states: dict[str, dict[str, Tensor]] = {name: {} for name in configs}
     for name, tensor in tensors.items():

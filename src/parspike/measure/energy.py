@@ -52,20 +52,20 @@ class Energy:
     def __post_init__(self) -> None:
         for name in ("ac", "mac", "int_add", "int_multiply"):
             if not (_number(value := getattr(self, name)) and value >= 0 and math.isfinite(value)):
-                raise OptionError(f"energies are finite and at least 0 pJ, got {name}={value!r}")
+                raise OptionError(f"energies are finite and at least 0 pJ, got {name}={repr(value)[:80]}")
         for name in ("weight_bits", "potential_bits", "activation_bits", "event_bits"):
             if isinstance(value := getattr(self, name), bool) or not isinstance(value, int) or not 1 <= value <= 64:
-                raise OptionError(f"{name} is a whole number from 1 to 64, got {value!r}")
+                raise OptionError(f"{name} is a whole number from 1 to 64, got {repr(value)[:80]}")
         for name in ("name", "title", "source"):
             if not isinstance(value := getattr(self, name), str):
-                raise OptionError(f"{name} is text, got {value!r}")
+                raise OptionError(f"{name} is text, got {repr(value)[:80]}")
         pairs = self.memory
         right = isinstance(pairs, (list, tuple)) and bool(pairs) and all(_pair(pair) for pair in pairs)
         sizes = [pair[0] for pair in pairs] if right else []
         if not right or sizes != sorted(set(sizes)):
             raise OptionError(
-                f"memory is {pairs!r}: give pairs [KiB, pJ of an access of 64 bits], the sizes above 0 and rising, "
-                "such as [[8, 10.0], [inf, 1300.0]]"
+                f"memory is {str(pairs)[:200]}: give pairs [KiB, pJ of an access of 64 bits], the sizes above 0 and "
+                "rising, such as [[8, 10.0], [inf, 1300.0]]"
             )
         object.__setattr__(self, "memory", tuple((float(size), float(cost)) for size, cost in pairs))
 
@@ -88,7 +88,8 @@ class Energy:
         known = [field.name for field in fields(cls)]
         for entry in own:
             if entry not in known:
-                raise OptionError(f"{path}: unknown entry '{entry}'{meant(entry, known)}; it has {', '.join(known)}")
+                said = f"unknown entry '{entry[:80]}'{meant(entry, known)}"
+                raise OptionError(f"{path}: {said}; it has {', '.join(known)}")
         try:
             return cls(**{"name": path.stem, **own})
         except OptionError as error:
@@ -115,7 +116,9 @@ class Energy:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) < 2**1000  # a larger one is no float
 
 
 def _pair(pair: Any) -> bool:
@@ -134,5 +137,5 @@ def _read(path: Path) -> dict[str, Any]:
             return tomllib.load(stream)
     except FileNotFoundError as error:
         raise FileError(f"there is no energy table {path}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also numbers of 5,000 digits, and lists 1,000 deep
         raise FileError(f"{path} cannot be read as TOML: {error}") from error

@@ -380,7 +380,7 @@ def _folded(file: File) -> tuple[dict[str, np.ndarray], list[Call]]:
             continue
         if call.op == "If" and not call.domain and call.inputs and call.inputs[0] in constants:
             taken = call.get("then_branch" if bool(constants[call.inputs[0]].reshape(-1)[0]) else "else_branch")
-            branch, more = _branch(call, taken)
+            branch, more = _branch(file, call, taken)
             constants.update(more)
             waiting.extend(reversed(branch))
             continue
@@ -406,8 +406,10 @@ def _constant(file: File, call: Call) -> np.ndarray:
     return value
 
 
-def _branch(call: Call, branch: File) -> tuple[list[Call], dict[str, np.ndarray]]:
+def _branch(file: File, call: Call, branch: Any) -> tuple[list[Call], dict[str, np.ndarray]]:
     """The nodes of a branch with names of their own, and its outputs under those of the If."""
+    if not isinstance(branch, File) or len(branch.outputs) != len(call.outputs):
+        raise FileError(f"{file.path}: damaged: {call} has no branch with as many outputs as it has")
     own = {name for inner in branch.calls for name in inner.outputs if name} | set(branch.constants)
     names = {name: f"{call.name}/{name}" for name in own}
     calls = [

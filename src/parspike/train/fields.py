@@ -18,11 +18,11 @@ def read(cls: Any, values: Any, where: str) -> Any:
     A field whose default is another dataclass is a table of its own; one with `metadata["read"]` is read by that.
     """
     if not isinstance(values, Mapping):
-        raise OptionError(f"{where}: expected a table, got {values!r}")
+        raise OptionError(f"{where}: expected a table, got {repr(values)[:80]}")
     known = {f.name: f for f in fields(cls)}
     if unknown := [name for name in values if name not in known]:
         near = "".join(meant(name, known) for name in unknown)
-        raise OptionError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(known)}{near}")
+        raise OptionError(f"{where}: unknown {', '.join(unknown)[:200]}; known are {', '.join(known)}{near}")
     if missing := [
         n for n, f in known.items() if n not in values and f.default is f.default_factory is dataclasses.MISSING
     ]:
@@ -42,21 +42,26 @@ def read(cls: Any, values: Any, where: str) -> Any:
 def _typed(value: Any, known: Any, where: str) -> Any:
     """The value in the type of the field, told by the field's annotation."""
     wanted = str(known.type)
-    if isinstance(value, list | tuple):
-        value = tuple(float(v) if isinstance(v, int | float) else v for v in value)
+    try:
+        if isinstance(value, list | tuple):
+            value = tuple(float(v) if isinstance(v, int | float) else v for v in value)
+        elif wanted.startswith("float") and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+    except OverflowError as error:
+        raise OptionError(f"{where}: a number is larger than any float") from error
     kinds = {
         "str": str, "bool": bool, "int": int, "float": (int, float), "int | None": (int, type(None)),
         "float | str": (int, float, str), "tuple[float, ...]": tuple,
     }  # fmt: skip
     if not isinstance(value, kinds.get(wanted, object)) or (isinstance(value, bool) and wanted != "bool"):
-        raise OptionError(f"{where} = {value!r}: expected {wanted}")
-    return float(value) if wanted.startswith("float") and not isinstance(value, str) else value
+        raise OptionError(f"{where} = {repr(value)[:80]}: expected {wanted}")
+    return value
 
 
 def among(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise `OptionError` unless the value is one of the choices."""
     if value not in choices:
-        raise OptionError(f"{name} = {value!r}: choose one of {', '.join(c or '(none)' for c in choices)}")
+        raise OptionError(f"{name} = {repr(value)[:80]}: choose one of {', '.join(c or '(none)' for c in choices)}")
 
 
 def at_least(name: str, value: Any, least: float) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from parspike.errors import FileError, InputError
+from parspike.errors import FileError, InputError, ParspikeError
 from parspike.train.networks import build
 from parspike.train.recipe import TrainingRecipe
 
@@ -38,6 +37,10 @@ def _drawn(recipe: TrainingRecipe, base: nn.Module | None) -> Iterator[nn.Module
         yield build(recipe.network, recipe.data.classes) if base is None else base
 
 
+def _why(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
 def load_trained(weights: str | Path, base: nn.Module | None = None, example: Tensor | None = None) -> nn.Module:
     """What `parspike train` made, in evaluation.
 
@@ -49,11 +52,20 @@ def load_trained(weights: str | Path, base: nn.Module | None = None, example: Te
     try:
         recipe = TrainingRecipe.from_json(json.loads(path.with_suffix(".json").read_text("utf-8"))["recipe"])
         state = load_file(path)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FileError(f"{path}: no weights of `parspike train` ({reason}); it also needs its .json") from error
-    with _drawn(recipe, base) as network:
-        model = recipe.activation.restored(network, example, {name: tensor.shape for name, tensor in state.items()})
+        rows = max((tensor.shape[0] for tensor in state.values() if tensor.ndim), default=0)
+        if recipe.data.classes > rows:  # before weights are drawn for so many
+            raise ValueError(f"it is for {recipe.data.classes} classes, and its tensors have {rows} rows at most")
+    except Exception as error:  # JSON, safetensors and a forged recipe raise exceptions of many kinds
+        raise FileError(f"{path}: no weights of `parspike train` ({_why(error)}); it also needs its .json") from error
+    try:
+        with _drawn(recipe, base) as network:
+            model = recipe.activation.restored(network, example, {name: tensor.shape for name, tensor in state.items()})
+    except ParspikeError:
+        raise
+    except Exception as error:
+        if base is not None:
+            raise
+        raise FileError(f"{path}: its .json describes no network that can be made ({_why(error)})") from error
     expected = {name: t.shape for name, t in model.state_dict().items()}
     unlike = [n for n in expected.keys() | state.keys() if n not in state or expected.get(n) != state[n].shape]
     if unlike:

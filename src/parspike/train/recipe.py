@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parspike.errors import FileError, OptionError
+from parspike.errors import FileError, OptionError, ParspikeError
 from parspike.train.fields import among, at_least, read
 
 if TYPE_CHECKING:
@@ -178,9 +178,11 @@ def load_recipe(name: str | Path) -> TrainingRecipe:
             raise OptionError(f"there is no recipe {str(name)!r}: choose {', '.join(recipe_names())} or a .toml file")
     try:
         return TrainingRecipe.from_json(tomllib.loads(path.read_text("utf-8")), str(path))
+    except ParspikeError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"{path}: cannot be read ({error})") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of 5,000 digits, and lists 1,000 deep
         raise OptionError(f"{path}: not valid TOML: {error}") from error
 
 

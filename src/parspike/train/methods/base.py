@@ -152,11 +152,12 @@ def method_from(values: Any, where: str) -> Method:
     STBP(T=2, tau=0.25, v_threshold=0.5)
     """
     if not isinstance(values, Mapping):
-        raise OptionError(f"{where}: expected a table, got {values!r}")
+        raise OptionError(f"{where}: expected a table, got {repr(values)[:80]}")
     options = {name: value for name, value in values.items() if name != "method"}
     name = values.get("method", "qcfs")
-    if name not in METHODS:
-        raise OptionError(f"activation.method = {name!r}{meant(name, METHODS)}: choose one of {', '.join(METHODS)}")
+    if not isinstance(name, str) or name not in METHODS:
+        said = f"activation.method = {repr(name)[:80]}{meant(name, METHODS)}"
+        raise OptionError(f"{said}: choose one of {', '.join(METHODS)}")
     return read(METHODS[name], _of_earlier_versions(name, options), f"{where} of method {name}")
 
 

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 from torch import Size, nn
 
+from parspike.neurons.quantised import WINDOWS
 from parspike.train.activation import TrainQCFS
-from parspike.train.fields import at_least
+from parspike.train.fields import among, at_least
 from parspike.train.methods.base import Method, shaped_by
 from parspike.train.replace import with_qcfs
 
@@ -33,6 +34,8 @@ class QCFSMethod(Method):
 
     def __post_init__(self) -> None:
         at_least("activation.levels", self.levels, 1)
+        among("activation.window", self.window, WINDOWS)
+        among("activation.pool", self.pool, ("keep", "avg"))
 
     def network(self, base: nn.Module, example: Any) -> nn.Module:
         """`with_qcfs`."""
