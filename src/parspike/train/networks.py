@@ -158,10 +158,11 @@ class _TransformerBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """A compact vision transformer for 32×32 images (after Hassani et al., arXiv 2104.05704): three convolutions make
-    64 tokens of the image, `depth` blocks of attention and GELU follow, and the mean token is classified.
+    """A compact vision transformer for 32×32 images (after Hassani et al., arXiv 2104.05704): two convolutions of
+    stride 2 make 64 tokens of the image, `depth` blocks of attention and GELU follow, and the mean token is classified.
 
-    stem: channels of the first two convolutions; the third gives tokens of `width` features.
+    stem: channels of the first convolution; the second gives tokens of `width` features. hidden: features between the
+    two linear layers of a block.
     """
 
     def __init__(
@@ -171,15 +172,13 @@ class ViT(nn.Module):
         depth: int = 4,
         heads: int = 3,
         hidden: int = 192,
-        stem: tuple[int, int] = (32, 64),
+        stem: int = 48,
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        before = 3
-        for after, stride in zip((*stem, width), (1, 2, 2), strict=True):
-            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-            before = after
-        self.stem = nn.Sequential(*layers[:-1])  # tokens may be negative
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, stem, 3, 2, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(),
+            nn.Conv2d(stem, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width),
+        )  # fmt: skip
         self.place = nn.Parameter(0.02 * torch.randn(1, 64, width))
         self.blocks = nn.Sequential(*(_TransformerBlock(width, heads, hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
