@@ -306,10 +306,11 @@ def _diagnosis(look: Look) -> Section | None:
     if found.blame is None:
         text.append("No layer is to blame: the outputs are the network’s.")
     text.append(
-        "Error: ‖mean output − activation‖ / ‖activation‖ of a layer’s neurons. Its parts: what lies beyond their range "
-        "(clipping) or between their levels (quantisation), what steps get unevenly (over time), and what layers before "
-        "caused (carried). Alone: the error of the network’s outputs with only this layer spiking; without: with only "
-        "this layer computed exactly. Dead and saturated: neurons that are silent, or fire all they can, for every image."
+        "Error: ‖mean output − activation‖ / ‖activation‖ of a layer’s neurons. Its parts: what lies beyond their "
+        "range (clipping) or between their levels (quantisation), what steps get unevenly (over time), and what layers "
+        "before caused (carried). Alone: the error of the network’s outputs with only this layer spiking; without: "
+        "with only this layer computed exactly. Dead and saturated: neurons that are silent, or fire all they can, for "
+        "every image."
     )
     layers = found.table()
     words = frozenset(place for place, name in enumerate(layers.head) if name in layers.left)

@@ -75,9 +75,9 @@ class Optimiser:
     """SGD or AdamW with a cosine schedule: `warmup` epochs of linear rise, then half a cosine down to zero.
 
     name: "sgd", or "adamw" (Loshchilov and Hutter, ICLR 2019) for transformers, whose β₁ is `momentum`, whose β₂ is
-    0.999, and for which `nesterov` has no meaning. batch_size: images in one optimiser step, over all devices. accumulate: passes that one step is divided into.
-    label_smoothing: share of the target spread over all classes. patience: stop early after so many epochs without
-    a better accuracy (0: never).
+    0.999, and for which `nesterov` has no meaning. batch_size: images in one optimiser step, over all devices.
+    accumulate: passes that one step is divided into. label_smoothing: share of the target spread over all classes.
+    patience: stop early after so many epochs without a better accuracy (0: never).
     """
 
     epochs: int = 300
