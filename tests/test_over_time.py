@@ -287,7 +287,7 @@ def test_a_network_has_neurons_of_one_kind() -> None:
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], says: str) -> None:
     with pytest.raises(OptionError, match=says):
-        parspike.convert(planned(), ROWS, **{"T": 3, "recipe": "max", **options})
+        parspike.convert(sequential(), ROWS, **{"T": 3, "recipe": "max", **options})
 
 
 def test_an_input_that_no_spikes_can_stand_for() -> None:
