@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sympy import Integer
 from torch import Tensor, nn
 
 from parspike.errors import TraceError
@@ -80,7 +81,7 @@ def _with_numbers(
     None where that is not what tracing with the example's sizes gives: with open ones the code may take another way, or
     ask something of the batch.
     """
-    numbers = {symbol: reader.example[name] for symbol, name in reader.symbols.items() if name != BATCH}
+    numbers = {symbol: Integer(reader.example[name]) for symbol, name in reader.symbols.items() if name != BATCH}
     try:
         reader = Reader(model, exported, args, kwargs, numbers)
         graph = of_one_size(model, reader, reader.graph(), args, kwargs)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import OutputKind
@@ -54,14 +53,15 @@ WITH_PLACES = {
 
 
 class Reader:
-    """Turns one exported program into a `Graph`. numbers: sizes, as torch's symbols, that are to be these numbers."""
+    """Turns one exported program into a `Graph`. numbers: sizes, as torch's symbols, that are to be these
+    numbers of sympy."""
 
     def __init__(
         self, model: nn.Module, exported: Any, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor],
-        numbers: Mapping[Any, int] | None = None,
+        numbers: Mapping[Any, Any] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.exported = model, exported
-        self.numbers = {symbol: sympy.Integer(number) for symbol, number in (numbers or {}).items()}
+        self.numbers = dict(numbers or {})
         self.signature = (len(args), tuple(kwargs))
         self.shapes = [x.shape for x in (*args, *kwargs.values())]
         self.placeholders: list[Any] = []

@@ -160,7 +160,7 @@ def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: G
 
 
 def batch_limits(
-    placeholders: Sequence[Any], symbols: Mapping[Any, str], numbers: Mapping[Any, int]
+    placeholders: Sequence[Any], symbols: Mapping[Any, str], numbers: Mapping[Any, Any]
 ) -> tuple[Size, ...]:
     """The conditions on the batch size in a program that was exported with the batch alone open, such as a branch on
     it, or with more open, for which `numbers` are put in."""
