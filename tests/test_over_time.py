@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -60,6 +61,12 @@ def sequential() -> nn.Sequential:
     return nn.Sequential(*layers).eval().double()
 
 
+@functools.cache
+def planned() -> parspike.Plan:
+    """`sequential`, traced once for all that convert it."""
+    return parspike.plan(sequential(), ROWS[:2])
+
+
 def with_simulation(snn: parspike.SNN, simulation: Simulation) -> parspike.SNN:
     """The same network and neurons, run in another way."""
     return parspike.SNN(replace(snn.graph, tensors=snn.tensors()), snn.neurons(), simulation=simulation)
@@ -76,7 +83,7 @@ SERIAL = {
 @pytest.mark.parametrize("name", SERIAL)
 @torch.no_grad()
 def test_a_run_is_that_of_a_loop(name: str) -> None:
-    snn = parspike.convert(sequential(), ROWS, T=T, neuron=SERIAL[name], recipe="closed-form")
+    snn = parspike.convert(planned(), ROWS, T=T, neuron=SERIAL[name], recipe="closed-form")
     one, two = snn.neurons().values()
     synapses = [tensor for _, tensor in sorted(snn.tensors().items())]
     biases, weights = synapses[::2], synapses[1::2]
@@ -180,7 +187,7 @@ def test_one_run_has_the_answers_at_every_step(name: str) -> None:
 
 @torch.no_grad()
 def test_the_twin_has_its_answers_at_every_step_too() -> None:
-    snn = parspike.convert(sequential(), ROWS, T=T, recipe="max")
+    snn = parspike.convert(planned(), ROWS, T=T, recipe="max")
     every = snn.run(ROWS, engine="serial-if", every_step=True).logits
     assert every.shape == (T, len(ROWS), 3)
     torch.testing.assert_close(every[-1], snn.run(ROWS, engine="serial-if").logits, rtol=1e-9, atol=1e-9)
@@ -188,7 +195,7 @@ def test_the_twin_has_its_answers_at_every_step_too() -> None:
 
 @torch.no_grad()
 def test_the_last_steps_alone_may_be_read() -> None:
-    snn = parspike.convert(sequential(), ROWS, T=T, neuron=IF(), recipe="max")
+    snn = parspike.convert(planned(), ROWS, T=T, neuron=IF(), recipe="max")
     so_far = snn.run(ROWS, every_step=True).logits
     last = with_simulation(snn, Simulation(T, read=3))
     wanted = (T * so_far[T - 1] - (T - 3) * so_far[T - 4]) / 3
@@ -207,7 +214,7 @@ class Remembers(IntegrateFire):
 
 @torch.no_grad()
 def test_a_first_phase_is_not_read() -> None:
-    snn = parspike.convert(sequential(), ROWS, T=T, neuron=IF(), recipe="max")
+    snn = parspike.convert(planned(), ROWS, T=T, neuron=IF(), recipe="max")
     anew = with_simulation(snn, Simulation(5, probe=3, paid=2))
     assert torch.equal(anew.run(ROWS).logits, with_simulation(snn, Simulation(5)).run(ROWS).logits)
     made = {name: Remembers(n.v_threshold, offset=n.offset) for name, n in snn.neurons().items()}  # pyright: ignore
@@ -238,8 +245,8 @@ def test_many_steps_compute_what_the_network_does(kind: IF, given: Any) -> None:
 
 
 def test_an_engine_of_other_neurons_is_refused_in_one_sentence() -> None:
-    serial = parspike.convert(sequential(), ROWS, T=3, neuron=IF(), recipe="max")
-    parallel = parspike.convert(sequential(), ROWS, T=3, recipe="max")
+    serial = parspike.convert(planned(), ROWS, T=3, neuron=IF(), recipe="max")
+    parallel = parspike.convert(planned(), ROWS, T=3, recipe="max")
     for engine in ("count", "parallel", "serial", "serial-if"):
         with pytest.raises(OptionError, match=f"engine '{engine}' runs parallel neurons.*leave engine= out"):
             serial.run(ROWS, engine=engine)
@@ -255,7 +262,7 @@ def test_an_engine_of_other_neurons_is_refused_in_one_sentence() -> None:
 
 
 def test_a_network_has_neurons_of_one_kind() -> None:
-    snn = parspike.convert(sequential(), ROWS, T=3, neuron=IF(), recipe="max")
+    snn = parspike.convert(planned(), ROWS, T=3, neuron=IF(), recipe="max")
     first = next(iter(snn.neurons()))
     graph = replace(snn.graph, tensors=snn.tensors())
     other = ParallelNeuron(3, torch.ones((), dtype=torch.float64))
@@ -316,7 +323,7 @@ FILES: dict[str, dict[str, Any]] = {
 
 
 def made(name: str) -> parspike.SNN:
-    return parspike.convert(sequential(), ROWS, T=4, recipe="closed-form", **FILES[name])
+    return parspike.convert(planned(), ROWS, T=4, recipe="closed-form", **FILES[name])
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -351,7 +358,7 @@ def test_a_file_keeps_the_simulation(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_parallel_networks_are_written_as_version_2(tmp_path: Path) -> None:
-    snn = parspike.convert(sequential(), ROWS, T=4, recipe="max")
+    snn = parspike.convert(planned(), ROWS, T=4, recipe="max")
     path = snn.save(tmp_path / "net.parspike")
     body, tensors = read(path)
     assert body.pop("T") == 4

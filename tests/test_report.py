@@ -78,11 +78,18 @@ def snn(plan):
 
 
 @pytest.fixture(scope="module")
-def made(snn, plan, folder):
+def diagnosis(snn, plan):
+    return parspike.diagnose(snn, plan, items())
+
+
+@pytest.fixture(scope="module")
+def made(snn, plan, diagnosis, folder):
     """A page of a parallel network with everything, and what `report` returned."""
     sweep = parspike.sweep(plan, items(labels=False)[:1], items()[1:], T=(1, 3), codes=["weighted"], recipe="max")
     path = folder / "all.html"
-    return path, report(snn, items(), path, model=plan, classes=list("abcde"), sweep=sweep)
+    return path, report(
+        snn, items(), path, model=plan, classes=list("abcde"), sweep=sweep, diagnosis=diagnosis
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -159,6 +166,21 @@ def test_the_page_needs_nothing_else(made, hostile):
         assert set(re.findall(r"url\(([^)]*)\)", path.read_text())) == {
             f"url(#{one})"[4:-1] for one in ids if f"url(#{one})" in path.read_text()
         }
+
+
+def test_the_page_says_where_the_error_comes_from(made, diagnosis):
+    page = Parsed(made[0])
+    worst = diagnosis.worst
+    said = page.text.partition("to reproduce it")[2].partition("Where the error comes from")[2].partition("Spikes")[0]
+    assert f"o blame: {worst.layer}. " in said
+    for row in diagnosis.rows:
+        cells = [f"{getattr(row, name):.3f}" for name in ("error", "clipping", "quantisation")]
+        assert f"{row.layer} {row.neurons:,.0f} {' '.join(cells)}" in said
+    assert len(diagnosis.remedies) > 1
+    for one in diagnosis.remedies:
+        mark = " take this" if one is diagnosis.remedy else ""
+        assert f"{one.what} {one.again or one.before} {one.after}{mark}" in said
+    assert diagnosis.remedy is None or diagnosis.remedy.how in said
 
 
 def test_texts_from_outside_are_text(hostile):
@@ -469,7 +491,7 @@ def test_the_command(here):
     Path("names.txt").write_text("cat\ndog\nowl\n")
     against = ["--against", "mynet.py:net", "--weights", "w.safetensors"]
     done = run("report", "n.parspike", "--data", "test.npz", *against, "--classes", "names.txt", "--sweep", "1",
-               "--calibration", "train.npz", "--layers", "1", "--json")  # fmt: skip
+               "--calibration", "train.npz", "--layers", "1", "--diagnose", "--json")  # fmt: skip
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
     said = json.loads(run("eval", "n.parspike", "--data", "test.npz", *against, "--json").stdout)
@@ -481,6 +503,7 @@ def test_the_command(here):
     for text in (
         "n.parspike: a spiking network",
         "Accuracy against T",
+        "To blame: 1.",
         "owl",
         "12 images of test.npz, x/255, mean (0.5,)",
     ):

@@ -329,6 +329,25 @@ def test_a_staircase_must_not_fall():
         Staircase(4, up, up)
     with pytest.raises(ValueError, match="evenly spaced"):
         Staircase(2, torch.linspace(0, 1, 3), torch.tensor([0.0, 0.1, 0.5, 1.0]), code="weighted")
+    with pytest.raises(ValueError, match="evenly spaced"):
+        Staircase(2, torch.linspace(0, 1, 3).double(), torch.tensor([0.0, 1.0, 2.0, 4.0]).double(), code="weighted")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_weighted_staircase_that_was_cast_to_a_wider_dtype_is_saved_and_loaded(dtype, tmp_path):
+    outputs = (torch.linspace(-0.3, 1.1, 16, dtype=torch.float64) + torch.tensor([[0.0], [1e3]])).T.to(dtype)
+    thresholds = torch.linspace(-1, 1, 15, dtype=dtype).expand(2, -1).T
+    neuron = Staircase(4, thresholds, outputs, code="weighted").double()
+    again = Staircase.restore(neuron.config(), neuron.state_dict())
+    assert torch.equal(again.outputs, outputs.double())
+
+
+def test_a_network_of_weighted_staircases_is_saved_in_double_precision(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).eval(), torch.randn(64, 6)
+    snn = parspike.convert(model, x, T=4, code="weighted", recipe="closed-form").double()
+    again = parspike.load(snn.save(tmp_path / "wide.parspike"))
+    assert torch.equal(again(x.double()), snn(x.double()))
 
 
 def test_samples_are_bounded_and_keep_the_extremes():

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_over_time import MIXED, ROWS, batch, mixed, sequential
+from test_over_time import MIXED, ROWS, batch, mixed, planned, sequential
 from torch import Tensor, nn
 
 import parspike
@@ -158,7 +158,7 @@ def test_a_bias_of_each_step_evens_out_the_mean_current() -> None:
 def test_the_closed_form_is_nearer_than_the_maxima(kind: Serial) -> None:
     model = sequential()
     plain, without, fitted = (
-        apart(parspike.convert(model, ROWS, T=T, neuron=kind, recipe=recipe), model, ROWS)
+        apart(parspike.convert(planned(), ROWS, T=T, neuron=kind, recipe=recipe), model, ROWS)
         for recipe in ("max", parspike.ClosedForm(refit=False), parspike.ClosedForm())
     )
     assert fitted < without < plain
@@ -168,18 +168,18 @@ def test_the_closed_form_is_nearer_than_the_maxima(kind: Serial) -> None:
 @pytest.mark.parametrize(("start", "share"), [("half", 0.5), ("zero", 0.0)])
 def test_the_potential_begins_where_it_was_asked_to(start: Any, share: float, recipe: Any) -> None:
     for kind in (IF(v_init=start), LIF(0.9, reset="zero", v_init=start)):
-        snn = parspike.convert(sequential(), ROWS, T=T, neuron=kind, recipe=recipe)
+        snn = parspike.convert(planned(), ROWS, T=T, neuron=kind, recipe=recipe)
         for neuron in snn.neurons().values():
             assert isinstance(neuron, IntegrateFire)
             torch.testing.assert_close(neuron.v_init, neuron.v_threshold * share, rtol=1e-12, atol=0)
 
 
 def test_gradient_steps_move_every_parameter_of_neurons_with_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = parspike.convert(sequential(), ROWS, T=T, neuron=IF(), recipe="closed-form")
+    closed = parspike.convert(planned(), ROWS, T=T, neuron=IF(), recipe="closed-form")
     # What moves is looked at, not whether the held-out images like it.
     monkeypatch.setattr("parspike.calibrate.reconstruct._Loss.held_out", lambda self, images: -float(next(count)))
     count = iter(range(1000))
-    moved = parspike.convert(sequential(), ROWS, T=T, neuron=IF(), recipe=parspike.Reconstruct(steps=8, rate=0.2))
+    moved = parspike.convert(planned(), ROWS, T=T, neuron=IF(), recipe=parspike.Reconstruct(steps=8, rate=0.2))
     for name, neuron in moved.neurons().items():
         before = closed.neurons()[name].state_dict()
         for key, value in neuron.named_parameters():
@@ -201,19 +201,19 @@ def test_gradient_steps_end_no_worse_on_the_images_held_out() -> None:
 
 def test_algorithm_1_is_for_parallel_neurons() -> None:
     with pytest.raises(OptionError, match=r"recipe 'daqcfs' \(Algorithm 1\) is for parallel neurons.*'closed-form'"):
-        parspike.convert(sequential(), ROWS, T=T, neuron=IF(), recipe=parspike.DAQCFS())
+        parspike.convert(planned(), ROWS, T=T, neuron=IF(), recipe=parspike.DAQCFS())
 
 
 def test_the_default_is_the_closed_form_that_weighs_an_error_by_itself() -> None:
-    snn = parspike.convert(sequential(), ROWS, T=T, neuron=LIF(0.9))
-    named = parspike.convert(sequential(), ROWS, T=T, neuron=LIF(0.9), recipe=parspike.ClosedForm(weigh="own"))
+    snn = parspike.convert(planned(), ROWS, T=T, neuron=LIF(0.9))
+    named = parspike.convert(planned(), ROWS, T=T, neuron=LIF(0.9), recipe=parspike.ClosedForm(weigh="own"))
     assert snn.provenance["search"] == {"chosen": recipe_to_json(parspike.ClosedForm(weigh="own"))}
     assert torch.equal(named(ROWS), snn(ROWS))
 
 
 def test_few_images_do_not_change_the_synapses() -> None:
     with pytest.warns(ParspikeWarning, match="it is the closed form without re-fitted synapses alone"):
-        snn = parspike.convert(sequential(), ROWS[:20], T=T, neuron=IF())
+        snn = parspike.convert(planned(), ROWS[:20], T=T, neuron=IF())
     assert snn.provenance["search"]["chosen"] == recipe_to_json(parspike.ClosedForm(refit=False, weigh="own"))
     weights = dict(sequential().state_dict())
     assert all(torch.equal(tensor, weights[path]) for path, tensor in snn.tensors().items() if path in weights)
@@ -254,7 +254,7 @@ def test_tune_finds_the_steps() -> None:
 )
 def test_operations_are_those_counted_by_hand(kind: Serial, given: Input) -> None:
     model = sequential()
-    snn = parspike.convert(model, ROWS, T=T, neuron=kind, input=given, recipe="closed-form")
+    snn = parspike.convert(planned(), ROWS, T=T, neuron=kind, input=given, recipe="closed-form")
     report = parspike.measure(snn, ROWS.split(20), against=model)
     sent = {layer: float(count.sum()) / len(ROWS) for layer, count in snn.run(ROWS, record=True).sent.items()}
     rows = {row.layer: row for row in report.rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import re
@@ -49,9 +50,15 @@ Y = (torch.arange(96) * 7) % 5
 FIT, TEST = list(X[:64].split(16)), list(zip(X[64:].split(10), Y[64:].split(10), strict=True))
 
 
+@functools.cache
+def planned() -> parspike.Plan:
+    """MODEL, traced once: a sweep of the plan is one of the network."""
+    return parspike.plan(MODEL, X[:2])
+
+
 def small(**changes: Any) -> Sweep:
     """A sweep that takes a second."""
-    return parspike.sweep(MODEL, FIT, TEST, **{"T": (1, 3), "recipe": "max", **changes})
+    return parspike.sweep(planned(), FIT, TEST, **{"T": (1, 3), "recipe": "max", **changes})
 
 
 def without_time(rows: tuple[SweepRow, ...]) -> list[dict[str, Any]]:
@@ -80,7 +87,7 @@ def test_rows_are_those_of_single_conversions() -> None:
     assert found.network_accuracy == pytest.approx(100 * float((wanted.argmax(1) == y).double().mean()))
     assert (found.samples, found.classes, found.measure) == (32, 5, "accuracy")
     for row in found.rows:
-        snn = parspike.convert(MODEL, FIT, T=row.T, code=row.code, recipe=CLOSED)  # pyright: ignore[reportArgumentType]
+        snn = parspike.convert(planned(), FIT, T=row.T, code=row.code, recipe=CLOSED)  # pyright: ignore[reportArgumentType]
         said, run = snn(x), snn.run(x, record=True)
         assert row.accuracy == pytest.approx(100 * float((said.argmax(1) == y).double().mean()))
         assert row.agreement == pytest.approx(100 * float((said.argmax(1) == wanted.argmax(1)).double().mean()))
@@ -97,15 +104,21 @@ def curves() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.Sigmoid(), nn.Linear(5, 3), nn.Softplus(), nn.Linear(3, 3))
 
 
+@functools.cache
+def one_of(make: Any) -> tuple[nn.Module, Tensor, parspike.Plan]:
+    torch.manual_seed(0)
+    model = make().eval()
+    x = torch.randn(70, 3, 8, 8) if make is Residual else X[:70]
+    return model, x, parspike.plan(model, x[:2])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("recipe", ["max", "closed-form"])
 @pytest.mark.parametrize("make", [Mixed, Residual, curves])
 def test_the_count_engine_is_the_quantised_network(make: Any, recipe: str, code: Any) -> None:
-    torch.manual_seed(0)
-    model = make().eval()
-    x = torch.randn(70, 3, 8, 8) if make is Residual else X[:70]
-    snn = parspike.convert(model, x[:64], T=3, code=code, recipe=recipe)
+    model, x, plan = one_of(make)
+    snn = parspike.convert(plan, x[:64], T=3, code=code, recipe=recipe)
     (name,) = (i.name for i in snn.graph.inputs)
     found, wanted = quantised(snn)({name: x}), snn(x)
     assert torch.equal(found, wanted)
@@ -157,7 +170,7 @@ def test_the_quantised_network_is_what_a_reader_would_write() -> None:
 
 
 def test_items_without_labels_have_no_accuracy() -> None:
-    found = parspike.sweep(MODEL, FIT, X[64:], T=[2], recipe="max")
+    found = parspike.sweep(planned(), FIT, X[64:], T=[2], recipe="max")
     assert found.measure == "agreement"
     assert found.network_accuracy is None
     for row in found.rows:
@@ -196,13 +209,13 @@ def test_whole_numbers_have_agreement_alone() -> None:
 
 def test_without_data_every_fourth_batch_is_held_out() -> None:
     items = list(zip(X.split(12), Y.split(12), strict=True))
-    found = parspike.sweep(MODEL, items, T=[2], recipe="max")
+    found = parspike.sweep(planned(), items, T=[2], recipe="max")
     fit, rest = [item for i, item in enumerate(items) if i % 4 != 3], items[3::4]
     assert found.samples == 24
-    assert without_time(found.rows) == without_time(parspike.sweep(MODEL, fit, rest, T=[2], recipe="max").rows)
+    assert without_time(found.rows) == without_time(parspike.sweep(planned(), fit, rest, T=[2], recipe="max").rows)
     with pytest.raises(CalibrationError, match="3 calibration batches are too few"):
-        parspike.sweep(MODEL, items[:3])
-    assert parspike.sweep(MODEL, items[:1], rest, T=[1], recipe="max").samples == 24
+        parspike.sweep(planned(), items[:3])
+    assert parspike.sweep(planned(), items[:1], rest, T=[1], recipe="max").samples == 24
 
 
 def test_the_network_is_planned_once_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +229,7 @@ def test_the_network_is_planned_once_and_left_as_it_was(monkeypatch: pytest.Monk
     assert len(calls) == 1
     assert torch.equal(state, torch.random.get_rng_state())
     torch.rand(3)
-    again = parspike.sweep(parspike.plan(MODEL, X[:2]), shuffled, TEST, T=(1, 2), recipe="closed-form")
+    again = parspike.sweep(planned(), shuffled, TEST, T=(1, 2), recipe="closed-form")
     assert without_time(found.rows) == without_time(again.rows)
 
 
@@ -225,7 +238,7 @@ def test_loaders_that_shuffle_hold_out_the_same_images() -> None:
     one, other = [], []
     for rows in (one, other):
         torch.rand(5)
-        rows += without_time(parspike.sweep(MODEL, shuffled, T=[1], recipe="max").rows)
+        rows += without_time(parspike.sweep(planned(), shuffled, T=[1], recipe="max").rows)
     assert one == other
 
 
@@ -257,7 +270,7 @@ def test_inputs_and_several_inputs() -> None:
 def test_warnings_are_given_once() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        parspike.sweep(MODEL, [X[:8]], TEST, T=(1, 2))
+        parspike.sweep(planned(), [X[:8]], TEST, T=(1, 2))
     assert len([w for w in caught if issubclass(w.category, ParspikeWarning)]) == 1
 
 
@@ -266,15 +279,15 @@ def test_warnings_are_given_once() -> None:
 
 @torch.no_grad()
 def test_neurons_with_a_state_beside_as_many_free_levels() -> None:
-    for model in (MODEL, parspike.plan(MODEL, X[:2], neuron=parspike.IF())):
-        neuron = parspike.IF() if isinstance(model, nn.Module) else None
+    stateful = parspike.plan(MODEL, X[:2], neuron=parspike.IF())
+    snns = [parspike.convert(stateful, FIT, T=T, recipe="max") for T in (2, 6)]
+    frees = [parspike.convert(planned(), FIT, T=T, recipe="max") for T in (2, 6)]
+    for model, neuron in ((MODEL, parspike.IF()), (stateful, None)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ParspikeWarning)
             found = parspike.sweep(model, FIT, TEST, T=(2, 6), neuron=neuron, recipe="max")
-            snns = [parspike.convert(MODEL, FIT, T=T, neuron=parspike.IF(), recipe="max") for T in (2, 6)]
         assert [(row.T, row.code, row.levels) for row in found.rows] == [(2, "if", 2), (6, "if", 6)]
-        for row, snn in zip(found.rows, snns, strict=True):
-            free = parspike.convert(MODEL, FIT, T=row.T, recipe="max")
+        for row, snn, free in zip(found.rows, snns, frees, strict=True):
             wanted = MODEL(X[64:])
             errors = [100 * float((net(X[64:]) - wanted).norm() / wanted.norm()) for net in (snn, free)]
             assert (row.error, row.quantised_error) == pytest.approx(tuple(errors), rel=1e-4)
@@ -333,15 +346,15 @@ def test_a_code_that_cannot_run_a_T_is_left_out_by_name() -> None:
 
 def test_data_that_say_nothing() -> None:
     with pytest.raises(OptionError, match="data is the calibration set itself"):
-        parspike.sweep(MODEL, FIT, FIT)
+        parspike.sweep(planned(), FIT, FIT)
     with pytest.raises(InputError, match="data is empty"):
-        parspike.sweep(MODEL, FIT, [])
+        parspike.sweep(planned(), FIT, [])
     with pytest.raises(CalibrationError, match="the calibration set is empty"):
-        parspike.sweep(MODEL, [], TEST)
+        parspike.sweep(planned(), [], TEST)
     with pytest.raises(InputError, match="a class 5 but the network knows 5 classes"):
-        parspike.sweep(MODEL, FIT, [(X[:4], torch.tensor([0, 1, 5, 2]))])
+        parspike.sweep(planned(), FIT, [(X[:4], torch.tensor([0, 1, 5, 2]))])
     with pytest.raises(InputError, match="the data that it is measured on"):
-        parspike.sweep(MODEL, FIT, torch.rand(4, 3, 6, 6))
+        parspike.sweep(planned(), FIT, torch.rand(4, 3, 6, 6))
 
 
 def test_a_plan_for_neurons_with_a_state_is_tuned_for_them() -> None:
@@ -413,7 +426,7 @@ def test_files_are_named_for_what_they_hold(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("labels", "own"), [(True, None), (False, 100.0)])
 def test_the_figure_shows_the_rows(labels: bool, own: float | None) -> None:
     pytest.importorskip("matplotlib")
-    found = small() if labels else parspike.sweep(MODEL, FIT, X[64:], T=(1, 3), recipe="max")
+    found = small() if labels else parspike.sweep(planned(), FIT, X[64:], T=(1, 3), recipe="max")
     left, right, energy = found.figure().axes
     lines = {line.get_label(): line for line in left.get_lines()}
     own = found.network_accuracy if own is None else own

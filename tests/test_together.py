@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -102,9 +103,14 @@ def network(kind: type[nn.Module]) -> nn.Module:
         return Curved().eval()
 
 
+@functools.cache
+def planned(kind: type[nn.Module]) -> parspike.Plan:
+    return parspike.plan(network(kind), batches(2, shape=(1, 8, 8) if kind is Quantised else (3, 8, 8))[0])
+
+
 def convert(name: str, path: Path, group: Any = None) -> None:
     kind, recipe, data = CASES[name]
-    parspike.convert(network(kind), data, T=3, recipe=recipe, group=group, **SERIAL.get(name, {})).save(path)
+    parspike.convert(planned(kind), data, T=3, recipe=recipe, group=group, **SERIAL.get(name, {})).save(path)
 
 
 def few(set_name: Any) -> None:

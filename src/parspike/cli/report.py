@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 __all__ = ["report"]
 
+MOST = 256
+"""Images that --diagnose looks at, as parspike diagnose does."""
+
 
 @spread
 def report(
@@ -70,6 +73,14 @@ def report(
             rich_help_panel=HOW,
         ),
     ] = None,
+    diagnose: Annotated[
+        bool,
+        typer.Option(
+            "--diagnose",
+            help="also say which layer is to blame for the error, and which remedies help, on up to 256 images",
+            rich_help_panel=HOW,
+        ),
+    ] = False,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -129,6 +140,12 @@ def report(
                 _as_kept(network.model, snn, fit), fit.batches(), images.batches(), T=steps, seed=options.seed,
                 progress=progress, each=lambda row: console.note(str(row)), **how,
             )  # fmt: skip
+    diagnosis = None
+    if diagnose:
+        some = options.open(data, preprocess, split=split, prefer="test", limit=min(limit or MOST, MOST), shuffle=True)
+        with console.progress("diagnosing") as progress, explained(some):
+            model = network.model if network else None
+            diagnosis = parspike.diagnose(snn, model, some.batches(), progress=progress)
     with console.progress("report") as progress, explained(images):
         measured = parspike.report(
             snn,
@@ -137,12 +154,13 @@ def report(
             model=network.model if network else None,
             layers=layers,
             sweep=found,
+            diagnosis=diagnosis,
             classes=names if names is not None else _folders(images),
             picture=_picture(images, preprocess),
             title=title or f"{Path(file).name}: a spiking network",
             commands=_commands(
-                snn, file, data, output, against, weights, layers, sweep, calibration, calibration_images, classes,
-                title, split, limit, options,
+                snn, file, data, output, against, weights, layers, sweep, diagnose, calibration, calibration_images,
+                classes, title, split, limit, options,
             ),
             about=[("file", _about(file)), ("measured on", _measured_on(images, data))],
             force=force,
@@ -275,13 +293,14 @@ def _measured_on(images: Images, data: str) -> str:
 
 def _commands(
     snn: Any, file: str, data: str, output: str, against: str | None, weights: str | None, layers: Sequence[str] | None,
-    sweep: str | None, calibration: str | None, calibration_images: int, classes: str | None, title: str | None,
-    split: str | None, limit: int | None, options: ImageOptions,
+    sweep: str | None, diagnose: bool, calibration: str | None, calibration_images: int, classes: str | None,
+    title: str | None, split: str | None, limit: int | None, options: ImageOptions,
 ) -> list[str]:  # fmt: skip
     """The command lines that made the network, as far as its file says, and this page."""
     given: list[tuple[str, Any]] = [
         ("--data", data), ("--against", against), ("--weights", weights),
-        *(("--layers", layer) for layer in layers or ()), ("--sweep", sweep), ("--calibration", calibration),
+        *(("--layers", layer) for layer in layers or ()), ("--sweep", sweep), ("--diagnose", diagnose or None),
+        ("--calibration", calibration),
         ("--calibration-images", None if sweep is None else calibration_images), ("--classes", classes),
         ("--title", title), ("--split", split), ("--limit", limit), ("--shape", options.shape),
         ("--size", options.size), ("--crop", options.crop), ("--mean", options.mean), ("--std", options.std),
@@ -307,7 +326,10 @@ def _commands(
 
 
 def _line(command: str, what: str, given: Sequence[tuple[str, Any]], skip_broken: bool) -> str:
-    words = [word for name, value in given if value is not None for word in (name, str(value))]
+    words = [
+        word for name, value in given if value is not None
+        for word in ((name,) if value is True else (name, str(value)))
+    ]  # fmt: skip
     return shlex.join(["parspike", command, what, *words, *(["--skip-broken"] if skip_broken else [])])
 
 

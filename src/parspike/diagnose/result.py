@@ -190,7 +190,8 @@ class Diagnosis:
     def _repr_html_(self) -> str:
         return html_table("Diagnosis", HEAD, [_cells(row) for row in self.rows], self._remarks())
 
-    def _remarks(self) -> list[str]:
+    def verdict(self) -> list[str]:
+        """How the network does, which layer is to blame and why: a sentence a line."""
         reference = (
             "the network" if self.compared_with == "network"
             else "this network's own weights with exact activations (no original network was given)"
@@ -202,7 +203,7 @@ class Diagnosis:
         ]
         worst = self.worst
         if worst is None:
-            return [*lines, "no layer to blame: the outputs are the network's"]
+            return lines
         if worst.without.harm <= (1 - STANDS_OUT) * self.outcome.harm:
             why = f"Computed exactly, it alone turns {_harm(self.outcome)} into {_harm(worst.without)}"
         else:
@@ -211,7 +212,12 @@ class Diagnosis:
                 f"or another recipe for all of them help most. As the only spiking layer this one costs most, "
                 f"{_harm(worst.alone)}"
             )
-        lines.append(f"to blame: {worst.layer}. {why}; its own fault is mostly {CAUSES[worst.cause]}")
+        return [*lines, f"to blame: {worst.layer}. {why}; its own fault is mostly {CAUSES[worst.cause]}"]
+
+    def _remarks(self) -> list[str]:
+        lines = self.verdict()
+        if self.worst is None:
+            return [*lines, "no layer to blame: the outputs are the network's"]
         if not self.remedies:
             return [*lines, "no remedy was tried: give at least two images"]
         lines.append(f"remedies for it, tried on {self.held_out:,} images that were no part of their choice:")

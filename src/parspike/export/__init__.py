@@ -129,7 +129,7 @@ def _to_onnx(snn: SNN, path: Path, example: Any, weights: int | None) -> Exporte
 
         file = tally(written, list(made.counts), batches, theirs)
         whole = written.provenance.get("lowered") == "integers"
-        if whole and (file.unlike or file.error):
+        if whole and not file.equal:
             raise UnsupportedError(
                 f"this runtime computes other whole numbers than parspike ({file.text}): please report it, with the "
                 "network; without weights= the file holds real numbers"

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from parspike.graph import leaves
+from parspike.graph.ir import map_tree
+from parspike.measure import Scores
 from parspike.notebook import html_table
 from parspike.snn import SNN
 
@@ -36,13 +38,19 @@ class Drift:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two runs of the same samples. error: ‖file − own‖ / ‖own‖ of the outputs; agreement: share of the samples whose
-    largest output is the same, None where outputs are no scores of classes."""
+    """Two runs of the same samples. error: ‖file − own‖ / ‖own‖ of the outputs, of several the largest, None where
+    they are whole numbers; agreement: share of the answers that are the same, None where outputs are values
+    (docs/measure.md, "Answers and values")."""
 
     samples: int
     layers: tuple[Drift, ...]
-    error: float
+    error: float | None
     agreement: float | None
+
+    @property
+    def equal(self) -> bool:
+        """Whether every count and every output is the same to the bit."""
+        return not self.unlike and not self.error and self.agreement in (None, 1)
 
     @property
     def unlike(self) -> int:
@@ -54,10 +62,12 @@ class Compared:
         """The comparison as half a sentence."""
         counts = sum(row.counts for row in self.layers)
         said = f"{self.unlike:,} of {counts:,} spike counts differ" if self.unlike else "the same spike counts"
-        said = said if counts else ""
-        outputs = f"outputs differ by {100 * self.error:.2g} %"
-        alike = "" if self.agreement is None else f", the same class for {100 * self.agreement:.1f} % of the samples"
-        return (f"{said}, " if said else "") + outputs + alike
+        parts = [said] if counts else []
+        if self.error is not None:
+            parts.append(f"outputs differ by {100 * self.error:.2g} %")
+        if self.agreement is not None:
+            parts.append(f"the same class for {100 * self.agreement:.1f} % of the samples")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -147,8 +157,7 @@ def tally(own: SNN, names: Collection[str], batches: Sequence[Mapping[str, Tenso
     whose counts are compared."""
     layer = {name: own.graph.by_name[name].layer for name in names}
     rows = {name: [0, 0, 0, 0] for name in names}
-    samples = alike = scored = 0
-    apart = size = 0.0
+    samples, scores = 0, Scores()
     for env in batches:
         mine, output = _counts(own, env, names)
         found, answer = theirs(env)
@@ -159,19 +168,17 @@ def tally(own: SNN, names: Collection[str], batches: Sequence[Mapping[str, Tenso
             row[2] += int(other.abs().sum())
             row[3] += int((count != other).sum())
         samples += len(next(iter(env.values())))
-        for one, two in zip(_tensors(output), _tensors(answer), strict=True):
-            apart += float((one.double() - two.double().reshape(one.shape)).square().sum())
-            size += float(one.double().square().sum())
-            if one.dim() == 2 and one.shape[1] > 1:
-                alike += int((one.argmax(1) == two.reshape(one.shape).argmax(1)).sum())
-                scored += len(one)
+        scores.add(_as(output, answer), output)
     layers = tuple(Drift(layer[name], *row) for name, row in rows.items())
-    error = 0.0 if not apart else (apart / size) ** 0.5 if size else float("inf")
-    return Compared(samples, layers, error, alike / scored if scored else None)
+    return Compared(samples, layers, scores.error, scores.agreement)
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
+def _as(output: Any, answer: Any) -> Any:
+    """Another program's answer in the structure and the shapes of the network's output."""
+    given = [leaf for leaf in leaves(answer) if isinstance(leaf, Tensor)]
+    own = [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
+    found = iter([two.reshape(one.shape) for one, two in zip(own, given, strict=True)])
+    return map_tree(lambda leaf: next(found) if isinstance(leaf, Tensor) else leaf, output)
 
 
 def _counts(snn: SNN, env: Mapping[str, Tensor], names: Collection[str] | None) -> tuple[dict[str, Tensor], Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from sympy import Integer
 from torch import Tensor, nn
 
 from parspike.errors import TraceError
@@ -52,6 +54,8 @@ def with_free_sizes(
             if not any(isinstance(dim, Size) for i in graph.inputs for dim in i.shape[1:]):
                 return of_one_size(model, reader, graph, args, kwargs), _reasons(fixed, names, inputs)
             if any(isinstance(graph.inputs[i].shape[d], Size) for i, d in found.fixed):
+                if len(fixed) == sum(x.dim() - 1 for x in inputs):
+                    return _with_numbers(model, exported, reader, args, kwargs), _reasons(fixed, names, inputs)
                 continue
             limits = dict.fromkeys((*found.as_sizes(reader.symbols), *reader.limits))
             graph = _proved(model, replace(graph, limits=tuple(limits)), args, kwargs)
@@ -61,12 +65,30 @@ def with_free_sizes(
     return None, _reasons(fixed, names, inputs)
 
 
+def _with_numbers(
+    model: nn.Module, exported: Any, reader: Reader, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+) -> Graph | None:
+    """The graph of a program that was traced with open sizes, all of which turned out to be fixed: those of the example
+    in their place, which saves the time of tracing again.
+
+    None where that is not what tracing with the example's sizes gives: with open ones the code may take another way, or
+    ask something of the batch.
+    """
+    numbers = {symbol: Integer(reader.example[name]) for symbol, name in reader.symbols.items() if name != BATCH}
+    try:
+        reader = Reader(model, exported, args, kwargs, numbers)
+        graph = of_one_size(model, reader, reader.graph(), args, kwargs)
+    except TraceError:
+        return None
+    return None if graph.limits or not same(model, graph, args, kwargs) else graph
+
+
 def of_one_size(
     model: nn.Module, reader: Reader, graph: Graph, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
 ) -> Graph:
     """A graph whose sizes, but for the batch, are those of the example: with its limits on the batch, and with the
     operators across the batch marked."""
-    graph = replace(graph, limits=(*batch_limits(reader.placeholders, reader.symbols), *reader.limits))
+    graph = replace(graph, limits=(*batch_limits(reader.placeholders, reader.symbols, reader.numbers), *reader.limits))
     return with_one_sample(model, across_batch_marked(graph, args, kwargs), args, kwargs)
 
 

@@ -53,10 +53,15 @@ WITH_PLACES = {
 
 
 class Reader:
-    """Turns one exported program into a `Graph`."""
+    """Turns one exported program into a `Graph`. numbers: sizes, as torch's symbols, that are to be these
+    numbers of sympy."""
 
-    def __init__(self, model: nn.Module, exported: Any, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, exported: Any, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor],
+        numbers: Mapping[Any, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.exported = model, exported
+        self.numbers = dict(numbers or {})
         self.signature = (len(args), tuple(kwargs))
         self.shapes = [x.shape for x in (*args, *kwargs.values())]
         self.placeholders: list[Any] = []
@@ -136,7 +141,7 @@ class Reader:
             )
         self.placeholders.append(fx)
         for position, dim in enumerate(value.shape):
-            if isinstance(dim, int) or dim.node.expr in self.symbols:
+            if isinstance(dim, int) or dim.node.expr in self.symbols or dim.node.expr in self.numbers:
                 continue
             if position == 0:
                 self.symbols[dim.node.expr] = BATCH
@@ -151,7 +156,7 @@ class Reader:
         return value if isinstance(value, int) else self._expression(value.node.expr)
 
     def _expression(self, expression: Any) -> Any:
-        tree = size_tree(expression, self.symbols)
+        tree = size_tree(expression.xreplace(self.numbers), self.symbols)
         return tree if isinstance(tree, int) else Size(tree)
 
     def _arguments(self, tree: Any) -> Any:

@@ -159,14 +159,16 @@ def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: G
     return found
 
 
-def batch_limits(placeholders: Sequence[Any], symbols: Mapping[Any, str]) -> tuple[Size, ...]:
+def batch_limits(
+    placeholders: Sequence[Any], symbols: Mapping[Any, str], numbers: Mapping[Any, Any]
+) -> tuple[Size, ...]:
     """The conditions on the batch size in a program that was exported with the batch alone open, such as a branch on
-    it."""
+    it, or with more open, for which `numbers` are put in."""
     environment = placeholders[0].meta["val"].shape[0].node.shape_env
     batch = {symbol for symbol, name in symbols.items() if name == BATCH}
     limits = []
     for guard in environment.guards:
-        expression = environment.replace(guard.expr)
+        expression = environment.replace(guard.expr).xreplace(numbers)
         if expression.free_symbols - batch:
             continue  # the strides of an example that is a view: inputs of other strides have the same values
         if expression.free_symbols and not _always(expression, {}, batch):

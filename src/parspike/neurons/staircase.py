@@ -35,6 +35,8 @@ MOST_JOINED = 1 << 19
 """Of all channels, in the table of two staircases: 2 MiB of float32 for a layer."""
 FINEST = 22
 """The largest threshold has at most as many bits before the grid's point: float32 has room for both sides of it."""
+NARROWER = (torch.float32, torch.float16, torch.bfloat16)
+"""What outputs of a wider dtype may have been rounded to before."""
 SELECTED = 16
 """Levels up to which a compiled network compares with every threshold: compilers vectorise that, not a table."""
 
@@ -127,7 +129,7 @@ class Staircase(Neuron):
             raise ValueError("thresholds must be finite")
         if bool((thresholds.diff(dim=0) < 0).any()) or bool((outputs.diff(dim=0) < 0).any()):
             raise ValueError("thresholds and outputs must not fall")
-        if code == "weighted" and not _even(outputs):
+        if code == "weighted" and not _even(outputs) and not _were_even(outputs):
             raise ValueError("the weighted code needs evenly spaced outputs")
         self.error, self.uniform_error = float(error), float(uniform_error)
         self.thresholds = nn.Parameter(thresholds.detach().clone(), requires_grad=False)
@@ -310,3 +312,17 @@ def _even(outputs: Tensor) -> bool:
     number = torch.finfo(outputs.dtype)
     slack = 16 * number.eps * outputs.double().abs().amax(0).clamp(min=number.tiny)
     return bool(((steps - wanted).abs() <= slack).all())
+
+
+def _were_even(outputs: Tensor) -> bool:
+    """Whether evenly spaced outputs were rounded to a narrower dtype, whose rounding they keep when a network is cast
+    to a wider one, such as by `snn.double()`."""
+    wide = outputs.double()
+    places = torch.arange(len(wide), dtype=wide.dtype, device=wide.device).reshape(-1, *[1] * (wide.dim() - 1))
+    off = (wide - wide[0] - places * ((wide[-1] - wide[0]) / (len(wide) - 1))).abs()
+    # Twice half a unit in the last place: the value's own rounding, and that of the ends.
+    return any(
+        torch.equal(outputs.to(dtype).double(), wide)
+        and bool((off <= torch.finfo(dtype).eps * wide.abs().amax(0).clamp(min=torch.finfo(dtype).tiny)).all())
+        for dtype in NARROWER
+    )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.calibrate.recipe import Progress
+from parspike.diagnose import Diagnosis
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError
 from parspike.file import write_whole
 from parspike.measure import Energy, Report
@@ -38,6 +39,7 @@ def report(
     model: nn.Module | Plan | None = None,
     layers: Sequence[str] | None = None,
     sweep: Sweep | None = None,
+    diagnosis: Diagnosis | None = None,
     classes: Classes | None = None,
     picture: Callable[[Tensor], Tensor] | None = None,
     inputs: Callable[[Any], Any] | None = None,
@@ -57,12 +59,13 @@ def report(
     The page needs nothing but itself: figures are drawn in it, no script runs, nothing is loaded. data: as for
     `measure`; labels give the accuracy, model= the agreement and the errors by layer. model: the network that was
     converted, or its plan. layers: whose spikes are drawn, names or patterns (default: first, middle and last). sweep:
-    what `parspike.sweep` returned for the same network and data: the page then shows several T. classes: their names,
-    in order, or a dict of some by number. picture: from one input to its image, values in 0 … 1, where inputs are
-    prepared images. inputs: a function from an item to the inputs. energy: picojoules of an operation. title: of the
-    page. commands: lines that made the network and the page, shown as they are. about: more rows, name and text, for
-    where the network comes from. seconds: for the timing. force: replace an existing file. progress: called as
-    progress(what, done, total).
+    what `parspike.sweep` returned for the same network and data: the page then shows several T. diagnosis: what
+    `parspike.diagnose` returned for the network: the page then says which layer is to blame, and what helps. classes:
+    their names, in order, or a dict of some by number. picture: from one input to its image, values in 0 … 1, where
+    inputs are prepared images. inputs: a function from an item to the inputs. energy: picojoules of an operation.
+    title: of the page. commands: lines that made the network and the page, shown as they are. about: more rows, name
+    and text, for where the network comes from. seconds: for the timing. force: replace an existing file. progress:
+    called as progress(what, done, total).
 
     Raises `FileError` where the page cannot be written, before anything is measured where that can be seen,
     `OptionError` for a pattern that matches no layer, `MissingExtraError` without matplotlib, and what `measure`
@@ -93,7 +96,8 @@ def report(
         timed = times(snn, env, model=model if isinstance(model, nn.Module) else None, seconds=seconds)
     look = Look(
         snn, costs, found, timed, fired, title=title or f"{_name(snn)} as a spiking network", sweep=sweep,
-        picture=picture, commands=tuple(commands), about=tuple(about), day=time.strftime("%Y-%m-%d"),
+        diagnosis=diagnosis, picture=picture, commands=tuple(commands), about=tuple(about),
+        day=time.strftime("%Y-%m-%d"),
     )  # fmt: skip
     write_whole(path, [page(look).encode()])
     return costs

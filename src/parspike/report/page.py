@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from parspike.diagnose import Diagnosis
 from parspike.measure import Report, joule, short
 from parspike.neurons import Parallel
 from parspike.plan import rows_of
@@ -51,6 +52,7 @@ class Look:
     trains: Sequence[Train]
     title: str
     sweep: Sweep | None = None
+    diagnosis: Diagnosis | None = None
     picture: Callable[[Tensor], Tensor] | None = None
     commands: tuple[str, ...] = ()
     about: tuple[tuple[str, str], ...] = ()
@@ -296,6 +298,34 @@ def _layers(look: Look) -> Section | None:
     return Section("layers", "Layer by layer", text, drawn)
 
 
+def _diagnosis(look: Look) -> Section | None:
+    found = look.diagnosis
+    if found is None:
+        return None
+    text = [f"{line[:1].upper()}{line[1:]}." for line in found.verdict()]
+    if found.blame is None:
+        text.append("No layer is to blame: the outputs are the network’s.")
+    text.append(
+        "Error: ‖mean output − activation‖ / ‖activation‖ of a layer’s neurons. Its parts: what lies beyond their "
+        "range (clipping) or between their levels (quantisation), what steps get unevenly (over time), and what layers "
+        "before caused (carried). Alone: the error of the network’s outputs with only this layer spiking; without: "
+        "with only this layer computed exactly. Dead and saturated: neurons that are silent, or fire all they can, for "
+        "every image."
+    )
+    layers = found.table()
+    words = frozenset(place for place, name in enumerate(layers.head) if name in layers.left)
+    tables = [Table(layers.head, _cut([list(row) for row in layers.rows], len(layers.head)), words)]
+    if found.remedies:
+        rows = [
+            [one.what, str(one.again or one.before), str(one.after), "take this" if one is found.remedy else ""]
+            for one in found.remedies
+        ]
+        title = f"Remedies, tried on {found.held_out:,} images that were no part of their choice"
+        tables.append(Table(["remedy", "before", "after", ""], rows, frozenset(range(4)), title))
+    code = [] if found.remedy is None else [found.remedy.how]
+    return Section("diagnosis", "Where the error comes from", text, tables=tables, code=code)
+
+
 def _spikes(look: Look) -> Section | None:
     if not look.trains:
         return None
@@ -467,5 +497,5 @@ def _again(look: Look) -> Section:
 
 
 SECTIONS: tuple[Callable[[Look], Section | None], ...] = (
-    _answers, _layers, _spikes, _costs, _examples, _plan, _provenance, _again,
+    _answers, _layers, _diagnosis, _spikes, _costs, _examples, _plan, _provenance, _again,
 )  # fmt: skip

@@ -28,9 +28,10 @@ from parspike.train.checkpoint import check_checkpoint, save_checkpoint, save_we
 from parspike.train.data import Examples, check_labels
 from parspike.train.devices import Devices, local, make_fabric
 from parspike.train.hub import HubStream
+from parspike.train.methods import Group
 from parspike.train.networks import NETWORKS
 from parspike.train.ondemand import OnDemand
-from parspike.train.recipe import TrainingRecipe
+from parspike.train.recipe import Optimiser, TrainingRecipe
 
 __all__ = ["DivergedError", "Result", "fit"]
 
@@ -126,10 +127,7 @@ class _Run:
         # After the network, whose parameters the strategy may have replaced.
         groups = recipe.activation.groups(network)
         self.rates = [group.rate for group in groups]
-        self.optimiser = fabric.setup_optimizers(torch.optim.SGD(
-            [{"params": g.parameters, "weight_decay": options.weight_decay if g.decay else 0.0} for g in groups],
-            lr=options.lr, momentum=options.momentum, nesterov=options.nesterov,
-        ))  # fmt: skip
+        self.optimiser = fabric.setup_optimizers(_optimiser(options, groups))
         self.sharded = any(isinstance(p, DTensor) for p in parameters)
         self.whole = [p for p in parameters if not isinstance(p, DTensor)] if self.sharded else []
         # Images that are decoded on demand are cropped there, since they come in all sizes.
@@ -343,6 +341,13 @@ class _Run:
         return Result(
             state["accuracy"], state["step"] // self.steps_per_epoch, state["step"], state["seconds"], weights
         )
+
+
+def _optimiser(options: Optimiser, groups: list[Group]) -> torch.optim.Optimizer:
+    parameters = [{"params": g.parameters, "weight_decay": options.weight_decay if g.decay else 0.0} for g in groups]
+    if options.name == "adamw":
+        return torch.optim.AdamW(parameters, lr=options.lr, betas=(options.momentum, 0.999))
+    return torch.optim.SGD(parameters, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
 
 
 def learning_rate(highest: float, step: int, total: int, warmup: float) -> float:

@@ -137,6 +137,59 @@ class ResNet(nn.Module):
         return self.get_submodule(self.classifier)(x)
 
 
+class _TransformerBlock(nn.Module):
+    """Attention over all tokens, then a linear layer, GELU and a linear layer for each: both on normalised tokens."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(self.norm1(x)).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.fc2(self.act(self.fc1(self.norm2(x))))
+
+
+class ViT(nn.Module):
+    """A compact vision transformer for 32×32 images (after Hassani et al., arXiv 2104.05704): two convolutions of
+    stride 2 make 64 tokens of the image, `depth` blocks of attention and GELU follow, and the mean token is classified.
+
+    stem: channels of the first convolution; the second gives tokens of `width` features. hidden: features between the
+    two linear layers of a block.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        width: int = 96,
+        depth: int = 4,
+        heads: int = 3,
+        hidden: int = 192,
+        stem: int = 48,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, stem, 3, 2, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(),
+            nn.Conv2d(stem, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width),
+        )  # fmt: skip
+        self.place = nn.Parameter(0.02 * torch.randn(1, 64, width))
+        self.blocks = nn.Sequential(*(_TransformerBlock(width, heads, hidden) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2) + self.place
+        return self.head(self.norm(self.blocks(x)).mean(1))
+
+
 class DigitsNet(nn.Module):
     """For 8×8 grey digits: small enough to train in seconds on one core."""
 
@@ -163,6 +216,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "vgg-small-cifar": partial(VGG, size=32, plan=VGG_SMALL, hidden=128, dropout=0.1),
     "resnet18-cifar": partial(ResNet, blocks=(2, 2, 2, 2)),
     "resnet20-cifar": partial(ResNet, blocks=(3, 3, 3), width=16, shortcut="pad", classifier="linear"),
+    "vit-cifar": ViT,
     "vgg16-imagenet": partial(VGG, size=224),
     "resnet18-imagenet": partial(ResNet, blocks=(2, 2, 2, 2), stem="imagenet"),
     "resnet34-imagenet": partial(ResNet, blocks=(3, 4, 6, 3), stem="imagenet"),

@@ -72,11 +72,12 @@ class Augment:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """SGD with a cosine schedule: `warmup` epochs of linear rise, then half a cosine down to zero.
+    """SGD or AdamW with a cosine schedule: `warmup` epochs of linear rise, then half a cosine down to zero.
 
-    batch_size: images in one optimiser step, over all devices. accumulate: passes that one step is divided into.
-    label_smoothing: share of the target spread over all classes. patience: stop early after so many epochs without
-    a better accuracy (0: never).
+    name: "sgd", or "adamw" (Loshchilov and Hutter, ICLR 2019) for transformers, whose β₁ is `momentum`, whose β₂ is
+    0.999, and for which `nesterov` has no meaning. batch_size: images in one optimiser step, over all devices.
+    accumulate: passes that one step is divided into. label_smoothing: share of the target spread over all classes.
+    patience: stop early after so many epochs without a better accuracy (0: never).
     """
 
     epochs: int = 300
@@ -89,15 +90,19 @@ class Optimiser:
     label_smoothing: float = 0.0
     accumulate: int = 1
     patience: int = 0
+    name: str = "sgd"
 
     def __post_init__(self) -> None:
+        among("optimiser.name", self.name, ("sgd", "adamw"))
         for name in ("epochs", "batch_size", "accumulate"):
             at_least(f"optimiser.{name}", getattr(self, name), 1)
         for name in ("momentum", "weight_decay", "warmup", "label_smoothing", "patience"):
             at_least(f"optimiser.{name}", getattr(self, name), 0)
         if not self.lr > 0:
             raise OptionError(f"optimiser.lr = {self.lr}: it must be above 0")
-        if self.nesterov and not self.momentum:
+        if self.name == "adamw" and not self.momentum < 1:
+            raise OptionError(f"optimiser.momentum = {self.momentum}: it must be below 1 for adamw")
+        if self.name == "sgd" and self.nesterov and not self.momentum:
             raise OptionError("optimiser.nesterov needs a momentum above 0")
         if self.batch_size % self.accumulate:
             raise OptionError(
