@@ -100,10 +100,16 @@ def _variants(draft: Draft) -> list[ClosedForm]:
     nodes = draft.graph.by_name
     lines = [n for n, a in draft.activations.items() if not isinstance(a, Curve) and nodes[n].target != ENCODE]
     if not lines:  # staircases and encoders know no weighing, and staircases have free steps in any case
-        return [ClosedForm()]
+        return [ClosedForm(), ClosedForm(refit=False)] if _encoded(draft) else [ClosedForm()]
     free = any(freed(levels_of(draft.steps_of(name), draft.code), draft.code) for name in lines)
-    equal = [ClosedForm(), ClosedForm(weigh="own")]
+    equal = [ClosedForm(), ClosedForm(weigh="own")] + ([ClosedForm(refit=False)] if _encoded(draft) else [])
     return [ClosedForm(free=True), *equal] if free else equal
+
+
+def _encoded(draft: Draft) -> bool:
+    """Whether encoders stand everywhere. Behind a norm of a language model, synapses that were fitted one after the
+    other may end farther from the network than those that were left alone."""
+    return any(draft.graph.by_name[name].target == ENCODE for name in draft.activations)
 
 
 class _Search:

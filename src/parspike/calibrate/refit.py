@@ -75,6 +75,24 @@ def _rectified(graph: Graph, node: Node) -> bool:
     return False
 
 
+def _normed(graph: Graph, node: Node) -> bool:
+    """Whether a normalisation reads the output of a linear layer, or the sum that it is added to.
+
+    Then an error counts by its share of the row. A few rows of a language model's residual stream (the first token's)
+    are a thousand times as large as all others; their squares would decide every weight, though the norm behind divides
+    them away.
+    """
+    readers, here = graph.consumers(), node
+    if node.target != LINEAR:
+        return False
+    while not any(reader.role is Role.ANALOG for reader in readers[here.name]):
+        behind = readers[here.name]
+        if len(behind) != 1 or behind[0].target != "aten.add.Tensor":
+            return False
+        here = behind[0]
+    return True
+
+
 @dataclass
 class _Geometry:
     """How a convolution looks at its input, per dimension; a linear layer has none."""
@@ -99,7 +117,7 @@ class Refit:
     def __init__(self, graph: Graph, node: Node, weight: Tensor, rows: int = 1) -> None:
         self.node, self.rows = node, rows
         self.others = branches(graph, node)
-        self.rectified = _rectified(graph, node)
+        self.rectified, self.normed = _rectified(graph, node), _normed(graph, node)
         self.geometry = _geometry(node, weight)
         self.groups = self.geometry.groups if node.target in CONV else 1
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -165,6 +183,10 @@ class Refit:
         """
         together = together or Together()
         x, given, wanted = (torch.cat(parts, 1) for parts in zip(*self.parts, strict=True))
+        if self.normed:
+            power = wanted.square().mean((0, 2))
+            share = (power.median() / power.clamp(min=power.median())).sqrt().nan_to_num(1.0)[None, :, None]
+            x, given, wanted = x * share, given * share, wanted * share
         # Inputs and outputs in units in which squares neither vanish nor overflow; the bias is in the outputs' unit.
         unit = unit_of(x[:, :, :-1].abs().amax((1, 2), keepdim=True))
         x = torch.cat([x[:, :, :-1] / unit, x[:, :, -1:]], 2) if bool((unit != 1).any()) else x
