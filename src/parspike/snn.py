@@ -141,10 +141,11 @@ class SNN(nn.Module):
 
         engine: of parallel neurons "count", one pass (the default); "parallel", all spike trains with time in the
         batch; "serial", the same trains step by step; all with the same results; and "serial-if", the twin with
-        soft-reset IF neurons. Neurons with a state have one, "over-time". every_step: logits after each step,
-        (T, B, …), the mean of the output so far; of "over-time" and "serial-if". chunk: time-steps at once in
-        "parallel" (default: what keeps the largest tensor under 128 MiB), "over-time" and "serial-if" (what stays in
-        the cache).
+        soft-reset IF neurons. Networks in whole numbers (`parspike.lower.integers`) also have "integer": `count` on
+        the processor's integer kernels, with the same bits (docs/lowering.md). Neurons with a state have one,
+        "over-time". every_step: logits after each step, (T, B, …), the mean of the output so far; of "over-time" and
+        "serial-if". chunk: time-steps at once in "parallel" (default: what keeps the largest tensor under 128 MiB),
+        "over-time" and "serial-if" (what stays in the cache).
         """
         engine = engine or (engines.OVER_TIME if self.over_time else "count")
         if engine not in (*engines.ENGINES, engines.OVER_TIME):
@@ -162,12 +163,19 @@ class SNN(nn.Module):
                 f"every_step=True needs neurons that fire step by step; engine '{engine}' has its answer after all T "
                 "steps: give engine='serial-if', or convert with neuron=parspike.IF()"
             )
+        if engine == "integer" and self.provenance.get("lowered") != "integers":
+            raise OptionError(
+                "engine 'integer' runs networks in whole numbers, and this one computes with real numbers: "
+                "parspike.lower.integers(snn, images), or `parspike lower`, makes one of it"
+            )
         check_chunk(chunk)
         env = self._inputs(args, kwargs)
         options = {"chunk": chunk, "record": record, "every_step": every_step}
         with self._explained(env):
             if engine == "count":
                 return engines.count(self, env, self._pass, record=record)
+            if engine == "integer":
+                return engines.integer(self, env, record=record)
             if engine == "parallel":
                 return engines.parallel(self, env, self._stages, chunk=chunk, record=record)
             if engine == "serial":

@@ -44,10 +44,11 @@ def evaluate(
     ] = None,
     weights: Weights = None,
     engine: Annotated[
-        Literal["count", "parallel", "serial", "serial-if", "over-time"] | None,
+        Literal["count", "integer", "parallel", "serial", "serial-if", "over-time"] | None,
         typer.Option(
             help="how to run parallel neurons (default: count); all but serial-if, which is for comparison, give the "
-            "same. over-time: the one way to run if and lif neurons"
+            "same. integer: count on integer kernels, for what `parspike lower` wrote. over-time: the one way to run "
+            "if and lif neurons"
         ),
     ] = None,
     T: Annotated[
