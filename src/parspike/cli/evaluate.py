@@ -51,6 +51,10 @@ def evaluate(
             "if and lif neurons"
         ),
     ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="compile the count engine (torch.compile): the first batch takes its time"),
+    ] = False,
     T: Annotated[
         int | None,
         typer.Option(
@@ -88,6 +92,8 @@ def evaluate(
     def check() -> None:
         if counted and engine == "serial-if":
             raise OptionError(f"{counted} counts the converted network's spikes, not those of serial-if: leave one out")
+        if compiled and engine not in (None, "count"):
+            raise OptionError(f"--compile is for engine count: leave it or --engine {engine} out")
         if weights is not None and against is None:
             raise OptionError("--weights belongs to the network of --against SPEC; the spiking network has its own")
         checks.file(file)
@@ -105,6 +111,8 @@ def evaluate(
     table = None if energy is None else parspike.Energy.named(energy)
     snn = parspike.load(file, T=T)
     engine = engine or ("over-time" if snn.over_time else "count")
+    if compiled:
+        snn.compile()
     network = load(against, weights) if against else None
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))
     images = options.open(data, preprocess, split=split, prefer="test", limit=limit)
@@ -163,7 +171,7 @@ class _Score:
         import torch
 
         if not self.images:  # the first call prepares kernels and memory: not what an image costs
-            snn.run(x[:1], engine=engine)
+            snn.run(x if snn.compiled else x[:1], engine=engine, record=snn.compiled)
         start = time.perf_counter()
         run = snn.run(x, engine=engine, record=True)
         self.seconds += time.perf_counter() - start

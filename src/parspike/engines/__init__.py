@@ -9,8 +9,8 @@ is compared with.
 
 from __future__ import annotations
 
-from parspike.engines.base import ENGINES, OVER_TIME, Network, Run
-from parspike.engines.count import Pass, count
+from parspike.engines.base import ENGINES, OVER_TIME, Network, Run, recorded
+from parspike.engines.count import Pass, count, counted
 from parspike.engines.integer import integer
 from parspike.engines.over_time import Block, Watch, changing, over_time
 from parspike.engines.stages import parallel, serial
@@ -25,8 +25,10 @@ __all__ = [
     "Watch",
     "changing",
     "count",
+    "counted",
     "integer",
     "over_time",
     "parallel",
+    "recorded",
     "serial",
 ]
