@@ -153,8 +153,8 @@ def speed(
     engines: of "count", "compiled" (`snn.compile()`), "integer" (in whole numbers of 8 bits), "parallel", "serial" and
     "serial-if"; the last three take as many passes as there are time-steps and are measured in every third round.
     compiled: also the network under torch.compile. cpu_time: seconds are those that this process computed, all threads
-    together: on a machine that others use too, with one thread. Raises `OptionError` on an unknown engine, a T or a number of rounds
-    below 1.
+    together: on a machine that others use too, with one thread. Raises `OptionError` on an unknown engine, a T or a
+    number of rounds below 1.
     """
     for engine in engines:
         if engine not in ENGINES:
