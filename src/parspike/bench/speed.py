@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from parspike.bench.run import Memory
 from parspike.calibrate import Thresholds
 from parspike.convert import convert
 from parspike.errors import OptionError, UnsupportedError
@@ -44,8 +43,7 @@ class SpeedRow:
 
     run: "network", "network, compiled", or the engine. T: time-steps, 0 for the network. seconds: of a batch, the
     median of the rounds. ratio, least, most: seconds / the network's of the same round: median, smallest and largest.
-    samples: a second. latency: seconds of a batch of one, the median. memory: MiB that one run takes above what lay
-    there before, None where nobody counts it.
+    samples: a second. latency: seconds of a batch of one, the median.
     """
 
     run: str
@@ -56,7 +54,6 @@ class SpeedRow:
     most: float
     samples: float
     latency: float
-    memory: float | None
 
 
 @dataclass(frozen=True)
@@ -77,10 +74,10 @@ class Speed:
                 "left_out": list(self.left_out)}  # fmt: skip
 
     def _table(self) -> Table:
-        head = ["run", "T", "ratio", "least … most", "samples/s", "latency, ms", "memory, MiB"]
+        head = ["run", "T", "ratio", "least … most", "samples/s", "latency, ms"]
         rows = [
             [row.run, str(row.T) if row.T else "–", f"{row.ratio:.2f}", f"{row.least:.2f} … {row.most:.2f}",
-             f"{row.samples:.3g}", f"{1000 * row.latency:.3g}", "–" if row.memory is None else f"{row.memory:.0f}"]
+             f"{row.samples:.3g}", f"{1000 * row.latency:.3g}"]
             for row in self.rows
         ]  # fmt: skip
         sizes = "×".join(map(str, self.shape))
@@ -147,7 +144,7 @@ def speed(
     compiled: bool = False, rounds: int = 7, cpu_time: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Speed:  # fmt: skip
-    """Time, latency and memory of a network and of its conversions, in one run.
+    """Time and latency of a network and of its conversions, in one run.
 
     x: a batch (B, …); thresholds are its largest currents, since weights and thresholds do not change what a run costs.
     engines: of "count", "compiled" (`snn.compile()`), "integer" (in whole numbers of 8 bits), "parallel", "serial" and
@@ -175,15 +172,13 @@ def speed(
     single = _interleaved(calls, x[:1], min(rounds, 3), clock, progress)
     network = times["network", 0]
     rows = []
-    for (run, steps), call in calls.items():
+    for run, steps in calls:
         now = times[run, steps]
         ratios = sorted(now[n] / network[n] for n in now)
         seconds = statistics.median(now.values())
-        memory = Memory()
-        call(x)
         rows.append(
             SpeedRow(run, steps, seconds, statistics.median(ratios), ratios[0], ratios[-1], len(x) / seconds,
-                     statistics.median(single[run, steps].values()), memory.grown())
+                     statistics.median(single[run, steps].values()))
         )  # fmt: skip
     return Speed(tuple(rows), len(x), tuple(x.shape[1:]), rounds, _machine(cpu_time), tuple(left_out))
 

@@ -98,7 +98,7 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure every network, method, neuron and T of a bench that its results do not hold yet. `parspike bench speed`:
-    time, latency and memory of every engine beside the network's own."""
+    time and latency of every engine beside the network's own."""
     if (file == "speed") != (network is not None):
         raise OptionError("`parspike bench speed --network SPEC` measures the speed of a network's engines")
     if network is not None:
