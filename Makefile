@@ -41,7 +41,7 @@ lint: $(INSTALLED)
 check: lint test
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/parspike bench speed --network benchmarks/imagenet_networks.py:resnet18 --shape 3,224,224 --engines count,compiled,integer,serial-if
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'

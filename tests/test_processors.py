@@ -16,7 +16,14 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 TOLD = "PARSPIKE_TESTED_AS"
-FILES = ["test_processors", "test_codes", "test_train_pretrained", "test_faithful", "test_onnx_out"]
+FILES = [
+    "test_processors",
+    "test_codes",
+    "test_train_pretrained",
+    "test_faithful",
+    "test_onnx_out",
+    "test_integer_engine",
+]
 LONG = [
     "test_graph",
     "test_rewrite_faults",

@@ -15,7 +15,7 @@ from parspike.lazy import look_up_later
 from parspike.version import __version__ as __version__
 
 if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
-    from parspike.bench import Bench, Benched, BenchNetwork, bench
+    from parspike.bench import Bench, Benched, BenchNetwork, Speed, bench, speed
     from parspike.calibrate import (
         DAQCFS,
         Auto,
@@ -72,6 +72,7 @@ __all__ = [
     "Run",
     "Scores",
     "Simulation",
+    "Speed",
     "Spike",
     "Spikes",
     "Steps",
@@ -100,6 +101,7 @@ __all__ = [
     "recipe_to_json",
     "register",
     "report",
+    "speed",
     "sweep",
     "tune",
     "view",
@@ -109,7 +111,7 @@ __all__ = [
 look_up_later(
     __name__,
     {
-        "bench": ("Bench", "BenchNetwork", "Benched", "bench"),
+        "bench": ("Bench", "BenchNetwork", "Benched", "Speed", "bench", "speed"),
         "calibrate": (
             "DAQCFS", "Auto", "ClosedForm", "Recipe", "Reconstruct", "Thresholds", "recipe_from_json", "recipe_to_json",
         ),

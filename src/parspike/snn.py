@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class SNN(nn.Module):
     ) -> None:
         super().__init__()
         self.simulation, self.provenance = simulation, dict(provenance or {})
+        self._compiled: Callable[..., tuple[Any, Any]] | None = None
         self.over_time = any(isinstance(neuron, Dynamics) for neuron in neurons.values())
         """Whether the neurons have a state, so that the network runs step by step."""
         if self.over_time and not all(isinstance(neuron, Dynamics) for neuron in neurons.values()):
@@ -113,6 +114,46 @@ class SNN(nn.Module):
         """The neurons that have a state: all of them, or none."""
         return {name: neuron for name, neuron in self.neurons().items() if isinstance(neuron, Dynamics)}
 
+    def compile(self, **options: Any) -> SNN:
+        """Compile the count engine with `torch.compile`, for `snn(x)` and `snn.run(x)`; returns this network.
+
+        The first call takes the time to compile (seconds to minutes) and needs a C++ compiler. Batches of any size run
+        in the same code, apart from a batch of one, which has its own; another size of the other dimensions, and
+        record=True, are compiled when they come. The code stays with this network until the process ends; a copy and a
+        saved file are without it. options: of `torch.compile`, such as mode or backend.
+
+        Fused operations round less often, so a current that lies within rounding of a threshold may count one more or
+        one less than without `compile`; networks in whole numbers have equal bits. Raises `OptionError` where the
+        neurons have a state, for a loop over T steps would be unrolled.
+        """
+        if self.over_time:
+            raise OptionError(
+                "compile is for parallel neurons, which run in one pass, and this network's fire step by step: leave "
+                "it out, or convert without neuron="
+            )
+        self._compiled = torch.compile(self._count, **{"fullgraph": True, **options})
+        return self
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile` was called."""
+        return self._compiled is not None
+
+    def _count(self, env: dict[str, Any], record: bool) -> tuple[Any, Any]:
+        return engines.counted(self, env, self._pass, record=record)
+
+    def _passed(self, env: dict[str, Any], record: bool) -> Run:
+        """A run of the count engine, compiled if `compile` was called."""
+        if self._compiled is None or torch.compiler.is_compiling():
+            return engines.count(self, env, self._pass, record=record)
+        for x in env.values():
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        logits, counts = self._compiled(env, record)
+        return engines.recorded(logits, self, "count", counts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_compiled": None}  # code is no part of a copy
+
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
         """Logits for a batch (B, …): parallel neurons in one pass for any T, neurons with a state in T steps."""
         env = self._inputs(args, kwargs)
@@ -123,7 +164,7 @@ class SNN(nn.Module):
 
     def _answers(self, env: dict[str, Any]) -> Any:
         if not self.over_time:
-            return engines.count(self, env, self._pass).logits
+            return self._passed(env, False).logits
         with torch.no_grad():
             return engines.over_time(self, env, self.stateful(), self.simulation, engine=engines.OVER_TIME).logits
 
@@ -141,10 +182,11 @@ class SNN(nn.Module):
 
         engine: of parallel neurons "count", one pass (the default); "parallel", all spike trains with time in the
         batch; "serial", the same trains step by step; all with the same results; and "serial-if", the twin with
-        soft-reset IF neurons. Neurons with a state have one, "over-time". every_step: logits after each step,
-        (T, B, …), the mean of the output so far; of "over-time" and "serial-if". chunk: time-steps at once in
-        "parallel" (default: what keeps the largest tensor under 128 MiB), "over-time" and "serial-if" (what stays in
-        the cache).
+        soft-reset IF neurons. Networks in whole numbers (`parspike.lower.integers`) also have "integer": `count` on
+        the processor's integer kernels, with the same bits (docs/lowering.md). Neurons with a state have one,
+        "over-time". every_step: logits after each step, (T, B, …), the mean of the output so far; of "over-time" and
+        "serial-if". chunk: time-steps at once in "parallel" (default: what keeps the largest tensor under 128 MiB),
+        "over-time" and "serial-if" (what stays in the cache).
         """
         engine = engine or (engines.OVER_TIME if self.over_time else "count")
         if engine not in (*engines.ENGINES, engines.OVER_TIME):
@@ -162,12 +204,19 @@ class SNN(nn.Module):
                 f"every_step=True needs neurons that fire step by step; engine '{engine}' has its answer after all T "
                 "steps: give engine='serial-if', or convert with neuron=parspike.IF()"
             )
+        if engine == "integer" and self.provenance.get("lowered") != "integers":
+            raise OptionError(
+                "engine 'integer' runs networks in whole numbers, and this one computes with real numbers: "
+                "parspike.lower.integers(snn, images), or `parspike lower`, makes one of it"
+            )
         check_chunk(chunk)
         env = self._inputs(args, kwargs)
         options = {"chunk": chunk, "record": record, "every_step": every_step}
         with self._explained(env):
             if engine == "count":
-                return engines.count(self, env, self._pass, record=record)
+                return self._passed(env, record)
+            if engine == "integer":
+                return engines.integer(self, env, record=record)
             if engine == "parallel":
                 return engines.parallel(self, env, self._stages, chunk=chunk, record=record)
             if engine == "serial":

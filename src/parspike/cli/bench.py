@@ -22,12 +22,18 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
+SPEED = "Of `bench speed`"
 IN_MEMORY = 1 << 30
 """Bytes of images that are decoded once and kept; more are decoded again for every cell."""
 
 
 def bench(
-    file: Annotated[str, typer.Argument(metavar="FILE.toml", help="the bench, or the name of one that comes along")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE.toml", help="the bench, or the name of one that comes along; speed: time of every engine"
+        ),
+    ],
     results: Annotated[
         str | None,
         typer.Option(
@@ -67,10 +73,37 @@ def bench(
             rich_help_panel=OUT,
         ),
     ] = None,
+    network: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="the network whose speed is measured", rich_help_panel=SPEED)
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(metavar="C,H,W", help="shape of one sample", rich_help_panel=SPEED)
+    ] = None,
+    T: Annotated[str, typer.Option("-T", "--T", metavar="T,…", help="time-steps", rich_help_panel=SPEED)] = "4,32,256",
+    engines: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,…",
+            help="of count, compiled, integer, parallel, serial, serial-if; compiled: the network too",
+            rich_help_panel=SPEED,
+        ),
+    ] = "count,integer",
+    batch: Annotated[int, typer.Option(min=1, help="samples at once", rich_help_panel=SPEED)] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds in which all run in turn", rich_help_panel=SPEED)] = 7,
+    cpu_time: Annotated[
+        bool,
+        typer.Option("--cpu-time", help="seconds of this process, where others use the machine", rich_help_panel=SPEED),
+    ] = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Measure every network, method, neuron and T of a bench that its results do not hold yet."""
+    """Measure every network, method, neuron and T of a bench that its results do not hold yet. `parspike bench speed`:
+    time and latency of every engine beside the network's own."""
+    if (file == "speed") != (network is not None):
+        raise OptionError("`parspike bench speed --network SPEC` measures the speed of a network's engines")
+    if network is not None:
+        _speed(network, shape, T, engines, batch, rounds, cpu_time, list(dict.fromkeys(out or ())), force, json)
+        return
     files, pages = list(dict.fromkeys(out or ())), list(dict.fromkeys(render or ()))
 
     def check() -> None:
@@ -113,6 +146,44 @@ def bench(
     answer = {"file": file, "results": str(lines), **found.to_dict(), "written": written}
     shown = [] if pages else [str(found)]
     console.result(json, answer, "\n".join((*shown, *(f"written: {Path(name)}" for name in written))))
+
+
+def _speed(
+    spec: str, shape: str | None, T: str, engines: str, batch: int, rounds: int, cpu_time: bool, files: list[str],
+    force: bool, json: bool,
+) -> None:  # fmt: skip
+    checks.tables(files, force)
+    checks.network(spec, None, shape, "--shape")
+    try:
+        steps = [int(word) for word in T.split(",")]
+    except ValueError:
+        raise OptionError(f"-T {T}: give whole numbers such as 4,32,256") from None
+    names = [word.strip() for word in engines.split(",") if word.strip()]
+    import torch
+
+    import parspike
+    from parspike.cli.spec import load
+
+    found = load(spec, None)
+    zeros = found.zeros(shape)
+    if not isinstance(zeros, torch.Tensor) or not zeros.is_floating_point():
+        raise OptionError(f"{spec}: speed is measured for networks with one input of real numbers")
+    x = torch.randn(batch, *zeros.shape[1:], generator=torch.Generator().manual_seed(0))
+    with console.progress("speed") as progress:
+        made = parspike.speed(
+            found.model,
+            x,
+            T=steps,
+            engines=names,
+            compiled="compiled" in names,
+            rounds=rounds,
+            cpu_time=cpu_time,
+            progress=progress,
+        )
+    for name in files:
+        made.save(name, force=force)
+    lines = [str(made), *(f"written: {Path(name)}" for name in files)]
+    console.result(json, {"network": spec, **made.to_dict(), "written": files}, "\n".join(lines))
 
 
 def _results(file: str, chosen: Bench) -> Path:

@@ -44,12 +44,17 @@ def evaluate(
     ] = None,
     weights: Weights = None,
     engine: Annotated[
-        Literal["count", "parallel", "serial", "serial-if", "over-time"] | None,
+        Literal["count", "integer", "parallel", "serial", "serial-if", "over-time"] | None,
         typer.Option(
             help="how to run parallel neurons (default: count); all but serial-if, which is for comparison, give the "
-            "same. over-time: the one way to run if and lif neurons"
+            "same. integer: count on integer kernels, for what `parspike lower` wrote. over-time: the one way to run "
+            "if and lif neurons"
         ),
     ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="compile the count engine (torch.compile): the first batch takes its time"),
+    ] = False,
     T: Annotated[
         int | None,
         typer.Option(
@@ -100,6 +105,8 @@ def evaluate(
             raise OptionError(f"--measure perplexity has no operations: give {counted} in a call of its own")
         if measure == "cosine" and against is None:
             raise OptionError("--measure cosine compares with the network's vectors: give it with --against SPEC")
+        if compiled and engine not in (None, "count"):
+            raise OptionError(f"--compile is for engine count: leave it or --engine {engine} out")
         if weights is not None and against is None:
             raise OptionError("--weights belongs to the network of --against SPEC; the spiking network has its own")
         checks.file(file)
@@ -117,6 +124,8 @@ def evaluate(
     table = None if energy is None else parspike.Energy.named(energy)
     snn = parspike.load(file, T=T)
     engine = engine or ("over-time" if snn.over_time else "count")
+    if compiled:
+        snn.compile()
     network = load(against, weights) if against else None
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))
     images = options.open(data, preprocess, split=split, prefer="test", limit=limit)
@@ -186,7 +195,7 @@ class _Score:
         import torch
 
         if not self.images:  # the first call prepares kernels and memory: not what an image costs
-            snn.run(x[:1], engine=engine)
+            snn.run(x if snn.compiled else x[:1], engine=engine, record=snn.compiled)
         start = time.perf_counter()
         run = snn.run(x, engine=engine, record=True)
         self.seconds += time.perf_counter() - start

@@ -40,6 +40,14 @@ def lower(
     ] = "integers",
     weights: Annotated[int, typer.Option(min=2, max=16, help="bits of a weight", rich_help_panel=HOW)] = 8,
     inputs: Annotated[int, typer.Option(min=2, max=16, help="bits of an input", rich_help_panel=HOW)] = 8,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit/--nearest",
+            help="fit synapses to their rounded inputs, weights to each other's rounding; or round to the nearest",
+            rich_help_panel=HOW,
+        ),
+    ] = True,
     proof: Annotated[
         bool,
         typer.Option("--proof", help="run 4 images on spikes of 0 and 1, check every number", rich_help_panel=HOW),
@@ -67,7 +75,7 @@ def lower(
     images = options.open(data, options.preprocessing(remembered(snn)), split=split, prefer="train", limit=limit)
     with explained(images):
         batches = [x for x, _ in images]
-    made = unit(snn) if to == "unit" else integers(snn, batches, weights=weights, inputs=inputs)
+    made = unit(snn) if to == "unit" else integers(snn, batches, weights=weights, inputs=inputs, refit=refit)
     scores = parspike.Scores()
     with torch.no_grad():
         for x in batches:
@@ -86,7 +94,7 @@ def lower(
         "relative error": None if scores.error is None else f"{100 * scores.error:.2g} %",
     }
     if to == "integers":
-        answer |= {"weights": weights, "inputs": inputs, "largest": made.provenance["largest"]}
+        answer |= {"weights": weights, "inputs": inputs, "refit": refit, "largest": made.provenance["largest"]}
         kept = "float32" if all(t.dtype != torch.float64 for t in made.tensors().values()) else "float64"
         text["sums"] = f"below {made.provenance['largest'] + 1:,}; {kept} holds them exactly"
     if seen is not None:

@@ -1,5 +1,6 @@
 """Ways to run a spiking network. `count`, `parallel` and `serial` give equal results.
 
+`integer` is `count` on the integer kernels of the processor, for networks in whole numbers, with the same bits.
 `count` makes one pass over spike counts, `parallel` sends every spike train through every synapse with time in the
 batch, `serial` sends the same trains one step at a time. `over_time` runs neurons with a state: those of a network that
 was converted for them, or, as `serial-if`, the twin with soft-reset integrate-and-fire neurons that parallel conversion
@@ -8,8 +9,9 @@ is compared with.
 
 from __future__ import annotations
 
-from parspike.engines.base import ENGINES, OVER_TIME, Network, Run
-from parspike.engines.count import Pass, count
+from parspike.engines.base import ENGINES, OVER_TIME, Network, Run, recorded
+from parspike.engines.count import Pass, count, counted
+from parspike.engines.integer import integer
 from parspike.engines.over_time import Block, Watch, changing, over_time
 from parspike.engines.stages import parallel, serial
 
@@ -23,7 +25,10 @@ __all__ = [
     "Watch",
     "changing",
     "count",
+    "counted",
+    "integer",
     "over_time",
     "parallel",
+    "recorded",
     "serial",
 ]

@@ -14,8 +14,8 @@ from parspike.neurons import Neuron, SpikingLayer
 
 __all__ = ["ENGINES", "OVER_TIME", "Network", "OnDemand", "Run"]
 
-ENGINES = ("count", "parallel", "serial", "serial-if")
-"""Of parallel neurons; neurons with a state have one, `OVER_TIME`."""
+ENGINES = ("count", "parallel", "serial", "serial-if", "integer")
+"""Of parallel neurons; neurons with a state have one, `OVER_TIME`. The last runs networks in whole numbers alone."""
 OVER_TIME = "over-time"
 
 

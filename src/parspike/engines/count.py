@@ -20,7 +20,7 @@ from parspike.graph import Graph, Node, Schedule, Stream, walk
 from parspike.graph.ir import Ref
 from parspike.neurons import joined
 
-__all__ = ["Pass", "count"]
+__all__ = ["Pass", "count", "counted"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,14 @@ def _read_once(graph: Graph, readers: Mapping[str, Sequence[Node]], node: Node) 
 
 def count(net: Network, env: dict[str, Any], how: Pass, *, record: bool = False) -> Run:
     """One pass for the inputs in `env`."""
+    logits, counts = counted(net, env, how, record=record)
+    return recorded(logits, net, "count", counts)
+
+
+def counted(
+    net: Network, env: dict[str, Any], how: Pass, *, record: bool = False
+) -> tuple[Any, dict[str, Tensor] | None]:
+    """The output, and with record=True the counts by node: what `count` makes a run of, for compilers."""
     neurons = net.counting()
     kept: dict[str, Tensor] = {}
 
@@ -97,4 +105,4 @@ def count(net: Network, env: dict[str, Any], how: Pass, *, record: bool = False)
     stream = Stream(env, net.tensors(), net.graph.sizes(env))
     at = dict.fromkeys(neurons, fire) | ({} if record else dict.fromkeys(how.pairs, fire_both))
     walk(how.schedule if record else how.short, [stream], at)
-    return recorded(net.graph.collect(stream.env), net, "count", kept if record else None)
+    return net.graph.collect(stream.env), kept if record else None

@@ -26,6 +26,7 @@ from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, Stream, map_tree
 from parspike.graph.ops import REAL, TABLE, call
 from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
+from parspike.lower.rounding import Fitting, finest, one_by_one
 from parspike.lower.unit import unit
 from parspike.neurons import IntegrateFire, ParallelNeuron, SpikingLayer, Staircase, WholeNeuron
 from parspike.snn import SNN
@@ -53,13 +54,21 @@ FACTORS = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Sc
 
 
 def integers(
-    snn: SNN, images: Tensor | Iterable[Tensor] | Mapping[str, Tensor], *, weights: int = 8, inputs: int = 8
+    snn: SNN,
+    images: Tensor | Iterable[Tensor] | Mapping[str, Tensor],
+    *,
+    weights: int = 8,
+    inputs: int = 8,
+    refit: bool = True,
 ) -> SNN:
     """The same network in whole numbers.
 
     images: a batch (B, …) as the network takes it, several batches, or for several inputs a mapping by their names;
-    only the largest magnitude of every channel of the inputs is read from them. weights: bits of a weight, 2 … 16, one
-    sign among them: at 4 bits −7 … 7. inputs: bits of an input. Input sizes are those of the example that was traced.
+    the largest magnitude of every channel of the inputs is read from them, and synapses are fitted on them. weights:
+    bits of a weight, 2 … 16, one sign among them: at 4 bits −7 … 7. inputs: bits of an input. refit: whether synapses
+    are fitted to what they read once the layers before them are rounded, and weights make good for each other's
+    rounding (`parspike.lower.rounding`); without it they are rounded to the nearest. Input sizes are those of the
+    example that was traced.
 
     Returns a network of `WholeNeuron`s (or of IF neurons whose parameters are whole), which runs, saves and loads like
     any other; its outputs are real again. Raises `UnsupportedError` that lists every operator and neuron that whole
@@ -68,11 +77,15 @@ def integers(
     for name, bits in (("weights", weights), ("inputs", inputs)):
         if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
             raise OptionError(f"{name} must be a number of bits from 2 to 16, got {bits!r}")
+    batches = _batches(snn.graph, images)
     made = _Whole(unit(snn).double(), weights, snn.graph.at_example(FIXED).inputs)
-    made.read(_largest(snn.graph, images), inputs)
+    made.read(_largest(batches), inputs)
+    if refit:
+        made.follow(batches)
     for node in made.source.nodes:
         made.add(node)
-    return made.finished({**snn.provenance, "lowered": "integers", "weights": weights, "inputs": inputs})
+    about = {"lowered": "integers", "weights": weights, "inputs": inputs, "refit": refit}
+    return made.finished({**snn.provenance, **about})
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,7 @@ class _Whole:
         self.values: dict[str, _Value] = {}
         self.refused: list[str] = []
         self.most = 1.0
+        self.fitting: Fitting | None = None
 
     # What is put into the new graph.
 
@@ -178,6 +192,7 @@ class _Whole:
         node is not refused again."""
         if not all(ref in self.values for ref in node.refs):
             return
+        before = set(self.nodes)
         try:
             value = self._rule(node)(node)
         except _Refused as error:
@@ -185,6 +200,20 @@ class _Whole:
             return
         self.values[node.name] = value
         self.most = max(self.most, value.most)
+        if self.fitting is not None and not self.refused:
+            self._passed(node, before)
+
+    def follow(self, batches: list[dict[str, Tensor]]) -> None:
+        """Fit every synapse on these inputs."""
+        self.fitting = Fitting(self.source, self.neurons, self.simulation.T, batches)
+        self.fitting.start(list(self.nodes.values()), self.tensors)
+
+    def _passed(self, node: Node, before: set[str]) -> None:
+        new = [made for name, made in self.nodes.items() if name not in before]
+        later = self.source.nodes[self.source.nodes.index(node) + 1 :]
+        read = {ref for other in later for ref in other.refs} | set(self.source.outputs)
+        kept = {self.values[name].name for name in read if name in self.values}
+        cast(Fitting, self.fitting).passed(node, new, self.tensors, self.made, kept)
 
     def _rule(self, node: Node) -> Callable[[Node], _Value]:
         if node.name in self.neurons:
@@ -358,6 +387,13 @@ class _Whole:
         if not isinstance(found.input, Ref) or not isinstance(found.weight, Param):
             raise _Refused("its weights are no tensor of the network")
         value, weight = self.values[found.input.name], self.source.tensors[found.weight.path].double()
+        bias = None if found.bias is None else self.source.tensors[found.bias.path].double()
+        rows = None
+        if self.fitting is not None and not self.refused:
+            grids = {name: (v.name, v.grid) for name, v in self.values.items()}
+            rows = self.fitting.rows(node, weight, grids)
+        if rows is not None:
+            weight, bias = rows.solve(weight, bias)
         along = 1 if isinstance(found, Conv) else value.grid.dim() - 1
         if value.grid.numel() != value.grid.shape[along]:
             raise _Refused("what it reads has other grids at other places")
@@ -390,9 +426,16 @@ class _Whole:
                 return each.reshape(*each.shape, *[1] * (weight.dim() - 2))
             return v.reshape(-1, *[1] * (weight.dim() - 1))
 
-        largest = by_output(scaled).abs().amax(1)
+        read = None
+        if rows is not None:  # in whole numbers, 1 last: (groups, N, features + 1)
+            read = torch.cat([x for x, _, _ in rows.parts], 1).double()
+            places = weight[0].numel() // weight.shape[1]
+            units = inputs.expand(weight.shape[1] * groups).reshape(groups, 1, -1).repeat_interleave(places, 2)
+            read = torch.cat([read[:, :, :-1] / units, read[:, :, -1:]], 2)
+        gram = None if read is None else read[:, :, :-1].mT @ read[:, :, :-1]
+        least = finest(by_output(scaled).unflatten(0, (groups, -1)), gram, self.top)
         shape = [1, -1] + [1] * (len(node.shape) - 2) if isinstance(found, Conv) else [1] * (len(node.shape) - 1) + [-1]
-        grid = torch.where(largest > 0, largest / self.top, 1.0).reshape(shape)
+        grid = least.reshape(shape)
         grid = self._fitted(node, grid, USEFUL * value.most, round_up=True)
         shape_of_grid = grid.shape
         if (beside := self._beside(node)) is not None:
@@ -404,11 +447,17 @@ class _Whole:
                     beside.grid / (beside.grid / grid).floor(),
                     beside.grid * (grid / beside.grid).ceil(),
                 ).expand(shape_of_grid)
-        whole = (scaled / to_weight(grid.flatten())).round()
+        if read is None:
+            whole = (scaled / to_weight(grid.flatten())).round()
+        else:
+            given = torch.zeros(outputs).double() if bias is None else bias
+            each = (t.unflatten(0, (groups, -1)) for t in (by_output(scaled), given, grid.flatten().expand(outputs)))
+            made, left = one_by_one(*each, rows=read, top=self.top)
+            whole, bias = made.reshape(weight.shape), left.flatten()
         args = (Ref(value.name), self.put(node, "weight", whole), None)
         added = torch.zeros(outputs).double()
-        if found.bias is not None:
-            added = (self.source.tensors[found.bias.path].double() / grid.flatten()).round()
+        if bias is not None:
+            added = (bias / grid.flatten()).round()
             args = (*args[:2], self.put(node, "bias", added))
         if isinstance(found, Linear):
             name = self.emit(node, "", "aten.linear.default", *args)
@@ -620,17 +669,23 @@ def _squeezed(grid: Tensor) -> Tensor:
     return grid.clone()
 
 
-def _largest(graph: Graph, images: Tensor | Iterable[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _batches(graph: Graph, images: Tensor | Iterable[Tensor] | Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Inputs by name, batch by batch."""
+    batches: list[Any] = [images] if isinstance(images, (Tensor, Mapping)) else list(images)
+    found = [dict(batch) if isinstance(batch, Mapping) else {graph.inputs[0].name: batch} for batch in batches]
+    for number, env in enumerate(found):
+        graph.check(env, f"images, batch {number}")
+    if not found:
+        raise OptionError("images holds no batch: give some that the network was calibrated with")
+    return found
+
+
+def _largest(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The largest magnitude of every channel (dimension 1) of every input, as (1, C, 1, …)."""
     found: dict[str, Tensor] = {}
-    batches: list[Any] = [images] if isinstance(images, (Tensor, Mapping)) else list(images)
-    for number, batch in enumerate(batches):
-        env: dict[str, Tensor] = dict(batch) if isinstance(batch, Mapping) else {graph.inputs[0].name: batch}
-        graph.check(env, f"images, batch {number}")
+    for env in batches:
         for name, x in env.items():
             rest = [d for d in range(x.dim()) if d != 1]
             now = x.detach().double().abs().amax(rest, keepdim=True)
             found[name] = torch.maximum(found[name], now) if name in found else now
-    if not found:
-        raise OptionError("images holds no batch: give some that the network was calibrated with")
     return found

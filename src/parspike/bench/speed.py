@@ -1,0 +1,238 @@
+"""`parspike bench speed`: what a run costs beside the network itself, at any T, in every engine.
+
+All are called in turn, round after round, so that what else the machine does meets all alike; a ratio is formed within
+a round, and the median of the ratios is told with the smallest and the largest.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from parspike.calibrate import Thresholds
+from parspike.convert import convert
+from parspike.errors import OptionError, UnsupportedError
+from parspike.lower import integers
+from parspike.notebook import html_table
+from parspike.snn import SNN
+from parspike.tables import COLOURS, FIGURES, MARKERS, Table, comma_separated, drawn, new_figure, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["ENGINES", "Speed", "SpeedRow", "speed"]
+
+ENGINES = ("count", "compiled", "integer", "parallel", "serial", "serial-if")
+SLOW = ("parallel", "serial", "serial-if")
+"""Whose cost grows with T: they are measured in one round of three."""
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """What one way to run costs.
+
+    run: "network", "network, compiled", or the engine. T: time-steps, 0 for the network. seconds: of a batch, the
+    median of the rounds. ratio, least, most: seconds / the network's of the same round: median, smallest and largest.
+    samples: a second. latency: seconds of a batch of one, the median.
+    """
+
+    run: str
+    T: int
+    seconds: float
+    ratio: float
+    least: float
+    most: float
+    samples: float
+    latency: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The rows of one run of `speed`, the network first. machine: processor, threads, torch. left_out: what could not
+    run, and why. `str` is a table."""
+
+    rows: tuple[SpeedRow, ...]
+    batch: int
+    shape: tuple[int, ...]
+    rounds: int
+    machine: str
+    left_out: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able data."""
+        return {**asdict(self), "rows": [asdict(row) for row in self.rows], "shape": list(self.shape),
+                "left_out": list(self.left_out)}  # fmt: skip
+
+    def _table(self) -> Table:
+        head = ["run", "T", "ratio", "least … most", "samples/s", "latency, ms"]
+        rows = [
+            [row.run, str(row.T) if row.T else "–", f"{row.ratio:.2f}", f"{row.least:.2f} … {row.most:.2f}",
+             f"{row.samples:.3g}", f"{1000 * row.latency:.3g}"]
+            for row in self.rows
+        ]  # fmt: skip
+        sizes = "×".join(map(str, self.shape))
+        remarks = [
+            f"ratio: to the network's time in the same round, median of {self.rounds}; batch {self.batch} of {sizes}",
+            self.machine,
+        ]
+        return Table(head, rows, frozenset({"run"}), (*remarks, *(f"left out: {line}" for line in self.left_out)))
+
+    def markdown(self) -> str:
+        """A table in Markdown, and the remarks below it."""
+        return self._table().markdown()
+
+    def figure(self) -> Figure:
+        """Time against T, in units of the network's. Raises `MissingExtraError` without matplotlib."""
+        made = new_figure(6.5, 4)
+        axes = made.subplots()
+        engines = list(dict.fromkeys(row.run for row in self.rows if row.T))
+        for number, engine in enumerate(engines):
+            rows = [row for row in self.rows if row.run == engine]
+            low = [row.ratio - row.least for row in rows]
+            high = [row.most - row.ratio for row in rows]
+            axes.errorbar(
+                [row.T for row in rows], [row.ratio for row in rows], yerr=[low, high], capsize=2, label=engine,
+                color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
+            )  # fmt: skip
+        for row in self.rows:
+            if not row.T:
+                axes.axhline(row.ratio, color="black", linestyle="-" if row.run == "network" else ":", label=row.run)
+        steps = sorted({row.T for row in self.rows if row.T})
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(steps, [str(T) for T in steps])
+        axes.minorticks_off()
+        axes.set_xlabel("time-steps T")
+        axes.set_ylabel("time / the network's")
+        axes.legend(fontsize="small")
+        return made
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the rows into a file whose ending says how: .csv, .json, .md, .tex, or a figure as .png, .svg, .pdf."""
+        return save(path, self._content, force=force, example="speed.csv")
+
+    def _content(self, suffix: str) -> bytes | str:
+        if suffix in FIGURES:
+            return drawn(self.figure(), suffix)
+        if suffix == ".json":
+            return json.dumps(self.to_dict(), indent=2) + "\n"
+        if suffix == ".csv":
+            return comma_separated([f.name for f in fields(SpeedRow)], map(asdict, self.rows))
+        return self._table().markdown() if suffix == ".md" else self._table().latex()
+
+    def _repr_html_(self) -> str:
+        table = self._table()
+        return html_table("Speed", table.head, table.rows, table.remarks)
+
+    def __str__(self) -> str:
+        return str(self._table())
+
+
+@torch.no_grad()
+def speed(
+    model: nn.Module, x: Tensor, *, T: Sequence[int] = (4, 32, 256), engines: Sequence[str] = ("count",),
+    compiled: bool = False, rounds: int = 7, cpu_time: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Speed:  # fmt: skip
+    """Time and latency of a network and of its conversions, in one run.
+
+    x: a batch (B, …); thresholds are its largest currents, since weights and thresholds do not change what a run costs.
+    engines: of "count", "compiled" (`snn.compile()`), "integer" (in whole numbers of 8 bits), "parallel", "serial" and
+    "serial-if"; the last three take as many passes as there are time-steps and are measured in every third round.
+    compiled: also the network under torch.compile. cpu_time: seconds are those that this process computed, all threads
+    together: on a machine that others use too, with one thread. Raises `OptionError` on an unknown engine, a T or a
+    number of rounds below 1.
+    """
+    for engine in engines:
+        if engine not in ENGINES:
+            raise OptionError(f"engine '{engine}' is unknown: choose of {', '.join(ENGINES)}")
+    for name, numbers in (("T", T), ("rounds", (rounds,))):
+        if not numbers or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
+            raise OptionError(f"{name} must be whole numbers of at least 1, got {numbers!r}")
+    model = model.eval()
+    calls: dict[tuple[str, int], Callable[[Tensor], object]] = {("network", 0): model}
+    if compiled:
+        calls["network, compiled", 0] = torch.compile(model)
+    left_out: list[str] = []
+    for steps in T:
+        snn = convert(model, x, T=steps, recipe=Thresholds(mode="max"))
+        calls |= _engines(snn, x, engines, left_out)
+    clock = time.process_time if cpu_time else time.perf_counter
+    times = _interleaved(calls, x, rounds, clock, progress)
+    single = _interleaved(calls, x[:1], min(rounds, 3), clock, progress)
+    network = times["network", 0]
+    rows = []
+    for run, steps in calls:
+        now = times[run, steps]
+        ratios = sorted(now[n] / network[n] for n in now)
+        seconds = statistics.median(now.values())
+        rows.append(
+            SpeedRow(run, steps, seconds, statistics.median(ratios), ratios[0], ratios[-1], len(x) / seconds,
+                     statistics.median(single[run, steps].values()))
+        )  # fmt: skip
+    return Speed(tuple(rows), len(x), tuple(x.shape[1:]), rounds, _machine(cpu_time), tuple(left_out))
+
+
+def _engines(
+    snn: SNN, x: Tensor, engines: Sequence[str], left_out: list[str]
+) -> Mapping[tuple[str, int], Callable[[Tensor], object]]:
+    """Ways to run a network, by name and T."""
+    found: dict[tuple[str, int], Callable[[Tensor], object]] = {}
+    for engine in engines:
+        made, how = snn, engine
+        if engine == "compiled":
+            made, how = copy.deepcopy(snn).compile(), "count"
+        elif engine == "integer":
+            try:
+                made = integers(snn, x, refit=False)
+            except UnsupportedError as error:
+                first, *_, last = str(error).splitlines()
+                left_out.append(f"integer, T={snn.T}: {first} {last.strip()}")
+                continue
+        found[engine, snn.T] = lambda y, made=made, how=how: made.run(y, engine=how)
+    return found
+
+
+def _interleaved(
+    calls: Mapping[tuple[str, int], Callable[[Tensor], object]], x: Tensor, rounds: int,
+    clock: Callable[[], float], progress: Callable[[str, int, int], None] | None,
+) -> dict[tuple[str, int], dict[int, float]]:  # fmt: skip
+    """Seconds of every call by round. Each is called once before, and then in turn."""
+    times: dict[tuple[str, int], dict[int, float]] = {key: {} for key in calls}
+    for number in range(-1, rounds):
+        for key, call in calls.items():
+            if key[0] in SLOW and number % 3:
+                continue
+            start = clock()
+            call(x)
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+            if number >= 0:
+                times[key][number] = clock() - start
+        if progress is not None:
+            progress(f"batch {len(x)}", number + 2, rounds + 1)
+    return times
+
+
+def _machine(cpu_time: bool) -> str:
+    """Processor, threads, kernels, torch and the clock, in one line."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {torch.get_num_threads()} threads, {kernels}, torch {torch.__version__}" + (
+        ", seconds of the process" if cpu_time else ""
+    )

@@ -1,0 +1,56 @@
+"""`snn.compile()`: the count engine through torch.compile."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from networks import Residual, made
+
+import parspike
+from parspike.errors import InputError, OptionError
+from parspike.lower import integers
+
+
+def test_any_batch_is_one_graph() -> None:
+    model, x = made(Residual, batch=9)
+    snn = parspike.convert(model, x, T=6, recipe="max")
+    compiled = copy.deepcopy(snn).compile(backend="eager")
+    torch._dynamo.utils.counters.clear()
+    for part in (x, x[:5], x[:1], x[:4]):
+        run, again = snn.run(part, record=True), compiled.run(part, record=True)
+        assert torch.equal(again.logits, run.logits)
+        assert all(torch.equal(again.counts[layer], count) for layer, count in run.counts.items())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # any batch, and a batch of one
+
+
+@pytest.mark.slow
+def test_compiled_and_eager_count_alike(compiler: None) -> None:
+    model, x = made(Residual, batch=9)
+    snn = parspike.convert(model, x, T=6, recipe="max")
+    whole = integers(snn, x)
+    run, wanted = snn.run(x, record=True), whole(x)
+    again = snn.compile().run(x, record=True)
+    for layer, count in run.counts.items():
+        apart = (again.counts[layer] - count).abs()
+        assert float(apart.max()) <= 1, layer
+        assert float((apart > 0).float().mean()) < 1e-3, layer
+    assert torch.allclose(again.logits, run.logits, rtol=1e-3, atol=1e-3)
+    assert whole.compile() is whole
+    assert torch.equal(whole(x), wanted)
+
+
+def test_what_a_compiled_network_keeps_to(tmp_path) -> None:
+    model, x = made(Residual, batch=9)
+    snn = parspike.convert(model, x, T=4, recipe="max").compile(backend="eager")
+    wanted = snn(x)
+    with pytest.raises(InputError, match="this network takes"):
+        snn(x[:, :2])
+    for other in (copy.deepcopy(snn), parspike.load(snn.save(tmp_path / "net.parspike"))):
+        assert other._compiled is None
+        assert torch.equal(other(x), wanted)
+    assert torch.equal(snn.double()(x.double()).argmax(1), wanted.argmax(1))
+    steps = parspike.convert(model, x, T=4, recipe="max", neuron=parspike.IF())
+    with pytest.raises(OptionError, match="step by step"):
+        steps.compile()

@@ -1,0 +1,193 @@
+"""Engine "integer": the bits of `count`, on bytes and integer kernels."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import Dense, PreActivation, Quantised, Residual, made
+from torch import Tensor, nn
+
+import parspike
+from parspike import SNN
+from parspike.engines.integer import Integer
+from parspike.errors import OptionError
+from parspike.export.onnx import session, write
+from parspike.lower import integers
+from parspike.neurons import WholeNeuron
+
+MODULE = sys.modules["parspike.engines.integer"]
+
+
+class Wide(nn.Module):
+    """Odd sizes, groups, depthwise and strided convolutions, an average pool, a linear layer on maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 10, 3, stride=2, padding=1), nn.Conv2d(10, 15, 3, groups=5, padding=1)
+        self.c, self.d = nn.Conv2d(15, 15, 3, padding=2, dilation=2, groups=15), nn.Conv2d(15, 7, 1)
+        self.head = nn.Linear(7 * 12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu()).relu()
+        y = (self.c(y) + y).relu()
+        y = nn.functional.avg_pool2d(self.d(y).relu(), 2)
+        return self.head(y.flatten(1))
+
+
+class Signal(nn.Module):
+    """One spatial dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv1d(5, 9, 3, padding=1), nn.Conv1d(9, 6, 5), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).relu()).relu().mean(2))
+
+
+SIZES: dict[type[nn.Module], tuple[int, ...]] = {Wide: (3, 13, 17), Signal: (5, 21)}
+
+
+def network(kind: type[nn.Module], **options: Any) -> tuple[SNN, Tensor]:
+    return copy.deepcopy(_network(kind, **options))
+
+
+@functools.cache
+def _network(kind: type[nn.Module], weights: int = 8, inputs: int = 8, **options: Any) -> tuple[SNN, Tensor]:
+    if kind in SIZES:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model, x = kind().eval(), torch.randn(9, *SIZES[kind])
+    else:
+        model, x = made(kind, batch=9)
+    snn = parspike.convert(model, x, recipe="max", **options)
+    return integers(snn, x, weights=weights, inputs=inputs), x
+
+
+def unlike(snn: SNN, x: Tensor) -> list[str]:
+    """Where the two engines differ."""
+    one, two = (snn.run(x, engine=engine, record=True) for engine in ("count", "integer"))
+    found = [layer for layer, count in one.counts.items() if not torch.equal(count, two.counts[layer])]
+    return found + ([] if torch.equal(one.logits, two.logits) else ["logits"])
+
+
+CASES: list[tuple[type[nn.Module], dict[str, Any]]] = [
+    (Residual, {"T": 40, "weights": 4}),
+    (Residual, {"T": 300, "weights": 6}),  # counts beyond bytes
+    (PreActivation, {"T": 5}),  # streams of sums in float64
+    (Dense, {"T": 3, "code": "weighted", "weights": 2}),  # many sums on a threshold
+    (Quantised, {"T": 4, "inputs": 12}),
+    (Wide, {"T": 5}),
+    (Wide, {"T": 4, "weights": 10}),
+    (Signal, {"T": 200}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), CASES, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_it_has_the_bits_of_count(kind: type[nn.Module], options: dict[str, Any]) -> None:
+    snn, x = network(kind, **options)
+    assert unlike(snn, x) == []
+    assert unlike(snn, 3 * x) == []  # beyond the range of the inputs, at the largest counts
+
+
+@pytest.mark.parametrize("kind", [Residual, Wide])
+def test_most_of_the_work_is_done_by_integer_kernels(kind: type[nn.Module]) -> None:
+    snn, x = network(kind, T=5)
+    snn.run(x, engine="integer")
+    how = Integer.of(snn)
+    assert how.synapses[0] == how.synapses[1] >= 3
+    chains = [step for step in how.steps.values() if isinstance(step, MODULE._Chain)]
+    assert len(chains) == len(snn.neurons())
+
+
+def test_batches_of_one_and_inputs_of_any_layout() -> None:
+    snn, x = network(Wide, T=5)
+    wanted = snn(x)
+    turned = x.transpose(2, 3).contiguous().transpose(2, 3)
+    gaps = torch.zeros(18, *x.shape[1:])[::2].copy_(x)
+    for given in (turned, gaps, x.contiguous(memory_format=torch.channels_last), x.flip(0).flip(0)):
+        assert torch.equal(snn.run(given, engine="integer").logits, wanted)
+    alone = torch.cat([snn.run(one, engine="integer").logits for one in x.split(1)])
+    assert torch.equal(alone, wanted)
+
+
+def test_threads_do_not_matter() -> None:
+    snn, x = network(Wide, T=5)
+    before = torch.get_num_threads()
+    try:
+        answers = []
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            answers.append(snn.run(x, engine="integer").logits)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+
+
+def test_the_order_of_channels_does_not_matter() -> None:
+    snn, x = network(Signal, T=200)
+    wanted = snn.run(x, engine="integer").logits
+    weights = {path: t for path, t in snn.tensors().items() if path.startswith("whole.conv")}
+    one, two = sorted(path for path in weights if path.endswith("weight"))
+    bias = one.replace("weight", "bias")
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    first = next(iter(snn.neurons().values()))
+    assert isinstance(first, WholeNeuron)
+    with torch.no_grad():
+        weights[one].copy_(weights[one][order])
+        weights[bias].copy_(weights[bias][order])
+        weights[two].copy_(weights[two][:, order])
+        first.first.copy_(first.first.expand(9, 1)[order] if first.first.numel() == 9 else first.first)
+        first.step.copy_(first.step.expand(9, 1)[order] if first.step.numel() == 9 else first.step)
+    assert torch.equal(snn.run(x, engine="integer").logits, wanted)
+
+
+@pytest.mark.parametrize("able", [lambda pairs=False: not pairs, lambda pairs=False: False], ids=["no-pairs", "none"])
+def test_processors_without_the_kernels_get_the_same_bits(
+    able: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODULE, "exact", able)
+    snn, x = network(Wide, T=200)
+    assert unlike(snn, 3 * x) == []
+    maker = MODULE._Maker(snn)
+    maker.made()
+    parts = [len(synapse.parts) for synapse in maker.synapses.values()]
+    assert parts == ([2, 2, 2, 2, 1] if able() else [])  # the average's weights are 1: no two products saturate
+
+
+def test_onnxruntime_has_the_same_bits() -> None:
+    pytest.importorskip("onnxruntime")
+    snn, x = network(Wide, T=5)
+    run = session(write(snn).model)
+    (answer,) = run([], {snn.graph.inputs[0].name: x.numpy()})
+    assert np.array_equal(answer, snn.run(x, engine="integer").logits.numpy())
+
+
+def test_weights_and_thresholds_that_change_are_seen(tmp_path: Path) -> None:
+    snn, x = network(Quantised, T=4, inputs=12)
+    before = snn.run(x, engine="integer").logits
+    with torch.no_grad():
+        next(t for path, t in snn.tensors().items() if path.endswith("weight")).neg_()
+    assert not torch.equal(snn.run(x, engine="integer").logits, before)
+    assert unlike(snn, x) == []
+    neuron = next(iter(snn.neurons().values()))
+    assert isinstance(neuron, WholeNeuron)
+    neuron.first.data = neuron.first.data + 500
+    assert unlike(snn, x) == []
+    loaded = parspike.load(snn.save(tmp_path / "net.parspike"))
+    assert torch.equal(loaded.run(x, engine="integer").logits, snn(x))
+
+
+def test_networks_of_real_numbers_are_refused() -> None:
+    model, x = made(Quantised, batch=9)
+    snn = parspike.convert(model, x, T=4, recipe="max")
+    with pytest.raises(OptionError, match=r"parspike\.lower\.integers"):
+        snn.run(x, engine="integer")

@@ -1,0 +1,84 @@
+"""`parspike bench speed`: every engine beside the network, in one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import parspike
+from parspike.cli import app
+from parspike.errors import OptionError
+
+SOURCE = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).eval()
+
+def gated():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+        def forward(self, x):
+            y = self.a(x).relu()
+            return self.b(y * y.sum(1, keepdim=True))
+    return Gated().eval()
+"""
+
+
+def test_every_engine_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(SOURCE)
+    command = ["bench", "speed", "--network", "nets.py:net", "--shape", "3,6,6", "-T", "5", "--rounds", "2", "--json"]
+    done = CliRunner().invoke(app, [*command, "--engines", "count,integer,parallel", "--out", "s.csv", "--out", "s.md"])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    engines = [(row["run"], row["T"]) for row in answer["rows"]]
+    assert engines == [("network", 0), ("count", 5), ("integer", 5), ("parallel", 5)]
+    assert (answer["batch"], answer["shape"]) == (8, [3, 6, 6])
+    for row in answer["rows"]:
+        assert 0 < row["least"] <= row["ratio"] <= row["most"]
+        assert row["samples"] == pytest.approx(8 / row["seconds"])
+    assert answer["rows"][0]["ratio"] == 1
+    assert len(Path("s.csv").read_text().splitlines()) == 5
+    assert "| integer | 5 |" in Path("s.md").read_text()
+
+
+def test_what_is_asked_wrongly_is_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(SOURCE)
+    for words, said in (
+        (["bench", "speed"], "--network SPEC"),
+        (["bench", "digits", "--network", "nets.py:net"], "bench speed"),
+        (["bench", "speed", "--network", "nets.py:net"], "--shape"),
+        (["bench", "speed", "--network", "nets.py:net", "--shape", "3,6,6", "-T", "two"], "whole numbers"),
+        (["bench", "speed", "--network", "nets.py:net", "--shape", "3,6,6", "--engines", "fast"], "'fast' is unknown"),
+    ):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code != 0
+        assert said in " ".join(done.output.split()), done.output
+
+
+def test_an_engine_that_cannot_run_is_left_out_and_named(tmp_path: Path) -> None:
+    scope: dict[str, object] = {}
+    exec(SOURCE, scope)
+    gated = scope["gated"]
+    model = gated() if callable(gated) else None
+    assert isinstance(model, nn.Module)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x = torch.randn(8, 3)
+    made = parspike.speed(model, x, T=(3,), engines=("count", "integer"), rounds=1)
+    assert [row.run for row in made.rows] == ["network", "count"]
+    assert "cannot carry" in made.left_out[0]
+    assert "left out: integer, T=3" in str(made)
+    with pytest.raises(OptionError, match="at least 1"):
+        parspike.speed(model, x, T=(0,))
