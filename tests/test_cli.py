@@ -237,7 +237,7 @@ def test_one_clear_error(here: Path, arguments: str, kind: str, says: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("--engine warp", "--engine must be count, parallel, serial, serial-if or over-time, got warp"),
+        ("--engine warp", "--engine must be count, integer, parallel, serial, serial-if or over-time, got warp"),
         ("--weights w.safetensors", "--against"),
         ("--size 9 --crop 9", r"shape"),
         ("--against mynet.py:net --limit 0", "at least 1"),

@@ -118,7 +118,7 @@ def test_the_version() -> None:
         ("tune net.py:small --data data.npz --drop nan", ["--drop must be a number of at least 0, got nan"]),
         (
             "eval n.parspike --data data.npz --engine warp",
-            ["--engine must be count, parallel, serial, serial-if or over-time"],
+            ["--engine must be count, integer, parallel, serial, serial-if or over-time"],
         ),
         ("train digits --data digits -o r --nodes 0", ["--nodes must be a whole number of at least 1, got 0"]),
         ("data chek", ["'chek'", "'check'"]),

@@ -35,7 +35,7 @@ NETWORKS = {
 
 def described(graph):
     place = {node.name: number for number, node in enumerate(graph.nodes)}
-    rows = [(n.target, n.shape, n.role, n.layer, n.channel_dim, [place.get(r) for r in n.refs]) for n in graph.nodes]
+    rows = [(n.target, n.shape, n.role, n.layer, n.channel_dims, [place.get(r) for r in n.refs]) for n in graph.nodes]
     return rows, graph.inputs, graph.fixed, graph.limits, graph.tensors.keys()
 
 

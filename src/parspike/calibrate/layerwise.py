@@ -31,10 +31,12 @@ FEW, SEEN = 16, 32
 A_FEATURE, ROWS = 16, 20_000
 """Rows to re-fit a synapse on: so many for each of its inputs, and at least ROWS. With half as many, ResNet-20
 agreed with its network less, by one per cent of other images; with twice as many no better (docs/results.md)."""
-ELEMENTS, MOST, FEWEST = 1 << 24, 1 << 27, 1024
+ELEMENTS, MOST = 1 << 24, 1 << 27
 """Elements of the rows of one synapse: ROWS are not taken where that needs more than ELEMENTS (64 MiB in float32), as
-it does for a convolution of many groups, and never more than MOST; nor are more than MOST outputs, where that leaves
-FEWEST rows."""
+it does for a convolution of many groups, and never more than MOST."""
+WIDEST = 1 << 28
+"""Outputs of all rows, for which a synapse is left as it is: those of the head of a language model, one for every word,
+would take gigabytes, and with few enough rows for the memory it was fitted to their errors."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,10 @@ class ClosedForm(Recipe):
     def _refit(self, draft: Draft, lockstep: Lockstep, node: Node, batches: Batches) -> None:
         path = node.args[1].path
         weight = draft.tensors[path]
+        if _most_rows(features(weight), 1) * weight.shape[0] > WIDEST:
+            return
         refit = Refit(draft.graph, node, weight)
-        most = min(_most_rows(features(weight), refit.groups), max(FEWEST, MOST // weight.shape[0]))
-        refit.rows = most // max(1, batches.length) + 1
+        refit.rows = _most_rows(features(weight), refit.groups) // max(1, batches.length) + 1
         for (teacher, student), number in zip(lockstep.visit(node), batches.numbers(), strict=True):
             refit.add(teacher, lockstep.course.means(student, node, *refit.others), number)
         refit.parts = [(x, given, wanted) for x, given, wanted in batches.gather(refit.parts)]

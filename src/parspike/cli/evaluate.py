@@ -12,6 +12,7 @@ import typer
 
 from parspike.cli import checks, console, processes
 from parspike.cli.options import (
+    HOW,
     MAX_T,
     NET,
     OUT,
@@ -48,12 +49,17 @@ def evaluate(
         typer.Option(
             help="how to run parallel neurons (default: count); all but serial-if, which is for comparison, give the "
             "same. integer: count on integer kernels, for what `parspike lower` wrote. over-time: the one way to run "
-            "if and lif neurons"
+            "if and lif neurons",
+            rich_help_panel=HOW,
         ),
     ] = None,
     compiled: Annotated[
         bool,
-        typer.Option("--compile", help="compile the count engine (torch.compile): the first batch takes its time"),
+        typer.Option(
+            "--compile",
+            help="compile the count engine (torch.compile): the first batch takes its time",
+            rich_help_panel=HOW,
+        ),
     ] = False,
     T: Annotated[
         int | None,

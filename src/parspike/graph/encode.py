@@ -108,7 +108,7 @@ def encoded(graph: Graph, spiking: Collection[str], where: Encode) -> Graph:
     products: set[str] = set()
     for node in graph.nodes:
         operands = _operands(graph, node)
-        if len(operands) == 2:
+        if len(operands) == 2 and node.role is Role.ANALOG:
             products.add(node.name)
         for place, name in operands:
             if name in driven or (where == "hidden" and name in outer):
@@ -172,7 +172,7 @@ def _operands(graph: Graph, node: Node) -> list[tuple[int, str]]:
     values = node.args[1] if node.target == "aten.einsum.default" else node.args
     added = 0 if node.target in SUMS else None
     found = [(i, value.name) for i, value in enumerate(values) if isinstance(value, Ref) and i != added]
-    if node.role is Role.SYNAPSE and (node.target not in PRODUCTS or len(found) == 1):
+    if node.role is Role.SYNAPSE:  # of two values one is a constant, made of sizes alone
         return found
     return found if node.target in PRODUCTS and node.role is Role.ANALOG and len(found) == 2 else []
 
