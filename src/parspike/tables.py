@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from parspike.errors import FileError, MissingExtraError, OptionError, meant
 from parspike.file import write_whole
@@ -15,7 +16,10 @@ from parspike.file import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "FIGURES", "MARKERS", "SUFFIXES", "Table", "comma_separated", "drawn", "new_figure", "save"]
+__all__ = [
+    "COLOURS", "FIGURES", "MARKERS", "SUFFIXES", "Result", "Table", "comma_separated", "content", "drawn", "new_figure",
+    "save",
+]  # fmt: skip
 
 FIGURES = (".png", ".svg", ".pdf")
 SUFFIXES = (".csv", ".json", ".md", ".tex", *FIGURES)
@@ -119,6 +123,26 @@ def new_figure(width: float, height: float) -> Figure:
     except ImportError as error:
         raise MissingExtraError("matplotlib", extra="report") from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+class Result(Protocol):
+    """Rows that are saved in every format."""
+
+    def figure(self) -> Figure: ...
+    def to_dict(self) -> dict[str, Any]: ...
+    def csv(self) -> str: ...
+    def markdown(self) -> str: ...
+    def latex(self) -> str: ...
+
+
+def content(result: Result, suffix: str, *, ascii_only: bool = True) -> bytes | str:
+    """What a file with this ending, one of `SUFFIXES`, holds of a result. ascii_only: in JSON, other characters as
+    their numbers."""
+    if suffix in FIGURES:
+        return drawn(result.figure(), suffix)
+    if suffix == ".json":
+        return json.dumps(result.to_dict(), indent=2, ensure_ascii=ascii_only) + "\n"
+    return {".csv": result.csv, ".md": result.markdown, ".tex": result.latex}[suffix]()
 
 
 def drawn(figure: Figure, suffix: str) -> bytes:

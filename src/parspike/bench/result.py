@@ -19,7 +19,7 @@ from parspike.file import write_whole
 from parspike.measure import joule, short
 from parspike.neurons import CODES
 from parspike.notebook import html_table
-from parspike.tables import FIGURES, Table, comma_separated, drawn, save
+from parspike.tables import Table, comma_separated, content, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -421,14 +421,9 @@ class Benched:
         An existing file is replaced only with force=True. Raises `OptionError` on another ending, `FileError` where the
         file cannot be written, `MissingExtraError` for a figure without matplotlib.
         """
-        return save(path, self._content, force=force, example=f"{self.bench.name}.md")
-
-    def _content(self, suffix: str) -> bytes | str:
-        if suffix in FIGURES:
-            return drawn(self.figure(), suffix)
-        if suffix == ".json":
-            return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        return {".csv": self.csv, ".md": self.markdown, ".tex": self.latex}[suffix]()
+        return save(
+            path, lambda suffix: content(self, suffix, ascii_only=False), force=force, example=f"{self.bench.name}.md"
+        )
 
     def render(self, page: str | Path) -> Path:
         """Put tables into a page of Markdown, between `<!-- bench NAME TABLE -->` and `<!-- end -->`; of one network

@@ -7,7 +7,6 @@ a round, and the median of the ratios is told with the smallest and the largest.
 from __future__ import annotations
 
 import copy
-import json
 import platform
 import statistics
 import time
@@ -25,7 +24,7 @@ from parspike.errors import OptionError, UnsupportedError
 from parspike.lower import integers
 from parspike.notebook import html_table
 from parspike.snn import SNN
-from parspike.tables import COLOURS, FIGURES, MARKERS, Table, comma_separated, drawn, new_figure, save
+from parspike.tables import COLOURS, MARKERS, Table, comma_separated, content, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,16 +118,15 @@ class Speed:
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the rows into a file whose ending says how: .csv, .json, .md, .tex, or a figure as .png, .svg, .pdf."""
-        return save(path, self._content, force=force, example="speed.csv")
+        return save(path, lambda suffix: content(self, suffix), force=force, example="speed.csv")
 
-    def _content(self, suffix: str) -> bytes | str:
-        if suffix in FIGURES:
-            return drawn(self.figure(), suffix)
-        if suffix == ".json":
-            return json.dumps(self.to_dict(), indent=2) + "\n"
-        if suffix == ".csv":
-            return comma_separated([f.name for f in fields(SpeedRow)], map(asdict, self.rows))
-        return self._table().markdown() if suffix == ".md" else self._table().latex()
+    def csv(self) -> str:
+        """All rows as comma-separated values."""
+        return comma_separated([f.name for f in fields(SpeedRow)], map(asdict, self.rows))
+
+    def latex(self) -> str:
+        """The table as LaTeX."""
+        return self._table().latex()
 
     def _repr_html_(self) -> str:
         table = self._table()

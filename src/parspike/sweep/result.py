@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from parspike.measure import joule, short
 from parspike.neurons import CODES
 from parspike.notebook import html_table
-from parspike.tables import FIGURES, Table, comma_separated, drawn, save
+from parspike.tables import Table, comma_separated, content, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,14 +114,7 @@ class Sweep:
         An existing file is replaced only with force=True. Raises `OptionError` on another ending, `FileError` where the
         file cannot be written, `MissingExtraError` for a figure without matplotlib.
         """
-        return save(path, self._content, force=force, example="sweep.csv")
-
-    def _content(self, suffix: str) -> bytes | str:
-        if suffix in FIGURES:
-            return drawn(self.figure(), suffix)
-        if suffix == ".json":
-            return json.dumps(self.to_dict(), indent=2) + "\n"
-        return {".csv": self.csv, ".md": self.markdown, ".tex": self.latex}[suffix]()
+        return save(path, lambda suffix: content(self, suffix), force=force, example="sweep.csv")
 
     def _columns(self) -> dict[str, Callable[[SweepRow], str]]:
         """The columns of every table: what stands in a row's cell, by head."""
