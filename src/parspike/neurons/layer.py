@@ -212,6 +212,30 @@ def _fixed(name: str, value: Any) -> AttributeError:
     )
 
 
+def even_values(
+    z: Tensor, v_threshold: Tensor, shift: Tensor, v_post: Tensor, offset: float | Tensor | None, levels: int, *,
+    lowest: int = 0,
+) -> Tensor:  # fmt: skip
+    """Mean outputs of neurons with evenly spaced counts lowest … levels for z (B, …), on the CPU, in z's dtype.
+
+    shift: counted from the offset on. offset: None for 0.
+    """
+    # In place, since only this function holds the counts, and memory traffic is the cost of a neuron.
+    theta, shift, scale = v_threshold.detach(), shift.detach(), v_post.detach() / levels
+
+    def fill(out: Tensor, z: Tensor) -> None:
+        count_into(out, z, theta, levels, shift, lowest=lowest).mul_(scale)
+        if offset is not None:
+            out.add_(offset)
+
+    # Where a tensor of offsets has more than one element, so has the shift that it is subtracted from.
+    flat = theta.numel() == shift.numel() == scale.numel() == 1
+    if flat:
+        theta, shift, scale = (t.reshape(()) for t in (theta, shift, scale))
+        offset = offset.reshape(()) if isinstance(offset, Tensor) else offset
+    return in_pieces(fill, z.detach(), z.dtype, flat=flat)
+
+
 def even_amplitudes(v_post: Tensor, T: int, code: str) -> Tensor:
     """What a spike of each step carries where counts are evenly spaced and a full one stands for v_post: (T, …)."""
     steps = torch.arange(T, dtype=v_post.dtype, device=v_post.device)
@@ -266,23 +290,11 @@ class ParallelNeuron(Neuron):
 
     def forward(self, z: Tensor) -> Tensor:
         # In place, since only this function holds the counts, and memory traffic is the cost of a neuron.
-        theta, shift, scale = self.v_threshold.detach(), self._shift().detach(), self.v_post.detach() / self.levels
-        if not runs_here(z) or z.dtype != theta.dtype:
-            mean = self.count(z).mul_(scale)
+        if not runs_here(z) or z.dtype != self.v_threshold.dtype:
+            mean = self.count(z).mul_(self.v_post.detach() / self.levels)
             return mean.add_(self.offset) if self.offsets else mean
-
-        def fill(out: Tensor, z: Tensor) -> None:
-            count_into(out, z, theta, self.levels, shift).mul_(scale)
-            if self.offsets:
-                out.add_(offset)
-
-        offset = self.offset
-        # Where a tensor of offsets has more than one element, so has the shift that it is subtracted from.
-        flat = theta.numel() == shift.numel() == scale.numel() == 1
-        if flat:
-            theta, shift, scale = (t.reshape(()) for t in (theta, shift, scale))
-            offset = offset.reshape(()) if isinstance(offset, Tensor) else offset
-        return in_pieces(fill, z.detach(), z.dtype, flat=flat)
+        offset = self.offset if self.offsets else None
+        return even_values(z, self.v_threshold, self._shift(), self.v_post, offset, self.levels)
 
     def amplitudes(self) -> Tensor:
         return even_amplitudes(self.v_post, self.T, self.code)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layer import Code, Neuron, even_amplitudes
-from .pieces import in_pieces, runs_here
+from .layer import Code, Neuron, even_amplitudes, even_values
+from .pieces import runs_here
 from .quantised import count_into
 
 __all__ = ["SignedNeuron"]
@@ -48,16 +48,8 @@ class SignedNeuron(Neuron):
     def forward(self, z: Tensor) -> Tensor:
         if not runs_here(z) or z.dtype != self.v_threshold.dtype:
             return self.value(self.count(z))
-        theta, shift = self.v_threshold.detach(), (self.shift - self.offset).detach()
-        scale, offset, levels = self.v_post.detach() / self.levels, self.offset, self.levels
-        flat = theta.numel() == shift.numel() == scale.numel() == 1
-        if flat:
-            theta, shift, scale, offset = (t.reshape(()) for t in (theta, shift, scale, offset))
-
-        def fill(out: Tensor, z: Tensor) -> None:
-            count_into(out, z, theta, levels, shift, lowest=-levels).mul_(scale).add_(offset)
-
-        return in_pieces(fill, z.detach(), z.dtype, flat=flat)
+        shift = self.shift - self.offset
+        return even_values(z, self.v_threshold, shift, self.v_post, self.offset, self.levels, lowest=-self.levels)
 
     def soft(self, z: Tensor) -> Tensor:
         """`value(count(z))`, with the gradient of a clipped line for z."""
