@@ -48,9 +48,8 @@ WHOLE = 1 << 24
 ULP = 2.0**-24
 CLIP = "aten.clamp.Tensor"
 MOVERS = {
-    "aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten.unflatten.int",
-    "aten.permute.default", "aten.transpose.int", "aten.cat.default", "aten.slice.Tensor", "aten.select.int",
-    "aten.unsqueeze.default", "aten.squeeze.dim", "aten.squeeze.dims", "aten.contiguous.default", "aten.clone.default",
+    "aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.cat.default", "aten.slice.Tensor",
+    "aten.select.int", "aten.unsqueeze.default", "aten.squeeze.dim", "aten.squeeze.dims",
 }  # fmt: skip
 """Operators that do to bytes what they do to numbers."""
 
