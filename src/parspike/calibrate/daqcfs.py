@@ -240,10 +240,10 @@ def initial_neurons(
             draft.neurons[name] = draft.student.neuron(draft, node, theta, 0.0)
         else:
             low, high = recorded[name]
-            theta = above_zero(high - low, levels_of(draft.steps_of(name), draft.code))
             if node.target == ENCODE and isinstance(draft.student, ByCount) and bool((low < 0).any()):
                 draft.neurons[name] = _signed(draft, node, low, high)
                 continue
+            theta = above_zero(high - low, levels_of(draft.steps_of(name), draft.code))
             # One number where all channels reach the activation's own bound.
             bound = bool((low == torch.tensor(lows[name], dtype=torch.float64).to(low)).all())
             offset = lows[name] if bound else node_shape(low, node)

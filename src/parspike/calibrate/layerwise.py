@@ -20,6 +20,7 @@ from parspike.calibrate.student import OverTime
 from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_encoder, fit_neuron
 from parspike.errors import CalibrationError
 from parspike.graph import Graph, Node, Role
+from parspike.graph.ir import elements
 from parspike.graph.ops import ENCODE, HELD, WEIGHED_BY_SAMPLE
 from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, SortedTrain, SpikingLayer, Staircase
 from parspike.neurons.staircase import MOST_IN_ALL
@@ -33,10 +34,9 @@ A_FEATURE, ROWS = 16, 20_000
 agreed with its network less, by one per cent of other images; with twice as many no better (docs/results.md)."""
 ELEMENTS, MOST = 1 << 24, 1 << 27
 """Elements of the rows of one synapse: ROWS are not taken where that needs more than ELEMENTS (64 MiB in float32), as
-it does for a convolution of many groups, and never more than MOST."""
-WIDEST = 1 << 28
-"""Outputs of all rows, for which a synapse is left as it is: those of the head of a language model, one for every word,
-would take gigabytes, and with few enough rows for the memory it was fitted to their errors."""
+it does for a convolution of many groups, and never more than MOST. A synapse whose outputs for these rows are more than
+MOST is left as it is: the head of a language model, with one for every word, would take gigabytes, and with few enough
+rows for the memory it was fitted to their errors."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ClosedForm(Recipe):
         spiked = False
         for position, node in enumerate(graph.nodes):
             draft.progress(node.layer, position, len(graph.nodes))
-            if self.refit and spiked and node.role is Role.SYNAPSE and refittable(graph, node):
+            if spiked and node.role is Role.SYNAPSE and self._refits(graph, node, batches):
                 self._refit(draft, lockstep, node, batches)
             if node.name in draft.neurons:
                 samples = Samples(node, batches)
@@ -88,7 +88,7 @@ class ClosedForm(Recipe):
 
     def _fitted(self, draft: Draft, node: Node, samples: Samples) -> SpikingLayer:
         neuron = draft.neurons[node.name]
-        weigh = "next" if self.weigh == "next" and self._taken_up(draft.graph, node) else "own"
+        weigh = "next" if self.weigh == "next" and self._taken_up(draft.graph, node, samples.batches) else "own"
         layer = self.granularity == "layer"
         if isinstance(neuron, IntegrateFire) and isinstance(draft.student, OverTime):
             fit_firing(neuron, draft.student.kind, samples, draft.T, shift=self.shift, layer=layer, weigh=weigh)
@@ -131,7 +131,15 @@ class ClosedForm(Recipe):
         made.error, made.uniform_error = (float((each(current) - wanted).square().mean()) for each in (made, neuron))
         return made
 
-    def _taken_up(self, graph: Graph, node: Node) -> bool:
+    def _refits(self, graph: Graph, node: Node, batches: Batches) -> bool:
+        """Whether the synapse at a node is re-fitted, once a neuron stands before it."""
+        if not self.refit or not refittable(graph, node):
+            return False
+        weight = graph.tensors[node.args[1].path]
+        outputs = batches.samples() * elements(node.shape, graph.example)
+        return min(_most_rows(features(weight), 1) * weight.shape[0], outputs) <= MOST
+
+    def _taken_up(self, graph: Graph, node: Node, batches: Batches) -> bool:
         """Whether every path from the node's output leads to a re-fitted bias or to neurons with a shift, which can
         absorb a constant error of the output."""
         readers, outputs, ahead = graph.consumers(), set(graph.outputs), [node]
@@ -140,8 +148,8 @@ class ClosedForm(Recipe):
             if here.name in outputs:
                 return False
             for reader in readers[here.name]:
-                refitted = self.refit and len(reader.args) > 2 and reader.args[2] is not None
-                if (reader.role is Role.NEURON and self.shift) or (refitted and refittable(graph, reader)):
+                biased = len(reader.args) > 2 and reader.args[2] is not None
+                if (reader.role is Role.NEURON and self.shift) or (biased and self._refits(graph, reader, batches)):
                     continue
                 if reader.role not in (Role.SYNAPSE, Role.ORDER) or reader.reason in (WEIGHED_BY_SAMPLE, HELD):
                     return False
@@ -151,8 +159,6 @@ class ClosedForm(Recipe):
     def _refit(self, draft: Draft, lockstep: Lockstep, node: Node, batches: Batches) -> None:
         path = node.args[1].path
         weight = draft.tensors[path]
-        if _most_rows(features(weight), 1) * weight.shape[0] > WIDEST:
-            return
         refit = Refit(draft.graph, node, weight)
         refit.rows = _most_rows(features(weight), refit.groups) // max(1, batches.length) + 1
         for (teacher, student), number in zip(lockstep.visit(node), batches.numbers(), strict=True):
