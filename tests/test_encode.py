@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import parspike
+from parspike.calibrate import layerwise
 from parspike.calibrate.thresholds import Samples, fit_encoder
 from parspike.errors import OptionError
 from parspike.graph import Node, Ref, Role
@@ -315,7 +317,7 @@ def test_a_product_counts_what_its_spikes_add_up() -> None:
     assert all(row.macs == 0 for row in rows.values())
 
 
-def test_fully_masked_rows_give_what_fused_attention_gives() -> None:
+def test_fully_masked_rows_give_what_fused_attention_gives(tmp_path: Path) -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -331,9 +333,13 @@ def test_fully_masked_rows_give_what_fused_attention_gives() -> None:
     out = snn(x, keep)
     assert bool(out.isfinite().all())
     assert torch.equal(out[0], torch.zeros_like(out[0]))
+    # A mask that depends on the input is no reason to refuse the file, nor to count other operations.
+    snn.save(tmp_path / "a.parspike")
+    assert torch.equal(parspike.load(tmp_path / "a.parspike")(x, keep), out)
+    assert parspike.measure(snn, [(x, keep)]).driven > 0.5
 
 
-def test_a_file_holds_encoders(tmp_path) -> None:
+def test_a_file_holds_encoders(tmp_path: Path) -> None:
     args = net("grouped")[1]
     snn = parspike.convert(plan_of("grouped"), args[0], 4, code="weighted", recipe="closed-form")
     snn.save(tmp_path / "a.parspike")
@@ -341,6 +347,25 @@ def test_a_file_holds_encoders(tmp_path) -> None:
     assert torch.equal(again(args[0]), snn(args[0]))
     assert [n.channel_dims for n in again.graph.nodes] == [n.channel_dims for n in snn.graph.nodes]
     assert any(n.target == HOLD for n in again.graph.nodes)
+
+
+def test_the_head_of_a_language_model_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 30)).eval()
+    x = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(layerwise, "MOST", 100 * 29)
+    left = parspike.convert(model, x, 2, recipe="closed-form").tensors()
+    monkeypatch.setattr(layerwise, "MOST", 100 * 30)
+    fitted = parspike.convert(model, x, 2, recipe="closed-form").tensors()
+    assert not torch.equal(left["2.weight"], model[2].weight)
+    assert torch.equal(left["4.weight"], model[4].weight)
+    assert not torch.equal(fitted["4.weight"], model[4].weight)
+
+
+def test_inputs_as_spikes_have_thresholds_along_features() -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.rand(70, 3, 5) * torch.arange(1.0, 6.0)
+    snn = parspike.convert(model, x, 4, neuron=parspike.IF(), input="rate", recipe="max")
+    assert [node.channel_dims for node in snn.graph.nodes if node.target == ENCODE] == [(2,)]
 
 
 def test_options_of_encoders() -> None:

@@ -210,6 +210,13 @@ def plan(
     free where the network allows it, which the plan says; False for a network of the example's sizes alone.
     Raises `TraceError`, `InputError`, and `OptionError` for a pattern that matches no activation.
     """
+    if encode not in get_args(Encode):
+        raise OptionError(f"encode must be one of {', '.join(get_args(Encode))}, got {encode!r}")
+    if encode != "none" and isinstance(neuron, Serial):
+        raise OptionError(
+            f"encode='{encode}' needs parallel neurons, which know the mean of their input before they fire: leave "
+            "neuron= out"
+        )
     args, kwargs = arguments(example)
     try:
         read = trace(model, args, kwargs, free_sizes=free_sizes)
@@ -223,33 +230,21 @@ def plan(
             f"{type(model).__name__} takes batches, (B, …), B ≥ 1, and the example, {given}, looks like one sample: "
             "pass x[None]"
         ) from error
-    if encode not in get_args(Encode):
-        raise OptionError(f"encode must be one of {', '.join(get_args(Encode))}, got {encode!r}")
-    if encode != "none":
-        if isinstance(neuron, Serial):
-            raise OptionError(
-                f"encode='{encode}' needs parallel neurons, which know the mean of their input before they fire: leave "
-                "neuron= out"
-            )
-        graph = taken_apart(graph, args, kwargs)
-    options = _options(graph, layers or {}, strict=encode == "none")
+    encodes = encode != "none"
+    graph = taken_apart(graph, args, kwargs) if encodes else graph
+    options = _options(graph, layers or {}, strict=not encodes)
     kept, asked = ({name for name, option in options.items() if isinstance(option, kind)} for kind in (Keep, Spike))
-    guarded = guards(graph, asked)
-    if encode != "none":
-        guarded = computed(graph, asked) | guarded
+    guarded = (computed(graph, asked) if encodes else {}) | guards(graph, asked)
     graph = with_copies(graph, guarded, asked)
     last = readouts(graph, kept, asked)
-    if encode != "none":
-        fires = {n.name for n in graph.neurons if n.name not in last and n.name not in {*kept, *guarded}}
+    fires = {n.name for n in graph.neurons if n.name not in last and n.name not in {*kept, *guarded}}
+    if encodes:
         graph = encoded(graph, fires, encode)
         options = _options(graph, layers or {})
         kept = {name for name, option in options.items() if isinstance(option, Keep)}
-        # What an encoder reads is no read-out any more; what spikes stays what it was.
         fires |= {n.name for n in graph.nodes if n.target == ENCODE} - kept
-        last = readouts(graph, kept, asked | fires)
-        spiking = tuple(n.name for n in graph.neurons if n.name in fires)
-    else:
-        spiking = tuple(n.name for n in graph.neurons if n.name not in last and n.name not in {*kept, *guarded})
+        last = readouts(graph, kept, asked | fires)  # what an encoder reads is no read-out any more
+    spiking = tuple(n.name for n in graph.neurons if n.name in fires)
     graph = with_weights_of_samples(graph, spiking, args, kwargs)
     steps = {name: option.T for name, option in options.items() if isinstance(option, Steps)}
     _check_steps(graph, layers or {}, steps, spiking)

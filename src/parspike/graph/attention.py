@@ -17,7 +17,8 @@ from torch import Tensor
 
 from parspike.graph.features import ATTENTION
 from parspike.graph.ir import Device, Graph, Node, Param, Ref
-from parspike.graph.ops import SHARES, TABLE, WEIGHTS, Role
+from parspike.graph.ops import MASKED, SHARES, TABLE, WEIGHTS, Role
+from parspike.graph.refusals import judge
 from parspike.graph.same import check_rewritten
 from parspike.graph.wide import widened
 
@@ -34,8 +35,11 @@ def taken_apart(graph: Graph, args: Sequence[Tensor] = (), kwargs: Mapping[str, 
     args, kwargs: an example batch, on which each value is compared with that of `graph` (`same.check_rewritten`).
     """
     nodes: list[Node] = []
+    varying = {i.name for i in graph.inputs}
     for node in graph.nodes:
-        nodes.extend(_attention(graph, node) if node.target in ATTENTION[:1] else [node])
+        if any(ref in varying for ref in node.refs):
+            varying.add(node.name)
+        nodes.extend(_attention(graph, node, varying) if node.target in ATTENTION[:1] else [node])
     apart = replace(graph, nodes=tuple(nodes))
     readers = apart.consumers()
     made: dict[str, list[Node]] = {}
@@ -52,8 +56,9 @@ def taken_apart(graph: Graph, args: Sequence[Tensor] = (), kwargs: Mapping[str, 
     return apart
 
 
-def _attention(graph: Graph, node: Node) -> list[Node]:
-    """Fused attention as a product, a scale, a mask, a softmax and a product."""
+def _attention(graph: Graph, node: Node, varying: set[str]) -> list[Node]:
+    """Fused attention as a product, a scale, a mask, a softmax and a product. varying: the values that depend on the
+    network's input, to which those made here are added."""
     query, key, value, mask, _, causal = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])
     shapes = {i.name: i.shape for i in graph.inputs} | {n.name: n.shape for n in graph.nodes}
 
@@ -63,16 +68,14 @@ def _attention(graph: Graph, node: Node) -> list[Node]:
     made: list[Node] = []
 
     def add(suffix: str, target: str, size: Sequence[Any], *args: Any, **kwargs: Any) -> Ref:
-        row = TABLE[target]
-        product = row.product and sum(isinstance(arg, Ref) for arg in args) > 1
-        role = Role.ANALOG if product or row.role is Role.ANALOG else Role.SYNAPSE
-        reason = "a product of two values that both depend on the input" if product else row.reason
-        made.append(
-            replace(node, name=f"{node.name}_{suffix}" if suffix else node.name, target=target, args=args,
-                    kwargs=kwargs, role=role, reason=reason if role is Role.ANALOG else "", shape=tuple(size),
-                    layer=f"{node.layer}.{suffix}" if suffix else node.layer)
-        )  # fmt: skip
-        return Ref(made[-1].name)
+        name = f"{node.name}_{suffix}" if suffix else node.name
+        role, reason = judge(target, [isinstance(arg, Ref) and arg.name in varying for arg in args])
+        if any(isinstance(arg, Ref) and arg.name in varying for arg in args):
+            varying.add(name)
+        layer = f"{node.layer}.{suffix}" if suffix else node.layer
+        made.append(replace(node, name=name, target=target, args=args, kwargs=kwargs, role=role, reason=reason,
+                            shape=tuple(size), layer=layer))  # fmt: skip
+        return Ref(name)
 
     (*front, queries, wide), keys = shape(query), shape(key)[-2]
     heads, of_key = len(front) and front[-1], shape(key)
@@ -95,38 +98,11 @@ def _attention(graph: Graph, node: Node) -> list[Node]:
     if causal:
         ones = add("ones", "aten.ones.default", (queries, keys), [queries, keys], dtype=torch.bool, device=Device())
         mask = add("causal", "aten.tril.default", (queries, keys), ones)
-        scores = add("masked", "aten.where.ScalarOther", size, mask, scores, -math.inf)
-    elif mask is not None and _is_bool(graph, mask):
-        scores = add("masked", "aten.where.ScalarOther", size, mask, scores, -math.inf)
-    elif mask is not None:
-        scores = add("masked", "aten.add.Tensor", size, scores, mask)
+    if mask is not None:
+        scores = add("masked", MASKED, size, scores, mask)
     shares = add("softmax", "aten.softmax.int", size, scores, len(size) - 1)
     add("", "aten.matmul.default", (*size[:-1], shape(value)[-1]), shares, value)
     return made
-
-
-def _is_bool(graph: Graph, mask: Any) -> bool:
-    """Whether a mask says which scores count, not what is added to them."""
-    if isinstance(mask, Param):
-        return graph.tensors[mask.path].dtype == torch.bool
-    node = graph.by_name.get(mask.name)
-    if node is None:
-        return next(i for i in graph.inputs if i.name == mask.name).dtype == torch.bool
-    for leaf in (*node.args, *node.kwargs.values()):
-        if isinstance(leaf, torch.dtype):
-            return leaf == torch.bool
-    name = node.target.removeprefix("aten.").split(".")[0]
-    if name in ("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "any", "all") or "logical" in name:
-        return True
-    if name in ("where", "full", "masked_fill"):
-        last = [arg for arg in node.args if not isinstance(arg, (list, int))]
-        return (
-            bool(last)
-            and not isinstance(last[-1], float)
-            and all(isinstance(arg, (Ref, Param)) and _is_bool(graph, arg) for arg in last[-1:])
-        )
-    parts = [arg for arg in node.args if isinstance(arg, (Ref, Param))]
-    return bool(parts) and all(_is_bool(graph, part) for part in parts[:1])
 
 
 def _to_product(graph: Graph, readers: dict[str, list[Node]], node: Node) -> list[Node] | None:

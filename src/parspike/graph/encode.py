@@ -54,16 +54,17 @@ def encodable(graph: Graph) -> tuple[str, ...]:
 def with_encoders(graph: Graph, inputs: Sequence[str]) -> Graph:
     """The graph with a neuron's node, of the same shape, behind each of these inputs."""
     names = {name: f"{name}_spikes" for name in inputs}
-    made = [
-        Node(names[i.name], ENCODE, (Ref(i.name),), {}, Role.NEURON, names[i.name], shape=i.shape)
-        for i in graph.inputs
-        if i.name in names
-    ]
+    made = [_encoder(i.name, names[i.name], names[i.name], i.shape) for i in graph.inputs if i.name in names]
     moved = [
         node.mapped(lambda leaf: Ref(names[leaf.name]) if isinstance(leaf, Ref) and leaf.name in names else leaf)
         for node in graph.nodes
     ]
-    return replace(graph, nodes=(*made, *moved))
+    return with_channels(replace(graph, nodes=(*made, *moved)))
+
+
+def _encoder(value: str, name: str, layer: str, shape: Sequence[Any]) -> Node:
+    """A neuron's node for the identity behind a value; `with_channels` finds its channels."""
+    return Node(name, ENCODE, (Ref(value),), {}, Role.NEURON, layer, shape=tuple(shape))
 
 
 def computed(graph: Graph, asked: Collection[str]) -> dict[str, str]:
@@ -122,10 +123,7 @@ def encoded(graph: Graph, spiking: Collection[str], where: Encode) -> Graph:
             moved.setdefault(reader.name, {})[at] = name
     names = _names(graph, roots)
     shapes = {i.name: i.shape for i in graph.inputs} | {node.name: node.shape for node in graph.nodes}
-    encoder = {
-        name: Node(names[name], ENCODE, (Ref(name),), {}, Role.NEURON, _layer(graph, name), shape=shapes[name])
-        for name in roots
-    }
+    encoder = {name: _encoder(name, names[name], _layer(graph, name), shapes[name]) for name in roots}
     nodes = [encoder[i.name] for i in graph.inputs if i.name in encoder]
     for node in graph.nodes:
         now = node

@@ -22,7 +22,7 @@ from typing import Any
 
 from parspike.graph.ir import Graph, Node, Param, Ref, Size
 
-__all__ = ["with_channels"]
+__all__ = ["permuted", "with_channels"]
 
 Dims = tuple[int, ...]
 PRODUCTS = ("aten.matmul.default", "aten.bmm.default", "aten.mm.default")
@@ -134,12 +134,8 @@ def _carried(node: Node, old: Sequence[Any], new: Sequence[Any], dims: Dims, *, 
     """The dimensions `dims` of a value of shape `old` in one of shape `new`, through a node that moves values or acts
     on each by itself; None where it does something else. back: from the node's value to what it reads."""
     rank = len(new if back else old)
-    if node.target == "aten.permute.default":
-        order = [d % rank for d in node.args[1]]
-        return tuple(order[d] for d in dims) if back else tuple(order.index(d) for d in dims)
-    if node.target in ("aten.transpose.int", "aten.swapaxes.default"):
-        one, two = (d % rank for d in node.args[1:3])
-        return tuple({one: two, two: one}.get(d, d) for d in dims)
+    if (order := permuted(node, rank)) is not None:
+        return tuple(order[d] if back else order.index(d) for d in dims)
     if node.target == "aten.reshape.default":
         return _regrouped(old, new, dims)
     lost = _removed(node, rank)
@@ -156,6 +152,17 @@ def _carried(node: Node, old: Sequence[Any], new: Sequence[Any], dims: Dims, *, 
     # Dimensions that are broadcast are aligned at the right.
     moved = tuple(d + len(new) - len(old) for d in dims)
     return moved if all(d >= 0 for d in moved) and (len(old) == len(new) or _elementwise(node)) else None
+
+
+def permuted(node: Node, rank: int) -> list[int] | None:
+    """For every dimension of a node's value the dimension of what it reads that it is; None for a node that permutes
+    none."""
+    if node.target == "aten.permute.default":
+        return [d % rank for d in node.args[1]]
+    if node.target in ("aten.transpose.int", "aten.swapaxes.default"):
+        one, two = (d % rank for d in node.args[1:3])
+        return [{one: two, two: one}.get(d, d) for d in range(rank)]
+    return None
 
 
 def _elementwise(node: Node) -> bool:

@@ -122,12 +122,17 @@ def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, eps
 
 
 ENCODE, HOLD = "parspike.encode", "parspike.hold"
-WEIGHTS, SHARES = "parspike.softmax_weights", "parspike.softmax_shares"
+MASKED, WEIGHTS, SHARES = "parspike.masked", "parspike.softmax_weights", "parspike.softmax_shares"
 
 
 def encode(x: Tensor) -> Tensor:
     """The identity. It marks the place where a neuron turns a value into spikes, or where its mean is held."""
     return x
+
+
+def masked(scores: Tensor, mask: Tensor) -> Tensor:
+    """The scores of an attention with its mask: −∞ where a mask of true and false is false; one of numbers is added."""
+    return torch.where(mask, scores, -math.inf) if mask.dtype == torch.bool else scores + mask
 
 
 def softmax_weights(x: Tensor, dim: int) -> Tensor:
@@ -429,6 +434,7 @@ TABLE["parspike.rising"] = Op(Role.NEURON, rising, varying=(0,), activation=_par
 TABLE["parspike.falling"] = Op(Role.NEURON, falling, varying=(0,), activation=_part)
 TABLE[ENCODE] = Op(Role.NEURON, encode, varying=(0,), activation=lambda node: Clip(-math.inf, math.inf))
 TABLE[HOLD] = Op(Role.ANALOG, encode, reason="its mean over time is held", macs=lambda args, output: 0)
+TABLE[MASKED] = Op(Role.SYNAPSE, masked, varying=(0,))
 TABLE[WEIGHTS] = Op(Role.ANALOG, softmax_weights, reason="a softmax weighs its values against each other")
 TABLE[SHARES] = Op(Role.ANALOG, softmax_shares, reason="a weight or divisor that depends on the input")
 TABLE["parspike.qcfs"] = Op(Role.NEURON, neurons.qcfs, varying=(0,), activation=_qcfs)

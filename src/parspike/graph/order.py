@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from parspike.graph.features import permuted
 from parspike.graph.ir import Graph, Node
 from parspike.graph.ops import TABLE, Role
 from parspike.graph.signature import Pool, arguments
@@ -58,12 +59,8 @@ def _alike(node: Node) -> bool:
 
 def _earlier(before: Node, node: Node, dims: Collection[int]) -> set[int]:
     """The dimensions of what a node reads that dimensions of its output are made of."""
-    if node.target == "aten.permute.default":
-        order = [d % len(before.shape) for d in node.args[1]]
+    if (order := permuted(node, len(before.shape))) is not None:
         return {order[d] for d in dims}
-    if node.target == "aten.transpose.int":
-        one, two = (d % len(before.shape) for d in node.args[1:3])
-        return {{one: two, two: one}.get(d, d) for d in dims}
     if node.target in EXTREMA and len(node.shape) != len(before.shape):
         left = [d for d in range(len(before.shape)) if d not in compared(before, node)]
         return {left[d] for d in dims}
