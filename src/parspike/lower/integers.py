@@ -432,8 +432,8 @@ class _Whole:
             places = weight[0].numel() // weight.shape[1]
             units = inputs.expand(weight.shape[1] * groups).reshape(groups, 1, -1).repeat_interleave(places, 2)
             read = torch.cat([read[:, :, :-1] / units, read[:, :, -1:]], 2)
-        gram = None if read is None else read[:, :, :-1].mT @ read[:, :, :-1]
-        least = finest(by_output(scaled).unflatten(0, (groups, -1)), gram, self.top)
+        power = None if read is None else read[:, :, :-1].square().sum(1)
+        least = finest(by_output(scaled).unflatten(0, (groups, -1)), power, self.top)
         shape = [1, -1] + [1] * (len(node.shape) - 2) if isinstance(found, Conv) else [1] * (len(node.shape) - 1) + [-1]
         grid = least.reshape(shape)
         grid = self._fitted(node, grid, USEFUL * value.most, round_up=True)

@@ -55,9 +55,9 @@ class Fitting:
         self.teachers: list[Stream] = []
         self.students: list[Stream] = []
         for batch in batches:
-            env = {name: x[:left].detach().float() for name, x in batch.items()}
             if left <= 0:
                 break
+            env = {name: x[:left].detach().float() for name, x in batch.items()}
             left -= len(next(iter(env.values())))
             self.teachers.append(Stream(dict(env), tensors, graph.sizes(env)))
             self.students.append(Stream(dict(env), {}, graph.sizes(env)))
@@ -130,17 +130,16 @@ def _float(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def finest(weight: Tensor, gram: Tensor | None, top: int) -> Tensor:
-    """The grid of every output whose rounding errs least: weight (groups, outputs, features), gram (groups, features,
-    features) of what is read; top: the largest whole number. (groups, outputs)"""
+def finest(weight: Tensor, power: Tensor | None, top: int) -> Tensor:
+    """The grid of every output whose rounding errs least: weight (groups, outputs, features), power (groups, features),
+    the sum of squares of what is read; None: unknown. top: the largest whole number. (groups, outputs)"""
     largest = weight.abs().amax(2)
-    if gram is None:
+    if power is None:
         return torch.where(largest > 0, largest / top, 1.0)
-    weigh = gram.diagonal(dim1=1, dim2=2)[:, None, :]
     errors = []
     for clip in CLIPS:
         grid = torch.where(largest > 0, largest * clip / top, 1.0)[:, :, None]
-        errors.append(((weight - (weight / grid).round().clamp(-top, top) * grid).square() * weigh).sum(2))
+        errors.append(((weight - (weight / grid).round().clamp(-top, top) * grid).square() * power[:, None, :]).sum(2))
     best = torch.stack(errors).argmin(0)
     return torch.where(largest > 0, largest * torch.tensor(CLIPS, dtype=weight.dtype)[best] / top, 1.0)
 
