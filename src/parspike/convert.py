@@ -149,6 +149,7 @@ def convert(
         "recipe": recipe_to_json(chosen),
         "T": T,
         **({"neuron": kind.to_json(), "input": input} if isinstance(kind, Serial) else {"code": kind.text}),
+        **({"encode": made.encode} if made.encode != "none" else {}),
         "seed": seed,
         "model": "" if isinstance(model, Plan) else f"{type(model).__module__}.{type(model).__qualname__}",
         **({"search": draft.notes} if draft.notes else {}),

@@ -27,7 +27,7 @@ from parspike.graph import (
 )
 from parspike.graph import with_encoders as insert_encoders
 from parspike.graph.attention import taken_apart
-from parspike.graph.encode import Encode, computed, encoded
+from parspike.graph.encode import Encode, computed, encoded, input_encoders
 from parspike.graph.ir import expected_tensor
 from parspike.graph.ops import ACROSS_BATCH, ENCODE, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE
 from parspike.graph.order import compared, unnested
@@ -38,7 +38,18 @@ from parspike.neurons import Kind, Parallel, Serial
 from parspike.notebook import html_table
 
 __all__ = [
-    "READOUT", "Example", "Keep", "LayerOption", "Plan", "PlanRow", "Planning", "Spike", "Steps", "plan", "rows_of",
+    "READOUT",
+    "Example",
+    "Keep",
+    "LayerOption",
+    "Plan",
+    "PlanRow",
+    "Planning",
+    "Spike",
+    "Steps",
+    "plan",
+    "plan_again",
+    "rows_of",
     "with_encoders",
 ]  # fmt: skip
 
@@ -95,7 +106,7 @@ class Plan:
     graph: the rewritten graph. spiking: names of the nodes that become spiking neurons. kept: of those that stay analog
     by the user's wish. rows: the table. strict: whether analog operators between neurons are refused. steps: time-steps
     of the nodes that have their own. neuron: the kind of neurons that the plan was made for; None if the caller gave
-    none, so that `convert` chooses.
+    none, so that `convert` chooses. encode: where encoders stand.
     """
 
     graph: Graph
@@ -105,6 +116,7 @@ class Plan:
     strict: bool = False
     steps: Mapping[str, int] = field(default_factory=dict)
     neuron: Kind | None = None
+    encode: Encode = "none"
 
     @property
     def refusals(self) -> list[PlanRow]:
@@ -252,7 +264,15 @@ def plan(
     place = _Place(graph, frozenset(spiking), frozenset(kept), last, guarded, reached_by(graph, spiking), *words)
     rows = tuple(row for node in graph.nodes if (row := _row(node, place)) is not None)
     steps = {name: T for name, T in steps.items() if name in spiking}
-    return Plan(graph, spiking, tuple(n.name for n in graph.neurons if n.name in kept), rows, strict, steps, neuron)
+    return Plan(
+        graph, spiking, tuple(n.name for n in graph.neurons if n.name in kept), rows, strict, steps, neuron, encode
+    )
+
+
+def plan_again(model: nn.Module | Plan, example: Example, provenance: Mapping[str, Any]) -> Plan:
+    """The plan of the network that a converted one was made from, with the encoders that it has, so that both have the
+    same operators. A plan stays as it is. provenance: the converted network's."""
+    return model if isinstance(model, Plan) else plan(model, example, encode=provenance.get("encode", "none"))
 
 
 def with_encoders(made: Plan) -> Plan:
@@ -284,11 +304,8 @@ def rows_of(
         graph, known, frozenset(kept), readouts(graph, kept, spiking), guards(graph, spiking),
         reached_by(graph, spiking), neuron, serial,
     )  # fmt: skip
-    inputs = {i.name for i in graph.inputs}
-    made = (
-        _encoder(graph, node) if node.target == ENCODE and inputs.issuperset(node.refs) else _row(node, place)
-        for node in graph.nodes
-    )
+    fed = input_encoders(graph)
+    made = (_encoder(graph, node) if node.name in fed else _row(node, place) for node in graph.nodes)
     return tuple(row for row in made if row is not None)
 
 

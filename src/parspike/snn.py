@@ -230,9 +230,10 @@ class SNN(nn.Module):
         found = twin(neurons)
         if len(found) < len(neurons):
             warnings.warn(
-                f"{len(neurons) - len(found)} of {len(neurons)} layers of neurons have steps of unequal size, which no "
-                "IF neuron has, so in engine 'serial-if' they stay as they are: convert with recipe='closed-form' for "
-                "equal steps where the activation is a ReLU, or for IF neurons with neuron=parspike.IF()",
+                f"{len(neurons) - len(found)} of {len(neurons)} layers of neurons have steps of unequal size, or "
+                "spikes of both signs, which no IF neuron has, so in engine 'serial-if' they stay as they are: convert "
+                "with recipe='closed-form' for equal steps where the activation is a ReLU, or for IF neurons with "
+                "neuron=parspike.IF()",
                 ParspikeWarning,
                 stacklevel=4,
             )

@@ -207,8 +207,9 @@ class _Score:
         self.seconds += time.perf_counter() - start
         self.images += len(x)
         # In float64 sums of counts are exact, so they do not depend on their order and on which process formed them.
-        for sent in run.sent.values():
-            self.spikes, self.neurons = self.spikes + float(sent.sum(dtype=torch.float64)), self.neurons + sent.numel()
+        for layer, sent in run.sent.items():
+            self.spikes += float(sent.sum(dtype=torch.float64))
+            self.neurons += sent.numel() * run.lines.get(layer, 1)
         output = None
         if network is not None:
             start = time.perf_counter()

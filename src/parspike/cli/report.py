@@ -244,11 +244,13 @@ def _as_before(snn: Any) -> dict[str, Any]:
 
 
 def _as_kept(model: Any, snn: Any, fit: Images) -> Any:
-    """The network, or its plan with the layers that were kept analog when it was converted."""
+    """The network, or its plan with the layers that were kept analog, and the encoders, of when it was converted."""
     import parspike
 
-    layers = _kept(snn)
-    return model if not layers else parspike.plan(model, next(iter(fit))[0][:2], layers=kept(layers))
+    layers, encode = _kept(snn), snn.provenance.get("encode", "none")
+    if not layers and encode == "none":
+        return model
+    return parspike.plan(model, next(iter(fit))[0][:2], layers=kept(layers), encode=encode)
 
 
 def _kept(snn: Any) -> list[str]:
@@ -315,7 +317,8 @@ def _commands(
     recipe, known = _recipe(snn), snn.provenance.get("calibration")
     made: list[tuple[str, Any]] = [
         ("--weights", said.get("weights")), ("--data", said.get("data")), ("-T", snn.T),
-        ("--code", snn.provenance.get("code")), ("--neuron", _neuron(snn.provenance.get("neuron"))),
+        ("--code", snn.provenance.get("code")),
+        ("--encode", snn.provenance.get("encode")), ("--neuron", _neuron(snn.provenance.get("neuron"))),
         ("--recipe", to_json.dumps(recipe) if recipe else None),
         *(("--keep", layer) for layer in _kept(snn)),
         ("--calibration-images", known.get("samples") if isinstance(known, Mapping) else None),

@@ -204,7 +204,7 @@ class Examination:
         # What a count sends is looked up, so that no train is made.
         kinds, which = count.unique(return_inverse=True)
         trains = neuron.spikes(kinds)
-        first = torch.where(trains.any(0), trains.int().argmax(0), self.snn.T)
+        first = torch.where(trains.any(0), (trains != 0).int().argmax(0), self.snn.T)
         return _Sent(neuron.value(count), neuron.sent(count).double(), first[which])
 
     def _top(self, node: Node, neuron: Any, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,7 +225,8 @@ class Examination:
         neuron: Any = self.neurons[node.name]
         sums = self.sums[node.name]
         high, most = self._top(node, neuron, z)
-        low = torch.as_tensor(neuron.rest(), dtype=z.dtype, device=z.device).expand_as(z[:1])
+        least = neuron.value(torch.full_like(z[:1], neuron.lowest)) if isinstance(neuron, Neuron) else neuron.rest()
+        low = torch.as_tensor(least, dtype=z.dtype, device=z.device).expand_as(z[:1])
         held = torch.minimum(torch.maximum(f, low), high)
         even = here.value if isinstance(neuron, Neuron) else evenly(neuron, z, self.snn.simulation)
         for name, vector in (
@@ -252,17 +253,17 @@ class Examination:
         return tuple(self._row(name, sums) for name, sums in self.sums.items())
 
     def _row(self, name: str, sums: _Sums) -> LayerFault:
-        node = self.graph.by_name[name]
+        node, lines = self.graph.by_name[name], self.neurons[name].lines
         first = [] if sums.first is None else sums.first.tolist()
         return LayerFault(
             layer=node.layer,
             operator=node.target.removeprefix("aten.").removeprefix("parspike.").split(".")[0],
-            neurons=sums.values / self.samples,
+            neurons=sums.values * lines / self.samples,
             **{part: sums.norm(part) for part in ("error", "clipping", "quantisation", "over_time", "carried")},
             beyond=sums.beyond / sums.values,
             alone=outcome(sums.alone),
             without=outcome(sums.without),
-            firing_rate=sums.spikes / sums.values / self.snn.T,
+            firing_rate=sums.spikes / (sums.values * lines) / self.snn.T,
             dead=_share(sums.alive, False),
             network_dead=_share(sums.moved, False) if sums.moved else None,
             saturated=_share(sums.full, False),

@@ -16,9 +16,9 @@ from parspike.diagnose.remedies import Item, remedies
 from parspike.diagnose.result import STANDS_OUT, Diagnosis, LayerFault
 from parspike.errors import InputError
 from parspike.graph import Graph
-from parspike.graph.ops import ENCODE
+from parspike.graph.encode import input_encoders
 from parspike.measure import same_operators
-from parspike.plan import Plan, plan, with_encoders
+from parspike.plan import Plan, plan_again, with_encoders
 from parspike.snn import SNN
 
 __all__ = ["diagnose"]
@@ -60,7 +60,7 @@ def diagnose(
     made = None
     if model is not None:
         example = arguments_of(first, "batch 0 of images", inputs, snn.graph.signature)
-        made = model if isinstance(model, Plan) else plan(model, example)
+        made = plan_again(model, example, snn.provenance)
     reference = _reference(snn, made)
     items = [
         (inputs_of(item, f"batch {number} of images", snn.graph, inputs), labels_of(item, inputs, snn.graph.signature))
@@ -99,7 +99,7 @@ def _reference(snn: SNN, made: Plan | None) -> Graph:
     """The network's graph, which has the nodes of the spiking network's."""
     if made is None:
         return replace(snn.graph, tensors=snn.tensors())
-    if any(node.target == ENCODE for node in snn.graph.nodes):
+    if snn.over_time and input_encoders(snn.graph):
         made = with_encoders(made)
     if not same_operators(made.graph, snn.graph):
         raise InputError(

@@ -54,8 +54,9 @@ class Run:
     def __init__(
         self, logits: Any, T: int, engine: str, *, counts: Mapping[str, Tensor] | None = None,
         spikes: Mapping[str, Tensor] | None = None, sent: Mapping[str, Tensor] | None = None,
+        lines: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
-        self.logits, self.T, self.engine = logits, T, engine
+        self.logits, self.T, self.engine, self.lines = logits, T, engine, dict(lines or {})
         self._recorded = {"counts": counts, "spikes": spikes, "sent": sent}
 
     def _get(self, name: str) -> Mapping[str, Tensor]:
@@ -84,7 +85,10 @@ class Run:
     @property
     def firing_rate(self) -> dict[str, float]:
         """Spikes per neuron and step, by layer."""
-        return {layer: float(sent.float().mean()) / self.T for layer, sent in self._get("sent").items()}
+        return {
+            layer: float(sent.float().mean()) / self.T / self.lines.get(layer, 1)
+            for layer, sent in self._get("sent").items()
+        }
 
     def __repr__(self) -> str:
         counts = self._recorded["counts"]
@@ -142,4 +146,5 @@ def recorded(logits: Any, net: Network, engine: str, counts: Mapping[str, Tensor
         counts=(counts := {layer[name]: count for name, count in counts.items()}),
         spikes=OnDemand(counts, {layer[name]: neuron.spikes for name, neuron in neurons.items()}),
         sent=OnDemand(counts, {layer[name]: neuron.sent for name, neuron in neurons.items()}),
+        lines={layer[name]: neuron.lines for name, neuron in neurons.items()},
     )  # fmt: skip

@@ -22,7 +22,7 @@ from parspike.graph.ir import Graph, Node, Ref
 from parspike.graph.ops import ENCODE, HELD, HOLD, TABLE, Role
 from parspike.graph.order import nested
 
-__all__ = ["Encode", "computed", "encodable", "encoded", "with_encoders"]
+__all__ = ["Encode", "computed", "encodable", "encoded", "input_encoders", "with_encoders"]
 
 Encode = Literal["none", "hidden", "all"]
 """Where neurons for the identity stand: nowhere; where synapses read real values other than the network's inputs; where
@@ -60,6 +60,12 @@ def with_encoders(graph: Graph, inputs: Sequence[str]) -> Graph:
         for node in graph.nodes
     ]
     return with_channels(replace(graph, nodes=(*made, *moved)))
+
+
+def input_encoders(graph: Graph) -> set[str]:
+    """The neurons that make spikes of the network's inputs, not of values inside it."""
+    inputs = {i.name for i in graph.inputs}
+    return {node.name for node in graph.nodes if node.target == ENCODE and inputs.issuperset(node.refs)}
 
 
 def _encoder(value: str, name: str, layer: str, shape: Sequence[Any]) -> Node:

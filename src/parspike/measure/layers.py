@@ -26,7 +26,7 @@ from parspike.measure.report import LayerRow, Report
 from parspike.measure.scores import Scores
 from parspike.measure.wires import at_refs, carry, fan_out, macs_of, one_sample, present, role_of
 from parspike.neurons import Neuron
-from parspike.plan import Plan, plan
+from parspike.plan import Plan, plan_again
 from parspike.snn import SNN
 
 __all__ = ["activation_bits", "measure", "measured", "same_operators", "weights_of"]
@@ -75,7 +75,8 @@ def measured(
     for number, item in enumerate(source):
         place = f"batch {number} of the loader"
         if against is not None and reference is None:
-            reference = _reference(against, arguments_of(item, place, inputs, snn.graph.signature))
+            example = arguments_of(item, place, inputs, snn.graph.signature)
+            reference = plan_again(against, example, snn.provenance).graph
             if same_operators(reference, snn.graph):
                 meter.reference = reference
         env = inputs_of(item, place, snn.graph, inputs)
@@ -101,10 +102,6 @@ def measured(
         weights=weights_of(snn),
     )
     return report, scores
-
-
-def _reference(against: nn.Module | Plan, example: Any) -> Graph:
-    return (against if isinstance(against, Plan) else plan(against, example)).graph
 
 
 def same_operators(one: Graph, other: Graph) -> bool:

@@ -130,6 +130,11 @@ class Neuron(SpikingLayer):
     def levels(self, value: Any) -> None:
         raise _fixed("levels", value)
 
+    @property
+    def lowest(self) -> int:
+        """The smallest count."""
+        return 0
+
     @abstractmethod
     def count(self, z: Tensor) -> Tensor:
         """Whole numbers 0 … levels for a mean input current z (B, …), in z's dtype."""

@@ -38,9 +38,13 @@ class SignedNeuron(Neuron):
 
     offset: Tensor
 
+    @property
+    def lowest(self) -> int:
+        return -self.levels
+
     def count(self, z: Tensor) -> Tensor:
         theta, shift = self.v_threshold.detach(), (self.shift - self.offset).detach()
-        return count_into(None, z.detach(), theta, self.levels, shift, lowest=-self.levels)
+        return count_into(None, z.detach(), theta, self.levels, shift, lowest=self.lowest)
 
     def value(self, count: Tensor) -> Tensor:
         return count * (self.v_post / self.levels) + self.offset
@@ -49,7 +53,7 @@ class SignedNeuron(Neuron):
         if not runs_here(z) or z.dtype != self.v_threshold.dtype:
             return self.value(self.count(z))
         shift = self.shift - self.offset
-        return even_values(z, self.v_threshold, shift, self.v_post, self.offset, self.levels, lowest=-self.levels)
+        return even_values(z, self.v_threshold, shift, self.v_post, self.offset, self.levels, lowest=self.lowest)
 
     def soft(self, z: Tensor) -> Tensor:
         """`value(count(z))`, with the gradient of a clipped line for z."""

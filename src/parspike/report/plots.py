@@ -11,7 +11,7 @@ from parspike.calibrate.batches import arguments_of, inputs_of, readable_again
 from parspike.errors import InputError
 from parspike.graph import Graph
 from parspike.measure import Report, measure
-from parspike.plan import Plan, plan
+from parspike.plan import Plan, plan_again
 from parspike.report import figures
 from parspike.report.answers import answers
 from parspike.report.timing import times
@@ -110,5 +110,5 @@ def plan_of(model: nn.Module | Plan, snn: SNN, source: Any, inputs: Callable[[An
     if isinstance(model, Plan):
         return model
     for item in source:
-        return plan(model, arguments_of(item, "batch 0 of the data", inputs, snn.graph.signature))
+        return plan_again(model, arguments_of(item, "batch 0 of the data", inputs, snn.graph.signature), snn.provenance)
     raise InputError("the data are empty: give at least one batch of inputs")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from parspike.graph import Node
-from parspike.neurons import Neuron, ParallelNeuron, Staircase
+from parspike.neurons import Neuron, ParallelNeuron, SignedNeuron, Staircase
 from parspike.snn import SNN
 
 __all__ = ["quantised"]
@@ -38,12 +38,12 @@ def quantised(snn: SNN) -> Callable[[Mapping[str, Tensor]], Any]:
 
 def _rounded(z: Tensor, neuron: Neuron) -> Tensor:
     """An activation's output for z (B, …), rounded to one of the neuron's levels."""
-    if isinstance(neuron, ParallelNeuron):
-        # lowest + scale · clamp(⌊z / step + start⌋, 0, L), start moved by a half so that it rounds to the nearest
-        inverse, lowest = neuron.levels / neuron.v_threshold, neuron.offset
-        start = (neuron.shift - lowest) * inverse + 0.5
-        level = torch.floor(z * inverse + start).clamp(0, neuron.levels)
-        return level * (neuron.v_post / neuron.levels) + lowest
+    if isinstance(neuron, (ParallelNeuron, SignedNeuron)):
+        # offset + scale · clamp(⌊z / step + start⌋, lowest, L), start moved by a half so that it rounds to the nearest
+        inverse = neuron.levels / neuron.v_threshold
+        start = (neuron.shift - neuron.offset) * inverse + 0.5
+        level = torch.floor(z * inverse + start).clamp(neuron.lowest, neuron.levels)
+        return level * (neuron.v_post / neuron.levels) + neuron.offset
     if isinstance(neuron, Staircase):
         return _uneven(z, neuron.thresholds, neuron.outputs)
     raise TypeError(f"{type(neuron).__name__} neurons have no quantised activation")

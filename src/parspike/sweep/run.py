@@ -142,7 +142,7 @@ def _row(T: int, kind: Kind, snn: SNN, report: Report, scores: Scores, rival: Sc
     return SweepRow(
         T=T,
         code=kind.text,
-        levels=max((n.levels_in(T) for n in snn.stateful().values()), default=levels_of(T, kind.text)),
+        levels=max((n.levels_in(T) for n in snn.neurons().values()), default=levels_of(T, kind.text)),
         accuracy=_percent(scores.accuracy),
         agreement=_percent(scores.agreement),
         error=_percent(scores.error),

@@ -10,10 +10,11 @@ from typing import Any
 
 from parspike.errors import InputError, OptionError, meant
 from parspike.graph import Node, Role, Size
-from parspike.graph.ops import ENCODE, TABLE
+from parspike.graph.encode import input_encoders
+from parspike.graph.ops import TABLE
 from parspike.graph.roles import reached_by
 from parspike.graph.signature import Conv, Linear, Pool, arguments
-from parspike.neurons import IntegrateFire, Neuron, ParallelNeuron, SortedTrain
+from parspike.neurons import IntegrateFire, Neuron, ParallelNeuron, SignedNeuron, SortedTrain
 from parspike.snn import SNN
 from parspike.target.result import GRADES, Finding, TargetCheck
 from parspike.target.tables import table, targets
@@ -85,6 +86,7 @@ class _Check:
         self.snn, self.graph, self.limits = snn, snn.graph, limits
         self.neurons = snn.neurons()
         self.reached = reached_by(self.graph, self.neurons)
+        self.fed = input_encoders(self.graph)
         self.tensors = snn.tensors()
         self.moving = {i.name for i in self.graph.inputs}
         for node in self.graph.nodes:
@@ -126,7 +128,7 @@ class _Check:
         line = self.limits["neurons"]
         for name, neuron in self.neurons.items():
             node = self.graph.by_name[name]
-            if node.target == ENCODE:
+            if name in self.fed:
                 continue  # a computer makes the spikes of the input
             kind = _kind(neuron)
             if kind == "quantised" and "quantised" in line["kinds"]:
@@ -165,7 +167,7 @@ class _Check:
     def _of_inputs(self) -> Iterator[Finding]:
         if self.limits["input"]["value"] == "any":
             return
-        encoded = {ref for node in self.graph.nodes if node.target == ENCODE for ref in node.refs}
+        encoded = {ref for name in self.fed for ref in self.graph.by_name[name].refs}
         plain = [i.name for i in self.graph.inputs if i.name not in encoded]
         if plain:
             yield self._broken("input", "", f"input {', '.join(plain)} is real numbers, the chip takes spikes",
@@ -334,7 +336,9 @@ class _Check:
 
     def _of_totals(self) -> Iterator[Finding]:
         alive = [layer for layer in self.layers if layer.node.name in self.moving]
-        units = sum(math.prod(self._size(name)) for name in self.neurons if self.graph.by_name[name].target != ENCODE)
+        units = sum(
+            math.prod(self._size(name)) * neuron.lines for name, neuron in self.neurons.items() if name not in self.fed
+        )
         outputs = {layer.node.name: math.prod(self._size(layer.node.name)) for layer in alive}
         have = {
             "layers": len(alive), "neurons": units, "weights": sum(layer.weights for layer in alive),
@@ -396,6 +400,8 @@ def _kind(neuron: Any) -> str:
         return ("if" if neuron.decay == 1 else "lif") + ("" if neuron.reset == "subtract" else "-zero")
     if isinstance(neuron, ParallelNeuron):
         return "quantised"
+    if isinstance(neuron, SignedNeuron):
+        return neuron.kind
     return "staircase" if isinstance(neuron, Neuron) else neuron.kind
 
 
@@ -403,4 +409,6 @@ def _words(neuron: Any) -> str:
     if isinstance(neuron, IntegrateFire):
         leak = "integrate-and-fire" if neuron.decay == 1 else "leaky"
         return f"{leak} (reset {'by θ' if neuron.reset == 'subtract' else 'to 0'})"
+    if isinstance(neuron, SignedNeuron):
+        return "pairs of parallel"
     return "parallel" if isinstance(neuron, (Neuron, SortedTrain)) else neuron.kind
