@@ -207,6 +207,19 @@ def test_channels_run_along_features(model: nn.Module, shape: tuple[int, ...], f
     assert node.channel_dims == found
 
 
+def test_what_a_constant_multiplies_from_the_left_has_its_features_in_front() -> None:
+    class Left(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(7, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.weight @ x) * 1.0
+
+    plan = parspike.plan(Left().eval(), torch.randn(2, 5, 9), encode="all")
+    assert {node.layer: node.channel_dims for node in plan.graph.neurons} == {"x_spikes": (1,), "relu": (1,)}
+
+
 def test_channels_behind_an_embedding_are_its_features_and_the_length_stays_free() -> None:
     class Embedded(nn.Module):
         def __init__(self) -> None:
@@ -297,6 +310,10 @@ def test_engines_agree_and_many_levels_give_the_network(name: str) -> None:
         torch.testing.assert_close(run.logits, runs[0].logits, rtol=1e-4, atol=1e-5)
         # A current on a threshold may be rounded to either side; such a flip is one count.
         assert all((run.counts[k] - runs[0].counts[k]).abs().max() <= 1 for k in run.counts)
+    # Every synapse is driven by spikes.
+    rows = parspike.measure(few, data).rows
+    assert [row.layer for row in rows if row.kind == "synapse" and row.macs] == []
+    assert any(row.kind == "synapse" and row.synops for row in rows)
     many = parspike.convert(plan_of(name), data, 12, code="weighted", recipe="max")
     with torch.no_grad():
         wanted = model(*args)

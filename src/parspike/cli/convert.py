@@ -166,7 +166,7 @@ def convert(
         "inputs": snn.graph.taken,
         "recipe": _chosen(snn.provenance),
         "calibrated on": f"{answer['images']} {items} of {data}" if images else "nothing: no data given",
-        "preprocessing": preprocess,
+        "preprocessing": images.prepared if images else str(preprocess),
         "time": f"{seconds:.1f} s",
     }
     console.result(json, answer, console.table(text))

@@ -30,7 +30,7 @@ from parspike.errors import OptionError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from parspike.cli.preprocess import Preprocessing
+    from parspike.cli.images import Images
     from parspike.cli.spec import Network
 
 __all__ = ["evaluate"]
@@ -168,7 +168,7 @@ def evaluate(
         "preprocessing": preprocess.to_json(),
         "skipped": console.left_out(images.broken),
     }
-    text = score.text(file, snn.T, engine, preprocess)
+    text = score.text(file, snn.T, engine, images)
     console.result(json, answer, "\n\n".join(str(part) for part in (text, report, bench) if part))
 
 
@@ -237,9 +237,9 @@ class _Score:
             "network_seconds_per_image": self.seconds_network / n if self.compared else None,
         }
 
-    def text(self, file: str, T: int, engine: str, preprocess: Preprocessing) -> str:
+    def text(self, file: str, T: int, engine: str, images: Images) -> str:
         score = self.fields()
-        item, each = ("image", "an image") if preprocess.text is None else ("sequence", "a sequence")
+        item, each = ("image", "an image") if images.preprocess.text is None else ("sequence", "a sequence")
         values = "values, no class scores: --against SPEC tells their error"
 
         def percent(name: str) -> str | None:
@@ -264,6 +264,6 @@ class _Score:
                 "spikes per neuron": None if spikes is None else f"{spikes:.3f} of {T}",
                 "time": milliseconds("seconds_per_image"),
                 "network's time": milliseconds("network_seconds_per_image"),
-                "preprocessing": preprocess,
+                "preprocessing": images.prepared,
             }
         )

@@ -80,6 +80,13 @@ class Images:
         return [self.source.names[i] for i in self._order]
 
     @property
+    def prepared(self) -> str:
+        """What is done with every item before the network takes it, in words."""
+        images = getattr(self.source, "images", None)
+        kind = images.dtype.kind if isinstance(images, np.ndarray) and images.dtype != np.uint8 else ""
+        return self.preprocess.of({"f": "inputs", "i": "numbers"}.get(kind, "images"))
+
+    @property
     def layout(self) -> str:
         """A hint for a refused shape: these float images seem to have their channels last, as uint8 images do. Else
         ""."""

@@ -110,13 +110,20 @@ class Preprocessing:
             raise OptionError(f"interpolation {self.interpolation!r}: choose one of {', '.join(FILTERS)}")
 
     def __str__(self) -> str:
+        return self.of("images")
+
+    def of(self, kind: str) -> str:
+        """What is done with items of a kind: "images", "inputs" (floats, as the network takes them) or "numbers" (whole
+        ones)."""
         if self.text is not None:
             return f"sequences of {self.text.length} tokens, by the tokenizer of {self.text.tokenizer}"
+        if kind == "numbers":
+            return "none"
         colour = {None: [], 1: ["grey"], 3: ["colour"]}[self.channels]
         size = [f"short side {self.size} ({self.interpolation})"] if self.size else []
         crop = [f"centre {self.crop}"] if self.crop else []
         norm = [] if (self.mean, self.std) == ((0.0,), (1.0,)) else [f"mean {self.mean}", f"std {self.std}"]
-        return ", ".join([*colour, *size, *crop, "x/255", *norm])
+        return ", ".join([*colour, *size, *crop, "x/255", *norm] if kind == "images" else norm or ["none"])
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""

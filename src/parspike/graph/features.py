@@ -117,16 +117,12 @@ def _of_product(node: Node, made: Mapping[str, Dims | None], shapes: Mapping[str
         return (last - 1,)
     found: set[int] = set()
     known = False
-    for side, ref, added in ((last - 1, left, -1), (last, right, -2)):
+    for ref, added in ((left, -1), (right, -2)):
         dims, rank = made.get(ref.name), len(shapes[ref.name])
         if dims is None:
             continue
         known = True
-        for d in dims:
-            if d and d != rank + added:
-                moved = d + len(node.shape) - rank
-                if moved < last - 1 or moved == side:
-                    found.add(moved)
+        found.update(d + len(node.shape) - rank for d in dims if d and d != rank + added)
     return tuple(sorted(found)) or (NONE if known else None)
 
 

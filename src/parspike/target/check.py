@@ -11,7 +11,7 @@ from typing import Any
 from parspike.errors import InputError, OptionError, meant
 from parspike.graph import Node, Role, Size
 from parspike.graph.encode import input_encoders
-from parspike.graph.ops import TABLE
+from parspike.graph.ops import ENCODE, TABLE
 from parspike.graph.roles import reached_by
 from parspike.graph.signature import Conv, Linear, Pool, arguments
 from parspike.neurons import IntegrateFire, Neuron, ParallelNeuron, SignedNeuron, SortedTrain
@@ -143,6 +143,8 @@ class _Check:
             if kind not in line["kinds"]:
                 words = _words(neuron)
                 remedy = line.get("remedy", "convert with neuron=parspike.IF()")
+                if node.target == ENCODE:
+                    remedy = f"{remedy}, without encode="
                 yield Finding(node.layer, "neurons", "unsupported", f"no {words} neurons", remedy, line["source"],
                               line.get("verified", True))  # fmt: skip
             if isinstance(neuron, IntegrateFire):
