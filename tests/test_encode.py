@@ -22,7 +22,8 @@ D, HEADS, TOKENS = 16, 4, 6
 
 
 class Attention(nn.Module):
-    """Attention of every kind that the tests need. kind: "fused", "written", "causal", "mask", "bias", "grouped"."""
+    """Attention of every kind that the tests need. kind: "fused", "written", "causal", "mask", "bias", "grouped",
+    "heads first"."""
 
     mask: Tensor
 
@@ -49,6 +50,9 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
         elif self.kind == "fused":
             y = F.scaled_dot_product_attention(q, k, v, scale=0.3)
+        elif self.kind == "heads first":  # as DeBERTa has it
+            shares = (q @ k.transpose(2, 3) / math.sqrt(wide)).softmax(-1)
+            y = torch.bmm(shares.reshape(-1, *shares.shape[2:]), v.reshape(-1, *v.shape[2:])).reshape(q.shape)
         else:
             scores = q @ k.transpose(2, 3) / math.sqrt(wide)
             y = (scores + self.bias if self.kind == "bias" else scores).softmax(-1) @ v
@@ -291,6 +295,7 @@ KINDS = (
     "mask",
     "bias",
     "grouped",
+    "heads first",
     "gated",
     "cross",
     "windows",

@@ -18,6 +18,7 @@ from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, r
 from parspike.calibrate.batches import SEEN, arguments_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
 from parspike.calibrate.student import ByCount, Input, OverTime
+from parspike.engines import memory_of
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning, meant
 from parspike.graph import Curve, Graph, Schedule, Stream, walk
 from parspike.graph.ops import ENCODE
@@ -90,7 +91,8 @@ def convert(
         given = ", ".join(f"{name}=" for name in (*planning, *(["example"] if example is not None else [])))
         raise OptionError(f"{given} belongs to the plan: give it to parspike.plan")
     together = Together(group)
-    with together.one_fate(), torch.random.fork_rng(), torch.no_grad():
+    less = "give batches of fewer samples (batch_size= of the loader, --batch-size), or fewer samples"
+    with together.one_fate(), torch.random.fork_rng(), torch.no_grad(), memory_of("convert", less):
         source = None if calibration is None else readable_again(calibration)
         if together.size > 1 and isinstance(getattr(source, "sampler", None), DistributedSampler):
             raise CalibrationError(

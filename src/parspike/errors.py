@@ -7,7 +7,8 @@
     ├── OptionError         an option is out of its range or names nothing (also a ValueError)
     ├── CalibrationError    the calibration data cannot be used (also a ValueError)
     ├── FileError           a file cannot be read or written as asked (also an OSError)
-    └── MissingExtraError   an optional dependency is absent; says the command that installs it
+    ├── MissingExtraError   an optional dependency is absent; says the command that installs it
+    └── InsufficientMemoryError  memory ran out; says what takes less (also a MemoryError)
 
 What is possible, but probably not meant, draws a `ParspikeWarning`.
 
@@ -23,6 +24,7 @@ __all__ = [
     "CalibrationError",
     "FileError",
     "InputError",
+    "InsufficientMemoryError",
     "MissingExtraError",
     "OptionError",
     "ParspikeError",
@@ -74,6 +76,10 @@ class MissingExtraError(ParspikeError, ImportError):
 
     def __init__(self, module: str, *, extra: str) -> None:
         super().__init__(f"'{module}' is not installed: run  pip install 'parspike[{extra}]'")
+
+
+class InsufficientMemoryError(ParspikeError, MemoryError):
+    """Memory ran out, and no smaller part of the work could be done instead."""
 
 
 class ParspikeWarning(UserWarning):

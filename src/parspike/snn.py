@@ -17,6 +17,7 @@ from parspike.engines import Run
 from parspike.engines.stages import Stages, check_chunk
 from parspike.errors import InputError, OptionError, ParspikeWarning
 from parspike.graph import Graph
+from parspike.graph.ir import BATCH
 from parspike.neurons import Dynamics, Neuron, Simulation, SpikingLayer, twin
 from parspike.notebook import html_table
 
@@ -47,6 +48,7 @@ class SNN(nn.Module):
         super().__init__()
         self.simulation, self.provenance = simulation, dict(provenance or {})
         self._compiled: Callable[..., tuple[Any, Any]] | None = None
+        self._parts: dict[Any, int] = {}
         self.over_time = any(isinstance(neuron, Dynamics) for neuron in neurons.values())
         """Whether the neurons have a state, so that the network runs step by step."""
         if self.over_time and not all(isinstance(neuron, Dynamics) for neuron in neurons.values()):
@@ -152,7 +154,7 @@ class SNN(nn.Module):
         return engines.recorded(logits, self, "count", counts)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_compiled": None}  # code is no part of a copy
+        return {**super().__getstate__(), "_compiled": None, "_parts": {}}  # of this process alone
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
         """Logits for a batch (B, …): parallel neurons in one pass for any T, neurons with a state in T steps."""
@@ -160,13 +162,35 @@ class SNN(nn.Module):
         if torch.compiler.is_compiling():
             return self._answers(env)
         with self._explained(env):
-            return self._answers(env)
+            return self._fitting(self._answered, env, "answers").logits
 
     def _answers(self, env: dict[str, Any]) -> Any:
+        return self._answered(env).logits
+
+    def _answered(self, env: dict[str, Any]) -> Run:
         if not self.over_time:
-            return self._passed(env, False).logits
+            return self._passed(env, False)
         with torch.no_grad():
-            return engines.over_time(self, env, self.stateful(), self.simulation, engine=engines.OVER_TIME).logits
+            return engines.over_time(self, env, self.stateful(), self.simulation, engine=engines.OVER_TIME)
+
+    def _fitting(self, run: Callable[[dict[str, Any]], Run], env: dict[str, Any], *kind: Any) -> Run:
+        """A run, in parts of the batch where memory does not hold all of it. kind: runs that take as much memory."""
+        key = (*kind, *(tuple(x.shape[1:]) for x in env.values()))
+        least = "give a batch with fewer or smaller samples, or record=False"
+        if kind[0] == "parallel":
+            least += ", or a smaller chunk="
+        with engines.memory_of("run", least):
+            done, part = engines.in_parts(run, self.graph, env, self._parts.get(key))
+        size = self.graph.sizes(env).get(BATCH, 1)
+        if part < min(self._parts.get(key, size), size):
+            self._parts[key] = part
+            warnings.warn(
+                f"memory ran out with a batch of {size}, so it is run in parts of {part}, now and in later calls: "
+                f"batches of at most {part} save the trial",
+                ParspikeWarning,
+                stacklevel=4,
+            )
+        return done
 
     @torch.no_grad()
     def run(
@@ -187,6 +211,9 @@ class SNN(nn.Module):
         "over-time". every_step: logits after each step, (T, B, …), the mean of the output so far; of "over-time" and
         "serial-if". chunk: time-steps at once in "parallel" (default: what keeps the largest tensor under 128 MiB),
         "over-time" and "serial-if" (what stays in the cache).
+
+        Where memory runs out the batch is run in parts, with a warning; the result is the same. Raises
+        `InsufficientMemoryError` where it does not hold one sample.
         """
         engine = engine or (engines.OVER_TIME if self.over_time else "count")
         if engine not in (*engines.ENGINES, engines.OVER_TIME):
@@ -212,7 +239,9 @@ class SNN(nn.Module):
         check_chunk(chunk)
         env = self._inputs(args, kwargs)
         options = {"chunk": chunk, "record": record, "every_step": every_step}
-        with self._explained(env):
+        twins = self._twin() if engine == "serial-if" else {}
+
+        def run(env: dict[str, Any]) -> Run:
             if engine == "count":
                 return self._passed(env, record)
             if engine == "integer":
@@ -222,8 +251,11 @@ class SNN(nn.Module):
             if engine == "serial":
                 return engines.serial(self, env, self._stages, record=record)
             if engine == "serial-if":
-                return engines.over_time(self, env, self._twin(), Simulation(self.T), engine=engine, **options)
+                return engines.over_time(self, env, twins, Simulation(self.T), engine=engine, **options)
             return engines.over_time(self, env, self.stateful(), self.simulation, engine=engine, **options)
+
+        with self._explained(env):
+            return self._fitting(run, env, engine, record, every_step, chunk)
 
     def _twin(self) -> dict[str, Dynamics]:
         neurons = self.neurons()

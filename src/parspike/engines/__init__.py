@@ -12,6 +12,7 @@ from __future__ import annotations
 from parspike.engines.base import ENGINES, OVER_TIME, Network, Run, recorded
 from parspike.engines.count import Pass, count, counted
 from parspike.engines.integer import integer
+from parspike.engines.memory import in_parts, memory_of
 from parspike.engines.over_time import Block, Watch, changing, over_time
 from parspike.engines.stages import parallel, serial
 
@@ -26,7 +27,9 @@ __all__ = [
     "changing",
     "count",
     "counted",
+    "in_parts",
     "integer",
+    "memory_of",
     "over_time",
     "parallel",
     "recorded",

@@ -59,6 +59,11 @@ class Run:
         self.logits, self.T, self.engine, self.lines = logits, T, engine, dict(lines or {})
         self._recorded = {"counts": counts, "spikes": spikes, "sent": sent}
 
+    @property
+    def recorded(self) -> bool:
+        """Whether spikes were recorded."""
+        return self._recorded["counts"] is not None
+
     def _get(self, name: str) -> Mapping[str, Tensor]:
         found = self._recorded[name]
         if found is None:
@@ -91,10 +96,9 @@ class Run:
         }
 
     def __repr__(self) -> str:
-        counts = self._recorded["counts"]
         recorded = "not recorded"
-        if counts is not None:
-            recorded = f"{len(counts)} {'layer' if len(counts) == 1 else 'layers'} recorded"
+        if self.recorded:
+            recorded = f"{len(self.counts)} {'layer' if len(self.counts) == 1 else 'layers'} recorded"
         return f"Run(logits {_shapes(self.logits)}, T={self.T}, engine '{self.engine}', {recorded})"
 
 

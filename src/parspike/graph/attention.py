@@ -43,15 +43,17 @@ def taken_apart(graph: Graph, args: Sequence[Tensor] = (), kwargs: Mapping[str, 
     apart = replace(graph, nodes=tuple(nodes))
     readers = apart.consumers()
     made: dict[str, list[Node]] = {}
+    other: set[str] = set()  # what holds weights now, no shares
     for node in apart.nodes:
         way = _to_product(apart, readers, node)
         if way is not None:
             product = way[-1]
+            other.update((node.name, *(passed.name for passed in way[:-1])))
             made[node.name] = [replace(node, target=WEIGHTS, args=(node.args[0], node.args[1]), kwargs={})]
             made[product.name] = _weighed(product, apart.by_name[product.refs[0]])
     apart = replace(apart, nodes=tuple(part for node in apart.nodes for part in made.get(node.name, [node])))
     if args or kwargs:
-        means = {n.name: n.name for n in apart.nodes if n.name in graph.by_name and n.target != WEIGHTS}
+        means = {n.name: n.name for n in apart.nodes if n.name in graph.by_name and n.name not in other}
         check_rewritten(widened(graph), widened(apart), means, args, kwargs or {})
     return apart
 

@@ -1,0 +1,139 @@
+"""What is done when memory runs out: a batch is run in parts.
+
+Samples of a batch do not depend on each other (`graph.same` proved it when the network was traced), so the parts one
+behind the other are what the whole batch would have given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parspike.engines.base import Run
+from parspike.errors import InsufficientMemoryError
+from parspike.graph import Graph, Ref, Size
+from parspike.graph.ir import BATCH
+
+__all__ = ["in_parts", "memory_of", "ran_out"]
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on a GPU or on the CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+@contextlib.contextmanager
+def memory_of(place: str, remedy: str) -> Iterator[None]:
+    """Raise `InsufficientMemoryError` where memory runs out, naming the place and what helps there."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error) or isinstance(error, InsufficientMemoryError):
+            raise
+        said = (str(error).splitlines() or [""])[0]
+        raise InsufficientMemoryError(f"{place}: memory ran out; {remedy} ({said})") from error
+
+
+def in_parts(
+    run: Callable[[dict[str, Any]], Run], graph: Graph, env: Mapping[str, Any], most: int | None = None
+) -> tuple[Run, int]:
+    """The run of a batch, and the largest part of it that was run at once.
+
+    run: of inputs by name. most: the largest part to try, all of the batch if None. Where memory runs out the part is
+    halved, down to one sample; then the error is raised as it came. So it is where a batch is no dimension of an
+    output, which cannot be put together from parts.
+    """
+    size = graph.sizes(env).get(BATCH, 1)
+    part = min(most or size, size)
+    while True:
+        try:
+            return _joined([run(piece) for piece in _pieces(graph, env, part, size)], graph), part
+        except (RuntimeError, MemoryError) as error:
+            smaller = (part + 1) // 2
+            if not ran_out(error) or part == 1 or not _divides(graph, graph.sizes(env), smaller):
+                raise
+        # Outside of `except`, so that the tensors of the run that failed are free.
+        part = smaller
+
+
+def _divides(graph: Graph, sizes: Mapping[str, int], part: int) -> bool:
+    """Whether the network takes parts of a batch, the last of which may be smaller, and every output has a batch."""
+    rest = sizes[BATCH] % part or part
+    takes = all(graph.allows({**sizes, BATCH: n}) for n in (part, rest))
+    return takes and all(_place(graph, name) is not None for name in graph.outputs)
+
+
+def _place(graph: Graph, name: str) -> int | None:
+    """The dimension of a value that is the batch and nothing else."""
+    return next((d for d, dim in enumerate(_shape(graph, name)) if isinstance(dim, Size) and dim.tree == BATCH), None)
+
+
+def _shape(graph: Graph, name: str) -> tuple[Any, ...]:
+    inputs = {i.name: i.shape for i in graph.inputs}
+    return inputs[name] if name in inputs else graph.by_name[name].shape
+
+
+def _pieces(graph: Graph, env: Mapping[str, Any], part: int, size: int) -> Iterator[dict[str, Any]]:
+    places = {name: _place(graph, name) for name in env}
+    for start in range(0, size, part):
+        length = min(part, size - start)
+        yield {
+            name: x if (d := places[name]) is None else x.narrow(d, start, length) for name, x in env.items()
+        }  # fmt: skip
+
+
+def _joined(runs: Sequence[Run], graph: Graph) -> Run:
+    if len(runs) == 1:
+        return runs[0]
+    first = runs[0]
+    logits = _output(graph.output, [run.logits for run in runs], graph)
+    if not first.recorded:
+        return Run(logits, first.T, first.engine)
+    places = {node.layer: _place(graph, node.name) for node in graph.neurons}
+    return Run(
+        logits, first.T, first.engine, lines=first.lines,
+        counts=_Parts([run.counts for run in runs], places, 0),
+        spikes=_Parts([run.spikes for run in runs], places, 1),
+        sent=_Parts([run.sent for run in runs], places, 0),
+    )  # fmt: skip
+
+
+def _output(tree: Any, parts: Sequence[Any], graph: Graph) -> Any:
+    """The outputs of parts one behind the other. tree: the graph's output, of the same form."""
+    if isinstance(tree, Ref):
+        place = _place(graph, tree.name) or 0
+        # Outputs after every step have time as their first dimension.
+        return torch.cat(list(parts), place + parts[0].dim() - len(_shape(graph, tree.name)))
+    if isinstance(tree, Mapping):
+        return {key: _output(item, [part[key] for part in parts], graph) for key, item in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)([_output(item, [part[at] for part in parts], graph) for at, item in enumerate(tree)])
+    return parts[0]
+
+
+@dataclass(frozen=True)
+class _Parts(Mapping[str, Tensor]):
+    """Records of parts by layer, put together at each look-up. places: the batch of each layer's neurons. times: how
+    many dimensions stand in front of it."""
+
+    parts: Sequence[Mapping[str, Tensor]]
+    places: Mapping[str, int | None]
+    times: int
+
+    def __getitem__(self, layer: str) -> Tensor:
+        place = self.places[layer]
+        values = [part[layer] for part in self.parts]
+        return values[0] if place is None else torch.cat(values, place + self.times)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts[0])
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
