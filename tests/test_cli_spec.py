@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from parspike.cli.preprocess import Preprocessing
 from parspike.cli.spec import load_network, parse_shape
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError
 
@@ -192,3 +195,21 @@ def test_a_torchvision_of_another_torch(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_wrong_shape(text: str) -> None:
     with pytest.raises(OptionError, match="such as 3,224,224"):
         parse_shape(text)
+
+
+def test_a_network_says_how_its_images_are_prepared(tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    def of(said: str) -> Any:
+        file = tmp_path / f"net{next(numbers)}.py"  # a file is run once
+        file.write_text(
+            "from torch import nn\n"
+            f"def make():\n    model = nn.Linear(2, 2)\n    model.preprocessing = {said}\n    return model\n"
+        )
+        return load_network(f"{file}:make").preprocess
+
+    assert of("{'mean': [0.5], 'std': [0.25], 'crop': 24}") == Preprocessing(mean=(0.5,), std=(0.25,), crop=24)
+    assert of("{'steps': 3}") is None  # something of the network's own
+    assert of("nn.ReLU()") is None
+    with pytest.raises(OptionError, match=r"attribute `preprocessing`.*std.*above 0"):
+        of("{'std': [0.0]}")

@@ -68,7 +68,9 @@ def test_digits(tmp_path):
 
 
 def test_what_was_trained_converts_from_the_command_line(tmp_path):
-    trained = answer("train", "digits", *SHORT, "-o", tmp_path / "run")
+    # The network says how its images were prepared, so that no later command is told again.
+    prepared = ("--set", "data.mean=[0.4]", "--set", "data.std=[0.02]")
+    trained = answer("train", "digits", *SHORT, *prepared, "-o", tmp_path / "run")
     spec, spiking = f"{tmp_path}/run/network.py:network", tmp_path / "net.parspike"
     answer("convert", spec, "--shape", "1,8,8", "-T", 4, "-o", spiking)
     scored = answer("eval", spiking, "--data", "digits", "--against", spec)

@@ -16,7 +16,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,7 @@ def load_network(spec: str, weights: str | None = None) -> Network:
         model, shape, preprocess = _torchvision(name)
     else:
         model = _from_factory(spec, library, name)
+        preprocess = _stated(model)
     if weights is not None:
         set_state(model, spec, weights)
     random = weights is None and library in LIBRARIES
@@ -220,6 +221,18 @@ def _makes(value: Any) -> bool:
 
 def _home(value: Any) -> str | None:
     return inspect.unwrap(getattr(value, "__func__", value)).__module__
+
+
+def _stated(model: nn.Module) -> Preprocessing | None:
+    """How a network's images are prepared, if its attribute `preprocessing` says so in the words of `Preprocessing`."""
+    says = getattr(model, "preprocessing", None)
+    known = {field.name for field in fields(Preprocessing)} - {"text"}
+    if not isinstance(says, dict) or not says or not known.issuperset(says):
+        return None  # something of the network's own
+    try:
+        return Preprocessing.from_json(says)
+    except OptionError as error:
+        raise OptionError(f"the network's attribute `preprocessing`, {says}: {error}") from error
 
 
 def _timm(name: str) -> tuple[nn.Module, tuple[int, ...], Preprocessing]:

@@ -45,7 +45,8 @@ def load_trained(weights: str | Path, base: nn.Module | None = None, example: Te
     """What `parspike train` made, in evaluation.
 
     weights: the folder that was trained into, or its weights.safetensors; the .json beside it says how the network
-    is made. base, example: as in `make_network`, where the network was the user's own.
+    is made. base, example: as in `make_network`, where the network was the user's own. Its attribute `preprocessing`
+    says how images were prepared, which the command line does too.
     """
     path = Path(weights)
     path = path / "weights.safetensors" if path.is_dir() else path
@@ -71,4 +72,7 @@ def load_trained(weights: str | Path, base: nn.Module | None = None, example: Te
     if unlike:
         raise InputError(f"{path} does not fit {recipe.network}; these differ: {', '.join(sorted(unlike))}")
     model.load_state_dict(state)
+    said = recipe.data
+    prepared = {"size": said.size, "crop": said.crop, "mean": list(said.mean), "std": list(said.std)}
+    model.preprocessing = prepared  # pyright: ignore[reportArgumentType] (modules are declared to hold modules)
     return model.eval()
