@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from parspike.graph.ir import Graph, Node, Param, Ref, Size
+from parspike.graph.ops import TIMES
 
 __all__ = ["permuted", "with_channels"]
 
@@ -89,6 +90,8 @@ def _made(node: Node, made: Mapping[str, Dims | None], shapes: Mapping[str, Sequ
         return (last,)
     if node.target in PRODUCTS:
         return _of_product(node, made, shapes)
+    if node.target == TIMES and (dims := made.get(node.args[1].name)) is not None:  # what is held, and scaled
+        return _carried(node, shapes[node.args[1].name], node.shape, dims, back=False)
     if _at_one(node):
         return (1,)
     if node.target in ATTENTION:
@@ -167,7 +170,7 @@ def permuted(node: Node, rank: int) -> list[int] | None:
 
 def _elementwise(node: Node) -> bool:
     names = ("add", "sub", "rsub", "mul", "div", "where", "expand", "broadcast_to", "maximum", "minimum", "pow",
-             "masked_fill", "repeat")  # fmt: skip
+             "masked_fill", "repeat", TIMES)  # fmt: skip
     return node.target.removeprefix("aten.").split(".")[0] in names
 
 
