@@ -146,8 +146,8 @@ def staircase(
 ) -> Staircase:  # fmt: skip
     """Neurons that stand for a non-decreasing elementwise function of currents distributed like z (sorted).
 
-    inverse: the function's own, if it is known; bisection else. zero: the lowest output is 0 to the bit. Outputs are placed optimally where that lowers the
-    mean squared error over evenly spaced ones, and the code allows it.
+    inverse: the function's own, if it is known; bisection else. zero: the lowest output is 0 to the bit. Outputs
+    are placed optimally where that lowers the mean squared error over evenly spaced ones, and the code allows it.
     """
     levels = levels_of(T, code)
     z = _filled(z, min(FILLED * levels, MOST_FILLED))

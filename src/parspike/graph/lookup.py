@@ -7,13 +7,14 @@ Softmax, norms and divisions are taken apart until a sum and a maximum are all t
     norm         c = x − mean x, v = mean c·c, y = c · (1/√(v + ε)), 1/√ a staircase of −(v + ε)
 
 1/b and 1/√b fall, and a neuron's output never does, so their neurons read −b. In every product, also c·c, the spikes of
-one factor arrive over time, and each adds up what is held of the other: its mean. An operator that is no such function
-stays analog and named, and so does a divisor that may be negative, and what stands behind the last weights (a read-out).
+one factor arrive over time, and each adds up what is held of the other: its mean. Activations that fall
+and then rise (GELU, SiLU) are two staircases. An operator that is no such function stays analog and named, and so does
+a divisor that may be negative, and what stands behind the last weights (a read-out).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -76,7 +77,10 @@ class _Parts:
         self.shapes: dict[str, Sequence[Any]] = {i.name: i.shape for i in graph.inputs}
         self.names = {*graph.by_name, *self.shapes}
         self.varying, self.real = set(self.shapes), set[str]()
-        self.readout = readouts(graph, (), ())
+        # A product of two values is no read-out: encoders will make a synapse of it.
+        both = [node.role is Role.ANALOG and TABLE[node.target].weighted for node in graph.nodes]
+        made = (replace(n, role=Role.SYNAPSE) if two else n for n, two in zip(graph.nodes, both, strict=True))
+        self.readout = readouts(replace(graph, nodes=tuple(made)), (), ())
 
     def graph(self) -> Graph:
         """Without what is read no more, such as the root that a division by it has made one function of."""
@@ -177,7 +181,7 @@ class _Parts:
     def _product(self, node: Node, one: Any, other: Any) -> None:
         """The product of two values: the spikes of the one that has fewer, or is a neuron already, add up the other.
         A constant is only scaled."""
-        if not isinstance(one, Ref) or not (one.name in self.varying):
+        if not isinstance(one, Ref) or one.name not in self.varying:
             self.add(node, "", "aten.mul.Tensor", node.shape, other, one)
             return
         first, second = (self.nodes.get(x.name) for x in (one, other))
@@ -190,9 +194,8 @@ class _Parts:
     def _norm(self, node: Node) -> None:
         x, number = node.args[0], len(node.args[1])
         centres = node.target == NORMS[0]
-        weight, *rest = (*node.args[2:], None, None)[:3] if centres else (*node.args[2:], None)[:1]
-        bias = rest[0] if centres else None
-        eps = (node.args[4] if len(node.args) > 4 else 1e-5) if centres else node.args[3] if len(node.args) > 3 else None
+        given = (*node.args[2:], *(None, None, 1e-5)[len(node.args) - 2 :]) if centres else (*node.args[2:], None, None)
+        weight, bias, eps = given[:3] if centres else (given[0], None, given[1])
         eps = torch.finfo(self._dtype(node)).eps if eps is None else eps
         dims = list(range(-number, 0))
         shape = node.shape
