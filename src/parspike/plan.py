@@ -221,11 +221,12 @@ def plan(
     spiking neurons for the identity, wherever a weighted synapse or a product of two values (attention) reads real
     values, so that spikes drive every product; "hidden" leaves the network's own inputs real (`graph.encode`). analog:
     "lookup", beside encode=, also takes softmax, norms and divisions apart and makes neurons of what is a function of
-    one number in them, exp, 1/b, 1/√b, so that a sum and a maximum are all that stays analog (`graph.lookup`). layers:
-    options by pattern of layer name, such as {"stem.*": Keep(), "head.*": Steps(4), "out": Spike()}: keep an activation
-    analog, give it a number of time-steps, turn one into neurons that the plan would compute on the mean. Encoders have
-    layers too, "norm1@spikes". strict: refuse analog operators too. free_sizes: leave height, width, length or tokens
-    free where the network allows it, which the plan says; False for a network of the example's sizes alone.
+    one number in them, exp, 1/b, 1/√b, so that a sum and a maximum are all of them that stays analog (`graph.lookup`).
+    layers: options by pattern of layer name, such as {"stem.*": Keep(), "head.*": Steps(4), "out": Spike()}: keep an
+    activation analog, give it a number of time-steps, turn one into neurons that the plan would compute on the mean.
+    Encoders have layers too, "norm1@spikes". strict: refuse analog operators too. free_sizes: leave height, width,
+    length or tokens free where the network allows it, which the plan says; False for a network of the example's sizes
+    alone.
     Raises `TraceError`, `InputError`, and `OptionError` for a pattern that matches no activation.
     """
     if encode not in get_args(Encode):
@@ -260,7 +261,7 @@ def plan(
     options = _options(graph, layers or {}, strict=not encodes)
     kept, asked = ({name for name, option in options.items() if isinstance(option, kind)} for kind in (Keep, Spike))
     asked |= {node.name for node in graph.neurons if node.target in LOOKED_UP}
-    guarded = (computed(graph, asked) if encodes and analog == "computed" else {}) | guards(graph, asked)
+    guarded = (computed(graph, asked) if encodes else {}) | guards(graph, asked)
     graph = with_copies(graph, guarded, asked)
     last = readouts(graph, kept, asked)
     fires = {n.name for n in graph.neurons if n.name not in last and n.name not in {*kept, *guarded}}

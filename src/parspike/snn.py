@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from parspike import engines
 from parspike.engines import Run
 from parspike.engines.stages import Stages, check_chunk
-from parspike.errors import InputError, OptionError, ParspikeWarning
+from parspike.errors import InputError, OptionError, ParspikeWarning, UnsupportedError
 from parspike.graph import Graph
+from parspike.graph.cache import with_cache
 from parspike.neurons import Dynamics, Neuron, Simulation, SpikingLayer, twin
 from parspike.notebook import html_table
 
@@ -244,6 +245,22 @@ class SNN(nn.Module):
         """Run inputs by name through neurons with a state; `watch` is called for every layer and block of steps."""
         neurons = self.stateful()
         return engines.over_time(self, dict(env), neurons, self.simulation, engine=engines.OVER_TIME, watch=watch)
+
+    def with_cache(self) -> tuple[SNN, SNN]:
+        """This network, for texts that grow token by token, as two that share its neurons and synapses.
+
+            first, then = snn.with_cache()
+            out = first(tokens)                          # (B, n) int64: {"output": logits, "cache": keys and values}
+            out = then(new, *out["cache"])               # (B, 1): logits of the new token, and the longer cache
+
+        The logits are those of the whole text, up to the rounding of sums. Raises `UnsupportedError` where a layer takes
+        tokens together in a way that no cache is known for, and where the network takes texts of one length alone.
+        """
+        made = "its neurons have a state" if self.over_time else with_cache(replace(self.graph, tensors=self.tensors()))
+        if isinstance(made, str):
+            raise UnsupportedError(f"this network can keep no keys and values: {made}")
+        neurons, how = self.neurons(), {"simulation": self.simulation, "provenance": self.provenance}
+        return SNN(made[0], neurons, **how), SNN(made[1], neurons, **how)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write a `.parspike` file (docs/format.md); an existing file is replaced only with force=True."""

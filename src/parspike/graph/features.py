@@ -23,7 +23,7 @@ from typing import Any
 from parspike.graph.ir import Graph, Node, Param, Ref, Size
 from parspike.graph.ops import TIMES
 
-__all__ = ["permuted", "with_channels"]
+__all__ = ["groups_of", "permuted", "with_channels"]
 
 Dims = tuple[int, ...]
 PRODUCTS = ("aten.matmul.default", "aten.bmm.default", "aten.mm.default")
@@ -199,7 +199,7 @@ def _regrouped(old: Sequence[Any], new: Sequence[Any], dims: Dims) -> Dims:
     """Through a reshape: dimensions are taken together in the smallest groups of equal size. A dimension of a group
     with features is one of features, as far as its size is fixed."""
     found: list[int] = []
-    for ours, theirs in _groups(old, new):
+    for ours, theirs in groups_of(old, new):
         if any(d in dims for d in ours):
             exact = [d for d in ours if d in dims]
             same = len(ours) == len(theirs) and all(old[a] == new[b] for a, b in zip(ours, theirs, strict=True))
@@ -207,7 +207,7 @@ def _regrouped(old: Sequence[Any], new: Sequence[Any], dims: Dims) -> Dims:
     return _fixed(new, tuple(found))
 
 
-def _groups(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
+def groups_of(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
     """The dimensions of two shapes of equally many elements, in pairs of groups of equally many, in order."""
     ours, theirs = ([d for d, size in enumerate(shape) if size != 1] for shape in (old, new))
     groups: list[tuple[list[int], list[int]]] = []

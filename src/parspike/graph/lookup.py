@@ -1,15 +1,15 @@
 """Functions of one number as neurons of their own: `analog="lookup"` beside `encode=`.
 
-Softmax, norms and divisions are taken apart until a sum and a maximum are all that stays analog:
+Softmax, norms and divisions are taken apart until a sum and a maximum are all of them that stays analog:
 
     softmax      e = exp(x − max x) as a staircase, its spikes weigh the product and add up to their sum
     a / b        a · (1/b), 1/b a staircase of −b, b > 0
     norm         c = x − mean x, v = mean c·c, y = c · (1/√(v + ε)), 1/√ a staircase of −(v + ε)
 
 1/b and 1/√b fall, and a neuron's output never does, so their neurons read −b. In every product, also c·c, the spikes of
-one factor arrive over time, and each adds up what is held of the other: its mean. Activations that fall
-and then rise (GELU, SiLU) are two staircases. An operator that is no such function stays analog and named, and so does
-a divisor that may be negative, and what stands behind the last weights (a read-out).
+one factor arrive over time, and each adds up what is held of the other: its mean. An operator that
+is no such function stays analog and named, and so does a divisor that may be negative, and what stands behind the last
+weights (a read-out). Activations that fall and then rise (GELU, SiLU) stay computed, see `encode.computed`.
 """
 
 from __future__ import annotations
