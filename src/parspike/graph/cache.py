@@ -1,10 +1,10 @@
 """A causal network of tokens as two: one that also returns its keys and values, one that takes them and a new token.
 
-In a causal network what is computed for a token depends on it and the tokens before it. So of a longer text the values of
-earlier tokens are those of before, and only two kinds of products ask for them again: queries @ keys and weights @ values.
-The second network computes every value for its one token alone, and has the right operand of these products, held before,
-as an input. Which dimension of a value the tokens run along is followed from the input on through every operator; one for
-which no rule is known, or that takes tokens together in another way, is a reason to keep no cache.
+In a causal network what is computed for a token depends on it and the tokens before it. So of a longer text the values
+of earlier tokens are those of before, and only two kinds of products ask for them again: queries @ keys and weights @
+values. The second network computes every value for its one token alone, and has the right operand of these products,
+held before, as an input. Which dimension of a value the tokens run along is followed from the input on through every
+operator; one for which no rule is known, or that takes tokens together in another way, is a reason to keep no cache.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from parspike.graph.features import ATTENTION, PRODUCTS, groups_of, permuted
 from parspike.graph.ir import Graph, Input, Node, Param, Ref, Size, map_tree
 from parspike.graph.ops import HOLD, LARGEST, MASKED, POINTWISE, SHARES, TABLE, TIMES, WEIGHTS, Role
 
-__all__ = ["with_cache"]
+__all__ = ["token_dims", "with_cache"]
 
 BY_ELEMENT = frozenset((HOLD, MASKED, SHARES, TIMES, "parspike.at_least", "aten.clone.default", "aten.addcmul.default"))
 ALONG = ("aten.softmax.int", "aten._softmax.default", WEIGHTS, LARGEST)
 NORMS = ("aten.layer_norm.default", "aten.rms_norm.default")
 SUMS = ("aten.sum.dim_IntList", "aten.mean.dim", "aten.amax.default", "aten.amin.default")
+SPLITS = ("aten.split.Tensor", "aten.chunk.default", "aten.split_with_sizes.default")
 WHOLE = 1 << 31
 """An end of a slice behind which nothing is left out."""
 
 
-class _Unknown(Exception):
+class _UnknownError(Exception):
     """Why no cache can be kept."""
 
 
@@ -46,8 +47,14 @@ def with_cache(graph: Graph) -> tuple[Graph, Graph] | str:
         return "it takes texts of one length alone"
     try:
         return _Next(graph, tokens.tree).graphs()
-    except _Unknown as reason:
+    except _UnknownError as reason:
         return str(reason)
+
+
+def token_dims(then: Graph) -> tuple[int, ...]:
+    """Along which dimension of every part of a cache the tokens run. then: the second graph of `with_cache`."""
+    (past,) = then.example
+    return tuple(i.shape.index(Size(past)) for i in then.inputs[1:])
 
 
 class _Next:
@@ -65,10 +72,10 @@ class _Next:
         self.past = ""
 
     def graphs(self) -> tuple[Graph, Graph]:
-        for node in self.graph.nodes:  # the names of the inputs come first: sizes are computed from the first one's
-            self._find(node)
+        for node in self.graph.nodes:  # what is kept, whose first part says how long the text before is
+            self._rule(node)
         if not self.cached:
-            raise _Unknown("no product of it reads the tokens before")
+            raise _UnknownError("no product of it reads the tokens before")
         name, dim = next(iter(self.cached.values()))
         self.past = f"{name}.{dim}"
         self.at = {self.graph.inputs[0].name: 1}
@@ -76,7 +83,7 @@ class _Next:
             self._take(node)
         for name in self.graph.outputs:
             if self.at.get(name) != 1:
-                raise _Unknown("its output has no row for each token")
+                raise _UnknownError("its output has no row for each token")
         kept = tuple(Ref(name) for name in self.cached)
         first = replace(self.graph, output={"output": self.graph.output, "cache": kept})
         (given,) = self.graph.inputs
@@ -95,10 +102,6 @@ class _Next:
         )  # fmt: skip
         read = {path for node in then.nodes for path in node.params}
         return first, replace(then, tensors={p: t for p, t in then.tensors.items() if p in read})
-
-    def _find(self, node: Node) -> None:
-        """The first pass: what will be cached."""
-        self._rule(node)
 
     def _whole(self, leaf: Any) -> Any:
         """A size of the whole text in place of the number of its tokens."""
@@ -129,7 +132,7 @@ class _Next:
             return self._by_element(node, moving)
         if name in PRODUCTS or name in ATTENTION[:1]:
             return self._product(node)
-        if name in ("aten.embedding.default",):
+        if name == "aten.embedding.default":
             return self._known(node, self.at[moving[0]])
         if name == "aten.cat.default":
             return self._joined(node, moving)
@@ -155,12 +158,11 @@ class _Next:
                 return self._known(node, d)
         if name in ("aten.select.int", "aten.unbind.int") and (k := (*args[1:2], 0)[0] % rank) != d:
             return self._known(node, d - (k < d))
-        if name in ("aten.split.Tensor", "aten.chunk.default", "aten.split_with_sizes.default"):
-            if (args[2] if len(args) > 2 else 0) % rank != d:
-                return self._known(node, d)
+        if name in SPLITS and (args[2] if len(args) > 2 else 0) % rank != d:
+            return self._known(node, d)
         if name == "getitem":
             return self._known(node, d)
-        if name in ("aten.repeat_interleave.self_int",) and args[2] % rank != d:
+        if name == "aten.repeat_interleave.self_int" and args[2] % rank != d:
             return self._known(node, d)
         if name == "aten.expand.default":
             now = d + len(args[1]) - rank
@@ -169,9 +171,11 @@ class _Next:
             return self._reshaped(node, d)
         raise self._unknown(node)
 
-    def _unknown(self, node: Node) -> _Unknown:
+    def _unknown(self, node: Node) -> _UnknownError:
         operator = node.target.removeprefix("aten.").split(".")[0]
-        return _Unknown(f"layer '{node.layer}' ({operator}) takes tokens together in a way that no cache is known for")
+        return _UnknownError(
+            f"layer '{node.layer}' ({operator}) takes tokens together in a way that no cache is known for"
+        )
 
     def _known(self, node: Node, dim: int) -> Node:
         self.at[node.name] = dim
@@ -228,9 +232,9 @@ class _Next:
                 rest[place] = self._all(node, value)
         made = replace(node, args=(left, *rest))
         if node.target in ATTENTION:
-            mask, dropout, causal = (*rest[2:], *(None, 0.0, False)[len(rest) - 2 :])
+            mask, dropout, _ = (*rest[2:], *(None, 0.0, False)[len(rest) - 2 :])
             # One token at the end sees all of them, so that a causal mask hides nothing from it.
-            made = replace(node, args=(left, *rest[:2], self._last(node, mask, -2), dropout, causal and False))
+            made = replace(node, args=(left, *rest[:2], self._last(node, mask, -2), dropout, False))
         return self._known(made, len(node.shape) - 2)
 
     def _all(self, node: Node, value: Ref) -> Ref:
@@ -276,5 +280,3 @@ class _Next:
 
 def _put(tree: Any, symbol: str, instead: Any) -> Any:
     return map_tree(lambda leaf: instead if leaf == symbol else leaf, tree)
-
-
