@@ -83,10 +83,17 @@ class SNN(nn.Module):
         self.graph = graph
         if self.over_time:
             return
-        neurons = self.counting()
-        self._pass = engines.Pass.of(graph, neurons)
-        sorted_code = [name for name, neuron in neurons.items() if neuron.code == "sorted"]
-        self._stages = Stages.of(graph, tuple(neurons), sorted_code)
+        self._pass = engines.Pass.of(graph, self.counting())
+        self._known_stages: Stages | None = None
+
+    @property
+    def _stages(self) -> Stages:
+        """How it runs over time, made when it first does: seconds, for a language model."""
+        if self._known_stages is None:
+            neurons = self.counting()
+            sorted_code = [name for name, neuron in neurons.items() if neuron.code == "sorted"]
+            self._known_stages = Stages.of(self.graph, tuple(neurons), sorted_code)
+        return self._known_stages
 
     def _apply(self, fn: Any, recurse: bool = True) -> SNN:
         before = self.dtype

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -122,7 +122,7 @@ class _Next:
         moving = [name for name in node.refs if name in self.at]
         if not moving:
             return node
-        name, args = node.target, node.args
+        name, args = node.target, cast(Any, node.args)
         row = TABLE.get(name)
         first = args[0]
         x = first if isinstance(first, Ref) else Ref(moving[0])
