@@ -68,8 +68,8 @@ def convert(
     seed: for recipes and shuffling loaders; the global random state is left as it was. progress: called as
     progress(what, done, total). group: processes that calibrate together, all calling this with the same arguments
     (`torch.distributed.group.WORLD`); each reads its part of the batches, and each gets the network that one process
-    would make (docs/calibration.md). Without it no other process is waited for. planning: encode=, layers=,
-    strict= and free_sizes= of `plan`.
+    would make (docs/calibration.md). Without it no other process is waited for. planning: encode=, analog=,
+    layers=, strict= and free_sizes= of `plan`.
     Raises `UnsupportedError` with every refusal at once, `TraceError`, `InputError`, `CalibrationError`, `OptionError`.
     """
     chosen = Auto() if recipe is None else recipe if isinstance(recipe, Recipe) else recipe_from_json(recipe)
@@ -152,6 +152,7 @@ def convert(
         "T": T,
         **({"neuron": kind.to_json(), "input": input} if isinstance(kind, Serial) else {"code": kind.text}),
         **({"encode": made.encode} if made.encode != "none" else {}),
+        **({"analog": made.analog} if made.analog != "computed" else {}),
         "seed": seed,
         "model": "" if isinstance(model, Plan) else f"{type(model).__module__}.{type(model).__qualname__}",
         **({"search": draft.notes} if draft.notes else {}),

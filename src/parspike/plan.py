@@ -11,7 +11,7 @@ from typing import Any, TypedDict, get_args
 
 from torch import Tensor, nn
 
-from parspike.errors import InputError, OptionError, TraceError, UnsupportedError
+from parspike.errors import InputError, OptionError, TraceError, UnsupportedError, meant
 from parspike.graph import (
     Activation,
     Curve,
@@ -29,6 +29,7 @@ from parspike.graph import with_encoders as insert_encoders
 from parspike.graph.attention import taken_apart
 from parspike.graph.encode import Encode, computed, encoded, input_encoders
 from parspike.graph.ir import expected_tensor
+from parspike.graph.lookup import LOOKED_UP, Analog
 from parspike.graph.ops import ACROSS_BATCH, ENCODE, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE
 from parspike.graph.order import compared, unnested
 from parspike.graph.quiet import outputs
@@ -106,7 +107,7 @@ class Plan:
     graph: the rewritten graph. spiking: names of the nodes that become spiking neurons. kept: of those that stay analog
     by the user's wish. rows: the table. strict: whether analog operators between neurons are refused. steps: time-steps
     of the nodes that have their own. neuron: the kind of neurons that the plan was made for; None if the caller gave
-    none, so that `convert` chooses. encode: where encoders stand.
+    none, so that `convert` chooses. encode: where encoders stand. analog: whether functions of one number are neurons.
     """
 
     graph: Graph
@@ -117,6 +118,7 @@ class Plan:
     steps: Mapping[str, int] = field(default_factory=dict)
     neuron: Kind | None = None
     encode: Encode = "none"
+    analog: Analog = "computed"
 
     @property
     def refusals(self) -> list[PlanRow]:
@@ -195,6 +197,7 @@ class Planning(TypedDict, total=False):
     """The options of `plan` that `convert` hands on to it."""
 
     encode: Encode
+    analog: Analog
     layers: Mapping[str, LayerOption] | None
     strict: bool
     free_sizes: bool
@@ -206,6 +209,7 @@ def plan(
     *,
     neuron: Kind | None = None,
     encode: Encode = "none",
+    analog: Analog = "computed",
     layers: Mapping[str, LayerOption] | None = None,
     strict: bool = False,
     free_sizes: bool = True,
@@ -215,15 +219,25 @@ def plan(
     example: a batch (B, …), a tuple of several inputs, or a dict of keyword inputs; values do not matter. neuron: the
     kind of neurons to plan for, as in `convert`; it changes the words of the table alone. encode: "all" puts encoders,
     spiking neurons for the identity, wherever a weighted synapse or a product of two values (attention) reads real
-    values, so that spikes drive every product; "hidden" leaves the network's own inputs real (`graph.encode`). layers:
-    options by pattern of layer name, such as {"stem.*": Keep(), "head.*": Steps(4), "out": Spike()}: keep an activation
-    analog, give it a number of time-steps, turn one into neurons that the plan would compute on the mean. Encoders have
-    layers too, "norm1@spikes". strict: refuse analog operators too. free_sizes: leave height, width, length or tokens
-    free where the network allows it, which the plan says; False for a network of the example's sizes alone.
+    values, so that spikes drive every product; "hidden" leaves the network's own inputs real (`graph.encode`). analog:
+    "lookup", beside encode=, also takes softmax, norms and divisions apart and makes neurons of what is a function of
+    one number in them, exp, 1/b, 1/√b, so that a sum and a maximum are all of them that stays analog (`graph.lookup`).
+    layers: options by pattern of layer name, such as {"stem.*": Keep(), "head.*": Steps(4), "out": Spike()}: keep an
+    activation analog, give it a number of time-steps, turn one into neurons that the plan would compute on the mean.
+    Encoders have layers too, "norm1@spikes". strict: refuse analog operators too. free_sizes: leave height, width,
+    length or tokens free where the network allows it, which the plan says; False for a network of the example's sizes
+    alone.
     Raises `TraceError`, `InputError`, and `OptionError` for a pattern that matches no activation.
     """
     if encode not in get_args(Encode):
         raise OptionError(f"encode must be one of {', '.join(get_args(Encode))}, got {encode!r}")
+    if analog not in get_args(Analog):
+        known = get_args(Analog)
+        raise OptionError(f"analog must be one of {', '.join(known)}, got {analog!r}{meant(analog, known)}")
+    if analog != "computed" and encode == "none":
+        raise OptionError(
+            f"analog='{analog}' makes neurons of what encoders leave analog, and there are none: give encode='all' too"
+        )
     if encode != "none" and isinstance(neuron, Serial):
         raise OptionError(
             f"encode='{encode}' needs parallel neurons, which know the mean of their input before they fire: leave "
@@ -243,9 +257,10 @@ def plan(
             "pass x[None]"
         ) from error
     encodes = encode != "none"
-    graph = taken_apart(graph, args, kwargs) if encodes else graph
+    graph = taken_apart(graph, args, kwargs, lookup=analog == "lookup") if encodes else graph
     options = _options(graph, layers or {}, strict=not encodes)
     kept, asked = ({name for name, option in options.items() if isinstance(option, kind)} for kind in (Keep, Spike))
+    asked |= {node.name for node in graph.neurons if node.target in LOOKED_UP}
     guarded = (computed(graph, asked) if encodes else {}) | guards(graph, asked)
     graph = with_copies(graph, guarded, asked)
     last = readouts(graph, kept, asked)
@@ -265,14 +280,18 @@ def plan(
     rows = tuple(row for node in graph.nodes if (row := _row(node, place)) is not None)
     steps = {name: T for name, T in steps.items() if name in spiking}
     return Plan(
-        graph, spiking, tuple(n.name for n in graph.neurons if n.name in kept), rows, strict, steps, neuron, encode
-    )
+        graph, spiking, tuple(n.name for n in graph.neurons if n.name in kept), rows, strict, steps, neuron, encode,
+        analog,
+    )  # fmt: skip
 
 
 def plan_again(model: nn.Module | Plan, example: Example, provenance: Mapping[str, Any]) -> Plan:
     """The plan of the network that a converted one was made from, with the encoders that it has, so that both have the
     same operators. A plan stays as it is. provenance: the converted network's."""
-    return model if isinstance(model, Plan) else plan(model, example, encode=provenance.get("encode", "none"))
+    if isinstance(model, Plan):
+        return model
+    how = {name: provenance[name] for name in ("encode", "analog") if name in provenance}
+    return plan(model, example, **how)
 
 
 def with_encoders(made: Plan) -> Plan:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from parspike import engines
 from parspike.engines import Run
 from parspike.engines.stages import Stages, check_chunk
-from parspike.errors import InputError, OptionError, ParspikeWarning
-from parspike.graph import Graph
+from parspike.errors import InputError, OptionError, ParspikeWarning, UnsupportedError
+from parspike.graph import Graph, leaves
+from parspike.graph.cache import token_dims, with_cache
 from parspike.graph.ir import BATCH
 from parspike.neurons import Dynamics, Neuron, Simulation, SpikingLayer, twin
 from parspike.notebook import html_table
@@ -84,10 +85,17 @@ class SNN(nn.Module):
         self.graph = graph
         if self.over_time:
             return
-        neurons = self.counting()
-        self._pass = engines.Pass.of(graph, neurons)
-        sorted_code = [name for name, neuron in neurons.items() if neuron.code == "sorted"]
-        self._stages = Stages.of(graph, tuple(neurons), sorted_code)
+        self._pass = engines.Pass.of(graph, self.counting())
+        self._known_stages: Stages | None = None
+
+    @property
+    def _stages(self) -> Stages:
+        """How it runs over time, made when it first does: seconds, for a language model."""
+        if self._known_stages is None:
+            neurons = self.counting()
+            sorted_code = [name for name, neuron in neurons.items() if neuron.code == "sorted"]
+            self._known_stages = Stages.of(self.graph, tuple(neurons), sorted_code)
+        return self._known_stages
 
     def _apply(self, fn: Any, recurse: bool = True) -> SNN:
         before = self.dtype
@@ -277,6 +285,29 @@ class SNN(nn.Module):
         neurons = self.stateful()
         return engines.over_time(self, dict(env), neurons, self.simulation, engine=engines.OVER_TIME, watch=watch)
 
+    def with_cache(self) -> tuple[SNN, SNN]:
+        """This network, for texts that grow token by token, as two that share its neurons and synapses.
+
+            first, then = snn.with_cache()
+            out = first(tokens)                          # (B, n) int64: {"output": logits, "cache": keys and values}
+            out = then(new, *out["cache"])               # (B, 1): logits of the new token, and the longer cache
+
+        The logits are those of the whole text, up to the rounding of sums. Raises `UnsupportedError` where a layer
+        takes tokens together in a way that no cache is known for, where the network takes texts of one length alone,
+        and where what it keeps of a token depends on those behind it, which is tried on a few tokens.
+        """
+        made = "its neurons have a state" if self.over_time else with_cache(replace(self.graph, tensors=self.tensors()))
+        if isinstance(made, str):
+            raise UnsupportedError(f"this network can keep no keys and values: {made}")
+        first, then = (
+            SNN(graph, self.neurons(), simulation=self.simulation, provenance=self.provenance) for graph in made
+        )
+        if not _is_causal(first, then):
+            raise UnsupportedError(
+                "this network can keep no keys and values: what it computes for a token depends on the tokens behind it"
+            )
+        return first, then
+
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write a `.parspike` file (docs/format.md); an existing file is replaced only with force=True."""
         from parspike.file import save
@@ -342,6 +373,24 @@ class SNN(nn.Module):
         inputs = {i.dtype for i in self.graph.inputs if i.dtype.is_floating_point}
         found = inputs or {p.dtype for p in self.parameters() if p.is_floating_point()}
         return next(iter(found)) if len(found) == 1 else None
+
+
+@torch.no_grad()
+def _is_causal(first: SNN, then: SNN) -> bool:
+    """Whether a network that `with_cache` gave computes for a token what it did before another one came."""
+    (given,) = first.graph.inputs
+    device = next((p.device for p in first.parameters()), None)
+    text = torch.tensor([[0, 1, 1, 0, 1, 1], [0, 1, 1, 0, 0, 0]], dtype=given.dtype, device=device)
+    out = first(text)
+    early = [value.narrow(d, 0, 4) for value, d in zip(out["cache"], token_dims(then.graph), strict=True)]
+    if not all(torch.allclose(one[0], one[1], rtol=1e-5, atol=1e-6) for one in early):
+        return False
+    step = then(text[:, 4:5], *early)
+    step = then(text[:, 5:], *step["cache"])
+    both = (leaves(step["output"]), leaves(out["output"]))
+    pairs = [(a[:, -1], b[:, -1]) for a, b in zip(*both, strict=True) if isinstance(a, Tensor)]
+    # Sums are rounded otherwise, and a current on a threshold may count one more.
+    return all(float((a - b).norm()) <= 0.1 * float(b.norm()) for a, b in pairs)
 
 
 def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:

@@ -123,7 +123,13 @@ def add_staircases(draft: Draft, batches: Batches | None) -> None:
             draft.steps_of(node.name),
             draft.code,
             inverse=TABLE[node.target].inverse,
+            zero=_zero(draft, node),
         )
+
+
+def _zero(draft: Draft, node: Node) -> bool:
+    activation = draft.activations[node.name]
+    return isinstance(activation, Curve) and activation.zero
 
 
 def _function(node: Node, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
@@ -136,26 +142,28 @@ def _function(node: Node, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], T
 
 def staircase(
     function: Callable[[Tensor], Tensor], z: Tensor, T: int, code: Code = "sorted",
-    *, inverse: Callable[[Tensor], Tensor] | None = None,
+    *, inverse: Callable[[Tensor], Tensor] | None = None, zero: bool = False,
 ) -> Staircase:  # fmt: skip
     """Neurons that stand for a non-decreasing elementwise function of currents distributed like z (sorted).
 
-    inverse: the function's own, if it is known; bisection else. Outputs are placed optimally where that lowers the
-    mean squared error over evenly spaced ones, and the code allows it.
+    inverse: the function's own, if it is known; bisection else. zero: the lowest output is 0 to the bit. Outputs
+    are placed optimally where that lowers the mean squared error over evenly spaced ones, and the code allows it.
     """
     levels = levels_of(T, code)
     z = _filled(z, min(FILLED * levels, MOST_FILLED))
     a = function(z).double()
-    even = torch.linspace(0, 1, levels + 1, dtype=a.dtype, device=a.device) * (a[-1] - a[0]) + a[0]
+    least = a[0] * (not zero)
+    even = torch.linspace(0, 1, levels + 1, dtype=a.dtype, device=a.device) * (a[-1] - least) + least
     outputs, uniform_error = even, _error(a, even)
     if levels <= MOST_CLIPPED:
         thinned = a[torch.linspace(0, len(a) - 1, min(len(a), BINS), dtype=torch.float64, device=a.device).long()]
-        clipped = _even(thinned[None], levels)[0]
+        clipped = _even(thinned[None], levels, zero=zero)[0]
         if (clipped_error := _error(a, clipped)) < uniform_error:
             outputs, uniform_error = clipped, clipped_error
     error = uniform_error
     if code != "weighted":
         placed = lloyd_max(a, levels)
+        placed[0] *= not zero
         if (placed_error := _error(a, placed)) < uniform_error:
             outputs, error = placed, placed_error
     between = (outputs[1:] + outputs[:-1]) / 2
@@ -177,10 +185,11 @@ def _filled(z: Tensor, wanted: int) -> Tensor:
 
 
 def staircase_between(
-    z: Tensor, a: Tensor, T: int, code: Code = "sorted", *, shape: Sequence[int] | None = None
+    z: Tensor, a: Tensor, T: int, code: Code = "sorted", *, shape: Sequence[int] | None = None, zero: bool = False
 ) -> Staircase:
     """Neurons that give a wanted output a for the current z they get, the two not a function of each other.
 
+    zero: the lowest output is 0 to the bit.
     z, a: (C, N), or as many values each in any shape that all neurons share. shape: thresholds of their own for
     every channel, in a shape of C elements that broadcasts against one sample. The errors of the staircase are
     those against a.
@@ -195,9 +204,10 @@ def staircase_between(
     wanted = torch.stack([_of_equals(*row) for row in zip(z, a, strict=True)])
     place, g = (values[:, pick].double().view(channels, bins, -1).mean(2) for values in (z, wanted))
     g = torch.stack([_rising(row) for row in g])
-    choices = [_even(g, levels)]
+    choices = [_even(g, levels, zero=zero)]
     if code != "weighted":
         placed = _best_cut(g, levels) if shape is not None else lloyd_max(g[0], levels)[None]
+        placed[:, 0] *= not zero
         choices.insert(0, placed.cummax(1).values)  # means of equal values may fall by rounding
     cuts = [_crossings(g, place, outputs) for outputs in choices]
     errors = torch.stack([
@@ -290,16 +300,20 @@ def _rising(g: Tensor) -> Tensor:
     return g.new_tensor(values).repeat_interleave(torch.tensor(numbers, device=g.device))
 
 
-def _even(a: Tensor, levels: int) -> Tensor:
-    """Evenly spaced outputs (C, levels + 1) of least error for rows of sorted values a, from a few ranges to start."""
+def _even(a: Tensor, levels: int, *, zero: bool = False) -> Tensor:
+    """Evenly spaced outputs (C, levels + 1) of least error for rows of sorted values a, from a few ranges to start.
+    zero: the lowest is 0."""
     number, mean = torch.arange(levels + 1, dtype=a.dtype, device=a.device), a.mean(1, keepdim=True)
     best, least = a.new_zeros(len(a), levels + 1), a.new_full((len(a),), float("inf"))
     for share in CLIPPED:
         skipped = int(share * (a.shape[1] - 1))
-        low, high = a[:, skipped], a[:, -1 - skipped]
+        low, high = a[:, skipped] * (not zero), a[:, -1 - skipped]
         for _ in range(ROUNDS):
             step = _divisor((high - low) / levels)
             k = ((a - low[:, None]) / step[:, None]).round().clamp(0, levels)
+            if zero:
+                high = (k * a).mean(1) / k.square().mean(1).clamp(min=1e-30) * levels
+                continue
             centred = k - k.mean(1, keepdim=True)
             # Both rise; below 0 it is rounding, where the values are all but one.
             slope = ((centred * (a - mean)).mean(1) / centred.square().mean(1).clamp(min=1e-30)).clamp(min=0)

@@ -217,18 +217,21 @@ def fit_encoder(neuron: ParallelNeuron | SignedNeuron, samples: Samples, *, laye
     if layer:
         a, z = a.reshape(1, -1), z.reshape(1, -1)
     middle = z.mean(1, keepdim=True)
+    # A value that is never below 0 and may be 0 to the bit (the weight of what a mask hides) stays 0 there.
+    zero = isinstance(neuron.offset, float) and neuron.offset == 0
+    middle = torch.zeros_like(middle) if zero else middle
     unit = unit_of((z - middle).abs().amax(1, keepdim=True))
-    low, step = _even_range(((z - middle) / unit)[:, spread(z.shape[1], FEWER, z.device)], levels)
+    low, step = _even_range(((z - middle) / unit)[:, spread(z.shape[1], FEWER, z.device)], levels, zero=zero)
     low, step = low * unit[:, 0] + middle[:, 0], step * unit[:, 0]
     # A channel that is all but constant is said by its offset: its step must still be a number above 0.
     least = torch.finfo(z.dtype).tiny * 4 * levels
     step = torch.where(step > least, step, torch.where(low.abs() > least, low.abs() / levels, 1.0))
     k = ((z - low[:, None]) / step[:, None] + 0.5).floor_().clamp_(0, levels)
-    centred, wanted = k - k.mean(1, keepdim=True), a.mean(1)
+    centred, wanted = (k, a.mean(1) * 0) if zero else (k - k.mean(1, keepdim=True), a.mean(1))
     power = centred.square().mean(1)
     slope = (centred * (a - wanted[:, None])).mean(1) / power.clamp(min=1e-12)
     slope = torch.where((power > 1e-12) & (slope > 0), slope, step)
-    offset = wanted - slope * k.mean(1)
+    offset = wanted if zero else wanted - slope * k.mean(1)
     low, offset = low + step * half, offset + slope * half
     if layer:
         low, step, slope, offset = (value.expand(samples.node.channels) for value in (low, step, slope, offset))
@@ -236,16 +239,18 @@ def fit_encoder(neuron: ParallelNeuron | SignedNeuron, samples: Samples, *, laye
         (neuron.v_threshold, step * neuron.levels), (neuron.shift, offset - low), (neuron.v_post, slope * neuron.levels)
     ):  # fmt: skip
         parameter.data = node_shape(value, samples.node).clone().to(parameter.dtype)
-    neuron.offset = node_shape(offset, samples.node).clone().to(neuron.v_threshold.dtype)
+    if not zero:
+        neuron.offset = node_shape(offset, samples.node).clone().to(neuron.v_threshold.dtype)
 
 
-def _even_range(z: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Lowest level and step (C,) of the evenly spaced levels that are nearest to values z (C, N) in square."""
+def _even_range(z: Tensor, levels: int, *, zero: bool = False) -> tuple[Tensor, Tensor]:
+    """Lowest level and step (C,) of the evenly spaced levels that are nearest to values z (C, N) in square. zero: the
+    lowest level is 0."""
     ordered, mean = z.sort(1).values, z.mean(1)
     lowest, width, least = z[:, 0], z[:, 0] * 0, z.new_full((len(z),), torch.inf)
     for share in SKIPPED:
         skipped = int(share * (z.shape[1] - 1))
-        low = ordered[:, skipped]
+        low = ordered[:, skipped] * (not zero)
         step = (ordered[:, -1 - skipped] - low) / levels
         for turn in range(MOVED):
             divisor = torch.where(step > 0, step, 1.0)
@@ -255,9 +260,9 @@ def _even_range(z: Tensor, levels: int) -> tuple[Tensor, Tensor]:
             lowest, width = torch.where(better, low, lowest), torch.where(better, step, width)
             least = torch.minimum(error, least)
             if turn + 1 < MOVED:
-                at = k.mean(1)
+                at = k.mean(1) * (not zero)
                 centred = k - at[:, None]
-                slope = (centred * (z - mean[:, None])).mean(1) / centred.square().mean(1).clamp(min=1e-12)
+                slope = (centred * (z - mean[:, None] * (not zero))).mean(1) / centred.square().mean(1).clamp(min=1e-12)
                 step = slope.clamp(min=0)
-                low = mean - step * at
+                low = low if zero else mean - step * at
     return lowest, width

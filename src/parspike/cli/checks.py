@@ -17,8 +17,8 @@ from parspike.errors import FileError, MissingExtraError, OptionError, meant
 from parspike.foreign import RECIPES_OF_PACKAGES
 
 __all__ = [
-    "budget", "codes", "exported", "file", "images", "network", "neuron", "output", "page", "recipe", "steps", "tables",
-    "writable",
+    "analog", "budget", "codes", "exported", "file", "images", "network", "neuron", "output", "page", "recipe", "steps",
+    "tables", "writable",
 ]  # fmt: skip
 
 FIGURES = (".png", ".svg", ".pdf")
@@ -146,6 +146,12 @@ def neuron(text: str, given: str = "current", **parallel: object) -> None:
             raise OptionError(f"{option} is of parallel neurons: leave it out beside --neuron {text}")
     if text == "parallel" and given != "current":
         raise OptionError(f"--input {given} makes spikes for neurons that run step by step: give --neuron if too")
+
+
+def analog(analog: str, encode: str) -> None:
+    """Refuse neurons in place of analog operators where no encoders stand."""
+    if analog != "computed" and encode == "none":
+        raise OptionError(f"--analog {analog} makes neurons of what encoders leave analog: give --encode all too")
 
 
 def _is_share(text: str) -> bool:

@@ -18,6 +18,7 @@ from parspike.cli.options import (
     IMAGES,
     MAX_T,
     OUT,
+    AnalogOption,
     Best,
     Budget,
     CalibrationImages,
@@ -80,6 +81,7 @@ def convert(
     ] = None,
     keep: Keep = None,
     encode: EncodeOption = "none",
+    analog: AnalogOption = "computed",
     strict: Strict = False,
     calibration_images: CalibrationImages = 1024,
     split: Split = None,
@@ -105,6 +107,7 @@ def convert(
         checks.recipe(recipe, passes)
         checks.budget(recipe, budget, fast, best, passes, neuron)
         checks.neuron(neuron, input_, code=code, passes=passes)
+        checks.analog(analog, encode)
         options.preprocessing()
 
     together = processes.join(devices, check)
@@ -132,6 +135,7 @@ def convert(
                 layers=kept(keep),
                 example=None if images else network.zeros(options.shape),
                 encode=encode,
+                analog=analog,
                 strict=strict,
                 seed=options.seed,
                 progress=progress,

@@ -36,6 +36,9 @@ def generate(
         bool, typer.Option("--chat", help="the prompt is a message; the network answers it", rich_help_panel=OUT)
     ] = False,
     seed: Seed = 0,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="run the whole text again for each token", rich_help_panel=OUT)
+    ] = False,
     beside: Annotated[
         bool, typer.Option("--beside", help="also what the network itself writes", rich_help_panel=NET)
     ] = False,
@@ -84,7 +87,8 @@ def generate(
         raise OptionError(f"{file} returns no scores of the next token (it is of the kind '{prepared.text.head}')")
     words = prepared.text.opened()
     start = words.chat(prompt) if chat else words.encode(prompt)
-    how = {"tokens": tokens, "temperature": temperature, "seed": seed, "context": prepared.text.context}
+    how = {"tokens": tokens, "temperature": temperature, "seed": seed, "context": prepared.text.context,
+           "cache": not no_cache}  # fmt: skip
 
     def written(one: Any, title: str | None) -> tuple[str, float]:
         began, parts = time.perf_counter(), []

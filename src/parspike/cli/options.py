@@ -98,6 +98,13 @@ EncodeOption = Annotated[
         rich_help_panel=HOW,
     ),
 ]
+AnalogOption = Annotated[
+    Literal["computed", "lookup"],
+    typer.Option(
+        help="softmax, norms and divisions, beside --encode: computed on the means, or neurons (lookup)",
+        rich_help_panel=HOW,
+    ),
+]
 RecipeOption = Annotated[
     str | None,
     typer.Option(

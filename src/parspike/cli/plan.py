@@ -8,7 +8,19 @@ from __future__ import annotations
 import typer
 
 from parspike.cli import checks, console
-from parspike.cli.options import EncodeOption, Json, Keep, NeuronOption, Shape, Spec, Strict, Weights, kept, kind_of
+from parspike.cli.options import (
+    AnalogOption,
+    EncodeOption,
+    Json,
+    Keep,
+    NeuronOption,
+    Shape,
+    Spec,
+    Strict,
+    Weights,
+    kept,
+    kind_of,
+)
 
 __all__ = ["plan"]
 
@@ -19,6 +31,7 @@ def plan(
     shape: Shape = None,
     keep: Keep = None,
     encode: EncodeOption = "none",
+    analog: AnalogOption = "computed",
     strict: Strict = False,
     neuron: NeuronOption = "parallel",
     json: Json = False,
@@ -26,13 +39,15 @@ def plan(
     """Show what becomes of every layer, before any data is read. Exit code 1 if a layer is refused."""
     checks.network(spec, weights, shape, "--shape 3,224,224")
     checks.neuron(neuron)
+    checks.analog(analog, encode)
     import parspike
     from parspike.cli.spec import load
 
     network = load(spec, weights)
     table = parspike.plan(
-        network.model, network.zeros(shape), layers=kept(keep), strict=strict, neuron=kind_of(neuron), encode=encode
-    )
+        network.model, network.zeros(shape), layers=kept(keep), strict=strict, neuron=kind_of(neuron), encode=encode,
+        analog=analog,
+    )  # fmt: skip
     console.result(json, table.to_dict(), str(table))
     if not table.ok:
         raise typer.Exit(1)

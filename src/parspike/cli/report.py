@@ -247,10 +247,11 @@ def _as_kept(model: Any, snn: Any, fit: Images) -> Any:
     """The network, or its plan with the layers that were kept analog, and the encoders, of when it was converted."""
     import parspike
 
-    layers, encode = _kept(snn), snn.provenance.get("encode", "none")
-    if not layers and encode == "none":
+    layers = _kept(snn)
+    how = {name: snn.provenance[name] for name in ("encode", "analog") if name in snn.provenance}
+    if not layers and not how:
         return model
-    return parspike.plan(model, next(iter(fit))[0][:2], layers=kept(layers), encode=encode)
+    return parspike.plan(model, next(iter(fit))[0][:2], layers=kept(layers), **how)
 
 
 def _kept(snn: Any) -> list[str]:
@@ -318,7 +319,8 @@ def _commands(
     made: list[tuple[str, Any]] = [
         ("--weights", said.get("weights")), ("--data", said.get("data")), ("-T", snn.T),
         ("--code", snn.provenance.get("code")),
-        ("--encode", snn.provenance.get("encode")), ("--neuron", _neuron(snn.provenance.get("neuron"))),
+        ("--encode", snn.provenance.get("encode")), ("--analog", snn.provenance.get("analog")),
+        ("--neuron", _neuron(snn.provenance.get("neuron"))),
         ("--recipe", to_json.dumps(recipe) if recipe else None),
         *(("--keep", layer) for layer in _kept(snn)),
         ("--calibration-images", known.get("samples") if isinstance(known, Mapping) else None),

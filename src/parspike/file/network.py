@@ -21,10 +21,9 @@ KINDS = {2: {"parallel", "staircase"}, 3: {"integrate-fire", "sorted-train"}, 5:
 """Kinds of neurons that a version of the format brought; all others came with version 4."""
 
 SAID: dict[str, Any] = {
-    "T": int, "calibration": (dict, type(None)), "code": str, "command_line": dict, "diagnosis": list, "encode": str,
-    "input": str, "kept": list,
-    "largest": int, "lowered": str, "model": str, "neuron": dict, "recipe": (dict, str), "search": dict,
-    "seed": int, "versions": dict,
+    "T": int, "analog": str, "calibration": (dict, type(None)), "code": str, "command_line": dict, "diagnosis": list,
+    "encode": str, "input": str, "kept": list, "largest": int, "lowered": str, "model": str, "neuron": dict,
+    "recipe": (dict, str), "search": dict, "seed": int, "versions": dict,
 }  # fmt: skip
 """Entries of the provenance that parspike reads, and what each is; a user may have noted others, of any kind."""
 

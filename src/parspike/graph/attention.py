@@ -17,6 +17,7 @@ from torch import Tensor
 
 from parspike.graph.features import ATTENTION
 from parspike.graph.ir import Device, Graph, Node, Param, Ref
+from parspike.graph.lookup import looked_up
 from parspike.graph.ops import MASKED, SHARES, TABLE, WEIGHTS, Role
 from parspike.graph.refusals import judge
 from parspike.graph.same import check_rewritten
@@ -29,9 +30,12 @@ PRODUCTS = ("aten.matmul.default", "aten.bmm.default")
 PASSED = ("aten.to.dtype", "aten._to_copy.default", "aten.reshape.default", "aten.expand.default")
 
 
-def taken_apart(graph: Graph, args: Sequence[Tensor] = (), kwargs: Mapping[str, Tensor] | None = None) -> Graph:
+def taken_apart(
+    graph: Graph, args: Sequence[Tensor] = (), kwargs: Mapping[str, Tensor] | None = None, *, lookup: bool = False
+) -> Graph:
     """The same function with every fused attention, and every softmax that only weighs a product, in its parts.
 
+    lookup: functions of one number become neurons too, and norms and divisions are taken apart for them (`lookup`).
     args, kwargs: an example batch, on which each value is compared with that of `graph` (`same.check_rewritten`).
     """
     nodes: list[Node] = []
@@ -52,6 +56,7 @@ def taken_apart(graph: Graph, args: Sequence[Tensor] = (), kwargs: Mapping[str, 
             made[node.name] = [replace(node, target=WEIGHTS, args=(node.args[0], node.args[1]), kwargs={})]
             made[product.name] = _weighed(product, apart.by_name[product.refs[0]])
     apart = replace(apart, nodes=tuple(part for node in apart.nodes for part in made.get(node.name, [node])))
+    apart = looked_up(apart) if lookup else apart
     if args or kwargs:
         means = {n.name: n.name for n in apart.nodes if n.name in graph.by_name and n.name not in other}
         check_rewritten(widened(graph), widened(apart), means, args, kwargs or {})

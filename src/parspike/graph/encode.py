@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from parspike.graph.features import with_channels
 from parspike.graph.ir import Graph, Node, Ref
-from parspike.graph.ops import ENCODE, HELD, HOLD, TABLE, Role
+from parspike.graph.ops import ENCODE, HELD, HOLD, TABLE, TIMES, WEIGHTS, Role
 from parspike.graph.order import nested
 
 __all__ = ["Encode", "computed", "encodable", "encoded", "input_encoders", "with_encoders"]
@@ -115,7 +115,7 @@ def encoded(graph: Graph, spiking: Collection[str], where: Encode) -> Graph:
     products: set[str] = set()
     for node in graph.nodes:
         operands = _operands(graph, node)
-        if len(operands) == 2 and node.role is Role.ANALOG:
+        if operands and node.role is Role.ANALOG:
             products.add(node.name)
         for place, name in operands:
             if name in driven or (where == "hidden" and name in outer):
@@ -130,12 +130,16 @@ def encoded(graph: Graph, spiking: Collection[str], where: Encode) -> Graph:
     names = _names(graph, roots)
     shapes = {i.name: i.shape for i in graph.inputs} | {node.name: node.shape for node in graph.nodes}
     encoder = {name: _encoder(name, names[name], _layer(graph, name), shapes[name]) for name in roots}
+    for name in encoder:
+        if name in graph.by_name and graph.by_name[name].target == WEIGHTS:
+            # What a mask hides weighs 0, to the bit: else a causal network would read what stands behind a token.
+            encoder[name] = replace(encoder[name], args=(Ref(name), 0.0))
     nodes = [encoder[i.name] for i in graph.inputs if i.name in encoder]
     for node in graph.nodes:
         now = node
         for place, name in moved.get(node.name, {}).items():
             now = _with_operand(now, place, names[name])
-        nodes.extend(_held(now, shapes[_operands(graph, node)[1][1]]) if node.name in products else [now])
+        nodes.extend(_held(now, shapes[_right(node).name]) if node.name in products else [now])
         if node.name in encoder:
             nodes.append(encoder[node.name])
     return with_channels(replace(graph, nodes=tuple(nodes)))
@@ -178,7 +182,10 @@ def _operands(graph: Graph, node: Node) -> list[tuple[int, str]]:
     found = [(i, value.name) for i, value in enumerate(values) if isinstance(value, Ref) and i != added]
     if node.role is Role.SYNAPSE:  # of two values one is a constant, made of sizes alone
         return found
-    return found if node.target in PRODUCTS and node.role is Role.ANALOG and len(found) == 2 else []
+    if node.role is not Role.ANALOG or len(found) != 2:
+        return []
+    # Element by element the spikes of one value meet one number each, which may stay the sum that it is.
+    return found if node.target in PRODUCTS else found[:1] if node.target == TIMES else []
 
 
 def _moves(graph: Graph, readers: Mapping[str, Sequence[Node]], node: Node) -> bool:
@@ -209,10 +216,13 @@ def _layer(graph: Graph, name: str) -> str:
     return f"{graph.by_name[name].layer}@spikes" if name in graph.by_name else f"{name}_spikes"
 
 
+def _right(product: Node) -> Ref:
+    return product.args[1][1] if product.target == "aten.einsum.default" else product.args[1]
+
+
 def _held(product: Node, shape: Sequence[Any]) -> list[Node]:
     """The node that holds the mean of a product's right operand, of this shape, and the product with it."""
-    einsum = product.target == "aten.einsum.default"
-    right = product.args[1][1] if einsum else product.args[1]
+    right = _right(product)
     hold = replace(
         product, name=f"{product.name}_held", target=HOLD, args=(right,), kwargs={}, role=Role.ANALOG,
         reason=TABLE[HOLD].reason, layer=f"{product.layer}@held", shape=tuple(shape),

@@ -21,8 +21,9 @@ from dataclasses import replace
 from typing import Any
 
 from parspike.graph.ir import Graph, Node, Param, Ref, Size
+from parspike.graph.ops import TIMES
 
-__all__ = ["permuted", "with_channels"]
+__all__ = ["groups_of", "permuted", "with_channels"]
 
 Dims = tuple[int, ...]
 PRODUCTS = ("aten.matmul.default", "aten.bmm.default", "aten.mm.default")
@@ -89,6 +90,8 @@ def _made(node: Node, made: Mapping[str, Dims | None], shapes: Mapping[str, Sequ
         return (last,)
     if node.target in PRODUCTS:
         return _of_product(node, made, shapes)
+    if node.target == TIMES and (dims := made.get(node.args[1].name)) is not None:  # what is held, and scaled
+        return _carried(node, shapes[node.args[1].name], node.shape, dims, back=False)
     if _at_one(node):
         return (1,)
     if node.target in ATTENTION:
@@ -163,7 +166,7 @@ def permuted(node: Node, rank: int) -> list[int] | None:
 
 def _elementwise(node: Node) -> bool:
     names = ("add", "sub", "rsub", "mul", "div", "where", "expand", "broadcast_to", "maximum", "minimum", "pow",
-             "masked_fill", "repeat")  # fmt: skip
+             "masked_fill", "repeat", TIMES)  # fmt: skip
     return node.target.removeprefix("aten.").split(".")[0] in names
 
 
@@ -192,7 +195,7 @@ def _regrouped(old: Sequence[Any], new: Sequence[Any], dims: Dims) -> Dims:
     """Through a reshape: dimensions are taken together in the smallest groups of equal size. A dimension of a group
     with features is one of features, as far as its size is fixed."""
     found: list[int] = []
-    for ours, theirs in _groups(old, new):
+    for ours, theirs in groups_of(old, new):
         if any(d in dims for d in ours):
             exact = [d for d in ours if d in dims]
             same = len(ours) == len(theirs) and all(old[a] == new[b] for a, b in zip(ours, theirs, strict=True))
@@ -200,7 +203,7 @@ def _regrouped(old: Sequence[Any], new: Sequence[Any], dims: Dims) -> Dims:
     return _fixed(new, tuple(found))
 
 
-def _groups(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
+def groups_of(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
     """The dimensions of two shapes of equally many elements, in pairs of groups of equally many, in order."""
     ours, theirs = ([d for d, size in enumerate(shape) if size != 1] for shape in (old, new))
     groups: list[tuple[list[int], list[int]]] = []

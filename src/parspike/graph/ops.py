@@ -25,6 +25,7 @@ __all__ = [
     "HOLD",
     "SHARES",
     "TABLE",
+    "TIMES",
     "WEIGHTS",
     "Activation",
     "Clip",
@@ -70,7 +71,10 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Curve:
-    """Any other activation that never falls; its operator computes it."""
+    """Any other activation that never falls; its operator computes it. zero: whether its smallest output is 0, and has
+    to be 0 to the bit in neurons too (the weight of what a mask hides)."""
+
+    zero: bool = False
 
 
 Activation = Clip | Quantised | Curve
@@ -123,11 +127,47 @@ def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, eps
 
 ENCODE, HOLD = "parspike.encode", "parspike.hold"
 MASKED, WEIGHTS, SHARES = "parspike.masked", "parspike.softmax_weights", "parspike.softmax_shares"
+TIMES, LARGEST, FLOOR = "parspike.times", "parspike.largest", "parspike.at_least"
+EXP, RECIPROCAL, RSQRT = "parspike.exp", "parspike.reciprocal", "parspike.rsqrt"
+LOWEST = -50.0
+"""exp of it is 2e-22 of the largest weight of a softmax: below it a weight is 0."""
 
 
-def encode(x: Tensor) -> Tensor:
-    """The identity. It marks the place where a neuron turns a value into spikes, or where its mean is held."""
+def encode(x: Tensor, low: float = -math.inf) -> Tensor:
+    """The identity. It marks the place where a neuron turns a value into spikes, or where its mean is held. low: what
+    the value is known to be at least."""
     return x
+
+
+def times(spikes: Tensor, held: Tensor) -> Tensor:
+    """A product of two values, element by element."""
+    return spikes * held
+
+
+def largest(x: Tensor, dim: int) -> Tensor:
+    """max x along a dimension, which stays, of size 1; 0 where all of it is −∞."""
+    most = x.amax(dim, keepdim=True)
+    return torch.where(torch.isneginf(most), 0.0, most)
+
+
+def at_least(x: Tensor, low: float) -> Tensor:
+    """max(x, low)."""
+    return x.clamp(min=low)
+
+
+def exponential(x: Tensor, low: float = -math.inf) -> Tensor:
+    """exp x; 0 where x is at most `low`."""
+    return torch.exp(x) if math.isinf(low) else torch.where(x > low, torch.exp(x), 0.0)
+
+
+def reciprocal(negative: Tensor, least: float) -> Tensor:
+    """1/b of −b, b at least `least`: it never falls."""
+    return (-negative).clamp(min=least).reciprocal()
+
+
+def reciprocal_root(negative: Tensor, least: float) -> Tensor:
+    """1/√b of −b, b at least `least`: it never falls."""
+    return (-negative).clamp(min=least).rsqrt()
 
 
 def masked(scores: Tensor, mask: Tensor) -> Tensor:
@@ -432,11 +472,18 @@ USER: dict[str, Op] = {}
 """Rows that `parspike.register` added, by target."""
 TABLE["parspike.rising"] = Op(Role.NEURON, rising, varying=(0,), activation=_part)
 TABLE["parspike.falling"] = Op(Role.NEURON, falling, varying=(0,), activation=_part)
-TABLE[ENCODE] = Op(Role.NEURON, encode, varying=(0,), activation=lambda node: Clip(-math.inf, math.inf))
+TABLE[ENCODE] = Op(Role.NEURON, encode, varying=(0,), activation=lambda node: Clip(
+    node.args[1] if len(node.args) > 1 else -math.inf, math.inf))  # fmt: skip
 TABLE[HOLD] = Op(Role.ANALOG, encode, reason="its mean over time is held", macs=lambda args, output: 0)
 TABLE[MASKED] = Op(Role.SYNAPSE, masked, varying=(0,))
 TABLE[WEIGHTS] = Op(Role.ANALOG, softmax_weights, reason="a softmax weighs its values against each other")
 TABLE[SHARES] = Op(Role.ANALOG, softmax_shares, reason="a weight or divisor that depends on the input")
+TABLE[TIMES] = Op(Role.SYNAPSE, times, product=True, weighted=True)
+TABLE[LARGEST] = Op(Role.ORDER, largest)
+TABLE[FLOOR] = Op(Role.ORDER, at_least)
+TABLE[EXP] = Op(Role.NEURON, exponential, varying=(0,), activation=lambda node: Curve(zero=len(node.args) > 1))
+TABLE[RECIPROCAL] = Op(Role.NEURON, reciprocal, varying=(0,), activation=lambda node: Curve())
+TABLE[RSQRT] = Op(Role.NEURON, reciprocal_root, varying=(0,), activation=lambda node: Curve())
 TABLE["parspike.qcfs"] = Op(Role.NEURON, neurons.qcfs, varying=(0,), activation=_qcfs)
 
 ACROSS_BATCH = "it joins or splits values along the batch"

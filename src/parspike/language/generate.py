@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from parspike.errors import InputError, OptionError
+from parspike.errors import InputError, OptionError, ParspikeError, ParspikeWarning
 from parspike.language.tokens import Tokenizer
 
 __all__ = ["generate", "pieces"]
@@ -23,6 +24,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     context: int | None = None,
+    cache: bool = True,
 ) -> str:
     """The text with which a network goes on after `prompt`, without it.
 
@@ -31,16 +33,18 @@ def generate(
     network: an `SNN` or a network that takes (1, n) token numbers and returns logits (1, n, words). tokens: at most so
     many; the text ends before where the network says that it ends. temperature: 0 takes the likeliest token; else each
     is drawn with the probabilities softmax(logits / temperature). seed: of the drawing; the global random state is left
-    as it was. context: tokens at most that the network takes. Each step runs the whole text again.
+    as it was. context: tokens at most that the network takes. cache: whether a converted network keeps the keys and
+    values of the text so far (`SNN.with_cache`); else, and where it cannot, which is warned of, each step runs the
+    whole text again.
     Raises `InputError` for an empty prompt and where the text would become longer than the context.
     """
     return "".join(pieces(network, tokenizer, tokenizer.encode(prompt), tokens=tokens, temperature=temperature,
-                          seed=seed, context=context))  # fmt: skip
+                          seed=seed, context=context, cache=cache))  # fmt: skip
 
 
 def pieces(
     network: nn.Module, tokenizer: Tokenizer, start: Sequence[int], *, tokens: int = 40, temperature: float = 0.0,
-    seed: int = 0, context: int | None = None,
+    seed: int = 0, context: int | None = None, cache: bool = True,
 ) -> Iterator[str]:  # fmt: skip
     """The text of `generate`, piece by piece as it comes. start: the tokens of the prompt."""
     if tokens < 1:
@@ -56,19 +60,44 @@ def pieces(
             f"the prompt has {len(start)} tokens, and with {tokens} more the text would be longer than the {most} that "
             "the network takes: give a shorter prompt, or fewer --tokens"
         )
-    return _pieces(network, tokenizer, list(start), tokens, temperature, seed, fixed)
+    return _pieces(_Scores(network, fixed, cache), tokenizer, list(start), tokens, temperature, seed)
+
+
+class _Scores:
+    """The logits of the next token, (words,), of a text that grows token by token."""
+
+    def __init__(self, network: nn.Module, fixed: int | None, cache: bool) -> None:
+        self.network, self.fixed, self.seen = network, fixed, 0
+        self.first: Any = None
+        self.kept: tuple[Tensor, ...] = ()
+        if not cache or not hasattr(network, "with_cache"):
+            return
+        try:
+            self.first, self.then = network.with_cache()  # pyright: ignore[reportCallIssue]
+        except ParspikeError as error:
+            warnings.warn(f"{error}; so each step runs the whole text again", ParspikeWarning, stacklevel=4)
+
+    @torch.no_grad()
+    def __call__(self, known: Sequence[int]) -> Tensor:
+        if self.first is None or len(known) < 2:
+            return _scores(self.network, known, self.fixed)
+        if self.seen and self.seen == len(known) - 1:
+            out = self.then(torch.tensor([known[-1:]]), *self.kept)
+        else:
+            out = self.first(torch.tensor([known]))
+        self.seen, self.kept = len(known), out["cache"]
+        return _logits(out["output"], 1 if out["output"].shape[1] == 1 else len(known))[0, -1]
 
 
 def _pieces(
-    network: nn.Module, tokenizer: Tokenizer, known: list[int], tokens: int, temperature: float, seed: int,
-    fixed: int | None,
-) -> Iterator[str]:  # fmt: skip
+    scores: _Scores, tokenizer: Tokenizer, known: list[int], tokens: int, temperature: float, seed: int
+) -> Iterator[str]:
     generator = torch.Generator().manual_seed(seed)
     before, shown = len(known), ""
     # A word may follow from several tokens, so text is decoded together with what stood before it.
     prompt = tokenizer.decode(known)
     for _ in range(tokens):
-        number = _next(_scores(network, known, fixed), temperature, generator)
+        number = _next(scores(known), temperature, generator)
         if number == tokenizer.end:
             break
         known.append(number)
@@ -86,14 +115,18 @@ def _scores(network: nn.Module, known: Sequence[int], fixed: int | None) -> Tens
     # network takes one length, or at least two tokens.
     long = fixed or max(2, len(known))
     given = torch.tensor([[*known, *[known[-1]] * (long - len(known))]])
-    output: Any = network(given)
+    return _logits(network(given), long)[0, len(known) - 1]
+
+
+def _logits(output: Any, long: int) -> Tensor:
+    """The logits (1, tokens, words) of a network for so many tokens."""
     logits = output if isinstance(output, Tensor) else output["logits"]
     if logits.dim() != 3 or logits.shape[1] != long:
         raise InputError(
             f"the network returns {tuple(logits.shape)} for {long} tokens: to write text takes a causal language "
             "model, which scores the next token at each (1, tokens, words)"
         )
-    return logits[0, len(known) - 1]
+    return logits
 
 
 def _next(scores: Tensor, temperature: float, generator: torch.Generator) -> int:

@@ -1,0 +1,278 @@
+"""Functions of one number as neurons of their own: `analog="lookup"` beside `encode=`.
+
+Softmax, norms and divisions are taken apart until a sum and a maximum are all of them that stays analog:
+
+    softmax      e = exp(x − max x) as a staircase, its spikes weigh the product and add up to their sum
+    a / b        a · (1/b), 1/b a staircase of −b, b > 0
+    norm         c = x − mean x, v = mean c·c, y = c · (1/√(v + ε)), 1/√ a staircase of −(v + ε)
+
+1/b and 1/√b fall, and a neuron's output never does, so their neurons read −b. In every product, also c·c, the spikes of
+one factor arrive over time, and each adds up what is held of the other: its mean. An operator that
+is no such function stays analog and named, and so does a divisor that may be negative, and what stands behind the last
+weights (a read-out). Activations that fall and then rise (GELU, SiLU) stay computed, see `encode.computed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from parspike.graph.ir import Graph, Node, Param, Ref, leaves
+from parspike.graph.ops import (
+    EXP,
+    FLOOR,
+    LARGEST,
+    LOWEST,
+    RECIPROCAL,
+    RSQRT,
+    SHARES,
+    TABLE,
+    TIMES,
+    WEIGHTS,
+    Role,
+)
+from parspike.graph.pointwise import floating
+from parspike.graph.refusals import judge
+from parspike.graph.roles import readouts
+
+__all__ = ["LOOKED_UP", "Analog", "looked_up"]
+
+Analog = Literal["computed", "lookup"]
+"""What becomes of softmax, norms and divisions: computed on the means over time; neurons, as the module says."""
+LOOKED_UP = (EXP, RECIPROCAL, RSQRT)
+SOFTMAX = ("aten.softmax.int", "aten._softmax.default")
+NORMS = ("aten.layer_norm.default", "aten.rms_norm.default")
+PASSED = ("aten.to.dtype", "aten._to_copy.default", "aten.reshape.default", "aten.expand.default",
+          "aten.unsqueeze.default", "aten.permute.default", "aten.transpose.int", "aten.slice.Tensor")  # fmt: skip
+"""Operators behind which a value that was above 0 is above 0."""
+ADDED = ("aten.sum.dim_IntList", "aten.mean.dim", "aten.cumsum.default", "aten.amax.default", LARGEST)
+NOT_NEGATIVE = ("aten.square.default", "aten.abs.default", "aten.relu.default", "aten.relu6.default",
+                "aten.linalg_vector_norm.default", "aten.var.correction", "aten.std.correction", "aten.sqrt.default",
+                WEIGHTS, *SOFTMAX)  # fmt: skip
+POSITIVE = ("aten.exp.default", "aten.exp2.default", "aten.sigmoid.default", "aten.softplus.default",
+            "aten.rsqrt.default", "aten.cosh.default", RECIPROCAL, RSQRT)  # fmt: skip
+LEAST = 1e-37
+"""In place of a smaller divisor, so that its reciprocal is a number in float32; for half precision see `_least`."""
+TOTAL = 0.5
+"""The sum of a softmax's weights is at least 1, the largest weight, or 0 where all is masked and so is the product."""
+
+
+def looked_up(graph: Graph) -> Graph:
+    """The graph with softmax, norms and divisions taken apart, as the module says."""
+    made = _Parts(graph)
+    for node in graph.nodes:
+        made.take(node)
+    return made.graph()
+
+
+class _Parts:
+    """The nodes made so far. varying: values that depend on the network's input. real: those made by weights, which
+    spikes will stand for."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.source, self.nodes = graph, dict[str, Node]()
+        self.shapes: dict[str, Sequence[Any]] = {i.name: i.shape for i in graph.inputs}
+        self.names = {*graph.by_name, *self.shapes}
+        self.varying, self.real = set(self.shapes), set[str]()
+        # A product of two values is no read-out: encoders will make a synapse of it.
+        both = [node.role is Role.ANALOG and TABLE[node.target].weighted for node in graph.nodes]
+        made = (replace(n, role=Role.SYNAPSE) if two else n for n, two in zip(graph.nodes, both, strict=True))
+        self.readout = readouts(replace(graph, nodes=tuple(made)), (), ())
+
+    def graph(self) -> Graph:
+        """Without what is read no more, such as the root that a division by it has made one function of."""
+        needed, kept = set(self.source.outputs), list[Node]()
+        for node in reversed(self.nodes.values()):
+            if node.name in needed or not self._replaced(node):
+                needed.update(node.refs)
+                kept.append(node)
+        read = {path for node in kept for path in node.params}
+        tensors = {path: tensor for path, tensor in self.source.tensors.items() if path in read}
+        return replace(self.source, nodes=tuple(reversed(kept)), tensors=tensors)
+
+    def _replaced(self, node: Node) -> bool:
+        return node.target in ("aten.sqrt.default", "aten.pow.Tensor_Scalar", *PASSED)
+
+    def keep(self, node: Node) -> None:
+        """Put a node behind the others."""
+        row = TABLE.get(node.target)
+        self.nodes[node.name] = node
+        self.shapes[node.name] = node.shape
+        if any(name in self.varying for name in node.refs):
+            self.varying.add(node.name)
+            if row is None or row.weighted or row.weighs or any(name in self.real for name in node.refs):
+                self.real.add(node.name)
+
+    def add(self, of: Node, suffix: str, target: str, shape: Sequence[Any], *args: Any) -> Ref:
+        """A node that is part of another one; "" for its last, which has its name and layer."""
+        name = f"{of.name}_{suffix}" if suffix else of.name
+        while suffix and name in self.names:
+            name += "_"
+        self.names.add(name)
+        role, reason = judge(target, [sum(ref.name in self.varying for ref in _refs(arg)) for arg in args])
+        layer = f"{of.layer}.{suffix}" if suffix else of.layer
+        self.keep(replace(of, name=name, target=target, args=args, kwargs={}, role=role, reason=reason, layer=layer,
+                          shape=tuple(shape)))  # fmt: skip
+        return Ref(name)
+
+    def take(self, node: Node) -> None:
+        """A node of the source, or its parts."""
+        if node.name in self.readout or not self._made(node):
+            self.keep(node)
+
+    def _made(self, node: Node) -> bool:
+        name, args = node.target, node.args
+        if name == WEIGHTS:
+            self._weights(node, "", args[0], args[1])
+        elif name == SHARES:
+            self._divided(node, args[0], args[1], TOTAL)
+        elif name in SOFTMAX and self._is_real(args[0]):
+            weights = self._weights(node, "exp", args[0], args[1])
+            at = args[1] % len(node.shape)
+            shape = tuple(1 if d == at else n for d, n in enumerate(node.shape))
+            total = self.add(node, "total", "aten.sum.dim_IntList", shape, weights, [args[1]], True)
+            self._divided(node, weights, total, TOTAL)
+        elif name in NORMS and isinstance(args[0], Ref):
+            self._norm(node)
+        elif _squares(node) and isinstance(args[0], Ref) and floating(self.source, args[0].name):
+            self.add(node, "", TIMES, node.shape, args[0], args[0])
+        elif name == "aten.mul.Tensor" and node.role is Role.ANALOG and all(self._is_real(x) for x in args[:2]):
+            self._product(node, *args[:2])
+        elif (name == "aten.rsqrt.default" or _power(node) == -0.5) and self._is_real(args[0]):
+            self.add(node, "", RSQRT, node.shape, self._negative(node, args[0]), LEAST)
+        elif (name == "aten.reciprocal.default" or _power(node) == -1) and self._is_real(args[0]):
+            if not self._positive(args[0]):
+                return False
+            self.add(node, "", RECIPROCAL, node.shape, self._negative(node, args[0]), LEAST)
+        elif name == "aten.exp.default" and self._is_real(args[0]):
+            self.add(node, "", EXP, node.shape, args[0])
+        elif name == "aten.div.Tensor" and len(args) == 2 and not node.kwargs and self._is_real(args[1]):
+            return self._division(node, *args)
+        else:
+            return False
+        return True
+
+    def _is_real(self, value: Any) -> bool:
+        return isinstance(value, Ref) and value.name in self.real and self._floating(value.name)
+
+    def _floating(self, name: str) -> bool:
+        return name not in self.source.by_name or floating(self.source, name)
+
+    def _negative(self, of: Node, value: Ref) -> Ref:
+        return self.add(of, "negative", "aten.neg.default", self.shapes[value.name], value)
+
+    def _weights(self, node: Node, suffix: str, scores: Ref, dim: int) -> Ref:
+        """exp(x − max x), at least 0: what is masked stays 0 to the bit."""
+        shape = self.shapes[scores.name]
+        one = tuple(1 if d == dim % len(shape) else n for d, n in enumerate(shape))
+        most = self.add(node, "max", LARGEST, one, scores, dim)
+        below = self.add(node, "below", "aten.sub.Tensor", shape, scores, most)
+        floor = self.add(node, "least", FLOOR, shape, below, LOWEST)
+        return self.add(node, suffix, EXP, shape, floor, LOWEST)
+
+    def _divided(self, node: Node, dividend: Any, divisor: Ref, least: float) -> None:
+        shape = self.shapes[divisor.name]
+        inverse = self.add(node, "reciprocal", RECIPROCAL, shape, self._negative(node, divisor), least)
+        self._product(node, dividend, inverse)
+
+    def _product(self, node: Node, one: Any, other: Any) -> None:
+        """The product of two values: the spikes of the one that has fewer, or is a neuron already, add up the other.
+        A constant is only scaled."""
+        if not isinstance(one, Ref) or one.name not in self.varying:
+            self.add(node, "", "aten.mul.Tensor", node.shape, other, one)
+            return
+        first, second = (self.nodes.get(x.name) for x in (one, other))
+        fires = [n is not None and n.role is Role.NEURON for n in (first, second)]
+        sizes = [sum(d == 1 for d in self.shapes[x.name]) for x in (one, other)]
+        if (fires[1], sizes[1]) > (fires[0], sizes[0]):
+            one, other = other, one
+        self.add(node, "", TIMES, node.shape, one, other)
+
+    def _norm(self, node: Node) -> None:
+        x, number = node.args[0], len(node.args[1])
+        centres = node.target == NORMS[0]
+        given = (*node.args[2:], *(None, None, 1e-5)[len(node.args) - 2 :]) if centres else (*node.args[2:], None, None)
+        weight, bias, eps = given[:3] if centres else (given[0], None, given[1])
+        eps = torch.finfo(self._dtype(node)).eps if eps is None else eps
+        dims = list(range(-number, 0))
+        shape = node.shape
+        one = (*shape[: len(shape) - number], *[1] * number)
+        if centres:
+            mean = self.add(node, "mean", "aten.mean.dim", one, x, dims, True)
+            x = self.add(node, "centred", "aten.sub.Tensor", shape, x, mean)
+        squares = self.add(node, "squares", TIMES, shape, x, x)
+        power = self.add(node, "variance", "aten.mean.dim", one, squares, dims, True)
+        power = self.add(node, "with_eps", "aten.add.Scalar", one, power, eps)
+        inverse = self.add(node, "rsqrt", RSQRT, one, self._negative(node, power), LEAST)
+        scaled = [p for p in (weight, bias) if p is not None]
+        out = self.add(node, "normal" if scaled else "", TIMES, shape, inverse, x)
+        if weight is not None:
+            out = self.add(node, "scaled" if bias is not None else "", "aten.mul.Tensor", shape, out, weight)
+        if bias is not None:
+            self.add(node, "", "aten.add.Tensor", shape, out, bias)
+
+    def _dtype(self, node: Node) -> torch.dtype:
+        read = [t.dtype for t in self.source.tensors.values() if t.is_floating_point()]
+        return read[0] if read else torch.float32
+
+    def _division(self, node: Node, dividend: Any, divisor: Ref) -> bool:
+        root = self.nodes[divisor.name]
+        while root.target in ("aten.to.dtype", "aten.expand.default") and root.refs[0] in self.nodes:
+            root = self.nodes[root.refs[0]]
+        if root.target == "aten.sqrt.default" or _power(root) == 0.5:
+            value = root.args[0]
+            shape = self.shapes[value.name]
+            inverse = self.add(node, "rsqrt", RSQRT, shape, self._negative(node, value), LEAST)
+            self._product(node, dividend, inverse)
+            return True
+        if not self._positive(divisor):
+            return False
+        self._divided(node, dividend, divisor, LEAST)
+        return True
+
+    def _positive(self, value: Any, *, zero: bool = False) -> bool:
+        """Whether a value is known to be above 0; zero: or 0."""
+        if isinstance(value, (int, float)):
+            return value >= 0 if zero else value > 0
+        if isinstance(value, Param):
+            tensor = self.source.tensors[value.path]
+            return bool((tensor >= 0).all() if zero else (tensor > 0).all())
+        node = self.nodes.get(value.name) if isinstance(value, Ref) else None
+        if node is None:
+            return False
+        args = node.args
+        if node.target in POSITIVE or (zero and (node.target in NOT_NEGATIVE or node.target == EXP or _squares(node))):
+            return True
+        if node.target in ("aten.clamp.default", "aten.clamp_min.default"):
+            low = args[1] if len(args) > 1 else None
+            return isinstance(low, (int, float)) and (low >= 0 if zero else low > 0)
+        if node.target == TIMES:
+            return zero and args[0] == args[1]
+        if node.target in PASSED or node.target in ADDED:
+            return self._positive(args[0], zero=zero)
+        if node.target == "aten.sqrt.default":
+            return self._positive(args[0], zero=zero)
+        if node.target in ("aten.add.Tensor", "aten.add.Scalar") and not node.kwargs:
+            both = [self._positive(x, zero=True) for x in args[:2]]
+            return all(both) and (zero or any(self._positive(x) for x in args[:2]))
+        if node.target in ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar"):
+            return all(self._positive(x, zero=zero) for x in args[:2])
+        return False
+
+
+def _refs(tree: Any) -> list[Ref]:
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Ref)]
+
+
+def _power(node: Node) -> float | None:
+    power = node.args[1] if node.target == "aten.pow.Tensor_Scalar" else None
+    return power if isinstance(power, (int, float)) else None
+
+
+def _squares(node: Node) -> bool:
+    if node.target == "aten.mul.Tensor":
+        return node.role is Role.ANALOG and node.args[0] == node.args[1]
+    return (node.target == "aten.square.default" or _power(node) == 2) and node.role is Role.ANALOG

@@ -1,0 +1,204 @@
+"""Softmax, norms and divisions as neurons: `analog="lookup"` (`graph.lookup`), and weights that a mask hides."""
+
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import parspike
+from parspike.calibrate.staircase import staircase, staircase_between
+from parspike.cli import app
+from parspike.errors import OptionError, TraceError
+from parspike.graph import Role, lookup
+from parspike.neurons import Code
+
+D, HEADS, TOKENS = 12, 3, 6
+
+
+class Block(nn.Module):
+    """Attention and a gated layer behind norms of both kinds; scores divided by a root that depends on the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.scale = nn.LayerNorm(D), nn.Parameter(torch.rand(D) + 0.5)
+        self.qkv, self.o = nn.Linear(D, 3 * D), nn.Linear(D, D)
+        self.gate, self.up, self.down = nn.Linear(D, 16), nn.Linear(D, 16), nn.Linear(16, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unflatten(2, (3, HEADS, D // HEADS)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(y.transpose(1, 2).flatten(2))
+        y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.scale
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Divisions(nn.Module):
+    """Divisions by a root, by a sum of exponentials, and by what may be negative; a norm at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
+        self.last, self.norm = nn.Linear(D, D), nn.LayerNorm(D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        y = self.two(y / torch.sqrt(y.square().mean(-1, keepdim=True) + 1e-3))
+        y = self.three(y / (y.exp().sum(-1, keepdim=True) + 1))
+        y = self.last(y / (x.mean(-1, keepdim=True) + self.one(x).mean(-1, keepdim=True) + 9))
+        return self.norm(y)
+
+
+@cache
+def made(kind: str, analog: str = "lookup") -> tuple[nn.Module, Tensor, parspike.Plan]:
+    torch.manual_seed(3)
+    model = {"block": Block, "divisions": Divisions}[kind]().eval()
+    x = torch.randn(16, TOKENS, D)
+    return model, x, parspike.plan(model, x, encode="all", analog=analog)  # pyright: ignore[reportArgumentType]
+
+
+def converted(kind: str, T: int, analog: str = "lookup", code: Code = "weighted", recipe: Any = "max") -> parspike.SNN:
+    _, x, plan = made(kind, analog)
+    return parspike.convert(plan, [x], T, code=code, recipe=recipe)
+
+
+def test_a_sum_and_a_maximum_are_all_that_stays_analog() -> None:
+    plan = made("block")[2]
+    assert {row.operator for row in plan.rows if row.role == Role.ANALOG} == {"rising", "falling"}  # SiLU, for its pair
+    assert {row.operator for row in plan.rows if row.role == Role.ORDER} == {"largest", "at_least"}
+    attention = "scaled_dot_product_attention"
+    found = {row.layer: row.operator for row in plan.rows if row.role == Role.NEURON and "@spikes" not in row.layer}
+    assert found == {
+        "norm.rsqrt": "rsqrt", f"{attention}.softmax": "exp", f"{attention}.divided.reciprocal": "reciprocal",
+        "rsqrt": "rsqrt",
+    }  # fmt: skip
+    # exp sends spikes itself; what is divided has the features that it had before.
+    layers = {plan.graph.by_name[name].layer: plan.graph.by_name[name] for name in plan.spiking}
+    assert f"{attention}.softmax@spikes" not in layers
+    assert layers[f"{attention}.divided@spikes"].channel_dims == (1, 3)
+    computed = {row.operator for row in made("block", "computed")[2].rows if row.role == Role.ANALOG}
+    assert {"layer_norm", "softmax_weights", "softmax_shares", "rsqrt"} <= computed
+
+
+@pytest.mark.parametrize("kind", ["block", "divisions"])
+def test_engines_agree_and_many_levels_give_the_network(kind: str) -> None:
+    model, x, _ = made(kind)
+    few = converted(kind, 3)
+    runs = [few.run(x, engine=engine, record=True) for engine in ("count", "parallel", "serial")]
+    for run in runs[1:]:
+        torch.testing.assert_close(run.logits, runs[0].logits, rtol=1e-4, atol=1e-5)
+        assert all((run.counts[k] - runs[0].counts[k]).abs().max() <= 1 for k in run.counts)
+    with torch.no_grad():
+        wanted = model(x)
+    errors = [float((converted(kind, T)(x) - wanted).norm() / wanted.norm()) for T in (4, 12)]
+    assert errors[1] < min(0.002, errors[0] / 20)
+
+
+def test_operations_are_accumulates_and_those_of_norms_are_counted() -> None:
+    model, x, _ = made("block")
+    snn = converted("block", 3)
+    report = parspike.measure(snn, x, against=model)
+    assert report.driven == 1
+    assert [row.operator for row in report.analog] == ["rising", "falling"]
+    rows = {row.layer: row for row in report.rows}
+    sent = snn.run(x, record=True).sent
+    # Every spike of 1/√v meets the D features of its token.
+    assert rows["norm.normal"].synops == pytest.approx(float(sent["norm.rsqrt"].sum()) * D / len(x))
+    assert (rows["norm.normal"].network_macs, rows["norm.normal"].macs) == (TOKENS * D, 0)
+    error = rows["norm.rsqrt"].error  # the network's own layers walk along
+    assert error is not None
+    assert 0 < error < 0.2
+    assert parspike.measure(converted("block", 3, "computed"), x).driven < 1
+
+
+def test_what_may_be_negative_and_what_ends_the_network_stays_named() -> None:
+    plan = made("divisions")[2]
+    found = {row.operator: row for row in plan.rows}
+    assert {"rsqrt", "reciprocal", "exp"} <= set(found)
+    assert [row.layer for row in plan.rows if row.operator == "div"] == ["div@3"]
+    assert found["layer_norm"].role == "readout"
+    assert "sqrt" not in found
+
+
+@pytest.mark.parametrize("analog", ["computed", "lookup"])
+@pytest.mark.parametrize(
+    ("code", "recipe"), [("weighted", "closed-form"), ("sorted", "closed-form"), ("sorted", "max")]
+)
+def test_no_token_sees_the_ones_behind_it(analog: str, code: Code, recipe: str) -> None:
+    x = made("block")[1]
+    snn = converted("block", 4, analog, code, recipe)
+    other = torch.cat([x[:, :4], 3 * torch.randn(len(x), TOKENS - 4, D, generator=torch.Generator().manual_seed(1))], 1)
+    one, two = snn(x), snn(other)
+    torch.testing.assert_close(one[:, :4], two[:, :4], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(one[:, 4:], two[:, 4:], atol=0.1)
+
+
+def test_rows_that_are_masked_whole_give_nothing() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out = nn.Linear(D, D), nn.Linear(D, D, bias=False)
+
+        def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+            return self.out(F.scaled_dot_product_attention(self.into(x), x, x, attn_mask=keep[:, None, :]))
+
+    torch.manual_seed(0)
+    x, keep = torch.randn(8, TOKENS, D), torch.rand(8, TOKENS) < 0.6
+    keep[0] = False
+    snn = parspike.convert(Masked().eval(), [(x, keep)], 12, code="weighted", encode="all", analog="lookup",
+                           recipe=parspike.ClosedForm(refit=False))  # fmt: skip
+    out = snn(x, keep)
+    assert bool(out.isfinite().all())
+    # Encoders behind may have a middle of their own, as far from 0 as half of their step.
+    assert float(out[0].abs().max()) < 0.01 * float(out.abs().max())
+
+
+def test_a_file_keeps_it(tmp_path: Path) -> None:
+    _, x, _ = made("block")
+    snn = converted("block", 4, recipe="closed-form")
+    snn.save(tmp_path / "a.parspike")
+    again = parspike.load(tmp_path / "a.parspike")
+    assert torch.equal(again(x), snn(x))
+    assert (again.provenance["encode"], again.provenance["analog"]) == ("all", "lookup")
+    assert "analog" not in converted("block", 4, "computed").provenance
+
+
+def test_options_are_refused_before_tracing() -> None:
+    class Never(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError
+
+    x = torch.zeros(2, 3)
+    with pytest.raises(OptionError, match=r"analog must be one of computed, lookup, got 'lokup' \(did you mean 'look"):
+        parspike.plan(Never(), x, encode="all", analog="lokup")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(OptionError, match="give encode='all' too"):
+        parspike.convert(Never(), [x], 4, analog="lookup")
+    result = CliRunner().invoke(app, ["plan", "nowhere.py:net", "--shape", "3", "--analog", "lookup"])
+    assert result.exit_code != 0
+
+
+def test_a_fault_in_taking_apart_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, _ = made("block")
+    monkeypatch.setattr(lookup, "TOTAL", 2.0)  # a total of 1 would be taken for 2
+    with pytest.raises(TraceError, match="rewriting changed its value"):
+        parspike.plan(model, x, encode="all", analog="lookup")
+
+
+@pytest.mark.parametrize("code", ["weighted", "sorted"])
+def test_staircases_that_keep_zero(code: Code) -> None:
+    torch.manual_seed(0)
+    z = torch.cat([torch.full((4000,), -50.0), -3 * torch.rand(4000) ** 2]).sort().values
+    a = torch.where(z > -50, z.exp(), 0)
+    made = [staircase(lambda z: torch.where(z > -50, z.exp(), 0), z, 4, code, zero=True),
+            staircase_between(z, a + 0.02 * torch.randn(8000).abs(), 4, code, zero=True)]  # fmt: skip
+    for neuron in made:
+        assert float(neuron(torch.tensor([-50.0]))) == 0
+        assert float(neuron.outputs[0]) == 0
+        wanted = (1 - math.exp(-3)) ** 2 / neuron.levels**2 / 12
+        assert neuron.error < 3 * wanted + 4e-4
+    assert float(staircase(torch.exp, z, 4, code).outputs[0]) > 0
