@@ -33,7 +33,7 @@ LONG = [
     "test_baselines_neurons",
     "test_students",
 ]
-"""Laws that hold within one process, whatever its kernels: minutes, in `make slow`."""
+"""Laws that hold within one process, whatever its kernels: minutes, in `make test-all`."""
 LESSER = {"default": "SSE41", "avx2": "AVX2"}
 """Kernels of torch, and with them those of oneDNN."""
 
