@@ -60,7 +60,7 @@ def not_compiled(monkeypatch):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """The default recipe takes few gradient steps: on networks as small as the tests' it has time for all 1,600, which
-    only tests that measure (`slow`) depend on. No fixture: those of a module, which convert too, would come before it."""
+    only tests that measure (`slow`) depend on. No fixture: those of a module, which convert too, would come first."""
     from parspike.calibrate import Reconstruct, auto
 
     measures = item.get_closest_marker("slow") is not None

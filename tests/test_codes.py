@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import SHAPES, made
+from networks import SHAPES, planned
 
 import parspike
 from parspike.neurons import CODES, ParallelNeuron, neuron_from
@@ -58,9 +58,8 @@ def test_weighted_spikes_carry_2_to_n_minus_1_levels_most_significant_first():
 @pytest.mark.parametrize("kind", SHAPES)
 @torch.no_grad()
 def test_engines_agree_in_every_code(code, kind):
-    model, x = made(kind, batch=8)
-    model, x = model.double(), x.double()
-    snn = parspike.convert(model, x, T=3, code=code, recipe="max")
+    _, x, plan = planned(kind, batch=8, dtype=torch.float64)
+    snn = parspike.convert(plan, x, T=3, code=code, recipe="max")
     count = snn.run(x, record=True)
     for engine in ("parallel", "serial"):
         run = snn.run(x, engine=engine, record=True)
@@ -71,9 +70,9 @@ def test_engines_agree_in_every_code(code, kind):
 
 @torch.no_grad()
 def test_weighted_at_n_steps_is_sorted_at_2_to_n_minus_1():
-    model, x = made(next(iter(SHAPES)), batch=8)
-    weighted = parspike.convert(model, x, T=4, code="weighted")
-    plain = parspike.convert(model, x, T=15)
+    _, x, plan = planned(next(iter(SHAPES)), batch=8)
+    weighted = parspike.convert(plan, x, T=4, code="weighted")
+    plain = parspike.convert(plan, x, T=15)
     torch.testing.assert_close(weighted(x), plain(x))
 
 

@@ -1,7 +1,7 @@
 """The whole idea on one page: read this file first.
 
-A network with ReLUs becomes a spiking network. In place of each activation stands a layer of neurons that answer with a
-train of T spikes, 0 or 1 at each of T time-steps, instead of with a number. The next layer sums what arrives. No weight is
+A network with ReLUs becomes a spiking network. In place of each activation stands a layer of neurons that answer with
+a spike or none at each of T time-steps, instead of with a number. The next layer sums what arrives. No weight is
 trained; a batch of inputs tells how large the values are that the spikes must stand for.
 """
 

@@ -146,7 +146,7 @@ class Poison(nn.Module):
 
 
 def two(folder: Path, port: int) -> None:
-    """This process and its copy train together. A copy has imported torch already, which takes longer than all trainings."""
+    """This process and its copy train together. To import torch twice would take longer than all trainings."""
     copy = os.fork()
     os.environ |= environment(1 if copy == 0 else 0, port)
     try:
