@@ -21,6 +21,7 @@ def neuron(code, T, offset=0.0):
 @settings(deadline=None)
 @given(code=st.sampled_from(CODES), T=st.integers(1, 9), offset=st.sampled_from([0.0, -1.0]))
 def test_every_count_is_sent_and_read_back(code, T, offset):
+    """Would catch two counts that are sent as one train, and a train that carries another value than its count."""
     cell = neuron(code, T, offset)
     k = torch.arange(cell.levels + 1, dtype=torch.float64).reshape(-1, 1, 1, 1).expand(-1, 2, 1, 1)
     spikes = cell.spikes(k)
@@ -37,6 +38,7 @@ def test_every_count_is_sent_and_read_back(code, T, offset):
 @settings(deadline=None)
 @given(code=st.sampled_from(CODES), T=st.integers(1, 6), extra=st.integers(0, 5), cut=st.integers(0, 6))
 def test_currents_in_slices_and_longer_windows(code, T, extra, cut):
+    """Would catch a slice of time that starts at the wrong step, and a window whose extra steps change the mean."""
     cell, window = neuron(code, T), T + extra
     k = torch.arange(cell.levels + 1, dtype=torch.float64).reshape(-1, 1, 1, 1).expand(-1, 2, 1, 1)
     cut = min(cut, window)
