@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,9 +162,10 @@ def two(folder: Path) -> None:
         copies.append(os.fork())
         if copies[-1] == 0:
             try:
-                work(folder)
-            finally:
-                os._exit(1)  # `work` ends its process where all went well
+                work(folder)  # ends its process where all goes well
+            except BaseException:  # noqa: BLE001 - told, and the process ends
+                traceback.print_exc()
+            os._exit(1)
     codes = [os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]) for copy in copies]
     sys.exit(codes != [0, 0])
 
