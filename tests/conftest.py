@@ -57,11 +57,11 @@ def not_compiled(monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True)
-def few_gradient_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """The default recipe takes few gradient steps: on networks as small as the tests' it has time for all 1,600, which
-    only tests that measure (`slow`) depend on."""
-    if request.node.get_closest_marker("slow") is None:
-        from parspike.calibrate import Reconstruct, auto
+    only tests that measure (`slow`) depend on. No fixture: those of a module, which convert too, would come first."""
+    from parspike.calibrate import Reconstruct, auto
 
-        monkeypatch.setattr(auto, "Reconstruct", lambda **start: Reconstruct(steps=20, **start))
+    measures = item.get_closest_marker("slow") is not None
+    auto.Reconstruct = Reconstruct if measures else lambda **start: Reconstruct(steps=20, **start)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Quantised, Residual, made
+from networks import Quantised, Residual, made, planned
 from torch import Tensor, nn
 
 import parspike
@@ -137,12 +137,12 @@ def test_a_selection_is_the_value_of_nearest_rank_however_the_set_is_cut(share):
 
 @torch.no_grad()
 def test_thresholds_are_percentiles_of_all_outputs_zeros_included():
-    model, x = made(Residual, batch=8)
+    model, x, plan = planned(Residual, batch=8)
     a = F.relu(model.bn1(model.conv1(x)))
     rows = a.movedim(1, 0).flatten(1)
 
     def theta(mode, granularity, parts=2):
-        snn = parspike.convert(model, x.split(parts), T=8, recipe=parspike.Thresholds(mode, granularity))
+        snn = parspike.convert(plan, x.split(parts), T=8, recipe=parspike.Thresholds(mode, granularity))
         return snn.spiking.act.v_threshold.flatten()
 
     rank = round(0.9 * rows.shape[1])
@@ -171,11 +171,11 @@ def test_percentiles_cut_both_ends_but_a_bound_that_is_reached_and_keep_the_dtyp
 
 @torch.no_grad()
 def test_algorithm_1_may_start_from_percentiles():
-    model, x = made(Residual, batch=8)
-    start = parspike.convert(model, x, T=4, recipe=parspike.Thresholds("95%", "layer"))
+    _, x, plan = planned(Residual, batch=8)
+    start = parspike.convert(plan, x, T=4, recipe=parspike.Thresholds("95%", "layer"))
     for means in ("moving", "exact"):
         recipe = parspike.DAQCFS(means=means, mode="95%", granularity="layer")
-        snn = parspike.convert(model, x, T=4, recipe=recipe)
+        snn = parspike.convert(plan, x, T=4, recipe=recipe)
         for one, other in zip(snn.neurons().values(), start.neurons().values(), strict=True):
             assert torch.equal(one.v_threshold, other.v_threshold)
         assert any(bool(neuron.shift.ne(0).any()) for neuron in snn.neurons().values())
@@ -275,9 +275,9 @@ def test_calibration_sources_give_the_same_network(source):
 
 
 def test_progress_names_layers_and_totals():
-    model, x = made(Residual, batch=8)
+    _, x, plan = planned(Residual, batch=8)
     seen = []
-    parspike.convert(model, x.split(2), T=2, recipe=parspike.DAQCFS(means="exact"), progress=lambda *a: seen.append(a))
+    parspike.convert(plan, x.split(2), T=2, recipe=parspike.DAQCFS(means="exact"), progress=lambda *a: seen.append(a))
     assert ("recording ranges", 4, 4) in seen
     assert ("act@2", 1, 5) in seen
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import SHAPES, made
+from networks import SHAPES, planned
 
 import parspike
 from parspike.neurons import CODES, ParallelNeuron, neuron_from
@@ -21,6 +21,7 @@ def neuron(code, T, offset=0.0):
 @settings(deadline=None)
 @given(code=st.sampled_from(CODES), T=st.integers(1, 9), offset=st.sampled_from([0.0, -1.0]))
 def test_every_count_is_sent_and_read_back(code, T, offset):
+    """Would catch two counts that are sent as one train, and a train that carries another value than its count."""
     cell = neuron(code, T, offset)
     k = torch.arange(cell.levels + 1, dtype=torch.float64).reshape(-1, 1, 1, 1).expand(-1, 2, 1, 1)
     spikes = cell.spikes(k)
@@ -37,6 +38,7 @@ def test_every_count_is_sent_and_read_back(code, T, offset):
 @settings(deadline=None)
 @given(code=st.sampled_from(CODES), T=st.integers(1, 6), extra=st.integers(0, 5), cut=st.integers(0, 6))
 def test_currents_in_slices_and_longer_windows(code, T, extra, cut):
+    """Would catch a slice of time that starts at the wrong step, and a window whose extra steps change the mean."""
     cell, window = neuron(code, T), T + extra
     k = torch.arange(cell.levels + 1, dtype=torch.float64).reshape(-1, 1, 1, 1).expand(-1, 2, 1, 1)
     cut = min(cut, window)
@@ -58,9 +60,8 @@ def test_weighted_spikes_carry_2_to_n_minus_1_levels_most_significant_first():
 @pytest.mark.parametrize("kind", SHAPES)
 @torch.no_grad()
 def test_engines_agree_in_every_code(code, kind):
-    model, x = made(kind, batch=8)
-    model, x = model.double(), x.double()
-    snn = parspike.convert(model, x, T=3, code=code, recipe="max")
+    _, x, plan = planned(kind, batch=8, dtype=torch.float64)
+    snn = parspike.convert(plan, x, T=3, code=code, recipe="max")
     count = snn.run(x, record=True)
     for engine in ("parallel", "serial"):
         run = snn.run(x, engine=engine, record=True)
@@ -71,9 +72,9 @@ def test_engines_agree_in_every_code(code, kind):
 
 @torch.no_grad()
 def test_weighted_at_n_steps_is_sorted_at_2_to_n_minus_1():
-    model, x = made(next(iter(SHAPES)), batch=8)
-    weighted = parspike.convert(model, x, T=4, code="weighted")
-    plain = parspike.convert(model, x, T=15)
+    _, x, plan = planned(next(iter(SHAPES)), batch=8)
+    weighted = parspike.convert(plan, x, T=4, code="weighted")
+    plain = parspike.convert(plan, x, T=15)
     torch.testing.assert_close(weighted(x), plain(x))
 
 

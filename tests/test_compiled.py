@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from networks import Residual, made
+from networks import Residual, planned
 
 import parspike
 from parspike.errors import InputError, OptionError
@@ -14,8 +14,8 @@ from parspike.lower import integers
 
 
 def test_any_batch_is_one_graph() -> None:
-    model, x = made(Residual, batch=9)
-    snn = parspike.convert(model, x, T=6, recipe="max")
+    _, x, plan = planned(Residual, batch=9)
+    snn = parspike.convert(plan, x, T=6, recipe="max")
     compiled = copy.deepcopy(snn).compile(backend="eager")
     torch._dynamo.utils.counters.clear()
     for part in (x, x[:5], x[:1], x[:4]):
@@ -27,8 +27,8 @@ def test_any_batch_is_one_graph() -> None:
 
 @pytest.mark.slow
 def test_compiled_and_eager_count_alike(compiler: None) -> None:
-    model, x = made(Residual, batch=9)
-    snn = parspike.convert(model, x, T=6, recipe="max")
+    _, x, plan = planned(Residual, batch=9)
+    snn = parspike.convert(plan, x, T=6, recipe="max")
     whole = integers(snn, x)
     run, wanted = snn.run(x, record=True), whole(x)
     again = snn.compile().run(x, record=True)
@@ -42,8 +42,8 @@ def test_compiled_and_eager_count_alike(compiler: None) -> None:
 
 
 def test_what_a_compiled_network_keeps_to(tmp_path) -> None:
-    model, x = made(Residual, batch=9)
-    snn = parspike.convert(model, x, T=4, recipe="max").compile(backend="eager")
+    _, x, plan = planned(Residual, batch=9)
+    snn = parspike.convert(plan, x, T=4, recipe="max").compile(backend="eager")
     wanted = snn(x)
     with pytest.raises(InputError, match="this network takes"):
         snn(x[:, :2])
@@ -51,6 +51,6 @@ def test_what_a_compiled_network_keeps_to(tmp_path) -> None:
         assert other._compiled is None
         assert torch.equal(other(x), wanted)
     assert torch.equal(snn.double()(x.double()).argmax(1), wanted.argmax(1))
-    steps = parspike.convert(model, x, T=4, recipe="max", neuron=parspike.IF())
+    steps = parspike.convert(plan, x, T=4, recipe="max", neuron=parspike.IF())
     with pytest.raises(OptionError, match="step by step"):
         steps.compile()

@@ -107,6 +107,7 @@ def in_blocks(neuron: Dynamics, z: Tensor, size: int) -> tuple[dict[str, Tensor]
 @given(seed=st.integers(0, 10**6))
 @torch.no_grad()
 def test_every_spike_is_that_of_the_loop(name: str, biases: int, seed: int) -> None:
+    """Would catch a step that fires, resets or leaks otherwise than the equation written as a loop."""
     options = OPTIONS[name]
     neuron, z = drawn(options, biases, seed)
     runs = [in_blocks(neuron, z, size) for size in (1, 3, T)]

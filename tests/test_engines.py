@@ -36,6 +36,7 @@ def exactly(kind):
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("T", [1, 2, 8])
 def test_engines_are_equal_where_sums_are_exact(kind, T):
+    """Would catch an engine that counts, sends or adds otherwise than `count`, by a single spike."""
     _, x = made(kind)
     x = torch.randint(-3, 4, x.shape).to(x.dtype)
     snn = parspike.convert(exactly(kind), x, T=T, recipe="max")
@@ -53,6 +54,7 @@ def test_engines_are_equal_where_sums_are_exact(kind, T):
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_engines_agree_on_real_weights(kind):
+    """Would catch engines that agree on whole numbers alone."""
     model, x = made(kind, seed=1, batch=16)
     model, x = model.double(), x.double()
     snn = parspike.convert(model, x, T=6)
@@ -66,6 +68,7 @@ def test_engines_agree_on_real_weights(kind):
 @settings(max_examples=15, deadline=None)
 @given(T=st.integers(1, 12), chunk=st.integers(1, 14), seed=st.integers(0, 5))
 def test_chunks_of_time_do_not_matter(T, chunk, seed):
+    """Would catch a chunk that begins at the wrong step or forgets what the one before left."""
     _, x, plan = planned(PreActivation, seed, 3, torch.float64)
     snn = parspike.convert(plan, x, T=T, recipe="max")
     whole = snn.run(x.double(), engine="parallel", record=True)

@@ -267,6 +267,7 @@ def test_every_region_flipped(saved: Path, tmp_path: Path) -> None:
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_edit_of_the_bytes(saved: Path, tmp_path: Path, data: st.DataObject) -> None:
+    """Would catch a damaged file that is read as whole, or that ends in anything but a `FileError`."""
     content, path = saved.read_bytes(), tmp_path / "edited"
     start = data.draw(st.integers(0, len(content)))
     stop = data.draw(st.integers(start, min(len(content), start + 40)))

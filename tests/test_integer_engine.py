@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import Dense, PreActivation, Quantised, Residual, made
+from networks import Dense, PreActivation, Quantised, Residual, planned
 from torch import Tensor, nn
 
 import parspike
@@ -61,14 +61,19 @@ def network(kind: type[nn.Module], **options: Any) -> tuple[SNN, Tensor]:
 
 
 @functools.cache
+def _planned(kind: type[nn.Module]) -> tuple[nn.Module, Tensor, parspike.Plan]:
+    if kind not in SIZES:
+        return planned(kind, batch=9)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = kind().eval(), torch.randn(9, *SIZES[kind])
+    return model, x, parspike.plan(model, x)
+
+
+@functools.cache
 def _network(kind: type[nn.Module], weights: int = 8, inputs: int = 8, **options: Any) -> tuple[SNN, Tensor]:
-    if kind in SIZES:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model, x = kind().eval(), torch.randn(9, *SIZES[kind])
-    else:
-        model, x = made(kind, batch=9)
-    snn = parspike.convert(model, x, recipe="max", **options)
+    _, x, plan = _planned(kind)
+    snn = parspike.convert(plan, x, recipe="max", **options)
     return integers(snn, x, weights=weights, inputs=inputs), x
 
 
@@ -187,7 +192,7 @@ def test_weights_and_thresholds_that_change_are_seen(tmp_path: Path) -> None:
 
 
 def test_networks_of_real_numbers_are_refused() -> None:
-    model, x = made(Quantised, batch=9)
-    snn = parspike.convert(model, x, T=4, recipe="max")
+    _, x, plan = _planned(Quantised)
+    snn = parspike.convert(plan, x, T=4, recipe="max")
     with pytest.raises(OptionError, match=r"parspike\.lower\.integers"):
         snn.run(x, engine="integer")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import SHAPES, Dense, PreActivation, Quantised, Residual, made
+from networks import SHAPES, Dense, PreActivation, Quantised, Residual, planned
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -39,8 +39,8 @@ class Separable(nn.Module):
 
 def convert(module: type[nn.Module], **options: Any) -> tuple[SNN, Tensor]:
     """In float64, where no count of the two networks lies within rounding of a threshold."""
-    model, x = made(module, batch=12)
-    return parspike.convert(model, x, recipe="max", **options).double(), x.double()
+    _, x, plan = planned(module, batch=12)
+    return parspike.convert(plan, x, recipe="max", **options).double(), x.double()
 
 
 SHAPES[Separable] = (3, 8, 8)
@@ -240,8 +240,8 @@ def test_a_proof_refuses_what_is_not_whole() -> None:
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
-    model, x = made(Quantised, batch=12)
-    parspike.convert(model, x, T=4, recipe="max").save(tmp_path / "net.parspike")
+    _, x, plan = planned(Quantised, batch=12)
+    parspike.convert(plan, x, T=4, recipe="max").save(tmp_path / "net.parspike")
     np.savez(tmp_path / "data.npz", images=(x.movedim(1, -1) * 30 + 128).clamp(0, 255).byte().numpy())
     file, out = str(tmp_path / "net.parspike"), str(tmp_path / "chip.parspike")
     command = ["lower", file, "-o", out, "--data", str(tmp_path / "data.npz"), "--mean", "0.5", "--std", "0.2"]

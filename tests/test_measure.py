@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import SHAPES, made
+from networks import SHAPES, made, planned
 from test_operators import ALONE, CALLS
 from torch import Tensor, nn
 
@@ -345,8 +345,8 @@ def test_accuracy_agreement_and_error_by_layer():
 
 
 def test_energy_is_operations_times_their_constants():
-    model, x = made(next(iter(SHAPES)), batch=2)
-    snn = parspike.convert(model, x, T=4, recipe="max")
+    model, x, plan = planned(next(iter(SHAPES)), batch=2)
+    snn = parspike.convert(plan, x, T=4, recipe="max")
     report = parspike.measure(snn, x, against=model, energy=parspike.Energy(ac=2.0, mac=3.0))
     assert report.energy_pj == pytest.approx(2 * report.synops + 3 * report.macs)
     assert report.network_energy_pj == pytest.approx(3 * report.network_macs)
@@ -387,8 +387,8 @@ def test_spikes_sent_are_those_of_the_trains(code):
 
 
 def test_firing_rate_is_of_spikes_not_of_counts():
-    model, x = made(next(iter(SHAPES)), batch=2)
-    run = parspike.convert(model, x, T=4, code="weighted", recipe="max").run(x, record=True)
+    _, x, plan = planned(next(iter(SHAPES)), batch=2)
+    run = parspike.convert(plan, x, T=4, code="weighted", recipe="max").run(x, record=True)
     assert run.firing_rate == pytest.approx({layer: float(t.float().mean()) for layer, t in run.spikes.items()})
 
 
@@ -402,8 +402,8 @@ def test_firing_rate_is_of_spikes_not_of_counts():
     ],
 )
 def test_bad_loaders(loader, message):
-    model, x = made(next(iter(SHAPES)), batch=2)
-    snn = parspike.convert(model, x, T=2, recipe="max")
+    _, x, plan = planned(next(iter(SHAPES)), batch=2)
+    snn = parspike.convert(plan, x, T=2, recipe="max")
     with pytest.raises(ParspikeError, match=message):
         parspike.measure(snn, loader)
 

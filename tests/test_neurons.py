@@ -81,6 +81,7 @@ def clear_of_jumps(u: Tensor) -> Tensor:
 @given(steps)
 @law
 def test_fused_matrix_is_pc_times_pre(T):
+    """Would catch a wrong factor where the two matrices are made one."""
     torch.testing.assert_close(fused_matrix(T, f64), pc_matrix(T, f64) @ pre_matrix(T, f64), rtol=1e-14, atol=0)
 
 
@@ -93,6 +94,7 @@ def test_pc_matrix_is_equation_6_entry_by_entry():
 @given(steps, whole((5,)))
 @law
 def test_pc_row_divides_a_constant_current_by_the_spikes_left(T, I):
+    """Would catch a row of the matrix that divides by another number of steps."""
     m = pc_matrix(T, f64) @ I.expand(T, 5)
     left = torch.arange(T, 0, -1, dtype=f64)[:, None]
     torch.testing.assert_close(m, T * I / left, rtol=1e-13, atol=0)
@@ -101,6 +103,7 @@ def test_pc_row_divides_a_constant_current_by_the_spikes_left(T, I):
 @given(currents(), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 @law
 def test_lif_matrix_is_a_lif_neuron_that_never_fires(current, decay):
+    """Would catch a decay of the wrong power."""
     m = lif_matrix(len(current), decay, f64) @ current
     spikes, v = lif_neuron(current, 1e9, decay)
     assert not spikes.any()
@@ -114,6 +117,7 @@ def test_lif_matrix_is_a_lif_neuron_that_never_fires(current, decay):
 @given(currents(), odd, st.randoms(use_true_random=False))
 @law
 def test_parallel_counts_equal_qcfs_for_any_order_of_the_input(current, theta, random):
+    """Would catch a count that depends on when the current comes."""
     T = len(current)
     mean = current.sum(0) / T
     spikes = parallel_neuron(current, fused_matrix(T, f64), theta, optimal_shift(theta, T))
@@ -130,6 +134,7 @@ def test_parallel_counts_equal_qcfs_for_any_order_of_the_input(current, theta, r
 @given(currents(2, 3, 2), st.tuples(odd, odd, odd))
 @law
 def test_parallel_counts_equal_qcfs_with_a_threshold_per_channel(current, thetas):
+    """Would catch thresholds that stand at the wrong channel."""
     T, theta = len(current), torch.tensor(thetas, dtype=f64).reshape(3, 1)
     shift = optimal_shift(theta, T)
     assert shift.shape == (T, 3, 1)
@@ -140,6 +145,7 @@ def test_parallel_counts_equal_qcfs_with_a_threshold_per_channel(current, thetas
 @given(seeds, steps, st.floats(0.01, 100))
 @law
 def test_parallel_counts_equal_qcfs_on_real_currents(seed, T, theta):
+    """Would catch a count that is right on whole numbers alone."""
     current = 2 * theta * real(seed, T, 50)
     mean = current.mean(0)
     away = clear_of_jumps(mean * T / theta + 0.5)
@@ -164,6 +170,7 @@ def midpoints(T: int, levels: int) -> Tensor:
 @given(steps, steps, odd)
 @law
 def test_theorem_ii_equal_in_expectation_for_uniform_input(T, levels, theta):
+    """Would catch a shift that is not half a step."""
     z = theta * midpoints(T, levels)
     mean = staircase_by_spikes(z, theta, T).mean()
     torch.testing.assert_close(mean, qcfs(z, theta, levels).mean(), rtol=1e-12, atol=1e-12)
@@ -173,6 +180,7 @@ def test_theorem_ii_equal_in_expectation_for_uniform_input(T, levels, theta):
 @given(st.integers(1, 8), st.sampled_from([1, 3, 5]), odd, st.data())
 @law
 def test_theorem_ii_equal_in_expectation_for_input_uniform_on_each_bin(levels, finer, theta, data):
+    """Would catch a shift that is right for uniform inputs alone."""
     T = levels * finer  # an odd multiple: the bins of T levels subdivide those of T̃
     z = theta * midpoints(T, levels)
     density = data.draw(whole((levels + 1,), 0, 9))
@@ -188,6 +196,7 @@ def test_theorem_ii_equal_in_expectation_for_input_uniform_on_each_bin(levels, f
 @given(currents(), odd)
 @law
 def test_hadamard_charge_equals_matrix_charge(current, theta):
+    """Would catch a charge that is computed faster and otherwise."""
     b = optimal_shift(theta, len(current))
     by_matrix, by_mean = charge(current, "matrix"), charge(current, "hadamard")
     torch.testing.assert_close(by_matrix, by_mean, rtol=1e-13, atol=1e-13)
@@ -197,6 +206,7 @@ def test_hadamard_charge_equals_matrix_charge(current, theta):
 @given(currents(2, 3), odd, st.booleans())
 @law
 def test_bisection_equals_scan(current, theta, per_channel):
+    """Would catch a bisection that is off by one at either end."""
     T = len(current)
     v = torch.tensor([theta, theta + 2, theta + 4], dtype=f64) if per_channel else theta
     b, m = optimal_shift(v, T), charge(current)
@@ -207,6 +217,7 @@ def test_bisection_equals_scan(current, theta, per_channel):
 @given(seeds, steps, st.floats(0.01, 100), st.sampled_from([torch.float16, torch.float32, f64]))
 @law
 def test_bisected_count_equals_closed_form_bit_for_bit(seed, T, theta, dtype):
+    """Would catch two ways to count that round differently at a threshold."""
     z = (real(seed, 200) * theta).to(dtype)
     z[:50] = ((torch.arange(50) - 10.5) * theta / T).to(dtype)  # on the jumps, where one ulp decides
     assert torch.equal(bisect_count(z, theta, T, 0.1 * theta), spike_count(z, theta, T, 0.1 * theta))
@@ -233,6 +244,7 @@ def test_bisection_takes_logarithmically_many_tests():
 @given(counts(), orders, st.data())
 @law
 def test_train_of_a_count_and_back_in_chunks(count_and_T, order, data):
+    """Would catch spikes lost or doubled where a train is cut."""
     k, T = count_and_T
     train = sorted_train(k, T, order)
     assert train.dtype == torch.bool
@@ -249,6 +261,7 @@ def test_train_of_a_count_and_back_in_chunks(count_and_T, order, data):
 @given(counts())
 @law
 def test_late_is_sorted_and_early_is_late_reversed(count_and_T):
+    """Would catch an order of spikes under the wrong name."""
     k, T = count_and_T
     late = sorted_train(k, T, "late")
     assert (late[1:] >= late[:-1]).all()
@@ -259,6 +272,7 @@ def test_late_is_sorted_and_early_is_late_reversed(count_and_T):
 @given(counts(), orders)
 @law
 def test_first_spike_is_the_first_true_step(count_and_T, order):
+    """Would catch a first spike that is off by one, and a silent neuron that has one."""
     k, T = count_and_T
     train = sorted_train(k, T, order)
     expected = torch.where(train.any(0), train.int().argmax(0), T)
@@ -274,6 +288,7 @@ def test_narrow_integer_counts_do_not_overflow():
 @given(counts(), st.data(), orders)
 @law
 def test_trains_are_nested(count_and_T, data, order):
+    """Would catch a larger count whose train lacks a spike of a smaller one, which max-pools rely on."""
     small, T = count_and_T
     large = torch.maximum(small, data.draw(whole((5,), 0, T)))
     assert (sorted_train(small, T, order) <= sorted_train(large, T, order)).all()
@@ -282,6 +297,7 @@ def test_trains_are_nested(count_and_T, data, order):
 @given(counts(2, 3, 4, 4), whole((3, 1, 1), -4, 4), whole((3, 1, 1), -4, 4), orders)
 @law
 def test_max_pool_of_trains_is_train_of_max_pooled_counts(count_and_T, factor, offset, order):
+    """Would catch a max-pool that is not exact on spikes."""
     k, T = count_and_T
     train = sorted_train(k, T, order).to(f64)
     by_step = F.max_pool2d(train.flatten(0, 1), 2).unflatten(0, (T, 2))
@@ -297,6 +313,7 @@ def test_max_pool_of_trains_is_train_of_max_pooled_counts(count_and_T, factor, o
 @given(currents(), odd, st.integers(-3, 3))
 @law
 def test_average_rate_of_if_neuron(current, theta, v_init):
+    """Would catch charge that is lost or made by a reset."""
     T = len(current)
     spikes, v = if_neuron(current, theta, v_init / 2)
     rate = count_of(spikes).to(f64) * theta / T
@@ -306,6 +323,7 @@ def test_average_rate_of_if_neuron(current, theta, v_init):
 @given(steps, whole((20,), -80, 200), st.integers(-2, 3))
 @law
 def test_if_neuron_on_constant_current_counts_as_qcfs(T, z, exponent):
+    """Would catch an IF neuron that is not the published one where both must agree."""
     theta, z = 2.0**exponent, z / 64  # dyadic, so both sides are exact even on a jump when T/θ is
     spikes, _ = if_neuron(z.expand(T, 20), theta, theta / 2)
     assert torch.equal(count_of(spikes), spike_count(z, theta, T).long())
@@ -314,6 +332,7 @@ def test_if_neuron_on_constant_current_counts_as_qcfs(T, z, exponent):
 @given(currents(), odd, st.sampled_from([0.0, 0.5, 1.0]))
 @law
 def test_lif_neuron_is_its_equation(current, theta, decay):
+    """Would catch a leak before instead of after the charge."""
     v = torch.full((5,), 0.5, dtype=f64)
     spikes, last = lif_neuron(current, theta, decay, 0.5)
     for t, I in enumerate(current):
@@ -353,6 +372,7 @@ def test_lif_parameters_broadcast_per_channel():
 @given(whole((40,), -200, 400), st.integers(-2, 3), st.integers(0, 4), whole((1,), -8, 8))
 @law
 def test_spike_count_is_its_formula_on_exact_data(z, exponent, log_T, shift):
+    """Would catch a count that rounds where the formula takes the floor."""
     theta, T, z, shift = 2.0**exponent, 2**log_T, z / 64, shift / 64
     expected = [min(max(((x + shift.item()) * T + theta / 2) // theta, 0), T) for x in z.tolist()]
     assert spike_count(z, theta, T, shift).tolist() == expected
@@ -361,6 +381,7 @@ def test_spike_count_is_its_formula_on_exact_data(z, exponent, log_T, shift):
 @given(seeds, st.floats(0.01, 100), steps)
 @law
 def test_a_float_and_a_tensor_threshold_count_the_same(seed, theta, T):
+    """Would catch a threshold that is rounded otherwise as a number than as a tensor."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32, f64):
         z = (real(seed, 100) * theta).to(dtype)
         as_tensor = spike_count(z, torch.tensor(theta, dtype=dtype), T)
@@ -371,6 +392,7 @@ def test_a_float_and_a_tensor_threshold_count_the_same(seed, theta, T):
 @given(currents(2, 3, 2), st.tuples(odd, odd, odd), whole((3, 1), -3, 3), whole((3, 1), -2, 5))
 @law
 def test_da_qcfs_is_a_neuron_with_pre_and_post_threshold(current, thetas, shift, scale):
+    """Would catch thresholds before and after the spike that are exchanged, and a shift on the wrong side."""
     T, theta = len(current), torch.tensor(thetas, dtype=f64).reshape(3, 1)
     mean, post = current.sum(0) / T, theta + scale
     out = fire(charge(current), theta, optimal_shift(theta, T, shift), post, method="bisection")
@@ -405,6 +427,7 @@ def grad_of(leaf: Tensor) -> Tensor:
 @given(whole((4, 3, 5), -100, 200), st.integers(0, 3), seeds, st.sampled_from(["inner", "outer"]), st.booleans())
 @law
 def test_qcfs_gradient_equals_autograd_of_a_reference(z, log_L, seed, window, per_channel):
+    """Would catch a gradient by hand that is not that of the formula."""
     theta = torch.tensor([[0.5], [1.0], [2.0]], dtype=f64) if per_channel else torch.tensor(1.0, dtype=f64)
     L, grad, zero = 2**log_L, real(seed, 4, 3, 5), torch.tensor(0.0, dtype=f64)
     (z1, theta1), (z2, theta2) = leaves(z / 64, theta), leaves(z / 64, theta)
@@ -421,6 +444,7 @@ def test_qcfs_gradient_equals_autograd_of_a_reference(z, log_L, seed, window, pe
 @given(whole((4, 3, 5), -100, 200), st.integers(0, 3), seeds, whole((3, 1), -20, 20), whole((3, 1), -20, 20))
 @law
 def test_da_qcfs_gradient_equals_autograd_of_a_reference(z, log_T, seed, shift, scale):
+    """Would catch a gradient of shift or scale that is summed over the wrong dimensions."""
     theta = torch.tensor([[0.5], [1.0], [2.0]], dtype=f64)
     T, grad = 2**log_T, real(seed, 4, 3, 5)
     start = (z / 64, theta, shift / 64, scale / 64)
@@ -437,6 +461,7 @@ def test_da_qcfs_gradient_equals_autograd_of_a_reference(z, log_T, seed, shift, 
 @given(seeds, steps, st.floats(0.1, 10), st.sampled_from(["inner", "outer"]))
 @law
 def test_qcfs_gradient_is_the_published_formula(seed, L, theta, window):
+    """Would catch a window of the gradient that is wider or narrower than the published one."""
     z = theta * real(seed, 60)
     below, above = (0.0, theta) if window == "inner" else (-theta / (2 * L), theta + theta / (2 * L))
     for i in range(z.numel()):

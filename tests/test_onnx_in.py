@@ -1288,6 +1288,7 @@ def test_all_unsupported_operators_are_named_at_once(tmp_path: Path) -> None:
 @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_file_is_one_error_or_a_network(data: st.DataObject, tmp_path_factory: Any) -> None:
+    """Would catch a damaged file that ends in anything but one `ParspikeError`."""
     folder = tmp_path_factory.mktemp("damaged")
     whole = bytearray(small_cnn(np.random.default_rng(0)).SerializeToString())
     if data.draw(st.booleans()):

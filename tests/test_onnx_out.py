@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from networks import Dense, PreActivation, Quantised, Residual, made
+from networks import Dense, PreActivation, Quantised, Residual, planned
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -37,14 +38,17 @@ class Curves(nn.Module):
         return self.head(self.norm(scores @ y).sigmoid()).mean(1)
 
 
+@functools.cache
+def curves() -> tuple[nn.Module, Tensor, parspike.Plan]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Curves().eval(), torch.randn(12, 5, 6)
+    return model, x, parspike.plan(model, x)
+
+
 def network(kind: type[nn.Module], **options: Any) -> tuple[parspike.SNN, Tensor]:
-    if kind is Curves:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model, x = Curves().eval(), torch.randn(12, 5, 6)
-    else:
-        model, x = made(kind, batch=12)
-    return parspike.convert(model, x, recipe="max", **options), x
+    _, x, plan = curves() if kind is Curves else planned(kind, batch=12)
+    return parspike.convert(plan, x, recipe="max", **options), x
 
 
 @pytest.mark.parametrize("options", [{"T": 5}, {"T": 3, "code": "weighted"}], ids=["sorted", "weighted"])

@@ -306,6 +306,7 @@ def groups(size: int = 12) -> list[list[str]]:
 
 @pytest.mark.parametrize("names", groups(), ids=lambda names: names[0].removeprefix("aten."))
 def test_every_row_computes_what_the_network_does(names, monkeypatch):
+    """Would catch an operator whose arguments are read wrongly, in any engine."""
     model = Network([CALLS[name] for name in names]).eval().double()
     x = torch.randn(3, 2, 6, 6, dtype=torch.float64)
     graph = trace(model, (x,))
@@ -574,6 +575,7 @@ class Random(nn.Module):
 @given(data=st.data())
 @torch.no_grad()
 def test_random_networks(data):
+    """Would catch operators that are right alone and wrong behind one another."""
     names = data.draw(st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=4))
     skips = data.draw(st.lists(st.booleans(), min_size=len(names), max_size=len(names)))
     model = Random(names, skips, data.draw(st.integers(0, 99))).eval().double()

@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[1]
 TOLD = "PARSPIKE_TESTED_AS"
 FILES = [
     "test_processors",
-    "test_codes",
     "test_train_pretrained",
     "test_faithful",
     "test_onnx_out",
@@ -29,11 +28,12 @@ LONG = [
     "test_rewrite_faults",
     "test_lower",
     "test_engines",
+    "test_codes",
     "test_baselines",
     "test_baselines_neurons",
     "test_students",
 ]
-"""Laws that hold within one process, whatever its kernels: minutes, in `make slow`."""
+"""Laws that hold within one process, whatever its kernels: minutes, in `make test-all`."""
 LESSER = {"default": "SSE41", "avx2": "AVX2"}
 """Kernels of torch, and with them those of oneDNN."""
 

@@ -335,6 +335,7 @@ def test_calibration_batches_of_several_sizes(recipe: object) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 3))
 def test_any_size_is_computed_or_refused(height: int, width: int, batch: int) -> None:
+    """Would catch a size at which the graph computes something else than the network."""
     x, graph = torch.randn(batch, 3, height, width), planned("fcn").graph
     try:
         graph.check({"x": x}, "run")

@@ -51,6 +51,7 @@ def placed(a: torch.Tensor, levels: int) -> float:
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 999), levels=st.integers(1, 6))
 def test_placement_is_close_to_the_optimum(seed, levels):
+    """Would catch levels whose error is 1 % above that of an exhaustive search."""
     a = torch.randn(60, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).pow(3).sort().values
     optimum = best(a.tolist(), levels)
     assert optimum - 1e-12 <= placed(a, levels) <= 1.01 * optimum + 1e-12
@@ -78,6 +79,7 @@ def test_steps_stand_between_few_recorded_currents_too():
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 99), T=st.integers(1, 20), code=st.sampled_from(["sorted", "onset", "weighted"]))
 def test_spikes_carry_the_value(seed, T, code):
+    """Would catch a train that carries another value than its step of the staircase."""
     T = min(T, 8) if code == "weighted" else T
     generator = torch.Generator().manual_seed(seed)
     levels = 2**T - 1 if code == "weighted" else T
@@ -117,6 +119,7 @@ def compared(z: torch.Tensor, neuron: Staircase) -> torch.Tensor:
     scale=st.sampled_from([1e-3, 1.0, 50.0]), middle=st.sampled_from([0.0, -0.5, 100.0]), power=st.integers(1, 5),
 )  # fmt: skip
 def test_counting_is_comparing_with_every_threshold(seed, T, dtype, scale, middle, power):
+    """Would catch a faster way to count that is off where thresholds lie close together."""
     generator = torch.Generator().manual_seed(seed)
     tau = torch.randn(T, generator=generator, dtype=torch.float64).pow(power) * scale + middle
     outputs = torch.randn(T + 1, generator=generator, dtype=torch.float64).sort().values.to(dtype)
@@ -148,6 +151,7 @@ def by_channel(z: torch.Tensor, neuron: Staircase) -> torch.Tensor:
     shape=st.sampled_from([(5, 1, 1), (5,), (1, 5), (1, 5, 1)]),
 )  # fmt: skip
 def test_channels_count_with_their_own_thresholds(seed, T, dtype, shape):
+    """Would catch a channel that counts with another one's thresholds."""
     generator = torch.Generator().manual_seed(seed)
     scale = torch.tensor([1e-3, 1.0, 30.0, 1.0, 1.0], dtype=torch.float64).reshape(shape)
     middle = torch.tensor([0.0, -2.0, 100.0, 0.0, 1e-4], dtype=torch.float64).reshape(shape)
@@ -208,6 +212,7 @@ def test_channels_of_their_own_run_in_every_engine_and_from_a_file(tmp_path):
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 999), levels=st.integers(1, 6))
 def test_the_best_cut_of_every_channel_is_found(seed, levels):
+    """Would catch a search that ends at a cut which is not the best."""
     a = torch.randn(3, 40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).pow(3).sort(1).values
     a[1] = 0.5
     outputs = _best_cut(a, levels)
@@ -552,6 +557,7 @@ def around(right: Staircase, left: Staircase) -> torch.Tensor:
     lowest=st.sampled_from([0.0, -0.28]),
 )  # fmt: skip
 def test_two_staircases_in_one_look_up_are_their_sum(seed, T, dtype, shape, scale, lowest):
+    """Would catch a table of the sum that is off by an entry."""
     right, left = two(seed, T, dtype, shape, scale)
     z = around(right, left)
     wanted = right(z) + left(-z)

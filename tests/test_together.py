@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from typer.testing import CliRunner
 
 import parspike
-from parspike.calibrate import layerwise, staircase
+from parspike.calibrate import auto, layerwise, staircase
 from parspike.calibrate.staircase import Sample
 from parspike.cli import app
 from parspike.errors import CalibrationError, MissingExtraError, ParspikeError
@@ -132,7 +133,7 @@ def work(folder: Path) -> None:
     loader = DataLoader(batches(4), sampler=DistributedSampler(range(1), num_replicas=2, rank=rank))  # pyright: ignore
     for name, data in {"shape": bad, "defect": Stream(bad, fault=2), "sampler": loader, "empty": []}.items():
         try:
-            parspike.convert(network(Residual), data, T=3, recipe="thresholds", example=bad[0], group=world)
+            parspike.convert(planned(Residual), data, T=3, recipe="thresholds", group=world)
         except (ParspikeError, RuntimeError) as error:
             said[name] = [type(error).__name__, str(error)]
     few(setattr)
@@ -150,9 +151,29 @@ def work(folder: Path) -> None:
     os._exit(0)  # a group whose other process is gone cannot be taken down in order
 
 
-@pytest.fixture
-def few_gradient_steps() -> None:
+def two(folder: Path) -> None:
+    """Two copies of this process, which has imported torch and traced the networks: that takes the longest."""
+    torch.set_num_threads(1)
+    for kind in (Residual, Quantised, Curved):
+        planned(kind)
+    copies = []
+    for rank in range(2):
+        os.environ["RANK"] = str(rank)
+        copies.append(os.fork())
+        if copies[-1] == 0:
+            try:
+                work(folder)  # ends its process where all goes well
+            except BaseException:  # noqa: BLE001 - told, and the process ends
+                traceback.print_exc()
+            os._exit(1)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]) for copy in copies]
+    sys.exit(codes != [0, 0])
+
+
+@pytest.fixture(autouse=True)
+def all_gradient_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of their own take the default recipe's steps, so this one does too."""
+    monkeypatch.setattr(auto, "Reconstruct", parspike.Reconstruct)
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +195,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # As torchrun sets them.
     env = environment() | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
                            "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
-    command = [sys.executable, __file__, str(folder)]
-    two = [subprocess.Popen(command, env=env | {"RANK": str(rank)}, cwd=folder) for rank in range(2)]
-    assert [process.wait(timeout=300) for process in two] == [0, 0]
+    subprocess.run([sys.executable, __file__, str(folder)], env=env, cwd=folder, check=True, timeout=300)
     return folder
 
 
@@ -329,4 +348,4 @@ def test_a_sample_does_not_tell_the_order_of_its_batches() -> None:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    two(Path(sys.argv[1]))

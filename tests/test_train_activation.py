@@ -82,6 +82,7 @@ def test_odd_shapes_are_kept_unpacked():
 
 @given(levels=st.integers(1, 16), theta=st.floats(0.05, 20.0), seed=st.integers(0, 99))
 def test_any_levels_and_threshold(levels, theta, seed):
+    """Would catch an activation that trains for other levels than the `QCFS` of the same numbers has."""
     z = torch.randn(200, generator=torch.Generator().manual_seed(seed)) * theta
     assert torch.equal(TrainQCFS(levels, theta, fused=False)(z), QCFS(levels, theta)(z))
 

@@ -1,10 +1,11 @@
-"""Several processes train one network. Run as a script, this file is one of two such processes."""
+"""Several processes train one network. Run as a script, this file becomes two such processes."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from torch import nn
 from training import TEST, TRAIN, network, recipe
 
 from parspike.errors import OptionError
-from parspike.train import Arrays, Devices, DivergedError, fit
+from parspike.train import Arrays, Devices, DivergedError, activation, fit
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'parspike[train]'")
 ODD = Arrays.of(TEST.images[:63], TEST.labels[:63])  # cannot be shared evenly
@@ -33,7 +34,7 @@ def environment(rank: int, port: int) -> dict[str, str]:
     """What torchrun tells a process."""
     said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": 2,
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
-    return QUIET | {name: str(value) for name, value in said.items()}
+    return {name: str(value) for name, value in said.items()}
 
 
 def free_port() -> int:
@@ -65,8 +66,7 @@ def equal(one: Path, other: Path) -> bool:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("devices")
-    port = free_port()
-    together([[sys.executable, __file__, str(folder)]] * 2, [environment(rank, port) for rank in (0, 1)])
+    together([[sys.executable, __file__, str(folder), str(free_port())]], [QUIET])
     return folder
 
 
@@ -145,9 +145,24 @@ class Poison(nn.Module):
         return output * float("inf") if self.calls > 7 and torch.distributed.get_rank() == 1 else output
 
 
+def two(folder: Path, port: int) -> None:
+    """This process and its copy train together. To import torch twice would take longer than all trainings."""
+    copy = os.fork()
+    os.environ |= environment(1 if copy == 0 else 0, port)
+    try:
+        main(folder)
+    except BaseException:
+        if copy:  # it would wait for this process
+            os.kill(copy, signal.SIGKILL)
+        raise
+    if copy:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]))
+
+
 def main(folder: Path) -> None:
     """Train whole, killed and resumed, and poisoned, in each strategy."""
     torch.set_num_threads(1)
+    activation._can_compile = lambda device: False  # what would compile is imported, and only takes time
     rank = int(os.environ["RANK"])
     for strategy in ("ddp", "fsdp"):
         devices, made = Devices("cpu", 2, strategy=strategy), recipe(optimiser__accumulate=2)
@@ -172,4 +187,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    two(Path(sys.argv[1]), int(sys.argv[2]))
