@@ -1,6 +1,6 @@
 """The pictures of docs/gallery.md, of a network trained here on handwritten digits.
 
-    python benchmarks/gallery.py      # docs/gallery/*.svg, a minute
+python benchmarks/gallery.py      # docs/gallery/*.svg, a minute
 """
 
 from __future__ import annotations
