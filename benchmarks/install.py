@@ -34,7 +34,7 @@ OF_EXTRA = {
     "vision": "import timm, torchvision",
     "demo": "import sklearn, skimage, efficientnet_lite_pytorch",
     "report": "parspike.report(snn, x, 'r.html', model=model)",
-    "export": "parspike.export(parspike.convert(model, x, T=8, neuron=parspike.IF()), 'n.nir', x)",
+    "export": "parspike.export(parspike.convert(model, x, T=8, neuron=parspike.IF()), 'n.nir', example=x)",
     "view": "import bokeh, tornado, parspike.view",
     "train": "import parspike.train; parspike.train.with_qcfs(model)",
     "lm": "import transformers, gguf, accelerate, parspike.language",
