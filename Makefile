@@ -7,13 +7,14 @@
 # make gpu     what a GPU must give, in eight minutes, with the Python that sees it: make gpu PYTHON=python3
 #              DATA=cifar10-mosaics.zip also trains and converts (benchmarks/gpu.py --pack makes that file)
 # make docs    the documentation site in build/site; a page, link or name that is not there is an error
+# make package   wheel and sdist in build/package, checked by twine, installed in a venv of its own and used there
 # make fuzz    forged files against every reader (docs/security.md), hours; goes on where it stopped
 # make zoo     docs/zoo.md: 195 networks converted and compared, hours; goes on where it stopped
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all slow check lint zoo bench gpu docs fuzz
+.PHONY: demo test test-all slow check lint zoo bench gpu docs fuzz package
 .DELETE_ON_ERROR:
 
 # One install serves every target: the stamp is newer than what it was made from.
@@ -51,6 +52,12 @@ bench: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+package: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt build hatchling twine
+	$(BIN)/python -m build --no-isolation --outdir build/package
+	$(BIN)/twine check --strict build/package/*
+	$(BIN)/python benchmarks/install.py build/package/*.whl
 
 fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py

@@ -1,4 +1,4 @@
-"""docs/accuracy.png: accuracy against T beside the network itself, from the tables of docs/results.md.
+"""docs/accuracy.svg: accuracy against T beside the network itself, from the tables of docs/results.md.
 
 python benchmarks/accuracy_picture.py
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from parspike.tables import COLOURS, new_figure
+from parspike.tables import COLOURS, drawn, new_figure
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SHOWN = {"resnet20": "ResNet-20, CIFAR-10", "resnet56": "ResNet-56, CIFAR-10", "lite0": "EfficientNet-Lite0, ImageNet"}
@@ -44,7 +44,7 @@ def main() -> None:
     axes.set_xticks([1, 2, 4, 8, 15], ["1", "2", "4", "8", "15"])
     axes.minorticks_off()
     axes.legend(loc="lower right", fontsize="small", title="dashed: the network itself")
-    figure.savefig(DOCS / "accuracy.png", dpi=130, bbox_inches="tight")
+    (DOCS / "accuracy.svg").write_bytes(drawn(figure, ".svg"))
 
 
 if __name__ == "__main__":

@@ -108,3 +108,11 @@ def test_links_lead_somewhere() -> None:
     config = (DOCS.parent / "mkdocs.yml").read_text("utf-8")
     named = set(re.findall(r": ([\w/.-]+\.md)$", config, re.MULTILINE))
     assert named == {page.relative_to(DOCS).as_posix() for page in pages}
+
+
+def test_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    made = run("../README.md", tmp_path, monkeypatch)
+    said = capsys.readouterr().out
+    assert "torch.Size([64, 8]) torch.Size([8, 64, 8])" in said
+    assert said.rstrip().endswith("torch.Size([8, 64, 2])")
+    assert torch.equal(made["snn"](made["x"]), made["logits"])

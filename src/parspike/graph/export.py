@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from parspike.errors import TraceError
 from parspike.graph.explain import explain, seen
+from parspike.graph.forget import let_go
 from parspike.graph.kept import Kept
 from parspike.graph.quiet import quiet
 from parspike.graph.read import known
@@ -39,10 +40,14 @@ def export(
         with quiet(), _without_dumps(), uncached, Kept(model) as kept:
             kept.copy_constants()
             _name_keywords(model, kwargs)
-            return _in_known_operators(_exported(model, args, kwargs, _by_parameter(model, *shapes)))
-    except TraceError:
+            exported = _in_known_operators(_exported(model, args, kwargs, _by_parameter(model, *shapes)))
+            let_go(exported)
+            return exported
+    except TraceError as error:
+        let_go(error)
         raise
     except Exception as error:
+        let_go(error)
         runs = seen(model, args, kwargs) if opened is None else ""
         raise TraceError(explain(model, error) + runs) from error
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from parspike.errors import InputError, TraceError
 from parspike.graph.explain import frames, user_line
 from parspike.graph.export import export
+from parspike.graph.forget import and_forget
 from parspike.graph.free import of_one_size, with_free_sizes
 from parspike.graph.ir import Graph
 from parspike.graph.quiet import outputs
@@ -20,6 +21,7 @@ from parspike.graph.same import two_samples
 __all__ = ["trace"]
 
 
+@and_forget
 def trace(
     model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor] | None = None, *, free_sizes: bool = True
 ) -> Graph:
