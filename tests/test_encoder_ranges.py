@@ -67,7 +67,8 @@ def test_few_values_among_equal_ones() -> None:
 def test_a_conversion_fits_encoders_on_all_tokens() -> None:
     x = tailed(64, 256, 3)
     model = nn.Sequential(nn.Linear(3, 3)).eval()
-    snn = parspike.convert(model, x.split(4), T=6, code="weighted", encode="all", recipe=parspike.ClosedForm(refit=False))
+    recipe = parspike.ClosedForm(refit=False)
+    snn = parspike.convert(model, x.split(4), T=6, code="weighted", encode="all", recipe=recipe)
     (neuron,) = snn.neurons().values()
     values = x.flatten(0, 1)
     error = (neuron(x) - x).square().mean((0, 1))
@@ -111,7 +112,9 @@ def test_a_search_tries_unfitted_synapses_and_knows_that_they_cost_less(monkeypa
     monkeypatch.setattr(auto._Search, "_fits", fits)
     tried = [note["recipe"] for note in searched(80)["tried"]]
     assert any(UNFITTED.items() <= recipe.items() for recipe in tried)
-    own, unfitted = (expected[repr(parspike.ClosedForm(**how))] for how in ({"weigh": "own"}, {"refit": False}))
+    own, unfitted = (
+        expected[repr(recipe)] for recipe in (parspike.ClosedForm(weigh="own"), parspike.ClosedForm(refit=False))
+    )
     assert unfitted == pytest.approx(own * auto.UNFITTED / auto.PASSES)
 
 
