@@ -30,9 +30,9 @@ __all__ = ["Auto", "Part"]
 
 FEW = 64
 """With fewer calibration images, the part held out is too small to choose a recipe by."""
-PASSES, STEP_PASSES = 10.0, 4.0
-"""Time of a closed form in forward passes of its images, and of a gradient step in those of its batch: estimates, until
-the first closed form was timed (benchmarks/fit_cost.py)."""
+PASSES, UNFITTED, STEP_PASSES = 10.0, 4.0, 4.0
+"""Time of a closed form in forward passes of its images, with and without re-fitted synapses, and of a gradient step in
+those of its batch: estimates, until the first closed form was timed (benchmarks/fit_cost.py)."""
 MANY = 10
 """Outputs from which on (B, K) is taken to be scores of classes, whose largest should not always be the same one."""
 MARGIN = 1.3
@@ -44,16 +44,17 @@ class Auto(Recipe):
     """The closed form, in the variant that held-out calibration images confirm; then gradient steps, if there is time.
 
     It begins with the variant that is best on most networks: free steps where the code and the number of levels allow
-    them (`ClosedForm`). Then come equal steps, the other weighing, and Algorithm 1, then `Reconstruct` from the best of
-    them. Every fourth calibration image is held out; the result whose outputs are nearest to the network's on those
-    is kept, so it is never farther there than Algorithm 1 where that was tried. At last a closed form that was chosen
-    is fitted again on all images, which is kept if it is nearer still.
+    them (`ClosedForm`), and synapses as they are where encoders stand everywhere (`encode=`). Then come re-fitted
+    synapses there, equal steps, the other weighing, and Algorithm 1, then `Reconstruct` from the best of them. Every
+    fourth calibration image is held out; the result whose outputs are nearest to the network's on those is kept, so it
+    is never farther there than Algorithm 1 where that was tried. At last a closed form that was chosen is fitted again
+    on all images, which is kept if it is nearer still.
 
     budget: seconds for the search. Where they do not suffice for the first closed form, it is fitted on fewer images,
     64 at least. A later recipe is left out if it would exceed them, as estimated from the times before it. The seconds
     are the smaller of wall time and processor time, so that other work on the machine hardly changes the choice. What
     was tried, on how many images, its distance, and what was left out, goes into the provenance under "search". With
-    fewer than 64 calibration images: Algorithm 1.
+    fewer than 64 calibration images: Algorithm 1, or, with encoders, the closed form without re-fitted synapses.
 
     Neurons with a state (IF, LIF) get one recipe, the closed form with weigh="own", which was nearer than "next"
     wherever both were run (docs/results.md); with fewer than 64 images its synapses stay as they are.
@@ -69,8 +70,10 @@ class Auto(Recipe):
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         few = batches is not None and not draft.lossless and batches.samples() < FEW
         counts = isinstance(draft.student, ByCount)
+        # Algorithm 1 gives encoders the whole range that they saw, and one large value the levels of all others.
+        unfitted = not counts or _encoded(draft)
         if few and batches is not None and batches.together.rank == 0:
-            alone = "Algorithm 1 (recipe='daqcfs')" if counts else "the closed form without re-fitted synapses"
+            alone = "the closed form without re-fitted synapses" if unfitted else "Algorithm 1 (recipe='daqcfs')"
             what = "hold some of them out and choose a recipe by them" if counts else "re-fit synapses on them"
             warnings.warn(
                 f"{batches.samples()} calibration images are too few to {what}, so it is {alone} alone, with "
@@ -80,7 +83,11 @@ class Auto(Recipe):
                 stacklevel=3,
             )
         if batches is None or draft.lossless or few or not counts:
-            simple = DAQCFS() if counts else ClosedForm(refit=not few, weigh="own")
+            simple: Recipe = DAQCFS()
+            if not counts:
+                simple = ClosedForm(refit=not few, weigh="own")
+            elif few and unfitted:
+                simple = ClosedForm(refit=False)
             simple.fit(draft, batches)
             draft.notes["chosen"] = recipe_to_json(simple)
             return
@@ -100,7 +107,7 @@ def _variants(draft: Draft) -> list[ClosedForm]:
     nodes = draft.graph.by_name
     lines = [n for n, a in draft.activations.items() if not isinstance(a, Curve) and nodes[n].target != ENCODE]
     if not lines:  # staircases and encoders know no weighing, and staircases have free steps in any case
-        return [ClosedForm(), ClosedForm(refit=False)] if _encoded(draft) else [ClosedForm()]
+        return [ClosedForm(refit=False), ClosedForm()] if _encoded(draft) else [ClosedForm()]
     free = any(freed(levels_of(draft.steps_of(name), draft.code), draft.code) for name in lines)
     equal = [ClosedForm(), ClosedForm(weigh="own")] + ([ClosedForm(refit=False)] if _encoded(draft) else [])
     return [ClosedForm(free=True), *equal] if free else equal
@@ -133,13 +140,13 @@ class _Search:
     def begin(self, recipe: ClosedForm) -> None:
         """The first closed form, on as many images as the budget allows."""
         images = self.fitted.images()
-        expected = self._pass() * PASSES * images * MARGIN
+        expected = self._pass() * _passes(recipe) * images * MARGIN
         share = min(1.0, max(self.budget / max(expected, 1e-9), FEW / images))
         if share < 1:
             self.fitted = Part(self.whole, held=False, share=share)
         begun = self.watch.seconds()
         self._run(recipe)
-        self.closed = self.watch.seconds() - begun
+        self.closed = (self.watch.seconds() - begun) * PASSES / _passes(recipe)
         if (used := self.fitted.images()) < images and self.whole.together.rank == 0:
             enough = max(10, round(MARGIN * expected, -1))
             warnings.warn(
@@ -152,7 +159,7 @@ class _Search:
     def attempt(self, recipe: ClosedForm | DAQCFS) -> None:
         """Try a recipe, and keep its result if it is the nearest so far; leave it out where it would exceed the
         budget."""
-        expected = self.closed * (1.0 if isinstance(recipe, ClosedForm) else 3 / PASSES)
+        expected = self.closed * (_passes(recipe) if isinstance(recipe, ClosedForm) else 3.0) / PASSES
         if self._fits(recipe, expected):
             self._run(recipe)
 
@@ -172,7 +179,7 @@ class _Search:
         recipe = recipe_from_json(chosen["recipe"])
         if not isinstance(recipe, ClosedForm) or self.fitted.share < 1:
             return
-        if not self._in_time(self.closed * 4 / 3):
+        if not self._in_time(self.closed * _passes(recipe) / PASSES * 4 / 3):
             return
         attempt = self._fresh()
         recipe.fit(attempt, self.whole)
@@ -247,6 +254,11 @@ class _Search:
                 ParspikeWarning,
                 stacklevel=6,  # one frame is that of no_grad
             )
+
+
+def _passes(recipe: ClosedForm) -> float:
+    """Time of a closed form in forward passes of its images."""
+    return PASSES if recipe.refit else UNFITTED
 
 
 def _nearness(note: dict[str, Any]) -> float:

@@ -25,6 +25,7 @@ from parspike.calibrate.channels import above_zero, by_channel, check_finite, no
 from parspike.errors import OptionError
 from parspike.graph import Node
 from parspike.neurons import ParallelNeuron, SignedNeuron
+from parspike.neurons.pieces import PIECE, runs_here
 
 __all__ = ["Choice", "Offer", "Samples", "Wanted", "Weigh", "check_weigh", "choose", "fit_encoder", "fit_neuron"]
 
@@ -40,12 +41,13 @@ def check_weigh(weigh: object) -> None:
 class Samples:
     """An even subset of (a, z') of one layer, at most `per_batch` a channel of every batch: a (C, N), z' (T, C, N).
 
-    z': the student's input current at each step, T = 1 where only its mean matters, or it does not change.
+    z': the student's input current at each step, T = 1 where only its mean matters, or it does not change. rows: in
+    all batches, about.
     """
 
-    def __init__(self, node: Node, batches: Batches) -> None:
+    def __init__(self, node: Node, batches: Batches, rows: int = 4096) -> None:
         self.node, self.batches = node, batches
-        self.per_batch = max(64, 4096 // max(1, batches.length))
+        self.per_batch = max(64, rows // max(1, batches.length))
         self.parts: list[tuple[Tensor, Tensor]] = []
 
     def add(self, a: Tensor, z: Tensor) -> None:
@@ -195,12 +197,16 @@ def fit_neuron(neuron: ParallelNeuron, samples: Samples, **options: Any) -> None
         parameter.data = node_shape(value, samples.node).clone()
 
 
-SKIPPED = (0.0, 0.0005, 0.003, 0.01, 0.03)
+SKIPPED = (0.0, 0.0001, 0.0003, 0.001, 0.004, 0.015, 0.05)
 """Shares of the values beyond either end of an encoder's range, to start from."""
-MOVED = 12
-"""Times that the range of an encoder is moved."""
-FEWER = 2048
-"""Samples of a channel that its range is looked for with."""
+SCALED = (0.6, 0.75, 0.87, 1.15)
+"""Widths that are tried too, as multiples of that of the best of these ranges."""
+MOVED = 4
+"""Times that the best of all is moved."""
+FEWER, TAIL = 2048, 64
+"""Samples of a channel that its range is looked for with: of many, the TAIL smallest and largest, each for itself, and
+FEWER that stand for all between. What a range must reach are the few largest: a linear layer behind a product of two
+values (a gated MLP) has inputs fifty times as large for some words as for others."""
 
 
 def fit_encoder(neuron: ParallelNeuron | SignedNeuron, samples: Samples, *, layer: bool = False) -> None:
@@ -216,23 +222,12 @@ def fit_encoder(neuron: ParallelNeuron | SignedNeuron, samples: Samples, *, laye
     levels = neuron.levels + half
     if layer:
         a, z = a.reshape(1, -1), z.reshape(1, -1)
-    middle = z.mean(1, keepdim=True)
     # A value that is never below 0 and may be 0 to the bit (the weight of what a mask hides) stays 0 there.
     zero = isinstance(neuron.offset, float) and neuron.offset == 0
-    middle = torch.zeros_like(middle) if zero else middle
-    unit = unit_of((z - middle).abs().amax(1, keepdim=True))
-    low, step = _even_range(((z - middle) / unit)[:, spread(z.shape[1], FEWER, z.device)], levels, zero=zero)
-    low, step = low * unit[:, 0] + middle[:, 0], step * unit[:, 0]
-    # A channel that is all but constant is said by its offset: its step must still be a number above 0.
-    least = torch.finfo(z.dtype).tiny * 4 * levels
-    step = torch.where(step > least, step, torch.where(low.abs() > least, low.abs() / levels, 1.0))
-    k = ((z - low[:, None]) / step[:, None] + 0.5).floor_().clamp_(0, levels)
-    centred, wanted = (k, a.mean(1) * 0) if zero else (k - k.mean(1, keepdim=True), a.mean(1))
-    power = centred.square().mean(1)
-    slope = (centred * (a - wanted[:, None])).mean(1) / power.clamp(min=1e-12)
-    slope = torch.where((power > 1e-12) & (slope > 0), slope, step)
-    offset = wanted if zero else wanted - slope * k.mean(1)
-    low, offset = low + step * half, offset + slope * half
+    # On the CPU so many channels at once that a chain of operators stays in the cache.
+    size = max(1, PIECE // z.shape[1]) if runs_here(z) else len(z)
+    parts = [_encoded(*pair, levels, half, zero=zero) for pair in zip(a.split(size), z.split(size), strict=True)]
+    low, step, slope, offset = (torch.cat(values) for values in zip(*parts, strict=True))
     if layer:
         low, step, slope, offset = (value.expand(samples.node.channels) for value in (low, step, slope, offset))
     for parameter, value in (
@@ -243,26 +238,80 @@ def fit_encoder(neuron: ParallelNeuron | SignedNeuron, samples: Samples, *, laye
         neuron.offset = node_shape(offset, samples.node).clone().to(neuron.v_threshold.dtype)
 
 
+def _encoded(a: Tensor, z: Tensor, levels: int, half: int, *, zero: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Currents (C,) of the count 0 and of one count more, and their amplitude and offset, for values a, z (C, N).
+
+    levels: of the counts −half … levels − half. zero: the current and the offset of the count 0 are 0.
+    """
+    middle = z.mean(1, keepdim=True) * (not zero)
+    unit = unit_of((z - middle).abs().amax(1, keepdim=True))
+    low, step = _even_range((z - middle) / unit, levels, zero=zero)
+    low, step = low * unit[:, 0] + middle[:, 0], step * unit[:, 0]
+    # A channel that is all but constant is said by its offset: its step must still be a number above 0.
+    least = torch.finfo(z.dtype).tiny * 4 * levels
+    step = torch.where(step > least, step, torch.where(low.abs() > least, low.abs() / levels, 1.0))
+    k = ((z - low[:, None]) / step[:, None]).add_(0.5).floor_().clamp_(0, levels)
+    at, wanted = k.mean(1) * (not zero), a.mean(1) * (not zero)
+    k -= at[:, None]
+    power = k.square().mean(1)
+    slope = (k * (a - wanted[:, None])).mean(1) / power.clamp(min=1e-12)
+    slope = torch.where((power > 1e-12) & (slope > 0), slope, step)
+    return low + step * half, step, slope, wanted - slope * at + slope * half
+
+
 def _even_range(z: Tensor, levels: int, *, zero: bool = False) -> tuple[Tensor, Tensor]:
     """Lowest level and step (C,) of the evenly spaced levels that are nearest to values z (C, N) in square. zero: the
     lowest level is 0."""
-    ordered, mean = z.sort(1).values, z.mean(1)
-    lowest, width, least = z[:, 0], z[:, 0] * 0, z.new_full((len(z),), torch.inf)
+    number = z.shape[1]
+    some = z[:, spread(number, FEWER, z.device)] if number > FEWER + 2 * TAIL else z
+    ordered = some.sort(1).values
+    if some is z:
+        values, counts = ordered, torch.full_like(ordered, 1 / number)
+        lows, highs = ordered, ordered.flip(1)
+    else:
+        lows, highs = (z.topk(TAIL, 1, largest=largest).values for largest in (False, True))
+        between = (ordered >= lows[:, -1:]) & (ordered <= highs[:, -1:])
+        each = (number - 2 * TAIL) / between.sum(1, keepdim=True).clamp(min=1)
+        values = torch.cat([lows, ordered, highs], 1)
+        counts = torch.cat([torch.ones_like(lows), between * each, torch.ones_like(highs)], 1)
+        counts /= counts.sum(1, keepdim=True)
+    mean, k, wrong = (values * counts).sum(1), torch.empty_like(values), torch.empty_like(values)
+
+    def error(low: Tensor, step: Tensor) -> Tensor:
+        """The mean squared error of a range, (C,), its counts left in k."""
+        torch.sub(values, low[:, None], out=k).div_(torch.where(step > 0, step, 1.0)[:, None])
+        k.round_().clamp_(0, levels)
+        torch.addcmul(values, k, step[:, None], value=-1, out=wrong)
+        return wrong.sub_(low[:, None]).square_().mul_(counts).sum(1)
+
+    lowest, width, least = z[:, 0] * (not zero), z[:, 0] * 0, z.new_full((len(z),), torch.inf)
+
+    def offer(low: Tensor, step: Tensor) -> None:
+        nonlocal lowest, width, least
+        low = low * (not zero)
+        now = error(low, step)
+        better = now < least
+        lowest, width = torch.where(better, low, lowest), torch.where(better, step, width)
+        least = torch.minimum(now, least)
+
     for share in SKIPPED:
-        skipped = int(share * (z.shape[1] - 1))
-        low = ordered[:, skipped] * (not zero)
-        step = (ordered[:, -1 - skipped] - low) / levels
-        for turn in range(MOVED):
-            divisor = torch.where(step > 0, step, 1.0)
-            k = ((z - low[:, None]) / divisor[:, None]).round_().clamp_(0, levels)
-            error = (z - k * step[:, None] - low[:, None]).square().mean(1)
-            better = error < least
-            lowest, width = torch.where(better, low, lowest), torch.where(better, step, width)
-            least = torch.minimum(error, least)
-            if turn + 1 < MOVED:
-                at = k.mean(1) * (not zero)
-                centred = k - at[:, None]
-                slope = (centred * (z - mean[:, None] * (not zero))).mean(1) / centred.square().mean(1).clamp(min=1e-12)
-                step = slope.clamp(min=0)
-                low = low if zero else mean - step * at
+        skipped = int(share * (number - 1))
+        if skipped < lows.shape[1]:
+            low, high = lows[:, skipped], highs[:, skipped]
+        else:
+            within = int(share * (ordered.shape[1] - 1))
+            low, high = ordered[:, within], ordered[:, -1 - within]
+        offer(low, (high - low * (not zero)) / levels)
+    middle, wide = lowest + width * (levels / 2), width
+    for scale in SCALED:
+        offer(middle - wide * (scale * levels / 2), wide * scale)
+    low, step = lowest, width
+    for _ in range(MOVED):
+        error(low, step)
+        at = torch.mul(k, counts, out=wrong).sum(1) * (not zero)
+        k -= at[:, None]
+        weighed = torch.mul(k, counts, out=wrong)
+        step = ((weighed * values).sum(1) / (weighed * k).sum(1).clamp(min=1e-12)).clamp(min=0)
+        low = (mean - step * at) * (not zero)
+        offer(low, step)
     return lowest, width
