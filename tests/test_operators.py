@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import parspike
 from parspike.errors import UnsupportedError
 from parspike.graph import Role, leaves, trace
-from parspike.graph.ops import ACROSS_BATCH, ENCODE, HOLD, MASKED, SHARES, TABLE, USER, WEIGHTS
+from parspike.graph.ops import ACROSS_BATCH, ENCODE, HOLD, MASKED, SHARES, SIZE, TABLE, USER, WEIGHTS
 
 # ------------------------------------------------------------------- a call of every row, by its ATen name
 
@@ -271,9 +271,9 @@ calls("_fake_quantize_learnable_per_tensor_affine.default", lambda x: (x, STEPS_
 
 BAGS = {"aten._embedding_bag.default", "aten._embedding_bag_forward_only.default"}
 PARTS = {"parspike.scale_shift", "parspike.rising", "parspike.falling", "parspike.pointwise"}
-LATER = PARTS | {ENCODE, HOLD, MASKED, WEIGHTS, SHARES} | BAGS
+LATER = PARTS | {ENCODE, HOLD, MASKED, SHARES, SIZE, WEIGHTS} | BAGS
 """Rows whose networks stand elsewhere: what rewriting makes in the tests of activations, bags of tokens below,
-inputs as spikes in test_over_time, attention taken apart in test_encode."""
+inputs as spikes in test_over_time, attention taken apart and rows scaled in test_encode."""
 
 
 class Network(nn.Module):

@@ -17,12 +17,12 @@ import torch
 
 from parspike.graph.features import ATTENTION, PRODUCTS, groups_of, permuted
 from parspike.graph.ir import Graph, Input, Node, Param, Ref, Size, map_tree
-from parspike.graph.ops import HOLD, LARGEST, MASKED, POINTWISE, SHARES, TABLE, TIMES, WEIGHTS, Role
+from parspike.graph.ops import HOLD, LARGEST, MASKED, POINTWISE, SHARES, SIZE, TABLE, TIMES, WEIGHTS, Role
 
 __all__ = ["token_dims", "with_cache"]
 
 BY_ELEMENT = frozenset((HOLD, MASKED, SHARES, TIMES, "parspike.at_least", "aten.clone.default", "aten.addcmul.default"))
-ALONG = ("aten.softmax.int", "aten._softmax.default", WEIGHTS, LARGEST)
+ALONG = ("aten.softmax.int", "aten._softmax.default", WEIGHTS, LARGEST, SIZE)
 NORMS = ("aten.layer_norm.default", "aten.rms_norm.default")
 SUMS = ("aten.sum.dim_IntList", "aten.mean.dim", "aten.amax.default", "aten.amin.default")
 SPLITS = ("aten.split.Tensor", "aten.chunk.default", "aten.split_with_sizes.default")

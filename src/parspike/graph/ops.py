@@ -128,6 +128,7 @@ def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, eps
 ENCODE, HOLD = "parspike.encode", "parspike.hold"
 MASKED, WEIGHTS, SHARES = "parspike.masked", "parspike.softmax_weights", "parspike.softmax_shares"
 TIMES, LARGEST, FLOOR = "parspike.times", "parspike.largest", "parspike.at_least"
+SIZE = "parspike.size"
 EXP, RECIPROCAL, RSQRT = "parspike.exp", "parspike.reciprocal", "parspike.rsqrt"
 LOWEST = -50.0
 """exp of it is 2e-22 of the largest weight of a softmax: below it a weight is 0."""
@@ -153,6 +154,11 @@ def largest(x: Tensor, dim: int) -> Tensor:
 def at_least(x: Tensor, low: float) -> Tensor:
     """max(x, low)."""
     return x.clamp(min=low)
+
+
+def size(x: Tensor, dim: int) -> Tensor:
+    """max |x| along a dimension, which stays, of size 1; at least the smallest number whose reciprocal is finite."""
+    return x.abs().amax(dim, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny * 4)
 
 
 def exponential(x: Tensor, low: float = -math.inf) -> Tensor:
@@ -479,6 +485,7 @@ TABLE[MASKED] = Op(Role.SYNAPSE, masked, varying=(0,))
 TABLE[WEIGHTS] = Op(Role.ANALOG, softmax_weights, reason="a softmax weighs its values against each other")
 TABLE[SHARES] = Op(Role.ANALOG, softmax_shares, reason="a weight or divisor that depends on the input")
 TABLE[TIMES] = Op(Role.SYNAPSE, times, product=True, weighted=True)
+TABLE[SIZE] = Op(Role.ANALOG, size, reason="the largest value of a row is computed")
 TABLE[LARGEST] = Op(Role.ORDER, largest)
 TABLE[FLOOR] = Op(Role.ORDER, at_least)
 TABLE[EXP] = Op(Role.NEURON, exponential, varying=(0,), activation=lambda node: Curve(zero=len(node.args) > 1))

@@ -1,0 +1,84 @@
+"""Products in front of a linear layer, each row in units of its largest value.
+
+In the gated layers of language models, down(act(gate(x)) · up(x)), the product is fifty times as large for some tokens
+as for others. An encoder has one range for all tokens, so its levels say little of most of them. Each row divided by
+its largest value in front of the encoder, and the layer's output multiplied by it, is the same function, for the layer
+is linear:
+
+    W p + b  =  m · W (p / m) + b,   m = max |p| along the features
+
+What that saves on SmolLM2 stands in docs/encoders.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from parspike.graph.ir import Graph, Node, Param, Ref
+from parspike.graph.ops import SIZE, TABLE, Role
+from parspike.graph.refusals import judge
+from parspike.graph.same import check_rewritten
+from parspike.graph.wide import widened
+
+__all__ = ["with_scaled_rows"]
+
+
+def with_scaled_rows(graph: Graph, args: Sequence[Tensor] = (), kwargs: Mapping[str, Tensor] | None = None) -> Graph:
+    """The same function, its linear layers behind products in units of each row's largest value.
+
+    args, kwargs: an example batch, on which each value is compared with that of `graph` (`same.check_rewritten`).
+    """
+    taken = {i.name for i in graph.inputs} | set(graph.by_name)
+    shared: dict[str, tuple[Ref, Ref]] = {}
+    nodes: list[Node] = []
+
+    def add(of: Node, name: str, target: str, shape: Sequence[Any], layer: str, *args: Any) -> Ref:
+        while name in taken and name != of.name:
+            name += "_"
+        taken.add(name)
+        role, reason = judge(target, [isinstance(arg, Ref) for arg in args])
+        nodes.append(replace(of, name=name, target=target, args=args, kwargs={}, role=role, reason=reason, layer=layer,
+                             shape=tuple(shape)))  # fmt: skip
+        return Ref(name)
+
+    for node in graph.nodes:
+        product = _product(graph, node)
+        if product is None:
+            nodes.append(node)
+            continue
+        name, layer = product.name, product.layer
+        if name not in shared:
+            size = add(product, f"{name}_size", SIZE, (*product.shape[:-1], 1), f"{layer}.size", Ref(name), -1)
+            share = add(product, f"{name}_share", "aten.div.Tensor", product.shape, f"{layer}.share", Ref(name), size)
+            shared[name] = size, share
+        size, share = shared[name]
+        bias = node.args[2:]
+        rows = add(node, f"{node.name}_rows", node.target, node.shape, node.layer, share, node.args[1])
+        last = f"{node.name}_scaled" if bias else node.name
+        scaled = add(node, last, "aten.mul.Tensor", node.shape, f"{node.layer}.scaled", rows, size)
+        if bias:
+            add(node, node.name, "aten.add.Tensor", node.shape, f"{node.layer}.bias", scaled, *bias)
+    if not shared:
+        return graph
+    made = replace(graph, nodes=tuple(nodes))
+    if args or kwargs:
+        means = {name: name for name in graph.by_name}
+        check_rewritten(widened(graph), widened(made), means, args, kwargs or {})
+    return made
+
+
+def _product(graph: Graph, node: Node) -> Node | None:
+    """The product of two values, element by element, that a linear layer reads."""
+    if node.target != "aten.linear.default" or not isinstance(node.args[1], Param):
+        return None
+    if not isinstance(node.args[0], Ref) or not all(isinstance(arg, Param) for arg in node.args[2:]):
+        return None
+    product = graph.by_name.get(node.args[0].name)
+    if product is None or product.role is not Role.ANALOG or len(product.refs) != 2:
+        return None
+    row = TABLE.get(product.target)
+    return product if row is not None and row.product and not row.weighted else None

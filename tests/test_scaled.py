@@ -1,0 +1,79 @@
+"""Products in front of linear layers are encoded row by row, in units of their largest value (`graph.scaled`)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import parspike
+from parspike.graph.ops import ENCODE, SIZE
+
+
+class Gated(nn.Module):
+    """The gated layer of a language model; twice: two layers that read one product."""
+
+    def __init__(self, *, bias: bool = True, twice: bool = False) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(6, 16, bias=False), nn.Linear(6, 16, bias=False)
+        self.down = nn.Linear(16, 5, bias=bias)
+        self.other = nn.Linear(16, 3) if twice else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = F.relu(self.gate(x)) * self.up(x)
+        down = self.down(product)
+        return down if self.other is None else torch.cat([down, self.other(product)], -1)
+
+
+def made(**options: bool) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return Gated(**options).eval(), torch.randn(64, 7, 6)
+
+
+def targets(plan: parspike.Plan) -> list[str]:
+    return [node.target for node in plan.graph.nodes]
+
+
+def test_small_rows_are_told_as_well_as_large_ones() -> None:
+    model, x = made(bias=False)
+    x[:, ::2] *= 8  # products 64 times as large for every other token
+    snn = parspike.convert(model, x, 4, code="weighted", encode="hidden", recipe="closed-form")
+    with torch.no_grad():
+        wanted, found = model(x), snn(x)
+    errors = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    # With one range for all rows, small ones would get the levels next to 0 alone.
+    assert float(errors[:, 1::2].median()) < 2 * float(errors[:, ::2].median())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_function_is_the_same_and_engines_agree(bias: bool) -> None:
+    model, x = made(bias=bias)
+    x[3] = 0  # a product of zeros has no largest value
+    snn = parspike.convert(model, x, 12, code="weighted", encode="all", recipe="max")
+    with torch.no_grad():
+        wanted = model(x)
+    found = snn(x)
+    assert bool(found.isfinite().all())
+    near = {"rtol": 0, "atol": 0.01 * float(wanted.abs().max())}
+    torch.testing.assert_close(found, wanted, **near)
+    for engine in ("parallel", "serial"):
+        # A current on a threshold may be rounded to either side.
+        torch.testing.assert_close(snn.run(x, engine=engine).logits, found, **near)
+
+
+def test_layers_that_read_one_product_share_its_size_and_its_encoder() -> None:
+    model, x = made(twice=True)
+    plan = parspike.plan(model, x, encode="all")
+    assert targets(plan).count(SIZE) == 1
+    assert [n.layer for n in plan.graph.nodes if n.target == ENCODE and "share" in n.layer] == ["mul.share@spikes"]
+    assert {"down", "other"} <= {node.layer for node in plan.graph.nodes}  # the names that users know
+
+
+def test_where_no_encoder_stands_nothing_is_scaled() -> None:
+    model, x = made()
+    assert SIZE not in targets(parspike.plan(model, x))
+    # With lookup a division would become neurons of its own.
+    assert SIZE not in targets(parspike.plan(model, x, encode="all", analog="lookup"))
+    linear = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    assert SIZE not in targets(parspike.plan(linear, x, encode="all"))
