@@ -35,7 +35,6 @@ from parspike.graph.order import compared, unnested
 from parspike.graph.quiet import outputs
 from parspike.graph.refusals import remedy
 from parspike.graph.roles import guards, reached_by, readouts, with_copies, with_weights_of_samples
-from parspike.graph.scaled import with_scaled_rows
 from parspike.neurons import Kind, Parallel, Serial
 from parspike.notebook import html_table
 
@@ -258,9 +257,7 @@ def plan(
             "pass x[None]"
         ) from error
     encodes = encode != "none"
-    if encodes:
-        graph = taken_apart(graph, args, kwargs, lookup=analog == "lookup")
-        graph = graph if analog == "lookup" else with_scaled_rows(graph, args, kwargs)
+    graph = taken_apart(graph, args, kwargs, lookup=analog == "lookup") if encodes else graph
     options = _options(graph, layers or {}, strict=not encodes)
     kept, asked = ({name for name, option in options.items() if isinstance(option, kind)} for kind in (Keep, Spike))
     asked |= {node.name for node in graph.neurons if node.target in LOOKED_UP}

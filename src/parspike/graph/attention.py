@@ -1,8 +1,7 @@
 """Attention as the products, sums and divisions that it is made of, so that spikes can drive its products.
 
 `softmax(s) @ v` is computed as (w @ v) / Σw with w = exp(s − max s). The weights w of a row lie in 0 … 1 and the
-largest is 1, so a few levels tell them apart, however many values share the attention; and what the levels lose is lost
-in the sum Σw too. The shares w/Σw of a long row would all lie below the first level.
+largest is 1, so a few levels tell them apart, however many values share the attention. The shares w/Σw of a long row would all lie below the first level.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from parspike.graph.lookup import looked_up
 from parspike.graph.ops import MASKED, SHARES, TABLE, WEIGHTS, Role
 from parspike.graph.refusals import judge
 from parspike.graph.same import check_rewritten
+from parspike.graph.scaled import with_scaled_rows
 from parspike.graph.wide import widened
 
 __all__ = ["taken_apart"]
@@ -35,7 +35,8 @@ def taken_apart(
 ) -> Graph:
     """The same function with every fused attention, and every softmax that only weighs a product, in its parts.
 
-    lookup: functions of one number become neurons too, and norms and divisions are taken apart for them (`lookup`).
+    lookup: functions of one number become neurons too, and norms and divisions are taken apart for them (`lookup`);
+    else products in front of linear layers are scaled row by row (`scaled`).
     args, kwargs: an example batch, on which each value is compared with that of `graph` (`same.check_rewritten`).
     """
     nodes: list[Node] = []
@@ -56,7 +57,7 @@ def taken_apart(
             made[node.name] = [replace(node, target=WEIGHTS, args=(node.args[0], node.args[1]), kwargs={})]
             made[product.name] = _weighed(product, apart.by_name[product.refs[0]])
     apart = replace(apart, nodes=tuple(part for node in apart.nodes for part in made.get(node.name, [node])))
-    apart = looked_up(apart) if lookup else apart
+    apart = looked_up(apart) if lookup else with_scaled_rows(apart)
     if args or kwargs:
         means = {n.name: n.name for n in apart.nodes if n.name in graph.by_name and n.name not in other}
         check_rewritten(widened(graph), widened(apart), means, args, kwargs or {})
