@@ -1,7 +1,8 @@
 """Attention as the products, sums and divisions that it is made of, so that spikes can drive its products.
 
 `softmax(s) @ v` is computed as (w @ v) / Σw with w = exp(s − max s). The weights w of a row lie in 0 … 1 and the
-largest is 1, so a few levels tell them apart, however many values share the attention. The shares w/Σw of a long row would all lie below the first level.
+largest is 1, so a few levels tell them apart, however many values share the attention. The shares w/Σw of a long row
+would all lie below the first level.
 """
 
 from __future__ import annotations
