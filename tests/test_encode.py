@@ -15,7 +15,7 @@ from parspike.calibrate import layerwise
 from parspike.calibrate.thresholds import Samples, fit_encoder
 from parspike.errors import OptionError
 from parspike.graph import Node, Ref, Role
-from parspike.graph.ops import ENCODE, HELD, HOLD
+from parspike.graph.ops import ENCODE, HELD, HOLD, SHARES
 from parspike.neurons import Code, ParallelNeuron, SignedNeuron
 
 D, HEADS, TOKENS = 16, 4, 6
@@ -323,6 +323,17 @@ def test_engines_agree_and_many_levels_give_the_network(name: str) -> None:
     with torch.no_grad():
         wanted = model(*args)
     assert (many(*args) - wanted).norm() < 0.01 * wanted.norm()
+
+
+@pytest.mark.parametrize("name", ["fused", "heads first"])
+def test_a_softmax_divides_by_the_sum_of_the_spikes_that_it_sent(name: str) -> None:
+    graph = plan_of(name).graph
+    (divided,) = [node for node in graph.nodes if node.target == SHARES]
+    product, total = (graph.by_name[ref] for ref in divided.refs)
+    encoder = graph.by_name[product.refs[0]]
+    assert total.refs == (encoder.name,)
+    # What a mask hides stays 0 to the bit, behind a reshape too.
+    assert (encoder.target, encoder.args[1:]) == (ENCODE, (0.0,))
 
 
 def test_a_product_counts_what_its_spikes_add_up() -> None:

@@ -34,6 +34,7 @@ MOVERS = ("aten.reshape.default", "aten.permute.default", "aten.transpose.int", 
           "aten.repeat_interleave.self_int", "aten.repeat.default", "aten.unsqueeze.default", "aten.squeeze.dims",
           "aten.movedim.int", "aten.swapaxes.default")  # fmt: skip
 """Operators that only move values: an encoder goes before them, where there are fewest values to encode."""
+PASSED = (*MOVERS, "aten.to.dtype", "aten._to_copy.default")
 GATE = "only a product with another value reads it, and neurons encode that"
 TURNS = "it falls and then rises, so it is computed, and neurons encode its value"
 
@@ -131,7 +132,7 @@ def encoded(graph: Graph, spiking: Collection[str], where: Encode) -> Graph:
     shapes = {i.name: i.shape for i in graph.inputs} | {node.name: node.shape for node in graph.nodes}
     encoder = {name: _encoder(name, names[name], _layer(graph, name), shapes[name]) for name in roots}
     for name in encoder:
-        if name in graph.by_name and graph.by_name[name].target == WEIGHTS:
+        if _is_weights(graph, name):
             # What a mask hides weighs 0, to the bit: else a causal network would read what stands behind a token.
             encoder[name] = replace(encoder[name], args=(Ref(name), 0.0))
     nodes = [encoder[i.name] for i in graph.inputs if i.name in encoder]
@@ -175,6 +176,8 @@ def _operands(graph: Graph, node: Node) -> list[tuple[int, str]]:
     """What neurons have to say to a node, by the place of the argument: what its weights multiply, or both operands of
     a product; nothing where it is no such operator. An einsum's are counted in its list."""
     row = TABLE.get(node.target)
+    if node.target == "aten.sum.dim_IntList" and _is_weights(graph, node.refs[0]):
+        return [(0, node.refs[0])]  # the sum that a softmax divides by is one of the same spikes, else it is too large
     if row is None or not row.weighted:
         return []
     values = node.args[1] if node.target == "aten.einsum.default" else node.args
@@ -186,6 +189,14 @@ def _operands(graph: Graph, node: Node) -> list[tuple[int, str]]:
         return []
     # Element by element the spikes of one value meet one number each, which may stay the sum that it is.
     return found if node.target in PRODUCTS else found[:1] if node.target == TIMES else []
+
+
+def _is_weights(graph: Graph, name: str) -> bool:
+    """Whether a value is the weights of a softmax, moved perhaps."""
+    node = graph.by_name.get(name)
+    while node is not None and node.target in PASSED and len(node.refs) == 1:
+        node = graph.by_name.get(node.refs[0])
+    return node is not None and node.target == WEIGHTS
 
 
 def _moves(graph: Graph, readers: Mapping[str, Sequence[Node]], node: Node) -> bool:
