@@ -19,7 +19,22 @@ from torch import Tensor, nn
 import parspike
 from parspike.errors import UnsupportedError
 from parspike.graph import Role, leaves, trace
-from parspike.graph.ops import ACROSS_BATCH, ENCODE, HOLD, MASKED, SHARES, TABLE, USER, WEIGHTS
+from parspike.graph.ops import (
+    ACROSS_BATCH,
+    ENCODE,
+    EXP,
+    FLOOR,
+    HOLD,
+    LARGEST,
+    MASKED,
+    RECIPROCAL,
+    RSQRT,
+    SHARES,
+    TABLE,
+    TIMES,
+    USER,
+    WEIGHTS,
+)  # fmt: skip
 
 # ------------------------------------------------------------------- a call of every row, by its ATen name
 
@@ -271,9 +286,9 @@ calls("_fake_quantize_learnable_per_tensor_affine.default", lambda x: (x, STEPS_
 
 BAGS = {"aten._embedding_bag.default", "aten._embedding_bag_forward_only.default"}
 PARTS = {"parspike.scale_shift", "parspike.rising", "parspike.falling", "parspike.pointwise"}
-LATER = PARTS | {ENCODE, HOLD, MASKED, WEIGHTS, SHARES} | BAGS
+LATER = PARTS | {ENCODE, EXP, FLOOR, HOLD, LARGEST, MASKED, RECIPROCAL, RSQRT, SHARES, TIMES, WEIGHTS} | BAGS
 """Rows whose networks stand elsewhere: what rewriting makes in the tests of activations, bags of tokens below,
-inputs as spikes in test_over_time, attention taken apart in test_encode."""
+inputs as spikes in test_over_time, attention taken apart in test_encode and test_lookup."""
 
 
 class Network(nn.Module):
