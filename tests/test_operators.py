@@ -399,6 +399,7 @@ def test_activations_become_neurons_that_approach_them(name):
 @pytest.mark.parametrize("code", ["weighted", "onset"])
 @torch.no_grad()
 def test_staircases_in_every_code(code, tmp_path):
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3))
     model = model.eval().double()
     snn = parspike.convert(model, X, T=9, code=code)
