@@ -168,12 +168,9 @@ class SNN(nn.Module):
         """Logits for a batch (B, …): parallel neurons in one pass for any T, neurons with a state in T steps."""
         env = self._inputs(args, kwargs)
         if torch.compiler.is_compiling():
-            return self._answers(env)
+            return self._answered(env).logits
         with self._explained(env):
             return self._fitting(self._answered, env, "answers").logits
-
-    def _answers(self, env: dict[str, Any]) -> Any:
-        return self._answered(env).logits
 
     def _answered(self, env: dict[str, Any]) -> Run:
         if not self.over_time:

@@ -81,6 +81,9 @@ def _shape(graph: Graph, name: str) -> tuple[Any, ...]:
 
 
 def _pieces(graph: Graph, env: Mapping[str, Any], part: int, size: int) -> Iterator[dict[str, Any]]:
+    if part == size:
+        yield dict(env)
+        return
     places = {name: _place(graph, name) for name in env}
     for start in range(0, size, part):
         length = min(part, size - start)
