@@ -70,10 +70,15 @@ class Auto(Recipe):
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         few = batches is not None and not draft.lossless and batches.samples() < FEW
         counts = isinstance(draft.student, ByCount)
-        # Algorithm 1 gives encoders the whole range that they saw, and one large value the levels of all others.
-        unfitted = not counts or _encoded(draft)
+        simple: Recipe = DAQCFS()
+        if not counts:
+            simple = ClosedForm(refit=not few, weigh="own")
+        elif few and _encoded(draft):
+            # Algorithm 1 gives encoders the whole range that they saw, and one large value the levels of all others.
+            simple = ClosedForm(refit=False)
         if few and batches is not None and batches.together.rank == 0:
-            alone = "the closed form without re-fitted synapses" if unfitted else "Algorithm 1 (recipe='daqcfs')"
+            paper = isinstance(simple, DAQCFS)
+            alone = "Algorithm 1 (recipe='daqcfs')" if paper else "the closed form without re-fitted synapses"
             what = "hold some of them out and choose a recipe by them" if counts else "re-fit synapses on them"
             warnings.warn(
                 f"{batches.samples()} calibration images are too few to {what}, so it is {alone} alone, with "
@@ -83,11 +88,6 @@ class Auto(Recipe):
                 stacklevel=3,
             )
         if batches is None or draft.lossless or few or not counts:
-            simple: Recipe = DAQCFS()
-            if not counts:
-                simple = ClosedForm(refit=not few, weigh="own")
-            elif few and unfitted:
-                simple = ClosedForm(refit=False)
             simple.fit(draft, batches)
             draft.notes["chosen"] = recipe_to_json(simple)
             return

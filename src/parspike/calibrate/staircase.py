@@ -123,11 +123,12 @@ def add_staircases(draft: Draft, batches: Batches | None) -> None:
             draft.steps_of(node.name),
             draft.code,
             inverse=TABLE[node.target].inverse,
-            zero=_zero(draft, node),
+            zero=from_zero(draft, node),
         )
 
 
-def _zero(draft: Draft, node: Node) -> bool:
+def from_zero(draft: Draft, node: Node) -> bool:
+    """Whether the lowest output of an activation has to be 0 to the bit."""
     activation = draft.activations[node.name]
     return isinstance(activation, Curve) and activation.zero
 

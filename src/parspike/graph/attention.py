@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parspike.graph.encode import PASSED
 from parspike.graph.features import ATTENTION
 from parspike.graph.ir import Device, Graph, Node, Param, Ref
 from parspike.graph.lookup import looked_up
@@ -28,7 +29,6 @@ __all__ = ["taken_apart"]
 
 SOFTMAX = ("aten.softmax.int", "aten._softmax.default")
 PRODUCTS = ("aten.matmul.default", "aten.bmm.default")
-PASSED = ("aten.to.dtype", "aten._to_copy.default", "aten.reshape.default", "aten.expand.default")
 
 
 def taken_apart(

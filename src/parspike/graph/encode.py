@@ -22,7 +22,7 @@ from parspike.graph.ir import Graph, Node, Ref
 from parspike.graph.ops import ENCODE, HELD, HOLD, TABLE, TIMES, WEIGHTS, Role
 from parspike.graph.order import nested
 
-__all__ = ["Encode", "computed", "encodable", "encoded", "input_encoders", "with_encoders"]
+__all__ = ["PASSED", "Encode", "computed", "encodable", "encoded", "input_encoders", "scales", "with_encoders"]
 
 Encode = Literal["none", "hidden", "all"]
 """Where neurons for the identity stand: nowhere; where synapses read real values other than the network's inputs; where
@@ -34,7 +34,8 @@ MOVERS = ("aten.reshape.default", "aten.permute.default", "aten.transpose.int", 
           "aten.repeat_interleave.self_int", "aten.repeat.default", "aten.unsqueeze.default", "aten.squeeze.dims",
           "aten.movedim.int", "aten.swapaxes.default")  # fmt: skip
 """Operators that only move values: an encoder goes before them, where there are fewest values to encode."""
-PASSED = (*MOVERS, "aten.to.dtype", "aten._to_copy.default")
+PASSED = ("aten.to.dtype", "aten._to_copy.default", "aten.reshape.default", "aten.expand.default")
+"""Operators between a softmax and the product that it weighs."""
 GATE = "only a product with another value reads it, and neurons encode that"
 TURNS = "it falls and then rises, so it is computed, and neurons encode its value"
 
@@ -92,7 +93,7 @@ def computed(graph: Graph, asked: Collection[str]) -> dict[str, str]:
         behind, row = readers[node.name], TABLE.get(node.target)
         if not behind or node.name in graph.outputs or node.name in asked or row is None:
             continue
-        if all(_scales(reader) or reader.name in gate for reader in behind):
+        if all(scales(reader) or reader.name in gate for reader in behind):
             if node.role is Role.NEURON:
                 found[node.name] = GATE
             elif node.role is Role.SYNAPSE and not row.weighted and not row.weighs:
@@ -100,7 +101,8 @@ def computed(graph: Graph, asked: Collection[str]) -> dict[str, str]:
     return found
 
 
-def _scales(node: Node) -> bool:
+def scales(node: Node) -> bool:
+    """Whether a node multiplies two values element by element."""
     row = TABLE.get(node.target)
     return node.role is Role.ANALOG and row is not None and row.product and not row.weighted
 

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from parspike.graph.encode import scales
 from parspike.graph.ir import Graph, Node, Param, Ref
-from parspike.graph.ops import SIZE, TABLE, Role
+from parspike.graph.ops import SIZE
 from parspike.graph.refusals import judge
 
 __all__ = ["with_scaled_rows"]
@@ -65,7 +66,4 @@ def _product(graph: Graph, node: Node) -> Node | None:
     if not isinstance(node.args[0], Ref) or not all(isinstance(arg, Param) for arg in node.args[2:]):
         return None
     product = graph.by_name.get(node.args[0].name)
-    if product is None or product.role is not Role.ANALOG or len(product.refs) != 2:
-        return None
-    row = TABLE.get(product.target)
-    return product if row is not None and row.product and not row.weighted else None
+    return product if product is not None and len(product.refs) == 2 and scales(product) else None
