@@ -20,7 +20,7 @@ from parspike.graph.features import ATTENTION
 from parspike.graph.ir import Device, Graph, Node, Param, Ref
 from parspike.graph.lookup import looked_up
 from parspike.graph.ops import MASKED, SHARES, TABLE, WEIGHTS, Role
-from parspike.graph.refusals import judge
+from parspike.graph.parts import part_of
 from parspike.graph.same import check_rewritten
 from parspike.graph.scaled import with_scaled_rows
 from parspike.graph.wide import widened
@@ -77,14 +77,11 @@ def _attention(graph: Graph, node: Node, varying: set[str]) -> list[Node]:
     made: list[Node] = []
 
     def add(suffix: str, target: str, size: Sequence[Any], *args: Any, **kwargs: Any) -> Ref:
-        name = f"{node.name}_{suffix}" if suffix else node.name
-        role, reason = judge(target, [isinstance(arg, Ref) and arg.name in varying for arg in args])
-        if any(isinstance(arg, Ref) and arg.name in varying for arg in args):
-            varying.add(name)
-        layer = f"{node.layer}.{suffix}" if suffix else node.layer
-        made.append(replace(node, name=name, target=target, args=args, kwargs=kwargs, role=role, reason=reason,
-                            shape=tuple(size), layer=layer))  # fmt: skip
-        return Ref(name)
+        part = part_of(node, suffix, target, size, args, varying, kwargs=kwargs)
+        if any(name in varying for name in part.refs):
+            varying.add(part.name)
+        made.append(part)
+        return Ref(part.name)
 
     (*front, queries, wide), keys = shape(query), shape(key)[-2]
     heads, of_key = len(front) and front[-1], shape(key)

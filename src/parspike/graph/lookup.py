@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from parspike.graph.ir import Graph, Node, Param, Ref, leaves
+from parspike.graph.ir import Graph, Node, Param, Ref
 from parspike.graph.ops import (
     EXP,
     FLOOR,
@@ -34,8 +34,8 @@ from parspike.graph.ops import (
     WEIGHTS,
     Role,
 )
+from parspike.graph.parts import part_of
 from parspike.graph.pointwise import floating
-from parspike.graph.refusals import judge
 from parspike.graph.roles import readouts
 
 __all__ = ["LOOKED_UP", "Analog", "looked_up"]
@@ -108,15 +108,10 @@ class _Parts:
 
     def add(self, of: Node, suffix: str, target: str, shape: Sequence[Any], *args: Any) -> Ref:
         """A node that is part of another one; "" for its last, which has its name and layer."""
-        name = f"{of.name}_{suffix}" if suffix else of.name
-        while suffix and name in self.names:
-            name += "_"
-        self.names.add(name)
-        role, reason = judge(target, [sum(ref.name in self.varying for ref in _refs(arg)) for arg in args])
-        layer = f"{of.layer}.{suffix}" if suffix else of.layer
-        self.keep(replace(of, name=name, target=target, args=args, kwargs={}, role=role, reason=reason, layer=layer,
-                          shape=tuple(shape)))  # fmt: skip
-        return Ref(name)
+        part = part_of(of, suffix, target, shape, args, self.varying, taken=self.names)
+        self.names.add(part.name)
+        self.keep(part)
+        return Ref(part.name)
 
     def take(self, node: Node) -> None:
         """A node of the source, or its parts."""
@@ -261,10 +256,6 @@ class _Parts:
         if node.target in ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar"):
             return all(self._positive(x, zero=zero) for x in args[:2])
         return False
-
-
-def _refs(tree: Any) -> list[Ref]:
-    return [leaf for leaf in leaves(tree) if isinstance(leaf, Ref)]
 
 
 def _power(node: Node) -> float | None:

@@ -19,7 +19,7 @@ from typing import Any
 from parspike.graph.encode import scales
 from parspike.graph.ir import Graph, Node, Param, Ref
 from parspike.graph.ops import SIZE
-from parspike.graph.refusals import judge
+from parspike.graph.parts import part_of
 
 __all__ = ["with_scaled_rows"]
 
@@ -30,32 +30,30 @@ def with_scaled_rows(graph: Graph) -> Graph:
     shared: dict[str, tuple[Ref, Ref]] = {}
     nodes: list[Node] = []
 
-    def add(of: Node, name: str, target: str, shape: Sequence[Any], layer: str, *args: Any) -> Ref:
-        while name in taken and name != of.name:
-            name += "_"
-        taken.add(name)
-        role, reason = judge(target, [isinstance(arg, Ref) for arg in args])
-        nodes.append(replace(of, name=name, target=target, args=args, kwargs={}, role=role, reason=reason, layer=layer,
-                             shape=tuple(shape)))  # fmt: skip
-        return Ref(name)
+    def add(of: Node, suffix: str, target: str, shape: Sequence[Any], *args: Any, layer: str = "") -> Ref:
+        varying = [arg.name for arg in args if isinstance(arg, Ref)]
+        part = part_of(of, suffix, target, shape, args, varying, taken=taken)
+        taken.add(part.name)
+        nodes.append(replace(part, layer=layer or part.layer))
+        return Ref(part.name)
 
     for node in graph.nodes:
         product = _product(graph, node)
         if product is None:
             nodes.append(node)
             continue
-        name, layer = product.name, product.layer
-        if name not in shared:
-            size = add(product, f"{name}_size", SIZE, (*product.shape[:-1], 1), f"{layer}.size", Ref(name), -1)
-            share = add(product, f"{name}_share", "aten.div.Tensor", product.shape, f"{layer}.share", Ref(name), size)
-            shared[name] = size, share
-        size, share = shared[name]
+        if product.name not in shared:
+            size = add(product, "size", SIZE, (*product.shape[:-1], 1), Ref(product.name), -1)
+            share = add(product, "share", "aten.div.Tensor", product.shape, Ref(product.name), size)
+            shared[product.name] = size, share
+        size, share = shared[product.name]
         bias = node.args[2:]
-        rows = add(node, f"{node.name}_rows", node.target, node.shape, node.layer, share, node.args[1])
-        last = f"{node.name}_scaled" if bias else node.name
-        scaled = add(node, last, "aten.mul.Tensor", node.shape, f"{node.layer}.scaled", rows, size)
+        # The synapse keeps the name of its layer, the last part that of its value.
+        rows = add(node, "rows", node.target, node.shape, share, node.args[1], layer=node.layer)
+        last, name = "scaled" if bias else "", f"{node.layer}.scaled"
+        scaled = add(node, last, "aten.mul.Tensor", node.shape, rows, size, layer=name)
         if bias:
-            add(node, node.name, "aten.add.Tensor", node.shape, f"{node.layer}.bias", scaled, *bias)
+            add(node, "", "aten.add.Tensor", node.shape, scaled, *bias, layer=f"{node.layer}.bias")
     return replace(graph, nodes=tuple(nodes))
 
 
