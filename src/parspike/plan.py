@@ -48,7 +48,6 @@ __all__ = [
     "Planning",
     "Spike",
     "Steps",
-    "encoders_of",
     "plan",
     "plan_again",
     "rows_of",
@@ -291,12 +290,8 @@ def plan_again(model: nn.Module | Plan, example: Example, provenance: Mapping[st
     same operators. A plan stays as it is. provenance: the converted network's."""
     if isinstance(model, Plan):
         return model
-    return plan(model, example, **encoders_of(provenance))
-
-
-def encoders_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `plan` that say where a converted network has encoders, from its provenance."""
-    return {name: provenance[name] for name in ("encode", "analog") if name in provenance}
+    how = {name: provenance[name] for name in ("encode", "analog") if name in provenance}
+    return plan(model, example, **how)
 
 
 def with_encoders(made: Plan) -> Plan:

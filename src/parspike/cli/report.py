@@ -246,9 +246,9 @@ def _as_before(snn: Any) -> dict[str, Any]:
 def _as_kept(model: Any, snn: Any, fit: Images) -> Any:
     """The network, or its plan with the layers that were kept analog, and the encoders, of when it was converted."""
     import parspike
-    from parspike.plan import encoders_of
 
-    layers, how = _kept(snn), encoders_of(snn.provenance)
+    layers = _kept(snn)
+    how = {name: snn.provenance[name] for name in ("encode", "analog") if name in snn.provenance}
     if not layers and not how:
         return model
     return parspike.plan(model, next(iter(fit))[0][:2], layers=kept(layers), **how)
