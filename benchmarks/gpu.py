@@ -8,7 +8,8 @@
 Parts, each of which writes OUT/PART.json when it is done and is skipped where that file is there:
 
 - tests: tests/test_cuda.py
-- speed: every engine against the network, ResNet-18, 224², over T; interleaved, ratios of one run
+- speed-resnet18, -lite0, -resnet50: every engine beside the network, batch 8, 224², as `parspike bench speed` measures;
+  SpikingJelly's spiking ResNet in the same run where it is installed
 - train-resnet20, train-vgg16: QCFS with four levels on CIFAR-10 (recompressed images, see ../shared/data/README.md),
   the images on the device, bf16, channels-last, as many epochs as fit into the part's seconds
 - convert-resnet20, convert-vgg16: what was trained, converted at T = 1, 2, 4, 8 and in the weighted code, on the test
@@ -21,31 +22,32 @@ lent machine is limited; that costs another 1.2 of 255 grey levels on average.
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import imagenet_networks
 import numpy as np
 import torch
 from few_steps import put
-from speed import interleaved, network
 from torch import Tensor, nn
 
 import parspike
+from parspike.bench.speed import SpeedRow
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, TILES = 32, 32
-STEPS = (1, 4, 16, 64, 256)
+BATCH = 8
+SPEED = ("resnet18", "lite0", "resnet50")
 TRAINED = {"resnet20": ("cifar10-resnet20", 60.0), "vgg16": ("cifar10-vgg16", 150.0)}
 """The recipe of a network, and the seconds that its training may take."""
 
@@ -105,51 +107,55 @@ def tests(options: argparse.Namespace) -> dict[str, Any]:
     return {"exit": done.returncode, "said": done.stdout.strip().splitlines()[-1:], "failed": failed}
 
 
-def speed(options: argparse.Namespace) -> dict[str, Any]:
-    device, few = options.device, bool(options.steps)
-    model = network()
-    x = torch.randn(2 if few else 32, 3, 64 if few else 224, 64 if few else 224)
-    plan = parspike.plan(model, x[:2])
-    rows: dict[str, Any] = {}
-    with torch.no_grad():
-        model, x = model.to(device), x.to(device)
-        for T in STEPS[:2] if few else STEPS:
-            snn = parspike.convert(plan, x[:8].cpu(), T=T, recipe="max").to(device)
-            calls: dict[str, Callable[[], Any]] = {"network": lambda: model(x), "count": lambda snn=snn: snn(x)}
-            if T <= 64:
-                for engine in ("parallel", "serial", "serial-if"):
-                    calls[engine] = lambda snn=snn, engine=engine: snn.run(x, engine=engine)
-            rows[str(T)] = ratios(calls, 1 if few else 5, device)
-        snn = parspike.convert(plan, x[:8].cpu(), T=32, recipe="max").to(device)
-        for name, dtype in (("bf16", torch.bfloat16), ("compiled", None)):
-            context = torch.autocast(device, dtype) if dtype is not None else nullcontext()
-            pair = (
-                (model, snn) if dtype is not None or few else (torch.compile(model), torch.compile(snn, fullgraph=True))
-            )
-            with context:
-                calls = {"network": lambda pair=pair: pair[0](x), "count": lambda pair=pair: pair[1](x)}
-                rows[f"32, {name}"] = ratios(calls, 1 if few else 5, device)
-    return {"batch": len(x), "side": x.shape[-1], "rows": rows}
-
-
-def ratios(calls: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, Any]:
-    """Median milliseconds of each call, and its ratio to the first, round by round."""
-
-    def whole(call: Callable[[], Any]) -> Callable[[], None]:
-        def run() -> None:
-            call()
-            if device != "cpu":
-                torch.cuda.synchronize()
-
-        return run
-
-    times = interleaved({name: whole(call) for name, call in calls.items()}, rounds)
-    base = next(iter(times.values()))
-    return {
-        name: {"ms": 1e3 * statistics.median(values),
-               "ratio": statistics.median([v / b for v, b in zip(values, base, strict=True)])}
-        for name, values in times.items()
+def speed(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Every engine in single precision, what is compiled, and all in bfloat16 with channels last."""
+    few, device = bool(options.steps), options.device
+    model = getattr(imagenet_networks, name)().to(device)
+    x = torch.randn(2 if few else BATCH, 3, 64 if few else 224, 64 if few else 224, device=device)
+    others = spikingjelly(name, device)
+    # Compiling takes a minute for each T and batch, and what is compiled costs the same at any T.
+    runs: dict[str, dict[str, Any]] = {
+        "single": {"T": (4, 32, 256), "engines": ("count", "parallel", "integer"), "beside": others},
+        "steps": {"T": (32,), "engines": ("count", "serial", "serial-if")},
+        "compiled": {"T": (32,), "engines": ("compiled",), "compiled": True},
+        "bfloat16": {"T": (32,), "engines": ("count", "compiled", "integer"), "compiled": True,
+                     "precision": "bfloat16", "channels_last": True},
     }  # fmt: skip
+    rows = {}
+    for run, how in runs.items():
+        if few:
+            how |= {"T": how["T"][:1], "engines": how["engines"][:1], "compiled": False}
+        try:
+            rows[run] = parspike.speed(model, x, **{"rounds": 1 if few else 9, **how}).to_dict()
+        except Exception as error:  # noqa: BLE001 (the other runs go on)
+            rows[run] = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+        print(name, run, rows[run].get("failed", "done"), flush=True)
+    return {"rows": rows}
+
+
+def spikingjelly(name: str, device: str) -> dict[tuple[str, int], Callable[[Tensor], object]]:
+    """SpikingJelly's own spiking ResNet with IF neurons over 32 steps: all steps layer by layer (m), and step by step
+    (s). Empty where it is not installed or has no such network."""
+    try:
+        functional = importlib.import_module("spikingjelly.activation_based.functional")
+        neuron = importlib.import_module("spikingjelly.activation_based.neuron")
+        networks = importlib.import_module("spikingjelly.activation_based.model.spiking_resnet")
+        make = getattr(networks, f"spiking_{name}")
+    except (ImportError, AttributeError) as error:
+        print(f"SpikingJelly, {name}: left out ({error})")
+        return {}
+    T, calls = 32, {}
+    for mode in ("m", "s"):
+        net = make(spiking_neuron=neuron.IFNode).eval().to(device)
+        functional.set_step_mode(net, mode)
+
+        def run(x: Tensor, net: nn.Module = net, mode: str = mode) -> Tensor:
+            y = net(x.expand(T, *x.shape)).mean(0) if mode == "m" else sum(net(x) for _ in range(T)) / T
+            functional.reset_net(net)
+            return y  # pyright: ignore[reportReturnType]
+
+        calls[f"SpikingJelly, {mode}", T] = run
+    return calls
 
 
 def train(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -219,7 +225,8 @@ def convert(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def parts(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Every part by name, the cheap ones first."""
     yield "tests", lambda: tests(options)
-    yield "speed", lambda: speed(options)
+    for name in SPEED:
+        yield f"speed-{name}", lambda name=name: speed(name, options)
     for name in TRAINED:
         yield f"train-{name}", lambda name=name: train(name, options)
         yield f"convert-{name}", lambda name=name: convert(name, options)
@@ -231,16 +238,15 @@ def rendered(out: Path) -> str:
     lines = [f"Machine: {next(iter(found.values()))['machine']}." if found else "No GPU has run this.", ""]
     if "tests" in found:
         lines += [f"Tests on the GPU: {' '.join(found['tests']['said'])}", ""]
-    if "speed" in found:
-        rows = found["speed"]["rows"]
-        engines = ["network", "count", "parallel", "serial", "serial-if"]
-        lines += [f"ResNet-18, batch {found['speed']['batch']}, {found['speed']['side']}², × the network "
-                  "(milliseconds of the network):", "",
-                  "| T | " + " | ".join(engines[1:]) + " | network, ms |", "|---|" + "---|" * len(engines)]  # fmt: skip
-        for T, row in rows.items():
-            cells = [f"{row[engine]['ratio']:.2f}" if engine in row else "–" for engine in engines[1:]]
-            lines.append(f"| {T} | {' | '.join(cells)} | {row['network']['ms']:.1f} |")
-        lines.append("")
+    for name in SPEED:
+        for run, made in found.get(f"speed-{name}", {"rows": {}})["rows"].items():
+            head = f"**{name}**, {run}"
+            if "failed" in made:
+                lines += [f"{head}: {made['failed']}", ""]
+            else:
+                rows = tuple(SpeedRow(**row) for row in made["rows"])
+                told = {**made, "rows": rows, "left_out": tuple(made["left_out"]), "shape": tuple(made["shape"])}
+                lines += [head, "", parspike.Speed(**told).markdown(), ""]
     lines += ["| network | epochs | seconds | accuracy | T = 1 | T = 2 | T = 4 | T = 8 | weighted, 2 | weighted, 3 |",
               "|---|" + "---|" * 9]  # fmt: skip
     for name in TRAINED:
@@ -278,7 +284,7 @@ def main() -> None:
         if target.exists():
             print(f"{name}: done before")
             continue
-        if name not in ("tests", "speed") and options.data is None:
+        if name.startswith(("train", "convert")) and options.data is None:
             print(f"{name}: left out, it needs --data")
             continue
         start = time.perf_counter()

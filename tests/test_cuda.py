@@ -137,3 +137,47 @@ def test_under_autocast_counts_stay_close() -> None:
         got = snn(x).float()
     own = snn(x)
     assert ((got - own).norm() / own.norm()) < 0.3
+
+
+def test_the_command_line_takes_the_gpu_without_being_asked(tmp_path: Any, monkeypatch: Any) -> None:
+    from typer.testing import CliRunner
+
+    from parspike.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef net():\n    torch.manual_seed(0)\n    return nn.Sequential("
+        "nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10)).eval()\n"
+    )
+    rng = torch.Generator().manual_seed(0)
+    import numpy as np
+
+    images = torch.randint(0, 256, (160, 8, 8), generator=rng, dtype=torch.uint8).numpy()
+    np.savez("data.npz", images=images, labels=np.arange(160) % 10)
+    gpu, moved = torch.cuda.current_device(), []
+    real = torch.nn.Module.to
+    monkeypatch.setattr(nn.Module, "to", lambda self, *a, **k: (moved.append(a), real(self, *a, **k))[1])
+    for words in (
+        "convert nets.py:net --data data.npz -T 4 -o net.parspike --recipe closed-form",
+        "eval net.parspike --data data.npz --against nets.py:net --operations",
+        "sweep nets.py:net --data data.npz -T 2,4 --recipe closed-form",
+        "tune nets.py:net --data data.npz --drop 50 --recipe closed-form",
+        "diagnose net.parspike nets.py:net --data data.npz",
+        "bench speed --network nets.py:net --shape 1,8,8 -T 4 --engines count,serial --rounds 1",
+    ):
+        moved.clear()
+        done = CliRunner().invoke(app, [*words.split(), "--json"])
+        assert done.exit_code in (0, 1), done.output
+        assert "error" not in done.stdout[:20], done.output
+        assert (torch.device("cuda", gpu),) in moved, words
+        on_cpu = CliRunner().invoke(
+            app, [*words.split(), "--json", "--device", "cpu", *(["--force"] if "-o " in words else [])]
+        )
+        assert on_cpu.exit_code == done.exit_code, on_cpu.output
+
+
+def test_speed_counts_memory_and_energy_of_a_gpu() -> None:
+    model, x = made("convnet")
+    found = parspike.speed(model, x[:8], T=(4,), engines=("count", "parallel"), rounds=2, precision="bfloat16")
+    assert all(row.memory_mib is not None and row.memory_mib > 0 for row in found.rows)
+    assert "bfloat16" in found.machine

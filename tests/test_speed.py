@@ -82,3 +82,30 @@ def test_an_engine_that_cannot_run_is_left_out_and_named(tmp_path: Path) -> None
     assert "left out: integer, T=3" in str(made)
     with pytest.raises(OptionError, match="at least 1"):
         parspike.speed(model, x, T=(0,))
+
+
+def test_half_precision_channels_last_and_other_calls() -> None:
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).eval(),
+        torch.rand(4, 3, 6, 6),
+    )
+    seen: list[tuple[torch.dtype, bool]] = []
+
+    def other(y: torch.Tensor) -> torch.Tensor:
+        out = model(y)
+        seen.append((out.dtype, y.is_contiguous(memory_format=torch.channels_last)))
+        return out
+
+    made = parspike.speed(
+        model, x, T=(4,), rounds=2, precision="bfloat16", channels_last=True, beside={("mine", 0): other}
+    )
+    assert [(row.run, row.T) for row in made.rows] == [("network", 0), ("count", 4), ("mine", 0)]
+    assert set(seen) == {(torch.bfloat16, True)}
+    assert "bfloat16, channels last" in made.machine
+    assert all(row.memory_mib is row.joules is None for row in made.rows)  # counted on a GPU alone
+    assert next(model.parameters()).is_contiguous()  # the user's own network keeps its layout
+    with pytest.raises(OptionError, match="batches of images"):
+        parspike.speed(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.rand(2, 3), channels_last=True)
+    with pytest.raises(OptionError, match="choose of float32"):
+        parspike.speed(model, x, precision="half")

@@ -37,6 +37,7 @@ from parspike.version import __version__
 
 __all__ = ["BenchNetwork", "bench"]
 
+MIB = 1 << 20
 ROUNDS, LEAST, MOST = 3, 0.3, 3.0
 """Timed passes of the network and the conversion in turn: so many, more where these took less than `LEAST` seconds,
 fewer where they took `MOST`."""
@@ -122,7 +123,8 @@ class _Work:
         while (key := self._next()) is not None:
             start = time.perf_counter()
             line = self._line(key)
-            self.file.write({**line, "seconds_in_all": time.perf_counter() - start, **made_by()})
+            device = None if self.loaded is None else self.loaded.device
+            self.file.write({**line, "seconds_in_all": time.perf_counter() - start, **made_by(device)})
             lines = self.file.lines()
             done, total = self._state(lines)
             left = self.clock.left(key, time.perf_counter() - start, self._open(lines), self.file.together.size)
@@ -178,6 +180,7 @@ class _Loaded:
     def __init__(self, name: str, source: BenchNetwork) -> None:
         self.name, self.source = name, source
         self.model = source.load().eval()
+        self.device = next((tensor.device for tensor in self.model.state_dict().values()), torch.device("cpu"))
         self.seed: int | None = None
         self.made: Plan | None = None
 
@@ -204,7 +207,7 @@ class _Loaded:
         made, batches, held = self._take(cell.seed)
         recipe = recipe_from_json(cell.to_json()["recipe"])
         kind = recipe.makes or kind_named(cell.neuron)
-        memory = Memory()
+        memory = Memory(self.device)
         ((snn, seconds),) = fitted(
             made, batches, [(cell.T, kind)], recipe=recipe, inputs=self.source.inputs, seed=cell.seed
         )
@@ -356,9 +359,10 @@ def told(line: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, (value, f"fit {line['fit_seconds']:.1f} s")))
 
 
-def made_by() -> dict[str, Any]:
-    """What stands in every line: versions, commit, machine."""
-    return {"versions": {"parspike": __version__, "torch": torch.__version__}, "commit": commit(), "machine": machine()}
+def made_by(device: torch.device | None = None) -> dict[str, Any]:
+    """What stands in every line: versions, commit, machine. device: where the network ran."""
+    versions = {"parspike": __version__, "torch": torch.__version__}
+    return {"versions": versions, "commit": commit(), "machine": machine(device)}
 
 
 @lru_cache
@@ -378,18 +382,24 @@ def commit() -> str | None:
         return None
 
 
-def machine() -> str:
-    """Processor, threads, and the GPU where there is one."""
-    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+def machine(device: torch.device | None = None) -> str:
+    """Processor, threads, and the GPU where the network ran on one."""
+    gpu = [torch.cuda.get_device_name(device)] if device is not None and device.type == "cuda" else []
     return ", ".join((platform.machine(), f"{torch.get_num_threads()} threads", *gpu))
 
 
 class Memory:
-    """How far the memory of this process grows from now on, as Linux counts it."""
+    """How far the memory of this process grows from now on, as Linux counts it; on a GPU the memory of torch's tensors
+    there."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         gc.collect()
         self.before: float | None = None
+        self.gpu = device if device is not None and device.type == "cuda" else None
+        if self.gpu is not None:
+            torch.cuda.reset_peak_memory_stats(self.gpu)
+            self.before = torch.cuda.memory_allocated(self.gpu) / MIB
+            return
         try:
             Path("/proc/self/clear_refs").write_text("5")  # the largest size is counted anew
             self.before = self._status("VmRSS")
@@ -398,6 +408,8 @@ class Memory:
 
     def grown(self) -> float | None:
         """MiB by which the largest size since then exceeds the size at the beginning; None where nobody counts it."""
+        if self.gpu is not None and self.before is not None:
+            return torch.cuda.max_memory_allocated(self.gpu) / MIB - self.before
         try:
             return None if self.before is None else max(0.0, self._status("VmHWM") - self.before)
         except (OSError, StopIteration):

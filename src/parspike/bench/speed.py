@@ -7,6 +7,7 @@ a round, and the median of the ratios is told with the smallest and the largest.
 from __future__ import annotations
 
 import copy
+import importlib
 import platform
 import statistics
 import time
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from parspike.bench.run import Memory
 from parspike.calibrate import Thresholds
 from parspike.convert import convert
 from parspike.errors import OptionError, UnsupportedError
@@ -34,15 +36,20 @@ __all__ = ["ENGINES", "Speed", "SpeedRow", "speed"]
 ENGINES = ("count", "compiled", "integer", "parallel", "serial", "serial-if")
 SLOW = ("parallel", "serial", "serial-if")
 """Whose cost grows with T: they are measured in one round of three."""
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COUNTED = 0.5
+"""Seconds over which a GPU's energy is counted."""
 
 
 @dataclass(frozen=True)
 class SpeedRow:
     """What one way to run costs.
 
-    run: "network", "network, compiled", or the engine. T: time-steps, 0 for the network. seconds: of a batch, the
-    median of the rounds. ratio, least, most: seconds / the network's of the same round: median, smallest and largest.
-    samples: a second. latency: seconds of a batch of one, the median.
+    run: "network", "network, compiled", the engine, or a name of `beside`. T: time-steps, 0 for the network. seconds:
+    of a batch, the median of the rounds. ratio, least, most: seconds / the network's of the same round, the median,
+    smallest and largest. to_compiled: the median ratio to the compiled network, where it ran. samples: a second.
+    latency: seconds of a batch of one, the median. memory_mib: by how much the tensors on a GPU grow at most during a
+    batch. joules: of a sample, as the GPU counts its energy, what it takes at rest included. Both None without a GPU.
     """
 
     run: str
@@ -53,6 +60,9 @@ class SpeedRow:
     most: float
     samples: float
     latency: float
+    to_compiled: float | None = None
+    memory_mib: float | None = None
+    joules: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,12 @@ class Speed:
              f"{row.samples:.3g}", f"{1000 * row.latency:.3g}"]
             for row in self.rows
         ]  # fmt: skip
+        for name, title in (("to_compiled", "/ compiled"), ("memory_mib", "memory, MiB"), ("joules", "J/sample")):
+            values = [getattr(row, name) for row in self.rows]
+            if any(value is not None for value in values):
+                head.append(title)
+                for cells, value in zip(rows, values, strict=True):
+                    cells.append("–" if value is None else f"{value:.2f}" if name == "to_compiled" else f"{value:.3g}")
         sizes = "×".join(map(str, self.shape))
         remarks = [
             f"ratio: to the network's time in the same round, median of {self.rounds}; batch {self.batch} of {sizes}",
@@ -139,17 +155,20 @@ class Speed:
 @torch.no_grad()
 def speed(
     model: nn.Module, x: Tensor, *, T: Sequence[int] = (4, 32, 256), engines: Sequence[str] = ("count",),
-    compiled: bool = False, rounds: int = 7, cpu_time: bool = False,
+    compiled: bool = False, rounds: int = 7, cpu_time: bool = False, precision: str = "float32",
+    channels_last: bool = False, beside: Mapping[tuple[str, int], Callable[[Tensor], object]] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Speed:  # fmt: skip
-    """Time and latency of a network and of its conversions, in one run.
+    """Time, latency, and on a GPU memory and energy, of a network and of its conversions, in one run.
 
     x: a batch (B, …); thresholds are its largest currents, since weights and thresholds do not change what a run costs.
     engines: of "count", "compiled" (`snn.compile()`), "integer" (in whole numbers of 8 bits), "parallel", "serial" and
     "serial-if"; the last three take as many passes as there are time-steps and are measured in every third round.
     compiled: also the network under torch.compile. cpu_time: seconds are those that this process computed, all threads
-    together: on a machine that others use too, with one thread. Raises `OptionError` on an unknown engine, a T or a
-    number of rounds below 1.
+    together: on a machine that others use too, with one thread. precision: "bfloat16" or "float16" runs all under
+    `torch.autocast`, the network too; whole numbers are as before. channels_last: images in memory as (B, H, W, C), for
+    all. beside: more calls, by name and T (0 for none), such as another library's network; each takes the batch.
+    Raises `OptionError` on an unknown engine or precision, a T or a number of rounds below 1.
     """
     for engine in engines:
         if engine not in ENGINES:
@@ -157,28 +176,70 @@ def speed(
     for name, numbers in (("T", T), ("rounds", (rounds,))):
         if not numbers or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
             raise OptionError(f"{name} must be whole numbers of at least 1, got {numbers!r}")
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision '{precision}' is unknown: choose of {', '.join(PRECISIONS)}")
+    if channels_last and x.ndim != 4:
+        raise OptionError(f"channels_last is for batches of images (B, C, H, W), and this one is {tuple(x.shape)}")
     model = model.eval()
+    if channels_last:
+        model, x = _channels_last(copy.deepcopy(model)), x.contiguous(memory_format=torch.channels_last)
     calls: dict[tuple[str, int], Callable[[Tensor], object]] = {("network", 0): model}
     if compiled:
         calls["network, compiled", 0] = torch.compile(model)
     left_out: list[str] = []
     for steps in T:
         snn = convert(model, x, T=steps, recipe=Thresholds(mode="max"))
-        calls |= _engines(snn, x, engines, left_out)
+        calls |= _engines(_channels_last(snn) if channels_last else snn, x, engines, left_out)
+    calls |= beside or {}
     clock = time.process_time if cpu_time else time.perf_counter
-    times = _interleaved(calls, x, rounds, clock, progress)
-    single = _interleaved(calls, x[:1], min(rounds, 3), clock, progress)
-    network = times["network", 0]
+    autocast = torch.autocast(x.device.type, PRECISIONS[precision], enabled=precision != "float32")
+    with autocast:
+        times = _interleaved(calls, x, rounds, clock, progress)
+        single = _interleaved(calls, x[:1], min(rounds, 3), clock, progress)
+        cost = {key: _on_gpu(call, x) if x.is_cuda else (None, None) for key, call in calls.items()}
     rows = []
-    for run, steps in calls:
-        now = times[run, steps]
-        ratios = sorted(now[n] / network[n] for n in now)
+    for key, now in times.items():
+        ratios = _ratios(now, times["network", 0])
+        own = _ratios(now, times["network, compiled", 0]) if compiled and "compiled" in key[0] else ()
         seconds = statistics.median(now.values())
         rows.append(
-            SpeedRow(run, steps, seconds, statistics.median(ratios), ratios[0], ratios[-1], len(x) / seconds,
-                     statistics.median(single[run, steps].values()))
+            SpeedRow(*key, seconds, statistics.median(ratios), ratios[0], ratios[-1], len(x) / seconds,
+                     statistics.median(single[key].values()), statistics.median(own) if own else None, *cost[key])
         )  # fmt: skip
-    return Speed(tuple(rows), len(x), tuple(x.shape[1:]), rounds, _machine(cpu_time), tuple(left_out))
+    how = [word for word, said in ((precision, precision != "float32"), ("channels last", channels_last)) if said]
+    machine = ", ".join((_machine(x.device, cpu_time), *how))
+    return Speed(tuple(rows), len(x), tuple(x.shape[1:]), rounds, machine, tuple(left_out))
+
+
+def _channels_last(network: Any) -> Any:
+    return network.to(memory_format=torch.channels_last)
+
+
+def _ratios(times: Mapping[int, float], base: Mapping[int, float]) -> list[float]:
+    """Seconds over another call's seconds in the same round, from the smallest on."""
+    return sorted(seconds / base[number] for number, seconds in times.items())
+
+
+def _on_gpu(call: Callable[[Tensor], object], x: Tensor) -> tuple[float, float | None]:
+    """MiB by which the tensors on the GPU grow at most during a batch, and joules of a sample: what the GPU has
+    counted over half a second of batches, None where `pynvml` is not installed or the GPU does not count."""
+    memory = Memory(x.device)
+    call(x)
+    torch.cuda.synchronize(x.device)
+    grown = memory.grown() or 0.0
+    try:
+        pynvml = importlib.import_module("pynvml")
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(x.device).uuid}")
+        before, batches, start = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu), 0, time.perf_counter()
+        while time.perf_counter() - start < COUNTED:
+            call(x)
+            torch.cuda.synchronize(x.device)
+            batches += 1
+        spent = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) - before  # in thousandths of a joule
+    except Exception:  # noqa: BLE001 (a driver without such a counter raises errors of pynvml's own)
+        return grown, None
+    return grown, spent / 1000 / batches / len(x)
 
 
 def _engines(
@@ -222,8 +283,10 @@ def _interleaved(
     return times
 
 
-def _machine(cpu_time: bool) -> str:
-    """Processor, threads, kernels, torch and the clock, in one line."""
+def _machine(device: torch.device, cpu_time: bool) -> str:
+    """Processor or GPU, threads, kernels, torch and the clock, in one line."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from parspike.cli import checks, console, processes
-from parspike.cli.options import HOW, OUT, TABLES, Force, Json
+from parspike.cli.options import HOW, OUT, TABLES, DeviceOption, Force, Json, check_device, device_of
 from parspike.errors import FileError, OptionError
 
 if TYPE_CHECKING:
+    import torch
+
     from parspike import Bench, BenchNetwork
     from parspike.cli.images import Images
 
@@ -94,6 +96,14 @@ def bench(
         bool,
         typer.Option("--cpu-time", help="seconds of this process, where others use the machine", rich_help_panel=SPEED),
     ] = False,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="of the network and of all engines but integer, by torch.autocast", rich_help_panel=SPEED),
+    ] = "float32",
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="images in memory as (B, H, W, C)", rich_help_panel=SPEED)
+    ] = False,
+    device: DeviceOption = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -101,8 +111,11 @@ def bench(
     time and latency of every engine beside the network's own."""
     if (file == "speed") != (network is not None):
         raise OptionError("`parspike bench speed --network SPEC` measures the speed of a network's engines")
+    check_device(device)
     if network is not None:
-        _speed(network, shape, T, engines, batch, rounds, cpu_time, list(dict.fromkeys(out or ())), force, json)
+        files = list(dict.fromkeys(out or ()))
+        how = {"rounds": rounds, "cpu_time": cpu_time, "precision": precision, "channels_last": channels_last}
+        _speed(network, shape, T, engines, batch, how, device, files, force, json)
         return
     files, pages = list(dict.fromkeys(out or ())), list(dict.fromkeys(render or ()))
 
@@ -130,7 +143,7 @@ def bench(
         with console.progress("bench") as progress:
             found = parspike.bench(
                 chosen,
-                {name: _network(chosen, name, file) for name in names},
+                {name: _network(chosen, name, file, device_of(device)) for name in names},
                 lines,
                 only=words,
                 retry=retry,
@@ -149,7 +162,7 @@ def bench(
 
 
 def _speed(
-    spec: str, shape: str | None, T: str, engines: str, batch: int, rounds: int, cpu_time: bool, files: list[str],
+    spec: str, shape: str | None, T: str, engines: str, batch: int, how: dict[str, Any], device: str, files: list[str],
     force: bool, json: bool,
 ) -> None:  # fmt: skip
     checks.tables(files, force)
@@ -168,17 +181,16 @@ def _speed(
     zeros = found.zeros(shape)
     if not isinstance(zeros, torch.Tensor) or not zeros.is_floating_point():
         raise OptionError(f"{spec}: speed is measured for networks with one input of real numbers")
-    x = torch.randn(batch, *zeros.shape[1:], generator=torch.Generator().manual_seed(0))
+    x, where = torch.randn(batch, *zeros.shape[1:], generator=torch.Generator().manual_seed(0)), device_of(device)
     with console.progress("speed") as progress:
         made = parspike.speed(
-            found.model,
-            x,
+            found.model.to(where),
+            x.to(where),
             T=steps,
             engines=names,
             compiled="compiled" in names,
-            rounds=rounds,
-            cpu_time=cpu_time,
             progress=progress,
+            **how,
         )
     for name in files:
         made.save(name, force=force)
@@ -191,7 +203,7 @@ def _results(file: str, chosen: Bench) -> Path:
     return Path(file).with_suffix(".jsonl") if Path(file).suffix else Path(f"{chosen.name}.jsonl")
 
 
-def _network(chosen: Bench, name: str, file: str) -> BenchNetwork:
+def _network(chosen: Bench, name: str, file: str, device: torch.device) -> BenchNetwork:
     """A network of the bench, which is loaded when its first cell begins. What is missing is said at once."""
     import parspike
     from parspike.cli.images import open_images
@@ -220,11 +232,12 @@ def _network(chosen: Bench, name: str, file: str) -> BenchNetwork:
         known[:] = [load_network(spec, weights)]
         if known[0].random_weights:
             console.warn(f"{place}: {table.spec} has random weights: give trained ones with weights = FILE")
-        return known[0].model
+        return known[0].model.to(device)
 
     def images(source: str, **how: Any) -> Images:
         base = (known[0].preprocess if known else None) or Preprocessing()
-        return open_images(source, replace(base, **said), batch_size=table.batch_size, **how)
+        found = open_images(source, replace(base, **said), batch_size=table.batch_size, **how)
+        return replace(found, device=device)
 
     def fit(seed: int) -> Images:
         return images(calibration, prefer="train", limit=table.calibration_images, shuffle=True, seed=seed)

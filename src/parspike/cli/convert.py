@@ -25,11 +25,11 @@ from parspike.cli.options import (
     EncodeOption,
     Fast,
     Force,
-    ImageOptions,
     Json,
     Keep,
     NeuronOption,
     RecipeOption,
+    RunOptions,
     Spec,
     Split,
     Strict,
@@ -86,7 +86,7 @@ def convert(
     calibration_images: CalibrationImages = 1024,
     split: Split = None,
     *,
-    options: ImageOptions,
+    options: RunOptions,
     devices: processes.Processes = 1,
     force: Force = False,
     json: Json = False,
@@ -126,7 +126,7 @@ def convert(
     with console.progress("calibrating") as progress, explained(images):
         try:
             snn = parspike.convert(
-                network.model,
+                network.model if images is None else options.placed(network.model),
                 calibration=None if images is None else images.batches(),
                 T=T,
                 neuron=kind_of(neuron, code),

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from parspike.cli import checks, console
-from parspike.cli.options import NET, OUT, DataOption, Force, ImageOptions, Json, Limit, Split, Weights, spread
+from parspike.cli.options import NET, OUT, DataOption, Force, Json, Limit, RunOptions, Split, Weights, spread
 from parspike.errors import OptionError
 
 __all__ = ["diagnose"]
@@ -40,7 +40,7 @@ def diagnose(
     split: Split = None,
     limit: Limit = 256,
     *,
-    options: ImageOptions,
+    options: RunOptions,
     force: Force = False,
     json: Json = False,
 ) -> None:  # fmt: skip
@@ -60,8 +60,10 @@ def diagnose(
     from parspike.cli.preprocess import remembered
     from parspike.cli.spec import load
 
-    snn = parspike.load(file)
+    snn = options.placed(parspike.load(file))
     network = load(spec, weights) if spec else None
+    if network is not None:
+        options.placed(network.model)
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))
     images = options.open(data, preprocess, split=split, prefer="test", limit=limit, shuffle=True)
     with console.progress("diagnosing") as progress, explained(images):

@@ -17,9 +17,9 @@ from parspike.cli.options import (
     NET,
     OUT,
     DataOption,
-    ImageOptions,
     Json,
     Limit,
+    RunOptions,
     Split,
     Weights,
     spread,
@@ -93,7 +93,7 @@ def evaluate(
     split: Split = None,
     limit: Limit = None,
     *,
-    options: ImageOptions,
+    options: RunOptions,
     devices: processes.Processes = 1,
     json: Json = False,
 ) -> None:
@@ -128,11 +128,13 @@ def evaluate(
     from parspike.cli.spec import load
 
     table = None if energy is None else parspike.Energy.named(energy)
-    snn = parspike.load(file, T=T)
+    snn = options.placed(parspike.load(file, T=T))
     engine = engine or ("over-time" if snn.over_time else "count")
     if compiled:
         snn.compile()
     network = load(against, weights) if against else None
+    if network is not None:
+        options.placed(network.model)
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))
     images = options.open(data, preprocess, split=split, prefer="test", limit=limit)
     head = images.preprocess.text.head if images.preprocess.text else None
@@ -172,6 +174,15 @@ def evaluate(
     console.result(json, answer, "\n\n".join(str(part) for part in (text, report, bench) if part))
 
 
+def _ended(x: Tensor) -> float:
+    """The time when a GPU has computed what it was asked for; calls return before."""
+    if x.is_cuda:
+        import torch
+
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter()
+
+
 class _Score:
     """Sums over batches; a share is None where it cannot be told."""
 
@@ -204,7 +215,7 @@ class _Score:
             snn.run(x if snn.compiled else x[:1], engine=engine, record=snn.compiled)
         start = time.perf_counter()
         run = snn.run(x, engine=engine, record=True)
-        self.seconds += time.perf_counter() - start
+        self.seconds += _ended(x) - start
         self.images += len(x)
         # In float64 sums of counts are exact, so they do not depend on their order and on which process formed them.
         for layer, sent in run.sent.items():
@@ -215,7 +226,7 @@ class _Score:
             start = time.perf_counter()
             with torch.inference_mode():
                 output = network.model(x)
-            self.seconds_network += time.perf_counter() - start
+            self.seconds_network += _ended(x) - start
             self.compared = True
         if self.language is not None:
             self.language.add(run.logits, x, output)

@@ -37,8 +37,8 @@ LOOK = 1000
 class Images:
     """Batches (x, y) of preprocessed images; iterate as often as you like, the order is always the same.
 
-    x is (B, C, H, W) float32 and y (B,) int64, or None where the source has no labels. `broken` names the
-    files that were left out because they could not be decoded (only with `skip_broken`).
+    x is (B, C, H, W) float32 and y (B,) int64, or None where the source has no labels; both lie on `device`. `broken`
+    names the files that were left out because they could not be decoded (only with `skip_broken`).
     """
 
     source: Source
@@ -48,6 +48,7 @@ class Images:
     shuffle: bool = False
     seed: int = 0
     skip_broken: bool = False
+    device: torch.device | str = "cpu"
     broken: list[str] = field(default_factory=list, init=False)
     _first: tuple[torch.Size, str] | None = field(default=None, init=False)
 
@@ -141,8 +142,6 @@ class Images:
         return f"; {number} of {of} cannot be decoded, parspike data check names them"
 
     def _read(self, order: Sequence[int]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        import torch
-
         labels = self.source.labels
         xs: list[Tensor] = []
         ys: list[int] = []
@@ -163,10 +162,16 @@ class Images:
             if labels is not None:
                 ys.append(int(labels[index]))
             if len(xs) == self.batch_size:
-                yield torch.stack(xs), torch.tensor(ys) if labels is not None else None
+                yield self._batch(xs, ys)
                 xs, ys = [], []
         if xs:
-            yield torch.stack(xs), torch.tensor(ys) if labels is not None else None
+            yield self._batch(xs, ys)
+
+    def _batch(self, xs: list[Tensor], ys: list[int]) -> tuple[Tensor, Tensor | None]:
+        import torch
+
+        x = torch.stack(xs).to(self.device)
+        return x, None if self.source.labels is None else torch.tensor(ys, device=self.device)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ torch is imported inside the functions, so that `--help` answers at once, and af
 from __future__ import annotations
 
 import inspect
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -18,10 +20,12 @@ from parspike.cli.console import Panel
 from parspike.errors import FileError, OptionError
 
 if TYPE_CHECKING:
+    import torch
+
     from parspike.cli.images import Images
     from parspike.cli.preprocess import Preprocessing, Text
 
-__all__ = ["ImageOptions", "kept", "recipe_of", "spread", "starting"]
+__all__ = ["ImageOptions", "RunOptions", "device_of", "kept", "recipe_of", "spread", "starting"]
 
 MAX_T = 1 << 24
 """A copy of `parspike.neurons.MAX_T`, whose module imports torch; a test compares the two."""
@@ -174,6 +178,15 @@ SkipBroken = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="chooses which images, and their order", rich_help_panel=DATA)]
 Force = Annotated[bool, typer.Option("--force", help="write over FILE if it exists", rich_help_panel=OUT)]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="where the network runs: cpu, cuda, cuda:1, mps; auto: an NVIDIA GPU where torch sees one, else cpu",
+        autocompletion=starting("auto", "cpu", "cuda", "mps"),
+        rich_help_panel=Panel.DEVICES,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -227,17 +240,63 @@ class ImageOptions:
         )
 
 
+@dataclass(frozen=True)
+class RunOptions(ImageOptions):
+    """The same of a command whose networks may run on a GPU."""
+
+    device: DeviceOption = "auto"
+
+    def __post_init__(self) -> None:
+        check_device(self.device)
+
+    def placed(self, network: Any) -> Any:
+        """The network or tensor where --device says."""
+        return network.to(device_of(self.device))
+
+    def open(self, data: str, preprocess: Preprocessing, **chosen: Any) -> Images:
+        """As that of `ImageOptions`; the batches lie where --device says."""
+        return replace(super().open(data, preprocess, **chosen), device=device_of(self.device))
+
+
+def check_device(name: str) -> None:
+    """Refuse what names no device, before torch is imported."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise OptionError(f"--device {name}: choose auto, cpu, cuda, cuda:1 (the second of several) or mps")
+
+
+def device_of(name: str) -> torch.device:
+    """The device that --device names. Processes that share a command's work take the GPUs in turn. Raises `OptionError`
+    for one that torch does not see."""
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if found else "cpu"
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise OptionError("--device mps: torch sees no Apple GPU here; give --device cpu, or leave it out")
+    if not name.startswith("cuda"):
+        return torch.device(name)
+    number = int(name.partition(":")[2] or int(os.environ.get("LOCAL_RANK", "0")) % max(found, 1))
+    if number >= found:
+        seen = f"torch sees {found} of them, from cuda:0 on" if found else "torch sees no NVIDIA GPU here"
+        raise OptionError(f"--device {name}: {seen}; give --device cpu, or leave it out")
+    return torch.device("cuda", number)
+
+
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """The command for typer: each field of `ImageOptions` is an option where the parameter `options` stands."""
-    fields = inspect.signature(ImageOptions, eval_str=True).parameters
+    """The command for typer: each field of `ImageOptions`, or `RunOptions`, is an option where the parameter `options`
+    stands."""
+    signature = inspect.signature(command, eval_str=True)
+    kind = signature.parameters["options"].annotation
+    fields = inspect.signature(kind, eval_str=True).parameters
     parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        found = fields.values() if parameter.annotation is ImageOptions else (parameter,)
+    for parameter in signature.parameters.values():
+        found = fields.values() if parameter.annotation is kind else (parameter,)
         parameters += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in found]
 
     @wraps(command)
     def run(**given: Any) -> None:
-        options = ImageOptions(**{name: given.pop(name) for name in fields})
+        options = kind(**{name: given.pop(name) for name in fields})
         command(options=options, **given)
 
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

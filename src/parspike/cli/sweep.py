@@ -20,11 +20,11 @@ from parspike.cli.options import (
     DataOption,
     Fast,
     Force,
-    ImageOptions,
     Json,
     Limit,
     NeuronOption,
     RecipeOption,
+    RunOptions,
     Spec,
     Split,
     Weights,
@@ -82,7 +82,7 @@ def sweep(
     split: Split = None,
     limit: Limit = None,
     *,
-    options: ImageOptions,
+    options: RunOptions,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -119,7 +119,7 @@ def sweep(
         check_apart(calibration, images, data, items)
     with console.progress("sweep") as progress, explained(images):
         found = parspike.sweep(
-            network.model,
+            options.placed(network.model),
             images,
             items,
             T=steps,

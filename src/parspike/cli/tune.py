@@ -18,10 +18,10 @@ from parspike.cli.options import (
     DataOption,
     Fast,
     Force,
-    ImageOptions,
     Json,
     NeuronOption,
     RecipeOption,
+    RunOptions,
     Spec,
     Split,
     Weights,
@@ -79,7 +79,7 @@ def tune(
     calibration_images: CalibrationImages = 1024,
     split: Split = None,
     *,
-    options: ImageOptions,
+    options: RunOptions,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -102,7 +102,7 @@ def tune(
     images = options.open(data, preprocess, split=split, prefer="train", limit=calibration_images, shuffle=True)
     with console.progress("tuning") as progress, explained(images):
         found = parspike.tune(
-            network.model,
+            options.placed(network.model),
             images,
             drop=drop,
             measure=measure,
