@@ -62,7 +62,7 @@ def load(path: str | Path, *, T: int | None = None, dt: float | None = None) -> 
         json.dumps(body, ensure_ascii=False).encode()  # refuses half characters, which could not be shown
         return network_from_json(body, tensors)
     except FileError as error:
-        raise FileError(f"'{path}': {error}") from error
+        raise FileError(f"'{path}': {str(error)[:1000]}") from error
     except MemoryError as error:
         raise FileError(f"'{path}' does not fit into memory") from error
     except OSError as error:

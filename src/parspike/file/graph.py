@@ -62,7 +62,7 @@ def _decode(value: Any, depth: int = 0) -> Any:
     if not isinstance(value, dict):
         return value
     if len(value) != 1:
-        raise FileError(f"a value has the kinds {sorted(value)}, expected one")
+        raise FileError(f"a value has the kinds {sorted(value)}"[:200] + ", expected one")
     ((kind, content),) = value.items()
     if kind == "tuple":
         return tuple(_decode(expect(content, list, kind), depth + 1))
@@ -77,7 +77,7 @@ def _decode(value: Any, depth: int = 0) -> Any:
         return _size(content)
     if kind == "device" and content is None:
         return Device()
-    text = expect(content, str, f"a {kind}")
+    text = expect(content, str, f"a {kind[:80]}")
     if kind == "ref":
         return Ref(text)
     if kind == "param":
@@ -220,5 +220,7 @@ def _node(item: Any, known: set[str]) -> Node:
     keywords = expect(_decode(kwargs), dict, f"the keywords of node '{name}'")
     if not all(isinstance(key, str) for key in keywords):
         raise FileError(f"a keyword of node '{name}' is no text")
+    if keywords.get("pin_memory"):
+        raise FileError(f"node '{name}' asks for pinned memory, which not every machine has")
     made = tuple(_decode(args))
     return Node(name, target, made, keywords, Role(role), layer, source, shape, dims, reason)

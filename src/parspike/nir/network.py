@@ -44,8 +44,10 @@ def network(found: Found, T: int | None, dt: float | None, plain: bool = False) 
         raise OptionError("the file does not say for how many time-steps it runs: load it with T=8, or as many as fit")
     steps = _whole(steps, 1, MAX_T, "T")
     stated = dt if dt is not None else ours.get("dt")
-    if stated is not None and not (isinstance(stated, (int, float, np.number, np.ndarray)) and 0 < float(stated) < 1e9):
-        raise OptionError(f"dt must be the seconds of a step, above 0, got {stated!r}")
+    if isinstance(stated, np.ndarray) and stated.size == 1:
+        stated = stated.item()
+    if stated is not None and not (isinstance(stated, (int, float, np.number)) and 0 < float(stated) < 1e9):
+        raise OptionError(f"dt must be the seconds of a step, above 0, got {str(stated)[:40]}")
     order = _order(found)
     maker = _Maker(found, None if stated is None else float(stated), bool(ours))
     for name in order:
