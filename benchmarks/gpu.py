@@ -1,6 +1,6 @@
 """What a machine with a GPU is asked for, in at most eight minutes: `make gpu`.
 
-    python benchmarks/gpu.py --pack ../shared/data/cifar10-jpeg.zip cifar10-mosaics.zip     # before: 62 MB become 26
+    python benchmarks/gpu.py --pack ../shared/data/cifar10-jpeg.zip cifar10-mosaics.zip     # before: 62 MB become 30
     python benchmarks/gpu.py --data cifar10-mosaics.zip --out gpu-results                   # there
     python benchmarks/gpu.py --out gpu-results --render docs/results.md                     # after
     python benchmarks/gpu.py --data cifar10-mosaics.zip --out /tmp/try --device cpu --steps 1   # one step of each part
