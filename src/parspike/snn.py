@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from parspike import engines
-from parspike.engines import Run
+from parspike.engines import PACKED, Record, Run
 from parspike.engines.stages import Stages, check_chunk
 from parspike.errors import InputError, OptionError, ParspikeWarning, UnsupportedError
 from parspike.graph import Graph, leaves
@@ -149,17 +149,17 @@ class SNN(nn.Module):
         """Whether `compile` was called."""
         return self._compiled is not None
 
-    def _count(self, env: dict[str, Any], record: bool) -> tuple[Any, Any]:
+    def _count(self, env: dict[str, Any], record: Record) -> tuple[Any, Any]:
         return engines.counted(self, env, self._pass, record=record)
 
-    def _passed(self, env: dict[str, Any], record: bool) -> Run:
+    def _passed(self, env: dict[str, Any], record: Record) -> Run:
         """A run of the count engine, compiled if `compile` was called."""
         if self._compiled is None or torch.compiler.is_compiling():
             return engines.count(self, env, self._pass, record=record)
         for x in env.values():
             torch._dynamo.maybe_mark_dynamic(x, 0)
-        logits, counts = self._compiled(env, record)
-        return engines.recorded(logits, self, "count", counts)
+        logits, kept = self._compiled(env, record)
+        return engines.recorded(logits, self, "count", kept)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_compiled": None, "_parts": {}}  # of this process alone
@@ -202,13 +202,15 @@ class SNN(nn.Module):
         self,
         *args: Tensor,
         engine: str | None = None,
-        record: bool = False,
+        record: Record = False,
         every_step: bool = False,
         chunk: int | None = None,
         **kwargs: Tensor,
     ) -> Run:
         """Run a batch (B, …) and return logits and, with record=True, counts and spike trains by layer.
 
+        record: True keeps counts, which trains are made from when they are asked for; "packed" keeps the trains of
+        parallel neurons as bits (`run.packed`), which each layer writes in one step for all T, up to 8 times smaller.
         engine: of parallel neurons "count", one pass (the default); "parallel", all spike trains with time in the
         batch; "serial", the same trains step by step; all with the same results; and "serial-if", the twin with
         soft-reset IF neurons. Networks in whole numbers (`parspike.lower.integers`) also have "integer": `count` on
@@ -242,6 +244,13 @@ class SNN(nn.Module):
                 "parspike.lower.integers(snn, images), or `parspike lower`, makes one of it"
             )
         check_chunk(chunk)
+        if not isinstance(record, bool) and record != PACKED:
+            raise OptionError(f"record must be True, False or 'packed', got {record!r}")
+        if record == PACKED and engine in (engines.OVER_TIME, "serial-if"):
+            raise OptionError(
+                f"record='packed' is for parallel neurons, whose trains follow from their counts, and engine '{engine}' "
+                "fires step by step: give record=True"
+            )
         env = self._inputs(args, kwargs)
         options = {"chunk": chunk, "record": record, "every_step": every_step}
         twins = self._twin() if engine == "serial-if" else {}

@@ -9,7 +9,7 @@ is compared with.
 
 from __future__ import annotations
 
-from parspike.engines.base import ENGINES, OVER_TIME, Network, Run, recorded
+from parspike.engines.base import ENGINES, OVER_TIME, PACKED, Network, Record, Run, recorded
 from parspike.engines.count import Pass, count, counted
 from parspike.engines.integer import integer
 from parspike.engines.memory import in_parts, memory_of
@@ -19,9 +19,11 @@ from parspike.engines.stages import parallel, serial
 __all__ = [
     "ENGINES",
     "OVER_TIME",
+    "PACKED",
     "Block",
     "Network",
     "Pass",
+    "Record",
     "Run",
     "Watch",
     "changing",

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from parspike.errors import OptionError
 from parspike.graph import Graph
-from parspike.neurons import Neuron, SpikingLayer
+from parspike.neurons import Neuron, PackedTrains, SpikingLayer
 
-__all__ = ["ENGINES", "OVER_TIME", "Network", "OnDemand", "Run"]
+__all__ = ["ENGINES", "OVER_TIME", "PACKED", "Network", "OnDemand", "Record", "Run", "kept_of", "recorded"]
 
 ENGINES = ("count", "parallel", "serial", "serial-if", "integer")
 """Of parallel neurons; neurons with a state have one, `OVER_TIME`. The last runs networks in whole numbers alone."""
 OVER_TIME = "over-time"
+PACKED = "packed"
+Record = bool | Literal["packed"]
+"""What is kept of the spikes: nothing, counts (or all trains, of neurons with a state), or trains as bits."""
 
 
 class Network(Protocol):
@@ -47,16 +50,17 @@ class Run:
 
     With record=True also, by layer name: counts (B, …), what a neuron counted; sent (B, …), the spikes it sent, fewer
     than its count where the code is not sorted; spikes, bool (T, B, …), or int8 where neurons take
-    spikes back (−1) or send several in one step.
-    Without it they raise `OptionError`. With every_step=True logits are those after each step, (T, B, …).
+    spikes back (−1) or send several in one step. With record="packed" also packed, `PackedTrains`, which the others are
+    then made from. Without it they raise `OptionError`. With every_step=True logits are those after each step, (T, B, …).
     """
 
     def __init__(
         self, logits: Any, T: int, engine: str, *, counts: Mapping[str, Tensor] | None = None,
         spikes: Mapping[str, Tensor] | None = None, sent: Mapping[str, Tensor] | None = None,
-        lines: Mapping[str, int] | None = None,
+        packed: Mapping[str, PackedTrains] | None = None, lines: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self.logits, self.T, self.engine, self.lines = logits, T, engine, dict(lines or {})
+        self._packed = packed
         self._recorded = {"counts": counts, "spikes": spikes, "sent": sent}
 
     @property
@@ -86,6 +90,18 @@ class Run:
     def sent(self) -> Mapping[str, Tensor]:
         """The number of spikes sent, (B, …) by layer."""
         return self._get("sent")
+
+    @property
+    def as_bits(self) -> bool:
+        """Whether packed trains were kept."""
+        return self._packed is not None
+
+    @property
+    def packed(self) -> Mapping[str, PackedTrains]:
+        """The spike trains as bits, by layer."""
+        if self._packed is None:
+            raise OptionError("this run kept no packed trains: they need snn.run(x, record='packed')")
+        return self._packed
 
     @property
     def firing_rate(self) -> dict[str, float]:
@@ -120,35 +136,52 @@ def _shapes(value: Any) -> str:
 
 @dataclass(frozen=True)
 class OnDemand(Mapping[str, Tensor]):
-    """A mapping whose values are made from counts at each look-up: all trains at once would take T times the memory."""
+    """A mapping whose values are made from counts or packed trains at each look-up: all trains at once would take T
+    times the memory."""
 
-    counts: Mapping[str, Tensor]
-    expand: Mapping[str, Callable[[Tensor], Tensor]]
+    kept: Mapping[str, Any]
+    expand: Mapping[str, Callable[[Any], Tensor]]
 
     def __getitem__(self, layer: str) -> Tensor:
-        return self.expand[layer](self.counts[layer])
+        return self.expand[layer](self.kept[layer])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.counts)
+        return iter(self.kept)
 
     def __len__(self) -> int:
-        return len(self.counts)
+        return len(self.kept)
 
     def __repr__(self) -> str:
-        return f"OnDemand({', '.join(self.counts)})"
+        return f"OnDemand({', '.join(self.kept)})"
 
 
-def recorded(logits: Any, net: Network, engine: str, counts: Mapping[str, Tensor] | None) -> Run:
-    """The run, with counts by layer name instead of node name, and trains made from them on demand. counts: None if the
-    caller did not ask for a record."""
-    if counts is None:
+def kept_of(neuron: Neuron, count: Tensor, record: Record) -> Tensor | PackedTrains:
+    """What a run keeps of neurons that counted `count`."""
+    return neuron.pack(count) if record == PACKED else count
+
+
+def recorded(logits: Any, net: Network, engine: str, kept: Mapping[str, Tensor | PackedTrains] | None) -> Run:
+    """The run, with what was kept by layer name instead of node name, and trains made from it on demand.
+
+    kept: counts, or packed trains; None if the caller did not ask for a record.
+    """
+    if kept is None:
         return Run(logits, net.T, engine)
     layer = {node.name: node.layer for node in net.graph.neurons}
-    neurons = net.counting()
+    neurons = {layer[name]: neuron for name, neuron in net.counting().items()}
+    held = {layer[name]: value for name, value in kept.items()}
+    lines = {name: neuron.lines for name, neuron in neurons.items()}
+    packed = {name: value for name, value in held.items() if isinstance(value, PackedTrains)}
+    if packed:
+        return Run(
+            logits, net.T, engine, lines=lines, packed=packed,
+            counts=OnDemand(packed, {name: neuron.counted for name, neuron in neurons.items()}),
+            spikes=OnDemand(packed, dict.fromkeys(packed, PackedTrains.unpack)),
+            sent=OnDemand(packed, dict.fromkeys(packed, PackedTrains.sent)),
+        )  # fmt: skip
+    counts = {name: value for name, value in held.items() if isinstance(value, Tensor)}
     return Run(
-        logits, net.T, engine,
-        counts=(counts := {layer[name]: count for name, count in counts.items()}),
-        spikes=OnDemand(counts, {layer[name]: neuron.spikes for name, neuron in neurons.items()}),
-        sent=OnDemand(counts, {layer[name]: neuron.sent for name, neuron in neurons.items()}),
-        lines={layer[name]: neuron.lines for name, neuron in neurons.items()},
+        logits, net.T, engine, lines=lines, counts=counts, packed=None if counts else {},
+        spikes=OnDemand(counts, {name: neuron.spikes for name, neuron in neurons.items()}),
+        sent=OnDemand(counts, {name: neuron.sent for name, neuron in neurons.items()}),
     )  # fmt: skip

@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from parspike.engines.base import Network, Run, recorded
+from parspike.engines.base import PACKED, Network, Record, Run, recorded
 from parspike.graph import Graph, Node, Schedule, Stream, walk
 from parspike.graph.ir import Ref
-from parspike.neurons import joined
+from parspike.neurons import PackedTrains, joined
 
 __all__ = ["Pass", "count", "counted"]
 
@@ -78,25 +78,29 @@ def _read_once(graph: Graph, readers: Mapping[str, Sequence[Node]], node: Node) 
     return len(readers[node.name]) == 1 and node.name not in graph.outputs
 
 
-def count(net: Network, env: dict[str, Any], how: Pass, *, record: bool = False) -> Run:
+def count(net: Network, env: dict[str, Any], how: Pass, *, record: Record = False) -> Run:
     """One pass for the inputs in `env`."""
     logits, counts = counted(net, env, how, record=record)
     return recorded(logits, net, "count", counts)
 
 
 def counted(
-    net: Network, env: dict[str, Any], how: Pass, *, record: bool = False
-) -> tuple[Any, dict[str, Tensor] | None]:
-    """The output, and with record=True the counts by node: what `count` makes a run of, for compilers."""
+    net: Network, env: dict[str, Any], how: Pass, *, record: Record = False
+) -> tuple[Any, dict[str, Tensor | PackedTrains] | None]:
+    """The output, and what is kept by node: counts, or with record="packed" the trains that each neuron writes at once.
+    What `count` makes a run of, for compilers."""
     neurons = net.counting()
-    kept: dict[str, Tensor] = {}
+    kept: dict[str, Tensor | PackedTrains] = {}
 
     def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         neuron = neurons[node.name]
         if not record:
             return [neuron(args[0])]
-        kept[node.name] = neuron.count(args[0])
-        return [neuron.value(kept[node.name])]
+        if record == PACKED:
+            value, kept[node.name] = neuron.emit(args[0])
+            return [value]
+        kept[node.name] = count = neuron.count(args[0])
+        return [neuron.value(count)]
 
     def fire_both(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         right, left, lowest = how.pairs[node.name]

@@ -30,11 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parspike.engines.base import Network, Run, recorded
+from parspike.engines.base import Network, Record, Run, kept_of, recorded
 from parspike.graph import Graph, Node, Param, Ref, Role, Schedule, Stream, map_tree, walk
 from parspike.graph.ops import TABLE, call
 from parspike.graph.signature import Conv, Linear, arguments
-from parspike.neurons import WholeNeuron
+from parspike.neurons import PackedTrains, WholeNeuron
 
 __all__ = ["Integer", "exact", "integer"]
 
@@ -54,23 +54,23 @@ MOVERS = {
 """Operators that do to bytes what they do to numbers."""
 
 
-def integer(net: Network, env: dict[str, Any], *, record: bool = False) -> Run:
+def integer(net: Network, env: dict[str, Any], *, record: Record = False) -> Run:
     """One pass for the inputs in `env`, in integers. net: in whole numbers (`parspike.lower.integers`)."""
     how = Integer.of(net)
-    kept: dict[str, Tensor] = {}
+    kept: dict[str, Tensor | PackedTrains] = {}
     spiking = net.counting()
 
     def run(node: Node, args: tuple[Any, ...]) -> list[Any]:
         value = how.steps[node.name](args)
         if record and node.name in spiking:
-            kept[node.name] = value.to(how.dtype)
+            kept[node.name] = kept_of(spiking[node.name], value.to(how.dtype), record)
         return [value]
 
     def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         neuron, z = spiking[node.name], args[0]
         count = neuron.count(z.to(how.dtype))
         if record:
-            kept[node.name] = count
+            kept[node.name] = kept_of(neuron, count, record)
         return [neuron.value(count)]
 
     stream = Stream(env, net.tensors(), net.graph.sizes(env))

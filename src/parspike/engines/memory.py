@@ -18,6 +18,7 @@ from parspike.engines.base import Run
 from parspike.errors import InsufficientMemoryError
 from parspike.graph import Graph, Ref, Size
 from parspike.graph.ir import BATCH
+from parspike.neurons import joined_trains
 
 __all__ = ["in_parts", "memory_of", "ran_out"]
 
@@ -105,6 +106,7 @@ def _joined(runs: Sequence[Run], graph: Graph) -> Run:
         counts=_Parts([run.counts for run in runs], places, 0),
         spikes=_Parts([run.spikes for run in runs], places, 1),
         sent=_Parts([run.sent for run in runs], places, 0),
+        packed=_Parts([run.packed for run in runs], places, 0, joined_trains) if first.as_bits else None,
     )  # fmt: skip
 
 
@@ -122,18 +124,19 @@ def _output(tree: Any, parts: Sequence[Any], graph: Graph) -> Any:
 
 
 @dataclass(frozen=True)
-class _Parts(Mapping[str, Tensor]):
+class _Parts(Mapping[str, Any]):
     """Records of parts by layer, put together at each look-up. places: the batch of each layer's neurons. times: how
-    many dimensions stand in front of it."""
+    many dimensions stand in front of it. join: of values along a dimension."""
 
-    parts: Sequence[Mapping[str, Tensor]]
+    parts: Sequence[Mapping[str, Any]]
     places: Mapping[str, int | None]
     times: int
+    join: Callable[[Sequence[Any], int], Any] = torch.cat
 
-    def __getitem__(self, layer: str) -> Tensor:
+    def __getitem__(self, layer: str) -> Any:
         place = self.places[layer]
         values = [part[layer] for part in self.parts]
-        return values[0] if place is None else torch.cat(values, place + self.times)
+        return values[0] if place is None else self.join(values, place + self.times)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.parts[0])

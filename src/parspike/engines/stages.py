@@ -17,12 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
-from parspike.engines.base import Network, Run, recorded
+from parspike.engines.base import Network, Record, Run, kept_of, recorded
 from parspike.engines.folded import fold, place_of, repeat, timed
 from parspike.errors import OptionError
 from parspike.graph import Graph, Role, Schedule, Stream, nested, walk
 from parspike.graph.ir import elements
 from parspike.graph.ops import TABLE
+from parspike.neurons import PackedTrains
 
 __all__ = ["Stages", "check_chunk", "parallel", "serial"]
 
@@ -135,13 +136,13 @@ def _shared(graph: Graph, fires: frozenset[str], timed: set[str]) -> set[str]:
 
 
 def parallel(
-    net: Network, env: dict[str, Any], stages: Stages, *, chunk: int | None = None, record: bool = False
+    net: Network, env: dict[str, Any], stages: Stages, *, chunk: int | None = None, record: Record = False
 ) -> Run:
     """The paper's own run: time in the batch, as many steps at once as `chunk` (default: what fits)."""
     return _run(net, env, stages, chunk, "parallel", record)
 
 
-def serial(net: Network, env: dict[str, Any], stages: Stages, *, record: bool = False) -> Run:
+def serial(net: Network, env: dict[str, Any], stages: Stages, *, record: Record = False) -> Run:
     """The same trains, one step at a time."""
     return _run(net, env, stages, 1, "serial", record)
 
@@ -152,13 +153,13 @@ def check_chunk(chunk: object) -> None:
         raise OptionError(f"chunk must be a number of time-steps of at least 1, got {chunk!r}")
 
 
-def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, engine: str, record: bool) -> Run:
+def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, engine: str, record: Record) -> Run:
     graph, neurons, tensors = net.graph, net.counting(), net.tensors()
     sizes = graph.sizes(env)
     batch = next(iter(env.values())).shape[0]
     means: dict[str, Any] = dict(env)
     counts: dict[str, Tensor] = {}
-    kept: dict[str, Tensor] = {}
+    kept: dict[str, Tensor | PackedTrains] = {}
 
     def mean(name: str) -> Any:
         """A value's average over time (B, …), its stage run chunk by chunk."""
@@ -196,7 +197,7 @@ def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, e
         if name in stages.fires:
             counts[name] = neurons[name].count(values[targets[0]])
             if record:
-                kept[name] = counts[name]
+                kept[name] = kept_of(neurons[name], counts[name], record)
         elif targets == (name,):
             means[name] = values[name]
         else:

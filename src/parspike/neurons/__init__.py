@@ -3,6 +3,7 @@
 ``serial``     step by step: equation (1), the identity (3)-(4)
 ``quantised``  the staircase over all steps: equations (5), (9), the closed-form spike count, ``QCFS``
 ``parallel``   all steps at once: equations (2), (6)-(8), theorem 4.1, charging and firing of section 4.3
+``packed``     trains as bits
 ``trains``     sorted spike trains and their counts: equation (7)
 ``staircase``  neurons with a free threshold for every level, for any monotone activation
 ``percentile`` thresholds from data: "max", "99.9%"
@@ -20,6 +21,7 @@ from .current_based import CurrentBased
 from .dynamics import Dynamics, IntegrateFire, Simulation, SortedTrain, State, twin
 from .kinds import IF, LIF, MAX_T, Kind, Parallel, Serial, check_kind, kind_from_text
 from .layer import CODES, Code, Neuron, ParallelNeuron, SpikingLayer, levels_of, neuron_from
+from .packed import PackedTrains, joined_trains
 from .parallel import (
     bisect_count,
     charge,
@@ -50,6 +52,7 @@ __all__ = [
     "IntegrateFire",
     "Kind",
     "Neuron",
+    "PackedTrains",
     "Parallel",
     "ParallelNeuron",
     "Serial",
@@ -71,6 +74,7 @@ __all__ = [
     "fused_matrix",
     "if_neuron",
     "joined",
+    "joined_trains",
     "kind_from_text",
     "levels_of",
     "lif_matrix",

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_choice, check_steps
+from .packed import PackedTrains, counts_of, words_of
 from .pieces import in_pieces, runs_here
 from .quantised import count_into, spike_count
 from .trains import first_spike, sorted_train
@@ -190,6 +191,20 @@ class Neuron(SpikingLayer):
             return (count > 0).to(count.dtype)
         digits = count.to(torch.int64)
         return sum(((digits >> place) & 1 for place in range(self.T)), torch.zeros_like(digits)).to(count.dtype)
+
+    def pack(self, count: Tensor) -> PackedTrains:
+        """The trains of `spikes` as bits. A kind with another `spikes` has its own, and its own `counted`."""
+        return PackedTrains(words_of(count, self.T, self.code), self.T)
+
+    def counted(self, trains: PackedTrains) -> Tensor:
+        """The counts (B, …) that were packed, in the dtype of the neurons' parameters; 0 for a NaN."""
+        return counts_of(trains.words, self.code, trains.sent()).to(next(self.parameters()).dtype)
+
+    def emit(self, z: Tensor) -> tuple[Tensor, PackedTrains]:
+        """All T steps for a mean input current z (B, …): the mean of the output current, as `forward`, and the trains.
+        """
+        count = self.count(z)
+        return self.value(count), self.pack(count)
 
     def current(self, count: Tensor, start: int = 0, stop: int | None = None, window: int | None = None) -> Tensor:
         """Output current of steps start … stop − 1: (stop − start, B, …).

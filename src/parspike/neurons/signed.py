@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .layer import Code, Neuron, even_amplitudes, even_values
+from .packed import PackedTrains
 from .pieces import runs_here
 from .quantised import count_into
 
@@ -67,6 +68,13 @@ class SignedNeuron(Neuron):
 
     def sent(self, count: Tensor) -> Tensor:
         return super().sent(count.abs())
+
+    def pack(self, count: Tensor) -> PackedTrains:
+        return PackedTrains(super().pack(count.abs()).words, self.T, count < 0)
+
+    def counted(self, trains: PackedTrains) -> Tensor:
+        count = super().counted(trains)
+        return count if trains.negative is None else torch.where(trains.negative, -count, count)
 
     def levels_in(self, T: int) -> int:
         return 2 * self.levels
