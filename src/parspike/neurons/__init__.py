@@ -4,6 +4,7 @@
 ``quantised``  the staircase over all steps: equations (5), (9), the closed-form spike count, ``QCFS``
 ``parallel``   all steps at once: equations (2), (6)-(8), theorem 4.1, charging and firing of section 4.3
 ``packed``     trains as bits
+``fused``      output and trains of a layer in one kernel of a GPU (``kernels``, in Triton), where it is proved equal
 ``trains``     sorted spike trains and their counts: equation (7)
 ``staircase``  neurons with a free threshold for every level, for any monotone activation
 ``percentile`` thresholds from data: "max", "99.9%"
@@ -32,6 +33,7 @@ from .parallel import (
     parallel_neuron,
     pc_matrix,
     pre_matrix,
+    spikes_at_once,
 )
 from .quantised import QCFS, da_qcfs, qcfs, spike_count
 from .serial import average_rate, if_neuron, lif_neuron, soft_reset_step
@@ -88,5 +90,6 @@ __all__ = [
     "soft_reset_step",
     "sorted_train",
     "spike_count",
+    "spikes_at_once",
     "twin",
 ]

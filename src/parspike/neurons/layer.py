@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from . import fused
 from .arguments import check_choice, check_steps
 from .packed import PackedTrains, counts_of, words_of
 from .pieces import in_pieces, runs_here
@@ -315,6 +316,13 @@ class ParallelNeuron(Neuron):
             return mean.add_(self.offset) if self.offsets else mean
         offset = self.offset if self.offsets else None
         return even_values(z, self.v_threshold, self._shift(), self.v_post, offset, self.levels)
+
+    def emit(self, z: Tensor) -> tuple[Tensor, PackedTrains]:
+        made = fused.even(
+            z, self.v_threshold, self._shift(), self.v_post, self.offset if self.offsets else None,
+            levels=self.levels, T=self.T, code=self.code,
+        )  # fmt: skip
+        return made or super().emit(z)
 
     def amplitudes(self) -> Tensor:
         return even_amplitudes(self.v_post, self.T, self.code)

@@ -20,12 +20,17 @@ Window = Literal["inner", "outer"]
 WINDOWS = ("inner", "outer")
 
 
-def _levels_reached(z: Tensor, theta: Tensor, T: int, shift: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """u = (δ T/θ + 1/2) + z T/θ, unrounded; the only new tensor of z's size, and the caller's to overwrite."""
+def line_of(theta: Tensor, T: int, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """T/θ and δ T/θ + 1/2: slope and start of the line whose floor is the count."""
     # Detached, because a count is constant between its jumps: autograd has nothing to follow, and would
     # otherwise keep a copy for every step in place.
     ratio = T / theta.detach()
-    start = torch.full_like(ratio, 0.5) if shift is None else torch.add(shift.detach() * ratio, 0.5)
+    return ratio, torch.full_like(ratio, 0.5) if shift is None else torch.add(shift.detach() * ratio, 0.5)
+
+
+def _levels_reached(z: Tensor, theta: Tensor, T: int, shift: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """u = (δ T/θ + 1/2) + z T/θ, unrounded; the only new tensor of z's size, and the caller's to overwrite."""
+    ratio, start = line_of(theta, T, shift)
     if z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64):
         # The CPU's addcmul is not vectorised where it broadcasts, and then fuses product and sum into one rounding.
         # Half precision needs it, since the product would be rounded to half precision.

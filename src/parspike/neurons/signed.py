@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import fused
 from .layer import Code, Neuron, even_amplitudes, even_values
 from .packed import PackedTrains
 from .pieces import runs_here
@@ -71,6 +72,13 @@ class SignedNeuron(Neuron):
 
     def pack(self, count: Tensor) -> PackedTrains:
         return PackedTrains(super().pack(count.abs()).words, self.T, count < 0)
+
+    def emit(self, z: Tensor) -> tuple[Tensor, PackedTrains]:
+        made = fused.even(
+            z, self.v_threshold, self.shift - self.offset, self.v_post, self.offset, levels=self.levels, T=self.T,
+            code=self.code, lowest=self.lowest,
+        )  # fmt: skip
+        return made or super().emit(z)
 
     def counted(self, trains: PackedTrains) -> Tensor:
         count = super().counted(trains)

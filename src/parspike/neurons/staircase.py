@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import fused
 from .layer import Code, Neuron
+from .packed import PackedTrains
 from .pieces import in_pieces, runs_here
 
 __all__ = ["Staircase", "joined"]
@@ -147,6 +149,11 @@ class Staircase(Neuron):
 
     def forward(self, z: Tensor) -> Tensor:
         return self._look_up("values", z)
+
+    def emit(self, z: Tensor) -> tuple[Tensor, PackedTrains]:
+        # Of what the tables were made of, also where it was changed since.
+        made = fused.stairs(z, *self._made_of, T=self.T, code=self.code)
+        return made or (self(z), self.pack(self.count(z)))
 
     def soft(self, z: Tensor) -> Tensor:
         """The same outputs, with a gradient for `outputs` and none for z; thresholds as of the last table."""

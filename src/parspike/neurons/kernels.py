@@ -1,0 +1,161 @@
+"""Neurons that write all T steps at once, in Triton: charge, count, output and train of each neuron in one kernel.
+
+Only `fused` imports this module, where Triton is installed. A kernel does what the functions in plain torch do
+(`quantised.count_into`, `packed.words_of`), in their order and their dtype, so that counts and bits are equal:
+
+- Triton may otherwise fuse a product and a sum into one rounding (`enable_fp_fusion`). It is told not to; where plain
+  torch fuses them, `fma` asks for it.
+- What depends on a channel alone (T/θ, the shift in levels, the output of one spike) comes from plain torch, since
+  divisions of a GPU's kernels round in several ways.
+- Bounds are kept by comparing, which leaves NaN as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+
+from .packed import BITS, PackedTrains, number_of, word_of
+
+__all__ = ["even", "stairs"]
+
+CODES = {"sorted": 0, "weighted": 1, "onset": 2}
+BLOCK = 1024
+LARGEST = 1 << 31
+
+
+@triton.jit
+def _ones(k):  # pyright: ignore
+    """The lowest k bits of a word, 0 ≤ k ≤ 32. By two shifts, since one by 32 is undefined."""
+    half = k >> 1
+    return ((tl.full(k.shape, 1, tl.int32) << half) << (k - half)) - 1
+
+
+@triton.jit
+def _within(k, BITS: tl.constexpr):  # pyright: ignore
+    return tl.where(k < 0, 0, tl.where(k > BITS, BITS, k))
+
+
+@triton.jit
+def _write(words, whole, i, inside, n, CODE: tl.constexpr, BITS: tl.constexpr, NUMBER: tl.constexpr):  # pyright: ignore
+    """The trains of the counts `whole` (int32) as words, one plane of n behind the other."""
+    for word in tl.static_range(NUMBER):
+        if CODE == 1:
+            bits = whole
+        else:
+            bits = _ones(_within(whole - word * BITS, BITS))
+            if CODE == 2:
+                bits = bits ^ _ones(_within(whole - 1 - word * BITS, BITS))
+        tl.store(words + i, bits.to(words.dtype.element_ty), mask=inside)
+        words += n
+
+
+@triton.jit
+def _even(  # pyright: ignore
+    z, ratio, start, scale, offset, value, words, negative, n, inner, channels, by_ratio, by_start, by_scale, by_offset,
+    LOWEST: tl.constexpr, LEVELS: tl.constexpr, CODE: tl.constexpr, BITS: tl.constexpr, NUMBER: tl.constexpr,
+    FMA: tl.constexpr, OFFSET: tl.constexpr, SIGNED: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0)
+    if WIDE:
+        first = first.to(tl.int64)
+    i = first * BLOCK + tl.arange(0, BLOCK)
+    inside = i < n
+    channel = (i // inner) % channels
+    current = tl.load(z + i, mask=inside, other=0.0)
+    slope = tl.load(ratio + channel * by_ratio, mask=inside, other=0.0)
+    begin = tl.load(start + channel * by_start, mask=inside, other=0.0)
+    u = tl.fma(current, slope, begin) if FMA else current * slope + begin
+    k = tl.floor(u)
+    k = tl.where(k < LOWEST, LOWEST, k)
+    k = tl.where(k > LEVELS, LEVELS, k)
+    mean = k * tl.load(scale + channel * by_scale, mask=inside, other=0.0)
+    if OFFSET:
+        mean = mean + tl.load(offset + channel * by_offset, mask=inside, other=0.0)
+    tl.store(value + i, mean, mask=inside)
+    if SIGNED:
+        tl.store(negative + i, (k < 0).to(tl.int8), mask=inside)
+    whole = tl.where(k == k, tl.abs(k), 0.0).to(tl.int32)
+    _write(words, whole, i, inside, n, CODE, BITS, NUMBER)
+
+
+@triton.jit
+def _stairs(  # pyright: ignore
+    z, thresholds, outputs, value, words, n, inner, channels, columns, by_channel,
+    SIZE: tl.constexpr, TESTS: tl.constexpr, LEVELS: tl.constexpr, CODE: tl.constexpr, BITS: tl.constexpr,
+    NUMBER: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0)
+    if WIDE:
+        first = first.to(tl.int64)
+    i = first * BLOCK + tl.arange(0, BLOCK)
+    inside = i < n
+    column = ((i // inner) % channels) * by_channel
+    current = tl.load(z + i, mask=inside, other=0.0)
+    # Bisection, section 4.3: every neuron needs the same ⌈log₂(levels + 1)⌉ tests.
+    whole = tl.zeros([BLOCK], tl.int32)
+    size = SIZE
+    for _ in tl.static_range(TESTS):
+        more = whole + size
+        there = inside & (more <= LEVELS)
+        least = tl.load(thresholds + (more - 1) * columns + column, mask=there, other=0.0)
+        whole = tl.where(there & (current >= least), more, whole)
+        size = size // 2
+    mean = tl.load(outputs + whole * columns + column, mask=inside, other=0.0)
+    tl.store(value + i, tl.where(current == current, mean, current), mask=inside)
+    _write(words, whole, i, inside, n, CODE, BITS, NUMBER)
+
+
+def _room(z: Tensor, T: int) -> tuple[Tensor, Tensor]:
+    """z with its elements one behind the other in memory, and words (W, B, …) of which each plane lies as z does."""
+    if torch.empty_like(z).stride() != z.stride():
+        z = z.contiguous()
+    shape, strides = (number_of(T), *z.shape), (z.numel(), *z.stride())
+    return z, torch.empty_strided(shape, strides, dtype=word_of(T), device=z.device)
+
+
+def _sent(words: Tensor, T: int, code: str) -> dict[str, Any]:
+    number = len(words)
+    wide = words.numel() >= LARGEST
+    return {"CODE": CODES[code], "BITS": BITS[words.dtype], "NUMBER": number, "WIDE": wide, "BLOCK": BLOCK}
+
+
+def even(
+    z: Tensor, ratio: Tensor, start: Tensor, scale: Tensor, offset: Tensor | None, *, axis: int, lowest: int,
+    levels: int, T: int, code: str, fma: bool,
+) -> tuple[Tensor, PackedTrains]:  # fmt: skip
+    """Output and trains of neurons with evenly spaced counts lowest … levels for z (B, …), which is not empty.
+
+    The count is ⌊z · ratio + start⌋ within its bounds, the output count · scale + offset. These are of z's dtype and of
+    one element, or of one for each place of z's dimension `axis`. fma: whether product and sum are rounded once.
+    """
+    z, words = _room(z, T)
+    n, value = z.numel(), torch.empty_like(z)
+    negative = torch.empty_like(z, dtype=torch.int8) if lowest < 0 else None
+    own = [one.reshape(-1).contiguous() for one in (ratio, start, scale, scale if offset is None else offset)]
+    _even[(triton.cdiv(n, BLOCK),)](
+        z, *own, value, words, value if negative is None else negative, n, z.stride(axis), z.shape[axis],
+        *(int(one.numel() > 1) for one in own), LOWEST=float(lowest), LEVELS=float(levels), FMA=fma,
+        OFFSET=offset is not None, SIGNED=negative is not None, enable_fp_fusion=False, **_sent(words, T, code),
+    )  # fmt: skip
+    return value, PackedTrains(words, T, None if negative is None else negative.view(torch.bool))
+
+
+def stairs(
+    z: Tensor, thresholds: Tensor, outputs: Tensor, *, axis: int, T: int, code: str
+) -> tuple[Tensor, PackedTrains]:
+    """The same of neurons with a threshold for every level: thresholds (S, C) and outputs (S + 1, C) of z's dtype, C
+    = 1, or the places of z's dimension `axis`."""
+    z, words = _room(z, T)
+    n, value, levels = z.numel(), torch.empty_like(z), len(thresholds)
+    columns = thresholds.shape[1]
+    _stairs[(triton.cdiv(n, BLOCK),)](
+        z, thresholds.contiguous(), outputs.contiguous(), value, words, n, z.stride(axis), z.shape[axis], columns,
+        int(columns > 1), SIZE=1 << (levels.bit_length() - 1), TESTS=levels.bit_length(), LEVELS=levels,
+        enable_fp_fusion=False, **_sent(words, T, code),
+    )  # fmt: skip
+    return value, PackedTrains(words, T)
