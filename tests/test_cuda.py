@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import parspike
 from parspike import IF, LIF, Auto, ClosedForm, Reconstruct
+from parspike.neurons import Neuron, ParallelNeuron, SignedNeuron, Staircase, fused, levels_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees")
 
@@ -181,3 +182,60 @@ def test_speed_counts_memory_and_energy_of_a_gpu() -> None:
     found = parspike.speed(model, x[:8], T=(4,), engines=("count", "parallel"), rounds=2, precision="bfloat16")
     assert all(row.memory_mib is not None and row.memory_mib > 0 for row in found.rows)
     assert "bfloat16" in found.machine
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kernels_are_proved_on_this_gpu(dtype: torch.dtype) -> None:
+    """Would catch kernels that are never used, for they do not compile or round otherwise than plain torch here."""
+    pytest.importorskip("triton")
+    assert fused.proved(torch.device("cuda", torch.cuda.current_device()), dtype) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize(("T", "code"), [(1, "sorted"), (31, "sorted"), (32, "sorted"), (33, "sorted"), (64, "sorted"),
+                                         (4, "weighted"), (12, "weighted"), (33, "onset")])  # fmt: skip
+def test_trains_written_by_a_kernel_are_those_of_plain_torch(code: Any, T: int, dtype: torch.dtype) -> None:
+    """Would catch a count, a bit or an output that differs by anything, in any layout, and a kernel out of its bounds."""
+    z = images(3, 5, 23, 29).cuda().to(dtype) * 3
+    z[0, 0, 0, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    layouts = [z, z[:1], z[:0], z.to(memory_format=torch.channels_last), z[:, :, ::2, 1:], z.transpose(2, 3),
+               z[:1, :, :1, :1].expand(2, 5, 4, 3)]  # fmt: skip
+    levels = levels_of(T, code)
+    for shape in ((), (5, 1, 1)):
+        theta = (0.5 + torch.rand(shape, generator=torch.Generator().manual_seed(1))).cuda().to(dtype)
+        steps = torch.linspace(-2, 2, levels, dtype=dtype).cuda().reshape(-1, *[1] * len(shape)) * theta
+        outputs = torch.arange(levels + 1.0, dtype=dtype).cuda().reshape(-1, *[1] * len(shape)) * theta
+        neurons: list[Neuron] = [
+            ParallelNeuron(T, theta, code=code), ParallelNeuron(T, theta, offset=-0.25, code=code),
+            ParallelNeuron(T, theta, offset=theta / 3, code=code), SignedNeuron(T, theta, offset=theta / 3, code=code),
+        ]  # fmt: skip
+        if dtype != torch.float16:
+            neurons.append(Staircase(T, steps, outputs, code=code))
+        for neuron in neurons:
+            if not isinstance(neuron, Staircase):
+                neuron.shift.data += 0.1 * theta
+                neuron.v_post.data += 0.3 * theta
+            for part in layouts:
+                count = neuron.count(part)
+                value, trains = neuron.emit(part)
+                torch.testing.assert_close(value, neuron.value(count), rtol=0, atol=0, equal_nan=True)
+                wanted = neuron.pack(count.nan_to_num())
+                assert torch.equal(trains.words, wanted.words)
+                assert torch.equal(trains.unpack(), neuron.spikes(count.nan_to_num()))
+                assert torch.equal(neuron.counted(trains), count.nan_to_num())
+
+
+@pytest.mark.parametrize("code", ["sorted", "weighted", "onset"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_packed_run_on_a_gpu_is_the_run(network: str, code: Any) -> None:
+    """Would catch an answer or a train that depends on how trains are kept."""
+    model, x = made(network)
+    snn = parspike.convert(model, x, T=8 if code != "weighted" else 4, code=code, recipe="max")
+    run, packed = snn.run(x, record=True), snn.run(x, record="packed")
+    torch.testing.assert_close(packed.logits, run.logits, rtol=1e-4, atol=1e-4)
+    for layer, count in run.counts.items():
+        # The kernels of a synapse may add in another order from run to run, so that a current may cross a threshold.
+        different = packed.counts[layer] != count
+        assert float(different.float().mean()) < 1e-3
+        assert torch.equal(packed.spikes[layer].sum(0).int(), packed.packed[layer].sent())
+        assert packed.packed[layer].words.device.type == "cuda"

@@ -97,14 +97,12 @@ def _stairs(  # pyright: ignore
     column = ((i // inner) % channels) * by_channel
     current = tl.load(z + i, mask=inside, other=0.0)
     # Bisection, section 4.3: every neuron needs the same ⌈log₂(levels + 1)⌉ tests.
-    whole = tl.zeros([BLOCK], tl.int32)
-    size = SIZE
-    for _ in tl.static_range(TESTS):
-        more = whole + size
+    whole = tl.full([BLOCK], 0, tl.int32)
+    for test in tl.static_range(TESTS):
+        more = whole + (SIZE >> test)
         there = inside & (more <= LEVELS)
         least = tl.load(thresholds + (more - 1) * columns + column, mask=there, other=0.0)
         whole = tl.where(there & (current >= least), more, whole)
-        size = size // 2
     mean = tl.load(outputs + whole * columns + column, mask=inside, other=0.0)
     tl.store(value + i, tl.where(current == current, mean, current), mask=inside)
     _write(words, whole, i, inside, n, CODE, BITS, NUMBER)
