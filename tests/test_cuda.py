@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import parspike
 from parspike import IF, LIF, Auto, ClosedForm, Reconstruct
-from parspike.neurons import Neuron, ParallelNeuron, SignedNeuron, Staircase, fused, levels_of
+from parspike.neurons import IntegrateFire, Neuron, ParallelNeuron, SignedNeuron, Staircase, fused, levels_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees")
 
@@ -239,3 +239,30 @@ def test_a_packed_run_on_a_gpu_is_the_run(network: str, code: Any) -> None:
         assert float(different.float().mean()) < 1e-3
         assert torch.equal(packed.spikes[layer].sum(0).int(), packed.packed[layer].sent())
         assert packed.packed[layer].words.device.type == "cuda"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("options", [{}, {"decay": 0.9}, {"reset": "zero"}, {"offset": -0.25}], ids=str)
+def test_steps_in_a_kernel_are_those_of_plain_torch(options: dict[str, Any], dtype: torch.dtype) -> None:
+    """Would catch a potential that is off by anything, in any layout and cut into any blocks."""
+    z = images(9, 3, 5, 23, 29).cuda().to(dtype)
+    theta = (0.5 + torch.arange(5.0) / 8).reshape(5, 1, 1).cuda().to(dtype)
+    for shape in ((), (5, 1, 1)):
+        neuron = IntegrateFire(theta if shape else theta[0, 0, 0], **options)
+        for rows in (1, 9):
+            bias = torch.linspace(-0.2, 0.3, rows, dtype=dtype).cuda().reshape(-1, *[1] * len(shape))
+            neuron.bias.data = bias * neuron.v_threshold
+            drive = neuron.bias - neuron.offset if neuron.offsets else neuron.bias
+            for now in (z, z[:, :1], z[:, :, :, ::2, 1:], z.transpose(3, 4), z[:1].expand(9, *z.shape[1:]),
+                        z.to(memory_format=torch.channels_last_3d)):  # fmt: skip
+                v = neuron.start(now[0])["v"]
+                wanted, train = fused.stepped(now, v, neuron.v_threshold, drive, neuron.decay, neuron.reset == "zero")
+                with torch.no_grad():
+                    state, current, spikes = neuron.advance(None, now)
+                    first, _, before = neuron.advance(None, now[:4])
+                    second, _, behind = neuron.advance(first, now[4:], 4)
+                assert torch.equal(state["v"], wanted)
+                assert torch.equal(spikes, train)
+                assert torch.equal(current, train * neuron.v_post + neuron.offset)
+                assert torch.equal(second["v"], wanted)
+                assert torch.equal(torch.cat([before, behind]), train)

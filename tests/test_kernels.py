@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from parspike.errors import ParspikeWarning
-from parspike.neurons import ParallelNeuron, SignedNeuron, Staircase, fused
+from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, Staircase, fused
 from parspike.neurons.quantised import line_of
 
 STEPS = [1, 7, 8, 9, 16, 31, 32, 33, 64]
@@ -135,6 +135,33 @@ def test_staircases(kernels: Any, layout: str, channels: bool) -> None:
         assert_same(made, neuron, z)
 
 
+@pytest.mark.parametrize("layout", inputs())
+@pytest.mark.parametrize("options", [{}, {"decay": 0.9}, {"reset": "zero", "offset": -0.25}])
+@pytest.mark.parametrize("channels", [False, True])
+def test_neurons_with_a_state(kernels: Any, layout: str, options: dict[str, Any], channels: bool) -> None:
+    """Would catch a step that is left out or takes another one's bias, and a block that begins with a wrong potential."""
+    z = inputs()[layout]
+    # The steps of a block need not lie one behind the other; a constant current is one step, repeated.
+    currents = [torch.stack([z, -z, z * 0.3, z]), z.expand(3, *z.shape), torch.stack([z, z], 1).transpose(0, 1), z[None]]
+    theta = 0.5 + torch.arange(5.0).reshape(5, 1, 1) / 8 if channels else torch.tensor(1.0)
+    neuron = IntegrateFire(theta, **options)
+    for rows in (1, 3, 8):
+        neuron.bias.data = torch.linspace(-0.2, 0.3, rows).reshape(-1, *[1] * theta.dim()) * theta
+        for now in currents:
+            state, current, spikes = neuron.advance(None, now)
+            offset = torch.tensor(neuron.offset) if neuron.offsets else None
+            drive = (neuron.bias - neuron.offset).reshape(rows, -1)
+            start = neuron.start(now[0])["v"]
+            made = kernels.integrate(
+                now, start, neuron.v_threshold, neuron.v_post, drive, offset, axis=fused._axis(now[0], theta),
+                decay=neuron.decay, to_zero=neuron.reset == "zero",
+            )  # fmt: skip
+            assert torch.equal(made[0], state["v"])
+            assert torch.equal(made[1], current)
+            assert torch.equal(made[2], spikes)
+            assert torch.equal(start, neuron.start(now[0])["v"])  # the state of the block before may be used again
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_proof_holds_for_them_and_sees_a_fault(kernels: Any, dtype: torch.dtype) -> None:
     """Would catch a proof that proves nothing: a count, a bit or an output that is off has to be seen."""
@@ -154,9 +181,16 @@ def test_the_proof_holds_for_them_and_sees_a_fault(kernels: Any, dtype: torch.dt
             return (value + torch.finfo(dtype).eps if self.what == "value" else value), trains
 
         def stairs(self, z: Tensor, steps: Tensor, *rest: Any, **options: Any) -> Any:
-            return kernels.stairs(z, steps * (1 + torch.finfo(dtype).eps) if self.what == "steps" else steps, *rest, **options)
+            if self.what == "steps":
+                steps = steps * (1 + torch.finfo(dtype).eps)
+            return kernels.stairs(z, steps, *rest, **options)
 
-    for what in ("line", "bit", "value", "steps"):
+        def integrate(self, z: Tensor, v: Tensor, theta: Tensor, *rest: Any, **options: Any) -> Any:
+            if self.what == "potential":
+                v = v * (1 + 4 * torch.finfo(dtype).eps)
+            return kernels.integrate(z, v, theta, *rest, **options)
+
+    for what in ("line", "bit", "value", "steps", "potential"):
         assert not fused.agree(Wrong(what), cpu, dtype, False), what
     assert fused.agree(Wrong("nothing"), cpu, dtype, False)
 

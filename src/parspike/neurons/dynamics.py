@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from . import fused
 from .arguments import check_choice, check_steps
 from .layer import ParallelNeuron, SpikingLayer
 
@@ -226,22 +227,18 @@ class IntegrateFire(Dynamics):
     def advance(self, state: State | None, z: Tensor, t: int = 0) -> tuple[State, Tensor, Tensor]:
         if torch.is_grad_enabled() or self.refractory or self.signed:
             return super().advance(state, z, t)
-        theta, post, decay = self.v_threshold, self.v_post, self.decay
-        v = self.start(z[0])["v"] if state is None else state["v"].clone()
-        spikes = torch.empty_like(z, memory_format=torch.contiguous_format)
-        drive = self.bias - self.offset if self.offsets else self.bias
-        # In place, for the cost of a neuron is memory traffic: one potential, one train, one current.
-        for number, (now, spike) in enumerate(zip(z, spikes, strict=True), t):
-            if decay != 1:
-                v.mul_(decay)
-            v.add_(now).add_(drive[min(number, len(drive) - 1)])
-            torch.ge(v, theta, out=spike)
-            if self.reset == "subtract":
-                v.addcmul_(spike, theta, value=-1)
-            else:
-                v.addcmul_(spike, v, value=-1)
-        current = spikes * post
-        return {"v": v}, current.add_(self.offset) if self.offsets else current, spikes
+        offset = self.offset if self.offsets else None
+        drive = self.bias if offset is None else self.bias - offset
+        v = self.start(z[0])["v"] if state is None else state["v"]
+        rest, to_zero = drive[min(t, len(drive) - 1) :], self.reset == "zero"
+        made = fused.integrate(
+            z, v, self.v_threshold, self.v_post, rest, offset, decay=self.decay, to_zero=to_zero
+        )  # fmt: skip
+        if made is not None:
+            return {"v": made[0]}, made[1], made[2]
+        v, spikes = fused.stepped(z, v if state is None else v.clone(), self.v_threshold, rest, self.decay, to_zero)
+        current = spikes * self.v_post
+        return {"v": v}, current if offset is None else current.add_(offset), spikes
 
     def unfit(self, T: int) -> str | None:
         if self.bias.shape[:1] in ((1,), (T,)):

@@ -1,6 +1,6 @@
-"""Which neurons write their output and trains in one kernel, and the proof that they may.
+"""Which layers of neurons run as one kernel, and the proof that they may.
 
-On a GPU a layer of neurons is a dozen small kernels in plain torch. Where Triton is installed (it comes with torch for
+On a GPU a layer of neurons is a dozen small kernels in plain torch, at every step where they have a state. Where Triton is installed (it comes with torch for
 GPUs) one kernel does it all (`kernels`). Before the first layer of a dtype on a device, the kernels have to give there
 what plain torch gives, to the bit, on currents beside every threshold; where they do not, or cannot be compiled, plain
 torch runs, with a warning.
@@ -21,7 +21,7 @@ from parspike.errors import ParspikeWarning
 from .packed import PackedTrains, words_of
 from .quantised import count_into, line_of
 
-__all__ = ["agree", "even", "proved", "stairs"]
+__all__ = ["agree", "even", "integrate", "proved", "stairs", "stepped"]
 
 DTYPES = (torch.float32, torch.float64)
 """Half precision rounds after every operator in plain torch, and runs there."""
@@ -61,6 +61,27 @@ def stairs(
     tables = (table.detach().reshape(len(table), -1) for table in (thresholds, outputs))
     with torch.cuda.device(z.device):
         return kernels.stairs(z.detach(), *tables, axis=axis, T=T, code=code)
+
+
+def integrate(
+    z: Tensor, v: Tensor, v_threshold: Tensor, v_post: Tensor, drive: Tensor, offset: float | Tensor | None, *,
+    decay: float, to_zero: bool,
+) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
+    """Steps of integrate-and-fire neurons with the input currents z (t, B, …): potential (B, …), currents and spikes
+    (t, B, …); None where plain torch is to compute them. drive (rows, …): added at each step; offset: None for 0."""
+    own = (v_threshold, v_post, drive, *((offset,) if isinstance(offset, Tensor) else ()))
+    if _usable(z, v, *own) is None or v.shape != z.shape[1:]:
+        return None
+    if (axis := _axis(v, v_threshold, v_post, drive[0], *own[3:])) is None:
+        return None
+    from . import kernels
+
+    added = torch.full((), offset, dtype=z.dtype, device=z.device) if isinstance(offset, float) else offset
+    with torch.cuda.device(z.device):
+        return kernels.integrate(
+            z.detach(), v, v_threshold.detach(), v_post.detach(), drive.detach().reshape(len(drive), -1), added,
+            axis=axis, decay=decay, to_zero=to_zero,
+        )  # fmt: skip
 
 
 def _usable(z: Tensor, *own: Tensor) -> bool | None:
@@ -141,7 +162,35 @@ def agree(kernels: Any, device: torch.device, dtype: torch.dtype, fma: bool) -> 
     count = (z[:, None] >= steps).sum(1)
     value, trains = kernels.stairs(z, steps, outputs, axis=1, T=21, code="sorted")
     wanted = torch.where(z.isnan(), z, outputs.gather(0, count))
-    return _same(value, wanted) and torch.equal(trains.words, words_of(count, 21, "sorted"))
+    if not _same(value, wanted) or not torch.equal(trains.words, words_of(count, 21, "sorted")):
+        return False
+    # Steps of the smallest size that tells potentials apart, so that many lie on their threshold or beside it.
+    z = between(0, 64, 7, number, 33).round() * (eps * 8) + theta / 2
+    for decay, to_zero, drive in ((1.0, False, shift[None, :, 0]), (0.9, True, between(-0.1, 0.1, 4, 1))):
+        made = kernels.integrate(
+            z, theta.expand(z.shape[1:]) / 2, theta, post, drive, offset, axis=0, decay=decay, to_zero=to_zero
+        )
+        row = drive.unsqueeze(-1)
+        wanted = stepped(z, (theta / 2).expand(z.shape[1:]).clone(), theta, row, decay, to_zero)
+        if not all(map(_same, made, (wanted[0], wanted[1] * post + offset, wanted[1]))):
+            return False
+    return True
+
+
+def stepped(
+    z: Tensor, v: Tensor, theta: Tensor, drive: Tensor, decay: float, to_zero: bool
+) -> tuple[Tensor, Tensor]:
+    """Steps of integrate-and-fire neurons in plain torch, from the potential v (B, …) on, which is overwritten: v, and
+    the spikes (t, B, …), 0 or 1 in z's dtype. drive (rows, …): added at each step, the last row also at those behind it."""
+    spikes = torch.empty_like(z, memory_format=torch.contiguous_format)
+    # In place, for the cost of a neuron is memory traffic: one potential, one train, one current.
+    for number, (now, spike) in enumerate(zip(z, spikes, strict=True)):
+        if decay != 1:
+            v.mul_(decay)
+        v.add_(now).add_(drive[min(number, len(drive) - 1)])
+        torch.ge(v, theta, out=spike)
+        v.addcmul_(spike, v if to_zero else theta, value=-1)
+    return v, spikes
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -1,4 +1,5 @@
-"""Neurons that write all T steps at once, in Triton: charge, count, output and train of each neuron in one kernel.
+"""Neurons in Triton, a layer in one kernel: charge, count, output and train of parallel neurons, which write all T
+steps at once, and a block of steps of integrate-and-fire neurons.
 
 Only `fused` imports this module, where Triton is installed. A kernel does what the functions in plain torch do
 (`quantised.count_into`, `packed.words_of`), in their order and their dtype, so that counts and bits are equal:
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from .packed import BITS, PackedTrains, number_of, word_of
 
-__all__ = ["even", "stairs"]
+__all__ = ["even", "integrate", "stairs"]
 
 CODES = {"sorted": 0, "weighted": 1, "onset": 2}
 BLOCK = 1024
@@ -108,6 +109,40 @@ def _stairs(  # pyright: ignore
     _write(words, whole, i, inside, n, CODE, BITS, NUMBER)
 
 
+@triton.jit
+def _integrate(  # pyright: ignore
+    z, v, theta, post, drive, offset, decay, current, spikes, n, z_step, drive_step, last, inner, channels,
+    by_theta, by_post, by_drive, by_offset,
+    STEPS: tl.constexpr, LEAKS: tl.constexpr, TO_ZERO: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0)
+    if WIDE:
+        first = first.to(tl.int64)
+    i = first * BLOCK + tl.arange(0, BLOCK)
+    inside = i < n
+    channel = (i // inner) % channels
+    level = tl.load(theta + channel * by_theta, mask=inside, other=0.0)
+    one = tl.load(post + channel * by_post, mask=inside, other=0.0)
+    m = tl.load(v + i, mask=inside, other=0.0)
+    for step in range(STEPS):
+        if LEAKS:
+            m = m * tl.load(decay)
+        m = m + tl.load(z + i, mask=inside, other=0.0)
+        row = tl.where(step < last, step, last)
+        m = m + tl.load(drive + row * drive_step + channel * by_drive, mask=inside, other=0.0)
+        spike = (m >= level).to(m.dtype)
+        m = m - spike * (m if TO_ZERO else level)
+        out = spike * one
+        if OFFSET:
+            out = out + tl.load(offset + channel * by_offset, mask=inside, other=0.0)
+        tl.store(spikes + i, spike, mask=inside)
+        tl.store(current + i, out, mask=inside)
+        z += z_step
+        spikes += n
+        current += n
+    tl.store(v + i, m, mask=inside)
+
+
 def _room(z: Tensor, T: int) -> tuple[Tensor, Tensor]:
     """z with its elements one behind the other in memory, and words (W, B, …) of which each plane lies as z does."""
     if torch.empty_like(z).stride() != z.stride():
@@ -157,3 +192,33 @@ def stairs(
         enable_fp_fusion=False, **_sent(words, T, code),
     )  # fmt: skip
     return value, PackedTrains(words, T)
+
+
+def integrate(
+    z: Tensor, v: Tensor, theta: Tensor, post: Tensor, drive: Tensor, offset: Tensor | None, *, axis: int, decay: float,
+    to_zero: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Steps of integrate-and-fire neurons with the input currents z (t, B, …), which is not empty, from the potential v
+    (B, …) on: the last potential, the currents and the spikes (t, B, …), 0 or 1 in z's dtype.
+
+    drive (rows, 1) or (rows, C): a current that is added at each step, the last row also at those behind it. theta,
+    post, drive and offset are of z's dtype and of one element, or of one for each place of the dimension `axis` of v.
+    decay: the share of the potential that a step keeps. to_zero: whether a spike leaves 0, else θ is subtracted.
+    """
+    if torch.empty_like(z[0]).stride() != z[0].stride():
+        z = z.contiguous()
+    n, one = z[0].numel(), z[0].stride()
+    last = torch.empty_strided(v.shape, one, dtype=z.dtype, device=z.device).copy_(v)
+    current, spikes = (
+        torch.empty_strided(z.shape, (n, *one), dtype=z.dtype, device=z.device) for _ in range(2)
+    )  # fmt: skip
+    own = [each.reshape(-1).contiguous() for each in (theta, post, theta if offset is None else offset)]
+    drive, rows = drive.contiguous(), len(drive)
+    _integrate[(triton.cdiv(n, BLOCK),)](
+        z, last, own[0], own[1], drive, own[2], torch.full((), decay, dtype=z.dtype, device=z.device), current, spikes,
+        n, z.stride(0), drive.shape[1], rows - 1, last.stride(axis), last.shape[axis],
+        int(own[0].numel() > 1), int(own[1].numel() > 1), int(drive.shape[1] > 1), int(own[2].numel() > 1),
+        STEPS=len(z), LEAKS=decay != 1, TO_ZERO=to_zero, OFFSET=offset is not None, WIDE=n >= LARGEST, BLOCK=BLOCK,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    return last, current, spikes
