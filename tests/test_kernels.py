@@ -78,7 +78,8 @@ def test_even_neurons(kernels: Any, shape: tuple[int, ...], layout: str, dtype: 
     if z.is_contiguous() and z.numel() > 9:
         z.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
     theta = (0.5 + torch.rand(shape, generator=draw)).to(dtype)
-    for T, code in ((6, "sorted"), (4, "weighted"), (9, "onset")):
+    codes: list[tuple[int, Any]] = [(6, "sorted"), (4, "weighted"), (9, "onset")]
+    for T, code in codes:
         neuron: Any
         if signed:
             neuron = SignedNeuron(T, theta, offset=theta / 3, code=code)
@@ -119,7 +120,8 @@ def test_staircases(kernels: Any, layout: str, channels: bool) -> None:
     z, draw = inputs()[layout], torch.Generator().manual_seed(2)
     if z.is_contiguous() and z.numel() > 9:
         z.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
-    for T, code in ((1, "sorted"), (6, "sorted"), (33, "sorted"), (4, "weighted"), (9, "onset")):
+    codes: list[tuple[int, Any]] = [(1, "sorted"), (6, "sorted"), (33, "sorted"), (4, "weighted"), (9, "onset")]
+    for T, code in codes:
         levels = 15 if code == "weighted" else T
         shape = (5, 1, 1) if channels else ()
         steps = torch.randn(levels, *shape, generator=draw).sort(0).values
@@ -139,10 +141,11 @@ def test_staircases(kernels: Any, layout: str, channels: bool) -> None:
 @pytest.mark.parametrize("options", [{}, {"decay": 0.9}, {"reset": "zero", "offset": -0.25}])
 @pytest.mark.parametrize("channels", [False, True])
 def test_neurons_with_a_state(kernels: Any, layout: str, options: dict[str, Any], channels: bool) -> None:
-    """Would catch a step that is left out or takes another one's bias, and a block that begins with a wrong potential."""
+    """Would catch a step that is left out or takes another one's bias, and a block that begins elsewhere."""
     z = inputs()[layout]
     # The steps of a block need not lie one behind the other; a constant current is one step, repeated.
-    currents = [torch.stack([z, -z, z * 0.3, z]), z.expand(3, *z.shape), torch.stack([z, z], 1).transpose(0, 1), z[None]]
+    turned = torch.stack([z, z], 1).transpose(0, 1)
+    currents = [torch.stack([z, -z, z * 0.3, z]), z.expand(3, *z.shape), turned, z[None]]
     theta = 0.5 + torch.arange(5.0).reshape(5, 1, 1) / 8 if channels else torch.tensor(1.0)
     neuron = IntegrateFire(theta, **options)
     for rows in (1, 3, 8):

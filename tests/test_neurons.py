@@ -42,7 +42,9 @@ from parspike.neurons import (
     soft_reset_step,
     sorted_train,
     spike_count,
+    spikes_at_once,
 )
+from parspike.neurons.parallel import VARIANTS
 
 f64 = torch.float64
 law = settings(max_examples=60, deadline=None)
@@ -212,6 +214,19 @@ def test_bisection_equals_scan(current, theta, per_channel):
     b, m = optimal_shift(v, T), charge(current)
     assert torch.equal(fire(m, v, b, method="bisection"), fire(m, v, b, method="scan"))
     assert torch.equal(fire(m, v, None, method="bisection"), fire(m, v, None, method="scan"))
+
+
+@given(currents(2, 3), odd, st.booleans(), st.booleans())
+@law
+def test_three_variants_are_one_neuron(current, theta, per_channel, shifted):
+    """Would catch a variant that fires at another step, or takes the shift otherwise."""
+    v = torch.tensor([theta, theta + 2, theta + 4], dtype=f64) if per_channel else theta
+    # Added at every step, this leaves the sum a whole number.
+    shift = 2.0 / len(current) if shifted else None
+    spikes = [spikes_at_once(current, v, variant, shift) for variant in VARIANTS]
+    k = spike_count(current.sum(0) + (2.0 if shifted else 0.0), v * len(current), len(current))
+    for one in spikes:
+        assert torch.equal(one, sorted_train(k, len(current)))
 
 
 @given(seeds, steps, st.floats(0.01, 100), st.sampled_from([torch.float16, torch.float32, f64]))
@@ -606,6 +621,7 @@ VALID_CALLS = {
     "soft_reset_step": (current[0], current[0], 1.0),
     "sorted_train": (current, 4),
     "spike_count": (current, 1.0, 4),
+    "spikes_at_once": (current, 1.0),
 }
 
 
@@ -624,6 +640,7 @@ def test_every_public_function_of_tensors_has_its_signature_checked():
     assert {*VALID_CALLS} == public - {
         "check_kind",
         "joined",
+        "joined_trains",
         "kind_from_text",
         "levels_of",
         "neuron_from",

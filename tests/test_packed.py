@@ -135,8 +135,8 @@ def test_a_packed_run_is_the_run(engine: str, code: Any, T: int) -> None:
     snn, x = networks(code, T)
     wide = torch.randn(2, x.shape[1], 9, 15)
     inputs = [x, x[:1], x.to(memory_format=torch.channels_last), wide[:, :, :, ::2]]
-    for given in inputs[:1] if engine == "serial" else inputs:
-        run, packed = snn.run(given, engine=engine, record=True), snn.run(given, engine=engine, record="packed")
+    for batch in inputs[:1] if engine == "serial" else inputs:
+        run, packed = snn.run(batch, engine=engine, record=True), snn.run(batch, engine=engine, record="packed")
         assert packed.engine == engine
         assert torch.equal(packed.logits, run.logits)
         assert list(packed.packed) == list(run.counts)
@@ -151,13 +151,14 @@ def test_a_packed_run_is_the_run(engine: str, code: Any, T: int) -> None:
 def test_layers_of_few_steps_signed_neurons_and_whole_numbers() -> None:
     """Would catch words as wide as the network's T where a layer has its own, and a lost sign."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 3)).eval()
+    first = [nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7)]
+    model = nn.Sequential(*first, nn.Tanh(), nn.Linear(7, 3)).eval()
     x = torch.randn(40, 6)
     snn = parspike.convert(model, x, T=20, recipe="max", layers={"1": parspike.Steps(5)})
     assert snn.run(x, record="packed").packed["1"].shape == (5, 40, 9)
     coded = parspike.convert(model, x, T=20, recipe="max", encode="all")
     assert any(isinstance(neuron, SignedNeuron) for neuron in coded.neurons().values())
-    whole = integers(parspike.convert(nn.Sequential(*model[:3]), x, T=8, recipe="max"), x)
+    whole = integers(parspike.convert(nn.Sequential(*first).eval(), x, T=8, recipe="max"), x)
     for net, engine in ((snn, "count"), (coded, "count"), (whole, "count"), (whole, "integer")):
         run, packed = net.run(x, engine=engine, record=True), net.run(x, engine=engine, record="packed")
         for layer, count in run.counts.items():
@@ -199,7 +200,8 @@ def test_parts_of_a_batch_are_put_together(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_file_of_a_packed_run_is_that_of_the_run(tmp_path: Any) -> None:
     snn, x = networks("onset", 6)
-    for name, record in (("one", True), ("other", "packed")):
+    records: dict[str, Any] = {"one": True, "other": "packed"}
+    for name, record in records.items():
         parspike.write_spikes(snn, snn.run(x, record=record), tmp_path / f"{name}.npz")
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
 

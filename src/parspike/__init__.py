@@ -34,7 +34,7 @@ if typing.TYPE_CHECKING:  # the same names, for type checkers and editors
     from parspike.graph import register
     from parspike.language import LanguageModel, Tokenizer, generate, language
     from parspike.measure import Energy, NeuroBench, Perplexity, Report, Scores, measure, neurobench, perplexity
-    from parspike.neurons import IF, LIF, QCFS, Parallel, Simulation, kind_from_text
+    from parspike.neurons import IF, LIF, QCFS, PackedTrains, Parallel, Simulation, kind_from_text
     from parspike.onnx_in import from_onnx
     from parspike.plan import Keep, Plan, Spike, Steps, plan
     from parspike.report import report
@@ -62,6 +62,7 @@ __all__ = [
     "Keep",
     "LanguageModel",
     "NeuroBench",
+    "PackedTrains",
     "Parallel",
     "ParspikeError",
     "Perplexity",
@@ -123,7 +124,7 @@ look_up_later(
         "graph": ("register",),
         "language": ("LanguageModel", "Tokenizer", "generate", "language"),
         "measure": ("Energy", "NeuroBench", "Perplexity", "Report", "Scores", "measure", "neurobench", "perplexity"),
-        "neurons": ("IF", "LIF", "Parallel", "QCFS", "Simulation", "kind_from_text"),
+        "neurons": ("IF", "LIF", "PackedTrains", "Parallel", "QCFS", "Simulation", "kind_from_text"),
         "onnx_in": ("from_onnx",),
         "plan": ("Keep", "Plan", "Spike", "Steps", "plan"),
         "report": ("report",),

@@ -248,8 +248,8 @@ class SNN(nn.Module):
             raise OptionError(f"record must be True, False or 'packed', got {record!r}")
         if record == PACKED and engine in (engines.OVER_TIME, "serial-if"):
             raise OptionError(
-                f"record='packed' is for parallel neurons, whose trains follow from their counts, and engine '{engine}' "
-                "fires step by step: give record=True"
+                f"record='packed' is for parallel neurons, whose trains follow from their counts, and engine "
+                f"'{engine}' fires step by step: give record=True"
             )
         env = self._inputs(args, kwargs)
         options = {"chunk": chunk, "record": record, "every_step": every_step}

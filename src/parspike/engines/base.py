@@ -51,7 +51,8 @@ class Run:
     With record=True also, by layer name: counts (B, …), what a neuron counted; sent (B, …), the spikes it sent, fewer
     than its count where the code is not sorted; spikes, bool (T, B, …), or int8 where neurons take
     spikes back (−1) or send several in one step. With record="packed" also packed, `PackedTrains`, which the others are
-    then made from. Without it they raise `OptionError`. With every_step=True logits are those after each step, (T, B, …).
+    then made from. Without it they raise `OptionError`. With every_step=True logits are those after each step,
+    (T, B, …).
     """
 
     def __init__(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from parspike.engines.base import Run
 from parspike.errors import InsufficientMemoryError
@@ -131,7 +130,7 @@ class _Parts(Mapping[str, Any]):
     parts: Sequence[Mapping[str, Any]]
     places: Mapping[str, int | None]
     times: int
-    join: Callable[[Sequence[Any], int], Any] = torch.cat
+    join: Callable[..., Any] = torch.cat
 
     def __getitem__(self, layer: str) -> Any:
         place = self.places[layer]

@@ -1,9 +1,9 @@
 """Which layers of neurons run as one kernel, and the proof that they may.
 
-On a GPU a layer of neurons is a dozen small kernels in plain torch, at every step where they have a state. Where Triton is installed (it comes with torch for
-GPUs) one kernel does it all (`kernels`). Before the first layer of a dtype on a device, the kernels have to give there
-what plain torch gives, to the bit, on currents beside every threshold; where they do not, or cannot be compiled, plain
-torch runs, with a warning.
+On a GPU a layer of neurons is a dozen small kernels in plain torch, at every step where they have a state. Where Triton
+is installed (it comes with torch for GPUs) one kernel does it all (`kernels`). Before the first layer of a dtype on a
+device, the kernels have to give there what plain torch gives, to the bit, on currents beside every threshold; where
+they do not, or cannot be compiled, plain torch runs, with a warning.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def even(
     from . import kernels
 
     ratio, start = line_of(v_threshold, levels, shift)
-    added = torch.full_like(ratio, offset) if isinstance(offset, float) else offset
+    added = _tensor(offset, z)
     with torch.cuda.device(z.device):
         return kernels.even(
             z.detach(), ratio, start, v_post.detach() / levels, added, axis=axis, lowest=lowest, levels=levels, T=T,
@@ -48,9 +48,7 @@ def even(
         )  # fmt: skip
 
 
-def stairs(
-    z: Tensor, thresholds: Tensor, outputs: Tensor, *, T: int, code: str
-) -> tuple[Tensor, PackedTrains] | None:
+def stairs(z: Tensor, thresholds: Tensor, outputs: Tensor, *, T: int, code: str) -> tuple[Tensor, PackedTrains] | None:
     """The same of neurons with a threshold for every level, thresholds (S, …) and outputs (S + 1, …)."""
     if _usable(z, thresholds, outputs) is None or thresholds.shape[1:] != outputs.shape[1:]:
         return None
@@ -76,12 +74,18 @@ def integrate(
         return None
     from . import kernels
 
-    added = torch.full((), offset, dtype=z.dtype, device=z.device) if isinstance(offset, float) else offset
+    added = _tensor(offset, z)
     with torch.cuda.device(z.device):
         return kernels.integrate(
             z.detach(), v, v_threshold.detach(), v_post.detach(), drive.detach().reshape(len(drive), -1), added,
             axis=axis, decay=decay, to_zero=to_zero,
         )  # fmt: skip
+
+
+def _tensor(offset: float | Tensor | None, z: Tensor) -> Tensor | None:
+    if offset is None or isinstance(offset, Tensor):
+        return offset
+    return torch.full((), offset, dtype=z.dtype, device=z.device)
 
 
 def _usable(z: Tensor, *own: Tensor) -> bool | None:
@@ -119,7 +123,7 @@ def proved(device: torch.device, dtype: torch.dtype) -> bool | None:
                 if agree(kernels, device, dtype, fma):
                     return fma
     # Triton raises anything: no C compiler, no room on the disk, a driver that is too old.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     warnings.warn(
         f"neurons run in plain torch on {device}, as several kernels instead of one, for Triton's do not run as they "
@@ -132,8 +136,8 @@ def proved(device: torch.device, dtype: torch.dtype) -> bool | None:
 
 @torch.no_grad()
 def agree(kernels: Any, device: torch.device, dtype: torch.dtype, fma: bool) -> bool:
-    """Whether the kernels of a module give what plain torch gives, on currents within 4 units in the last place of every
-    threshold, on infinite ones and on NaN."""
+    """Whether the kernels of a module give what plain torch gives, on currents within 4 units in the last place of
+    every threshold, on infinite ones and on NaN."""
     generator = torch.Generator().manual_seed(0)
     number, eps = 61, torch.finfo(dtype).eps
 
@@ -177,11 +181,10 @@ def agree(kernels: Any, device: torch.device, dtype: torch.dtype, fma: bool) -> 
     return True
 
 
-def stepped(
-    z: Tensor, v: Tensor, theta: Tensor, drive: Tensor, decay: float, to_zero: bool
-) -> tuple[Tensor, Tensor]:
+def stepped(z: Tensor, v: Tensor, theta: Tensor, drive: Tensor, decay: float, to_zero: bool) -> tuple[Tensor, Tensor]:
     """Steps of integrate-and-fire neurons in plain torch, from the potential v (B, …) on, which is overwritten: v, and
-    the spikes (t, B, …), 0 or 1 in z's dtype. drive (rows, …): added at each step, the last row also at those behind it."""
+    the spikes (t, B, …), 0 or 1 in z's dtype. drive (rows, …): added at each step, the last row also at those behind.
+    """
     spikes = torch.empty_like(z, memory_format=torch.contiguous_format)
     # In place, for the cost of a neuron is memory traffic: one potential, one train, one current.
     for number, (now, spike) in enumerate(zip(z, spikes, strict=True)):

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportIndexIssue=false
 """Neurons in Triton, a layer in one kernel: charge, count, output and train of parallel neurons, which write all T
 steps at once, and a block of steps of integrate-and-fire neurons.
 
@@ -16,8 +17,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton  # pyright: ignore[reportMissingImports]
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from .packed import BITS, PackedTrains, number_of, word_of
@@ -30,19 +31,19 @@ LARGEST = 1 << 31
 
 
 @triton.jit
-def _ones(k):  # pyright: ignore
+def _ones(k):
     """The lowest k bits of a word, 0 ≤ k ≤ 32. By two shifts, since one by 32 is undefined."""
     half = k >> 1
     return ((tl.full(k.shape, 1, tl.int32) << half) << (k - half)) - 1
 
 
 @triton.jit
-def _within(k, BITS: tl.constexpr):  # pyright: ignore
+def _within(k, BITS: tl.constexpr):
     return tl.where(k < 0, 0, tl.where(k > BITS, BITS, k))
 
 
 @triton.jit
-def _write(words, whole, i, inside, n, CODE: tl.constexpr, BITS: tl.constexpr, NUMBER: tl.constexpr):  # pyright: ignore
+def _write(words, whole, i, inside, n, CODE: tl.constexpr, BITS: tl.constexpr, NUMBER: tl.constexpr):
     """The trains of the counts `whole` (int32) as words, one plane of n behind the other."""
     for word in tl.static_range(NUMBER):
         if CODE == 1:
@@ -56,7 +57,7 @@ def _write(words, whole, i, inside, n, CODE: tl.constexpr, BITS: tl.constexpr, N
 
 
 @triton.jit
-def _even(  # pyright: ignore
+def _even(
     z, ratio, start, scale, offset, value, words, negative, n, inner, channels, by_ratio, by_start, by_scale, by_offset,
     LOWEST: tl.constexpr, LEVELS: tl.constexpr, CODE: tl.constexpr, BITS: tl.constexpr, NUMBER: tl.constexpr,
     FMA: tl.constexpr, OFFSET: tl.constexpr, SIGNED: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
@@ -85,7 +86,7 @@ def _even(  # pyright: ignore
 
 
 @triton.jit
-def _stairs(  # pyright: ignore
+def _stairs(
     z, thresholds, outputs, value, words, n, inner, channels, columns, by_channel,
     SIZE: tl.constexpr, TESTS: tl.constexpr, LEVELS: tl.constexpr, CODE: tl.constexpr, BITS: tl.constexpr,
     NUMBER: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
@@ -110,10 +111,11 @@ def _stairs(  # pyright: ignore
 
 
 @triton.jit
-def _integrate(  # pyright: ignore
+def _integrate(
     z, v, theta, post, drive, offset, decay, current, spikes, n, z_step, drive_step, last, inner, channels,
     by_theta, by_post, by_drive, by_offset,
-    STEPS: tl.constexpr, LEAKS: tl.constexpr, TO_ZERO: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    STEPS: tl.constexpr, LEAKS: tl.constexpr, TO_ZERO: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0)
     if WIDE:

@@ -24,7 +24,7 @@ BITS = {torch.uint8: 8, torch.int16: 16, torch.int32: 32}
 def word_of(T: int) -> torch.dtype:
     """The dtype of the words for trains of T steps: the narrowest that holds them all, else int32, of which there are
     ⌈T/32⌉."""
-    return next((dtype for dtype, bits in BITS.items() if T <= bits), torch.int32)
+    return next((dtype for dtype, bits in BITS.items() if bits >= T), torch.int32)
 
 
 def number_of(T: int) -> int:
