@@ -56,7 +56,8 @@ def _write(words, whole, i, inside, n, CODE: tl.constexpr, BITS: tl.constexpr, N
         words += n
 
 
-@triton.jit
+# One compilation for all of these, since layers differ in them; n stays, whose divisibility makes wide accesses.
+@triton.jit(do_not_specialize=["inner", "channels", "by_ratio", "by_start", "by_scale", "by_offset"])
 def _even(
     z, ratio, start, scale, offset, value, words, negative, n, inner, channels, by_ratio, by_start, by_scale, by_offset,
     LOWEST: tl.constexpr, LEVELS: tl.constexpr, CODE: tl.constexpr, BITS: tl.constexpr, NUMBER: tl.constexpr,
@@ -85,7 +86,7 @@ def _even(
     _write(words, whole, i, inside, n, CODE, BITS, NUMBER)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["inner", "channels", "columns", "by_channel"])
 def _stairs(
     z, thresholds, outputs, value, words, n, inner, channels, columns, by_channel,
     SIZE: tl.constexpr, TESTS: tl.constexpr, LEVELS: tl.constexpr, CODE: tl.constexpr, BITS: tl.constexpr,
@@ -110,7 +111,9 @@ def _stairs(
     _write(words, whole, i, inside, n, CODE, BITS, NUMBER)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["drive_step", "last", "inner", "channels", "by_theta", "by_post", "by_drive", "by_offset"]
+)
 def _integrate(
     z, v, theta, post, drive, offset, decay, current, spikes, n, z_step, drive_step, last, inner, channels,
     by_theta, by_post, by_drive, by_offset,

@@ -202,7 +202,7 @@ class Neuron(SpikingLayer):
         return counts_of(trains.words, self.code, trains.sent()).to(next(self.parameters()).dtype)
 
     def emit(self, z: Tensor) -> tuple[Tensor, PackedTrains]:
-        """All T steps for a mean input current z (B, …): the mean output current, as `forward` gives, and the trains."""
+        """All T steps for a mean input current z (B, …): the mean output current, as of `forward`, and the trains."""
         count = self.count(z)
         return self.value(count), self.pack(count)
 
