@@ -6,6 +6,7 @@ Skipped without Triton, which torch for CPUs does not bring along: pip install -
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import sys
 from pathlib import Path
@@ -89,11 +90,14 @@ def test_even_neurons(kernels: Any, shape: tuple[int, ...], layout: str, dtype: 
         neuron.v_post.data += 0.3 * theta
         ratio, start = line_of(neuron.v_threshold, neuron.levels, neuron.shift - neuron.offset)
         offset = torch.as_tensor(neuron.offset, dtype=dtype)
-        made = kernels.even(
-            z, ratio, start, neuron.v_post / neuron.levels, offset, axis=fused._axis(z, theta), lowest=neuron.lowest,
-            levels=neuron.levels, T=T, code=code, fma=False,
-        )  # fmt: skip
+        how = {"axis": fused._axis(z, theta), "lowest": neuron.lowest, "levels": neuron.levels, "T": T, "code": code}
+        made = kernels.even(z, ratio, start, neuron.v_post / neuron.levels, offset, fma=False, **how)
         assert_same(made, neuron, z)
+        alone, none = kernels.even(
+            z, ratio, start, neuron.v_post / neuron.levels, offset, fma=False, trains=False, **how
+        )
+        torch.testing.assert_close(alone, made[0], rtol=0, atol=0, equal_nan=True)
+        assert none is None
 
 
 @pytest.mark.parametrize("T", STEPS)
@@ -179,7 +183,9 @@ def test_the_proof_holds_for_them_and_sees_a_fault(kernels: Any, dtype: torch.dt
             if self.what == "line":  # by a unit in the last place, as another rounding would
                 ratio = ratio * (1 + 2 * torch.finfo(dtype).eps)
             value, trains = kernels.even(z, ratio, start, *rest, **options)
-            if self.what == "bit":
+            if self.what == "alone" and trains is None:
+                return value + torch.finfo(dtype).eps, None
+            if self.what == "bit" and trains is not None:
                 trains.words.view(-1)[-1] ^= 1
             return (value + torch.finfo(dtype).eps if self.what == "value" else value), trains
 
@@ -193,7 +199,7 @@ def test_the_proof_holds_for_them_and_sees_a_fault(kernels: Any, dtype: torch.dt
                 v = v * (1 + 4 * torch.finfo(dtype).eps)
             return kernels.integrate(z, v, theta, *rest, **options)
 
-    for what in ("line", "bit", "value", "steps", "potential"):
+    for what in ("line", "bit", "alone", "value", "steps", "potential"):
         assert not fused.agree(Wrong(what), cpu, dtype, False), what
     assert fused.agree(Wrong("nothing"), cpu, dtype, False)
 
@@ -225,3 +231,28 @@ def test_kernels_that_do_not_run_are_told_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     with pytest.warns(ParspikeWarning, match="run in plain torch on cpu.*RuntimeError: no C compiler$"):
         assert fused.proved.__wrapped__(torch.device("cpu"), torch.float32) is None
+
+
+def test_what_a_layer_keeps_follows_its_parameters() -> None:
+    """Would catch a kernel that counts with the thresholds of before a fit, a cast or a copy."""
+    neuron = ParallelNeuron(4, torch.tensor([1.0, 2.0]), offset=torch.tensor([0.5, 0.0]))
+
+    def same() -> bool:
+        wanted = *line_of(neuron.v_threshold, 4, neuron.shift - neuron.offset), neuron.v_post / 4
+        return all(torch.equal(one, other) for one, other in zip(neuron._line(), wanted, strict=True))
+
+    assert same()
+    assert neuron._line()[0] is neuron._line()[0]
+    for name in ("v_threshold", "shift", "v_post"):
+        getattr(neuron, name).data.add_(0.25)
+        getattr(neuron, name).data = getattr(neuron, name).data.clone()
+        assert same(), name
+        with torch.no_grad():
+            getattr(neuron, name).mul_(2)
+        assert same(), name
+    neuron.double()
+    assert same()
+    assert neuron._line()[0].dtype == torch.float64
+    neuron = copy.deepcopy(neuron)
+    neuron.offset.add_(1)
+    assert same()

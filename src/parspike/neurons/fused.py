@@ -28,27 +28,29 @@ DTYPES = (torch.float32, torch.float64)
 
 
 def even(
-    z: Tensor, v_threshold: Tensor, shift: Tensor, v_post: Tensor, offset: float | Tensor | None, *, levels: int,
-    T: int, code: str, lowest: int = 0,
-) -> tuple[Tensor, PackedTrains] | None:  # fmt: skip
+    z: Tensor, ratio: Tensor, start: Tensor, scale: Tensor, offset: float | Tensor | None, *, levels: int, T: int,
+    code: str, lowest: int = 0, trains: bool = True,
+) -> tuple[Tensor, PackedTrains | None] | None:  # fmt: skip
     """Mean output and trains of neurons with evenly spaced counts lowest … levels for z (B, …); None where plain torch
-    is to compute them. Arguments as in `layer.even_values`."""
-    own = (v_threshold, shift, v_post, *((offset,) if isinstance(offset, Tensor) else ()))
+    is to compute them. ratio, start: of `quantised.line_of`. scale: the mean output of one count. offset: None for 0.
+    Without `trains`, the output alone."""
+    own = (ratio, start, scale, *((offset,) if isinstance(offset, Tensor) else ()))
     # First, since a compiler would take what the other one asks for as a condition on the sizes of its input.
     if (fma := _usable(z, *own)) is None or (axis := _axis(z, *own)) is None:
         return None
     from . import kernels
 
-    ratio, start = line_of(v_threshold, levels, shift)
     added = _tensor(offset, z)
     with torch.cuda.device(z.device):
         return kernels.even(
-            z.detach(), ratio, start, v_post.detach() / levels, added, axis=axis, lowest=lowest, levels=levels, T=T,
-            code=code, fma=fma,
+            z.detach(), ratio, start, scale, added, axis=axis, lowest=lowest, levels=levels, T=T, code=code, fma=fma,
+            trains=trains,
         )  # fmt: skip
 
 
-def stairs(z: Tensor, thresholds: Tensor, outputs: Tensor, *, T: int, code: str) -> tuple[Tensor, PackedTrains] | None:
+def stairs(
+    z: Tensor, thresholds: Tensor, outputs: Tensor, *, T: int, code: str, trains: bool = True
+) -> tuple[Tensor, PackedTrains | None] | None:
     """The same of neurons with a threshold for every level, thresholds (S, …) and outputs (S + 1, …)."""
     if _usable(z, thresholds, outputs) is None or thresholds.shape[1:] != outputs.shape[1:]:
         return None
@@ -58,7 +60,7 @@ def stairs(z: Tensor, thresholds: Tensor, outputs: Tensor, *, T: int, code: str)
 
     tables = (table.detach().reshape(len(table), -1) for table in (thresholds, outputs))
     with torch.cuda.device(z.device):
-        return kernels.stairs(z.detach(), *tables, axis=axis, T=T, code=code)
+        return kernels.stairs(z.detach(), *tables, axis=axis, T=T, code=code, trains=trains)
 
 
 def integrate(
@@ -151,12 +153,13 @@ def agree(kernels: Any, device: torch.device, dtype: torch.dtype, fma: bool) -> 
         z = torch.stack([jumps * (1 + ulps * eps) for ulps in range(-4, 5)])
         z[0, 0, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
         count, scale = count_into(None, z, theta, levels, shift, lowest=lowest), post / levels
-        value, trains = kernels.even(
-            z, *line_of(theta, levels, shift), scale, offset, axis=1, lowest=lowest, levels=levels, T=T, code=code,
-            fma=fma,
-        )  # fmt: skip
-        negative = trains.negative
-        if not _same(value, count * scale + offset) or not torch.equal(trains.words, words_of(count.abs(), T, code)):
+        how = {"axis": 1, "lowest": lowest, "levels": levels, "T": T, "code": code, "fma": fma}
+        value, trains = kernels.even(z, *line_of(theta, levels, shift), scale, offset, **how)
+        alone, _ = kernels.even(z, *line_of(theta, levels, shift), scale, offset, trains=False, **how)
+        negative, wanted = trains.negative, count * scale + offset
+        if not _same(value, wanted) or not _same(alone, wanted):
+            return False
+        if not torch.equal(trains.words, words_of(count.abs(), T, code)):
             return False
         if negative is not None and not torch.equal(negative, count < 0):
             return False
@@ -166,7 +169,10 @@ def agree(kernels: Any, device: torch.device, dtype: torch.dtype, fma: bool) -> 
     count = (z[:, None] >= steps).sum(1)
     value, trains = kernels.stairs(z, steps, outputs, axis=1, T=21, code="sorted")
     wanted = torch.where(z.isnan(), z, outputs.gather(0, count))
-    if not _same(value, wanted) or not torch.equal(trains.words, words_of(count, 21, "sorted")):
+    alone, _ = kernels.stairs(z, steps, outputs, axis=1, T=21, code="sorted", trains=False)
+    if not _same(value, wanted) or not _same(alone, wanted):
+        return False
+    if not torch.equal(trains.words, words_of(count, 21, "sorted")):
         return False
     # Steps of the smallest size that tells potentials apart, so that many lie on their threshold or beside it.
     z = between(0, 64, 7, number, 33).round() * (eps * 8) + theta / 2

@@ -148,55 +148,63 @@ def _integrate(
     tl.store(v + i, m, mask=inside)
 
 
-def _room(z: Tensor, T: int) -> tuple[Tensor, Tensor]:
-    """z with its elements one behind the other in memory, and words (W, B, …) of which each plane lies as z does."""
-    if torch.empty_like(z).stride() != z.stride():
+def _room(z: Tensor, T: int, trains: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """z with its elements one behind the other in memory, an output like it, and words (W, B, …) of which each plane
+    lies as z does; None without trains."""
+    value = torch.empty_like(z)
+    if value.stride() != z.stride():
         z = z.contiguous()
+        value = torch.empty_like(z)
+    if not trains:
+        return z, value, None
     shape, strides = (number_of(T), *z.shape), (z.numel(), *z.stride())
-    return z, torch.empty_strided(shape, strides, dtype=word_of(T), device=z.device)
+    return z, value, torch.empty_strided(shape, strides, dtype=word_of(T), device=z.device)
 
 
-def _sent(words: Tensor, T: int, code: str) -> dict[str, Any]:
-    number = len(words)
+def _sent(n: int, words: Tensor | None, code: str) -> dict[str, Any]:
+    if words is None:
+        return {"CODE": 0, "BITS": 32, "NUMBER": 0, "WIDE": n >= LARGEST, "BLOCK": BLOCK}
     wide = words.numel() >= LARGEST
-    return {"CODE": CODES[code], "BITS": BITS[words.dtype], "NUMBER": number, "WIDE": wide, "BLOCK": BLOCK}
+    return {"CODE": CODES[code], "BITS": BITS[words.dtype], "NUMBER": len(words), "WIDE": wide, "BLOCK": BLOCK}
 
 
 def even(
     z: Tensor, ratio: Tensor, start: Tensor, scale: Tensor, offset: Tensor | None, *, axis: int, lowest: int,
-    levels: int, T: int, code: str, fma: bool,
-) -> tuple[Tensor, PackedTrains]:  # fmt: skip
-    """Output and trains of neurons with evenly spaced counts lowest … levels for z (B, …), which is not empty.
+    levels: int, T: int, code: str, fma: bool, trains: bool = True,
+) -> tuple[Tensor, PackedTrains | None]:  # fmt: skip
+    """Output and trains of neurons with evenly spaced counts lowest … levels for z (B, …), which is not empty. Without
+    `trains` the kernel writes the output alone.
 
     The count is ⌊z · ratio + start⌋ within its bounds, the output count · scale + offset. These are of z's dtype and of
     one element, or of one for each place of z's dimension `axis`. fma: whether product and sum are rounded once.
     """
-    z, words = _room(z, T)
-    n, value = z.numel(), torch.empty_like(z)
-    negative = torch.empty_like(z, dtype=torch.int8) if lowest < 0 else None
+    z, value, words = _room(z, T, trains)
+    n = z.numel()
+    negative = torch.empty_like(z, dtype=torch.int8) if lowest < 0 and trains else None
     own = [one.reshape(-1).contiguous() for one in (ratio, start, scale, scale if offset is None else offset)]
     _even[(triton.cdiv(n, BLOCK),)](
-        z, *own, value, words, value if negative is None else negative, n, z.stride(axis), z.shape[axis],
-        *(int(one.numel() > 1) for one in own), LOWEST=float(lowest), LEVELS=float(levels), FMA=fma,
-        OFFSET=offset is not None, SIGNED=negative is not None, enable_fp_fusion=False, **_sent(words, T, code),
+        z, *own, value, value if words is None else words, value if negative is None else negative, n, z.stride(axis),
+        z.shape[axis], *(int(one.numel() > 1) for one in own), LOWEST=float(lowest), LEVELS=float(levels), FMA=fma,
+        OFFSET=offset is not None, SIGNED=negative is not None, enable_fp_fusion=False, **_sent(n, words, code),
     )  # fmt: skip
+    if words is None:
+        return value, None
     return value, PackedTrains(words, T, None if negative is None else negative.view(torch.bool))
 
 
 def stairs(
-    z: Tensor, thresholds: Tensor, outputs: Tensor, *, axis: int, T: int, code: str
-) -> tuple[Tensor, PackedTrains]:
+    z: Tensor, thresholds: Tensor, outputs: Tensor, *, axis: int, T: int, code: str, trains: bool = True
+) -> tuple[Tensor, PackedTrains | None]:
     """The same of neurons with a threshold for every level: thresholds (S, C) and outputs (S + 1, C) of z's dtype, C
     = 1, or the places of z's dimension `axis`."""
-    z, words = _room(z, T)
-    n, value, levels = z.numel(), torch.empty_like(z), len(thresholds)
-    columns = thresholds.shape[1]
+    z, value, words = _room(z, T, trains)
+    n, levels, columns = z.numel(), len(thresholds), thresholds.shape[1]
     _stairs[(triton.cdiv(n, BLOCK),)](
-        z, thresholds.contiguous(), outputs.contiguous(), value, words, n, z.stride(axis), z.shape[axis], columns,
-        int(columns > 1), SIZE=1 << (levels.bit_length() - 1), TESTS=levels.bit_length(), LEVELS=levels,
-        enable_fp_fusion=False, **_sent(words, T, code),
+        z, thresholds.contiguous(), outputs.contiguous(), value, value if words is None else words, n, z.stride(axis),
+        z.shape[axis], columns, int(columns > 1), SIZE=1 << (levels.bit_length() - 1), TESTS=levels.bit_length(),
+        LEVELS=levels, enable_fp_fusion=False, **_sent(n, words, code),
     )  # fmt: skip
-    return value, PackedTrains(words, T)
+    return value, None if words is None else PackedTrains(words, T)
 
 
 def integrate(

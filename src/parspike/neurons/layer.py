@@ -24,7 +24,7 @@ from . import fused
 from .arguments import check_choice, check_steps
 from .packed import PackedTrains, counts_of, words_of
 from .pieces import in_pieces, runs_here
-from .quantised import count_into, spike_count
+from .quantised import count_into, line_of, spike_count
 from .trains import first_spike, sorted_train
 
 __all__ = ["CODES", "Code", "Neuron", "ParallelNeuron", "SpikingLayer", "levels_of", "neuron_from"]
@@ -278,6 +278,7 @@ class ParallelNeuron(Neuron):
 
     kind = "parallel"
     offset: float | Tensor
+    _kept: tuple[Any, tuple[Tensor, Tensor, Tensor], list[Tensor]] | None = None
 
     def __init__(self, T: int, v_threshold: Tensor, *, offset: float | Tensor = 0.0, code: Code = "sorted") -> None:
         super().__init__(T, code)
@@ -309,6 +310,8 @@ class ParallelNeuron(Neuron):
         return mean + self.offset if self.offsets else mean
 
     def forward(self, z: Tensor) -> Tensor:
+        if z.is_cuda and (made := self._fused(z, trains=False)):
+            return made[0]
         # In place, since only this function holds the counts, and memory traffic is the cost of a neuron.
         if not runs_here(z) or z.dtype != self.v_threshold.dtype:
             mean = self.count(z).mul_(self.v_post.detach() / self.levels)
@@ -317,11 +320,27 @@ class ParallelNeuron(Neuron):
         return even_values(z, self.v_threshold, self._shift(), self.v_post, offset, self.levels)
 
     def emit(self, z: Tensor) -> tuple[Tensor, PackedTrains]:
-        made = fused.even(
-            z, self.v_threshold, self._shift(), self.v_post, self.offset if self.offsets else None,
-            levels=self.levels, T=self.T, code=self.code,
-        )  # fmt: skip
-        return made or super().emit(z)
+        made = self._fused(z, trains=True)
+        return (made[0], made[1]) if made and made[1] else super().emit(z)
+
+    def _fused(self, z: Tensor, trains: bool) -> tuple[Tensor, PackedTrains | None] | None:
+        """The output and the trains out of one kernel, where there is one."""
+        if torch.compiler.is_compiling() or type(z) is not Tensor:
+            return None
+        offset = self.offset if self.offsets else None
+        return fused.even(z, *self._line(), offset, levels=self.levels, T=self.T, code=self.code, trains=trains)
+
+    def _line(self) -> tuple[Tensor, Tensor, Tensor]:
+        """T/θ, δ T/θ + 1/2 and the mean output of one count. Kept until a parameter changes, for each is a small kernel
+        of a GPU, which takes as long as a large one to ask for."""
+        own = [self.v_threshold, self.shift, self.v_post, *([self.offset] if isinstance(self.offset, Tensor) else [])]
+        known = not any(one.is_inference() for one in own)  # their changes are not counted
+        key = [(one.data_ptr(), one._version, one.dtype, one.device) for one in own] if known else None
+        if self._kept is None or key is None or self._kept[0] != key:
+            line = *line_of(self.v_threshold, self.levels, self._shift()), self.v_post.detach() / self.levels
+            # With the parameters, so that no other one comes to lie at their address.
+            self._kept = key, line, [one.detach() for one in own]
+        return self._kept[1]
 
     def amplitudes(self) -> Tensor:
         return even_amplitudes(self.v_post, self.T, self.code)

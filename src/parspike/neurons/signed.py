@@ -12,7 +12,7 @@ from . import fused
 from .layer import Code, Neuron, even_amplitudes, even_values
 from .packed import PackedTrains
 from .pieces import runs_here
-from .quantised import count_into
+from .quantised import count_into, line_of
 
 __all__ = ["SignedNeuron"]
 
@@ -52,6 +52,8 @@ class SignedNeuron(Neuron):
         return count * (self.v_post / self.levels) + self.offset
 
     def forward(self, z: Tensor) -> Tensor:
+        if z.is_cuda and (made := self._fused(z, trains=False)):
+            return made[0]
         if not runs_here(z) or z.dtype != self.v_threshold.dtype:
             return self.value(self.count(z))
         shift = self.shift - self.offset
@@ -74,11 +76,16 @@ class SignedNeuron(Neuron):
         return PackedTrains(super().pack(count.abs()).words, self.T, count < 0)
 
     def emit(self, z: Tensor) -> tuple[Tensor, PackedTrains]:
-        made = fused.even(
-            z, self.v_threshold, self.shift - self.offset, self.v_post, self.offset, levels=self.levels, T=self.T,
-            code=self.code, lowest=self.lowest,
-        )  # fmt: skip
-        return made or super().emit(z)
+        made = self._fused(z, trains=True)
+        return (made[0], made[1]) if made and made[1] else super().emit(z)
+
+    def _fused(self, z: Tensor, trains: bool) -> tuple[Tensor, PackedTrains | None] | None:
+        if torch.compiler.is_compiling() or type(z) is not Tensor:
+            return None
+        line = *line_of(self.v_threshold, self.levels, self.shift - self.offset), self.v_post.detach() / self.levels
+        return fused.even(
+            z, *line, self.offset, levels=self.levels, T=self.T, code=self.code, lowest=self.lowest, trains=trains
+        )
 
     def counted(self, trains: PackedTrains) -> Tensor:
         count = super().counted(trains)
