@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from networks import Residual, planned
+from networks import Dense, Residual, planned
 
 import parspike
 from parspike.errors import InputError, OptionError
@@ -54,3 +54,29 @@ def test_what_a_compiled_network_keeps_to(tmp_path) -> None:
     steps = parspike.convert(plan, x, T=4, recipe="max", neuron=parspike.IF())
     with pytest.raises(OptionError, match="step by step"):
         steps.compile()
+
+
+@pytest.mark.parametrize(("dtype", "share", "apart"), [(torch.bfloat16, 0.1, 6), (torch.float16, 0.03, 3)], ids=str)
+def test_under_autocast_few_neurons_count_otherwise(dtype: torch.dtype, share: float, apart: int) -> None:
+    """Would catch neurons that compare in the short type: their thresholds would be off by as much as a count."""
+    for kind in (Residual, Dense):
+        _, x, plan = planned(kind, batch=9)
+        snn = parspike.convert(plan, x, T=32, recipe="max")
+        own = snn.run(x, record=True).counts
+        with torch.autocast("cpu", dtype):
+            got = snn.run(x, record=True).counts
+        off = torch.cat([(own[layer] - got[layer].float()).abs().flatten() for layer in own])
+        assert float((off > 0).float().mean()) < share
+        assert float(off.max()) <= apart
+
+
+def test_channels_last_stays() -> None:
+    """Would catch neurons that lay their counts out anew: each convolution behind would turn them back."""
+    _, x, plan = planned(Residual, batch=9)
+    snn = parspike.convert(plan, x, T=6, recipe="max")
+    wanted = snn(x)
+    snn, x = snn.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    counts = [n for n in snn.run(x, record=True).counts.values() if n.dim() == 4]
+    assert all(n.is_contiguous(memory_format=torch.channels_last) for n in counts)
+    assert len(counts) >= 3
+    torch.testing.assert_close(snn(x), wanted)

@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from networks import Residual
+from networks import Dense, PreActivation, Residual
+from test_integer_engine import Signal, Wide, network
 from torch import Tensor, nn
 
 import parspike
 from parspike import IF, LIF, Auto, ClosedForm, Reconstruct
+from parspike.engines import tensor_cores
+from parspike.engines.integer import Integer
+from parspike.lower import integers
 from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, Staircase, fused, levels_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees")
@@ -269,3 +273,107 @@ def test_steps_in_a_kernel_are_those_of_plain_torch(options: dict[str, Any], dty
                 assert torch.equal(current, train * neuron.v_post + neuron.offset)
                 assert torch.equal(second["v"], wanted)
                 assert torch.equal(torch.cat([before, behind]), train)
+
+
+class Channels(nn.Module):
+    """As many channels as tensor cores take at once, residual sums, strides, a max-pool, a global average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 7, 2, 3)
+        self.a, self.b = nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
+        self.c, self.d, self.e = (
+            nn.Conv2d(64, 128, 3, 2, 1),
+            nn.Conv2d(128, 128, 3, padding=1),
+            nn.Conv2d(64, 128, 1, 2),
+        )
+        self.f, self.head = nn.Conv2d(128, 72, 1), nn.Linear(72, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.max_pool2d(self.stem(x).relu(), 3, 2, 1)
+        y = (self.b(self.a(y).relu()) + y).relu()
+        y = (self.d(self.c(y).relu()) + self.e(y)).relu()
+        return self.head(self.f(y).relu().mean((2, 3)))
+
+
+WHOLE: list[tuple[type[nn.Module], dict[str, Any]]] = [
+    (Residual, {"T": 40, "weights": 4}),
+    (Residual, {"T": 300, "weights": 6}),
+    (PreActivation, {"T": 5}),
+    (Dense, {"T": 3, "code": "weighted", "weights": 2}),
+    (Wide, {"T": 5}),
+    (Wide, {"T": 4, "weights": 10}),
+    (Wide, {"T": 200}),
+    (Wide, {"T": 1000}),
+    (Signal, {"T": 200}),
+]
+
+
+def whole(kind: type[nn.Module], **options: Any) -> tuple[parspike.SNN, Tensor]:
+    if kind is not Channels:
+        return network(kind, **options)
+    torch.manual_seed(0)
+    model, x = Channels().eval(), images(9, 3, 40, 36)
+    return integers(parspike.convert(model, x, recipe="max", **options), x), x
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [*WHOLE, *((Channels, {"T": T}) for T in (16, 200, 256))],
+    ids=lambda v: getattr(v, "__name__", str(v)),
+)
+def test_whole_numbers_have_a_cpus_bits(kind: type[nn.Module], options: dict[str, Any]) -> None:
+    """Would catch TF32, Winograd, a kernel's padding, a half of a count, an edge of a block."""
+    snn, x = whole(kind, **options)
+    cpu = snn.run(x, engine="integer", record=True)
+    snn = snn.cuda()
+    torch.backends.cudnn.allow_tf32 = True
+    for engine in ("integer", "count", "parallel" if options["T"] < 50 else "count"):
+        gpu = snn.run(x.cuda(), engine=engine, record=True)
+        assert [layer for layer, n in cpu.counts.items() if not torch.equal(gpu.counts[layer].cpu(), n)] == [], engine
+        assert torch.equal(gpu.logits.cpu(), cpu.logits), engine
+
+
+def test_the_tensor_cores_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch kernels that fail and are replaced in silence."""
+    pytest.importorskip("triton")
+    plain = []
+    monkeypatch.setattr(tensor_cores.Synapse, "_launched", counted(plain, tensor_cores.Synapse._launched))
+    for T in (16, 200, 256):
+        snn, x = whole(Channels, T=T)
+        snn = snn.cuda()
+        snn.run(x.cuda(), engine="integer")
+        assert Integer.of(snn).synapses == (8, 8)
+    assert len(plain) >= 24
+    assert all(plain)
+
+
+def counted(results: list[bool], function: Any) -> Any:
+    def call(*given: Any) -> bool:
+        results.append(function(*given))
+        return results[-1]
+
+    return call
+
+
+def test_integers_played_back_on_batches_of_any_size_and_layout() -> None:
+    """Would catch a recording that is played with old inputs or weights, or whose answer is written over."""
+    snn, _ = whole(Channels, T=16)
+    snn, x = snn.cuda(), images(70, 3, 40, 36, seed=1).cuda()
+    sizes = (70, 70, 70, 33, 33, 33, 1, 1, 1, 70, 33, 33, 1)
+    parts = [x[:size] for size in sizes for _ in range(2)]
+    parts[1::2] = [x[-size:].contiguous(memory_format=torch.channels_last) for size in sizes]
+    kept = [(snn.run(part, engine="integer").logits, part) for part in parts]
+    for got, part in kept:
+        assert torch.equal(got, snn(part))
+    with torch.no_grad():
+        next(t for path, t in snn.tensors().items() if path.endswith("weight")).neg_()
+    for _ in range(3):
+        assert torch.equal(snn.run(x, engine="integer").logits, snn(x))
+
+
+def test_integers_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_cores, "_proven", lambda *form: False)
+    snn, x = whole(Channels, T=200)
+    wanted = snn.run(x, engine="integer").logits
+    assert torch.equal(snn.cuda().run(x.cuda(), engine="integer").logits.cpu(), wanted)

@@ -109,7 +109,7 @@ def test_most_of_the_work_is_done_by_integer_kernels(kind: type[nn.Module]) -> N
     snn.run(x, engine="integer")
     how = Integer.of(snn)
     assert how.synapses[0] == how.synapses[1] >= 3
-    chains = [step for step in how.steps.values() if isinstance(step, MODULE._Chain)]
+    chains = [step for step in how.steps.values() if isinstance(getattr(step, "step", step), MODULE._Chain)]
     assert len(chains) == len(snn.neurons())
 
 
@@ -122,6 +122,29 @@ def test_batches_of_one_and_inputs_of_any_layout() -> None:
         assert torch.equal(snn.run(given, engine="integer").logits, wanted)
     alone = torch.cat([snn.run(one, engine="integer").logits for one in x.split(1)])
     assert torch.equal(alone, wanted)
+
+
+@pytest.mark.parametrize("T", [256, 1000])
+def test_counts_beyond_a_byte_stay_in_integer_kernels(T: int) -> None:
+    """Would catch a part of a count that is lost, or added with another factor."""
+    snn, x = network(Wide, T=T)
+    assert unlike(snn, 2 * x) == []
+    assert unlike(snn, x[:1].contiguous(memory_format=torch.channels_last)) == []
+    how = Integer.of(snn)
+    assert how.synapses[0] >= how.synapses[1] - 1  # the first one's sums are small, the average's may be too large
+    counts = snn.run(3 * x, engine="integer", record=True).counts
+    assert max(int(count.max()) for count in counts.values()) == T
+
+
+def test_autocast_rounds_no_whole_number() -> None:
+    """Would catch sums in bfloat16, which holds whole numbers to 256."""
+    for options in ({"T": 5}, {"T": 4, "weights": 10}):
+        snn, x = network(Wide, **options)
+        wanted = snn(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(snn(x), wanted)
+            assert unlike(snn, x) == []
+        assert torch.equal(snn.run(x, engine="integer").logits, wanted)
 
 
 def test_threads_do_not_matter() -> None:
@@ -165,7 +188,8 @@ def test_processors_without_the_kernels_get_the_same_bits(
     maker = MODULE._Maker(snn)
     maker.made()
     parts = [len(synapse.parts) for synapse in maker.synapses.values()]
-    assert parts == ([2, 2, 2, 2, 1] if able() else [])  # the average's weights are 1: no two products saturate
+    # The average's weights are 1: no two products saturate. What it makes goes beyond a byte.
+    assert parts == ([2, 2, 2, 2, 1, 2] if able() else [])
 
 
 def test_onnxruntime_has_the_same_bits() -> None:

@@ -184,7 +184,9 @@ class SNN(nn.Module):
         least = "give a batch with fewer or smaller samples, or record=False"
         if kind[0] == "parallel":
             least += ", or a smaller chunk="
-        with engines.memory_of("run", least):
+        whole = self.provenance.get("lowered") == "integers"
+        exactly = engines.exactly(self, kind[0]) if whole else contextlib.nullcontext()
+        with engines.memory_of("run", least), exactly:
             done, part = engines.in_parts(run, self.graph, env, self._parts.get(key))
         size = self.graph.sizes(env).get(BATCH, 1)
         if part < min(self._parts.get(key, size), size):

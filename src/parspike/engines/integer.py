@@ -1,14 +1,17 @@
 """Counts as bytes, through integer kernels: networks in whole numbers, bit for bit as `count` runs them.
 
 A network of `parspike.lower.integers` holds whole numbers alone, in float32 or float64. Here the counts of its neurons
-are uint8, and synapses with weights of at most 8 bits go through oneDNN's int8 convolutions and products, which add in
-32 bits. Everything else (a value of more than 8 bits, the answer) runs as in `count`.
+are uint8, or int16 beyond 255, and synapses with weights of at most 8 bits go through int8 convolutions and products,
+which add in 32 bits: oneDNN's on a CPU, those of `parspike.engines.tensor_cores` on a GPU. Everything else (a stream of
+sums that no neuron cuts, the answer) runs as in `count`; on a GPU its weighted layers in float64, where no sum rounds.
 
-Two things could make a result differ from exact arithmetic; neither is left to chance:
+On a CPU three things could make a result differ from exact arithmetic; none is left to chance:
 
 - Processors without VNNI add pairs of products of 8 bits in 16 bits, which saturate. Where two such products may not
   fit, the input is split into two parts of 7 bits, whose sums are added. And before the first run the library has to
   reproduce exact sums on this machine (`exact`); where it does not, its kernels are not used.
+- A kernel gives its sums as float32. Where they may reach 2^24, the counts go through it in parts of a few bits, whose
+  sums are below 2^24 each; the neurons behind are computed from these parts in float64.
 - Neurons behind one synapse are computed in the kernel's last step: k = round((z − first + ½) / step + ½) in float32. z
   and first are whole, so the exact quotient is at least ½ / step away from every point where the rounding changes. It
   is done so where the weights prove that float32 errs by less. Neurons behind a sum of several values are computed
@@ -20,9 +23,11 @@ What could prove this wrong: a count that differs from that of engine "count" (t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -30,19 +35,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parspike.engines import tensor_cores
 from parspike.engines.base import Network, Record, Run, kept_of, recorded
+from parspike.engines.replay import Replay
 from parspike.graph import Graph, Node, Param, Ref, Role, Schedule, Stream, map_tree, walk
 from parspike.graph.ops import TABLE, call
 from parspike.graph.signature import Conv, Linear, arguments
 from parspike.neurons import PackedTrains, WholeNeuron
 
-__all__ = ["Integer", "exact", "integer"]
+__all__ = ["Integer", "exact", "exactly", "integer"]
 
 BYTE, HALF = 255, 128
 PAIR = (1 << 15) - 1
 """The largest sum of two products that a processor without VNNI holds."""
 TILE = 1 << 15
 """Elements of a piece of an elementwise chain: 128 KiB of float32, a part of the second-level cache."""
+PARTS = 3
+"""Passes through an integer kernel that cost less than one in float64."""
 WHOLE = 1 << 24
 """Whole numbers below it, and their sums, are exact in float32."""
 ULP = 2.0**-24
@@ -51,31 +60,41 @@ MOVERS = {
     "aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.cat.default", "aten.slice.Tensor",
     "aten.select.int", "aten.unsqueeze.default", "aten.squeeze.dim", "aten.squeeze.dims",
 }  # fmt: skip
+POOL = "aten.max_pool2d.default"
 """Operators that do to bytes what they do to numbers."""
 
 
 def integer(net: Network, env: dict[str, Any], *, record: Record = False) -> Run:
     """One pass for the inputs in `env`, in integers. net: in whole numbers (`parspike.lower.integers`)."""
     how = Integer.of(net)
-    kept: dict[str, Tensor | PackedTrains] = {}
     spiking = net.counting()
 
-    def run(node: Node, args: tuple[Any, ...]) -> list[Any]:
-        value = how.steps[node.name](args)
-        if record and node.name in spiking:
-            kept[node.name] = kept_of(spiking[node.name], value.to(how.dtype), record)
-        return [value]
+    def passed(env: dict[str, Any]) -> tuple[Any, dict[str, Tensor | PackedTrains]]:
+        kept: dict[str, Tensor | PackedTrains] = {}
 
-    def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
-        neuron, z = spiking[node.name], args[0]
-        count = neuron.count(z.to(how.dtype))
-        if record:
-            kept[node.name] = kept_of(neuron, count, record)
-        return [neuron.value(count)]
+        def run(node: Node, args: tuple[Any, ...]) -> list[Any]:
+            value = how.steps[node.name](args)
+            if record and node.name in spiking:
+                kept[node.name] = kept_of(spiking[node.name], value.to(how.dtype), record)
+            return [value]
 
-    stream = Stream(env, net.tensors(), net.graph.sizes(env))
-    walk(how.schedule, [stream], dict.fromkeys(spiking, fire) | dict.fromkeys(how.steps, run))
-    return recorded(net.graph.collect(stream.env), net, "integer", kept if record else None)
+        def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
+            neuron, z = spiking[node.name], args[0]
+            count = neuron.count(z.to(how.dtype))
+            if record:
+                kept[node.name] = kept_of(neuron, count, record)
+            return [neuron.value(count)]
+
+        stream = Stream(env, net.tensors(), net.graph.sizes(env))
+        walk(how.schedule, [stream], dict.fromkeys(spiking, fire) | dict.fromkeys(how.steps, run))
+        return net.graph.collect(stream.env), kept
+
+    if how.gpu is None or how.gpu.type != "cuda":
+        logits, kept = passed(env)
+    else:
+        with torch.cuda.device(how.gpu):  # kernels are launched on the current one
+            logits, kept = passed(env) if record else how.replay(passed, env)
+    return recorded(logits, net, "integer", kept if record else None)
 
 
 Step = Callable[[tuple[Any, ...]], Any]
@@ -86,17 +105,21 @@ _made: WeakKeyDictionary[Any, tuple[list[tuple[Any, ...]], Integer]] = WeakKeyDi
 @dataclass(frozen=True)
 class Integer:
     """A network made ready for integer kernels. steps: by node name, what other than its operator a node computes.
-    dtype: of whole numbers that are no bytes. synapses: how many of the weighted ones run in integers, of how many."""
+    dtype: of whole numbers that are no bytes. synapses: how many of the weighted ones run in integers, of how many.
+    gpu: the GPU that all tensors are on, None elsewhere."""
 
     schedule: Schedule
     steps: Mapping[str, Step]
     dtype: torch.dtype
     synapses: tuple[int, int]
+    gpu: torch.device | None
+    replay: Replay = field(default_factory=Replay)
 
     @classmethod
     def of(cls, net: Network) -> Integer:
         """That of a network, made at its first run and again when a tensor of it was replaced or changed in place."""
-        tensors = [*net.tensors().values(), *(p for neuron in net.neurons().values() for p in neuron.parameters())]
+        own = (p for neuron in net.neurons().values() for p in neuron._parameters.values() if p is not None)
+        tensors = [*net.tensors().values(), *own]
         state = [(t, t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors]
         before = _made.get(net)
         if before is None or len(before[0]) != len(state) or any(
@@ -111,7 +134,8 @@ class Integer:
 class _Synapse:
     """A convolution or linear layer with weights of at most 8 bits that reads whole numbers.
 
-    most: the largest |sum|, for every output. parts: the input as bytes, each with the sign that its sum has.
+    most: the largest |sum|, for every output. parts: the input as bytes, each with the factor that its sum has. zero:
+    what stands for 0 in these bytes. wide: its sums may reach 2^24, those of its parts may not.
     """
 
     node: Node
@@ -120,6 +144,8 @@ class _Synapse:
     bias: Tensor
     most: Tensor
     parts: tuple[tuple[Callable[[Tensor], Tensor], int], ...]
+    zero: int = 0
+    wide: bool = False
 
     def __post_init__(self) -> None:
         whole = self.weight.detach().to(torch.int8)
@@ -128,7 +154,7 @@ class _Synapse:
         if isinstance(self.found, Conv):
             pads = [before for before, _ in self.found.padded(list(self.weight.shape[2:]))]
             self.how = list(self.found.stride), pads, list(self.found.dilation), self.found.groups
-            self.packed = _ops().qconv_prepack(whole, self.ones, 1.0, 0, *self.how, None)
+            self.packed = _ops().qconv_prepack(whole, self.ones, 1.0, self.zero, *self.how, None)
         else:
             self.packed = _ops().qlinear_prepack(whole, None)
 
@@ -138,8 +164,9 @@ class _Synapse:
         return isinstance(self.found, Conv) and len(self.found.stride) == 2
 
     def sums(self, x: Tensor, scale: Tensor | None, bias: Tensor, *, clip: int | None = None) -> Tensor:
-        """scale · (sum of the products) + bias in float32; clip: rounded, as bytes 0 … clip. Scales are above 0."""
-        post = ("none", [], "") if clip is None else ("hardtanh", [0.0, float(clip)], "")
+        """scale · (sum of the products) + bias in float32; clip: rounded, as bytes 0 … clip. Scales are above 0. Not of
+        wide ones."""
+        post = _PLAIN if clip is None else ("hardtanh", [0.0, float(clip)], "")
         kind = torch.float32 if clip is None else torch.uint8
         factor = self.ones if scale is None else scale
         (first, _), *others = self.parts
@@ -148,14 +175,46 @@ class _Synapse:
             total.add_(self._run(part(x), factor, torch.zeros_like(bias), kind, post), alpha=sign)
         return total
 
+    def part(self, number: int, x: Tensor) -> Tensor:
+        """The sum of the products of one part, in float32, without its factor."""
+        return self._run(self.parts[number][0](x), self.ones, torch.zeros_like(self.bias), torch.float32, _PLAIN)
+
+    def whole(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Sum of the products + bias, exact in `dtype`."""
+        if not self.wide:
+            return self.sums(x, None, self.bias).to(dtype)
+        like = [1, -1] + [1] * (x.dim() - 2) if isinstance(self.found, Conv) else [-1]
+        total = self.bias.double().reshape(like)
+        for number, (_, factor) in enumerate(self.parts):
+            total = total + factor * self.part(number, x).double()
+        return total.to(dtype)
+
     def _run(self, x: Tensor, scale: Tensor, bias: Tensor, kind: torch.dtype, post: tuple[Any, ...]) -> Tensor:
         if isinstance(self.found, Conv):
             return _ops().qconv_pointwise(
-                x, 1.0, 0, self.packed, scale, self.zeros, bias, *self.how, 1.0, 0, kind, *post
+                x, 1.0, self.zero, self.packed, scale, self.zeros, bias, *self.how, 1.0, 0, kind, *post
             )
         flat = x.reshape(-1, x.shape[-1])
-        made = _ops().qlinear_pointwise(flat, 1.0, 0, self.packed, scale, self.zeros, bias, 1.0, 0, kind, *post)
+        made = _ops().qlinear_pointwise(flat, 1.0, self.zero, self.packed, scale, self.zeros, bias, 1.0, 0, kind, *post)
         return made.view(*x.shape[:-1], -1)
+
+
+_PLAIN: tuple[Any, ...] = ("none", [], "")
+
+
+@dataclass
+class _OnGPU:
+    """The same on a GPU. last: what makes sums of the products, with the bias, in the type of the network."""
+
+    found: Conv | Linear
+    bias: Tensor
+    most: Tensor
+    core: tensor_cores.Synapse
+    last: tensor_cores.Last
+
+    def whole(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Sum of the products + bias, exact in `dtype`."""
+        return self.core(x, self.last).to(dtype)
 
 
 def _ops() -> Any:
@@ -164,7 +223,8 @@ def _ops() -> Any:
 
 @cache
 def exact(pairs: bool = False) -> bool:
-    """Whether the kernels of this machine reproduce exact sums; pairs: also of two products beyond 16 bits.
+    """Whether the kernels of this machine reproduce exact sums; pairs: also of two products beyond 16 bits, and of
+    numbers below 0, which are held as bytes with 128 for 0.
 
     Convolutions (plain, grouped, depthwise, 1×1, of 1 and 3 dimensions) and products with the largest and with random
     numbers are compared with float64.
@@ -173,7 +233,7 @@ def exact(pairs: bool = False) -> bool:
     most = BYTE if pairs else HALF
     try:
         for rank, channels, outputs, kernel, groups in (
-            (2, 64, 32, 3, 1), (2, 64, 32, 1, 1), (2, 32, 32, 3, 32), (2, 16, 16, 3, 2), (2, 3, 8, 3, 1),
+            (2, 48, 32, 3, 1), (2, 64, 32, 1, 1), (2, 32, 32, 3, 32), (2, 16, 16, 3, 2), (2, 3, 8, 3, 1),
             (1, 5, 7, 3, 1), (3, 4, 3, 3, 1), (0, 64, 10, 1, 1), (0, 7, 5, 1, 1),
         ):  # fmt: skip
             shape = (outputs, channels // groups, *[kernel] * rank)
@@ -183,8 +243,8 @@ def exact(pairs: bool = False) -> bool:
                  torch.randint(0, most + 1, (2, channels, *[9] * rank), generator=generator)),
             ):  # fmt: skip
                 weight, x, bias = weight.double(), x.double(), torch.arange(outputs).double() - 3
+                conv = (F.conv1d, F.conv1d, F.conv2d, F.conv3d)[rank]
                 if rank:
-                    conv = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
                     right = conv(x, weight, bias, 1, kernel // 2, 1, groups)
                     found: Conv | Linear = Conv(
                         None, None, None, (1,) * rank, (kernel // 2,) * rank, (1,) * rank, groups
@@ -195,6 +255,15 @@ def exact(pairs: bool = False) -> bool:
                 made = _Synapse(like, found, weight, bias, bias, ((_bytes, 1),))
                 if not torch.equal(made.sums(x, None, bias.float()).double(), right):
                     return False
+                if pairs:
+                    turned = _Synapse(like, found, weight, bias, bias, ((_bytes, 1),), zero=HALF)
+                    signed = (
+                        conv(x - HALF, weight, bias, 1, kernel // 2, 1, groups)
+                        if rank
+                        else F.linear(x - HALF, weight, bias)
+                    )
+                    if not torch.equal(turned.sums(x, None, bias.float()).double(), signed):
+                        return False
                 if rank != 2:
                     continue
                 step = 1001.0
@@ -219,6 +288,16 @@ def _below(x: Tensor) -> Tensor:
     return x.neg().clamp_(min=0).to(torch.uint8)
 
 
+def _around_half(x: Tensor) -> Tensor:
+    return (x + HALF).to(torch.uint8)
+
+
+def _digit(x: Tensor, bits: int, number: int) -> Tensor:
+    """Bits number · bits … of counts, as bytes."""
+    whole = x if not x.is_floating_point() else x.to(torch.int16)
+    return ((whole >> (bits * number)) & ((1 << bits) - 1)).to(torch.uint8)
+
+
 def _first_half(x: Tensor) -> Tensor:
     return x.clamp(max=HALF).to(torch.uint8)
 
@@ -240,26 +319,30 @@ class _Maker:
 
     def __init__(self, net: Network) -> None:
         self.graph: Graph = net.graph
-        self.tensors, self.neurons = net.tensors(), net.counting()
+        self.placed, self.neurons = net.tensors(), net.counting()
+        self.tensors = {path: t.detach().cpu() for path, t in self.placed.items()}  # what is decided, is decided there
         self.readers = self.graph.consumers()
         self.ranges: dict[str, tuple[float, float]] = {}
-        self.bytes: set[str] = set()
-        self.synapses: dict[str, _Synapse] = {}
+        self.narrow: set[str] = set()
+        """Values that are held in 8 or 16 bits."""
+        self.synapses: dict[str, _Synapse | _OnGPU] = {}
         self.dtype = next((n.first.dtype for n in self.neurons.values() if isinstance(n, WholeNeuron)), torch.float32)
-        self.here = all(t.device.type == "cpu" for t in self.tensors.values()) and exact()
+        devices = {t.device for t in self.placed.values()}
+        self.gpu = devices.pop() if len(devices) == 1 and all(map(_is_gpu, devices)) else None
+        self.here = self.gpu is not None or ({d.type for d in devices} <= {"cpu"} and exact())
 
     def made(self) -> Integer:
         weighted = 0
         for node in self.graph.nodes:
             self._range(node)
-            self._is_bytes(node)
+            self._is_narrow(node)
             weighted += TABLE[node.target].weighted
             if self.here and (synapse := self._synapse(node)) is not None:
                 self.synapses[node.name] = synapse
         nodes = {node.name: node for node in self.graph.nodes}
         steps: dict[str, Step] = {}
         for node in self.graph.nodes:
-            if node.name in self.bytes and node.name in self.neurons:
+            if node.name in self.narrow and node.name in self.neurons:
                 step, reads, gone = self._neuron(node)
                 steps[node.name] = step
                 nodes[node.name] = replace(node, args=tuple(Ref(name) for name in reads), kwargs={})
@@ -272,10 +355,20 @@ class _Maker:
                 steps[node.name] = _sums_of(self.synapses[node.name], self.dtype)
                 read = self.synapses[node.name].found.input
                 nodes[node.name] = replace(node, args=(read,), kwargs={})
-            elif node.name not in self.neurons and node.name not in self.bytes and not self.bytes.isdisjoint(node.refs):
-                steps[node.name] = _widened(node, self.dtype)
+            elif node.name in self.neurons:
+                continue
+            elif self.gpu is not None and TABLE[node.target].weighted:
+                steps[node.name] = _widened(node, self._given(node), torch.float64, self.dtype)
+            elif node.target == POOL and node.name in self.narrow:
+                steps[node.name] = _pooled(node, self.ranges[node.name][1])
+            elif node.name not in self.narrow and not self.narrow.isdisjoint(node.refs):
+                steps[node.name] = _widened(node, self._given(node), self.dtype)
         schedule = Schedule.of(list(nodes.values()), self.graph.outputs)
-        return Integer(schedule, steps, self.dtype, (len(self.synapses), weighted))
+        return Integer(schedule, steps, self.dtype, (len(self.synapses), weighted), self.gpu)
+
+    def _given(self, node: Node) -> dict[str, Any]:
+        """The keyword arguments of a node."""
+        return map_tree(lambda leaf: self.placed[leaf.path] if isinstance(leaf, Param) else leaf, dict(node.kwargs))
 
     # What is known of the values.
 
@@ -298,6 +391,12 @@ class _Maker:
             found = (min(ends), max(ends)) if all(end == end for end in ends) else infinite
         elif node.target == "aten.add.Tensor" and len(node.refs) == 2 and not node.kwargs:
             found = given[0][0] + given[1][0], given[0][1] + given[1][1]
+        elif node.target == "aten.sum.dim_IntList" and len(given) == 1:
+            sizes = self._shape(node.refs[0])
+            summed = [sizes[d] for d in cast(list[int], node.args[1])] if sizes and node.args[1] else [None]
+            if all(isinstance(size, int) for size in summed):
+                number = math.prod(cast(list[int], summed))
+                found = given[0][0] * number, given[0][1] * number
         else:
             sums = self._sum_range(node, given[0] if given else infinite)
             if sums is not None:
@@ -317,15 +416,15 @@ class _Maker:
         bias = 0.0 if found.bias is None else self.tensors[found.bias.path].double()
         return up * low + down * high + bias, up * high + down * low + bias
 
-    def _is_bytes(self, node: Node) -> None:
+    def _is_narrow(self, node: Node) -> None:
         neuron = self.neurons.get(node.name)
         if isinstance(neuron, WholeNeuron):
-            if self.here and neuron.levels <= BYTE:
-                self.bytes.add(node.name)
-        elif node.target in MOVERS and node.refs and all(ref in self.bytes for ref in node.refs):
-            self.bytes.add(node.name)
+            if self.here and neuron.levels <= tensor_cores.SMALL:
+                self.narrow.add(node.name)
+        elif (node.target in MOVERS or node.target == POOL) and node.refs and self.narrow.issuperset(node.refs):
+            self.narrow.add(node.name)
 
-    def _synapse(self, node: Node) -> _Synapse | None:
+    def _synapse(self, node: Node) -> _Synapse | _OnGPU | None:
         """The synapse, where integer kernels compute it exactly."""
         found = arguments(node)
         if not isinstance(found, (Conv, Linear)) or found.transposed or not isinstance(found.weight, Param):
@@ -335,42 +434,80 @@ class _Maker:
         if isinstance(found, Conv) and found.padding == "same":
             return None  # its padding may differ before and after
         low, high = self.ranges.get(found.input.name, (-torch.inf, torch.inf))
-        sums = self._sum_range(node, (low, high))
-        if sums is None:
+        if self._sum_range(node, (low, high)) is None:
             return None
         weight = self.tensors[found.weight.path]
         bias = weight.new_zeros(len(weight)) if found.bias is None else self.tensors[found.bias.path]
         if not all(torch.equal(t, t.round()) for t in (weight, bias)) or float(weight.abs().max()) > 127:
             return None
-        # Sums and products are exact in float32 whatever parts of them are formed first.
+        # Products and sums stay below it, whatever parts of them are formed first.
         most = weight.double().flatten(1).abs().sum(1) * max(-low, high) + bias.double().abs()
-        if float(most.max()) >= WHOLE:
+        if self.gpu is not None:
+            kind = tensor_cores.kind_of(low, high)
+            if kind is None or float(most.max()) >= tensor_cores.LARGEST or len(getattr(found, "stride", ())) > 2:
+                return None
+            core = tensor_cores.Synapse(found, weight, kind, self.gpu)
+            return _OnGPU(found, bias.double(), most, core, core.last(torch.ones(1), bias, dtype=self.dtype))
+        wide = float(most.max()) >= WHOLE or (low >= 0 and high > BYTE)
+        if wide:
+            each = weight.double().flatten(1).abs().sum(1) + bias.double().abs()
+            parts = self._digits(low, high, float(each.max()), float(weight.abs().max()))
+            return None if parts is None else _Synapse(node, found, weight, bias.float(), most, parts, wide=True)
+        parts = self._bytes_of(low, high, float(weight.abs().max()))
+        if parts is None:
             return None
-        wide = float(weight.abs().max())
-        if low >= 0 and high <= BYTE and (2 * high * wide <= PAIR or exact(pairs=True)):
-            parts: tuple[tuple[Any, int], ...] = ((_bytes, 1),)
-        elif low >= 0 and high <= BYTE:
-            parts = (_first_half, 1), (_second_half, 1)
-        elif low >= -HALF and high <= HALF:
-            parts = (_above, 1), (_below, -1)
-        else:
+        return _Synapse(node, found, weight, bias.float(), most, parts, HALF if parts[0][0] is _around_half else 0)
+
+    def _bytes_of(self, low: float, high: float, largest: float) -> tuple[tuple[Any, int], ...] | None:
+        """How an input goes through the kernel as bytes; largest: the largest weight."""
+        if low >= 0 and high <= BYTE:
+            if 2 * high * largest <= PAIR or exact(pairs=True):
+                return ((_bytes, 1),)
+            return (_first_half, 1), (_second_half, 1)
+        if low >= -HALF and high < HALF and exact(pairs=True):
+            return ((_around_half, 1),)
+        return ((_above, 1), (_below, -1)) if low >= -HALF and high <= HALF else None
+
+    def _digits(self, low: float, high: float, most: float, largest: float) -> tuple[tuple[Any, int], ...] | None:
+        """Counts in parts of a few bits, whose sums are below 2^24; most: the largest sum of a count of 1."""
+        if low < 0 or high > tensor_cores.SMALL or largest == 0:
             return None
-        return _Synapse(node, found, weight, bias.float(), most, parts)
+        end = min((WHOLE - 1) / most, BYTE, BYTE if exact(pairs=True) else PAIR / (2 * largest))
+        bits = int(end + 1).bit_length() - 1  # 2^bits − 1 is the largest part
+        number = -(-int(high).bit_length() // bits) if bits else PARTS + 1
+        if number > PARTS:
+            return None
+        return tuple((partial(_digit, bits=bits, number=i), 1 << (bits * i)) for i in range(number))
 
     # Neurons, with what is before them.
 
     def _neuron(self, node: Node) -> tuple[Step, list[str], list[str]]:
         """What gives a neuron's counts as bytes; the values it reads, and the nodes it stands for besides its own."""
         neuron = cast(WholeNeuron, self.neurons[node.name])  # others send no bytes
-        fused = self._fused(node, neuron)
+        fused = self._before_pool(node, neuron) or self._fused(node, neuron)
         if fused is not None:
             return fused
         return _counted(neuron, self.dtype), [node.refs[0]], []
 
+    def _before_pool(self, node: Node, neuron: WholeNeuron) -> tuple[Step, list[str], list[str]] | None:
+        """Neurons behind a maximum over windows count before it, and the maximum is one of counts: a larger sum has no
+        smaller count."""
+        pool = self.graph.by_name.get(node.refs[0])
+        if pool is None or pool.target != POOL or pool.refs[0] not in self.graph.by_name:
+            return None
+        if len(self.readers[pool.name]) != 1 or pool.name in self.graph.outputs:
+            return None
+        before = replace(node, args=(Ref(pool.refs[0]), *node.args[1:]), shape=self._shape(pool.refs[0]))
+        fused = self._fused(before, neuron)
+        if fused is None:
+            return None
+        step, reads, gone = fused
+        return _Pooled(step, _pooled(pool, neuron.levels), pool.args[1:]), reads, [*gone, pool.name]
+
     def _fused(self, node: Node, neuron: WholeNeuron) -> tuple[Step, list[str], list[str]] | None:
         axis = self._axis(node)
         width = node.shape[axis]
-        first, step = (_vector(t.double(), len(node.shape), axis) for t in (neuron.first, neuron.step))
+        first, step = (_vector(t.detach().cpu().double(), len(node.shape), axis) for t in (neuron.first, neuron.step))
         if first is None or step is None or not isinstance(width, int):
             return None
         terms: list[_Term] = []
@@ -384,7 +521,17 @@ class _Maker:
         spiking = (neuron.levels + 2) * step
         near = sizes[:-1].sum(0) + constant.abs() + step + spiking
         pieces = [(self._only(term.name), term.factor.expand(width)) for term in terms]
-        alone = len(terms) == 1 and _alone(*pieces[0])
+        all_whole = all(torch.equal(f, f.round()) for _, f in pieces)
+        kind, alone, made = torch.float32, False, None
+        if self.gpu is not None:
+            if not all_whole or not bool((sizes.sum(0) + near + step < tensor_cores.LARGEST).all()):
+                return None
+            made = _Behind.of(pieces, constant.expand(width), step.expand(width), neuron.levels, axis, self.gpu)
+            if made is None:
+                return None
+            return self._reading(terms, pieces, gone, made)
+        pieces = cast("list[tuple[_Synapse | None, Tensor]]", pieces)
+        alone = len(terms) == 1 and neuron.levels <= BYTE and _alone(*pieces[0])
         if alone:
             # Two roundings of the product, one each of what is added, of the sum and of the last step.
             added = constant.abs() + self.synapses[terms[0].name].bias.double().abs() * terms[0].factor
@@ -392,14 +539,23 @@ class _Maker:
         else:
             # Sums are exact, or so large that nothing brings them back to where counts change.
             bound = (2 * near < WHOLE) & (2 * spiking < WHOLE)
-            bound &= torch.stack([f == f.round() for _, f in pieces]).all(0)
+            if not bool(bound.all()) or any(synapse is not None and synapse.wide for synapse, _ in pieces):
+                kind, bound = torch.float64, sizes.sum(0) + near < 2.0**52
+            bound &= all_whole
         if not bool(bound.all()):
             return None
+        chain = _Chain(pieces, constant.expand(width), step.expand(width), neuron.levels, axis, alone, kind)
+        return self._reading(terms, pieces, gone, chain)
+
+    def _reading(
+        self, terms: list[_Term], pieces: Sequence[tuple[_Synapse | _OnGPU | None, Tensor]], gone: list[str], step: Step
+    ) -> tuple[Step, list[str], list[str]]:
+        """A step with the values that it reads, and the nodes it stands for."""
         reads: list[str] = []
         for term, (synapse, _) in zip(terms, pieces, strict=True):
             reads.append(term.name if synapse is None else synapse.found.input.name)
             gone += [] if synapse is None else [term.name]
-        return _Chain(pieces, constant.expand(width), step.expand(width), neuron.levels, axis, alone), reads, gone
+        return step, reads, gone
 
     def _most(self, term: _Term) -> Tensor:
         low, high = self.ranges.get(term.name, (-torch.inf, torch.inf))
@@ -407,7 +563,7 @@ class _Maker:
         most = torch.tensor(max(-low, high)).double() if synapse is None else synapse.most
         return most * term.factor.abs()
 
-    def _only(self, name: str) -> _Synapse | None:
+    def _only(self, name: str) -> _Synapse | _OnGPU | None:
         """The integer synapse of this name, if one node alone reads it."""
         if len(self.readers[name]) != 1 or name in self.graph.outputs:
             return None
@@ -469,21 +625,64 @@ def _vector(value: Tensor, rank: int, axis: int) -> Tensor | None:
     return value.reshape(-1)
 
 
-def _sums_of(synapse: _Synapse, dtype: torch.dtype) -> Step:
+@contextlib.contextmanager
+def exactly(net: Network, engine: str) -> Iterator[None]:
+    """Whole numbers stay whole in what torch computes inside: no autocast, and on a GPU no products in float32 that
+    round their factors (TF32), nor convolutions that go through fractions (Winograd, FFT), as cuDNN's may in float32.
+    Engine "integer" has kernels of its own there, and uses cuDNN in float64 alone."""
+    with contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if engine != "integer" and torch.cuda.is_available():
+            before = torch.backends.cudnn.enabled, torch.get_float32_matmul_precision()
+            stack.callback(_set_precision, *before)
+            wide = all(t.dtype == torch.float64 for path, t in net.tensors().items() if path.endswith("weight"))
+            _set_precision(before[0] and wide, "highest")
+        yield
+
+
+def _set_precision(cudnn: bool, products: str) -> None:
+    torch.backends.cudnn.enabled = cudnn
+    torch.set_float32_matmul_precision(products)
+
+
+def _is_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _sums_of(synapse: _Synapse | _OnGPU, dtype: torch.dtype) -> Step:
     def step(args: tuple[Any, ...]) -> Tensor:
-        return synapse.sums(args[0], None, synapse.bias).to(dtype)
+        return synapse.whole(args[0], dtype)
 
     return step
 
 
-def _widened(node: Node, dtype: torch.dtype) -> Step:
-    """The node itself, on numbers where it reads bytes."""
+def _widened(node: Node, kwargs: dict[str, Any], dtype: torch.dtype, result: torch.dtype | None = None) -> Step:
+    """The node itself, on numbers where it reads bytes; with a result all that it reads is of `dtype`, and what it
+    makes of `result`."""
 
     def wide(leaf: Any) -> Any:
-        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.dtype == torch.uint8 else leaf
+        if not isinstance(leaf, Tensor):
+            return leaf
+        held = leaf.dtype in (torch.uint8, torch.int16)
+        return leaf.to(dtype) if held or (result is not None and leaf.is_floating_point()) else leaf
 
     def step(args: tuple[Any, ...]) -> Any:
-        return call(node.target, map_tree(wide, args), dict(node.kwargs))
+        made = call(node.target, map_tree(wide, args), map_tree(wide, kwargs))
+        return made if result is None else made.to(result)
+
+    return step
+
+
+def _pooled(node: Node, most: float) -> Step:
+    """A maximum over windows of counts up to `most`, in a type that torch takes maxima of: of bytes it does not, beyond
+    255 places."""
+
+    def step(args: tuple[Any, ...]) -> Tensor:
+        x = args[0]
+        kind = torch.float16 if x.device.type == "cuda" and most <= 2048 else torch.float32
+        return call(node.target, (x.to(kind), *args[1:]), dict(node.kwargs)).to(x.dtype)
 
     return step
 
@@ -492,7 +691,7 @@ def _counted(neuron: WholeNeuron, dtype: torch.dtype) -> Step:
     def step(args: tuple[Any, ...]) -> Tensor:
         z = args[0].to(dtype)
         # NaN has no count in whole numbers, and none arises: inputs are finite.
-        return neuron.count(z).to(torch.uint8)
+        return neuron.count(z).to(tensor_cores.narrow(neuron.levels))
 
     return step
 
@@ -501,7 +700,7 @@ def _alone(synapse: _Synapse | None, factor: Tensor) -> bool:
     """Whether a synapse's kernel gives the counts of the neurons behind it."""
     if synapse is None or not synapse.clips:
         return False
-    return [sign for _, sign in synapse.parts] == [1] and bool((factor > 0).all())
+    return not synapse.wide and [sign for _, sign in synapse.parts] == [1] and bool((factor > 0).all())
 
 
 class _Chain:
@@ -513,9 +712,9 @@ class _Chain:
 
     def __init__(
         self, pieces: list[tuple[_Synapse | None, Tensor]], constant: Tensor, step: Tensor, levels: int, axis: int,
-        alone: bool,
+        alone: bool, kind: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
-        self.levels, self.axis = levels, axis
+        self.levels, self.axis, self.kind = levels, axis, kind
         self.alone: _Synapse | None = None
         for synapse, factor in pieces:
             if synapse is not None:
@@ -525,35 +724,36 @@ class _Chain:
             self.scale, self.added = (factor / step).float(), ((constant + 0.5) / step + 0.5).float()
             return
         repeats = max(1, TILE // len(step))
-        self.row, self.steps = (t.float().repeat(repeats) for t in (constant + step, step))
-        self.none = torch.zeros(len(step))
+        self.row, self.steps = (t.to(kind).repeat(repeats) for t in (constant + step, step))
+        none = torch.zeros(len(step))
         # A kernel's factor is above 0, and the sums of two parts are exact before they are multiplied. All other values
         # are multiplied piece by piece.
-        self.order = sorted(range(len(pieces)), key=lambda i: pieces[i][0] is None)
-        self.terms: list[tuple[_Synapse | None, Tensor | None, Tensor | None]] = []
-        for synapse, factor in (pieces[i] for i in self.order):
-            if synapse is not None and len(synapse.parts) == 1 and bool((factor > 0).all()):
-                self.terms.append((synapse, factor.float(), None))
+        self.terms: list[tuple[int, Callable[[Tensor], Tensor] | None, Tensor | None]] = []
+        for place in sorted(range(len(pieces)), key=lambda i: pieces[i][0] is None):
+            synapse, factor = pieces[place]
+            factors = None if bool((factor == 1).all()) else factor.to(kind).repeat(repeats)
+            if synapse is None:
+                self.terms.append((place, None, factor.to(kind).repeat(repeats)))
+            elif synapse.wide:
+                for number, (_, times) in enumerate(synapse.parts):
+                    self.terms.append((place, partial(synapse.part, number), (factor * times).to(kind).repeat(repeats)))
+            elif len(synapse.parts) == 1 and kind == torch.float32 and bool((factor > 0).all()):
+                self.terms.append((place, partial(synapse.sums, scale=factor.float(), bias=none), None))
             else:
-                one = synapse is not None and bool((factor == 1).all())
-                self.terms.append((synapse, None, None if one else factor.float().repeat(repeats)))
+                self.terms.append((place, partial(synapse.sums, scale=None, bias=none), factors))
 
     def __call__(self, args: tuple[Any, ...]) -> Tensor:
         if self.alone is not None:
             return self.alone.sums(args[0], self.scale, self.added, clip=self.levels)
-        values = []
-        for place, (synapse, scale, factors) in zip(self.order, self.terms, strict=True):
-            x = args[place]
-            values.append((x if synapse is None else synapse.sums(x, scale, self.none), factors))
-        return self._added(values)
+        return self._added([(args[at] if made is None else made(args[at]), f) for at, made, f in self.terms])
 
     def _added(self, values: list[tuple[Tensor, Tensor | None]]) -> Tensor:
         """Elementwise, piece by piece, channels innermost."""
         flat = [(value.movedim(self.axis, -1).contiguous(), factors) for value, factors in values]
-        out = torch.empty(flat[0][0].shape, dtype=torch.uint8)
+        out = torch.empty(flat[0][0].shape, dtype=tensor_cores.narrow(self.levels))
         target, size = out.view(-1), len(self.row)
         pieces = [(value.view(-1), factors) for value, factors in flat]
-        spare, wide = torch.empty(size), torch.empty(size)
+        spare, wide = torch.empty(size, dtype=self.kind), torch.empty(size, dtype=self.kind)
         for start in range(0, len(target), size):
             number = min(size, len(target) - start)
             total, other, before = spare[:number], wide[:number], self.row[:number]
@@ -562,8 +762,68 @@ class _Chain:
                 if factors is None:
                     torch.add(before, piece, out=total)
                 else:
-                    piece = piece if piece.dtype == torch.float32 else other.copy_(piece)
+                    piece = piece if piece.dtype == self.kind else other.copy_(piece)
                     torch.addcmul(before, piece, factors[:number], out=total)
                 before = total
             target[start : start + number].copy_(total.div_(self.steps[:number]).clamp_(0, self.levels + 0.5))
         return out.movedim(-1, self.axis)
+
+
+@dataclass(frozen=True)
+class _Pooled:
+    """Maxima over windows of the counts that a step gives. rest: the arguments of the pool."""
+
+    step: Step
+    pool: Step
+    rest: tuple[Any, ...]
+
+    def __call__(self, args: tuple[Any, ...]) -> Tensor:
+        return self.pool((self.step(args), *self.rest))
+
+
+class _Behind:
+    """`_Chain` on a GPU: the synapse of most weights, with all else in its kernel's last step."""
+
+    def __init__(
+        self, place: int, core: tensor_cores.Synapse, last: tensor_cores.Last,
+        others: list[tuple[int, _OnGPU | None, tensor_cores.Last | None, Tensor]],
+    ) -> None:  # fmt: skip
+        self.place, self.core, self.last, self.others = place, core, last, others
+
+    @classmethod
+    def of(
+        cls, pieces: Sequence[tuple[_Synapse | _OnGPU | None, Tensor]], constant: Tensor, step: Tensor, levels: int,
+        axis: int, device: torch.device,
+    ) -> _Behind | None:  # fmt: skip
+        """None where no term is a synapse of its own."""
+        made = [(place, s) for place, (s, _) in enumerate(pieces) if isinstance(s, _OnGPU)]
+        if not made:
+            return None
+        place, main = max(made, key=lambda found: found[1].core.whole.numel())
+        others = []
+        for at, (synapse, factor) in enumerate(pieces):
+            if isinstance(synapse, _OnGPU):
+                constant = constant + synapse.bias * factor
+            if at != place:
+                last = synapse.core.last(torch.ones(1), torch.zeros(1)) if isinstance(synapse, _OnGPU) else None
+                others.append((at, synapse, last, factor))
+        beside = others[0][3] if len(others) == 1 else None
+        last = main.core.last(
+            pieces[place][1], constant, other_factor=beside, step=step, levels=levels,
+            dtype=tensor_cores.narrow(levels),
+        )  # fmt: skip
+        # Several are added up before, each with its factor.
+        shape = [-1] if isinstance(main.found, Linear) else [-1] + [1] * len(main.found.stride)
+        others = [(at, s, last_, f.to(torch.int32).reshape(shape).to(device)) for at, s, last_, f in others]
+        return cls(place, main.core, last, others)
+
+    def __call__(self, args: tuple[Any, ...]) -> Tensor:
+        total = None
+        for at, synapse, last, factor in self.others:
+            value = args[at] if synapse is None or last is None else synapse.core(args[at], last)
+            if len(self.others) > 1:
+                value = value.to(torch.int32) * factor
+                total = value if total is None else total.add_(value)
+            else:
+                total = value
+        return self.core(args[self.place], self.last, total)
