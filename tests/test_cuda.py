@@ -377,3 +377,13 @@ def test_integers_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     snn, x = whole(Channels, T=200)
     wanted = snn.run(x, engine="integer").logits
     assert torch.equal(snn.cuda().run(x.cuda(), engine="integer").logits.cpu(), wanted)
+
+
+def test_integers_are_made_on_a_gpu_as_on_a_cpu() -> None:
+    model, x = made("convnet")
+    snn = parspike.convert(model, x, T=8, recipe="max")
+    chip = integers(snn, x)
+    assert {t.device.type for t in chip.state_dict().values()} == {"cuda"}
+    cpu = integers(snn.cpu(), x.cpu())
+    assert all(torch.equal(t.cpu(), cpu.state_dict()[path]) for path, t in chip.state_dict().items())
+    assert torch.equal(chip.run(x, engine="integer").logits.cpu(), cpu.run(x.cpu(), engine="integer").logits)

@@ -14,6 +14,7 @@ prove this wrong: a value that is not whole, or counts that differ between two e
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -78,6 +79,11 @@ def integers(
         if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
             raise OptionError(f"{name} must be a number of bits from 2 to 16, got {bits!r}")
     batches = _batches(snn.graph, images)
+    device = next((t.device for t in snn.tensors().values()), torch.device("cpu"))
+    if device.type != "cpu":  # rounded there, so that a network has the same numbers wherever it was made
+        moved = [{name: x.cpu() for name, x in env.items()} for env in batches]
+        here = copy.deepcopy(snn).cpu()
+        return integers(here, moved, weights=weights, inputs=inputs, refit=refit).to(device)
     made = _Whole(unit(snn).double(), weights, snn.graph.at_example(FIXED).inputs)
     made.read(_largest(batches), inputs)
     if refit:
