@@ -83,7 +83,7 @@ def integers(
     if device.type != "cpu":  # rounded there, so that a network has the same numbers wherever it was made
         moved = [{name: x.cpu() for name, x in env.items()} for env in batches]
         here = copy.deepcopy(snn).cpu()
-        return integers(here, moved, weights=weights, inputs=inputs, refit=refit).to(device)
+        return integers(here, cast(Any, moved), weights=weights, inputs=inputs, refit=refit).to(device)
     made = _Whole(unit(snn).double(), weights, snn.graph.at_example(FIXED).inputs)
     made.read(_largest(batches), inputs)
     if refit:
