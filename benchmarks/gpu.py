@@ -8,7 +8,7 @@
 Parts, each of which writes OUT/PART.json when it is done and is skipped where that file is there:
 
 - tests: tests/test_cuda.py
-- speed-resnet18, -lite0, -resnet50: every engine beside the network, batch 8, 224², as `parspike bench speed` measures;
+- speed-resnet18-single and so on: every engine beside the network, batch 8, 224², as `parspike bench speed` measures;
   SpikingJelly's spiking ResNet in the same run where it is installed
 - train-resnet20, train-vgg16: QCFS with four levels on CIFAR-10 (recompressed images, see ../shared/data/README.md),
   the images on the device, bf16, channels-last, as many epochs as fit into the part's seconds
@@ -42,12 +42,22 @@ from few_steps import put
 from torch import Tensor, nn
 
 import parspike
-from parspike.bench.speed import SpeedRow
+from parspike.bench.speed import Speed, SpeedRow
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, TILES = 32, 32
 BATCH = 8
 SPEED = ("resnet18", "lite0", "resnet50")
+HALF = {"compiled": True, "precision": "bfloat16", "channels_last": True}
+RUNS: dict[str, dict[str, Any]] = {
+    "single": {"T": (4, 32, 256), "engines": ("count", "packed", "integer"), "others": True},
+    "steps": {"T": (32,), "engines": ("count", "parallel", "serial", "serial-if")},
+    # What is compiled costs the same at any T, and compiling takes a minute.
+    "compiled": {"T": (32,), "engines": ("compiled",), "compiled": True},
+    "bfloat16": {"T": (32,), "engines": ("count", "compiled", "integer"), **HALF},
+    "bfloat16-128": {"T": (32,), "engines": ("integer",), "batch": 128, **HALF},
+}
+"""Runs whose rows are compared with each other, by name."""
 TRAINED = {"resnet20": ("cifar10-resnet20", 60.0), "vgg16": ("cifar10-vgg16", 150.0)}
 """The recipe of a network, and the seconds that its training may take."""
 
@@ -107,30 +117,17 @@ def tests(options: argparse.Namespace) -> dict[str, Any]:
     return {"exit": done.returncode, "said": done.stdout.strip().splitlines()[-1:], "failed": failed}
 
 
-def speed(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Every engine in single precision, what is compiled, and all in bfloat16 with channels last."""
-    few, device = bool(options.steps), options.device
+def speed(name: str, run: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Every engine beside the network, of which only what `run` names is measured."""
+    few, device, how = bool(options.steps), options.device, dict(RUNS[run])
+    batch = how.pop("batch", BATCH)
     model = getattr(imagenet_networks, name)().to(device)
-    x = torch.randn(2 if few else BATCH, 3, 64 if few else 224, 64 if few else 224, device=device)
-    others = spikingjelly(name, device)
-    # Compiling takes a minute for each T and batch, and what is compiled costs the same at any T.
-    runs: dict[str, dict[str, Any]] = {
-        "single": {"T": (4, 32, 256), "engines": ("count", "parallel", "integer"), "beside": others},
-        "steps": {"T": (32,), "engines": ("count", "serial", "serial-if")},
-        "compiled": {"T": (32,), "engines": ("compiled",), "compiled": True},
-        "bfloat16": {"T": (32,), "engines": ("count", "compiled", "integer"), "compiled": True,
-                     "precision": "bfloat16", "channels_last": True},
-    }  # fmt: skip
-    rows = {}
-    for run, how in runs.items():
-        if few:
-            how |= {"T": how["T"][:1], "engines": how["engines"][:1], "compiled": False}
-        try:
-            rows[run] = parspike.speed(model, x, **{"rounds": 1 if few else 9, **how}).to_dict()
-        except Exception as error:  # noqa: BLE001 (the other runs go on)
-            rows[run] = {"failed": f"{type(error).__name__}: {error}"[:2000]}
-        print(name, run, rows[run].get("failed", "done"), flush=True)
-    return {"rows": rows}
+    x = torch.randn(2 if few else batch, 3, 64 if few else 224, 64 if few else 224, device=device)
+    if how.pop("others", False):
+        how["beside"] = spikingjelly(name, device)
+    if few:
+        how |= {"T": how["T"][:1], "engines": how["engines"][:1], "compiled": False}
+    return {"speed": parspike.speed(model, x, **{"rounds": 1 if few else 9, **how}).to_dict()}
 
 
 def spikingjelly(name: str, device: str) -> dict[tuple[str, int], Callable[[Tensor], object]]:
@@ -226,7 +223,8 @@ def parts(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[
     """Every part by name, the cheap ones first."""
     yield "tests", lambda: tests(options)
     for name in SPEED:
-        yield f"speed-{name}", lambda name=name: speed(name, options)
+        for run in RUNS:
+            yield f"speed-{name}-{run}", lambda name=name, run=run: speed(name, run, options)
     for name in TRAINED:
         yield f"train-{name}", lambda name=name: train(name, options)
         yield f"convert-{name}", lambda name=name: convert(name, options)
@@ -239,14 +237,11 @@ def rendered(out: Path) -> str:
     if "tests" in found:
         lines += [f"Tests on the GPU: {' '.join(found['tests']['said'])}", ""]
     for name in SPEED:
-        for run, made in found.get(f"speed-{name}", {"rows": {}})["rows"].items():
-            head = f"**{name}**, {run}"
-            if "failed" in made:
-                lines += [f"{head}: {made['failed']}", ""]
-            else:
+        for run in RUNS:
+            if made := found.get(f"speed-{name}-{run}", {}).get("speed"):
                 rows = tuple(SpeedRow(**row) for row in made["rows"])
                 told = {**made, "rows": rows, "left_out": tuple(made["left_out"]), "shape": tuple(made["shape"])}
-                lines += [head, "", parspike.Speed(**told).markdown(), ""]
+                lines += [f"**{name}**, {run}", "", Speed(**told).markdown(), ""]
     lines += ["| network | epochs | seconds | accuracy | T = 1 | T = 2 | T = 4 | T = 8 | weighted, 2 | weighted, 3 |",
               "|---|" + "---|" * 9]  # fmt: skip
     for name in TRAINED:

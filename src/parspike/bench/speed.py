@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ENGINES", "Speed", "SpeedRow", "speed"]
 
-ENGINES = ("count", "compiled", "integer", "parallel", "serial", "serial-if")
+ENGINES = ("count", "packed", "compiled", "integer", "parallel", "serial", "serial-if")
 SLOW = ("parallel", "serial", "serial-if")
 """Whose cost grows with T: they are measured in one round of three."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -162,8 +162,9 @@ def speed(
     """Time, latency, and on a GPU memory and energy, of a network and of its conversions, in one run.
 
     x: a batch (B, …); thresholds are its largest currents, since weights and thresholds do not change what a run costs.
-    engines: of "count", "compiled" (`snn.compile()`), "integer" (in whole numbers of 8 bits), "parallel", "serial" and
-    "serial-if"; the last three take as many passes as there are time-steps and are measured in every third round.
+    engines: of "count", "packed" (count, with all trains kept as bits), "compiled" (`snn.compile()`), "integer" (in
+    whole numbers of 8 bits), "parallel", "serial" and "serial-if"; the last three take as many passes as there are
+    time-steps and are measured in every third round.
     compiled: also the network under torch.compile. cpu_time: seconds are those that this process computed, all threads
     together: on a machine that others use too, with one thread. precision: "bfloat16" or "float16" runs all under
     `torch.autocast`, the network too; whole numbers are as before. channels_last: images in memory as (B, H, W, C), for
@@ -248,9 +249,12 @@ def _engines(
     """Ways to run a network, by name and T."""
     found: dict[tuple[str, int], Callable[[Tensor], object]] = {}
     for engine in engines:
-        made, how = snn, engine
-        if engine == "compiled":
-            made, how = copy.deepcopy(snn).compile(), "count"
+        how: dict[str, Any] = {"engine": engine}
+        made = snn
+        if engine == "packed":
+            how = {"record": "packed"}
+        elif engine == "compiled":
+            made, how = copy.deepcopy(snn).compile(), {}
         elif engine == "integer":
             try:
                 made = integers(snn, x, refit=False)
@@ -258,7 +262,7 @@ def _engines(
                 first, *_, last = str(error).splitlines()
                 left_out.append(f"integer, T={snn.T}: {first} {last.strip()}")
                 continue
-        found[engine, snn.T] = lambda y, made=made, how=how: made.run(y, engine=how)
+        found[engine, snn.T] = lambda y, made=made, how=how: made.run(y, **how)
     return found
 
 
@@ -266,11 +270,13 @@ def _interleaved(
     calls: Mapping[tuple[str, int], Callable[[Tensor], object]], x: Tensor, rounds: int,
     clock: Callable[[], float], progress: Callable[[str, int, int], None] | None,
 ) -> dict[tuple[str, int], dict[int, float]]:  # fmt: skip
-    """Seconds of every call by round. Each is called once before, and then in turn."""
+    """Seconds of every call by round. Each is called before, and then in turn."""
     times: dict[tuple[str, int], dict[int, float]] = {key: {} for key in calls}
-    for number in range(-1, rounds):
+    # On a GPU the first runs compile kernels and record them.
+    before = 3 if x.is_cuda else 1
+    for number in range(-before, rounds):
         for key, call in calls.items():
-            if key[0] in SLOW and number % 3:
+            if key[0] in SLOW and number % 3 and number != -1:
                 continue
             start = clock()
             call(x)
@@ -279,7 +285,7 @@ def _interleaved(
             if number >= 0:
                 times[key][number] = clock() - start
         if progress is not None:
-            progress(f"batch {len(x)}", number + 2, rounds + 1)
+            progress(f"batch {len(x)}", number + before + 1, rounds + before)
     return times
 
 

@@ -86,7 +86,7 @@ def bench(
         str,
         typer.Option(
             metavar="NAME,…",
-            help="of count, compiled, integer, parallel, serial, serial-if; compiled: the network too",
+            help="of count, packed, compiled, integer, parallel, serial, serial-if; compiled: the network too",
             rich_help_panel=SPEED,
         ),
     ] = "count,integer",
