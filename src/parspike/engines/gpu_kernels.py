@@ -10,8 +10,8 @@ Only `parspike.engines.tensor_cores` imports this module: it needs Triton, and w
 # The kernels are read by Triton's compiler, which knows neither keyword-only arguments nor most of Python.
 # pyright: reportIndexIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
 
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 __all__ = ["each_channel", "of_channels"]
 

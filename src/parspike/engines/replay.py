@@ -2,19 +2,20 @@
 
 A run that comes a second time with inputs of the same shapes is recorded while it is launched, and from then on played
 back: inputs are copied to where the recording reads them, and what it writes is copied for the caller. Nothing that is
-computed changes. Where a recording fails, the run is launched as before.
+computed changes. A recording is used once it has given what the launched run gives, to the bit; where it fails or does
+not, runs are launched as before.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from parspike.graph import map_tree
+from parspike.graph import leaves, map_tree
 
 __all__ = ["Replay"]
 
@@ -34,8 +35,7 @@ class Replay:
     def __call__(self, run: Callable[[dict[str, Any]], Any], env: Mapping[str, Any]) -> Any:
         """run(env), played back where it was recorded."""
         tensors = {name: x for name, x in env.items() if isinstance(x, Tensor)}
-        devices = {x.device for x in tensors.values()}
-        if not self._able or len(tensors) != len(env) or len(devices) != 1 or next(iter(devices)).type != "cuda":
+        if not self._able or len(tensors) != len(env) or not _on_one_gpu(tensors.values()):
             return run(dict(env))
         if torch.cuda.is_current_stream_capturing():
             return run(dict(env))
@@ -61,8 +61,24 @@ class Replay:
             given = {name: x.clone() for name, x in tensors.items()}
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 made = run(dict(given))
+            graph.replay()
+            self._able = _equal(made, run(dict(given)))
         except (RuntimeError, MemoryError):
             self._able = False
+        if not self._able:
             return False
         self._held[key] = graph, given, made
         return True
+
+
+def _on_one_gpu(tensors: Iterable[Tensor]) -> bool:
+    devices = {x.device for x in tensors}
+    return len(devices) == 1 and next(iter(devices)).type == "cuda"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    mine, others = list(leaves(one)), list(leaves(other))
+    return len(mine) == len(others) and all(
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+        for a, b in zip(mine, others, strict=True)
+    )
