@@ -29,6 +29,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -124,10 +125,30 @@ def speed(name: str, run: str, options: argparse.Namespace) -> dict[str, Any]:
     model = getattr(imagenet_networks, name)().to(device)
     x = torch.randn(2 if few else batch, 3, 64 if few else 224, 64 if few else 224, device=device)
     if how.pop("others", False):
-        how["beside"] = spikingjelly(name, device)
+        how["beside"] = spikingjelly(name, device) | (onnxruntime(model, x) if device == "cpu" else {})
     if few:
         how |= {"T": how["T"][:1], "engines": how["engines"][:1], "compiled": False}
-    return {"speed": parspike.speed(model, x, **{"rounds": 1 if few else 9, **how}).to_dict()}
+    rounds = 1 if few else options.rounds
+    return {"speed": parspike.speed(model, x, rounds=rounds, cpu_time=device == "cpu", **how).to_dict()}
+
+
+def onnxruntime(model: nn.Module, x: Tensor) -> dict[tuple[str, int], Callable[[Tensor], object]]:
+    """onnxruntime's run of the network in whole numbers, with weights of 6 bits, for which its sums suffice: it has one
+    kernel for all up to 8. Empty where it is not installed."""
+    try:
+        engine = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        print(f"onnxruntime: left out ({error})")
+        return {}
+    snn = parspike.convert(model, x, T=32, recipe="max")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "net.onnx"
+        parspike.export(snn, file, example=x[:2], weights=6)
+        how = engine.SessionOptions()
+        how.intra_op_num_threads = torch.get_num_threads()
+        session = engine.InferenceSession(str(file), how, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    return {("onnxruntime, int8", 0): lambda y: session.run(None, {given.name: y.numpy()})}
 
 
 def spikingjelly(name: str, device: str) -> dict[tuple[str, int], Callable[[Tensor], object]]:
@@ -262,6 +283,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=0, help="with 1: the smallest form of every part, to try it")
     parser.add_argument("--parts", nargs="+")
+    parser.add_argument("--rounds", type=int, default=9, help="of the speed parts")
     parser.add_argument("--render", type=Path, metavar="PAGE")
     options = parser.parse_args()
     if options.pack:

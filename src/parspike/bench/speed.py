@@ -11,7 +11,7 @@ import importlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,7 +168,8 @@ def speed(
     compiled: also the network under torch.compile. cpu_time: seconds are those that this process computed, all threads
     together: on a machine that others use too, with one thread. precision: "bfloat16" or "float16" runs all under
     `torch.autocast`, the network too; whole numbers are as before. channels_last: images in memory as (B, H, W, C), for
-    all. beside: more calls, by name and T (0 for none), such as another library's network; each takes the batch.
+    all. beside: more calls, by name and T (0 for none), such as another library's network; each takes the batch, and is
+    measured in every third round where T is above 0.
     Raises `OptionError` on an unknown engine or precision, a T or a number of rounds below 1.
     """
     for engine in engines:
@@ -191,12 +192,13 @@ def speed(
     for steps in T:
         snn = convert(model, x, T=steps, recipe=Thresholds(mode="max"))
         calls |= _engines(_channels_last(snn) if channels_last else snn, x, engines, left_out)
+    slow = [key for key in calls if key[0] in SLOW] + [key for key in beside or () if key[1]]
     calls |= beside or {}
     clock = time.process_time if cpu_time else time.perf_counter
     autocast = torch.autocast(x.device.type, PRECISIONS[precision], enabled=precision != "float32")
     with autocast:
-        times = _interleaved(calls, x, rounds, clock, progress)
-        single = _interleaved(calls, x[:1], min(rounds, 3), clock, progress)
+        times = _interleaved(calls, slow, x, rounds, clock, progress)
+        single = _interleaved(calls, slow, x[:1], min(rounds, 3), clock, progress)
         cost = {key: _on_gpu(call, x) if x.is_cuda else (None, None) for key, call in calls.items()}
     rows = []
     for key, now in times.items():
@@ -267,8 +269,8 @@ def _engines(
 
 
 def _interleaved(
-    calls: Mapping[tuple[str, int], Callable[[Tensor], object]], x: Tensor, rounds: int,
-    clock: Callable[[], float], progress: Callable[[str, int, int], None] | None,
+    calls: Mapping[tuple[str, int], Callable[[Tensor], object]], slow: Collection[tuple[str, int]], x: Tensor,
+    rounds: int, clock: Callable[[], float], progress: Callable[[str, int, int], None] | None,
 ) -> dict[tuple[str, int], dict[int, float]]:  # fmt: skip
     """Seconds of every call by round. Each is called before, and then in turn."""
     times: dict[tuple[str, int], dict[int, float]] = {key: {} for key in calls}
@@ -276,7 +278,7 @@ def _interleaved(
     before = 3 if x.is_cuda else 1
     for number in range(-before, rounds):
         for key, call in calls.items():
-            if key[0] in SLOW and number % 3 and number != -1:
+            if key in slow and number % 3 and number != -1:
                 continue
             start = clock()
             call(x)

@@ -66,6 +66,8 @@ def export(
     suffix = path.suffix.lower()
     if weights is not None and suffix != ".onnx":
         raise OptionError(f"weights={weights!r} is of ONNX files: name one, net.onnx, or leave it out")
+    if weights is not None and snn.provenance.get("lowered") == "integers":
+        raise OptionError(f"this network is in whole numbers already: leave weights={weights!r} out")
     for name, given in (("as_if", as_if), ("as_convolutions", as_convolutions)):
         if given and suffix != ".nir":
             raise OptionError(f"{name}=True is of NIR files: name one, net.nir, or leave it out")

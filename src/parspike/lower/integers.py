@@ -78,6 +78,8 @@ def integers(
     for name, bits in (("weights", weights), ("inputs", inputs)):
         if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
             raise OptionError(f"{name} must be a number of bits from 2 to 16, got {bits!r}")
+    if snn.provenance.get("lowered") == "integers":
+        raise OptionError("this network is in whole numbers already: lower the one that it was made from")
     batches = _batches(snn.graph, images)
     device = next((t.device for t in snn.tensors().values()), torch.device("cpu"))
     if device.type != "cpu":  # rounded there, so that a network has the same numbers wherever it was made
