@@ -156,8 +156,8 @@ def open_source(data: str, split: str | None, prefer: str | None, text: Text | N
         return _npz(path, split, prefer)
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise FileError(f"{path}: not a readable zip ({error})") from error
+    except Exception as error:  # damage, a version or an encoding that is not known: each has its own kind
+        raise FileError(f"{path}: not a readable zip ({str(error)[:200] or type(error).__name__})") from error
     return _files(path, sorted(n for n in archive.namelist() if not n.endswith("/")), archive, split, prefer)
 
 

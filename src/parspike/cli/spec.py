@@ -338,7 +338,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
                 f"--weights {path}: the file holds {more} and was not run; "
                 "where it was made, save the weights alone: torch.save(model.state_dict(), …)"
             ) from error
-        reason = f"{error}" if _is_safetensors(head) else "it is damaged, or of another kind"
+        reason = str(error)[:200] if _is_safetensors(head) else "it is damaged, or of another kind"
         raise FileError(f"--weights {path}: not a readable state dict ({reason}); {EXPECTED}") from error
     for key in ("state_dict", "model", "model_state_dict"):  # training scripts save more than the weights
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -365,8 +365,13 @@ def _no_weights(path: Path, head: bytes) -> str:
     if head.startswith(b"\x80") and not head.startswith(LEGACY):
         return "a Python pickle, which can hold code and was not run; where it was made, save model.state_dict()"
     if zipfile.is_zipfile(path):
+        from parspike.cli.sources import DEFLATE
+
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            names, size = archive.namelist(), path.stat().st_size
+            # torch takes memory for what the zip says of a member before it reads it.
+            if any(one.compress_size > size or one.file_size > DEFLATE * one.compress_size for one in archive.infolist()):
+                raise FileError(f"--weights {path}: damaged: it claims more than it holds; {EXPECTED}")
         if names and all(name.endswith(".npy") for name in names):
             return f"an .npz of arrays ({few([name.removesuffix('.npy') for name in names])}), which goes to --data"
         if any(name.endswith("/constants.pkl") for name in names):

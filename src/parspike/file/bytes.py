@@ -153,7 +153,7 @@ def parse(text: str) -> Any:
 
     def finite(number: str) -> float:
         if not math.isfinite(value := float(number)):
-            raise FileError(f"{number} is no finite number")
+            raise FileError(f"{number[:80]} is no finite number")
         return value
 
     return json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)

@@ -228,7 +228,7 @@ def _said(path: Path) -> Iterator[None]:
     try:
         yield
     except FileError as error:
-        raise FileError(f"'{path}': {error}") from error
+        raise FileError(f"'{path}': {str(error)[:1000]}") from error
     except ParspikeError:
         raise
     except MemoryError as error:
