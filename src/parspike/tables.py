@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from parspike.errors import FileError, MissingExtraError, OptionError, meant
-from parspike.file import write_whole
+from parspike.whole import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -43,7 +43,7 @@ class Together:
         """This process's items, with their numbers: every `size`-th. Of a sequence only those are read."""
         if isinstance(source, Sequence):
             return ((number, source[number]) for number in range(self.rank, len(source), self.size))
-        return ((number, item) for number, item in enumerate(source) if number % self.size == self.rank)
+        return ((number, item) for number, item in enumerate(_alive(source)) if number % self.size == self.rank)
 
     def exchange(self, value: T) -> list[T]:
         """The value of every process, in the order of ranks. Raises the error of a process that failed."""
@@ -101,6 +101,19 @@ class Together:
             if why is not None:
                 raise _told(rank, *why)
         return [value for _, value in said]
+
+
+def _alive(source: Iterable[T]) -> Iterator[T]:
+    """The items of a source; an `InputError` where a process dies that reads them for torch's DataLoader."""
+    try:
+        yield from source
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise errors.InputError(
+            f"a process that reads the data ended ({str(error).splitlines()[0]}): memory or /dev/shm may be full, or "
+            "it was killed; start again, or give the DataLoader num_workers=0"
+        ) from error
 
 
 def _told(rank: int, kind: str, message: str) -> ParspikeError:

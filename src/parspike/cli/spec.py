@@ -370,7 +370,9 @@ def _no_weights(path: Path, head: bytes) -> str:
         with zipfile.ZipFile(path) as archive:
             names, size = archive.namelist(), path.stat().st_size
             # torch takes memory for what the zip says of a member before it reads it.
-            if any(one.compress_size > size or one.file_size > DEFLATE * one.compress_size for one in archive.infolist()):
+            if any(
+                one.compress_size > size or one.file_size > DEFLATE * one.compress_size for one in archive.infolist()
+            ):
                 raise FileError(f"--weights {path}: damaged: it claims more than it holds; {EXPECTED}")
         if names and all(name.endswith(".npy") for name in names):
             return f"an .npz of arrays ({few([name.removesuffix('.npy') for name in names])}), which goes to --data"

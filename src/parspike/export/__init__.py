@@ -13,9 +13,9 @@ from torch import Tensor
 
 from parspike.errors import FileError, InputError, OptionError, UnsupportedError, meant
 from parspike.export.result import Compared, Drift, Exported, compare, in_pieces, tally
-from parspike.file import made_whole, told
 from parspike.neurons import Simulation, twin
 from parspike.snn import SNN
+from parspike.whole import made_whole, told
 
 __all__ = ["FORMATS", "Compared", "Drift", "Exported", "export"]
 

@@ -11,12 +11,13 @@ import json
 from pathlib import Path
 
 from parspike.errors import FileError, OptionError
-from parspike.file.bytes import DTYPES, VERSION, container, contents, made_whole, parse, told, write_whole
+from parspike.file.bytes import DTYPES, VERSION, container, contents, parse
 from parspike.file.graph import CONSTANTS
 from parspike.file.network import network_from_json, network_to_json, of_version
 from parspike.snn import SNN
+from parspike.whole import write_whole
 
-__all__ = ["CONSTANTS", "DTYPES", "VERSION", "load", "made_whole", "save", "told", "write_whole"]
+__all__ = ["CONSTANTS", "DTYPES", "VERSION", "load", "save"]
 
 
 def save(snn: SNN, path: str | Path, *, force: bool = False) -> Path:

@@ -147,7 +147,7 @@ def _run(site: Site, rule: Rule, values: Sequence[Any]) -> tuple[Any, ...]:
 @functools.cache
 def _takes(rule: Rule) -> tuple[int, float]:
     """How many inputs a rule needs, and how many it takes at most."""
-    kinds = [p for p in inspect.signature(rule.run).parameters.values()][1:]  # the first is the site
+    kinds = list(inspect.signature(rule.run).parameters.values())[1:]  # the first is the site
     several = any(p.kind is p.VAR_POSITIONAL for p in kinds)
     needed = sum(p.default is p.empty and p.kind is not p.VAR_POSITIONAL for p in kinds)
     # Operators of any number of inputs need one; beside a named one, more are those that may be left out.

@@ -16,7 +16,6 @@ from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.diagnose import Diagnosis
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError
-from parspike.file import write_whole
 from parspike.measure import Energy, Report
 from parspike.measure.layers import measured
 from parspike.plan import Plan
@@ -27,6 +26,7 @@ from parspike.report.timing import times
 from parspike.report.trains import chosen, trains
 from parspike.snn import SNN
 from parspike.sweep import Sweep
+from parspike.whole import write_whole
 
 __all__ = ["check", "report"]
 

@@ -17,13 +17,13 @@ from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.engines import Run
 from parspike.errors import FileError, InputError, OptionError
-from parspike.file.bytes import made_whole, told
 from parspike.neurons import Neuron, SpikingLayer, twin
 from parspike.snn import SNN
 from parspike.spikes.containers import Hdf5Sink, NpzSink
 from parspike.spikes.layout import FORMS, LARGEST, Header, Layer, Sink, table_names
 from parspike.spikes.text import SUFFIX, TextSink
 from parspike.version import __version__
+from parspike.whole import made_whole, told
 
 __all__ = ["SINKS", "Form", "write_spikes"]
 
