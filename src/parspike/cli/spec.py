@@ -12,7 +12,9 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import io
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -326,7 +328,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            file = _before_zips(path) if head.startswith(LEGACY) else path
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileError:
         raise
     except Exception as error:  # each reader raises its own kinds on a damaged file
@@ -348,6 +351,23 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if state and all(k.startswith("module.") for k in state):  # written by nn.DataParallel
         return {k.removeprefix("module."): v for k, v in state.items()}
     return dict(state)
+
+
+def _before_zips(path: Path) -> io.BytesIO:
+    """A file from before torch.save wrote .zip files, in memory. Before torch reads them it takes memory for a text of
+    the length that the file says, which it does not where the bytes are in memory, and for the values of a tensor,
+    whose number is compared here."""
+    content = path.read_bytes()
+    stream, numbers = io.BytesIO(content), []
+    for _ in range(4):  # pickles: two numbers of the format, where it was written, and the tensors without their values
+        for code, value, _ in pickletools.genops(stream):
+            if code.name == "BINPERSID" and max(numbers, default=0) > len(content):
+                raise FileError(f"--weights {path}: damaged: it claims more than it holds; {EXPECTED}")
+            if code.name in ("MARK", "BINPERSID"):
+                numbers = []
+            elif isinstance(value, int):
+                numbers.append(value)
+    return io.BytesIO(content)
 
 
 def _is_safetensors(head: bytes) -> bool:

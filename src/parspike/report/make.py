@@ -26,7 +26,7 @@ from parspike.report.timing import times
 from parspike.report.trains import chosen, trains
 from parspike.snn import SNN
 from parspike.sweep import Sweep
-from parspike.whole import write_whole
+from parspike.whole import check_free, write_whole
 
 __all__ = ["check", "report"]
 
@@ -111,11 +111,8 @@ def check(path: Path, force: bool) -> None:
             raise MissingExtraError(module, extra="report")
     if path.suffix.lower() not in (".html", ".htm"):
         raise OptionError(f"'{path}': a report is a page, whose name ends in .html; a browser prints it as PDF")
-    if path.is_dir():
-        raise FileError(f"'{path}' is a folder: name a file in it, such as '{path / 'report.html'}'")
-    if path.exists() and not force:
-        raise FileError(f"'{path}' exists: choose another name, or pass force=True (command line: --force)")
-    if not path.parent.is_dir():
+    check_free(path, force, "report.html")
+    if not os.path.isdir(path.parent):
         raise FileError(f"'{path}': there is no folder '{path.parent}'; make it first")
     if not os.access(path.parent, os.W_OK):
         raise FileError(f"'{path}': the folder '{path.parent}' cannot be written to")
