@@ -166,7 +166,15 @@ def test_a_full_disk_while_images_are_decoded(tmp_path: Path) -> None:
     with room(1000), pytest.raises(FileError, match=r"cannot write '.*c\.images'"):
         decode(batches(), 64, cache)
     assert os.listdir(tmp_path) == []
-    made = decode(batches(), 64, cache)
+
+    def watched() -> Iterator[tuple[Tensor, Tensor]]:
+        for number, batch in enumerate(batches()):
+            if number:
+                (file,) = tmp_path.iterdir()
+                assert 512 * file.stat().st_blocks >= 64 * 64, "pages that find no room when they are written"
+            yield batch
+
+    made = decode(watched(), 64, cache)
     assert sorted(os.listdir(tmp_path)) == ["c.images", "c.json", "c.labels.npy"]
     again = decode(iter(()), 64, cache)
     assert again.digest == made.digest
