@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -154,8 +155,8 @@ def test_a_full_disk_while_a_training_logs(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def batches(n: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
-    for part in torch.linspace(0, 1, 64 * n).reshape(n, 1, 1, 8, 8).expand(n, 16, 1, 8, 8):
+def batches(n: int = 4, side: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
+    for part in torch.linspace(0, 1, side * side * n).reshape(n, 1, 1, side, side).expand(n, 16, 1, side, side):
         yield part, torch.zeros(16, dtype=torch.int64)
 
 
@@ -168,13 +169,16 @@ def test_a_full_disk_while_images_are_decoded(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
     def watched() -> Iterator[tuple[Tensor, Tensor]]:
-        for number, batch in enumerate(batches()):
-            if number:
+        for number, batch in enumerate(batches(side=64)):
+            if number == 1:
                 (file,) = tmp_path.iterdir()
-                assert 512 * file.stat().st_blocks >= 64 * 64, "pages that find no room when they are written"
+                assert 512 * file.stat().st_blocks >= 64 * 64 * 64, "pages that find no room when they are written"
             yield batch
 
-    made = decode(watched(), 64, cache)
+    decode(watched(), 64, tmp_path / "large")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    made = decode(batches(), 64, cache)
     assert sorted(os.listdir(tmp_path)) == ["c.images", "c.json", "c.labels.npy"]
     again = decode(iter(()), 64, cache)
     assert again.digest == made.digest
@@ -259,18 +263,17 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder that may be entered and not written, with one in it that may not be entered."""
     root = Path(os.path.realpath("/tmp")) / f"parspike-{os.getpid()}-locked"
     inner = root / "inner"
-    inner.mkdir(parents=True)
-    (root / "old.parspike").write_bytes(b"old")
-    (inner / "old.parspike").write_bytes(b"old")
+    (inner / "deep").mkdir(parents=True)
+    for folder in (root, inner, inner / "deep"):
+        (folder / "old.parspike").write_bytes(b"old")
     inner.chmod(0)
     root.chmod(0o555)
     yield root
     root.chmod(0o755), inner.chmod(0o755)
-    for path in (*root.rglob("*.parspike"), inner, root):
-        path.unlink() if path.is_file() else path.rmdir()
+    shutil.rmtree(root)
 
 
-@pytest.mark.parametrize("where", [".", "inner"])
+@pytest.mark.parametrize("where", [".", "inner", "inner/deep"])
 def test_a_folder_that_may_not_be_written_or_entered(where: str, snn: parspike.SNN, locked: Path) -> None:
     """Would catch: a bare PermissionError, from writing or from asking whether a file is there."""
     for path in (locked / where / "net.parspike", locked / where / "old.parspike"):
@@ -282,7 +285,7 @@ def test_a_folder_that_may_not_be_written_or_entered(where: str, snn: parspike.S
             write_whole(path, [b"x"])
     with ordinary(), pytest.raises(FileError, match=r"Permission denied|there is no file"):
         parspike.load(locked / where / "net.parspike")
-    if where == "inner":
+    if where != ".":
         with ordinary(), pytest.raises(FileError, match="Permission denied"):
             check_file(locked / where / "old.parspike")
 
@@ -344,6 +347,33 @@ def test_a_worker_of_a_loader_that_dies(rows: Tensor) -> None:
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     whole = parspike.convert(model, DataLoader(Rows(rows, -1), batch_size=8, num_workers=1), T=2, recipe="max")
     assert torch.equal(whole(rows), parspike.convert(model, rows.split(8), T=2, recipe="max")(rows))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
+        (RuntimeError("shapes do not fit"), False),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (EOFError("Caught EOFError in DataLoader worker process 0."), False),
+    ],
+)
+def test_errors_of_the_data_set_itself_stay_as_they_are(
+    error: Exception, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch: an error in the user's own code that is told as a worker that died, and the other way round."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+    class Loader:
+        num_workers = 1
+
+        def __iter__(self) -> Iterator[Tensor]:
+            yield torch.zeros(1)
+            raise error
+
+    with pytest.raises(InputError if told else type(error)) as caught:
+        list(Together().share(Loader()))
+    assert told or caught.value is error
 
 
 class Changing:

@@ -32,7 +32,7 @@ from parspike.errors import (
 )
 from parspike.onnx_in import elementwise, layers, shapes  # noqa: F401 - they register the rules
 from parspike.onnx_in.file import Call, File, Given, check_order, read
-from parspike.onnx_in.rules import MOST, REFUSED, RULES, TORCH, Rule, Site, as_tensor, whole
+from parspike.onnx_in.rules import MOST, REFUSED, RULES, TORCH, Rule, Site, as_tensor
 from parspike.onnx_in.sizes import LARGEST, ON_SIZES, NotHere
 
 __all__ = ["OnnxNetwork", "from_onnx"]
@@ -477,7 +477,7 @@ def _computed(call: Call, values: Sequence[np.ndarray | None]) -> tuple[np.ndarr
     """What a node makes of constants; None where that cannot be kept."""
     site, rule = Site(call, most=FOLDED), RULES[call.domain, call.op]
     if not call.domain and call.op in ON_SIZES and (small := _small(site, values)) is not None:
-        return _arrays(site, small)
+        return small
     if sum(0 if v is None else v.size for v in values) > LARGEST:
         _check_growth(site, rule, values)
     with torch.no_grad():
@@ -489,14 +489,12 @@ def _computed(call: Call, values: Sequence[np.ndarray | None]) -> tuple[np.ndarr
 
 
 def _arrays(site: Site, made: Sequence[Any]) -> tuple[np.ndarray, ...]:
-    """Results as arrays of numbers. Raises `FileError` on what is none: a forged node may make anything."""
+    """Results as arrays. Raises `FileError` on one that NumPy cannot hold, such as one without elements whose other
+    sizes are beyond measure."""
     try:
-        arrays = tuple(a.contiguous().numpy() if isinstance(a, Tensor) else whole(np.asarray(a)) for a in made)
+        return tuple(a.contiguous().numpy() if isinstance(a, Tensor) else np.asarray(a) for a in made)
     except Exception as error:
         raise FileError(f"{site.call} fails: {(str(error).splitlines() or [type(error).__name__])[0][:200]}") from error
-    if any(a.dtype.kind not in "biuf" for a in arrays):
-        raise FileError(f"{site.call} makes no numbers of its constants")
-    return arrays
 
 
 def _check_growth(site: Site, rule: Rule, values: Sequence[np.ndarray | None]) -> None:

@@ -99,8 +99,7 @@ class Site:
 
     def checked(self, shape: Sequence[Any]) -> list[Any]:
         """A shape for a tensor that is made by numbers of the file: refused where it is beyond all measure."""
-        # A tensor without elements may have no other sizes beyond measure either: NumPy cannot hold it.
-        known = math.prod(abs(d) or 1 for d in shape if isinstance(d, int))
+        known = math.prod(abs(d) for d in shape if isinstance(d, int))
         if known > self.most:
             raise self.refuse(f"it asks for a tensor of {known} elements")
         return list(shape)
