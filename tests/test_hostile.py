@@ -308,7 +308,7 @@ def test_sizes_beyond_measure_of_onnx_tensors_without_elements(op: str, sizes: l
     from onnx import helper
 
     inputs = {"ConstantOfShape": ["s"], "Reshape": ["e", "s"]}.get(op, ["k", "s"])
-    more = {"allowzero": 1} if op == "Reshape" else {}
+    more: Any = {"allowzero": 1} if op == "Reshape" else {}
     nodes = [helper.make_node(op, inputs, ["a"], **more), helper.make_node("Mul", ["x", "a"], ["y"])]
     constants = {"k": np.ones((1, 2), np.float32), "e": np.zeros((0, 2), np.float32), "s": np.array(sizes, np.int64)}
     with pytest.raises((FileError, UnsupportedError, InputError)):
@@ -346,7 +346,7 @@ def test_an_onnx_location_that_no_file_can_have(tmp_path: Path) -> None:
 
     path = onnx_file(tmp_path / "net.onnx", [helper.make_node("Mul", ["x", "k"], ["y"])], {"k": np.ones(2, "f4")}, [2])
     model = onnx.load(path)
-    tensor = model.graph.initializer[0]
+    tensor: Any = model.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = 1
     entry = tensor.external_data.add()
