@@ -91,6 +91,18 @@ def networks() -> list[Any]:
             y = nn.functional.interpolate(y, scale_factor=2.0) + torch.zeros(y.shape[0], 3, 1, 1)
             return {"out": self.head(y.flatten(2).mean(2).reshape(x.shape[0], -1))}
 
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.table, self.last = nn.Linear(4, 3), nn.Embedding(5, 2), nn.Linear(8, 2)
+            for number in range(4):
+                self.register_buffer(f"at{number}", torch.tensor([0, 2]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: Any = self.first(x).relu()
+            seen = [y.index_select(1, self.at0), y[:, self.at1], y.gather(1, self.at2.expand(x.shape[0], 2))]
+            return self.last(torch.cat([*seen, self.table(self.at3)[:1].expand(x.shape[0], 2)], 1))
+
     gates = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2)).eval()
     return [
         parspike.convert(conv, x, T=4),
@@ -100,6 +112,7 @@ def networks() -> list[Any]:
         parspike.convert(quantised, T=4, example=rows),
         parspike.convert(Free().eval(), x, T=3),
         parspike.convert(gates, rows, T=4),
+        parspike.convert(Chosen().eval(), rows, T=4),
     ]
 
 

@@ -414,3 +414,40 @@ def test_names_of_any_length_are_cut(tmp_path: Path) -> None:
         set_state(nn.Linear(1, 1), "net.py:make", str(tmp_path / "w.safetensors"))
     assert len(str(caught.value)) < 1000
     assert caught.value.details["unexpected"] == ["n" * 20_000]
+
+
+class Chosen(nn.Module):
+    """Values by places that are constants, in every way that the table has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.table, self.last = nn.Linear(4, 3), nn.Embedding(5, 4), nn.Linear(9, 2)
+        for number in range(4):
+            self.register_buffer(f"at{number}", torch.tensor([0, 2]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: Any = self.first(x).relu()
+        flat = self.at2.expand(x.shape[0], 2)
+        named = y + self.table(self.at3)[:, :3].sum(0)
+        return self.last(torch.cat([y.index_select(1, self.at0), y[:, self.at1], y.gather(1, flat), named], 1))
+
+
+@pytest.mark.parametrize("worst", [5, 2**62, -7])
+def test_places_in_a_parspike_file_that_are_not_there(worst: int, tmp_path: Path) -> None:
+    """Would catch: a network that is read, and fails with torch's words when it runs (on a GPU for good)."""
+    torch.manual_seed(0)
+    snn = parspike.convert(Chosen().eval(), torch.randn(16, 4), T=4)
+    data = snn.save(tmp_path / "net.parspike").read_bytes()
+    parspike.load(tmp_path / "net.parspike")
+    header, tensors = fuzz_mutate.split_safetensors(data)
+    names = [name for name in header if name.startswith("synapses.at")]
+    assert names
+    first = {key: header["__metadata__"][key] for key in ("format", "sha256", "version", "network")}
+    text = json.dumps({**header, "__metadata__": first}, separators=(",", ":"))
+    for name in names:
+        made, start = bytearray(tensors), header[name]["data_offsets"][0]
+        made[start : start + 8] = worst.to_bytes(8, "little", signed=True)
+        path = tmp_path / "forged.parspike"
+        path.write_bytes(fuzz_mutate.right_checksum(fuzz_mutate.join_safetensors(text, bytes(made))))
+        with pytest.raises(FileError, match="takes a value from a place that is not among"):
+            parspike.load(path)
