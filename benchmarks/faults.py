@@ -79,6 +79,17 @@ def spikes(path: Path) -> None:
     parspike.read_spikes(path)
 
 
+def onnx(path: Path) -> None:
+    import parspike
+
+    parspike.from_onnx(path)
+
+
+def page(path: Path) -> None:
+    if not path.read_text("utf-8").rstrip().endswith("</html>"):
+        raise ValueError("half a page")
+
+
 def weights(path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -130,10 +141,26 @@ WORKS = (
         ("bench", "b.toml", "--results", "b.jsonl"),
     ),
     Work("export", ("export", "if.parspike", "e.nir", "--force"), "e.nir", loads),
-    Work(
-        "spikes", ("spikes", "write", "net.parspike", "-o", "s.npz", "--data", "data.npz", "--force"), "s.npz", spikes
+    *(
+        Work(
+            f"spikes{end}",
+            ("spikes", "write", "net.parspike", "-o", f"s{end}", "--data", "data.npz", "--force"),
+            f"s{end}",
+            spikes,
+        )
+        for end in (".npz", ".h5", ".aedat.txt")
     ),
+    Work("onnx", ("export", "net.parspike", "e.onnx", "--force"), "e.onnx", onnx),
+    Work(
+        "tune",
+        ("tune", *CONVERT[1:4], "--drop", "50", "--most", "8", "--recipe", "max", "-o", "t.parspike", "--force"),
+        "t.parspike",
+        loads,
+    ),
+    Work("report", ("report", "net.parspike", "--data", "data.npz", "-o", "r.html", "--force"), "r.html", page),
 )
+TIMED = ("bench", "sweep", "report")
+"""Work whose output has times in it, so that two runs differ."""
 
 
 def prepare(folder: Path) -> None:
@@ -239,7 +266,7 @@ def whole(home: Path, root: Path, works: tuple[Work, ...]) -> dict[str, tuple[by
 
 def same(work: Work, one: bytes, two: bytes) -> bool:
     """Whether two outputs are equal; lines and tables have times in them."""
-    return work.name in ("bench", "sweep") or one == two
+    return work.name in TIMED or one == two
 
 
 def kill(faults: Faults, home: Path, root: Path, works: tuple[Work, ...], kills: int, rng: random.Random) -> None:

@@ -599,7 +599,7 @@ def change_hdf5(rng: Rng, data: bytes) -> bytes:
         if how == 0:
             del home[key]
         elif how == 1:
-            home[rng.choice([*TEXTS[:10], *[str(k) for _, k in where]])] = item
+            home[rng.choice([*TEXTS[:10], *[str(k) for _, k in where]])] = copied(item)
         elif how == 2:
             home[key] = ("odd", rng.choice(ODD))
         elif how == 3 and isinstance(item, (bytes, str)):
@@ -607,7 +607,8 @@ def change_hdf5(rng: Rng, data: bytes) -> bytes:
                 [*TEXTS, "IF", "LIF", "CubaLIF", "Linear", "Conv2d", "NIRGraph", "Input", "Output", "Flatten"]
             )
         elif how == 4:
-            home[key] = rng.choice(where)[0].get(key, 1) if isinstance(rng.choice(where)[0], dict) else 1
+            other, there = rng.choice(where)
+            home[key] = copied(other[there])  # else a tree could hold itself
         elif isinstance(item, np.ndarray) and item.size and item.dtype.kind in "fiu":
             item = item.copy()
             if how == 5:

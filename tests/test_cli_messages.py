@@ -189,6 +189,8 @@ def test_completion_knows_commands_options_and_values() -> None:
 
 
 def test_recipes_of_the_command_line_are_those_of_the_library() -> None:
+    import parspike.baselines  # noqa: F401 - enters the published methods
+
     for name, recipe in RECIPES.items():
         assert options.RECIPES[name] == tuple(field.name for field in dataclasses.fields(recipe))
     assert options.RECIPES.keys() == RECIPES.keys()

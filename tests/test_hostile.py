@@ -19,7 +19,14 @@ from torch import nn
 import parspike
 from parspike.cli.images import open_images
 from parspike.cli.preprocess import remembered
-from parspike.errors import FileError, InputError, OptionError, ParspikeError
+from parspike.errors import (
+    FileError,
+    InputError,
+    InsufficientMemoryError,
+    OptionError,
+    ParspikeError,
+    UnsupportedError,
+)
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "benchmarks"))
@@ -227,3 +234,220 @@ def test_floats_and_whole_numbers_of_a_table_of_energies(tmp_path: Path) -> None
     with pytest.raises(FileError, match="cannot be read as TOML"):
         parspike.Energy.named(str(path))
     assert np.isclose(parspike.Energy.named("int8-45nm").ac, 0.03, atol=1)
+
+
+# ------------------------------------------------------------------------------ kinds that a campaign found once
+
+
+def test_a_bias_of_another_length_in_a_nir_file(tmp_path: Path) -> None:
+    """torch compares the two only where tensors have data, and none has when a file is checked."""
+    nir = pytest.importorskip("nir")
+    for values in (1, 2, 4):
+        conv = nir.Conv2d((4, 4), np.ones((3, 1, 3, 3), np.float32), 1, 1, 1, 1, np.zeros(values, np.float32))
+        neurons = nir.IF(np.ones((3, 4, 4)), np.ones((3, 4, 4)))
+        graph = nir.NIRGraph.from_list(nir.Input(np.array([1, 4, 4])), conv, neurons, type_check=False)
+        nir.write(tmp_path / "net.nir", graph)
+        with pytest.raises(FileError, match=f"its bias has {values} values for 3 outputs"):
+            parspike.load(tmp_path / "net.nir", T=2)
+
+
+def onnx_file(path: Path, nodes: list[Any], constants: dict[str, Any], shape: list[Any], output: str = "y") -> Path:
+    from onnx import helper, numpy_helper
+
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", 1, shape)],
+        [helper.make_tensor_value_info(output, 1, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(made.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "said"),
+    [
+        ("Identity", [""], "needs its first 1 inputs, and has 0"),
+        ("Add", ["k"], "needs its first 2 inputs, and has 1"),
+        ("Add", ["k", ""], "needs its first 2 inputs, and has 1"),
+        ("Where", ["", "k", "k"], "needs its first 3 inputs, and has 2"),
+        ("Concat", [], "needs its first 1 inputs, and has 0"),
+        ("Relu", ["k", "k"], "has 2 inputs, and takes 1 at most"),
+    ],
+)
+def test_inputs_that_an_onnx_node_lacks(op: str, inputs: list[str], said: str, tmp_path: Path) -> None:
+    from onnx import helper
+
+    nodes = [helper.make_node(op, inputs, ["a"], name="odd"), helper.make_node("Mul", ["x", "a"], ["y"])]
+    path = onnx_file(tmp_path / "net.onnx", nodes, {"k": np.ones(2, np.float32)}, ["n", 2])
+    with pytest.raises(FileError, match=rf"node 'odd' \({op}\) {said}"):
+        parspike.from_onnx(path)
+
+
+def test_an_onnx_output_without_a_name(tmp_path: Path) -> None:
+    from onnx import helper
+
+    path = onnx_file(tmp_path / "net.onnx", [helper.make_node("Relu", ["x"], ["y"])], {}, ["n", 2], output="")
+    with pytest.raises(FileError, match="nothing makes its output ''"):
+        parspike.from_onnx(path)
+
+
+@pytest.mark.parametrize(
+    ("op", "sizes"),
+    [
+        ("Tile", [0, 2**62]),
+        ("Expand", [0, 2**62, 2]),
+        ("ConstantOfShape", [0, 2**62, 2**62]),
+        ("Reshape", [0, 2**62, 2**62]),
+    ],
+)
+def test_sizes_beyond_measure_of_onnx_tensors_without_elements(op: str, sizes: list[int], tmp_path: Path) -> None:
+    """A product of 0 elements hides the other sizes from a check of the product."""
+    from onnx import helper
+
+    inputs = {"ConstantOfShape": ["s"], "Reshape": ["e", "s"]}.get(op, ["k", "s"])
+    more: Any = {"allowzero": 1} if op == "Reshape" else {}
+    nodes = [helper.make_node(op, inputs, ["a"], **more), helper.make_node("Mul", ["x", "a"], ["y"])]
+    constants = {"k": np.ones((1, 2), np.float32), "e": np.zeros((0, 2), np.float32), "s": np.array(sizes, np.int64)}
+    with pytest.raises((FileError, UnsupportedError, InputError)):
+        parspike.from_onnx(onnx_file(tmp_path / "net.onnx", nodes, constants, ["n", 2]))
+
+
+def test_onnx_tensors_without_elements_that_claim_sizes_beyond_measure(tmp_path: Path) -> None:
+    import onnx
+    from onnx import helper
+
+    path = onnx_file(tmp_path / "net.onnx", [helper.make_node("Mul", ["x", "k"], ["y"])], {"k": np.ones(2, "f4")}, [2])
+    model = onnx.load(path)
+    model.graph.initializer[0].raw_data = b""
+    for dims in ([0, 2**62], [2**40, 0, 2**40], [1] * 40):
+        model.graph.initializer[0].dims[:] = dims
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(FileError, match="damaged: its shape is"):
+            parspike.from_onnx(path)
+
+
+def test_an_onnx_input_larger_than_any_memory(tmp_path: Path) -> None:
+    from onnx import helper
+
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    with pytest.raises(FileError, match=r"its input 'x' has the shape \[1, 9223372036854775807, 4\], which is too"):
+        parspike.from_onnx(onnx_file(tmp_path / "net.onnx", nodes, {}, [1, 2**63 - 1, 4]))
+    network: Any = parspike.from_onnx(onnx_file(tmp_path / "net.onnx", nodes, {}, ["n", 4]))
+    with pytest.raises(InsufficientMemoryError, match="memory ran out for its input 'x'"):
+        network.example(2, [2**62, 4])
+
+
+def test_an_onnx_location_that_no_file_can_have(tmp_path: Path) -> None:
+    import onnx
+    from onnx import helper
+
+    path = onnx_file(tmp_path / "net.onnx", [helper.make_node("Mul", ["x", "k"], ["y"])], {"k": np.ones(2, "f4")}, [2])
+    model = onnx.load(path)
+    tensor: Any = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = 1
+    entry = tensor.external_data.add()
+    entry.key = "location"
+    for entry.value in ("a" * 5000, "a\0b"):
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(FileError, match="not there: put it beside the model"):
+            parspike.from_onnx(path)
+
+
+def test_an_input_of_a_parspike_file_whose_first_size_is_no_batch(tmp_path: Path) -> None:
+    for size, said in ((2, "has no batch dimension"), (["*", "batch", 2], "no input has the batch as its first size")):
+
+        def change(body: Any, size: Any = size) -> None:
+            body["graph"]["inputs"][0]["shape"][0] = {"size": size}
+
+        with pytest.raises(FileError, match=said):
+            parspike.load(forged(tmp_path / f"{len(said)}.parspike", change))
+
+
+def test_zips_of_an_unknown_version_or_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/0.png", b"")
+    data = path.read_bytes()
+    central = data.index(b"PK\x01\x02")
+    for place, value in ((central + 6, 99), (central + 9, 8)):  # the version that is needed; names in UTF-8
+        made = bytearray(data)
+        made[place] = value
+        made[central + 46] = 0x80
+        path.write_bytes(made)
+        with pytest.raises(FileError, match="not a readable zip"):
+            open_images(str(path))
+
+
+def test_weights_that_claim_more_than_their_file_holds(tmp_path: Path) -> None:
+    """torch takes memory for a size in a zip, or in a file from before it wrote zips, before it reads what is there."""
+    from parspike.cli.spec import _read_state
+
+    state, path = {"w": torch.arange(280.0)}, tmp_path / "w.pt"
+    for zipped in (True, False):
+        torch.save(state, path, _use_new_zipfile_serialization=zipped)
+        assert torch.equal(_read_state(path)["w"], state["w"])
+        data = path.read_bytes()
+        if zipped:
+            head = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
+            while not data[head + 46 :].startswith(b"w/data/0"):
+                head = data.index(b"PK\x01\x02", head + 1)
+            path.write_bytes(data[: head + 24] + b"\xff\xff\xff\x7f" + data[head + 28 :])
+        else:
+            number = b"M\x18\x01N"  # 280 values, seen whole
+            assert data.count(number) == 1
+            path.write_bytes(data.replace(number, b"J\xff\xff\xff\x7fN"))
+        with pytest.raises(FileError, match="it claims more than it holds"):
+            _read_state(path)
+
+
+def test_names_of_any_length_are_cut(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from parspike.cli.spec import set_state
+
+    save_file({"n" * 20_000: torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"unexpected \(1\): nnn") as caught:
+        set_state(nn.Linear(1, 1), "net.py:make", str(tmp_path / "w.safetensors"))
+    assert len(str(caught.value)) < 1000
+    assert caught.value.details["unexpected"] == ["n" * 20_000]
+
+
+class Chosen(nn.Module):
+    """Values by places that are constants, in every way that the table has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.table, self.last = nn.Linear(4, 3), nn.Embedding(5, 4), nn.Linear(9, 2)
+        for number in range(4):
+            self.register_buffer(f"at{number}", torch.tensor([0, 2]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: Any = self.first(x).relu()
+        flat = self.at2.expand(x.shape[0], 2)
+        named = y + self.table(self.at3)[:, :3].sum(0)
+        return self.last(torch.cat([y.index_select(1, self.at0), y[:, self.at1], y.gather(1, flat), named], 1))
+
+
+@pytest.mark.parametrize("worst", [5, 2**62, -7])
+def test_places_in_a_parspike_file_that_are_not_there(worst: int, tmp_path: Path) -> None:
+    """Would catch: a network that is read, and fails with torch's words when it runs (on a GPU for good)."""
+    torch.manual_seed(0)
+    snn = parspike.convert(Chosen().eval(), torch.randn(16, 4), T=4)
+    data = snn.save(tmp_path / "net.parspike").read_bytes()
+    parspike.load(tmp_path / "net.parspike")
+    header, tensors = fuzz_mutate.split_safetensors(data)
+    names = [name for name in header if name.startswith("synapses.at")]
+    assert names
+    first = {key: header["__metadata__"][key] for key in ("format", "sha256", "version", "network")}
+    text = json.dumps({**header, "__metadata__": first}, separators=(",", ":"))
+    for name in names:
+        made, start = bytearray(tensors), header[name]["data_offsets"][0]
+        made[start : start + 8] = worst.to_bytes(8, "little", signed=True)
+        path = tmp_path / "forged.parspike"
+        path.write_bytes(fuzz_mutate.right_checksum(fuzz_mutate.join_safetensors(text, bytes(made))))
+        with pytest.raises(FileError, match="takes a value from a place that is not among"):
+            parspike.load(path)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from parspike.errors import FileError, MissingExtraError, OptionError, meant
-from parspike.file import write_whole
+from parspike.errors import MissingExtraError, OptionError, meant
+from parspike.whole import check_free, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,10 +106,7 @@ def save(path: str | Path, content: Callable[[str], bytes | str], *, force: bool
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise OptionError(f"'{path}' ends in '{path.suffix}'{meant(suffix, SUFFIXES)}: take {', '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise FileError(f"'{path}' is a folder: name a file in it, such as '{path / example}'")
-    if path.exists() and not force:
-        raise FileError(f"'{path}' exists: choose another name, or pass force=True (command line: --force)")
+    check_free(path, force, example)
     made = content(suffix)
     write_whole(path, [made.encode() if isinstance(made, str) else made])
     return path

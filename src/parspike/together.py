@@ -7,6 +7,7 @@ from parts that were gathered in the order of the data, so they are those of one
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -43,7 +44,14 @@ class Together:
         """This process's items, with their numbers: every `size`-th. Of a sequence only those are read."""
         if isinstance(source, Sequence):
             return ((number, source[number]) for number in range(self.rank, len(source), self.size))
-        return ((number, item) for number, item in enumerate(source) if number % self.size == self.rank)
+        return self._dealt(source)
+
+    def _dealt(self, source: Iterable[T]) -> Iterator[tuple[int, T]]:
+        broken = (ConnectionError, EOFError) if getattr(source, "num_workers", 0) else ()
+        with _readers_alive(broken):
+            for number, item in enumerate(source):
+                if number % self.size == self.rank:
+                    yield number, item
 
     def exchange(self, value: T) -> list[T]:
         """The value of every process, in the order of ranks. Raises the error of a process that failed."""
@@ -80,7 +88,8 @@ class Together:
     def one_fate(self) -> Iterator[None]:
         """A context in which an error in one process is raised in all. Contexts may be nested."""
         try:
-            yield
+            with _readers_alive():
+                yield
         except Exception as error:
             self.fail(error)
             raise
@@ -112,6 +121,25 @@ def _told(rank: int, kind: str, message: str) -> ParspikeError:
         error = ParspikeError(f"process {rank} failed with {kind}: {message}")
     vars(error)["told"] = True
     return error
+
+
+@contextmanager
+def _readers_alive(broken: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """An `InputError` where a process dies that reads data for torch's DataLoader. torch raises when the system signals
+    it, so at any place. broken: what reading raises where that process was just handing something over."""
+    try:
+        yield
+    except (RuntimeError, *broken) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        if not text.startswith("DataLoader worker"):
+            if not isinstance(error, broken) or text.startswith("Caught"):  # that is an error of the data set
+                raise
+            with suppress(RuntimeError):  # the signal, which would come anywhere else
+                time.sleep(1)
+        raise errors.InputError(
+            f"a process that reads the data ended ({text}): memory or /dev/shm may be full, or it was killed; start "
+            "again, or give the DataLoader num_workers=0"
+        ) from error
 
 
 @contextmanager

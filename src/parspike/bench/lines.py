@@ -20,6 +20,7 @@ from parspike.bench.file import Cell
 from parspike.errors import FileError
 from parspike.together import Together
 from parspike.version import __version__
+from parspike.whole import told
 
 __all__ = ["Lines", "Reference", "ResultFile"]
 
@@ -115,7 +116,8 @@ class ResultFile:
                 self._open(alone=False)
             if self.together.size > 1:
                 flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-                self._claims = os.open(self._claims_path, flags, 0o666)
+                with told(self._claims_path):
+                    self._claims = os.open(self._claims_path, flags, 0o666)
 
     def __exit__(self, *error: object) -> None:
         for number in (self._stream, self._claims):
@@ -173,8 +175,7 @@ class ResultFile:
         made = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode()
         if self._stream is None:
             raise ValueError("the file is not open")
-        if os.write(self._stream, made) < len(made):
-            raise FileError(f"{self.path}: the line could not be written whole; is the disk full?")
+        _append(self.path, self._stream, made)
 
     def measured_on(self, network: str, data: Mapping[str, Any]) -> None:
         """Write down what a network is measured on. Raises `FileError` where the file has figures of other data."""
@@ -195,6 +196,16 @@ class ResultFile:
         if self._claims is None:
             return True
         mine = json.dumps([key, self.together.rank])
-        os.write(self._claims, (mine + "\n").encode())
+        _append(self._claims_path, self._claims, (mine + "\n").encode())
         lines = self._claims_path.read_text().splitlines()
         return next(line for line in lines if json.loads(line)[0] == key) == mine
+
+
+def _append(path: Path, stream: int, line: bytes) -> None:
+    """Append a line by one write, so that lines of several processes do not mix."""
+    try:
+        written = os.write(stream, line)
+    except OSError as error:
+        raise FileError(f"cannot write '{path}': {error.strerror}; the lines before are as they were") from error
+    if written < len(line):
+        raise FileError(f"cannot write '{path}': the last line could not be written whole; is the disk full?")

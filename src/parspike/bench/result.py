@@ -15,11 +15,11 @@ from parspike.baselines import Baseline
 from parspike.bench.file import Bench, Cell, Method, Published
 from parspike.bench.lines import Lines, Reference
 from parspike.errors import FileError, OptionError, meant
-from parspike.file import write_whole
 from parspike.measure import joule, short
 from parspike.neurons import CODES
 from parspike.notebook import html_table
 from parspike.tables import Table, comma_separated, content, save
+from parspike.whole import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

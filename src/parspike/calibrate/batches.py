@@ -177,7 +177,11 @@ class Batches:
 
     def _pass(self, among: Together) -> Iterator[dict[str, Tensor]]:
         seen: dict[int, tuple[int, bytes, bytes]] = {}
+        known, last = dict(self.sizes), -1
         for number, env in self._read(among):
+            size, last = len(next(iter(env.values()))), number
+            if known and known.get(number) != size:
+                raise CalibrationError(_changed(number, known.get(number), size))
             if (room := SEEN - sum(len(next(iter(read.values()))) for read in self.first)) > 0:
                 self.first.append({name: x[:room].clone() for name, x in env.items()})
             if not self.sizes:
@@ -185,6 +189,8 @@ class Batches:
                 one = _digest({name: x[:1] for name, x in env.items()}) if alike else b""
                 seen[number] = next(iter(env.values())).shape[0], _digest(env), one
             yield env
+        if lacking := [number for number in known if number > last and number % among.size == among.rank]:
+            raise CalibrationError(_changed(lacking[0], known[lacking[0]], None))
         if not self.sizes:
             known = sorted((n, *about) for part in among.exchange(seen) for n, about in part.items())
             if not known:
@@ -197,6 +203,14 @@ class Batches:
     def _read(self, among: Together) -> Iterator[tuple[int, dict[str, Tensor]]]:
         for number, item in among.share(self.source):
             yield number, inputs_of(item, f"calibration batch {number}", self.graph, self.inputs)
+
+
+def _changed(number: int, before: int | None, now: int | None) -> str:
+    had, has = (f"{size} samples" if size else "none" for size in (before, now))
+    return (
+        f"calibration batch {number} had {had} when the data were first read, and has {has} now: give data that are "
+        "the same every time, such as list(loader)"
+    )
 
 
 def inputs_of(

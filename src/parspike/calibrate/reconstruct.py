@@ -7,6 +7,7 @@ calibration images have seen, the start among them, so it never ends worse than 
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ from parspike.calibrate.layerwise import ClosedForm
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.student import OverTime
 from parspike.calibrate.thresholds import Weigh, check_weigh
-from parspike.errors import CalibrationError, OptionError
+from parspike.errors import CalibrationError, FileError, OptionError
 from parspike.graph import Node
 from parspike.neurons import IntegrateFire, ParallelNeuron, Staircase, levels_of
 from parspike.together import Together
+from parspike.whole import write_whole
 
 __all__ = ["Reconstruct"]
 
@@ -88,11 +90,17 @@ class Reconstruct(Recipe):
         path = Path(self.checkpoint) if self.checkpoint else None
         # Every process takes the same steps; the first one keeps the checkpoint, and says what was in it.
         found = path if path is not None and together.rank == 0 and path.is_file() else None
-        saved = together.first(found and torch.load(found, weights_only=True, map_location="cpu"))
+        with together.one_fate():
+            saved = together.first(found and _read(found))
         if saved is not None:
-            trained.restore(saved["now"])
-            optimiser.load_state_dict(saved["optimiser"])
-            best, best_loss, start = saved["best"], saved["best_loss"], saved["step"]
+            try:
+                trained.restore(saved["now"])
+                optimiser.load_state_dict(saved["optimiser"])
+                best, best_loss, start = saved["best"], saved["best_loss"], saved["step"]
+            except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+                raise FileError(
+                    f"{path}: it is no checkpoint of this reconstruction ({str(error)[:200]}): give another name"
+                ) from error
         every = max(10, self.steps // 10)
         for step in range(start, self.steps):
             for group in optimiser.param_groups:
@@ -118,9 +126,18 @@ class Reconstruct(Recipe):
                     best, best_loss = trained.state(), now
                 if path is not None and together.rank == 0:
                     content = {"now": trained.state(), "best": best, "best_loss": best_loss, "step": step + 1}
-                    torch.save({**content, "optimiser": optimiser.state_dict()}, path)
+                    stream = io.BytesIO()
+                    torch.save({**content, "optimiser": optimiser.state_dict()}, stream)
+                    write_whole(path, [stream.getbuffer()])
         trained.restore(best)
         trained.freeze()
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises many kinds on what it did not write
+        raise FileError(f"{path}: not a readable checkpoint of a reconstruction: delete it, or give another") from error
 
 
 class _Images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -36,6 +37,10 @@ from parspike.errors import ParspikeError
 __all__ = ["app", "main"]
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of a disk that is full, a quota that is used up, and a file that may not be larger."""
+
+
 class OneClearError(TyperGroup):
     """Turns every exception into one message and exit code 1; Ctrl-C into exit code 130."""
 
@@ -59,6 +64,12 @@ class OneClearError(TyperGroup):
                 typer.echo(error.format_message())
             else:
                 console.fail(as_json, *usage(error))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            # Files say so themselves: this is what is printed, or a temporary file of torch's.
+            place = f"'{error.filename}'" if error.filename else "what this command prints"
+            console.fail(False, "OSError", f"cannot write {place}: {error.strerror}: make room, and start again")
         except Exception as error:
             if as_json:
                 console.fail(True, type(error).__name__, str(error))

@@ -73,11 +73,12 @@ def exported(path: Path, force: bool) -> None:
 
 def writable(path: Path, force: bool, option: str, name: str) -> None:
     """Refuse an output that exists or cannot be written. name: an example of a file's name, for the message."""
-    if path.is_dir():
+    # Of os.path, since Path.is_dir raises where a folder above may not be entered.
+    if os.path.isdir(path):
         raise FileError(f"{option} {path}: this is a folder; name a file in it, such as {path / name}")
-    if path.exists() and not force:
+    if os.path.exists(path) and not force:
         raise FileError(f"{path} exists: write over it with --force, or choose another name")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise FileError(f"{path}: there is no folder {path.parent}; make it first")
     if not os.access(path.parent, os.W_OK):
         raise FileError(f"{path}: the folder {path.parent} cannot be written to")

@@ -35,6 +35,8 @@ EVERY = 10.0
 """Seconds between two lines of progress where stderr is no terminal."""
 FEW = 3
 """Names that a message gives of many."""
+LONG = 200
+"""Characters of a name in a list of them."""
 _silent = False
 
 
@@ -91,13 +93,13 @@ def table(rows: dict[str, Any]) -> str:
 
 
 def few(names: Sequence[str], most: int = FEW) -> str:
-    """The first of many names, and how many more there are.
+    """The first of many names, and how many more there are. A name out of a file may be of any length: it is cut.
 
     >>> few(["a", "b", "c", "d", "e"]), few(["a", "b"])
     ('a, b, c and 2 more', 'a, b')
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(name[:LONG] for name in names[:most]) + more
 
 
 def figure(value: float) -> str:

@@ -10,8 +10,9 @@ import io
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,7 +77,8 @@ class ArraySource:
 class FileSource:
     """Image files in a folder, or members of a zip; `labels` from the folder of each.
 
-    ordered: number of class folders, if their numbers are their places in the sorted order; else 0.
+    ordered: number of class folders, if their numbers are their places in the sorted order; else 0. sums: a checksum of
+    each file that was read, so that one that changes between two readings is told.
     """
 
     root: Path
@@ -84,10 +86,21 @@ class FileSource:
     labels: Sequence[int] | None
     archive: zipfile.ZipFile | None = None
     ordered: int = 0
+    sums: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.sums = np.zeros(len(self.names), np.int64)
 
     def read(self, index: int, preprocess: Preprocessing) -> Tensor:
         name = self.names[index]
         data = _member(self.archive, name) if self.archive else (self.root / name).read_bytes()
+        said = 1 + zlib.crc32(data)
+        before, self.sums[index] = self.sums[index], said
+        if before not in (0, said):
+            raise InputError(
+                "the file was changed after it was read before, so figures of both would be mixed: start again, and "
+                "leave the data as they are until the end"
+            )
         if not data:
             raise EOFError("the file is empty")
         return preprocess(_decoded(data))
@@ -156,8 +169,8 @@ def open_source(data: str, split: str | None, prefer: str | None, text: Text | N
         return _npz(path, split, prefer)
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise FileError(f"{path}: not a readable zip ({error})") from error
+    except Exception as error:  # damage, a version or an encoding that is not known: each has its own kind
+        raise FileError(f"{path}: not a readable zip ({str(error)[:200] or type(error).__name__})") from error
     return _files(path, sorted(n for n in archive.namelist() if not n.endswith("/")), archive, split, prefer)
 
 

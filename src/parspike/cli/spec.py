@@ -12,7 +12,9 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import io
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -326,7 +328,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            file = _before_zips(path) if head.startswith(LEGACY) else path
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileError:
         raise
     except Exception as error:  # each reader raises its own kinds on a damaged file
@@ -338,7 +341,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
                 f"--weights {path}: the file holds {more} and was not run; "
                 "where it was made, save the weights alone: torch.save(model.state_dict(), …)"
             ) from error
-        reason = f"{error}" if _is_safetensors(head) else "it is damaged, or of another kind"
+        reason = str(error)[:200] if _is_safetensors(head) else "it is damaged, or of another kind"
         raise FileError(f"--weights {path}: not a readable state dict ({reason}); {EXPECTED}") from error
     for key in ("state_dict", "model", "model_state_dict"):  # training scripts save more than the weights
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -348,6 +351,23 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if state and all(k.startswith("module.") for k in state):  # written by nn.DataParallel
         return {k.removeprefix("module."): v for k, v in state.items()}
     return dict(state)
+
+
+def _before_zips(path: Path) -> io.BytesIO:
+    """A file from before torch.save wrote .zip files, in memory. Before torch reads them it takes memory for a text of
+    the length that the file says, which it does not where the bytes are in memory, and for the values of a tensor,
+    whose number is compared here."""
+    content = path.read_bytes()
+    stream, numbers = io.BytesIO(content), []
+    for _ in range(4):  # pickles: two numbers of the format, where it was written, and the tensors without their values
+        for code, value, _ in pickletools.genops(stream):
+            if code.name == "BINPERSID" and max(numbers, default=0) > len(content):
+                raise FileError(f"--weights {path}: damaged: it claims more than it holds; {EXPECTED}")
+            if code.name in ("MARK", "BINPERSID"):
+                numbers = []
+            elif isinstance(value, int):
+                numbers.append(value)
+    return io.BytesIO(content)
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -365,8 +385,15 @@ def _no_weights(path: Path, head: bytes) -> str:
     if head.startswith(b"\x80") and not head.startswith(LEGACY):
         return "a Python pickle, which can hold code and was not run; where it was made, save model.state_dict()"
     if zipfile.is_zipfile(path):
+        from parspike.cli.sources import DEFLATE
+
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            names, size = archive.namelist(), path.stat().st_size
+            # torch takes memory for what the zip says of a member before it reads it.
+            if any(
+                one.compress_size > size or one.file_size > DEFLATE * one.compress_size for one in archive.infolist()
+            ):
+                raise FileError(f"--weights {path}: damaged: it claims more than it holds; {EXPECTED}")
         if names and all(name.endswith(".npy") for name in names):
             return f"an .npz of arrays ({few([name.removesuffix('.npy') for name in names])}), which goes to --data"
         if any(name.endswith("/constants.pkl") for name in names):

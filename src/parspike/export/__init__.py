@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parspike.errors import FileError, InputError, OptionError, UnsupportedError, meant
+from parspike.errors import InputError, OptionError, UnsupportedError, meant
 from parspike.export.result import Compared, Drift, Exported, compare, in_pieces, tally
-from parspike.file import made_whole, told
 from parspike.neurons import Simulation, twin
 from parspike.snn import SNN
+from parspike.whole import check_free, made_whole, told
 
 __all__ = ["FORMATS", "Compared", "Drift", "Exported", "export"]
 
@@ -187,10 +187,7 @@ def _check_path(path: Path, force: bool) -> None:
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise OptionError(f"'{path}': the file's name says the format: {', '.join(FORMATS)}{meant(suffix, FORMATS)}")
-    if path.is_dir():
-        raise FileError(f"'{path}' is a folder: name a file in it, such as '{path / ('net' + suffix)}'")
-    if path.exists() and not force:
-        raise FileError(f"'{path}' exists: choose another name, or pass force=True (command line: --force)")
+    check_free(path, force, f"net{suffix}")
 
 
 def _as_if(snn: SNN, asked: bool) -> SNN:

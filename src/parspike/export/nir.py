@@ -11,9 +11,8 @@ into v > θ. A reset by θ has no such form: it stands in metadata (`reset`, `fi
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from parspike.nir.hdf5 import hdf5
 from parspike.nir.network import legal_names
 from parspike.snn import SNN
 from parspike.version import __version__
+from parspike.whole import Disk
 
 __all__ = ["Written", "write"]
 
@@ -649,7 +649,7 @@ def _save(
     h5py = hdf5()
     text = h5py.string_dtype()
     with path.open("w+b", buffering=0) as stream:
-        disk = _Disk(stream)
+        disk = Disk(stream)
         with h5py.File(disk, "w") as file:
             file.create_dataset("version", data=LAYOUT, dtype=text)
             top = file.create_group("node")
@@ -667,66 +667,6 @@ def _save(
                     _entries(group.create_group("metadata"), piece.metadata, text)
         if disk.error is not None:
             raise disk.error
-
-
-class _Disk(io.RawIOBase):
-    """A file for the HDF5 library, which does not survive an error of a write (it may end the process). After one this
-    keeps it in `error`, and takes all further bytes without keeping them."""
-
-    def __init__(self, stream: io.FileIO) -> None:
-        super().__init__()
-        self.stream, self.at, self.size = stream, 0, 0
-        self.error: OSError | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = offset + (0, self.at, self.size)[whence]
-        return self.at
-
-    def tell(self) -> int:
-        return self.at
-
-    def truncate(self, size: int | None = None) -> int:
-        self.size = self.at if size is None else size
-        self._do(lambda: self.stream.truncate(self.size))
-        return self.size
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        self.stream.seek(self.at)
-        got = self.stream.readinto(view) or 0
-        view[got:] = bytes(len(view) - got)
-        self.at += len(view)
-        return len(view)
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-
-        def all_of_it() -> None:
-            self.stream.seek(self.at)
-            done = 0
-            while done < len(view):
-                done += self.stream.write(view[done:])
-
-        self._do(all_of_it)
-        self.at += len(view)
-        self.size = max(self.size, self.at)
-        return len(view)
-
-    def _do(self, call: Callable[[], object]) -> None:
-        if self.error is None:
-            try:
-                call()
-            except OSError as error:
-                self.error = error
 
 
 def _entries(group: Any, values: Mapping[str, Any], text: Any) -> None:

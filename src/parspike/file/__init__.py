@@ -11,21 +11,19 @@ import json
 from pathlib import Path
 
 from parspike.errors import FileError, OptionError
-from parspike.file.bytes import DTYPES, VERSION, container, contents, made_whole, parse, told, write_whole
+from parspike.file.bytes import DTYPES, VERSION, container, contents, parse
 from parspike.file.graph import CONSTANTS
 from parspike.file.network import network_from_json, network_to_json, of_version
 from parspike.snn import SNN
+from parspike.whole import check_file, check_free, write_whole
 
-__all__ = ["CONSTANTS", "DTYPES", "VERSION", "load", "made_whole", "save", "told", "write_whole"]
+__all__ = ["CONSTANTS", "DTYPES", "VERSION", "load", "save"]
 
 
 def save(snn: SNN, path: str | Path, *, force: bool = False) -> Path:
     """Write an SNN. The file appears whole or not at all; force=True replaces an existing one."""
     path = Path(path)
-    if path.is_dir():
-        raise FileError(f"'{path}' is a folder: name a file in it, such as '{path / 'net.parspike'}'")
-    if path.exists() and not force:
-        raise FileError(f"'{path}' exists: choose another name, or pass force=True (command line: --force)")
+    check_free(path, force, "net.parspike")
     try:
         body, tensors, version = network_to_json(snn)
         text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -45,8 +43,7 @@ def load(path: str | Path, *, T: int | None = None, dt: float | None = None) -> 
     missing, or given for a `.parspike` file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileError(f"'{path}' is a folder" if path.is_dir() else f"there is no file '{path}'")
+    check_file(path)
     if path.suffix.lower() == ".nir":
         from parspike.nir import read
 

@@ -1,15 +1,12 @@
-"""The bytes of a `.parspike` file: safetensors container, checksum, strict JSON, and writing whole or not at all."""
+"""The bytes of a `.parspike` file: safetensors container, checksum, strict JSON."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from torch import Tensor
 
 from parspike.errors import FileError
 
-__all__ = ["DTYPES", "VERSION", "container", "contents", "made_whole", "move_whole", "parse", "told", "write_whole"]
+__all__ = ["DTYPES", "VERSION", "container", "contents", "parse"]
 
 VERSION = 6
 """The newest version that is read."""
@@ -33,57 +30,6 @@ VERSION_FIELD = re.compile(rb'","version":"([1-9][0-9]{0,5})",')
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
           torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
           torch.bool: "BOOL"}  # fmt: skip
-
-
-def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a file so that the name holds either the old content or all of the new."""
-    with made_whole(path) as temporary, told(path), temporary.open("wb") as stream:
-        stream.writelines(chunks)
-
-
-@contextlib.contextmanager
-def made_whole(path: Path) -> Iterator[Path]:
-    """A temporary file to write into, which gets the name `path` at the end; after an error, or Ctrl-C, it is gone and
-    the name holds what it held. What writes into it stands under `told(path)`."""
-    temporary = None
-    try:
-        with told(path):
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            temporary = Path(name)
-            os.close(handle)
-        yield temporary
-        with told(path):
-            temporary.chmod(0o666 & ~_umask())
-            move_whole(temporary, path)
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-
-
-@contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Turns an error of the system in writing `path` into a `FileError`."""
-    try:
-        yield
-    except FileError:
-        raise
-    except OSError as error:
-        reason = error.strerror if path.parent.is_dir() else f"there is no folder '{path.parent}'"
-        raise FileError(f"cannot write '{path}': {reason or error}; the old file, if any, is as it was") from error
-
-
-def move_whole(temporary: Path, path: Path) -> None:
-    """Give a finished file its name, which holds either the old content or all of the new, also after a power cut."""
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def container(text: str, tensors: Mapping[str, Tensor], version: int) -> list[bytes | memoryview]:
@@ -153,7 +99,7 @@ def parse(text: str) -> Any:
 
     def finite(number: str) -> float:
         if not math.isfinite(value := float(number)):
-            raise FileError(f"{number} is no finite number")
+            raise FileError(f"{number[:80]} is no finite number")
         return value
 
     return json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)

@@ -31,6 +31,15 @@ ONE_TYPE = {"aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.l
 tensors have no data."""
 
 
+ALONG = ("aten.index_select.default", "aten.gather.default", "aten.scatter.src", "aten.scatter.value",
+         "aten.scatter_add.default", "aten.scatter_reduce.two")  # fmt: skip
+"""Operators of a value, a dimension of it, and places along it."""
+INTO = ("aten.index.Tensor", "aten.index_put.default")
+"""Operators of a value, and for each of its first dimensions the places along it, or None."""
+SHAPED = ("aten.expand.default", "aten.reshape.default", "aten.unsqueeze.default", "aten.permute.default")
+"""Operators that leave the numbers of a constant as they are."""
+
+
 def expect(value: Any, kind: type | tuple[type, ...], what: str) -> Any:
     """The value, which must be of this type; true and false are no integers."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -123,6 +132,19 @@ def _check_bias(node: Node, stream: Stream) -> None:
         )
 
 
+def _places(node: Node, stream: Stream) -> list[tuple[Tensor, int, int]]:
+    """Tensors that are places along a dimension, with the first place and the size of it."""
+    args, kwargs = stream.arguments(node)
+    if kwargs:
+        return []
+    if node.target in ALONG:
+        size = args[0].shape[args[1]] if args[0].dim() else 1
+        return [(args[2], 0, size)]
+    if node.target in INTO:
+        return [(places, -n, n) for places, n in zip(args[1], args[0].shape, strict=False) if places is not None]
+    return [(args[1], 0, args[0].shape[0])] if node.target == "aten.embedding.default" else []
+
+
 def check_run(snn: SNN) -> None:
     """Run the network on two samples without data, of the example's sizes. Raises `FileError` where an operator refuses
     its arguments or gives another shape than the file states.
@@ -138,6 +160,8 @@ def check_run(snn: SNN) -> None:
 
     # The mode that torch.export traces in, so every operator of a traced network can run in it.
     mode = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
+    constants = {id(tensor): tensor for tensor in snn.tensors().values()}
+    found: list[tuple[Node, Tensor, int, int]] = []
     with unlogged(), mode, torch.no_grad():
         env: dict[str, Any] = {}
         for i in graph.inputs:
@@ -148,6 +172,11 @@ def check_run(snn: SNN) -> None:
                 _check_tensors(node, stream)
                 walk(Schedule(((node, ()),)), [stream], dict.fromkeys(neurons, fire))
                 first = next(leaf for leaf in leaves(env[node.name]) if isinstance(leaf, Tensor))
+                for at, least, most in _places(node, stream):
+                    if id(at) in constants:
+                        found.append((node, constants[id(at)], least, most))
+                if node.target in SHAPED and id(of := stream.arguments(node)[0][0]) in constants:
+                    constants[id(first)] = constants[id(of)]
             except Exception as error:  # torch may raise any exception on forged arguments
                 text = (str(error).splitlines() or [""])[0][:200]
                 raise FileError(f"node '{node.name}' ({node.target}) cannot run: {text}") from error
@@ -158,3 +187,6 @@ def check_run(snn: SNN) -> None:
         for name in graph.outputs:
             if env[name].dim() == 0 or env[name].shape[0] != 2:
                 raise FileError(f"the output '{name}' has no batch dimension")
+    for node, places, least, most in found:  # torch compares them only where tensors have data
+        if places.dtype is not torch.bool and not bool(((places >= least) & (places < most)).all()):
+            raise FileError(f"node '{node.name}' takes a value from a place that is not among {most}")

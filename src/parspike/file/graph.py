@@ -155,11 +155,13 @@ def graph_from_json(body: Any, tensors: dict[str, Tensor], spiking: set[str]) ->
     for item in inputs:
         name, shape, dtype = fields(item, "an input", name=str, shape=list, dtype=str)
         shape = _shape(shape, f"the shape of input '{name}'")
-        if not shape or not isinstance(shape[0], Size) or dtype not in DTYPE_NAMES:
-            raise FileError(f"input '{name}' has no batch dimension or the unknown type {dtype}")
+        if not shape or not isinstance(shape[0], Size) or BATCH not in shape[0].symbols or dtype not in DTYPE_NAMES:
+            raise FileError(f"input '{name}' has no batch dimension or the unknown type {dtype[:80]}")
         check_symbols(f"input '{name}'", shape, symbols)
         made.append(Input(new_name(name, "an input", known), shape, DTYPE_NAMES[dtype]))
         known.add(name)
+    if made and not any(one.shape[0] == Size(BATCH) for one in made):  # else nothing says how large the batch is
+        raise FileError("no input has the batch as its first size")
     check_example(example, made)
     positional, names = signature
     keywords = {expect(name, str, "a name of the signature") for name in expect(names, list, "the signature")}

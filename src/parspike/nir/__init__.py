@@ -25,4 +25,4 @@ def read(path: Path, *, T: int | None = None, dt: float | None = None, plain: bo
     try:
         return network(hdf5.read(path), T, dt, plain)
     except (FileError, OptionError) as error:
-        raise type(error)(f"'{path}': {error}") from error
+        raise type(error)(f"'{path}': {str(error)[:1000]}") from error

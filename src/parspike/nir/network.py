@@ -186,6 +186,12 @@ class _Maker:
             rank = int(kind[4])
             weight = self._tensor(name, "weight", get["weight"], rank + 2)
             bias = self._tensor(name, "bias", get["bias"], 1)
+            if self.tensors[bias.path].shape != self.tensors[weight.path].shape[:1]:
+                # torch compares the two only where tensors have data, which those that find shapes have not.
+                raise FileError(
+                    f"its bias has {self.tensors[bias.path].shape[0]} values for {self.tensors[weight.path].shape[0]} "
+                    "outputs, expected one an output"
+                )
             padding: Any = get["padding"]
             padded = isinstance(padding, str)
             if padded and padding not in ("same", "valid"):

@@ -203,8 +203,9 @@ class _Tensors:
         if proto.data_type not in DTYPES:
             raise UnsupportedError(f"{name} holds {_type_name(proto.data_type)}, which is not supported")
         kind, where = DTYPES[proto.data_type]
-        if any(d < 0 for d in dims) or len(dims) > 64:
-            raise FileError(f"{name}: damaged: its shape is {list(dims)}")
+        # Also of a tensor without elements: NumPy cannot hold one whose other sizes are beyond measure.
+        if any(d < 0 for d in dims) or len(dims) > 32 or math.prod(d or 1 for d in dims) > 1 << 48:
+            raise FileError(f"{name}: damaged: its shape is {list(dims[:33])}")
         number = math.prod(dims)
         bits = 4 if kind.endswith("int4") else 16 if kind == "bfloat16" else np.dtype(kind).itemsize * 8
         wanted = -(-number * bits // 8)
@@ -252,9 +253,13 @@ class _Tensors:
                 f"{name} lies in '{location}', outside the folder of the model: refused; put the file beside the model"
             )
         steps = [folder.joinpath(*parts[: n + 1]) for n in range(len(parts))]
-        if any(step.is_symlink() for step in steps) or not path.is_file():
-            what = "a symbolic link: refused; put the file itself" if path.exists() else "not there: put it"
-            raise FileError(f"{name} lies in '{location}', which is {what} beside the model")
+        try:
+            linked, there = any(step.is_symlink() for step in steps), path.is_file()
+        except OSError:  # a name that is too long for any file
+            linked, there = False, False
+        if linked or not there:
+            what = "a symbolic link: refused; put the file itself" if linked else "not there: put it"
+            raise FileError(f"{name} lies in '{location[:200]}', which is {what} beside the model")
         try:
             offset = int(entries.get("offset", "0"))
             length = int(entries.get("length", str(wanted)))
@@ -332,7 +337,7 @@ def check_order(place: Path, calls: Sequence[Call], known: Sequence[str], output
         if (twice := next((name for name in call.outputs if name and name in made), None)) is not None:
             raise FileError(f"{place}: damaged: {call} makes '{twice}', which is there already")
         made.update(call.outputs)
-    if (missing := next((name for name in outputs if name not in made), None)) is not None:
+    if (missing := next((name for name in outputs if not name or name not in made), None)) is not None:
         raise FileError(f"{place}: damaged: nothing makes its output '{missing}'")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import keyword
+import math
 import os
 import re
 from collections import Counter
@@ -20,10 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parspike.errors import FileError, InputError, OptionError, ParspikeError, UnsupportedError, meant
+from parspike.errors import (
+    FileError,
+    InputError,
+    InsufficientMemoryError,
+    OptionError,
+    ParspikeError,
+    UnsupportedError,
+    meant,
+)
 from parspike.onnx_in import elementwise, layers, shapes  # noqa: F401 - they register the rules
 from parspike.onnx_in.file import Call, File, Given, check_order, read
-from parspike.onnx_in.rules import REFUSED, RULES, TORCH, Rule, Site, as_tensor
+from parspike.onnx_in.rules import MOST, REFUSED, RULES, TORCH, Rule, Site, as_tensor
 from parspike.onnx_in.sizes import LARGEST, ON_SIZES, NotHere
 
 __all__ = ["OnnxNetwork", "from_onnx"]
@@ -129,8 +138,33 @@ def _run(site: Site, rule: Rule, values: Sequence[Any]) -> tuple[Any, ...]:
     except Exception as error:
         shapes = [tuple(v.shape) if v is not None else None for v in values]
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"{site.call} fails on inputs of shape {', '.join(map(str, shapes))}: {first}") from error
+        raise InputError(
+            f"{site.call} fails on inputs of shape {', '.join(map(str, shapes))[:400]}: {first[:200]}"
+        ) from error
     return made if isinstance(made, tuple) else (made,)
+
+
+@functools.cache
+def _takes(rule: Rule) -> tuple[int, float]:
+    """How many inputs a rule needs, and how many it takes at most."""
+    kinds = list(inspect.signature(rule.run).parameters.values())[1:]  # the first is the site
+    several = any(p.kind is p.VAR_POSITIONAL for p in kinds)
+    needed = sum(p.default is p.empty and p.kind is not p.VAR_POSITIONAL for p in kinds)
+    # Operators of any number of inputs need one; beside a named one, more are those that may be left out.
+    return max(needed, 1), math.inf if several else len(kinds)
+
+
+def _check_inputs_of(file: File, call: Call) -> None:
+    """Refuse a node that leaves an input out that it needs, or has one that it does not know."""
+    rule = RULES.get((call.domain, call.op))
+    if rule is None:
+        return
+    needed, most = _takes(rule)
+    if len(call.inputs) > most:
+        raise FileError(f"{file.path}: {call} has {len(call.inputs)} inputs, and takes {most:.0f} at most")
+    if len(call.inputs) < needed or not all(call.inputs[:needed]):
+        given = sum(map(bool, call.inputs[:needed]))
+        raise FileError(f"{file.path}: damaged: {call} needs its first {needed} inputs, and has {given} of them")
 
 
 class OnnxNetwork(nn.Module):
@@ -273,7 +307,14 @@ class OnnxNetwork(nn.Module):
             if any(not isinstance(size, int) for size in sizes):
                 free = ", ".join(str(size or "?") for size in sizes)
                 raise OptionError(f"{self.path} leaves sizes of its input '{given.name}' open: ({free})")
-            made.append(torch.zeros([batch, *(int(n) for n in sizes)], dtype=TORCH[given.dtype]))
+            wanted = [batch, *(int(n) for n in sizes)]
+            try:
+                made.append(torch.zeros(wanted, dtype=TORCH[given.dtype]))
+            except RuntimeError as error:
+                raise InsufficientMemoryError(
+                    f"{self.path}: memory ran out for its input '{given.name}' of the shape {wanted}: take a smaller "
+                    "batch or shape"
+                ) from error
         return made[0] if len(made) == 1 else tuple(made)
 
     def __reduce__(self) -> Any:
@@ -344,6 +385,10 @@ def _check_inputs(file: File) -> None:
                 f"{file.path}: its input '{given.name}' is a single number, without a batch: make it a constant, "
                 f"parspike.from_onnx(path, fixed={{'{given.name}': …}})"
             )
+        if math.prod(n for n in given.shape or () if isinstance(n, int)) > MOST:
+            raise FileError(
+                f"{file.path}: its input '{given.name}' has the shape {list(given.shape or ())}, which is too large"
+            )
 
 
 def _needed(file: File) -> tuple[Call, ...]:
@@ -384,6 +429,7 @@ def _folded(file: File) -> tuple[dict[str, np.ndarray], list[Call]]:
             constants.update(more)
             waiting.extend(reversed(branch))
             continue
+        _check_inputs_of(file, call)
         values = [constants.get(name) if name else None for name in call.inputs]
         supported = (call.domain, call.op) in RULES
         if supported and call.inputs and all(not n or v is not None for n, v in zip(call.inputs, values, strict=True)):
@@ -428,7 +474,7 @@ def _branch(file: File, call: Call, branch: Any) -> tuple[list[Call], dict[str, 
 
 
 def _computed(call: Call, values: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...] | None:
-    """What a node makes of constants; None where that is too large to keep."""
+    """What a node makes of constants; None where that cannot be kept."""
     site, rule = Site(call, most=FOLDED), RULES[call.domain, call.op]
     if not call.domain and call.op in ON_SIZES and (small := _small(site, values)) is not None:
         return small
@@ -437,7 +483,18 @@ def _computed(call: Call, values: Sequence[np.ndarray | None]) -> tuple[np.ndarr
     with torch.no_grad():
         given = [v if v is None or place in rule.known else as_tensor(v, site.device) for place, v in enumerate(values)]
         made = _run(site, rule, given)
-    return tuple(a.contiguous().numpy() if isinstance(a, Tensor) else np.asarray(a) for a in made)
+    if any(isinstance(a, Tensor) and a.dtype is torch.bfloat16 for a in made):
+        return None  # NumPy has no such numbers: it is computed when the network runs
+    return _arrays(site, made)
+
+
+def _arrays(site: Site, made: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    """Results as arrays. Raises `FileError` on one that NumPy cannot hold, such as one without elements whose other
+    sizes are beyond measure."""
+    try:
+        return tuple(a.contiguous().numpy() if isinstance(a, Tensor) else np.asarray(a) for a in made)
+    except Exception as error:
+        raise FileError(f"{site.call} fails: {(str(error).splitlines() or [type(error).__name__])[0][:200]}") from error
 
 
 def _check_growth(site: Site, rule: Rule, values: Sequence[np.ndarray | None]) -> None:
@@ -466,7 +523,7 @@ def _small(site: Site, values: Sequence[np.ndarray | None]) -> tuple[Any, ...] |
     except ParspikeError:
         raise
     except Exception as error:
-        raise FileError(f"{site.call} fails: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+        raise FileError(f"{site.call} fails: {(str(error).splitlines() or [type(error).__name__])[0][:200]}") from error
     return made if isinstance(made, tuple) else (made,)
 
 

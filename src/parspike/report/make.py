@@ -16,7 +16,6 @@ from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.diagnose import Diagnosis
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError
-from parspike.file import write_whole
 from parspike.measure import Energy, Report
 from parspike.measure.layers import measured
 from parspike.plan import Plan
@@ -27,6 +26,7 @@ from parspike.report.timing import times
 from parspike.report.trains import chosen, trains
 from parspike.snn import SNN
 from parspike.sweep import Sweep
+from parspike.whole import check_free, write_whole
 
 __all__ = ["check", "report"]
 
@@ -111,11 +111,8 @@ def check(path: Path, force: bool) -> None:
             raise MissingExtraError(module, extra="report")
     if path.suffix.lower() not in (".html", ".htm"):
         raise OptionError(f"'{path}': a report is a page, whose name ends in .html; a browser prints it as PDF")
-    if path.is_dir():
-        raise FileError(f"'{path}' is a folder: name a file in it, such as '{path / 'report.html'}'")
-    if path.exists() and not force:
-        raise FileError(f"'{path}' exists: choose another name, or pass force=True (command line: --force)")
-    if not path.parent.is_dir():
+    check_free(path, force, "report.html")
+    if not os.path.isdir(path.parent):
         raise FileError(f"'{path}': there is no folder '{path.parent}'; make it first")
     if not os.access(path.parent, os.W_OK):
         raise FileError(f"'{path}': the folder '{path.parent}' cannot be written to")

@@ -10,6 +10,7 @@ import re
 import zipfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from parspike.errors import FileError, MissingExtraError
 from parspike.file.bytes import parse
 from parspike.spikes.layout import File, Header, Sink, Trains, check_table, events_of, pack, table_names
+from parspike.whole import Disk
 
 __all__ = ["Hdf5File", "Hdf5Sink", "NpzFile", "NpzSink"]
 
@@ -32,12 +34,24 @@ class _ArraySink(Sink):
 
     def __init__(self, path: Path, header: Header, tables: Mapping[str, np.ndarray]) -> None:
         super().__init__(path, header, tables)
-        self._open(path)
-        for name, table in tables.items():
-            self._add(name, table)
+        self.disk = Disk(path.open("w+b", buffering=0))
+        self._open()
+        try:
+            for name, table in tables.items():
+                self._add(name, table)
+            self._written()
+        except BaseException:
+            with suppress(Exception):  # the file is thrown away
+                self.close()
+            raise
+
+    def _written(self) -> None:
+        """Raise the error of a write, if there was one."""
+        if self.disk.error is not None:
+            raise self.disk.error
 
     @abstractmethod
-    def _open(self, path: Path) -> None: ...
+    def _open(self) -> None: ...
 
     @abstractmethod
     def _add(self, name: str, array: np.ndarray) -> None: ...
@@ -48,12 +62,24 @@ class _ArraySink(Sink):
     def batch(self, number: int, trains: Trains, start: int) -> None:
         if self.header.form == "events":
             self._add(f"events/{number:05d}", events_of(trains, start, self.header.event))
-            return
-        for place, (layer, train) in enumerate(trains):
-            self._add(f"spikes/{number:05d}/{place:05d}", pack(train, layer))
+        else:
+            for place, (layer, train) in enumerate(trains):
+                self._add(f"spikes/{number:05d}/{place:05d}", pack(train, layer))
+        self._written()
 
     def end(self, header: Header) -> None:
         self._add_header(json.dumps(header.to_json(), ensure_ascii=False, allow_nan=False).encode())
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Write what the library still holds."""
+
+    def close(self) -> None:
+        try:
+            self._end()
+        finally:
+            self.disk.stream.close()
+        self._written()
 
 
 class _ArrayFile(File):
@@ -118,8 +144,8 @@ class NpzSink(_ArraySink):
     """Each array is a member NAME.npy, which numpy.load reads too; stored, without dates, so that equal trains give
     equal files."""
 
-    def _open(self, path: Path) -> None:
-        self.zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
+    def _open(self) -> None:
+        self.zip = zipfile.ZipFile(self.disk, "w", zipfile.ZIP_STORED)
 
     def _member(self, name: str) -> zipfile.ZipInfo:
         info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
@@ -135,7 +161,7 @@ class NpzSink(_ArraySink):
     def _add_header(self, text: bytes) -> None:
         self.zip.writestr(self._member(HEADER), text)
 
-    def close(self) -> None:
+    def _end(self) -> None:
         self.zip.close()
 
 
@@ -188,23 +214,17 @@ class NpzFile(_ArrayFile):
 class Hdf5Sink(_ArraySink):
     """Each array is a contiguous dataset NAME; the header is a dataset of its bytes."""
 
-    def _open(self, path: Path) -> None:
-        self.file = _h5py().File(path, "w")
+    def _open(self) -> None:
+        self.file = _h5py().File(self.disk, "w")
 
     def _add(self, name: str, array: np.ndarray) -> None:
-        try:
-            self.file.create_dataset(name, data=array, track_times=False)
-        except (RuntimeError, ValueError) as error:  # a full disk, said in HDF5's words
-            raise OSError(str(error)) from error
+        self.file.create_dataset(name, data=array, track_times=False)
 
     def _add_header(self, text: bytes) -> None:
         self._add(HEADER, np.frombuffer(text, np.uint8))
 
-    def close(self) -> None:
-        try:
-            self.file.close()
-        except (RuntimeError, ValueError) as error:
-            raise OSError(str(error)) from error
+    def _end(self) -> None:
+        self.file.close()
 
 
 class Hdf5File(_ArrayFile):

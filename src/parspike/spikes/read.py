@@ -17,6 +17,7 @@ from parspike.spikes.containers import Hdf5File, NpzFile
 from parspike.spikes.layout import VALUED, File, Header, Layer, check_bits, check_events, events_of, scattered, unpack
 from parspike.spikes.show import LayerSummary, Watched, raster_lines
 from parspike.spikes.text import TextFile
+from parspike.whole import check_file
 
 __all__ = ["Spikes", "read_spikes"]
 
@@ -198,8 +199,7 @@ def read_spikes(path: str | Path) -> Spikes:
     h5py.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileError(f"'{path}' is a folder" if path.is_dir() else f"there is no file '{path}'")
+    check_file(path)
     with _said(path), closing(_opened(path)) as file:
         spikes = Spikes(path, file.header, file.tables)
     for _, _, content in spikes._read():
@@ -228,7 +228,7 @@ def _said(path: Path) -> Iterator[None]:
     try:
         yield
     except FileError as error:
-        raise FileError(f"'{path}': {error}") from error
+        raise FileError(f"'{path}': {str(error)[:1000]}") from error
     except ParspikeError:
         raise
     except MemoryError as error:

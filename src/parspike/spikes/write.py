@@ -16,14 +16,14 @@ from torch import Tensor
 from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.engines import Run
-from parspike.errors import FileError, InputError, OptionError
-from parspike.file.bytes import made_whole, told
+from parspike.errors import InputError, OptionError
 from parspike.neurons import Neuron, SpikingLayer, twin
 from parspike.snn import SNN
 from parspike.spikes.containers import Hdf5Sink, NpzSink
 from parspike.spikes.layout import FORMS, LARGEST, Header, Layer, Sink, table_names
 from parspike.spikes.text import SUFFIX, TextSink
 from parspike.version import __version__
+from parspike.whole import check_free, made_whole, told
 
 __all__ = ["SINKS", "Form", "write_spikes"]
 
@@ -116,10 +116,7 @@ def _checked(snn: object, path: Path, form: object, dt: object, force: bool) -> 
         raise OptionError(f"'{path}': a text holds events; for bits end its name in .npz or .h5")
     if isinstance(dt, bool) or not isinstance(dt, int) or not 1 <= dt < 1 << 31:
         raise OptionError(f"dt must be a whole number of microseconds from 1 to 2^31 − 1, got {dt!r}")
-    if path.is_dir():
-        raise FileError(f"'{path}' is a folder: name a file in it, such as '{path / 'trains.npz'}'")
-    if path.exists() and not force:
-        raise FileError(f"'{path}' exists: choose another name, or pass force=True (command line: --force)")
+    check_free(path, force, "trains.npz")
     if not snn.neurons():
         raise InputError("this network has no spiking neurons: there is nothing to write")
     return kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from parspike.errors import FileError, InputError, OptionError
-from parspike.file.bytes import move_whole, write_whole
 from parspike.train.recipe import TrainingRecipe
+from parspike.whole import move_whole, write_whole
 
 __all__ = ["check_checkpoint", "save_checkpoint", "save_weights", "stays"]
 
@@ -30,9 +31,12 @@ def save_checkpoint(fabric: Any, path: Path, everything: dict[str, Any]) -> None
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         why = "the disk is full" if full else str(error).splitlines()[0]
         raise FileError(
-            f"the checkpoint of step {everything['step']} cannot be written ({why}){stays(path)}. "
+            f"{path}: the checkpoint of step {everything['step']} cannot be written ({why}){stays(path)}. "
             "Free some space and resume"
         ) from error
+    finally:
+        with suppress(OSError):  # half a checkpoint would fill the disk further
+            temporary.unlink()
     fabric.barrier()
 
 

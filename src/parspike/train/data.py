@@ -6,9 +6,11 @@ A `Source` gives images as the network's library decodes them; `decode` writes t
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from parspike.errors import FileError, InputError
+from parspike.whole import made_whole, told, write_whole
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64, UInt8
@@ -110,54 +113,59 @@ def decode(
     (fewer is fine). cache: a path; PATH.images, PATH.labels.npy and PATH.json are written, and read
     instead of decoding when they exist. None: in memory.
     """
-    if cache is not None and _beside(cache, "json").is_file():
+    if cache is None:
+        images, labels, digest = _decoded(batches, count, lambda shape: np.empty(shape, np.uint8), progress)
+        return Arrays(torch.from_numpy(images), labels, digest)
+    if _beside(cache, "json").is_file():
         return _cached(cache)
+    place = _beside(cache, "images")
+    with told(place):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    with made_whole(place) as temporary:
+        images, labels, digest = _decoded(batches, count, lambda shape: _mapped(temporary, place, shape), progress)
+        with told(place):
+            images.base.flush()
+        shape = images.shape
+        del images
+    stream = io.BytesIO()
+    np.save(stream, labels.numpy())
+    write_whole(_beside(cache, "labels.npy"), [stream.getbuffer()])
+    # Written last, since its presence says that decoding was completed.
+    write_whole(_beside(cache, "json"), [json.dumps({"shape": list(shape), "sha256": digest}).encode()])
+    return _cached(cache)
+
+
+def _decoded(
+    batches: Iterable[Batch],
+    count: int,
+    room: Callable[[tuple[int, ...]], Any],
+    progress: Callable[[str, int, int], None],
+) -> tuple[Any, Tensor, str]:
+    """Images, labels, and the hash of both. room: makes the array that images of a shape (N, C, H, W) go into."""
     labels: list[Tensor] = []
     images: Any = None
     done = 0
     digest = hashlib.sha256()
-    try:
-        for x, y in batches:
-            if y is None:
-                raise InputError("the images have no labels: put them into one folder a class")
-            if x.ndim != 4:
-                raise InputError(f"expected images (C, H, W), got {tuple(x.shape[1:])}")
-            pixels = x.mul(255).round_().clamp_(0, 255).to(torch.uint8).numpy()
-            if images is None:
-                images = _room(cache, (count, *pixels.shape[1:]))
-            elif pixels.shape[1:] != images.shape[1:]:
-                raise InputError(
-                    f"images of unlike size: {pixels.shape[1:]} and {images.shape[1:]}; give size and crop"
-                )
-            images[done : done + len(pixels)] = pixels
-            digest.update(pixels.tobytes())
-            labels.append(y)
-            done += len(pixels)
-            progress("decoding", done, count)
-    except OSError as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"{cache}: the decoded images cannot be written ({error}); free some space") from error
+    for x, y in batches:
+        if y is None:
+            raise InputError("the images have no labels: put them into one folder a class")
+        if x.ndim != 4:
+            raise InputError(f"expected images (C, H, W), got {tuple(x.shape[1:])}")
+        pixels = x.mul(255).round_().clamp_(0, 255).to(torch.uint8).numpy()
+        if images is None:
+            images = room((count, *pixels.shape[1:]))
+        elif pixels.shape[1:] != images.shape[1:]:
+            raise InputError(f"images of unlike size: {pixels.shape[1:]} and {images.shape[1:]}; give size and crop")
+        images[done : done + len(pixels)] = pixels
+        digest.update(pixels.tobytes())
+        labels.append(y)
+        done += len(pixels)
+        progress("decoding", done, count)
     if images is None:
         raise InputError("there are no images")
-    y = torch.cat(labels)
-    digest.update(y.numpy().tobytes())
-    if cache is None:
-        return Arrays(torch.from_numpy(images[:done]), y, digest.hexdigest())
-    images.flush()
-    os.replace(_own(cache), _beside(cache, "images"))
-    with _own(cache).open("wb") as stream:
-        np.save(stream, y.numpy())
-    os.replace(_own(cache), _beside(cache, "labels.npy"))
-    # Written last, since its presence says that decoding was completed.
-    _own(cache).write_text(json.dumps({"shape": [done, *images.shape[1:]], "sha256": digest.hexdigest()}))
-    os.replace(_own(cache), _beside(cache, "json"))
-    return _cached(cache)
-
-
-def _own(cache: Path) -> Path:
-    """The file that this process alone writes, since other processes may be decoding the same images."""
-    return _beside(cache, str(os.getpid()))
+    every = torch.cat(labels)
+    digest.update(every.numpy().tobytes())
+    return images[:done], every, digest.hexdigest()
 
 
 def _beside(cache: Path, suffix: str) -> Path:
@@ -165,15 +173,27 @@ def _beside(cache: Path, suffix: str) -> Path:
     return cache.parent / f"{cache.name}.{suffix}"
 
 
-def _room(cache: Path | None, shape: Sequence[int]) -> Any:
-    if cache is None:
-        return np.empty(shape, np.uint8)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    return np.memmap(_own(cache), np.uint8, "w+", shape=tuple(shape))
+def _mapped(temporary: Path, place: Path, shape: tuple[int, ...]) -> Any:
+    """An array in the file `temporary`, which will be `place`."""
+    with told(place), temporary.open("r+b") as stream:
+        size = math.prod(shape)
+        if hasattr(os, "posix_fallocate"):
+            # A full disk is an error here; when pages of a mapped file find no room, the process is killed.
+            os.posix_fallocate(stream.fileno(), 0, size)
+        else:
+            stream.truncate(size)
+        return np.memmap(stream, np.uint8, "r+", shape=shape)
 
 
 def _cached(cache: Path) -> Arrays:
-    about = json.loads(_beside(cache, "json").read_text())
-    # Copy on write, because torch has no read-only tensors.
-    images = np.memmap(_beside(cache, "images"), np.uint8, "c", shape=tuple(about["shape"]))
-    return Arrays(torch.from_numpy(images), torch.from_numpy(np.load(_beside(cache, "labels.npy"))), about["sha256"])
+    try:
+        about = json.loads(_beside(cache, "json").read_text())
+        # Copy on write, because torch has no read-only tensors.
+        images = np.memmap(_beside(cache, "images"), np.uint8, "c", shape=tuple(about["shape"]))
+        labels = np.load(_beside(cache, "labels.npy"), allow_pickle=False)
+        return Arrays(torch.from_numpy(images), torch.from_numpy(labels), about["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise FileError(
+            f"{cache}.json: what was decoded before cannot be read ({str(error)[:200]}): delete {cache}.*, and it is "
+            "decoded again"
+        ) from error

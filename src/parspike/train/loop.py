@@ -32,6 +32,7 @@ from parspike.train.methods import Group
 from parspike.train.networks import NETWORKS
 from parspike.train.ondemand import OnDemand
 from parspike.train.recipe import Optimiser, TrainingRecipe
+from parspike.whole import write_whole
 
 __all__ = ["DivergedError", "Result", "fit"]
 
@@ -335,7 +336,7 @@ class _Run:
             saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
             save_weights(weights, saved["network"], self.recipe, self.state, self.train.digest)
             if self.recipe.network in NETWORKS:
-                (self.folder / "network.py").write_text(FACTORY)
+                write_whole(self.folder / "network.py", [FACTORY.encode()])
         self.fabric.barrier()
         state = self.state
         return Result(
