@@ -37,7 +37,7 @@ def taken_apart(
     """The same function with every fused attention, and every softmax that only weighs a product, in its parts.
 
     lookup: functions of one number become neurons too, and norms and divisions are taken apart for them (`lookup`);
-    else products in front of linear layers are scaled row by row (`scaled`).
+    else products in front of linear layers are rotated and scaled row by row (`scaled`).
     args, kwargs: an example batch, on which each value is compared with that of `graph` (`same.check_rewritten`).
     """
     nodes: list[Node] = []
@@ -58,11 +58,12 @@ def taken_apart(
             made[node.name] = [replace(node, target=WEIGHTS, args=(node.args[0], node.args[1]), kwargs={})]
             made[product.name] = _weighed(product, apart.by_name[product.refs[0]])
     apart = replace(apart, nodes=tuple(part for node in apart.nodes for part in made.get(node.name, [node])))
-    apart = looked_up(apart) if lookup else with_scaled_rows(apart)
+    last = looked_up if lookup else with_scaled_rows
     if args or kwargs:
-        means = {n.name: n.name for n in apart.nodes if n.name in graph.by_name and n.name not in other}
-        check_rewritten(widened(graph), widened(apart), means, args, kwargs or {})
-    return apart
+        made = last(widened(apart))  # whose rotated weights are not rounded to the network's types yet
+        means = {n.name: n.name for n in made.nodes if n.name in graph.by_name and n.name not in other}
+        check_rewritten(widened(graph), made, means, args, kwargs or {})
+    return last(apart)
 
 
 def _attention(graph: Graph, node: Node, varying: set[str]) -> list[Node]:

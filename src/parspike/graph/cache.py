@@ -17,7 +17,7 @@ import torch
 
 from parspike.graph.features import ATTENTION, PRODUCTS, groups_of, permuted
 from parspike.graph.ir import Graph, Input, Node, Param, Ref, Size, map_tree
-from parspike.graph.ops import HOLD, LARGEST, MASKED, POINTWISE, SHARES, SIZE, TABLE, TIMES, WEIGHTS, Role
+from parspike.graph.ops import HOLD, LARGEST, MASKED, POINTWISE, ROTATE, SHARES, SIZE, TABLE, TIMES, WEIGHTS, Role
 
 __all__ = ["token_dims", "with_cache"]
 
@@ -141,6 +141,8 @@ class _Next:
         if name == "aten.linear.default" and d < rank - 1:
             return self._known(node, d)
         if name in NORMS and d < rank - len(args[1]):
+            return self._known(node, d)
+        if name == ROTATE and d < rank - 1:
             return self._known(node, d)
         if name in ALONG and args[1] % rank != d:
             return self._known(node, d)

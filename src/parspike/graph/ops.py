@@ -128,7 +128,7 @@ def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, eps
 ENCODE, HOLD = "parspike.encode", "parspike.hold"
 MASKED, WEIGHTS, SHARES = "parspike.masked", "parspike.softmax_weights", "parspike.softmax_shares"
 TIMES, LARGEST, FLOOR = "parspike.times", "parspike.largest", "parspike.at_least"
-SIZE = "parspike.size"
+SIZE, ROTATE = "parspike.size", "parspike.rotate"
 EXP, RECIPROCAL, RSQRT = "parspike.exp", "parspike.reciprocal", "parspike.rsqrt"
 LOWEST = -50.0
 """exp of it is 2e-22 of the largest weight of a softmax: below it a weight is 0."""
@@ -159,6 +159,30 @@ def at_least(x: Tensor, low: float) -> Tensor:
 def size(x: Tensor, dim: int) -> Tensor:
     """max |x| along a dimension, which stays, of size 1; at least the smallest number whose reciprocal is finite."""
     return x.abs().amax(dim, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny * 4)
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Each row along the last dimension, in pieces of n values, times the symmetric Hadamard matrix / √n, n the largest
+    power of two that divides the row's length. Twice is the identity.
+
+    The matrix's entries are 1 and −1, and it is made of sums and differences of two values, of two of these, and so on
+    (Sylvester 1867): log2 n additions for each value.
+    """
+    size = x.shape[-1] & -x.shape[-1]
+    return (_rotated(x.reshape(-1, size)) * size**-0.5).reshape(x.shape)
+
+
+def _rotated(rows: Tensor) -> Tensor:
+    """Rows (N, n) times the Hadamard matrix, that of n = a · b as the one of a along a dimension, that of b along
+    another."""
+    size = rows.shape[1]
+    most = min(size, 32)
+    matrix = rows.new_ones(1, 1)
+    while len(matrix) < most:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    if size == most:
+        return rows @ matrix
+    return (matrix @ _rotated(rows.reshape(-1, size // most)).view(-1, most, size // most)).view(-1, size)
 
 
 def exponential(x: Tensor, low: float = -math.inf) -> Tensor:
@@ -486,6 +510,10 @@ TABLE[WEIGHTS] = Op(Role.ANALOG, softmax_weights, reason="a softmax weighs its v
 TABLE[SHARES] = Op(Role.ANALOG, softmax_shares, reason="a weight or divisor that depends on the input")
 TABLE[TIMES] = Op(Role.SYNAPSE, times, product=True, weighted=True)
 TABLE[SIZE] = Op(Role.ANALOG, size, reason="the largest value of a row is computed")
+TABLE[ROTATE] = Op(
+    Role.ANALOG, rotate, reason="its values are added and subtracted before any spike",
+    macs=lambda args, output: output.numel() * ((output.shape[-1] & -output.shape[-1]).bit_length() - 1),
+)  # fmt: skip
 TABLE[LARGEST] = Op(Role.ORDER, largest)
 TABLE[FLOOR] = Op(Role.ORDER, at_least)
 TABLE[EXP] = Op(Role.NEURON, exponential, varying=(0,), activation=lambda node: Curve(zero=len(node.args) > 1))
