@@ -15,6 +15,7 @@ from parspike.calibrate import layerwise
 from parspike.calibrate.thresholds import Samples, fit_encoder
 from parspike.errors import OptionError
 from parspike.graph import Node, Ref, Role
+from parspike.graph.encode import SMALL
 from parspike.graph.ops import ENCODE, HELD, HOLD, SHARES
 from parspike.neurons import Code, ParallelNeuron, SignedNeuron
 
@@ -255,8 +256,8 @@ def test_where_encoders_stand() -> None:
     assert dims == {
         "norm@spikes": (2,),  # one for q, k and v
         "attention.q@spikes": (2,), "attention.k@spikes": (2,), "attention.v@spikes": (2,),
-        f"{attention}.softmax@spikes": (1,), f"{attention}.divided@spikes": (1, 3), "then@spikes": (2,),
-        "act@spikes": (2,),
+        f"{attention}.softmax@spikes-": (1,), f"{attention}.softmax@spikes+": (1,),
+        f"{attention}.divided@spikes": (1, 3), "then@spikes": (2,), "act@spikes": (2,),
     }  # fmt: skip
     products = [node for node in plan_of("fused").graph.nodes if node.reason == HELD]
     assert [node.role for node in products] == [Role.SYNAPSE] * 2
@@ -330,10 +331,40 @@ def test_a_softmax_divides_by_the_sum_of_the_spikes_that_it_sent(name: str) -> N
     graph = plan_of(name).graph
     (divided,) = [node for node in graph.nodes if node.target == SHARES]
     product, total = (graph.by_name[ref] for ref in divided.refs)
-    encoder = graph.by_name[product.refs[0]]
-    assert total.refs == (encoder.name,)
+    both = graph.by_name[product.refs[0]]
+    assert total.refs == (both.name,)
+    small, large = (graph.by_name[ref] for ref in both.refs)
     # What a mask hides stays 0 to the bit, behind a reshape too.
-    assert (encoder.target, encoder.args[1:]) == (ENCODE, (0.0,))
+    assert [(n.target, *n.args[1:]) for n in (small, large)] == [(ENCODE, 0.0, SMALL), (ENCODE, 0.0, 1 - SMALL)]
+
+
+class Sharp(nn.Module):
+    """Attention of which few tokens take the most, and many small weights share the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.k, self.v = nn.Linear(D, D, bias=False), nn.Linear(D, D)
+
+    def weights(self, x: Tensor) -> Tensor:
+        return (x @ self.k(x).transpose(1, 2)).softmax(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weights(x) @ self.v(x)
+
+
+@pytest.mark.parametrize("recipe", ["max", parspike.ClosedForm(refit=False)])
+def test_small_weights_of_a_softmax_are_told_apart(recipe: Any) -> None:
+    """What it would catch: small weights on levels as far apart as those of large ones, which makes most of them 0."""
+    model, x = Sharp().eval(), torch.randn(8, 64, D, generator=torch.Generator().manual_seed(2))
+    plan = parspike.plan(model, x, encode="all")
+    others = {layer: parspike.Keep() for layer in encoders(plan) if "softmax" not in layer}
+    snn = parspike.convert(model, x, 4, code="weighted", encode="all", recipe=recipe, layers=others)
+    with torch.no_grad():
+        wanted, shares = model(x), model.weights(x)
+        levels = (shares / shares.amax(-1, keepdim=True) * 15).round()
+        one = (levels / levels.sum(-1, keepdim=True)) @ model.v(x)
+    assert (snn(x) - wanted).norm() < 0.3 * (one - wanted).norm()
 
 
 def test_a_product_counts_what_its_spikes_add_up() -> None:
@@ -344,7 +375,8 @@ def test_a_product_counts_what_its_spikes_add_up() -> None:
     rows = {row.layer: row for row in report.rows if row.operator == "matmul"}
     # Every spike of a query meets the tokens of one head's keys, every spike of a weight one head's features.
     queries = float(run.sent["attention.q@spikes"].sum()) * TOKENS / len(args[0])
-    weights = float(run.sent["attention.softmax@spikes"].sum()) * (D // HEADS) / len(args[0])
+    sent = sum(float(run.sent[f"attention.softmax@spikes{sign}"].sum()) for sign in "-+")
+    weights = sent * (D // HEADS) / len(args[0])
     assert rows["attention.matmul"].synops == pytest.approx(queries)
     assert rows["attention.matmul@2"].synops == pytest.approx(weights)
     assert all(row.macs == 0 for row in rows.values())
@@ -482,7 +514,7 @@ def test_a_pair_costs_fewer_spikes_than_one_neuron_with_an_offset() -> None:
 def test_values_of_one_sign_get_one_neuron() -> None:
     snn = parspike.convert(plan_of("written"), net("written")[1][0], 4, code="weighted", recipe="max")
     kinds = {snn.graph.by_name[name].layer: neuron.kind for name, neuron in snn.neurons().items()}
-    assert kinds["attention.softmax@spikes"] == "parallel"
+    assert kinds["attention.softmax@spikes-"] == kinds["attention.softmax@spikes+"] == "parallel"
     assert {kind for layer, kind in kinds.items() if layer.endswith("@spikes") and "softmax" not in layer} == {"signed"}
 
 

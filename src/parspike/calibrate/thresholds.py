@@ -24,6 +24,7 @@ from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import above_zero, by_channel, check_finite, node_shape, spread, unit_of
 from parspike.errors import OptionError
 from parspike.graph import Node
+from parspike.graph.ops import ENCODE, call
 from parspike.neurons import ParallelNeuron, SignedNeuron
 from parspike.neurons.pieces import PIECE, runs_here
 
@@ -218,6 +219,7 @@ def fit_encoder(neuron: ParallelNeuron | SignedNeuron, samples: Samples, *, laye
     one range for all channels.
     """
     a, z = samples.means()
+    z = call(ENCODE, (z, *samples.node.args[1:]), {})  # up to where the range ends, as the teacher's value
     half = neuron.levels if isinstance(neuron, SignedNeuron) else 0
     levels = neuron.levels + half
     if layer:

@@ -36,6 +36,11 @@ MOVERS = ("aten.reshape.default", "aten.permute.default", "aten.transpose.int", 
 """Operators that only move values: an encoder goes before them, where there are fewest values to encode."""
 PASSED = ("aten.to.dtype", "aten._to_copy.default", "aten.reshape.default", "aten.expand.default")
 """Operators between a softmax and the product that it weighs."""
+SMALL = 2**-4
+"""Up to here the weights of a softmax have neurons of their own, with as many levels as those above. Many small weights
+share what few large ones leave: with one neuron for both, 15 levels of 1/15, weights below 1/30 were 0, which was 11 %
+of all weight in a sentence embedder of six layers. The cosine between its vectors and those with weights of 2 × 15
+levels was 0.9998, of 15 levels 0.989; of SMALL from 1/2 to 1/32, 1/16 was best at 2, 4 and 6 weighted steps."""
 GATE = "only a product with another value reads it, and neurons encode that"
 TURNS = "it falls and then rises, so it is computed, and neurons encode its value"
 
@@ -132,20 +137,39 @@ def encoded(graph: Graph, spiking: Collection[str], where: Encode) -> Graph:
             moved.setdefault(reader.name, {})[at] = name
     names = _names(graph, roots)
     shapes = {i.name: i.shape for i in graph.inputs} | {node.name: node.shape for node in graph.nodes}
-    encoder = {name: _encoder(name, names[name], _layer(graph, name), shapes[name]) for name in roots}
+    encoder = {name: [_encoder(name, names[name], _layer(graph, name), shapes[name])] for name in roots}
     for name in encoder:
         if _is_weights(graph, name):
-            # What a mask hides weighs 0, to the bit: else a causal network would read what stands behind a token.
-            encoder[name] = replace(encoder[name], args=(Ref(name), 0.0))
-    nodes = [encoder[i.name] for i in graph.inputs if i.name in encoder]
+            encoder[name] = _of_weights(graph, names[name], name, shapes[name])
+    nodes = [node for i in graph.inputs for node in encoder.get(i.name, ())]
     for node in graph.nodes:
         now = node
         for place, name in moved.get(node.name, {}).items():
             now = _with_operand(now, place, names[name])
         nodes.extend(_held(now, shapes[_right(node).name]) if node.name in products else [now])
-        if node.name in encoder:
-            nodes.append(encoder[node.name])
+        nodes.extend(encoder.get(node.name, ()))
     return with_channels(replace(graph, nodes=tuple(nodes)))
+
+
+def _of_weights(graph: Graph, name: str, weights: str, shape: Sequence[Any]) -> list[Node]:
+    """Two encoders for the weights w of a softmax, w = min(w, SMALL) + max(w − SMALL, 0), and their sum.
+
+    What a mask hides weighs 0, to the bit, in both: else a causal network would read what stands behind a token.
+    """
+    layer = _layer(graph, weights)
+
+    def node(suffix: str, target: str, *args: Any) -> Node:
+        made = name + suffix
+        while made in graph.by_name:
+            made += "_"
+        return Node(made, target, args, {}, Role.SYNAPSE, layer, shape=tuple(shape))
+
+    small = node("_small", ENCODE, Ref(weights), 0.0, SMALL)
+    rest = node("_rest", "aten.sub.Tensor", Ref(weights), SMALL)
+    large = node("_large", ENCODE, Ref(rest.name), 0.0, 1 - SMALL)
+    both = replace(node("", "aten.add.Tensor", Ref(small.name), Ref(large.name)), name=name)
+    encoders = (replace(n, role=Role.NEURON, layer=layer + sign) for n, sign in ((small, "-"), (large, "+")))
+    return [next(encoders), rest, next(encoders), both]
 
 
 def _with_operand(node: Node, place: int, name: str) -> Node:

@@ -134,10 +134,10 @@ LOWEST = -50.0
 """exp of it is 2e-22 of the largest weight of a softmax: below it a weight is 0."""
 
 
-def encode(x: Tensor, low: float = -math.inf) -> Tensor:
+def encode(x: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
     """The identity. It marks the place where a neuron turns a value into spikes, or where its mean is held. low: what
-    the value is known to be at least."""
-    return x
+    the value is known to be at least. high: where the neuron's range ends: min(max(x, low), high)."""
+    return x if math.isinf(high) else x.clamp(low, high)
 
 
 def times(spikes: Tensor, held: Tensor) -> Tensor:
@@ -503,7 +503,7 @@ USER: dict[str, Op] = {}
 TABLE["parspike.rising"] = Op(Role.NEURON, rising, varying=(0,), activation=_part)
 TABLE["parspike.falling"] = Op(Role.NEURON, falling, varying=(0,), activation=_part)
 TABLE[ENCODE] = Op(Role.NEURON, encode, varying=(0,), activation=lambda node: Clip(
-    node.args[1] if len(node.args) > 1 else -math.inf, math.inf))  # fmt: skip
+    *(*node.args[1:], *(-math.inf, math.inf)[len(node.args) - 1 :])))  # fmt: skip
 TABLE[HOLD] = Op(Role.ANALOG, encode, reason="its mean over time is held", macs=lambda args, output: 0)
 TABLE[MASKED] = Op(Role.SYNAPSE, masked, varying=(0,))
 TABLE[WEIGHTS] = Op(Role.ANALOG, softmax_weights, reason="a softmax weighs its values against each other")
