@@ -1,8 +1,9 @@
 """Language models converted: SmolLM2-135M by its perplexity on text, MiniLM by the cosine of its sentence vectors.
 
     python benchmarks/language_files.py ../ext/lm        # once: networks and text; its first lines say how
-    python benchmarks/language.py smollm2 --encode all --codes "weighted, 4" "weighted, 6" "weighted, 8"
-    python benchmarks/language.py minilm --encode all
+    python benchmarks/language.py smollm2 --calibration 16 --test 16
+    python benchmarks/language.py minilm --calibration 128 --test 200 --codes "weighted, 4" "weighted, 6"
+    python benchmarks/language.py minilm --analog lookup                             # softmax, norms, divisions too
     python benchmarks/language.py smollm2 --calibration 8 --test 4 --tokens 64       # minutes, to try something
     python benchmarks/language.py --render docs/language.md
 
@@ -95,8 +96,8 @@ def run(name: str, options: argparse.Namespace) -> None:
     """Convert a network for each code, and measure it."""
     tokens = options.tokens or TOKENS[name]
     done = {json.dumps(figure["key"]) for figure in figures()}
-    keys = {code: [name, options.encode, options.recipe, code, options.calibration, tokens, options.test]
-            for code in options.codes}  # fmt: skip
+    how = options.encode, options.analog, options.recipe
+    keys = {code: [name, *how, code, options.calibration, tokens, options.test] for code in options.codes}
     if all(json.dumps(key) in done for key in keys.values()):
         return
     model = parspike.language(options.files / name)
@@ -104,9 +105,9 @@ def run(name: str, options: argparse.Namespace) -> None:
         drawn(model.tokenizer.sequences(options.files / "text" / part, tokens), number)
         for part, number in (("calibration", options.calibration), ("test", options.test))
     )
-    how = {} if options.encode == "none" else {"encode": options.encode}
+    planning = {} if options.encode == "none" else {"encode": options.encode, "analog": options.analog}
     start = time.perf_counter()
-    plan = parspike.plan(model, model.example(), **how)
+    plan = parspike.plan(model, model.example(), **planning)
     planned = round(time.perf_counter() - start)
     print(f"{name}: {len(plan.spiking)} layers of neurons, planned in {planned} s; {len(fitted)} sequences of "
           f"{tokens} tokens to fit, {len(x)} to measure", flush=True)  # fmt: skip
@@ -114,12 +115,13 @@ def run(name: str, options: argparse.Namespace) -> None:
         if json.dumps(key) in done:
             continue
         T, kind = CODES[code]
-        start = time.perf_counter()
+        start, begun = time.perf_counter(), time.process_time()
         snn = parspike.convert(plan, fitted.split(BATCH[name]), T=T, code=kind, recipe=options.recipe)
-        spent = round(time.perf_counter() - start)
+        spent, busy = round(time.perf_counter() - start), round(time.process_time() - begun)
         few = x[: BATCH[name]]
-        keep(key, {**score(name, snn, model, x), "seconds": spent, "seconds of planning": planned,
-                   "seconds of a batch": each(snn, few), "network's seconds of a batch": each(model, few),
+        keep(key, {**score(name, snn, model, x), "seconds": spent, "processor seconds": busy,
+                   "seconds of planning": planned, "seconds of a batch": each(snn, few),
+                   "network's seconds of a batch": each(model, few),
                    "layers": len(plan.spiking), "search": snn.provenance.get("search", {}),
                    "GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1)})  # fmt: skip
         if options.save:
@@ -131,15 +133,19 @@ def table(before: str) -> str:
     del before
     known: dict[tuple[Any, ...], dict[str, Any]] = {}
     for figure in figures():
-        name, encode, recipe, code, *sizes = figure["key"]
-        known.setdefault((name, encode, recipe, *sizes), {})[code] = figure
-    rows = ["| network and measure | encoders | recipe | fitted on, measured on | " + " | ".join(CODES) + " |"]
-    rows.append("|---|---|---|---|" + "---|" * len(CODES))
-    for (name, encode, recipe, calibration, tokens, test), found in known.items():
+        name, encode, analog, recipe, code, *sizes = figure["key"]
+        known.setdefault((name, encode, analog, recipe, *sizes), {})[code] = figure
+    codes = [code for code in CODES if any(code in found for found in known.values())]
+    columns = [*codes, "fit: processor time in s", "GB"]
+    head = ["network and measure", "encoders, analog", "recipe", "fitted on, measured on", *columns]
+    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for (name, encode, analog, recipe, calibration, tokens, test), found in known.items():
         score, title, form = SHOWN[name]
-        cells = ["–" if code not in found else form.format(found[code][score]) for code in CODES]
+        cells = ["–" if code not in found else form.format(found[code][score]) for code in codes]
+        cells.append(", ".join(str(found[code]["processor seconds"]) for code in codes if code in found))
+        cells.append(f"{max(figure['GB'] for figure in found.values()):g}")
         sizes = f"{calibration} and {test} × {tokens} tokens"
-        rows.append(f"| {title} | {encode} | {recipe or 'auto'} | {sizes} | " + " | ".join(cells) + " |")
+        rows.append(f"| {title} | {encode}, {analog} | {recipe or 'the default'} | {sizes} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -147,8 +153,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", choices=[*TOKENS, []])
     parser.add_argument("--files", type=Path, default=ROOT.parent / "ext" / "lm", help="what language_files.py wrote")
-    parser.add_argument("--encode", default="none", help="handed to parspike.plan: none, hidden or all")
-    parser.add_argument("--recipe", default="closed-form", help="a recipe by name, or as JSON")
+    parser.add_argument("--encode", default="all", help="handed to parspike.plan: none, hidden or all")
+    parser.add_argument("--analog", default="computed", help="handed to parspike.plan: computed or lookup")
+    parser.add_argument("--recipe", help="a recipe by name, or as JSON (default: that of parspike.convert)")
     parser.add_argument("--codes", nargs="+", choices=CODES, default=["weighted, 4", "weighted, 6", "weighted, 8"])
     parser.add_argument("--calibration", type=int, default=64, help="sequences to fit on")
     parser.add_argument("--test", type=int, default=64, help="sequences to measure on")

@@ -1,4 +1,5 @@
-"""Products in front of linear layers are encoded row by row, in units of their largest value (`graph.scaled`)."""
+"""Products in front of linear layers are encoded row by row, rotated and in units of their largest value
+(`graph.scaled`)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import parspike
-from parspike.graph.ops import ENCODE, SIZE
+from parspike.graph.ops import ENCODE, ROTATE, SIZE, rotate
 
 
 class Gated(nn.Module):
@@ -46,6 +47,62 @@ def test_small_rows_are_told_as_well_as_large_ones() -> None:
     assert float(errors[:, 1::2].median()) < 2 * float(errors[:, ::2].median())
 
 
+def hadamard(n: int) -> Tensor:
+    """Entry i, j is −1 to the number of places where both i and j have a binary digit 1."""
+    rows = [[(-1.0) ** (i & j).bit_count() for j in range(n)] for i in range(n)]
+    return torch.tensor(rows, dtype=torch.float64) / n**0.5
+
+
+@pytest.mark.parametrize(("wide", "piece"), [(1, 1), (7, 1), (6, 2), (24, 8), (64, 64), (96, 32), (1536, 512)])
+def test_a_rotation_is_a_hadamard_matrix_on_every_piece(wide: int, piece: int) -> None:
+    """What it would catch: pieces of another size or in another order, or a scale, which weights behind undo only if
+    they were turned alike; files say which matrix it is."""
+    x = torch.randn(2, 3, wide, dtype=torch.float64)
+    wanted = (x.reshape(2, 3, -1, piece) @ hadamard(piece)).reshape(x.shape)
+    torch.testing.assert_close(rotate(x), wanted)
+    torch.testing.assert_close(rotate(rotate(x)), x)
+    assert rotate(x[:0]).shape == (0, 3, wide)
+
+
+def test_one_large_value_of_few_rows_is_sent_whole() -> None:
+    """What it would catch: a range of one channel, chosen for most rows, that cuts a value of few rows off."""
+    model, x = made(bias=False)
+    with torch.no_grad():
+        model.gate.weight[3], model.up.weight[3] = 0, 0
+        model.gate.weight[3, 0], model.up.weight[3, 0] = 30, 30
+    x = x[:, :, :].clone()
+    x[..., 0] = 0.01
+    x[::16, 0, 0] = 10  # an activation of 90,000 where others have 1
+    snn = parspike.convert(model, x, 4, code="weighted", encode="hidden", recipe=parspike.ClosedForm(refit=False))
+    with torch.no_grad():
+        wanted, found = model(x), snn(x)
+    errors = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    assert float(errors[::16, 0].max()) < 0.1
+    assert float(errors.median()) < 0.1
+
+
+def test_weights_that_others_read_too_stay_as_they_are() -> None:
+    """What it would catch: rotated weights under a path that another operator reads."""
+
+    class Tied(Gated):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + F.linear(F.relu(x @ self.gate.weight.T), self.down.weight)
+
+    torch.manual_seed(0)
+    model, x = Tied().eval(), torch.randn(4, 7, 6)
+    snn = parspike.convert(model, x, 12, code="weighted", encode="all", recipe="max")
+    with torch.no_grad():
+        wanted = model(x)
+    torch.testing.assert_close(snn(x), wanted, rtol=0, atol=0.01 * float(wanted.abs().max()))
+
+
+def test_what_a_rotation_costs_is_counted() -> None:
+    model, x = made()
+    snn = parspike.convert(model, x, 4, code="weighted", encode="all", recipe="max")
+    (row,) = [row for row in parspike.measure(snn, x).rows if row.layer == "mul.rotated"]
+    assert row.macs == 7 * 16 * 4  # tokens, values, log2 of 16 additions each
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_function_is_the_same_and_engines_agree(bias: bool) -> None:
     model, x = made(bias=bias)
@@ -65,7 +122,7 @@ def test_the_function_is_the_same_and_engines_agree(bias: bool) -> None:
 def test_layers_that_read_one_product_share_its_size_and_its_encoder() -> None:
     model, x = made(twice=True)
     plan = parspike.plan(model, x, encode="all")
-    assert targets(plan).count(SIZE) == 1
+    assert targets(plan).count(SIZE) == targets(plan).count(ROTATE) == 1
     assert [n.layer for n in plan.graph.nodes if n.target == ENCODE and "share" in n.layer] == ["mul.share@spikes"]
     assert {"down", "other"} <= {node.layer for node in plan.graph.nodes}  # the names that users know
 
