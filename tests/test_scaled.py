@@ -27,7 +27,7 @@ class Gated(nn.Module):
         return down if self.other is None else torch.cat([down, self.other(product)], -1)
 
 
-def made(**options: bool) -> tuple[nn.Module, Tensor]:
+def made(**options: bool) -> tuple[Gated, Tensor]:
     torch.manual_seed(0)
     return Gated(**options).eval(), torch.randn(64, 7, 6)
 

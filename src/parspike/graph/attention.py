@@ -60,9 +60,9 @@ def taken_apart(
     apart = replace(apart, nodes=tuple(part for node in apart.nodes for part in made.get(node.name, [node])))
     last = looked_up if lookup else with_scaled_rows
     if args or kwargs:
-        made = last(widened(apart))  # whose rotated weights are not rounded to the network's types yet
-        means = {n.name: n.name for n in made.nodes if n.name in graph.by_name and n.name not in other}
-        check_rewritten(widened(graph), made, means, args, kwargs or {})
+        wide = last(widened(apart))  # whose rotated weights are not rounded to the network's types yet
+        means = {n.name: n.name for n in wide.nodes if n.name in graph.by_name and n.name not in other}
+        check_rewritten(widened(graph), wide, means, args, kwargs or {})
     return last(apart)
 
 
