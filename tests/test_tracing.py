@@ -252,6 +252,37 @@ def test_a_network_that_remembers_a_batch_in_the_next_is_refused_and_works_as_be
     assert not float(model.get_buffer("held").sum())
 
 
+def _counted(s: Any, x: Tensor) -> Tensor:
+    s.calls += 1
+    s.seen.mul_(0.9).add_(0.1 * x.mean(0))
+    return s.n(x)
+
+
+def _overwritten(s: Any, x: Tensor) -> Tensor:
+    s.seen.copy_(x[0])
+    return s.n(x)
+
+
+def _scaled_by_calls(s: Any, x: Tensor) -> Tensor:
+    scale = s.calls * 2
+    s.calls += 1
+    return s.n(x) * scale
+
+
+def test_a_network_may_count_what_its_output_does_not_read():
+    """It would catch a network that is refused for a count of calls, and one that is taken though its answers change
+    from call to call."""
+    model = net(_counted)
+    model.register_buffer("calls", torch.zeros((), dtype=torch.long))
+    model.register_buffer("seen", torch.zeros(8))
+    for function in (_counted, _overwritten):
+        model.function = function
+        same(parspike.plan(model, X).graph, model, X)
+    model.function = _scaled_by_calls
+    with pytest.raises(TraceError, match="writes into 'calls' in forward, and its output reads it"):
+        parspike.plan(model, X)
+
+
 # One error of parspike's, not torch's own.
 
 

@@ -21,7 +21,7 @@ from parspike.graph.ops import Role
 from parspike.graph.quiet import outputs, quiet
 from parspike.graph.read import plain
 from parspike.graph.sizes import other_sizes, resized
-from parspike.graph.wide import Wide, wide, wide_dtype, widened
+from parspike.graph.wide import Wide, WithEps, wide, wide_dtype, widened
 
 __all__ = [
     "across_batch_marked",
@@ -65,7 +65,8 @@ def same(
         try:
             twin = copy.deepcopy(model).to(torch.float64)
             given, named = pytree.tree_map(wide, (tuple(args), dict(kwargs)))
-            with Wide():
+            floats = [x.dtype for x in (*args, *kwargs.values(), *model.parameters()) if x.is_floating_point()]
+            with Wide(), WithEps(floats[0] if floats else torch.float32):
                 wanted_wide = tensors_of(plain(outputs(twin, given, named)))
                 return _apart(wanted_wide, tensors_of(widened(graph).run(*given, **named))) < NEAR
         except Exception:  # noqa: BLE001 - a network that cannot be copied, or has a kernel without float64
