@@ -24,6 +24,7 @@ from torch.export import Dim
 import parspike
 from parspike.errors import InputError, ParspikeError, TraceError
 from parspike.graph import Graph, trace
+from parspike.graph.refusals import MIXED
 
 X = torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) + 0.1
 ENGINES = ("count", "parallel", "serial", "serial-if")
@@ -358,6 +359,13 @@ def _assigns_data(s: Any, x: Tensor) -> Tensor:
     return s.n(x)
 
 
+class _Cache:
+    """What a language model returns beside its outputs: no tuple, dict or data class."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.keys = x
+
+
 REFUSED = {
     "on meta": (_used_on_meta, X, ["'0.weight' is on the meta device", "load the weights"]),
     "sparse": (_sparse, X, ["'w' is a sparse tensor", "to_dense"]),
@@ -371,6 +379,11 @@ REFUSED = {
     ),
     "float64 example": (small, X.double(), ["torch.float64", "torch.float32", "convert one"]),
     "data assigned": (lambda: net(_assigns_data), X, [".data", "once before"]),
+    "unknown output": (lambda: net(lambda s, x: (s.n(x), _Cache(x))), X, ["returns a _Cache", "return tensors"]),
+    "cache": (
+        lambda: net(lambda s, x: (s.n(x), _Cache(x)), config=SimpleNamespace(use_cache=True)), X,
+        ["returns a _Cache", "model.config.use_cache = False"],
+    ),
 }  # fmt: skip
 
 
@@ -382,6 +395,24 @@ def test_what_cannot_be_read_is_one_error_with_its_place(make, x, words):
         parspike.plan(model, x)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mean", "max", "min", "prod", "median"])
+def test_one_number_of_the_whole_batch_says_which_dimensions_are_missing(name):
+    plan = parspike.plan(net(lambda s, x: s.n(x / (1 + getattr(x.relu(), name)()))), X)
+    assert [(row.operator, row.becomes) for row in plan.refusals] == [(name, f"refused: {MIXED}")]
+    assert f"{name}(dim=1)" in str(plan)
+
+
+@pytest.mark.parametrize("example", [X, torch.zeros(2, 8), torch.ones(3, 8)], ids=["some", "zeros", "ones"])
+def test_a_network_that_makes_places_in_a_table_of_its_values(example):
+    """The checks of a graph add noise to the example, which may make places that the table has not: an IndexError of
+    torch's."""
+    torch.manual_seed(0)
+    model = net(lambda s, x: s.n(s.table((x[:, :2] * 4).long()).flatten(1).relu() + x[:, 2:3]), table=nn.Embedding(5, 4))
+    plan = parspike.plan(model, example)
+    assert any(node.target.startswith("aten.embedding") for node in plan.graph.nodes)
+    same(plan.graph, model, X.clamp(max=1))
 
 
 def test_a_branch_on_values_prints_nothing(capfd):

@@ -225,8 +225,8 @@ def inputs_of(
 ) -> dict[str, Tensor]:
     """The network's inputs in one item, by name, checked."""
     positional, names = graph.signature
-    if inputs is None and isinstance(item, Mapping) and positional > 1 and all(i.name in item for i in graph.inputs):
-        item = tuple(item[i.name] for i in graph.inputs[:positional]) if not names else item
+    if inputs is None and isinstance(item, Mapping) and not names and all(i.name in item for i in graph.inputs):
+        item = tuple(item[i.name] for i in graph.inputs)
     args: Any = arguments_of(item, place, inputs, graph.signature)
     if isinstance(args, Mapping):
         args, kwargs = (), {name: args[name] for name in names if name in args}

@@ -151,7 +151,7 @@ class _Writer:
                 value = self._written(node)
             except RefusedError as why:
                 self.refused[why.where or node.layer] = str(why)
-                value = Value((), tuple(int(n) for n in node.shape[1:]))
+                value = Value((), tuple(n for n in node.shape[1:] if isinstance(n, int)))
             alone = len(self.readers[node.name]) + (node.name in self.shown) == 1
             self.values[node.name] = value if alone else replace(value, own=frozenset())
         for number, leaf in enumerate(leaf for leaf in leaves(self.graph.output) if isinstance(leaf, Ref)):
@@ -162,9 +162,10 @@ class _Writer:
 
     def _written(self, node: Node) -> Value:
         name = self.file_names[node.name]
-        if node.name in self.neurons:
+        batch_first = [isinstance(n, Size) for n in node.shape] == [True] + [False] * (len(node.shape) - 1)
+        if node.name in self.neurons and batch_first:
             return self._fire(node, name)
-        why = self._unwritable(node)
+        why = self._unwritable(node, batch_first=batch_first)
         if why is not None:
             raise RefusedError(why)
         match arguments(node):
@@ -177,20 +178,20 @@ class _Writer:
             case _:
                 return self._weightless(node, name)
 
-    def _unwritable(self, node: Node) -> str | None:
-        if node.role is Role.NEURON:
+    def _unwritable(self, node: Node, *, batch_first: bool) -> str | None:
+        if node.role is Role.NEURON and node.name not in self.neurons:
             return "this activation is kept without neurons: convert it too, or end the network before it"
         if node.role is Role.ORDER:
             return (
                 f"{_plain(node.target)} takes a maximum, and NIR has no node for it: train the network with an average "
                 "pool or a strided convolution there"
             )
-        if node.role is not Role.SYNAPSE:
+        if node.role is not Role.SYNAPSE and node.name not in self.neurons:
             return (
                 f"{_plain(node.target)} is computed on means over time ({node.reason}), which no NIR node does: end "
                 "the network before it, and apply it to the output"
             )
-        if not node.refs or (node.shape and not isinstance(node.shape[0], Size)):
+        if not node.refs or (node.shape and not batch_first):
             return f"{_plain(node.target)} has no batch in its first dimension, which NIR nodes leave out"
         return None
 

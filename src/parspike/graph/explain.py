@@ -40,6 +40,14 @@ def explain(model: nn.Module, error: Exception) -> str:
         )
     if "is mutated in the forward" in text:
         return f"{name} writes into a tensor of its own in forward ({first}): a spiking network keeps no state"
+    if (unknown := re.search(r"Found <class '([^']+)'> in output", text)) is not None:
+        kind = unknown[1].rpartition(".")[2]
+        if getattr(getattr(model, "config", None), "use_cache", False):
+            return f"{name} returns a {kind} beside its outputs: set model.config.use_cache = False, then convert"
+        return (
+            f"{name} returns a {kind}, whose tensors cannot be found: return tensors in tuples, lists, dicts or data "
+            "classes, from a module around it"
+        )
     return f"{name} could not be traced{place}: {first}"
 
 
