@@ -146,12 +146,17 @@ class _Writer:
             shape = tuple(int(n) for n in i.shape[1:])
             self.pieces[name] = Piece("Input", {"shape": np.array(shape)}, shape)
             self.values[i.name] = Value((name,), shape)
+        lost: set[str] = set()  # values that no node of the file has, of which even the shape may not be known
         for node in self.graph.nodes:
             try:
                 value = self._written(node)
             except RefusedError as why:
                 self.refused[why.where or node.layer] = str(why)
-                value = Value((), tuple(n for n in node.shape[1:] if isinstance(n, int)))
+                value = self._lost(node, lost)
+            except (RuntimeError, IndexError, TypeError, ValueError):
+                if lost.isdisjoint(node.refs):
+                    raise
+                value = self._lost(node, lost)
             alone = len(self.readers[node.name]) + (node.name in self.shown) == 1
             self.values[node.name] = value if alone else replace(value, own=frozenset())
         for number, leaf in enumerate(leaf for leaf in leaves(self.graph.output) if isinstance(leaf, Ref)):
@@ -159,6 +164,10 @@ class _Writer:
             value = self._settled(self.values[leaf.name], f"{name}_map")
             self.pieces[name] = Piece("Output", {"shape": np.array(value.shape)}, value.shape)
             self.edges += [(source, name) for source in value.sources]
+
+    def _lost(self, node: Node, lost: set[str]) -> Value:
+        lost.add(node.name)
+        return Value((), tuple(n for n in node.shape[1:] if isinstance(n, int)))
 
     def _written(self, node: Node) -> Value:
         name = self.file_names[node.name]
@@ -553,7 +562,7 @@ class _Writer:
             made = self._run(node, {**blank, ref: places[None]})[0]
             if made.dim() != len(shape):
                 raise RefusedError(f"NIR has no node for {_plain(node.target)}")
-            lines = made.movedim(axis, 0).flatten(1)
+            lines = made.movedim(axis, 0).reshape(made.shape[axis], -1)
             picks.append(lines.amax(1).round().long() - 1)
         probe = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
         if not torch.equal(self._run(node, {**blank, ref: probe})[0], _take(probe[0], picks)):

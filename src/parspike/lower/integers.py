@@ -651,11 +651,13 @@ def _neuron(neuron: SpikingLayer, grid: Tensor, most: float, T: int) -> tuple[Sp
         inside = T * (most + float(whole.abs().max())) + float(theta.max() + made.v_init.abs().max())
         return made, 1.0, 1.0, inside
     if isinstance(neuron, Staircase):
-        thresholds = (neuron.thresholds.double() / grid - 1e-9).ceil()
+        own = neuron.thresholds.double()  # (S,), or (S, …) where neurons differ; grid: (…) of one sample
+        own = own.reshape(len(own), *[1] * (grid.dim() - own.dim() + 1), *own.shape[1:])
+        thresholds = (own / grid - 1e-9).ceil()
         outputs = torch.arange(neuron.levels + 1).double().reshape(-1, *[1] * (thresholds.dim() - 1))
         made = Staircase(neuron.T, thresholds, outputs.expand(-1, *thresholds.shape[1:]), code=neuron.code)
         if not torch.equal(made.thresholds, thresholds):
-            raise _Refused("its thresholds are too far apart for a table of whole numbers")
+            raise _Refused("its thresholds are too far apart for a table of whole numbers: give fewer bits (weights=4, inputs=4)")
         return made, 1 / neuron.levels, neuron.levels, most + float(thresholds.abs().max())
     raise _Refused(f"neurons of the kind '{neuron.kind}' have no form in whole numbers")
 
