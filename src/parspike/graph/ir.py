@@ -347,8 +347,11 @@ class Graph:
                     f"{place}: input '{i.name}' is {x.dtype}, this network takes {i.dtype}: pass x.to({i.dtype}), "
                     "prepared as for the network"
                 )
-            if x.is_floating_point() and not torch.isfinite(x).all():
-                raise InputError(f"{place}: input '{i.name}' holds NaN or Inf")
+            if x.is_floating_point() and not (finite := torch.isfinite(x)).all():
+                first = int(finite.flatten(1).all(1).logical_not().nonzero()[0]) if x.dim() > 1 else 0
+                raise InputError(
+                    f"{place}: input '{i.name}' holds NaN or Inf, in sample {first} first: leave such samples out"
+                )
         sizes = self.sizes(env)
         for i in self.inputs:
             for dim, n in zip(i.shape[1:], env[i.name].shape[1:], strict=True):

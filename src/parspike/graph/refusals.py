@@ -22,6 +22,9 @@ MIXED = "it takes all dimensions together, the batch too, and so mixes the sampl
 WHOLE = frozenset(f"aten.{name}.default" for name in "mean max min prod any all median".split())
 """Operators that make one number of a whole tensor, and have another form for some of its dimensions."""
 
+EXPERTS = "call model.set_experts_implementation('batched_mm')"
+"""What a mixture of experts of transformers needs, whose other forms loop over experts or sort by them."""
+
 
 def judge(target: str, varying: Sequence[int]) -> tuple[Role, str]:
     """Role of an operator, and why. varying: of every positional argument, which may be a list, how many of its values
@@ -45,6 +48,8 @@ def remedy(target: str, role: Role) -> str:
     packet = target.split(".")[1] if "." in target else target
     if role is Role.ANALOG:
         return "convert with strict=False to accept it"
+    if "grouped_mm" in target:
+        return f"{EXPERTS} first, which chooses experts by products"
     if target in WHOLE:
         return f"name the other dimensions, such as {packet}(dim=1), of x.flatten(1) where there are several"
     if REFUSED.get(packet) == RANDOM:

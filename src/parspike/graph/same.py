@@ -261,10 +261,10 @@ def across_batch_marked(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[st
         try:  # the network may not take other values than the example's
             return _across_batch_marked(graph, given)
         except _FailsError:
-            raise error from None
+            raise TraceError(str(error)) from error.__cause__
 
 
-class _FailsError(TraceError):
+class _FailsError(Exception):
     """An operator failed on two samples, or on four."""
 
 
