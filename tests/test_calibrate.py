@@ -383,7 +383,7 @@ def test_what_forward_can_do_without_is_taken_where_an_item_has_it():
         torch.testing.assert_close(snn(x=x, mask=mask), model(x, mask), rtol=0, atol=0.01)
     plain = parspike.convert(model, [{"x": x, "mask": None, "y": torch.zeros(64)}], T=2, recipe="max")
     assert plain(x).shape == plain(x=x).shape == (64, 3)
-    with pytest.raises(InputError, match="forward passes 2.0 on"):
+    with pytest.raises(InputError, match=r"forward passes 2\.0 on"):
         parspike.convert(model, [{"x": x, "mask": 2.0}], T=2)
 
 

@@ -409,7 +409,9 @@ def test_a_network_that_makes_places_in_a_table_of_its_values(example):
     """The checks of a graph add noise to the example, which may make places that the table has not: an IndexError of
     torch's."""
     torch.manual_seed(0)
-    model = net(lambda s, x: s.n(s.table((x[:, :2] * 4).long()).flatten(1).relu() + x[:, 2:3]), table=nn.Embedding(5, 4))
+    model = net(
+        lambda s, x: s.n(s.table((x[:, :2] * 4).long()).flatten(1).relu() + x[:, 2:3]), table=nn.Embedding(5, 4)
+    )
     plan = parspike.plan(model, example)
     assert any(node.target.startswith("aten.embedding") for node in plan.graph.nodes)
     same(plan.graph, model, X.clamp(max=1))

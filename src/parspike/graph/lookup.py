@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
-
 from parspike.graph.ir import Graph, Node, Param, Ref
 from parspike.graph.ops import (
     EXP,

@@ -19,7 +19,7 @@ REFUSED: dict[str, str] = {name: reason for reason, names in {
 }.items() for name in names.split()}  # fmt: skip
 """Operators that are refused for a reason of their own, by name."""
 MIXED = "it takes all dimensions together, the batch too, and so mixes the samples"
-WHOLE = frozenset(f"aten.{name}.default" for name in "mean max min prod any all median".split())
+WHOLE = frozenset(f"aten.{name}.default" for name in ("mean", "max", "min", "prod", "any", "all", "median"))
 """Operators that make one number of a whole tensor, and have another form for some of its dimensions."""
 
 EXPERTS = "call model.set_experts_implementation('batched_mm')"

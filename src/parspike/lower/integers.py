@@ -657,7 +657,9 @@ def _neuron(neuron: SpikingLayer, grid: Tensor, most: float, T: int) -> tuple[Sp
         outputs = torch.arange(neuron.levels + 1).double().reshape(-1, *[1] * (thresholds.dim() - 1))
         made = Staircase(neuron.T, thresholds, outputs.expand(-1, *thresholds.shape[1:]), code=neuron.code)
         if not torch.equal(made.thresholds, thresholds):
-            raise _Refused("its thresholds are too far apart for a table of whole numbers: give fewer bits (weights=4, inputs=4)")
+            raise _Refused(
+                "its thresholds are too far apart for a table of whole numbers: give fewer bits (weights=4, inputs=4)"
+            )
         return made, 1 / neuron.levels, neuron.levels, most + float(thresholds.abs().max())
     raise _Refused(f"neurons of the kind '{neuron.kind}' have no form in whole numbers")
 
