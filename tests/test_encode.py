@@ -424,7 +424,7 @@ def test_queries_that_are_learnt_are_no_spikes(tmp_path: Path) -> None:
             self.head = nn.Linear(24, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            q = self.latents.expand(len(x), -1, -1)
+            q = self.latents.expand(x.shape[0], -1, -1)
             return self.head(self.attend(q, x, x)[0].flatten(1))
 
     torch.manual_seed(0)
