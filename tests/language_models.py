@@ -51,7 +51,7 @@ def saved(folder: Path, kind: str, seed: int = 0, **options: Any) -> Path:
     """A folder with a tiny network of this class of transformers and its tokenizer; options go to its config."""
     folder.mkdir(parents=True, exist_ok=True)
     size = words(folder, special="bert" if kind.startswith("Bert") else "gpt")
-    family = next(name for name in ("GPT2", "Llama", "Bert") if kind.startswith(name))
+    family = next(name for name in ("GPT2", "Llama", "Bert", "Mixtral") if kind.startswith(name))
     small: dict[str, Any] = {
         "GPT2": {"n_positions": 64, "n_embd": 24, "n_layer": 1, "n_head": 4},
         "Llama": {
@@ -61,6 +61,10 @@ def saved(folder: Path, kind: str, seed: int = 0, **options: Any) -> Path:
         "Bert": {
             "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4,
             "max_position_embeddings": 64,
+        },
+        "Mixtral": {
+            "hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "max_position_embeddings": 64, "num_local_experts": 4,
         },
     }[family]  # fmt: skip
     ends = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 0}

@@ -256,7 +256,7 @@ def test_recipes_round_trip_as_json():
     assert parspike.recipe_from_json('{"name": "daqcfs", "passes": 3, "means": "exact"}') == recipe
 
 
-@pytest.mark.parametrize("source", ["list", "pairs", "dicts", "loader", "generator"])
+@pytest.mark.parametrize("source", ["list", "pairs", "dicts", "loader", "generator", "set"])
 def test_calibration_sources_give_the_same_network(source):
     model, x = made(Residual, batch=8)
     parts = list(x.split(4))
@@ -265,9 +265,10 @@ def test_calibration_sources_give_the_same_network(source):
         "pairs": [(p, torch.zeros(4)) for p in parts],
         "dicts": [{"image": p} for p in parts],
         "loader": torch.utils.data.DataLoader(x, batch_size=4),
+        "set": torch.utils.data.TensorDataset(x, torch.zeros(8)),
         "generator": (p for p in parts),
     }[source]
-    reference = parspike.convert(model, parts, T=4)
+    reference = parspike.convert(model, x if source == "set" else parts, T=4)  # a set is cut as a tensor is
     snn = parspike.convert(model, data, T=4, example=x)
     assert torch.equal(snn(x), reference(x))
     assert snn.provenance["calibration"] == reference.provenance["calibration"]
@@ -359,6 +360,41 @@ def test_what_forward_asks_for_tells_the_inputs_of_an_item():
             model, items, inputs=lambda item: item[0], drop=50.0, most=1, codes=("sorted",), measure="accuracy"
         )
         assert tuned.network == 100
+
+
+class _Masked(nn.Module):
+    """A mask, and labels under a usual short name, that forward can do without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x, mask=None, y=None):
+        h = torch.relu(self.one(x))
+        return self.out(h if mask is None else h * mask) if y is None else (self.out(h), y)
+
+
+def test_what_forward_can_do_without_is_taken_where_an_item_has_it():
+    """It would catch a mask that an item brings and the conversion leaves out without a word."""
+    x, mask = torch.randn(64, 5), (torch.rand(64, 8) > 0.5).float()
+    model = _Masked().eval()
+    snn = parspike.convert(model, [{"x": x, "mask": mask, "y": torch.zeros(64)}], T=12, code="weighted", recipe="max")
+    with torch.no_grad():
+        torch.testing.assert_close(snn(x=x, mask=mask), model(x, mask), rtol=0, atol=0.01)
+    plain = parspike.convert(model, [{"x": x, "mask": None, "y": torch.zeros(64)}], T=2, recipe="max")
+    assert plain(x).shape == plain(x=x).shape == (64, 3)
+    with pytest.raises(InputError, match=r"forward passes 2\.0 on"):
+        parspike.convert(model, [{"x": x, "mask": 2.0}], T=2)
+
+
+def test_items_of_names_for_a_plan_of_positions():
+    model, x, y = _Two().eval(), torch.randn(16, 5), torch.randn(16, 3)
+    plan = parspike.plan(model, (x, y))
+    snn = parspike.convert(plan, [{"y": y, "x": x, "labels": torch.zeros(16)}], T=4, recipe="max")
+    assert torch.equal(snn(x, y), parspike.convert(plan, [(x, y)], T=4, recipe="max")(x, y))
+    assert torch.equal(snn(x, y=y), snn(y=y, x=x))
+    with pytest.raises(InputError, match=r"takes the inputs \(x, y\), got 1 positional, \['x'\]"):
+        snn(x, x=x)
 
 
 class _Options(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from parspike.cli.images import Images, open_images
 from parspike.cli.preprocess import Preprocessing
-from parspike.errors import FileError, InputError, OptionError
+from parspike.errors import FileError, InputError, OptionError, ParspikeWarning
 
 
 def picture(path: Path, value: int, size: tuple[int, int] = (12, 10)) -> Path:
@@ -143,6 +143,16 @@ def test_preprocessing_is_checked_when_made(wrong: dict) -> None:
         Preprocessing(**wrong)
 
 
+@pytest.mark.parametrize("shape", [(6,), (6, 2)])
+def test_values_in_place_of_classes_are_said_and_not_read(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Data of a regression: no conversion reads labels, so it is no reason to refuse."""
+    np.savez(tmp_path / "a.npz", x=np.zeros((6, 3), np.float32), y=np.full(shape, 0.5))
+    with pytest.warns(ParspikeWarning, match="y is float64, values and no classes"):
+        images = open_images(str(tmp_path / "a.npz"))
+    assert not images.labelled
+    assert len(everything(images)[0]) == 6
+
+
 @pytest.mark.parametrize("keys", [("images", "labels"), ("x", "y"), ("train_images", "train_labels")])
 def test_an_npz(tmp_path: Path, keys: tuple[str, str]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
@@ -170,7 +180,7 @@ def test_floats_in_an_npz_are_ready_inputs(tmp_path: Path) -> None:
         ({"images": np.zeros((2, 4, 4), np.int16)}, "int16"),
         ({"images": np.zeros((0, 4, 4, 3), np.uint8)}, "at least one"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, "one label each"),
-        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(2)}, "whole numbers"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(2, bool)}, "whole numbers"),
     ],
 )
 def test_a_wrong_npz(tmp_path: Path, arrays: dict, says: str) -> None:

@@ -414,6 +414,27 @@ def test_a_file_holds_encoders(tmp_path: Path) -> None:
     assert any(n.target == HOLD for n in again.graph.nodes)
 
 
+def test_queries_that_are_learnt_are_no_spikes(tmp_path: Path) -> None:
+    """They are constants, also behind their projection: an encoder for one made a network that no file could hold."""
+
+    class Latent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.latents, self.attend = nn.Parameter(torch.randn(3, 8)), nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(24, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.latents.expand(x.shape[0], -1, -1)
+            return self.head(self.attend(q, x, x)[0].flatten(1))
+
+    torch.manual_seed(0)
+    model, x = Latent().eval(), torch.randn(16, 5, 8)
+    snn = parspike.convert(model, x, T=8, code="weighted", encode="all", recipe="max")
+    with torch.no_grad():
+        assert (snn(x) - model(x)).norm() < 0.03 * model(x).norm()
+    assert torch.equal(parspike.load(snn.save(tmp_path / "net.parspike"))(x), snn(x))
+
+
 def test_the_head_of_a_language_model_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 30)).eval()
     x = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))

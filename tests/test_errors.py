@@ -82,7 +82,7 @@ def test_the_tree() -> None:
         (torch.rand(0, 4), ["'input'", "(0, 4)", "B ≥ 1"]),
         (torch.rand(2, 4).double(), ["'input'", "torch.float64", "torch.float32"]),
         (torch.ones(2, 4, dtype=torch.int64), ["'input'", "torch.int64", "torch.float32"]),
-        (NAN, ["'input'", "NaN or Inf"]),
+        (NAN, ["'input'", "NaN or Inf", "in sample 0 first", "leave such samples out"]),
         (X / 0, ["'input'", "NaN or Inf"]),
         (X.numpy(), ["'input'", "tensor", "ndarray"]),
         (None, ["'input'", "tensor", "NoneType"]),

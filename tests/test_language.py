@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import parspike
 from parspike.cli import app, spec
-from parspike.errors import FileError, InputError, MissingExtraError, OptionError, UnsupportedError
+from parspike.errors import FileError, InputError, MissingExtraError, OptionError, TraceError, UnsupportedError
 from parspike.language import HEADS, pieces
 
 transformers = language_models.transformers
@@ -134,6 +134,19 @@ def test_attention_with_grouped_queries_converts_for_any_number_of_tokens(conver
         other = x.clone()
         other[:, -1] = 5
         assert torch.allclose(snn(other)[:, :-1], near[:, :-1], atol=1e-5)
+
+
+def test_a_mixture_of_experts_is_read_in_a_form_that_converts(tmp_path: Path) -> None:
+    """transformers would loop over the experts, or sort tokens by them, which no graph holds."""
+    model = parspike.language(saved(tmp_path / "net", "MixtralForCausalLM"))
+    x = model.example(8, 6)
+    snn = parspike.convert(model, [x], T=8, code="weighted", recipe="max")
+    with torch.no_grad():
+        assert (snn(x) - model(x)).norm() < 0.05 * model(x).norm()
+    for form in ("grouped_mm", "eager"):
+        model.net.set_experts_implementation(form)
+        with pytest.raises((UnsupportedError, TraceError), match=r"set_experts_implementation\('batched_mm'\)"):
+            parspike.convert(model, [x], T=8, recipe="max")
 
 
 def test_what_is_no_network_is_refused(folders: Path, tmp_path: Path) -> None:

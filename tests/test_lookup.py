@@ -182,6 +182,22 @@ def test_options_are_refused_before_tracing() -> None:
     assert result.exit_code != 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_norm_without_eps_has_the_one_of_its_own_type(dtype: torch.dtype) -> None:
+    """torch takes that of the type which it computes in, and rewriting computes in float64: a network with
+    `nn.RMSNorm(d)` was refused as rewritten wrongly. Rows near 0 show which ε it is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(D, D), nn.RMSNorm(D), nn.Linear(D, D)).eval().to(dtype)
+    x = torch.randn(16, D, dtype=dtype) * 1e-3
+    with torch.no_grad():
+        model[0].bias.zero_()
+        plan = parspike.plan(model, x, encode="all", analog="lookup")
+        least = next(node.args[1] for node in plan.graph.nodes if node.name.endswith("with_eps"))
+        assert least == torch.finfo(torch.float64 if dtype is torch.float64 else torch.float32).eps
+        torch.testing.assert_close(plan.graph.run(x), model(x), **({"rtol": 0.1, "atol": 0.05} if dtype is
+                                   torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}))  # fmt: skip
+
+
 def test_a_fault_in_taking_apart_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, _ = made("block")
     monkeypatch.setattr(lookup, "TOTAL", 2.0)  # a total of 1 would be taken for 2

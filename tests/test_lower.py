@@ -97,6 +97,23 @@ def test_levels_that_are_not_even_are_refused_by_name() -> None:
         assert torch.equal(neuron.amplitudes().flatten(), torch.tensor([4.0, 2.0, 1.0]).double() * 3 / 7)
 
 
+@pytest.mark.parametrize("channels", [15, 20])  # of 15 levels: as many, and others
+@pytest.mark.parametrize("maps", [False, True], ids=["vectors", "maps"])
+def test_staircases_behind_channels_of_unlike_grids(channels: int, maps: bool) -> None:
+    """It would catch levels that are divided by the grid of another channel, where both are as many."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first = nn.Conv1d(8, channels, 3) if maps else nn.Linear(8, channels)
+        model = nn.Sequential(first, nn.Sigmoid(), nn.Flatten(), nn.Linear(channels * (6 if maps else 1), 3)).eval()
+        x = torch.rand(256, 8, 8) if maps else torch.rand(256, 8)
+    with torch.no_grad():
+        first.weight.mul_(torch.linspace(4, 0.5, channels).reshape(-1, *[1] * (first.weight.dim() - 1)))
+        snn = parspike.convert(model, x, T=4, recipe="max", code="weighted")
+        chip = integers(snn, [(x, torch.zeros(256))], weights=4, inputs=3)  # items of data sets, with labels
+        assert (chip(x) - snn(x)).norm() < 0.2 * snn(x).norm()
+        assert torch.equal(chip.run(x, engine="serial").logits, chip(x))
+
+
 def whole(x: Tensor) -> bool:
     return torch.equal(x, x.round())
 

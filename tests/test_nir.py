@@ -288,6 +288,42 @@ def test_every_layer_that_nir_cannot_hold_is_named_at_once(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+class BatchElsewhere(nn.Module):
+    """The batch stands second, as in ensembles and in torch's attention; then one of two values is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.many, self.head = nn.Parameter(torch.randn(3, 6, 8)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.bmm(x.expand(3, -1, -1), self.many).relu().transpose(0, 1)
+        one, two = self.head(y.mean(1)).chunk(2, 1)
+        return one + two.relu()
+
+
+class Part(nn.Module):
+    """Some of the entries of a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).relu()[:, 2:7])
+
+
+def test_what_follows_from_a_refused_layer_ends_in_no_other_error(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 6)
+    snn = parspike.convert(BatchElsewhere().eval(), calibration=x, T=T, neuron=IF(), recipe=Thresholds())
+    with pytest.raises(UnsupportedError, match="bmm has no batch in its first dimension"):
+        parspike.export(snn, tmp_path / "net.nir", example=x)
+    for target in ("loihi2", "speck"):
+        assert parspike.check(snn, target).findings
+    part = parspike.convert(Part().eval(), calibration=x, T=T, neuron=IF(), recipe=Thresholds())
+    assert parspike.export(part, tmp_path / "part.nir", example=x).file.unlike == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "word"),
     [(IF(refractory=1), "refractory"), (IF(signed=True), "take spikes back"), (IF(bias="step"), "bias a step")],

@@ -65,6 +65,32 @@ def test_the_file_counts_as_the_network_does(kind: type[nn.Module], options: dic
     assert np.allclose(y, snn(x[:1]).numpy(), atol=0.05 * float(snn(x).abs().max()))
 
 
+class Chosen(nn.Module):
+    """One place of a sequence, as networks along time end."""
+
+    def __init__(self, dim: int, place: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(6, 7, 3, padding=1), nn.Linear(7 if dim == 2 else 5, 3)
+        self.dim, self.place = dim, place
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu().select(self.dim, self.place))
+
+
+@pytest.mark.parametrize(("dim", "place"), [(2, -1), (2, 0), (1, 3), (1, -2)])
+def test_one_place_is_chosen_without_its_dimension(dim: int, place: int, tmp_path: Path) -> None:
+    """A place that is written as a vector keeps the dimension: runtimes refuse the file, or give (B, 1, 3)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Chosen(dim, place).eval(), torch.randn(12, 6, 5)
+    snn = parspike.convert(model, x, T=3, recipe="max")
+    for weights in (None, 8):
+        made = parspike.export(snn, tmp_path / "net.onnx", example=x, weights=weights, force=True)
+        assert made.file.unlike == 0
+        other = reference.ReferenceEvaluator(str(tmp_path / "net.onnx"))
+        assert other.run(None, {other.input_names[0]: x.numpy()})[0].shape == (12, 3)
+
+
 @pytest.mark.parametrize("options", [{"T": 5}, {"T": 3, "code": "weighted"}], ids=["sorted", "weighted"])
 @pytest.mark.parametrize("kind", [Residual, Dense, Quantised])
 def test_whole_numbers_are_equal_to_the_bit(kind: type[nn.Module], options: dict[str, Any], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from parspike.errors import InputError, OptionError
 from parspike.neurons import IntegrateFire, ParallelNeuron, Simulation
 from parspike.plan import with_encoders
 from parspike.target import targets
+from parspike.target.check import _Check
 from parspike.target.tables import HOME
 
 ROOT = Path(__file__).parents[1]
@@ -309,6 +310,24 @@ def test_any_network_can_be_checked_for_any_target():
             assert json.loads(json.dumps(found.to_json()))["grade"] == found.grade
             assert found.title in str(found)
             assert "<table>" in found._repr_html_()
+
+
+def test_neurons_are_counted_where_the_batch_stands_in_another_dimension():
+    """3 members of 8 neurons, (3, B, 8), beside 5 of a plain layer."""
+
+    class Members(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.head = nn.Parameter(torch.randn(3, 6, 8)), nn.Linear(8, 5)
+            self.last = nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.head(torch.bmm(x.expand(3, -1, -1), self.weight).relu().mean(0)).relu())
+
+    snn = spiking(Members(), torch.randn(2, 6))
+    checked = _Check(snn, {})
+    assert {name: checked._size(name) for name in snn.neurons()} == {"relu": (3, 8), "relu_1": (5,)}
+    assert all(parspike.check(snn, target).findings for target in targets())
 
 
 def test_the_command(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from torch.export import Dim
 import parspike
 from parspike.errors import InputError, ParspikeError, TraceError
 from parspike.graph import Graph, trace
+from parspike.graph.refusals import MIXED
 
 X = torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) + 0.1
 ENGINES = ("count", "parallel", "serial", "serial-if")
@@ -252,6 +253,37 @@ def test_a_network_that_remembers_a_batch_in_the_next_is_refused_and_works_as_be
     assert not float(model.get_buffer("held").sum())
 
 
+def _counted(s: Any, x: Tensor) -> Tensor:
+    s.calls += 1
+    s.seen.mul_(0.9).add_(0.1 * x.mean(0))
+    return s.n(x)
+
+
+def _overwritten(s: Any, x: Tensor) -> Tensor:
+    s.seen.copy_(x[0])
+    return s.n(x)
+
+
+def _scaled_by_calls(s: Any, x: Tensor) -> Tensor:
+    scale = s.calls * 2
+    s.calls += 1
+    return s.n(x) * scale
+
+
+def test_a_network_may_count_what_its_output_does_not_read():
+    """It would catch a network that is refused for a count of calls, and one that is taken though its answers change
+    from call to call."""
+    model = net(_counted)
+    model.register_buffer("calls", torch.zeros((), dtype=torch.long))
+    model.register_buffer("seen", torch.zeros(8))
+    for function in (_counted, _overwritten):
+        model.function = function
+        same(parspike.plan(model, X).graph, model, X)
+    model.function = _scaled_by_calls
+    with pytest.raises(TraceError, match="writes into 'calls' in forward, and its output reads it"):
+        parspike.plan(model, X)
+
+
 # One error of parspike's, not torch's own.
 
 
@@ -327,6 +359,13 @@ def _assigns_data(s: Any, x: Tensor) -> Tensor:
     return s.n(x)
 
 
+class _Cache:
+    """What a language model returns beside its outputs: no tuple, dict or data class."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.keys = x
+
+
 REFUSED = {
     "on meta": (_used_on_meta, X, ["'0.weight' is on the meta device", "load the weights"]),
     "sparse": (_sparse, X, ["'w' is a sparse tensor", "to_dense"]),
@@ -340,6 +379,11 @@ REFUSED = {
     ),
     "float64 example": (small, X.double(), ["torch.float64", "torch.float32", "convert one"]),
     "data assigned": (lambda: net(_assigns_data), X, [".data", "once before"]),
+    "unknown output": (lambda: net(lambda s, x: (s.n(x), _Cache(x))), X, ["returns a _Cache", "return tensors"]),
+    "cache": (
+        lambda: net(lambda s, x: (s.n(x), _Cache(x)), config=SimpleNamespace(use_cache=True)), X,
+        ["returns a _Cache", "model.config.use_cache = False"],
+    ),
 }  # fmt: skip
 
 
@@ -351,6 +395,26 @@ def test_what_cannot_be_read_is_one_error_with_its_place(make, x, words):
         parspike.plan(model, x)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mean", "max", "min", "prod", "median"])
+def test_one_number_of_the_whole_batch_says_which_dimensions_are_missing(name):
+    plan = parspike.plan(net(lambda s, x: s.n(x / (1 + getattr(x.relu(), name)()))), X)
+    assert [(row.operator, row.becomes) for row in plan.refusals] == [(name, f"refused: {MIXED}")]
+    assert f"{name}(dim=1)" in str(plan)
+
+
+@pytest.mark.parametrize("example", [X, torch.zeros(2, 8), torch.ones(3, 8)], ids=["some", "zeros", "ones"])
+def test_a_network_that_makes_places_in_a_table_of_its_values(example):
+    """The checks of a graph add noise to the example, which may make places that the table has not: an IndexError of
+    torch's."""
+    torch.manual_seed(0)
+    model = net(
+        lambda s, x: s.n(s.table((x[:, :2] * 4).long()).flatten(1).relu() + x[:, 2:3]), table=nn.Embedding(5, 4)
+    )
+    plan = parspike.plan(model, example)
+    assert any(node.target.startswith("aten.embedding") for node in plan.graph.nodes)
+    same(plan.graph, model, X.clamp(max=1))
 
 
 def test_a_branch_on_values_prints_nothing(capfd):

@@ -53,9 +53,9 @@ def convert(
         snn = parspike.convert(model, calibration=images, T=8, neuron=parspike.IF())    # a chip's, step by step
 
     model: the network, or its `Plan`. calibration: inputs without labels, as an iterable of tensors (B, …), (x, y)
-    tuples or dicts, or one tensor (N, …); of a tuple the first entries are taken, as many as `forward` asks for, of a
-    dict those that `forward` names, or one under a usual key; None where none are needed (QCFS networks with T = T̃,
-    given an `example`). inputs: a function from an item of calibration to the model's inputs.
+    tuples or dicts, one tensor (N, …), or a `Dataset` of samples; of a tuple the first entries are taken, as many as
+    `forward` asks for, of a dict those that `forward` names, or one under a usual key; None where none are needed (QCFS
+    networks with T = T̃, given an `example`). inputs: a function from an item of calibration to the model's inputs.
 
     neuron: what the network is converted for: `Parallel(code)` (the default), `IF()` or `LIF()`. code: the short form
     of `Parallel(code)`: "sorted" as in the paper, "weighted" (2^T − 1 levels in T steps) or "onset" (one spike a

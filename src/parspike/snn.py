@@ -366,8 +366,9 @@ class SNN(nn.Module):
     def _inputs(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Any]:
         graph = self.graph
         positional, names = graph.signature
-        if len(args) != positional or set(kwargs) != set(names):
-            wanted = ", ".join((*(i.name for i in graph.inputs[:positional]), *(f"{name}=" for name in names)))
+        own = [i.name for i in graph.inputs[:positional]]
+        if len(args) > positional or set(kwargs) != {*own[len(args) :], *names}:
+            wanted = ", ".join((*own, *(f"{name}=" for name in names)))
             raise InputError(f"this network takes the inputs ({wanted}), got {len(args)} positional, {list(kwargs)}")
         env = graph.bind(args, kwargs)
         if torch.compiler.is_compiling():

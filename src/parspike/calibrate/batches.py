@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from parspike.errors import CalibrationError, InputError
 from parspike.graph import Graph
@@ -26,13 +27,15 @@ LABELS = ("label", "labels", "label_ids", "target", "targets")
 def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibration") -> Iterable[Any]:
     """A source of data as an iterable of items that can be read several times.
 
-    One tensor (N, …) is cut into batches of `batch_size`; a generator, which can be read once, is kept as a list. name:
-    the argument, for error messages.
+    One tensor (N, …) and a `Dataset` of samples are cut into batches of `batch_size`; a generator, which can be read
+    once, is kept as a list. name: the argument, for error messages.
     """
     if isinstance(source, Tensor):
         return source.split(batch_size)
     if isinstance(source, np.ndarray):
         raise CalibrationError(f"{name} is a numpy array: pass torch.from_numpy(x)")
+    if isinstance(source, Dataset) and not isinstance(source, Iterable):
+        return DataLoader(source, batch_size)
     if not isinstance(source, Iterable) or isinstance(source, (str, bytes, Mapping)):
         raise CalibrationError(f"{name} must be an iterable of batches, got {type(source).__name__}")
     return list(source) if iter(source) is source else source
@@ -43,8 +46,8 @@ def signature_of(
 ) -> tuple[int, tuple[str, ...]]:
     """How many inputs of an item are positional and which are keywords, as `model.forward` names them.
 
-    A dict without one of the usual keys, or with all of several inputs that `forward` asks for, gives the entries
-    that it takes, labels left out; any other item as many as `forward` asks for.
+    A dict gives the entries that `forward` names, labels and None left out; one that has none of them but a usual key,
+    or only the one input that `forward` asks for, gives that alone; any other item as many as `forward` asks for.
     """
     parameters = _parameters(model)
     asked = [
@@ -57,9 +60,10 @@ def signature_of(
         raise InputError("forward takes *inputs: say with inputs= which entries of a calibration item it takes")
     keys: tuple[str, ...] = ()
     if isinstance(item, Mapping):
-        named = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        keys = tuple(key for key in item if key in named and key not in LABELS)
-        if set(item) & set(DICT_KEYS) and not (len(asked) > 1 and set(asked) <= set(keys)):
+        named = {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        labels = {*LABELS, *(["y"] if "y" in named and named["y"].default is not inspect.Parameter.empty else [])}
+        keys = tuple(key for key in item if key in named and key not in labels and item[key] is not None)
+        if set(item) & set(DICT_KEYS) and not (len(keys) > 1 and set(asked) <= set(keys)):
             keys = ()
     return max(1, len(asked)), keys
 
@@ -221,6 +225,8 @@ def inputs_of(
 ) -> dict[str, Tensor]:
     """The network's inputs in one item, by name, checked."""
     positional, names = graph.signature
+    if inputs is None and isinstance(item, Mapping) and not names and all(i.name in item for i in graph.inputs):
+        item = tuple(item[i.name] for i in graph.inputs)
     args: Any = arguments_of(item, place, inputs, graph.signature)
     if isinstance(args, Mapping):
         args, kwargs = (), {name: args[name] for name in names if name in args}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from PIL import Image
 
 from parspike.broken import BROKEN
 from parspike.cli.preprocess import Preprocessing, Text
-from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError
+from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError, ParspikeWarning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -317,6 +318,13 @@ def _check_images(where: str, images: np.ndarray) -> np.ndarray:
 
 def _check_labels(where: str, labels: np.ndarray | None, n: int) -> list[int] | None:
     if labels is None:
+        return None
+    if np.issubdtype(labels.dtype, np.floating) and labels.shape[:1] == (n,):
+        warnings.warn(
+            f"{where} is {labels.dtype}, values and no classes, so it is not read: whole numbers give an accuracy",
+            ParspikeWarning,
+            stacklevel=2,
+        )
         return None
     if labels.shape != (n,):
         raise InputError(f"{where} has shape {labels.shape} for {n} images; expected one label each")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from parspike.errors import InputError, OptionError, UnsupportedError, meant
 from parspike.export.result import Compared, Drift, Exported, compare, in_pieces, tally
+from parspike.graph import Graph, Size
 from parspike.neurons import Simulation, twin
 from parspike.snn import SNN
 from parspike.whole import check_free, made_whole, told
@@ -127,6 +128,7 @@ def _to_onnx(snn: SNN, path: Path, example: Any, weights: int | None) -> Exporte
         def theirs(env: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], Any]:
             values = go([*names, *shown], {name: x.numpy() for name, x in env.items()})
             outputs = dict(zip(names, map(torch.from_numpy, values), strict=False))
+            _check_shapes(written, env, outputs)
             return dict(zip(made.counts, values[len(names) :], strict=True)), written.graph.collect(outputs)
 
         file = tally(written, list(made.counts), batches, theirs)
@@ -141,6 +143,22 @@ def _to_onnx(snn: SNN, path: Path, example: Any, weights: int | None) -> Exporte
         notes.append("every count and output equals parspike's to the bit")
     notes.append(_timed(written, batches[0], lambda env: go(names, {name: x.numpy() for name, x in env.items()})))
     return Exported(path, "ONNX", made.nodes, size, file, None, tuple(notes), example is None)
+
+
+def _check_shapes(snn: SNN, env: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    """Refuse a file whose outputs have other shapes than the network's, since a comparison of values may broadcast."""
+    sizes = snn.graph.sizes(env)
+    for name, value in outputs.items():
+        shape = tuple(dim(sizes) if isinstance(dim, Size) else dim for dim in _shape(snn.graph, name))
+        if tuple(value.shape) != shape:
+            raise UnsupportedError(
+                f"the file's output has shape {tuple(value.shape)} where the network's has {shape}: please report it, "
+                "with the network"
+            )
+
+
+def _shape(graph: Graph, name: str) -> Sequence[Any]:
+    return graph.by_name[name].shape if name in graph.by_name else next(i.shape for i in graph.inputs if i.name == name)
 
 
 def _to_package(snn: SNN, path: Path, example: Any) -> Exported:

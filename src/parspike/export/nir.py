@@ -146,12 +146,17 @@ class _Writer:
             shape = tuple(int(n) for n in i.shape[1:])
             self.pieces[name] = Piece("Input", {"shape": np.array(shape)}, shape)
             self.values[i.name] = Value((name,), shape)
+        lost: set[str] = set()  # values that no node of the file has, of which even the shape may not be known
         for node in self.graph.nodes:
             try:
                 value = self._written(node)
             except RefusedError as why:
                 self.refused[why.where or node.layer] = str(why)
-                value = Value((), tuple(int(n) for n in node.shape[1:]))
+                value = self._lost(node, lost)
+            except (RuntimeError, IndexError, TypeError, ValueError):
+                if lost.isdisjoint(node.refs):
+                    raise
+                value = self._lost(node, lost)
             alone = len(self.readers[node.name]) + (node.name in self.shown) == 1
             self.values[node.name] = value if alone else replace(value, own=frozenset())
         for number, leaf in enumerate(leaf for leaf in leaves(self.graph.output) if isinstance(leaf, Ref)):
@@ -160,11 +165,16 @@ class _Writer:
             self.pieces[name] = Piece("Output", {"shape": np.array(value.shape)}, value.shape)
             self.edges += [(source, name) for source in value.sources]
 
+    def _lost(self, node: Node, lost: set[str]) -> Value:
+        lost.add(node.name)
+        return Value((), tuple(n for n in node.shape[1:] if isinstance(n, int)))
+
     def _written(self, node: Node) -> Value:
         name = self.file_names[node.name]
-        if node.name in self.neurons:
+        batch_first = [isinstance(n, Size) for n in node.shape] == [True] + [False] * (len(node.shape) - 1)
+        if node.name in self.neurons and batch_first:
             return self._fire(node, name)
-        why = self._unwritable(node)
+        why = self._unwritable(node, batch_first=batch_first)
         if why is not None:
             raise RefusedError(why)
         match arguments(node):
@@ -177,20 +187,20 @@ class _Writer:
             case _:
                 return self._weightless(node, name)
 
-    def _unwritable(self, node: Node) -> str | None:
-        if node.role is Role.NEURON:
+    def _unwritable(self, node: Node, *, batch_first: bool) -> str | None:
+        if node.role is Role.NEURON and node.name not in self.neurons:
             return "this activation is kept without neurons: convert it too, or end the network before it"
         if node.role is Role.ORDER:
             return (
                 f"{_plain(node.target)} takes a maximum, and NIR has no node for it: train the network with an average "
                 "pool or a strided convolution there"
             )
-        if node.role is not Role.SYNAPSE:
+        if node.role is not Role.SYNAPSE and node.name not in self.neurons:
             return (
                 f"{_plain(node.target)} is computed on means over time ({node.reason}), which no NIR node does: end "
                 "the network before it, and apply it to the output"
             )
-        if not node.refs or (node.shape and not isinstance(node.shape[0], Size)):
+        if not node.refs or (node.shape and not batch_first):
             return f"{_plain(node.target)} has no batch in its first dimension, which NIR nodes leave out"
         return None
 
@@ -552,7 +562,7 @@ class _Writer:
             made = self._run(node, {**blank, ref: places[None]})[0]
             if made.dim() != len(shape):
                 raise RefusedError(f"NIR has no node for {_plain(node.target)}")
-            lines = made.movedim(axis, 0).flatten(1)
+            lines = made.movedim(axis, 0).reshape(made.shape[axis], -1)
             picks.append(lines.amax(1).round().long() - 1)
         probe = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
         if not torch.equal(self._run(node, {**blank, ref: probe})[0], _take(probe[0], picks)):

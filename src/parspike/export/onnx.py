@@ -81,7 +81,13 @@ def session(model: Any, wanted: Sequence[str] = ()) -> Callable[[list[str], Mapp
         return lambda names, feed: list(reference.run(names, dict(feed)))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    engine = onnxruntime.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    try:
+        engine = onnxruntime.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UnsupportedError(
+            f"onnxruntime refuses the file ({(str(error).splitlines() or [type(error).__name__])[0]}): please report "
+            "it, with the network"
+        ) from error
     return lambda names, feed: list(engine.run(names, dict(feed)))
 
 
@@ -134,7 +140,8 @@ class _Model:
     def constant(self, value: Any, dtype: Any = None) -> str:
         """A tensor or number as an initializer; equal ones are stored once."""
         array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
-        array = np.ascontiguousarray(array.astype(dtype or (np.float32 if array.dtype.kind == "f" else np.int64)))
+        dtype = dtype or (np.float32 if array.dtype.kind == "f" else np.int64)
+        array = np.array(array, dtype, order="C")  # a number stays one, which ascontiguousarray would make a vector
         key = f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
         if key not in self.constants:
             self.constants[key] = self.onnx.numpy_helper.from_array(array, f"constant_{len(self.constants)}")

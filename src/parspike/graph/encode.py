@@ -186,11 +186,16 @@ def _driven(graph: Graph, spiking: Collection[str]) -> tuple[set[str], set[str]]
     added up."""
     outer = {i.name for i in graph.inputs}
     driven: set[str] = set()
+    varying = set(outer)  # all others are constants, whatever they are computed by: queries that are learnt
     sorted_code = set(spiking)
     for node in graph.nodes:
         row = TABLE.get(node.target)
+        if varying.isdisjoint(node.refs):
+            driven.add(node.name)
+            continue
+        varying.add(node.name)
         plain = node.role is Role.SYNAPSE and row is not None and not row.weighted and not row.weighs
-        moved = plain or not node.refs or (node.role is Role.ORDER and nested(graph, node, sorted_code))
+        moved = plain or (node.role is Role.ORDER and nested(graph, node, sorted_code))
         if node.name in spiking or (moved and all(name in driven for name in node.refs)):
             driven.add(node.name)
         elif plain and all(name in outer or name in driven for name in node.refs):

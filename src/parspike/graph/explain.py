@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from parspike.graph import ops
 from parspike.graph.ops import Role
 from parspike.graph.quiet import outputs
+from parspike.graph.refusals import EXPERTS
 
 __all__ = ["explain", "frames", "seen", "user_line"]
 
@@ -29,6 +30,8 @@ def explain(model: nn.Module, error: Exception) -> str:
     first = next((part.strip() for part in text.splitlines() if part.strip()), type(error).__name__)
     name = type(model).__name__
     if "data-dependent" in text or "GuardOnDataDependent" in text or "Could not guard" in text:
+        if "expert" in line and any(hasattr(module, "set_experts_implementation") for module in model.modules()):
+            return f"{name}: the code loops over the experts that its values choose{place}: {EXPERTS} first"
         return (
             f"{name}: the code branches on the values of a tensor{place} ({first}). A spiking network has one fixed "
             "graph: replace the branch by tensor operations, or convert the part of the model around it"
@@ -40,6 +43,14 @@ def explain(model: nn.Module, error: Exception) -> str:
         )
     if "is mutated in the forward" in text:
         return f"{name} writes into a tensor of its own in forward ({first}): a spiking network keeps no state"
+    if (unknown := re.search(r"Found <class '([^']+)'> in output", text)) is not None:
+        kind = unknown[1].rpartition(".")[2]
+        if getattr(getattr(model, "config", None), "use_cache", False):
+            return f"{name} returns a {kind} beside its outputs: set model.config.use_cache = False, then convert"
+        return (
+            f"{name} returns a {kind}, whose tensors cannot be found: return tensors in tuples, lists, dicts or data "
+            "classes, from a module around it"
+        )
     return f"{name} could not be traced{place}: {first}"
 
 

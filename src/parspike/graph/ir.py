@@ -324,9 +324,10 @@ class Graph:
         return self.collect(stream.env)
 
     def bind(self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> dict[str, Any]:
-        """A call's arguments by the names of the graph's inputs."""
+        """A call's arguments by the names of the graph's inputs. Positional ones may come by their names too."""
         positional, names = self.signature
         env = {i.name: arg for i, arg in zip(self.inputs[:positional], args, strict=False)}
+        env.update({i.name: kwargs[i.name] for i in self.inputs[len(args) : positional] if i.name in kwargs})
         for i, name in zip(self.inputs[positional:], names, strict=True):
             if name in kwargs:
                 env[i.name] = kwargs[name]
@@ -342,9 +343,15 @@ class Graph:
             if x.dim() != len(i.shape) or fixed or 0 in x.shape:
                 raise self._refused(i, x, place)
             if x.dtype != i.dtype:
-                raise InputError(f"{place}: input '{i.name}' is {x.dtype}, this network takes {i.dtype}")
-            if x.is_floating_point() and not torch.isfinite(x).all():
-                raise InputError(f"{place}: input '{i.name}' holds NaN or Inf")
+                raise InputError(
+                    f"{place}: input '{i.name}' is {x.dtype}, this network takes {i.dtype}: pass x.to({i.dtype}), "
+                    "prepared as for the network"
+                )
+            if x.is_floating_point() and not (finite := torch.isfinite(x)).all():
+                first = int(finite.flatten(1).all(1).logical_not().nonzero()[0]) if x.dim() > 1 else 0
+                raise InputError(
+                    f"{place}: input '{i.name}' holds NaN or Inf, in sample {first} first: leave such samples out"
+                )
         sizes = self.sizes(env)
         for i in self.inputs:
             for dim, n in zip(i.shape[1:], env[i.name].shape[1:], strict=True):
@@ -491,5 +498,14 @@ def walk(schedule: Schedule, streams: Sequence[Stream], at: Mapping[str, Hook] |
 
 def expected_tensor(value: object) -> str:
     """What a message tells a caller who passed something other than a tensor."""
-    numpy = type(value).__module__ == "numpy"
-    return "expected a tensor (B, …)" + (": pass torch.from_numpy(x)" if numpy else "")
+    remedy = ""
+    if type(value).__module__ == "numpy":
+        remedy = ": pass torch.from_numpy(x)"
+    elif isinstance(value, (Mapping, list, tuple)):
+        remedy = (
+            ": convert a module around the network whose forward takes each tensor by itself, such as "
+            "def forward(self, a, b): return self.network({'a': a, 'b': b})"
+        )
+    elif isinstance(value, (bool, int, float, str)):
+        remedy = f": convert a module around the network whose forward passes {value!r} on"
+    return "expected a tensor (B, …)" + remedy

@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
-
 from parspike.graph.ir import Graph, Node, Param, Ref
 from parspike.graph.ops import (
     EXP,
@@ -189,9 +187,8 @@ class _Parts:
     def _norm(self, node: Node) -> None:
         x, number = node.args[0], len(node.args[1])
         centres = node.target == NORMS[0]
-        given = (*node.args[2:], *(None, None, 1e-5)[len(node.args) - 2 :]) if centres else (*node.args[2:], None, None)
+        given = (*node.args[2:], *(None, None, 1e-5)[len(node.args) - 2 :]) if centres else node.args[2:]
         weight, bias, eps = given[:3] if centres else (given[0], None, given[1])
-        eps = torch.finfo(self._dtype(node)).eps if eps is None else eps
         dims = list(range(-number, 0))
         shape = node.shape
         one = (*shape[: len(shape) - number], *[1] * number)
@@ -208,10 +205,6 @@ class _Parts:
             out = self.add(node, "scaled" if bias is not None else "", "aten.mul.Tensor", shape, out, weight)
         if bias is not None:
             self.add(node, "", "aten.add.Tensor", shape, out, bias)
-
-    def _dtype(self, node: Node) -> torch.dtype:
-        read = [t.dtype for t in self.source.tensors.values() if t.is_floating_point()]
-        return read[0] if read else torch.float32
 
     def _division(self, node: Node, dividend: Any, divisor: Ref) -> bool:
         root = self.nodes[divisor.name]

@@ -29,8 +29,9 @@ fixes it and is refused, `if x.shape[0] > 16` is followed for the example's side
 engine checks. A network that drops the dimension of a single sample (`x.squeeze()`) does so in every engine.
 
 **Writing in place** (`x.div_(255)`, `h[:, 0] = 0`, `ReLU(inplace=True)`, `out=`) is followed, and your batch stays as
-it was. A network that writes into its own buffers, or remembers one batch in the next, is refused. Casts and
-`torch.autocast` inside forward stay where they are.
+it was. A network may write into buffers that its output does not read (a count of calls, an average of what it saw);
+one whose output reads them, or that remembers one batch in the next, is refused. Casts and `torch.autocast` inside
+forward stay where they are.
 """
 SYNAPSE = """## Synapses
 

@@ -22,6 +22,7 @@ from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Siz
 from parspike.graph.ops import Role
 from parspike.graph.refusals import REFUSED, judge
 from parspike.graph.sizes import size_tree
+from parspike.graph.wide import implied_eps
 
 __all__ = ["Reader", "known", "plain", "unreadable"]
 
@@ -35,6 +36,8 @@ IDENTITIES = ("aten.clone.default", "aten.contiguous.default", "aten.alias.defau
 CASTS = ("aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.to.prim_Device")
 
 RESHAPES = ("aten.flatten.using_ints", "aten.unflatten.int", "aten.view_as.default", "aten.reshape_as.default")
+
+RMS_NORM = "aten.rms_norm.default"
 
 SQUEEZES = ("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
 
@@ -77,18 +80,14 @@ class Reader:
         self.used_layers: dict[str, int] = {}
         self.paths = {name for name, _ in model.named_modules()}
         self.limits: list[Size] = []
+        mutated = exported.graph_signature
+        # Tensors that forward writes into, and constants computed from them, each with the name of the first.
+        self.written = {
+            name: name for name in (*mutated.buffers_to_mutate.values(), *mutated.parameters_to_mutate.values())
+        }
 
     def graph(self) -> Graph:
         output: Any = None
-        written = sorted({
-            *self.exported.graph_signature.buffers_to_mutate.values(),
-            *self.exported.graph_signature.parameters_to_mutate.values(),
-        })  # fmt: skip
-        if written:
-            raise TraceError(
-                f"{type(self.model).__name__} writes into '{written[0]}' in forward: a spiking network keeps no state "
-                "between batches; write it only in training (self.training)"
-            )
         self._placeholders()
         for fx in self.exported.graph.nodes:
             if fx.op == "call_function":
@@ -107,8 +106,24 @@ class Reader:
                 "depends on the input; return the others by another method"
             )
         nodes = _live(self.nodes, structure)
+        self._check_state(nodes)
         return with_channels(
             Graph(tuple(self.inputs), nodes, structure, self._used(nodes), self.signature, self.example)
+        )
+
+    def _check_state(self, nodes: Sequence[Node]) -> None:
+        """Refuse a network whose output reads a tensor that forward writes into. A count of calls, or an average of
+        what was seen, that no output reads may be written: the graph leaves it out."""
+        read = sorted({self.written[path] for node in nodes for path in node.params if path in self.written})
+        if not read:
+            return
+        observers = ".activation_post_process." in f".{read[0]}"
+        remedy = "call model.apply(torch.ao.quantization.disable_observer) first" if observers else (
+            "write it only in training (self.training)"
+        )  # fmt: skip
+        raise TraceError(
+            f"{type(self.model).__name__} writes into '{read[0]}' in forward, and its output reads it: a spiking "
+            f"network keeps no state between batches; {remedy}"
         )
 
     def _placeholders(self) -> None:
@@ -199,6 +214,10 @@ class Reader:
             return
         if target == "aten.rrelu.default" and (slope := _rrelu_slope(*args[1:4])) is not None:
             target, args, kwargs = "aten.leaky_relu.default", (args[0], slope), {}
+        if target == RMS_NORM and (len(args) < 4 or args[3] is None):
+            # Left out, it follows from the type, and the graph also runs in others (`wide`).
+            eps = implied_eps(fx.args[0].meta["val"].dtype)
+            args = (*args[:2], args[2] if len(args) > 2 else None, eps)
         if target in RESHAPES:
             target, args, kwargs = (
                 "aten.reshape.default",
@@ -311,6 +330,9 @@ class Reader:
             self.value[fx.name] = self._constant(fx.name, result)
         else:  # several tensors: each is looked up when its getitem comes
             self.value[fx.name] = [self._constant(f"{fx.name}_{i}", item) for i, item in enumerate(result)]
+        state = [self.written[path] for path in node.params if path in self.written]
+        made = self.value[fx.name]
+        self.written.update((param.path, state[0]) for param in leaves(made) if state)
 
     def _constant(self, name: str, tensor: Tensor) -> Param:
         # A module will hold it under this name, which therefore must be no method of modules: `to`, `type` …

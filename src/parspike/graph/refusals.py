@@ -18,6 +18,12 @@ REFUSED: dict[str, str] = {name: reason for reason, names in {
             "fractional_max_pool3d",
 }.items() for name in names.split()}  # fmt: skip
 """Operators that are refused for a reason of their own, by name."""
+MIXED = "it takes all dimensions together, the batch too, and so mixes the samples"
+WHOLE = frozenset(f"aten.{name}.default" for name in ("mean", "max", "min", "prod", "any", "all", "median"))
+"""Operators that make one number of a whole tensor, and have another form for some of its dimensions."""
+
+EXPERTS = "call model.set_experts_implementation('batched_mm')"
+"""What a mixture of experts of transformers needs, whose other forms loop over experts or sort by them."""
 
 
 def judge(target: str, varying: Sequence[int]) -> tuple[Role, str]:
@@ -27,7 +33,7 @@ def judge(target: str, varying: Sequence[int]) -> tuple[Role, str]:
     row = TABLE.get(target)
     if row is None:
         packet = target.split(".")[1] if "." in target else target
-        return Role.UNKNOWN, REFUSED.get(packet, f"no rule for {target}")
+        return Role.UNKNOWN, MIXED if target in WHOLE else REFUSED.get(packet, f"no rule for {target}")
     if not any(varying):
         return Role.SYNAPSE, ""  # the result is a constant, so any operator will do
     if row.product and sum(varying) > 1:
@@ -42,6 +48,10 @@ def remedy(target: str, role: Role) -> str:
     packet = target.split(".")[1] if "." in target else target
     if role is Role.ANALOG:
         return "convert with strict=False to accept it"
+    if "grouped_mm" in target:
+        return f"{EXPERTS} first, which chooses experts by products"
+    if target in WHOLE:
+        return f"name the other dimensions, such as {packet}(dim=1), of x.flatten(1) where there are several"
     if REFUSED.get(packet) == RANDOM:
         return "draw no random numbers in evaluation, or make them an input of the network"
     if packet in REFUSED:

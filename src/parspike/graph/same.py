@@ -21,7 +21,7 @@ from parspike.graph.ops import Role
 from parspike.graph.quiet import outputs, quiet
 from parspike.graph.read import plain
 from parspike.graph.sizes import other_sizes, resized
-from parspike.graph.wide import Wide, wide, wide_dtype, widened
+from parspike.graph.wide import Wide, WithEps, wide, wide_dtype, widened
 
 __all__ = [
     "across_batch_marked",
@@ -65,7 +65,8 @@ def same(
         try:
             twin = copy.deepcopy(model).to(torch.float64)
             given, named = pytree.tree_map(wide, (tuple(args), dict(kwargs)))
-            with Wide():
+            floats = [x.dtype for x in (*args, *kwargs.values(), *model.parameters()) if x.is_floating_point()]
+            with Wide(), WithEps(floats[0] if floats else torch.float32):
                 wanted_wide = tensors_of(plain(outputs(twin, given, named)))
                 return _apart(wanted_wide, tensors_of(widened(graph).run(*given, **named))) < NEAR
         except Exception:  # noqa: BLE001 - a network that cannot be copied, or has a kernel without float64
@@ -104,13 +105,24 @@ def check_rewritten(
     means: of every node of `made` whose value is one of `source`'s, the node of `source`. Each such value is compared
     by itself, made of values that are the source's to the bit: what a rewriting changes is seen where it stands, also
     in a network whose output hardly depends on it, and no rounding grows on its way through later layers.
-    Of four samples two have noise added, so that a tie of the example's values cannot decide.
+    Of four samples two have noise added, so that a tie of the example's values cannot decide. Inputs are small, to save
+    time: a rewriting is right for all sizes or for none. Where the network does not take the size or the values (it
+    makes places in a table of them), the example's size is taken, then noise within the example's range.
     """
     if any(node.role is Role.UNKNOWN for node in source.nodes):
         return
+    example = source.bind(args, kwargs)
     for seed in range(2):
-        given = {name: wide(_with_noise(x, seed)) for name, x in _smaller(source, source.bind(args, kwargs)).items()}
-        differs = _first_difference(source, made, means, given)
+        noisy = {name: _with_noise(x, seed) for name, x in example.items()}
+        within = {name: _within(x, example[name]) for name, x in noisy.items()}
+        smaller = {name: _with_noise(x, seed) for name, x in _smaller(source, example).items()}
+        for given in (smaller, noisy, within):
+            try:
+                differs = _first_difference(source, made, means, {name: wide(x) for name, x in given.items()})
+                break
+            except (RuntimeError, IndexError):
+                if given is within:
+                    raise
         if differs is None:
             return
     node, difference = differs
@@ -177,8 +189,7 @@ def _alone() -> Iterator[None]:
 
 
 def _smaller(graph: Graph, env: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inputs cut to the smallest sizes that the graph is known to take, to save time: a rewriting is right for all
-    sizes or for none."""
+    """Inputs cut to the smallest sizes that meet the graph's limits."""
     own = math.prod(graph.example.values())
     for sizes in itertools.islice(other_sizes(graph), 1):
         if math.prod(sizes.values()) < own:
@@ -194,6 +205,11 @@ def _with_noise(x: Tensor, seed: int) -> Tensor:
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
     spread = x.std() if x.numel() > 1 and bool(x.std() > 0) else 1.0
     return torch.cat([x if seed == 0 else x + 1e-3 * spread * noise.flip(0), x + spread * noise])
+
+
+def _within(x: Tensor, example: Tensor) -> Tensor:
+    """Values moved into the range of an example's."""
+    return x.clamp(*(float(end) for end in example.aminmax())) if example.is_floating_point() else x
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
@@ -238,7 +254,21 @@ def across_batch_marked(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[st
     """
     if any(node.role is Role.UNKNOWN for node in graph.nodes):
         return graph
-    one = {name: unlike(value[:2]) for name, value in graph.bind(args, kwargs).items()}
+    given = {name: value[:2] for name, value in graph.bind(args, kwargs).items()}
+    try:
+        return _across_batch_marked(graph, {name: unlike(value) for name, value in given.items()})
+    except _FailsError as error:
+        try:  # the network may not take other values than the example's
+            return _across_batch_marked(graph, given)
+        except _FailsError:
+            raise TraceError(str(error)) from error.__cause__
+
+
+class _FailsError(Exception):
+    """An operator failed on two samples, or on four."""
+
+
+def _across_batch_marked(graph: Graph, one: dict[str, Tensor]) -> Graph:
     two = {name: value[1:].repeat(2, *[1] * (value.dim() - 1)) for name, value in one.items()}
     both = {name: torch.cat([one[name], two[name]]) for name in one}
     streams = [Stream(env, graph.tensors, graph.sizes(env)) for env in (one, two, both)]
@@ -249,7 +279,7 @@ def across_batch_marked(graph: Graph, args: Sequence[Tensor], kwargs: Mapping[st
             try:
                 walk(Schedule((step,)), streams)
             except (RuntimeError, IndexError, ValueError) as error:
-                raise TraceError(
+                raise _FailsError(
                     f"layer '{node.layer}', {node.target} at {node.source or 'unknown line'} takes no other batch size "
                     "than the example's (a shape written as a number, or a loop over samples): use x.shape[0] or -1 "
                     f"where the batch size stands in the code ({str(error).splitlines()[0]})"

@@ -161,6 +161,8 @@ def _loaded(library: Any, folder: Path, named: dict[str, str], head: Head, path:
             f"{path}: {len(names)} tensors that {type(net).__name__} needs are missing or of another shape, "
             f"{names[0]} first: it was saved for something else, or is not complete"
         )
+    if type(net)._can_set_experts_implementation():
+        net.set_experts_implementation("batched_mm")  # other forms loop over experts, or sort by them
     config = net.config
     if getattr(config, "quantization_config", None) is not None and named:
         del config.quantization_config  # its tensors are floating numbers now

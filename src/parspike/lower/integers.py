@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, Stream, map_tree
 from parspike.graph.ops import REAL, TABLE, call
@@ -56,7 +57,7 @@ FACTORS = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Sc
 
 def integers(
     snn: SNN,
-    images: Tensor | Iterable[Tensor] | Mapping[str, Tensor],
+    images: Any,
     *,
     weights: int = 8,
     inputs: int = 8,
@@ -64,7 +65,7 @@ def integers(
 ) -> SNN:
     """The same network in whole numbers.
 
-    images: a batch (B, …) as the network takes it, several batches, or for several inputs a mapping by their names;
+    images: a batch (B, …) as the network takes it, or several, each a tensor, a tuple or a mapping as for `convert`;
     the largest magnitude of every channel of the inputs is read from them, and synapses are fitted on them. weights:
     bits of a weight, 2 … 16, one sign among them: at 4 bits −7 … 7. inputs: bits of an input. refit: whether synapses
     are fitted to what they read once the layers before them are rounded, and weights make good for each other's
@@ -650,11 +651,15 @@ def _neuron(neuron: SpikingLayer, grid: Tensor, most: float, T: int) -> tuple[Sp
         inside = T * (most + float(whole.abs().max())) + float(theta.max() + made.v_init.abs().max())
         return made, 1.0, 1.0, inside
     if isinstance(neuron, Staircase):
-        thresholds = (neuron.thresholds.double() / grid - 1e-9).ceil()
+        own = neuron.thresholds.double()  # (S,), or (S, …) where neurons differ; grid: (…) of one sample
+        own = own.reshape(len(own), *[1] * (grid.dim() - own.dim() + 1), *own.shape[1:])
+        thresholds = (own / grid - 1e-9).ceil()
         outputs = torch.arange(neuron.levels + 1).double().reshape(-1, *[1] * (thresholds.dim() - 1))
         made = Staircase(neuron.T, thresholds, outputs.expand(-1, *thresholds.shape[1:]), code=neuron.code)
         if not torch.equal(made.thresholds, thresholds):
-            raise _Refused("its thresholds are too far apart for a table of whole numbers")
+            raise _Refused(
+                "its thresholds are too far apart for a table of whole numbers: give fewer bits (weights=4, inputs=4)"
+            )
         return made, 1 / neuron.levels, neuron.levels, most + float(thresholds.abs().max())
     raise _Refused(f"neurons of the kind '{neuron.kind}' have no form in whole numbers")
 
@@ -677,12 +682,10 @@ def _squeezed(grid: Tensor) -> Tensor:
     return grid.clone()
 
 
-def _batches(graph: Graph, images: Tensor | Iterable[Tensor] | Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+def _batches(graph: Graph, images: Any) -> list[dict[str, Tensor]]:
     """Inputs by name, batch by batch."""
-    batches: list[Any] = [images] if isinstance(images, (Tensor, Mapping)) else list(images)
-    found = [dict(batch) if isinstance(batch, Mapping) else {graph.inputs[0].name: batch} for batch in batches]
-    for number, env in enumerate(found):
-        graph.check(env, f"images, batch {number}")
+    batches = [images] if isinstance(images, (Tensor, Mapping)) else list(readable_again(images, name="images"))
+    found = [inputs_of(batch, f"images, batch {number}", graph) for number, batch in enumerate(batches)]
     if not found:
         raise OptionError("images holds no batch: give some that the network was calibrated with")
     return found

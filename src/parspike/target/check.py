@@ -11,6 +11,7 @@ from typing import Any
 from parspike.errors import InputError, OptionError, meant
 from parspike.graph import Node, Role, Size
 from parspike.graph.encode import input_encoders
+from parspike.graph.ir import BATCH
 from parspike.graph.ops import ENCODE, TABLE
 from parspike.graph.roles import reached_by
 from parspike.graph.signature import Conv, Linear, Pool, arguments
@@ -270,12 +271,12 @@ class _Check:
         return found
 
     def _size(self, name: str) -> tuple[Any, ...]:
-        """The shape of one sample of a value, for inputs of the example's size."""
-        node = self.graph.by_name.get(name)
-        if node is not None:
-            return self.graph.shape_of(node)[1:]
-        (found,) = (i for i in self.graph.inputs if i.name == name)
-        return tuple(d.at(self.graph.example) if isinstance(d, Size) else d for d in found.shape[1:])
+        """The shape of one sample of a value, for inputs of the example's size. The batch may stand in any dimension,
+        or share one with others (the heads of an attention), which stay."""
+        found = self.graph.by_name.get(name) or next(i for i in self.graph.inputs if i.name == name)
+        one = {**self.graph.example, BATCH: 1}
+        shape = [(d(one), BATCH in d.symbols) if isinstance(d, Size) else (d, False) for d in found.shape]
+        return tuple(size for size, batch in shape if not (batch and size == 1))
 
     def _layer(self, node: Node) -> _Layer | None:
         found = arguments(node) if _weighted(node) else None
@@ -302,7 +303,8 @@ class _Check:
         outer, inner = weight.shape[::-1] if found.transposed else weight.shape
         # Behind a flattened map the layer is a convolution with a kernel of the map's size.
         shape = self._unflattened(read)
-        channels, kernel = (shape[0], tuple(shape[1:])) if len(shape) == 3 else (inner, (1, 1))
+        flattened = len(shape) == 3 and math.prod(shape) == inner
+        channels, kernel = (shape[0], tuple(shape[1:])) if flattened else (inner, (1, 1))
         return _Layer(node, "linear", inner, (channels, outer), weight.numel(), kernel, out_size=(1, 1))
 
     def _unflattened(self, name: str) -> tuple[Any, ...]:
