@@ -135,11 +135,11 @@ def test_what_it_cannot_hold_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="ONNX files"):
         parspike.export(snn, tmp_path / "net.nir", example=x, weights=8)
     small, x = network(Quantised, T=3)
-    chip = parspike.lower.integers(small, x)
+    chip = integers(small, x)
     with pytest.raises(OptionError, match="whole numbers already: leave weights=8 out"):
         parspike.export(chip, tmp_path / "net.onnx", example=x, weights=8)
     with pytest.raises(OptionError, match="in whole numbers already"):
-        parspike.lower.integers(chip, x)
+        integers(chip, x)
     (tmp_path / "net.onnx").write_text("mine")
     with pytest.raises(FileError, match="exists"):
         parspike.export(snn, tmp_path / "net.onnx", example=x)
