@@ -26,6 +26,9 @@ def save_checkpoint(fabric: Any, path: Path, everything: dict[str, Any]) -> None
         if fabric.is_global_zero:
             move_whole(temporary, path)
     except (OSError, RuntimeError) as error:
+        if fabric.is_global_zero:  # the others end before the first one has moved it
+            with suppress(OSError):  # half a checkpoint would fill the disk further
+                temporary.unlink()
         if isinstance(error, RuntimeError) and "write" not in str(error).lower():
             raise
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -34,9 +37,6 @@ def save_checkpoint(fabric: Any, path: Path, everything: dict[str, Any]) -> None
             f"{path}: the checkpoint of step {everything['step']} cannot be written ({why}){stays(path)}. "
             "Free some space and resume"
         ) from error
-    finally:
-        with suppress(OSError):  # half a checkpoint would fill the disk further
-            temporary.unlink()
     fabric.barrier()
 
 
