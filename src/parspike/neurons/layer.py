@@ -202,9 +202,21 @@ class Neuron(SpikingLayer):
         return counts_of(trains.words, self.code, trains.sent()).to(next(self.parameters()).dtype)
 
     def emit(self, z: Tensor) -> tuple[Tensor, PackedTrains]:
-        """All T steps for a mean input current z (B, …): the mean output current, as of `forward`, and the trains."""
+        """All T steps for a mean input current z (B, …): the mean of the output current, as `forward`, and trains."""
+        if (made := self._at_once(z, trains=True)) and made[1]:
+            return made[0], made[1]
         count = self.count(z)
         return self.value(count), self.pack(count)
+
+    def _at_once(self, z: Tensor, trains: bool) -> tuple[Tensor, PackedTrains | None] | None:
+        """The output and the trains out of one kernel of a GPU; None where plain torch is to compute them."""
+        if not z.is_cuda or torch.compiler.is_compiling() or type(z) is not Tensor:
+            return None
+        return self._kernel(z, trains)
+
+    def _kernel(self, z: Tensor, trains: bool) -> tuple[Tensor, PackedTrains | None] | None:
+        """`_at_once` for z on a GPU, of a kind of neurons that has a kernel."""
+        return None
 
     def current(self, count: Tensor, start: int = 0, stop: int | None = None, window: int | None = None) -> Tensor:
         """Output current of steps start … stop − 1: (stop − start, B, …).
@@ -310,7 +322,7 @@ class ParallelNeuron(Neuron):
         return mean + self.offset if self.offsets else mean
 
     def forward(self, z: Tensor) -> Tensor:
-        if z.is_cuda and (made := self._fused(z, trains=False)):
+        if made := self._at_once(z, trains=False):
             return made[0]
         # In place, since only this function holds the counts, and memory traffic is the cost of a neuron.
         if not runs_here(z) or z.dtype != self.v_threshold.dtype:
@@ -319,14 +331,7 @@ class ParallelNeuron(Neuron):
         offset = self.offset if self.offsets else None
         return even_values(z, self.v_threshold, self._shift(), self.v_post, offset, self.levels)
 
-    def emit(self, z: Tensor) -> tuple[Tensor, PackedTrains]:
-        made = self._fused(z, trains=True)
-        return (made[0], made[1]) if made and made[1] else super().emit(z)
-
-    def _fused(self, z: Tensor, trains: bool) -> tuple[Tensor, PackedTrains | None] | None:
-        """The output and the trains out of one kernel, where there is one."""
-        if torch.compiler.is_compiling() or type(z) is not Tensor:
-            return None
+    def _kernel(self, z: Tensor, trains: bool) -> tuple[Tensor, PackedTrains | None] | None:
         offset = self.offset if self.offsets else None
         return fused.even(z, *self._line(), offset, levels=self.levels, T=self.T, code=self.code, trains=trains)
 

@@ -52,7 +52,7 @@ class SignedNeuron(Neuron):
         return count * (self.v_post / self.levels) + self.offset
 
     def forward(self, z: Tensor) -> Tensor:
-        if z.is_cuda and (made := self._fused(z, trains=False)):
+        if made := self._at_once(z, trains=False):
             return made[0]
         if not runs_here(z) or z.dtype != self.v_threshold.dtype:
             return self.value(self.count(z))
@@ -75,13 +75,7 @@ class SignedNeuron(Neuron):
     def pack(self, count: Tensor) -> PackedTrains:
         return PackedTrains(super().pack(count.abs()).words, self.T, count < 0)
 
-    def emit(self, z: Tensor) -> tuple[Tensor, PackedTrains]:
-        made = self._fused(z, trains=True)
-        return (made[0], made[1]) if made and made[1] else super().emit(z)
-
-    def _fused(self, z: Tensor, trains: bool) -> tuple[Tensor, PackedTrains | None] | None:
-        if torch.compiler.is_compiling() or type(z) is not Tensor:
-            return None
+    def _kernel(self, z: Tensor, trains: bool) -> tuple[Tensor, PackedTrains | None] | None:
         line = *line_of(self.v_threshold, self.levels, self.shift - self.offset), self.v_post.detach() / self.levels
         return fused.even(
             z, *line, self.offset, levels=self.levels, T=self.T, code=self.code, lowest=self.lowest, trains=trains

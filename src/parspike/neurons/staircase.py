@@ -148,14 +148,17 @@ class Staircase(Neuron):
         return torch.where(count.isnan(), count, table.index_select(0, place.flatten()).view(count.shape))
 
     def forward(self, z: Tensor) -> Tensor:
-        if z.is_cuda and (made := fused.stairs(z, *self._made_of, T=self.T, code=self.code, trains=False)):
+        if made := self._at_once(z, trains=False):
             return made[0]
         return self._look_up("values", z)
 
     def emit(self, z: Tensor) -> tuple[Tensor, PackedTrains]:
-        # Of what the tables were made of, also where it was changed since.
-        made = fused.stairs(z, *self._made_of, T=self.T, code=self.code)
+        made = self._at_once(z, trains=True)
         return (made[0], made[1]) if made and made[1] else (self(z), self.pack(self.count(z)))
+
+    def _kernel(self, z: Tensor, trains: bool) -> tuple[Tensor, PackedTrains | None] | None:
+        # Of what the tables were made of, also where it was changed since.
+        return fused.stairs(z, *self._made_of, T=self.T, code=self.code, trains=trains)
 
     def soft(self, z: Tensor) -> Tensor:
         """The same outputs, with a gradient for `outputs` and none for z; thresholds as of the last table."""
