@@ -420,6 +420,7 @@ FORGED: dict[str, tuple[Edit, str]] = {
     "missing tensor": (lambda _, tensors: tensors.pop(WEIGHT), "not in the file"),
     "extra synapse": (set_tensor("synapses.more", np.zeros(3)), "no node reads the tensor 'more'"),
     "extra neuron tensor": (set_tensor("neurons.relu.more", np.zeros(1)), "tensors of another kind"),
+    "bias of one value": (set_tensor("synapses.stem.0.bias", np.zeros(1, np.float32)), "expected bias to be 1-dim"),
     "extra tensor": (set_tensor("more", np.zeros(3)), "belongs to nothing"),
     # names
     "duplicate node": (set_node("conv2d", name="x"), "given twice"),

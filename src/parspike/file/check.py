@@ -109,7 +109,7 @@ def check_role(node: Node, varying: set[str], reached: set[str]) -> None:
         raise FileError(f"node '{node.name}' ({node.target}) has the role {node.role}, the table says {said}")
 
 
-def _check_tensors(node: Node, stream: Stream) -> None:
+def _check_types(node: Node, stream: Stream) -> None:
     if node.target not in ONE_TYPE and not TABLE[node.target].weighted:
         return
     read = [leaf for leaf in leaves(stream.arguments(node)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
@@ -119,17 +119,6 @@ def _check_tensors(node: Node, stream: Stream) -> None:
         types.pop(torch.float32, None)  # half precision may be scaled by float32
     if len(types) > 1:
         raise TypeError(f"it takes {' and '.join(str(dtype) for dtype in types)}, which have to be one type")
-
-
-def _check_bias(node: Node, stream: Stream) -> None:
-    """torch compares the bias of a convolution with its outputs only where tensors have data."""
-    read = (
-        [leaf for leaf in leaves(stream.arguments(node)) if isinstance(leaf, Tensor)] if "conv" in node.target else []
-    )
-    if len(read) > 2 and tuple(read[2].shape) != tuple(node.shape[1:2]):
-        raise FileError(
-            f"node '{node.name}' has a bias of the shape {tuple(read[2].shape)}, expected one value an output"
-        )
 
 
 def _places(node: Node, stream: Stream) -> list[tuple[Tensor, int, int]]:
@@ -169,7 +158,7 @@ def check_run(snn: SNN) -> None:
         stream = Stream(env, snn.tensors(), sizes)
         for node in graph.nodes:
             try:
-                _check_tensors(node, stream)
+                _check_types(node, stream)
                 walk(Schedule(((node, ()),)), [stream], dict.fromkeys(neurons, fire))
                 first = next(leaf for leaf in leaves(env[node.name]) if isinstance(leaf, Tensor))
                 for at, least, most in _places(node, stream):
@@ -183,7 +172,6 @@ def check_run(snn: SNN) -> None:
             if tuple(first.shape) != size(node.shape):
                 wrong = f"gives {tuple(first.shape)}, the file says {str(size(node.shape))[:80]}"
                 raise FileError(f"node '{node.name}' {wrong}")
-            _check_bias(node, stream)
         for name in graph.outputs:
             if env[name].dim() == 0 or env[name].shape[0] != 2:
                 raise FileError(f"the output '{name}' has no batch dimension")
