@@ -15,7 +15,7 @@ from parspike.calibrate.channels import spread
 from parspike.calibrate.recipe import Draft
 from parspike.calibrate.refit import Refit, _Solver, branches
 from parspike.calibrate.staircase import free_steps
-from parspike.calibrate.thresholds import COARSE, choose
+from parspike.calibrate.thresholds import COARSE, Above, choose
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Clip, Stream
 from parspike.neurons import Staircase
@@ -89,6 +89,7 @@ def test_the_error_is_that_of_the_next_layers_currents(weigh):
     z = torch.randn(2, 300).double() * 0.7 + 0.4
     a = (z + 0.2 * torch.randn(2, 300)).relu()
     best = choose(a, z, levels, weigh=weigh)
+    above = Above(a, 300)
 
     def brute(channel, theta, delta):
         w = behind.weight[:, channel]
@@ -98,7 +99,8 @@ def test_the_error_is_that_of_the_next_layers_currents(weigh):
         columns = torch.cat([torch.outer(w, k).flatten()[:, None], constants], 1)
         solution = torch.linalg.lstsq(columns if weigh == "next" else columns[:, :1], wanted.flatten()[:, None])
         rest = wanted.flatten()[:, None] - (columns if weigh == "next" else columns[:, :1]) @ solution.solution
-        return rest.square().sum() / 300, solution.solution[0, 0] * levels
+        post = solution.solution[0, 0] * levels
+        return rest.square().sum() / 300 + w.square().sum() * above.loss(post)[channel, 0], post
 
     for channel in range(2):
         error, post = brute(channel, best.theta[channel], best.delta[channel])
@@ -109,6 +111,38 @@ def test_the_error_is_that_of_the_next_layers_currents(weigh):
             assert brute(channel, a[channel].max() * fraction, 0.0)[0] >= error * (1 - 1e-9)
     other = choose(a, z, levels, weigh="own" if weigh == "next" else "next")
     assert not torch.equal(best.theta, other.theta)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seen", [200, 4096])
+@pytest.mark.parametrize("draw", [lambda r: r.exponential_(), lambda r: r.normal_().relu(), lambda r: r.uniform_()])
+@pytest.mark.parametrize("levels", [15, 63, 255, 4095])
+def test_a_threshold_leaves_room_for_values_that_were_not_sampled(levels, draw, seen):
+    """It would catch a threshold that ends at the largest sample: 100 times the least error for an exponential."""
+    torch.manual_seed(0)
+    a, other = draw(torch.empty(16, seen).double()), draw(torch.empty(100_000).double())
+
+    def error(theta, delta, post):
+        k = ((other + delta) * levels / theta + 0.5).floor().clamp(0, levels)
+        return float((other - post * k / levels).square().mean())
+
+    least = min(error(theta, 0.0, theta) for theta in (other.max() * torch.logspace(-1, 0.2, 60).double()))
+    best = choose(a, a, levels)
+    errors = [error(*map(float, row)) for row in zip(best.theta, best.delta, best.post, strict=True)]
+    assert sum(errors) / 16 < 5 * least  # four times is twice as wide a range as the best
+
+
+@torch.no_grad()
+def test_what_is_expected_above_the_largest_sample():
+    """Against exponential values, drawn with the rates that eight excesses of 22 in sum leave possible."""
+    a = torch.tensor([[0.0] * 60 + [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5]]).double()
+    above = Above(a, 68)
+    rates = torch.distributions.Gamma(torch.tensor(8.0).double(), torch.tensor(22.0).double())
+    torch.manual_seed(0)
+    drawn = 4.5 + torch.empty(400_000).double().exponential_() / rates.sample((400_000,))
+    for end in (2.0, 4.5, 7.0):
+        wanted = (drawn - end).clamp(min=0).square().mean() / 69
+        torch.testing.assert_close(above.loss(torch.tensor([[end]]).double())[0, 0], wanted, rtol=0.05, atol=0)
 
 
 @torch.no_grad()

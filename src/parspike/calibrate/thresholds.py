@@ -75,6 +75,10 @@ FINE = (0.86, 0.93, 1.0, 1.07, 1.15)
 """θ as multiples of the best coarse one."""
 SHIFTS = (-0.3, -0.15, 0.0, 0.15, 0.3)
 """δ as fractions of one level."""
+WIDE = (1.6, 2.0, 2.5)
+"""Fractions that are tried too where there are more than NARROW levels: there the last one may lie above all that was
+seen at little cost."""
+NARROW = 16
 MOST = 1024
 """Levels that are told apart when a threshold is chosen: with more, a count is all but a real number."""
 
@@ -99,6 +103,40 @@ class Choice(Offer):
 
     theta: Tensor
     delta: Tensor
+
+
+class Above:
+    """What a channel loses to values above the largest of its samples, which inputs that were not sampled may have.
+
+    For example, 400 images give a largest value of 6; among 100,000 others some give 8, and all above the threshold
+    is clipped. One more value is the largest of n + 1 with probability 1/(n + 1), whatever their distribution. Its
+    excess E is taken to be exponential, as the tails of most distributions nearly are (Pickands 1975). Its rate is
+    known from the m = √n largest samples only, by what they exceed the next one, in sum S: so a value has an excess
+    above t with probability (1 + t/S)^−m (the exponential averaged over the rates that those samples leave possible).
+    The mean square of what is clipped above an end e = largest + t is 2 S²/((m − 1)(m − 2)) · (1 + t/S)^(2 − m) / (n + 1)
+    then, and for an end below the largest E[(largest + E − e)²] / (n + 1).
+
+    Without it a threshold never lies above the largest sample, and the error on other inputs stops falling where what
+    is clipped is more than what is rounded: at some 8 steps of the weighted code.
+
+    a: the samples (C, n), or the largest of them, at least 64. number: n.
+    """
+
+    def __init__(self, a: Tensor, number: int) -> None:
+        top = a.topk(min(a.shape[1], max(FEWEST, round(number**0.5)) + 1), 1).values.double()
+        self.largest, self.share, self.m = top[:, :1], 1 / (number + 1), max(FEWEST, top.shape[1] - 1)
+        self.sum = (top - top[:, -1:]).sum(1, keepdim=True).clamp(min=1e-30)
+
+    def loss(self, end: Tensor) -> Tensor:
+        """The mean square of what is clipped above the ends (C, tried)."""
+        mean = self.sum / (self.m - 1)
+        square, beyond = 2 * mean * self.sum / (self.m - 2), end - self.largest
+        seen = beyond.clamp(max=0)
+        return self.share * (square * (1 + beyond.clamp(min=0) / self.sum) ** (2 - self.m) + seen * (seen - 2 * mean))
+
+
+FEWEST = 8
+"""Samples that the excess of a channel is estimated from, at least."""
 
 
 class Wanted:
@@ -141,7 +179,7 @@ def _chosen(a: Tensor, z: Tensor, top: Tensor, levels: int, shift: bool, layer: 
     counts = _Counts(a, z, levels, weigh)
     start = top.max().expand_as(top) if layer else top
     best = Choice(top.clone(), torch.full_like(top, float("inf")), start, torch.zeros_like(top))
-    counts.attempt(best, start, COARSE, (0.0,), layer=layer)
+    counts.attempt(best, start, COARSE + (WIDE if levels > NARROW else ()), (0.0,), layer=layer)
     counts.attempt(best, best.theta, FINE, SHIFTS if shift else (0.0,), layer=layer)
     return best
 
@@ -156,6 +194,7 @@ class _Counts:
     def __init__(self, a: Tensor, z: Tensor, levels: int, weigh: Weigh) -> None:
         self.wanted, self.weigh = Wanted(a, levels, weigh), weigh
         self.z, order = z.sort(1)
+        self.above = Above(a, a.shape[1])
         sums = self.wanted.a.gather(1, order).double().cumsum(1)
         self.behind = sums[:, -1:] - F.pad(sums, (1, 0))
         self.levels, self.seen = levels, min(levels, MOST)
@@ -179,7 +218,7 @@ class _Counts:
         scale = self.levels / seen
         power = self.wanted.power.double()[:, None]
         post, error = self.wanted.solved(ak * scale, kk * scale**2, power, thetas.double())
-        error = error.nan_to_num(torch.inf)
+        error = error.nan_to_num(torch.inf) + self.above.loss(post)
         which = error.sum(0).argmin().expand(len(error)) if layer else error.argmin(1)
         found = (v.gather(1, which[:, None])[:, 0].to(theta.dtype) for v in (post, error, thetas, deltas))
         best.offer(Choice(*found), together=layer)
@@ -200,7 +239,7 @@ def fit_neuron(neuron: ParallelNeuron, samples: Samples, **options: Any) -> None
 
 SKIPPED = (0.0, 0.0001, 0.0003, 0.001, 0.004, 0.015, 0.05)
 """Shares of the values beyond either end of an encoder's range, to start from."""
-SCALED = (0.6, 0.75, 0.87, 1.15)
+SCALED = (0.6, 0.75, 0.87, 1.15, 1.4)
 """Widths that are tried too, as multiples of that of the best of these ranges."""
 MOVED = 4
 """Times that the best of all is moved."""
@@ -278,13 +317,18 @@ def _even_range(z: Tensor, levels: int, *, zero: bool = False) -> tuple[Tensor, 
         counts = torch.cat([torch.ones_like(lows), between * each, torch.ones_like(highs)], 1)
         counts /= counts.sum(1, keepdim=True)
     mean, k, wrong = (values * counts).sum(1), torch.empty_like(values), torch.empty_like(values)
+    above, below = Above(highs, number), None if zero else Above(-lows, number)
 
     def error(low: Tensor, step: Tensor) -> Tensor:
         """The mean squared error of a range, (C,), its counts left in k."""
         torch.sub(values, low[:, None], out=k).div_(torch.where(step > 0, step, 1.0)[:, None])
         k.round_().clamp_(0, levels)
         torch.addcmul(values, k, step[:, None], value=-1, out=wrong)
-        return wrong.sub_(low[:, None]).square_().mul_(counts).sum(1)
+        seen = wrong.sub_(low[:, None]).square_().mul_(counts).sum(1)
+        unseen = above.loss((low + levels * step)[:, None])
+        if below is not None:
+            unseen = unseen + below.loss(-low[:, None])
+        return seen + unseen[:, 0].to(seen)
 
     lowest, width, least = z[:, 0] * (not zero), z[:, 0] * 0, z.new_full((len(z),), torch.inf)
 
