@@ -53,9 +53,19 @@ def least(z: Tensor, levels: int) -> Tensor:
 @pytest.mark.parametrize("T", [3, 6])
 @pytest.mark.parametrize("number", [1500, 16384])
 def test_a_range_is_that_of_least_error_over_all_samples(T: int, number: int) -> None:
+    """At T = 6 from few samples the best range on others is wider, as the next test says."""
     z = tailed(number, 4)
     error = (fitted(z, T)(z) - z).square().mean(0)
-    assert float((error / least(z, 2 * (2**T - 1))).log().mean().exp()) < 1.1
+    most = 1.1 if T == 3 or number > 1500 else 1.4
+    assert float((error / least(z, 2 * (2**T - 1))).log().mean().exp()) < most
+
+
+def test_a_range_leaves_room_for_values_that_were_not_sampled() -> None:
+    """It would catch a range that ends at the extremes of 400 samples: the error on others was 40 times the least."""
+    torch.manual_seed(0)
+    z, other = torch.randn(400, 8), torch.randn(50_000, 8)
+    error = (fitted(z, 8)(other) - other).square().mean(0)
+    assert float(error.mean() / least(other, 2 * (2**8 - 1)).mean()) < 6
 
 
 def test_few_values_among_equal_ones() -> None:

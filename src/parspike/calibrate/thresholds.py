@@ -239,7 +239,7 @@ def fit_neuron(neuron: ParallelNeuron, samples: Samples, **options: Any) -> None
 
 SKIPPED = (0.0, 0.0001, 0.0003, 0.001, 0.004, 0.015, 0.05)
 """Shares of the values beyond either end of an encoder's range, to start from."""
-SCALED = (0.6, 0.75, 0.87, 1.15, 1.4)
+SCALED = (0.6, 0.75, 0.87, 1.15, 1.4, 2.0)
 """Widths that are tried too, as multiples of that of the best of these ranges."""
 MOVED = 4
 """Times that the best of all is moved."""
