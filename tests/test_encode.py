@@ -493,8 +493,8 @@ def test_an_encoder_has_a_range_of_its_own_for_every_channel(signed: bool, wante
     torch.manual_seed(0)
     z = torch.randn(4000, 5) * torch.tensor([1e-3, 1.0, 1.0, 50.0, 1e6]) + torch.tensor([0.0, 3.0, -7.0, 0.0, 1e5])
     error = (fitted(z, 4, signed=signed)(z) - z).square().mean(0) / z.var(0)
-    # What 16 and 32 even levels of a Gaussian lose at best (Max 1960, table I); a pair of neurons has 31, and leaves room
-    # above the largest of the 4,000 values.
+    # What 16 and 32 even levels of a Gaussian lose at best (Max 1960, table I); a pair of neurons has 31, and leaves
+    # room above the largest of the 4,000 values.
     assert bool(((error > 0.9 * wanted) & (error < 1.5 * wanted)).all())
 
 

@@ -113,8 +113,9 @@ class Above:
     excess E is taken to be exponential, as the tails of most distributions nearly are (Pickands 1975). Its rate is
     known from the m = √n largest samples only, by what they exceed the next one, in sum S: so a value has an excess
     above t with probability (1 + t/S)^−m (the exponential averaged over the rates that those samples leave possible).
-    The mean square of what is clipped above an end e = largest + t is 2 S²/((m − 1)(m − 2)) · (1 + t/S)^(2 − m) / (n + 1)
-    then, and for an end below the largest E[(largest + E − e)²] / (n + 1).
+    The mean square of what is clipped above an end e = largest + t is then
+    2 S²/((m − 1)(m − 2)) · (1 + t/S)^(2 − m) / (n + 1); for an end below the largest it is
+    E[(largest + E − e)²] / (n + 1).
 
     Without it a threshold never lies above the largest sample, and the error on other inputs stops falling where what
     is clipped is more than what is rounded: at some 8 steps of the weighted code.
