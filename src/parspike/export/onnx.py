@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from parspike.errors import UnsupportedError
+from parspike.export.onnx_layers import LAYERS
 from parspike.export.onnx_layout import LAYOUT
 from parspike.export.onnx_model import Model, Rule, Written, onnx_package
 from parspike.export.onnx_values import VALUES
@@ -27,7 +28,7 @@ from parspike.snn import SNN
 __all__ = ["RULES", "Written", "load", "session", "write"]
 
 EXACT = 1 << 24
-RULES: Mapping[str, Rule] = LAYOUT | VALUES
+RULES: Mapping[str, Rule] = LAYERS | LAYOUT | VALUES
 """By the operators of the graph."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from parspike.export.onnx_model import Model, Refused, Rule, Value, arguments_of, kind_of
+from parspike.export.onnx_model import Model, Refused, Rule, Value, arguments_of, kind_of, table_of
 from parspike.graph import Node, Param, Ref, Size
 from parspike.graph.signature import named
 
@@ -102,7 +103,7 @@ def _pieces(model: Model, node: Node) -> Value:
         each = int(given["split_size"]) if "split_size" in given else max(1, -(-size // given["chunks"]))
         lengths = [min(each, size - start) for start in range(0, size, each)]
     ends = np.cumsum([0, *lengths]).tolist()
-    return tuple(model.cut(name, dim, start, end) for start, end in zip(ends, ends[1:], strict=False))
+    return tuple(model.cut(name, dim, start, end) for start, end in itertools.pairwise(ends))
 
 
 def _getitem(model: Model, node: Node) -> Value:
@@ -435,15 +436,17 @@ def _embedding_bag(model: Model, node: Node) -> Value:
     if mode == 2:
         raise Refused("it takes the largest value of a bag")
     places, starts = (model.cast(model.value(leaf), "int") for leaf in (indices, offsets))
-    if last:
-        starts = model.cut(starts, 0, 0, -1)
     one = model.constant(1)
     at = model.op("Range", model.constant(0), model.op("Squeeze", model.op("Shape", places), model.constant([0])), one)
     model.kinds[at] = "int"
     rows = model.op("Unsqueeze", starts, model.constant([1]))
     # A place belongs to the last bag that begins at or before it.
     begun = model.cast(model.op("LessOrEqual", rows, at), "float")
-    later = model.op("Pad", model.cut(begun, 0, 1, LAST), model.constant([0, 0, 1, 0]), model.constant(0.0))
+    later = model.cut(begun, 0, 1, LAST)
+    if last:  # the last offset is where the last bag ends
+        begun = model.cut(begun, 0, 0, -1)
+    else:
+        later = model.op("Pad", later, model.constant([0, 0, 1, 0]), model.constant(0.0))
     belongs = model.op("Sub", begun, later)
     if padding >= 0:
         kept = model.op("Not", model.op("Equal", places, model.constant(int(padding))))
@@ -485,8 +488,8 @@ def _arange(model: Model, node: Node) -> Value:
 
 
 def _rules() -> dict[str, Rule]:
-    table: dict[str, Rule] = {"getitem": _getitem}
-    for names, rule in (
+    return table_of(
+        ("getitem", _getitem),
         ("reshape.default squeeze.dim squeeze.dims squeeze.default unsqueeze.default", _reshape),
         ("permute.default transpose.int t.default swapaxes.default movedim.int movedim.intlist", _permute),
         ("expand.default expand_as.default broadcast_to.default", _expand), ("copy.default", _copy),
@@ -508,9 +511,7 @@ def _rules() -> dict[str, Rule]:
         ("_embedding_bag.default _embedding_bag_forward_only.default", _embedding_bag),
         ("zeros.default", _filled(0.0)), ("ones.default", _filled(1.0)), ("full.default", _filled(None)),
         ("arange.default arange.start arange.start_step", _arange),
-    ):  # fmt: skip
-        table |= {f"aten.{name}": rule for name in names.split()}
-    return table
+    )  # fmt: skip
 
 
 LAYOUT = _rules()

@@ -9,6 +9,7 @@ dimension of two.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from parspike.errors import MissingExtraError, UnsupportedError
-from parspike.graph import Graph, Node, Param, Ref, Size, leaves
+from parspike.graph import Graph, Node, Param, Ref, Size
 from parspike.graph.signature import named
 from parspike.neurons import Neuron, ParallelNeuron, Staircase, WholeNeuron
 from parspike.version import __version__
@@ -40,8 +41,12 @@ INPUTS = {
     torch.float32: 1, torch.float64: 11, torch.float16: 10, torch.int64: 7, torch.int32: 6, torch.int16: 5,
     torch.int8: 3, torch.uint8: 2, torch.bool: 9, torch.bfloat16: 16,
 }  # fmt: skip
-ASK = frozenset("Less LessOrEqual Greater GreaterOrEqual Equal And Or Xor Not IsNaN IsInf".split())
-COUNT = frozenset(("ArgMax", "ArgMin", "Shape"))
+TRUTHS = (
+    "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "And", "Or", "Xor", "Not", "IsNaN", "IsInf",
+)  # fmt: skip
+"""Operators of ONNX whose result is a truth value."""
+WHOLE = ("ArgMax", "ArgMin", "Shape")
+"""Those whose result is a whole number, whatever they read."""
 
 Value = str | tuple[str | None, ...]
 """The name of a value in the file, or of each result of an operator that has several; None: one without a form."""
@@ -123,11 +128,12 @@ class Model:
         self.nodes.append(
             self.onnx.helper.make_node(kind, list(inputs), names, name=f"{kind}_{self.number}", **attributes)
         )
+        like = inputs[{"Where": 1, "OneHot": 2}.get(kind, 0)]
         made: Kind = (
-            "bool" if kind in ASK
-            else "int" if kind in COUNT
+            "bool" if kind in TRUTHS
+            else "int" if kind in WHOLE
             else KINDS[[9, 7, 1].index(attributes["to"])] if kind == "Cast"
-            else self.kinds.get(inputs[1 if kind == "Where" else 2 if kind == "OneHot" else 0] if inputs else "", "float")
+            else self.kinds[like]
         )  # fmt: skip
         self.kinds |= dict.fromkeys(names, made)
         if kind in ("TopK", "MaxPool"):
@@ -287,6 +293,13 @@ class Model:
     def times(self, name: str, factor: float) -> str:
         return name if factor == 1 else self.op("Mul", name, self.constant(float(factor)))
 
+    def plus(self, name: str, number: float) -> str:
+        return self.op("Add", name, self.constant(float(number)))
+
+    def clip(self, name: str, low: float, high: float) -> str:
+        """min(max(x, low), high); an end may be infinite."""
+        return self.op("Clip", name, *("" if math.isinf(end) else self.constant(float(end)) for end in (low, high)))
+
     def per(self, leaf: Any, axis: int, rank: int) -> str:
         """A vector of the network as one value for each place along a dimension."""
         return self.reshaped(self.real(leaf), [1] * axis + [-1] + [1] * (rank - axis - 1))
@@ -344,7 +357,7 @@ class Model:
             scale = levels / theta
             moved = self.op("Mul", z, self.constant(scale.cpu()))
             moved = self.op("Add", moved, self.constant((neuron._shift().detach() * scale + 0.5).cpu()))
-            self.clipped(self.op("Floor", moved), levels, count)
+            self.counted(self.op("Floor", moved), levels, count)
             value = self.op("Mul", count, self.constant((neuron.v_post.detach() / levels).cpu()))
             if neuron.offsets:
                 value = self.op("Add", value, self.constant(torch.as_tensor(neuron.offset).float().cpu()))
@@ -352,7 +365,7 @@ class Model:
             above = self.op("Sub", z, self.constant(neuron.first.detach().float().cpu()))
             steps = self.op("Div", above, self.constant(neuron.step.detach().float().cpu()))
             steps = self.op("Add", self.op("Floor", steps), self.constant(1.0))
-            self.clipped(steps, neuron.levels, count)
+            self.counted(steps, neuron.levels, count)
             if neuron.levels > 65535:
                 value = self.op("Identity", count)
             else:
@@ -380,7 +393,7 @@ class Model:
         self.counts[node.name] = count
         return value
 
-    def clipped(self, value: str, most: float, out: str) -> None:
+    def counted(self, value: str, most: float, out: str) -> None:
         self.op("Clip", value, self.constant(0.0), self.constant(float(most)), out=out)
 
     def finished(self) -> Written:
@@ -432,12 +445,13 @@ def arguments_of(node: Node, names: str) -> Iterator[Any]:
     return (given[name] for name in names.split())
 
 
+def table_of(*rows: tuple[str, Rule]) -> dict[str, Rule]:
+    """Rules by the operators of the graph, from rows of the operators' names and their rule."""
+    own = ("parspike.", "getitem")
+    return {name if name.startswith(own) else f"aten.{name}": rule for names, rule in rows for name in names.split()}
+
+
 def dims_of(given: Any, rank: int) -> list[int]:
     """Dimensions as a list counted from 0; None or an empty list: all."""
     given = [given] if isinstance(given, int) else given
     return sorted(d % rank for d in (given or range(rank)))
-
-
-def constants_in(tree: Any) -> bool:
-    """Whether arguments hold no value of the network and no size of the batch."""
-    return not any(isinstance(leaf, (Ref, Size)) for leaf in leaves(tree))
