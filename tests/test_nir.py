@@ -537,6 +537,53 @@ def test_what_others_write_computes_what_the_equations_say(tmp_path: Path) -> No
     assert sum(row.synops for row in report.rows) > 0
 
 
+def test_events_are_another_input_at_every_step(tmp_path: Path) -> None:
+    """Would catch steps in another order, a first synapse that is computed once, and samples mixed with steps."""
+    generator = torch.Generator().manual_seed(0)
+    weight, head = torch.randn(4, 2, 3, 3, generator=generator), torch.randn(5, 64, generator=generator)
+    events = (torch.rand(8, 3, 2, 8, 8, generator=generator) < 0.15).float()  # (T, B, polarity, height, width)
+    full = {key: np.full((4, 8, 8), value, np.float32) for key, value in (
+        ("tau", 4e-4), ("r", 1.0), ("v_leak", 0.0), ("v_threshold", 0.4), ("v_reset", 0.0))}  # fmt: skip
+    path = of(
+        nir.Conv2d((8, 8), weight.numpy(), 1, 1, 1, 1, np.zeros(4, np.float32)),
+        nir.LIF(**full),
+        nir.SumPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0])),
+        nir.Flatten({"input": np.array([4, 4, 4])}, 0, -1),
+        nir.Affine(head.numpy(), np.ones(5, np.float32)),
+        path=tmp_path / "net.nir",
+    )
+    snn = parspike.load(path, T=8)
+    v, spikes, total = torch.zeros(3, 4, 8, 8), [], torch.zeros(3, 5)
+    for x in events:
+        v = v + 1e-4 / 4e-4 * (F.conv2d(x, weight, padding=1) - v)
+        spikes.append((v > 0.4).float())
+        v = v * (1 - spikes[-1])
+        pooled = F.avg_pool2d(spikes[-1], 2, divisor_override=1)
+        total += F.linear(pooled.flatten(1), head, torch.ones(5)) / 8
+    trains = torch.stack(spikes)
+    assert 0.02 < float(trains.mean()) < 0.5
+    assert not torch.equal(trains, trains.flip(0))
+    for chunk in (None, 1, 3, 8):
+        run = snn.run(events, record=True, chunk=chunk)
+        assert torch.equal(run.spikes["lif"].float(), trains)
+        assert torch.allclose(run.logits, total, atol=1e-5)
+    assert torch.allclose(snn(events), total, atol=1e-5)
+    last = snn.run(events, every_step=True).logits
+    assert last.shape == (8, 3, 5)
+    assert torch.allclose(last[-1], total, atol=1e-5)
+    # The same at every step is the constant input; a batch of any size.
+    assert torch.allclose(snn(events[:1].expand(8, 3, 2, 8, 8)), snn(events[0]), atol=1e-6)
+    assert torch.allclose(snn(events[:, 1:2]), total[1:2], atol=1e-5)
+    for wrong, says in (
+        (events[:5], r"5 steps, and this network runs T=8: give \(T, B, 2, 8, 8\)"),
+        (events[:, :, :1], r"has shape \(3, 1, 8, 8\)"),
+        (events.double(), "float64"),
+        (torch.where(torch.arange(8).reshape(8, 1, 1, 1, 1) == 6, torch.nan, events), "NaN"),
+    ):
+        with pytest.raises(InputError, match=says):
+            snn(wrong)
+
+
 def test_subgraphs_stand_in_their_place(tmp_path: Path) -> None:
     inner = nir.NIRGraph(
         {"input": nir.Input([3]), "fire": lif(3), "output": nir.Output([3])}, [("input", "fire"), ("fire", "output")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -78,6 +79,36 @@ SERIAL = {
     "if": IF(), "if-zero": IF(reset="zero"), "lif": LIF(0.875), "lif-zero": LIF(0.75, reset="zero"),
     "signed": IF(signed=True), "refractory": IF(refractory=1),
 }  # fmt: skip
+
+
+@torch.no_grad()
+def test_an_input_over_time_is_read_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory runs out, parts of the batch are run, never parts of the time."""
+    snn = parspike.convert(planned(), ROWS, T=T, neuron=IF(), recipe="closed-form")
+    steps = torch.stack([ROWS * (1 - step / T) for step in range(T)])
+    whole = snn.run(steps, record=True)
+    assert not torch.equal(whole.logits, snn(ROWS))
+    one_by_one = torch.cat([snn(steps[:, place : place + 1]) for place in range(len(ROWS))])
+    torch.testing.assert_close(whole.logits, one_by_one, rtol=1e-12, atol=1e-12)
+    plain = importlib.import_module("parspike.snn").engines.over_time
+
+    def little(net: Any, env: Any, *rest: Any, **options: Any) -> Any:
+        if next(iter(env.values())).shape[0] > 2:
+            raise MemoryError
+        return plain(net, env, *rest, **options)
+
+    monkeypatch.setattr(importlib.import_module("parspike.snn").engines, "over_time", little)
+    with pytest.warns(parspike.errors.ParspikeWarning, match="memory ran out"):
+        parts = snn.run(steps, record=True)
+    torch.testing.assert_close(parts.logits, whole.logits, rtol=1e-12, atol=1e-12)
+    for layer, train in whole.spikes.items():
+        assert torch.equal(parts.spikes[layer], train)
+    looks = with_simulation(snn, Simulation(T, probe=2))
+    with pytest.raises(parspike.errors.InputError, match="2 steps of the same input first"):
+        looks(steps)
+    parallel = parspike.convert(planned(), ROWS, T=T, recipe="max")
+    with pytest.raises(parspike.errors.InputError, match="this network takes"):
+        parallel(steps)
 
 
 @pytest.mark.parametrize("name", SERIAL)
