@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,49 @@ def test_one_place_is_chosen_without_its_dimension(dim: int, place: int, tmp_pat
         assert made.file.unlike == 0
         other = reference.ReferenceEvaluator(str(tmp_path / "net.onnx"))
         assert other.run(None, {other.input_names[0]: x.numpy()})[0].shape == (12, 3)
+
+
+PLACES = torch.tensor([2, 0, 1, 1])
+MOVES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
+    "chunk": (lambda a, b: torch.cat([b.chunk(2, 1)[1], a.chunk(2, 1)[0]], 1), 4),
+    "unbind": (lambda a, b: torch.stack([*a.unbind(1)[:3], b.unbind(1)[0]], 1), 4),
+    "narrow": (lambda a, b: torch.cat([a.narrow(1, 1, 2), b.split([1, 3], 1)[1]], 1), 5),
+    "roll": (lambda a, b: a.roll((1, -2), (2, 3)) + a.flip(3), 4),
+    "index": (lambda a, b: a[:, PLACES], 4),
+    "shuffle": (lambda a, b: torch.channel_shuffle(torch.cat([a, b], 1), 2), 8),
+    "pixel_shuffle": (lambda a, b: torch.pixel_shuffle(a, 2), 1),
+    "pixel_unshuffle": (lambda a, b: torch.pixel_unshuffle(a, 2), 16),
+}  # fmt: skip
+
+
+class Moves(nn.Module):
+    """Two layers of neurons whose values are moved, and a third that reads them."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.move, channels = MOVES[name]
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.c, self.head = nn.Conv2d(channels, 4, 3, 2), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x).relu()
+        return self.head(self.c(self.move(a, self.b(a).relu())).relu().amax((2, 3)))
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_values_are_moved_in_both_files(name: str, tmp_path: Path) -> None:
+    """Would catch a layout that goes another way in the file, and channels of unlike grids that are mixed up."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Moves(name).eval(), torch.randn(12, 3, 8, 8)
+    snn = parspike.convert(model, x, T=15, recipe="max")
+    made = parspike.export(snn, tmp_path / "net.onnx", example=x)
+    assert made.file.unlike <= sum(row.counts for row in made.file.layers) / 1000
+    with torch.no_grad():
+        lowered = integers(snn, x)
+        assert float((lowered(x) - snn(x)).norm() / snn(x).norm()) < 0.15
+    whole = parspike.export(snn, tmp_path / "whole.onnx", example=x, weights=8)
+    assert whole.file.equal
 
 
 @pytest.mark.parametrize("options", [{"T": 5}, {"T": 3, "code": "weighted"}], ids=["sorted", "weighted"])
