@@ -200,6 +200,37 @@ def test_what_is_not_linear_acts_on_the_mean_of_its_input_so_far(size: int) -> N
         torch.testing.assert_close(run.logits[t - 1], model.behind(mean), rtol=1e-9, atol=1e-9)
 
 
+class Largest(nn.Module):
+    """The largest of some neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 8), nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()  # read twice, so that the maximum stays behind the neurons
+        return self.head(y.amax(1, keepdim=True) + y.sum(1, keepdim=True))
+
+
+@torch.no_grad()
+def test_a_maximum_is_that_of_sums_not_of_the_spikes_of_a_step() -> None:
+    """Would catch a pool that fires wherever one of its inputs does, as a chip's would: docs/nir.md says why not."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Largest().eval().double()
+    snn = parspike.convert(model, ROWS, T=T, neuron=IF(), recipe="max")
+    run = snn.run(ROWS, record=True)
+    ((spikes, neuron),) = zip(run.spikes.values(), snn.neurons().values(), strict=True)
+    sent = spikes * neuron.v_post
+    weight, bias = (tensor for _, tensor in sorted(snn.tensors().items(), reverse=True) if tensor.numel() == 1)
+    largest = sent.sum(0).amax(1, keepdim=True) / T
+    both = sent.sum(2, keepdim=True).mean(0)
+    torch.testing.assert_close(run.logits, (largest + both) * weight + bias, rtol=1e-9, atol=1e-9)
+    either = sent.amax(2, keepdim=True).mean(0)
+    assert bool((either >= largest - 1e-12).all())
+    assert float((either > largest + 1e-9).double().mean()) > 0.2
+
+
 @pytest.mark.parametrize("name", ["if", "lif-zero"])
 @torch.no_grad()
 def test_one_run_has_the_answers_at_every_step(name: str) -> None:
