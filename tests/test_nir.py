@@ -304,7 +304,14 @@ def test_every_layer_that_nir_cannot_hold_is_named_at_once(tmp_path: Path) -> No
     with pytest.raises(UnsupportedError) as caught:
         parspike.export(snn, tmp_path / "net.nir", example=X)
     said = str(caught.value)
-    for word in ("max_pool2d: max_pool2d takes a maximum of sums", "net.onnx", "transposed", "flip: it takes", "norm: ", "average pool"):
+    for word in (
+        "max_pool2d: max_pool2d takes a maximum of sums",
+        "net.onnx",
+        "transposed",
+        "flip: it takes",
+        "norm: ",
+        "average pool",
+    ):
         assert word in said
     assert len(caught.value.details["refused"]) == 4
     assert list(tmp_path.iterdir()) == []

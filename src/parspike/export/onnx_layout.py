@@ -96,7 +96,7 @@ def _pieces(model: Model, node: Node) -> Value:
     if node.target == "aten.unbind.int":
         return tuple(model.picked(name, place, dim) for place in range(size))
     if "split_sizes" in given or isinstance(given.get("split_size"), (list, tuple)):
-        lengths = [int(n) for n in given.get("split_sizes", given.get("split_size"))]
+        lengths = [int(n) for n in given["split_sizes" if "split_sizes" in given else "split_size"]]
     elif "sections" in given:
         lengths = [size // given["sections"] + (place < size % given["sections"]) for place in range(given["sections"])]
     else:
@@ -343,7 +343,7 @@ def _scatter(reduction: str) -> Rule:
 
 def _pad(model: Model, node: Node) -> Value:
     given = named(node)
-    pads, value = list(given.get("pad", given.get("padding"))), given.get("value", 0)
+    pads, value = list(given["pad" if "pad" in given else "padding"]), given.get("value", 0)
     mode = given.get("mode", "constant")
     mode = "reflect" if "reflection" in node.target else "replicate" if "replication" in node.target else mode
     mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]

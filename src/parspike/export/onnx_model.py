@@ -37,6 +37,7 @@ KINDS: tuple[Kind, ...] = ("bool", "int", "float", "complex")
 """In the order in which torch widens them."""
 CODES: dict[Kind, int] = {"bool": 9, "int": 7, "float": 1}
 """TensorProto's numbers of bool, int64 and float32."""
+NUMBERS: dict[str, Callable[[Any], Any]] = {"bool": bool, "int": int, "float": float}
 INPUTS = {
     torch.float32: 1, torch.float64: 11, torch.float16: 10, torch.int64: 7, torch.int32: 6, torch.int16: 5,
     torch.int8: 3, torch.uint8: 2, torch.bool: 9, torch.bfloat16: 16,
@@ -206,12 +207,15 @@ class Model:
     def alike(self, *arguments: Any, least: Kind = "bool") -> list[str]:
         """Arguments as values of one type, the one that torch would widen them to. A number never widens a tensor of
         its own sort: 2 times a real number is real."""
-        names = [self.value(leaf) for leaf in arguments]
-        kind = max((least, *(self.kinds[name] for name in names)), key=KINDS.index)
+        numbers = (bool, int, float)
+        names = [None if isinstance(leaf, numbers) else self.value(leaf) for leaf in arguments]
+        own: list[Kind] = [
+            kind_of(torch.tensor(leaf).dtype) if name is None else self.kinds[name]
+            for leaf, name in zip(arguments, names, strict=True)
+        ]
+        kind = max((least, *own), key=KINDS.index)
         return [
-            self.constant({"bool": bool, "int": int, "float": float}[kind](leaf))
-            if isinstance(leaf, (bool, int, float))
-            else self.cast(name, kind)
+            self.constant(NUMBERS[kind](leaf)) if name is None else self.cast(name, kind)
             for leaf, name in zip(arguments, names, strict=True)
         ]
 

@@ -194,7 +194,8 @@ def _at_least(model: Model, node: Node) -> Value:
 
 def _clamp(model: Model, node: Node) -> Value:
     given = named(node)
-    low, high = given.get("min", given.get("min_val")), given.get("max", given.get("max_val"))
+    ends: list[Any] = [given.get(name, given.get(f"{name}_val")) for name in ("min", "max")]
+    low, high = ends
     if node.target == "aten.relu6.default":
         low, high = 0.0, 6.0
     if node.target == "aten.hardtanh.default":

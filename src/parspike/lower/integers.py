@@ -48,7 +48,7 @@ FINEST = 10
 PRECISE = 1 << 4
 """Fineness of a grid from which on the factors of a sum's branches may be rounded."""
 ALIKE = 1 << 6
-"""Fineness of a grid for all channels against the finest of theirs: factors are then rounded as weights of 7 bits are."""
+"""Fineness of a grid for all channels against the finest of theirs: factors are rounded as weights of 7 bits are."""
 ROOM = 1 << 20
 """Largest sum up to which a grid is made finer for the sake of precision: float32 then still holds the sums behind."""
 SUMS = {"aten.add.Tensor": (1, 1), "aten.sub.Tensor": (1, -1), "aten.rsub.Tensor": (-1, 1)}
@@ -538,7 +538,7 @@ class _Whole:
             raise _Refused("what it compares has other grids at other places")
         return _Value(name, node, _squeezed(largest), value.most)
 
-    def _run(self, node: Node, *values: Tensor) -> Any:
+    def _run(self, node: Node, *values: Tensor | tuple[Tensor, ...]) -> Any:
         env = dict(zip(dict.fromkeys(node.refs), values, strict=True))
         return call(node.target, *Stream(env, self.source.tensors, {"batch": 1}).arguments(node))
 
@@ -574,7 +574,7 @@ class _Whole:
             return value
         grid = least / min(ALIKE, self._bits_of_room(value.most * float(most / least)))
         factors = (value.grid / grid).round().clamp(min=1)
-        return replace(self.times(value, factors, f"_even_for_{node.name}"), grid=torch.full_like(value.grid, grid))
+        return replace(self.times(value, factors, f"_even_for_{node.name}"), grid=grid.expand_as(value.grid).clone())
 
     def _unchanged(self, node: Node) -> _Value:
         """On the same grid: a ReLU that was kept, and the identity that a cast is for numbers that are whole anyway."""

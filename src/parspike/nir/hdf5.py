@@ -314,7 +314,9 @@ def _repeated(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     for axis in range(value.ndim - 1, 0, -1):
         first = small.take([0], axis)
         # The first two tell most arrays apart from such.
-        if small.shape[axis] > 1 and (small[(0,) * small.ndim] != small.take(1, axis).flat[0] or (small != first).any()):
+        if small.shape[axis] > 1 and (
+            small[(0,) * small.ndim] != small.take(1, axis).flat[0] or (small != first).any()
+        ):
             break
         small = first
     return value if small.size == value.size else np.broadcast_to(small, value.shape)
