@@ -22,6 +22,7 @@ from parspike.lower import integers
 
 onnx = pytest.importorskip("onnx")
 reference = pytest.importorskip("onnx.reference")
+ort = pytest.importorskip("onnxruntime")
 
 
 class Curves(nn.Module):
@@ -37,6 +38,37 @@ class Curves(nn.Module):
         y = torch.nn.functional.silu(self.a(x))
         scores = torch.softmax(self.q(y) @ self.k(y).transpose(1, 2) / 2, -1)
         return self.head(self.norm(scores @ y).sigmoid()).mean(1)
+
+
+class Tokens(nn.Module):
+    """A layer of a transformer on tokens, with a spectrum beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 3)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu")
+        self.register_buffer("window", torch.hann_window(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(self.embed(x))
+        heard = torch.stft(y.flatten(1), 8, 4, window=self.window, return_complex=True).abs().mean((1, 2))
+        return self.head(y.mean(1)) + heard[:, None]
+
+
+@pytest.mark.parametrize("options", [{}, {"encode": "all", "analog": "lookup"}], ids=["analog", "in spikes"])
+def test_tokens_attention_and_a_spectrum(options: dict[str, Any], tmp_path: Path) -> None:
+    """Would catch a rule that is right alone and wrong behind another, and neurons that send spikes of both signs."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Tokens().eval(), torch.randint(0, 20, (12, 5))
+    snn = parspike.convert(model, x, T=5, recipe="max", **options)
+    made = parspike.export(snn, tmp_path / "net.onnx", example=x)
+    assert made.file.layers
+    assert made.file.unlike <= sum(row.counts for row in made.file.layers) / 500
+    session = ort.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    for batch in (1, 7):
+        (y,) = session.run(None, {session.get_inputs()[0].name: x[:batch].numpy()})
+        assert np.allclose(y, snn(x[:batch]).numpy(), atol=0.05 * float(snn(x).abs().max()))
 
 
 @functools.cache

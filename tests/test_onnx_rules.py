@@ -1270,7 +1270,11 @@ def fourier(op: str, rng: Rng) -> None:
         "_fft_r2c": (("aten._fft_r2c.default", (either(rng, [2], [1, 2]), code, bool(rng.integers(2)))), real),
         "_fft_c2c": (first, ("aten._fft_c2c.default", (either(rng, [1], [1, 2]), code, bool(rng.integers(2)))), real),
         "_fft_c2r": (first, ("aten._fft_c2r.default", (either(rng, [2], [1, 2]), code, n))),
-        "view_as_real": (first, real),
+        "view_as_real": (
+            first, ("aten.transpose.int", (1, 2)), ("aten.slice.Tensor", (1, 1, None)),
+            ("aten.unsqueeze.default", (1,)),
+            ("aten.select.int", (2, 0)), ("aten.reshape.default", ([-1, x.shape[1]],)), real,
+        ),
         "view_as_complex": (("aten.unsqueeze.default", (3,)), ("aten.repeat.default", ([1, 1, 1, 2],)),
                             ("aten.view_as_complex.default", ()), ("aten.abs.default", ())),
         "complex": (("aten.complex.default", (Ref("x0"),)), real),

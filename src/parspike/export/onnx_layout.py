@@ -23,7 +23,8 @@ LAST = np.iinfo(np.int64).max
 
 
 def _reshape(model: Model, node: Node) -> Value:
-    return model.reshaped(model.value(node.args[0]), node.shape)
+    name, pairs = model.several(node.args[0])
+    return model.reshaped(name, [*node.shape, *pairs])
 
 
 def _permute(model: Model, node: Node) -> Value:
@@ -38,7 +39,8 @@ def _permute(model: Model, node: Node) -> Value:
     else:
         one, two = (d % rank for d in node.args[1:3])
         order[one], order[two] = order[two], order[one]
-    return model.moved(model.value(node.args[0]), order)
+    name, pairs = model.several(node.args[0])
+    return model.moved(name, [*order, *(rank for _ in pairs)])
 
 
 def _moved_dims(rank: int, source: Any, destination: Any) -> list[int]:
@@ -72,7 +74,8 @@ def _copy(model: Model, node: Node) -> Value:
 def _slice(model: Model, node: Node) -> Value:
     x, dim, start, end, step = arguments_of(node, "self dim start end step")
     axis = dim % model.rank(x)
-    return model.cut(model.value(x), axis, 0 if start is None else start, LAST if end is None else end, step)
+    name, _ = model.several(x)
+    return model.cut(name, axis, 0 if start is None else start, LAST if end is None else end, step)
 
 
 def _narrow(model: Model, node: Node) -> Value:
@@ -80,12 +83,12 @@ def _narrow(model: Model, node: Node) -> Value:
     axis = dim % model.rank(x)
     if start < 0:
         start += model.length(x, axis)
-    return model.cut(model.value(x), axis, start, start + int(length))
+    return model.cut(model.several(x)[0], axis, start, start + int(length))
 
 
 def _select(model: Model, node: Node) -> Value:
     x, dim, index = arguments_of(node, "self dim index")
-    return model.picked(model.value(x), int(index), dim % model.rank(x))
+    return model.picked(model.several(x)[0], int(index), dim % model.rank(x))
 
 
 def _pieces(model: Model, node: Node) -> Value:

@@ -22,7 +22,7 @@ from torch import Tensor
 from parspike.errors import MissingExtraError, UnsupportedError
 from parspike.graph import Graph, Node, Param, Ref, Size
 from parspike.graph.signature import named
-from parspike.neurons import Neuron, ParallelNeuron, Staircase, WholeNeuron
+from parspike.neurons import Neuron, ParallelNeuron, SignedNeuron, Staircase, WholeNeuron
 from parspike.version import __version__
 
 __all__ = ["Kind", "Model", "Refused", "Rule", "Value", "Written", "onnx_package"]
@@ -196,6 +196,12 @@ class Model:
             raise Refused("no rule writes this form of it")
         return self.constant(leaf)
 
+    def several(self, leaf: Any) -> tuple[str, list[int]]:
+        """A value of real or of complex numbers, and the sizes that its shape has more in the file: the pairs of
+        these."""
+        name = self.value(leaf, pairs=True)
+        return name, [2] if self.kinds[name] == "complex" else []
+
     def cast(self, name: str, kind: Kind) -> str:
         """A value as one of another type."""
         return name if self.kinds[name] == kind else self.op("Cast", name, to=CODES[kind])
@@ -356,15 +362,16 @@ class Model:
         """The neurons of one layer: their counts, and what these are worth."""
         z = self.value(node.args[0])
         count = f"/{node.name}/count"
-        if isinstance(neuron, ParallelNeuron):
-            theta, levels = neuron.v_threshold.detach(), neuron.levels
+        if isinstance(neuron, (ParallelNeuron, SignedNeuron)):
+            theta, levels, offset = neuron.v_threshold.detach(), neuron.levels, torch.as_tensor(neuron.offset).float()
             scale = levels / theta
             moved = self.op("Mul", z, self.constant(scale.cpu()))
-            moved = self.op("Add", moved, self.constant((neuron._shift().detach() * scale + 0.5).cpu()))
-            self.counted(self.op("Floor", moved), levels, count)
+            shift = (neuron.shift - neuron.offset).detach() * scale + 0.5
+            moved = self.op("Add", moved, self.constant(shift.cpu()))
+            self.counted(self.op("Floor", moved), levels, count, neuron.lowest)
             value = self.op("Mul", count, self.constant((neuron.v_post.detach() / levels).cpu()))
-            if neuron.offsets:
-                value = self.op("Add", value, self.constant(torch.as_tensor(neuron.offset).float().cpu()))
+            if bool((offset != 0).any()):
+                value = self.op("Add", value, self.constant(offset.cpu()))
         elif isinstance(neuron, WholeNeuron):
             above = self.op("Sub", z, self.constant(neuron.first.detach().float().cpu()))
             steps = self.op("Div", above, self.constant(neuron.step.detach().float().cpu()))
@@ -397,8 +404,8 @@ class Model:
         self.counts[node.name] = count
         return value
 
-    def counted(self, value: str, most: float, out: str) -> None:
-        self.op("Clip", value, self.constant(0.0), self.constant(float(most)), out=out)
+    def counted(self, value: str, most: float, out: str, least: float = 0.0) -> None:
+        self.op("Clip", value, self.constant(float(least)), self.constant(float(most)), out=out)
 
     def finished(self) -> Written:
         """The model. Raises `UnsupportedError` that lists all that was refused."""
