@@ -108,7 +108,7 @@ class Dynamics(SpikingLayer):
     def advance(self, state: State | None, z: Tensor, t: int = 0) -> tuple[State, Tensor, Tensor]:
         """The steps t, t + 1, … with the input currents z (steps, B, …): state, currents and spikes (steps, B, …).
 
-        state: None before the first step; given up, since the new one may lie where it was.
+        state: None before the first step.
         """
         state = self.start(z[0]) if state is None else state
         currents, spikes = [], []
@@ -236,7 +236,7 @@ class IntegrateFire(Dynamics):
         )  # fmt: skip
         if made is not None:
             return {"v": made[0]}, made[1], made[2]
-        v, spikes = fused.stepped(z, v, self.v_threshold, rest, self.decay, to_zero)
+        v, spikes = fused.stepped(z, v if state is None else v.clone(), self.v_threshold, rest, self.decay, to_zero)
         current = spikes * self.v_post
         return {"v": v}, current if offset is None else current.add_(offset), spikes
 
