@@ -217,6 +217,17 @@ def test_what_whole_numbers_cannot_carry_is_listed_at_once() -> None:
     with pytest.raises(UnsupportedError, match="two values that both depend") as caught:
         integers(snn, x)
     assert str(caught.value).count("\n") == 1  # what follows from a refused product is not refused again
+
+    class Between(nn.Module):  # a mixture of two branches is no whole number
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.lerp(self.a(x).relu(), self.b(x).relu(), 0.25))
+
+    with pytest.raises(UnsupportedError, match=r"lerp.*no form of it"):
+        integers(parspike.convert(Between().eval(), x, T=4, recipe="max"), x)
     leaky = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(UnsupportedError, match="a leak makes fractions"):
         integers(parspike.convert(leaky, x[0], T=4, recipe="max", neuron=LIF(0.9)), x[0])

@@ -26,6 +26,7 @@ from parspike import IF, LIF, Thresholds
 from parspike.cli import app
 from parspike.errors import FileError, InputError, OptionError, ParspikeError, UnsupportedError
 from parspike.export import FORMATS
+from parspike.nir import hdf5
 
 h5py = pytest.importorskip("h5py")
 nir = pytest.importorskip("nir")
@@ -256,6 +257,27 @@ def test_one_number_for_all_neurons_takes_no_room(tmp_path: Path) -> None:
         assert "v_reset" not in next(n for n in file["node/nodes"].values() if "r" in n)  # older nir does not know it
 
 
+def test_an_array_that_repeats_itself_is_read_into_little_memory(tmp_path: Path) -> None:
+    """A threshold a channel stands in the file in the shape of the layer: read as such, it would take more memory than
+    the weights of a large network."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        rng = np.random.default_rng(0)
+        arrays = {
+            "channels": np.broadcast_to(rng.normal(size=(5, 1, 1)), (5, 6, 7)), "one": np.full((4, 5), 2.5),
+            "rows": np.broadcast_to(rng.normal(size=(5, 6, 1)), (5, 6, 7)), "vector": np.full(4, 1.5),
+            "columns": np.broadcast_to(rng.normal(size=(1, 6, 1)), (5, 6, 7)), "all": rng.normal(size=(2, 2, 2)),
+            "almost": np.ones((3, 4)) + np.eye(3, 4)[::-1] * 1e-6,
+        }  # fmt: skip
+        for name, array in arrays.items():
+            file[name] = array
+        reader = hdf5._Reader(h5py, 1 << 20)
+        found = {name: reader._value(file[name], name) for name in arrays}
+    for name, array in arrays.items():
+        assert np.array_equal(found[name], array), name
+    assert [0 in found[name].strides for name in ("channels", "rows", "one")] == [True] * 3
+    assert not any(0 in found[name].strides for name in ("vector", "all", "almost"))
+
+
 def test_spikes_at_the_input_are_if_nodes_too(tmp_path: Path) -> None:
     snn, x = made("rows", fitted=False, given="rate")
     result = parspike.export(snn, tmp_path / "net.nir", example=x)
@@ -282,7 +304,14 @@ def test_every_layer_that_nir_cannot_hold_is_named_at_once(tmp_path: Path) -> No
     with pytest.raises(UnsupportedError) as caught:
         parspike.export(snn, tmp_path / "net.nir", example=X)
     said = str(caught.value)
-    for word in ("max_pool2d: max_pool2d takes a maximum", "transposed", "flip: it takes", "norm: ", "average pool"):
+    for word in (
+        "max_pool2d: max_pool2d takes a maximum of sums",
+        "net.onnx",
+        "transposed",
+        "flip: it takes",
+        "norm: ",
+        "average pool",
+    ):
         assert word in said
     assert len(caught.value.details["refused"]) == 4
     assert list(tmp_path.iterdir()) == []
@@ -535,6 +564,53 @@ def test_what_others_write_computes_what_the_equations_say(tmp_path: Path) -> No
     report = parspike.measure(snn, x)
     assert report.rows[0].layer == "conv2d"
     assert sum(row.synops for row in report.rows) > 0
+
+
+def test_events_are_another_input_at_every_step(tmp_path: Path) -> None:
+    """Would catch steps in another order, a first synapse that is computed once, and samples mixed with steps."""
+    generator = torch.Generator().manual_seed(0)
+    weight, head = torch.randn(4, 2, 3, 3, generator=generator), torch.randn(5, 64, generator=generator)
+    events = (torch.rand(8, 3, 2, 8, 8, generator=generator) < 0.15).float()  # (T, B, polarity, height, width)
+    full = {key: np.full((4, 8, 8), value, np.float32) for key, value in (
+        ("tau", 4e-4), ("r", 1.0), ("v_leak", 0.0), ("v_threshold", 0.4), ("v_reset", 0.0))}  # fmt: skip
+    path = of(
+        nir.Conv2d((8, 8), weight.numpy(), 1, 1, 1, 1, np.zeros(4, np.float32)),
+        nir.LIF(**full),
+        nir.SumPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0])),
+        nir.Flatten({"input": np.array([4, 4, 4])}, 0, -1),
+        nir.Affine(head.numpy(), np.ones(5, np.float32)),
+        path=tmp_path / "net.nir",
+    )
+    snn = parspike.load(path, T=8)
+    v, spikes, total = torch.zeros(3, 4, 8, 8), [], torch.zeros(3, 5)
+    for x in events:
+        v = v + 1e-4 / 4e-4 * (F.conv2d(x, weight, padding=1) - v)
+        spikes.append((v > 0.4).float())
+        v = v * (1 - spikes[-1])
+        pooled = F.avg_pool2d(spikes[-1], 2, divisor_override=1)
+        total += F.linear(pooled.flatten(1), head, torch.ones(5)) / 8
+    trains = torch.stack(spikes)
+    assert 0.02 < float(trains.mean()) < 0.5
+    assert not torch.equal(trains, trains.flip(0))
+    for chunk in (None, 1, 3, 8):
+        run = snn.run(events, record=True, chunk=chunk)
+        assert torch.equal(run.spikes["lif"].float(), trains)
+        assert torch.allclose(run.logits, total, atol=1e-5)
+    assert torch.allclose(snn(events), total, atol=1e-5)
+    last = snn.run(events, every_step=True).logits
+    assert last.shape == (8, 3, 5)
+    assert torch.allclose(last[-1], total, atol=1e-5)
+    # The same at every step is the constant input; a batch of any size.
+    assert torch.allclose(snn(events[:1].expand(8, 3, 2, 8, 8)), snn(events[0]), atol=1e-6)
+    assert torch.allclose(snn(events[:, 1:2]), total[1:2], atol=1e-5)
+    for wrong, says in (
+        (events[:5], r"5 steps, and this network runs T=8: give \(T, B, 2, 8, 8\)"),
+        (events[:, :, :1], r"has shape \(3, 1, 8, 8\)"),
+        (events.double(), "float64"),
+        (torch.where(torch.arange(8).reshape(8, 1, 1, 1, 1) == 6, torch.nan, events), "NaN"),
+    ):
+        with pytest.raises(InputError, match=says):
+            snn(wrong)
 
 
 def test_subgraphs_stand_in_their_place(tmp_path: Path) -> None:

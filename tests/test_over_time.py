@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -78,6 +79,36 @@ SERIAL = {
     "if": IF(), "if-zero": IF(reset="zero"), "lif": LIF(0.875), "lif-zero": LIF(0.75, reset="zero"),
     "signed": IF(signed=True), "refractory": IF(refractory=1),
 }  # fmt: skip
+
+
+@torch.no_grad()
+def test_an_input_over_time_is_read_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory runs out, parts of the batch are run, never parts of the time."""
+    snn = parspike.convert(planned(), ROWS, T=T, neuron=IF(), recipe="closed-form")
+    steps = torch.stack([ROWS * (1 - step / T) for step in range(T)])
+    whole = snn.run(steps, record=True)
+    assert not torch.equal(whole.logits, snn(ROWS))
+    one_by_one = torch.cat([snn(steps[:, place : place + 1]) for place in range(len(ROWS))])
+    torch.testing.assert_close(whole.logits, one_by_one, rtol=1e-12, atol=1e-12)
+    plain = importlib.import_module("parspike.snn").engines.over_time
+
+    def little(net: Any, env: Any, *rest: Any, **options: Any) -> Any:
+        if next(iter(env.values())).shape[0] > 2:
+            raise MemoryError
+        return plain(net, env, *rest, **options)
+
+    monkeypatch.setattr(importlib.import_module("parspike.snn").engines, "over_time", little)
+    with pytest.warns(parspike.errors.ParspikeWarning, match="memory ran out"):
+        parts = snn.run(steps, record=True)
+    torch.testing.assert_close(parts.logits, whole.logits, rtol=1e-12, atol=1e-12)
+    for layer, train in whole.spikes.items():
+        assert torch.equal(parts.spikes[layer], train)
+    looks = with_simulation(snn, Simulation(T, probe=2))
+    with pytest.raises(parspike.errors.InputError, match="2 steps of the same input first"):
+        looks(steps)
+    parallel = parspike.convert(planned(), ROWS, T=T, recipe="max")
+    with pytest.raises(parspike.errors.InputError, match="this network takes"):
+        parallel(steps)
 
 
 @pytest.mark.parametrize("name", SERIAL)
@@ -167,6 +198,37 @@ def test_what_is_not_linear_acts_on_the_mean_of_its_input_so_far(size: int) -> N
     for t in range(1, T + 1):
         mean = train[:t].double().mean(0) * neuron.v_post
         torch.testing.assert_close(run.logits[t - 1], model.behind(mean), rtol=1e-9, atol=1e-9)
+
+
+class Largest(nn.Module):
+    """The largest of some neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 8), nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()  # read twice, so that the maximum stays behind the neurons
+        return self.head(y.amax(1, keepdim=True) + y.sum(1, keepdim=True))
+
+
+@torch.no_grad()
+def test_a_maximum_is_that_of_sums_not_of_the_spikes_of_a_step() -> None:
+    """Would catch a pool that fires wherever one of its inputs does, as a chip's would: docs/nir.md says why not."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Largest().eval().double()
+    snn = parspike.convert(model, ROWS, T=T, neuron=IF(), recipe="max")
+    run = snn.run(ROWS, record=True)
+    ((spikes, neuron),) = zip(run.spikes.values(), snn.neurons().values(), strict=True)
+    sent = spikes * neuron.v_post
+    weight, bias = (tensor for _, tensor in sorted(snn.tensors().items(), reverse=True) if tensor.numel() == 1)
+    largest = sent.sum(0).amax(1, keepdim=True) / T
+    both = sent.sum(2, keepdim=True).mean(0)
+    torch.testing.assert_close(run.logits, (largest + both) * weight + bias, rtol=1e-9, atol=1e-9)
+    either = sent.amax(2, keepdim=True).mean(0)
+    assert bool((either >= largest - 1e-12).all())
+    assert float((either > largest + 1e-9).double().mean()) > 0.2
 
 
 @pytest.mark.parametrize("name", ["if", "lif-zero"])

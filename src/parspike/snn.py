@@ -165,7 +165,8 @@ class SNN(nn.Module):
         return {**super().__getstate__(), "_compiled": None, "_parts": {}}  # of this process alone
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        """Logits for a batch (B, …): parallel neurons in one pass for any T, neurons with a state in T steps."""
+        """Logits for a batch (B, …): parallel neurons in one pass for any T, neurons with a state in T steps. To these
+        an input may also be another one at every step, (T, B, …), such as events of a camera: see `run`."""
         env = self._inputs(args, kwargs)
         if torch.compiler.is_compiling():
             return self._answered(env).logits
@@ -210,6 +211,9 @@ class SNN(nn.Module):
         **kwargs: Tensor,
     ) -> Run:
         """Run a batch (B, …) and return logits and, with record=True, counts and spike trains by layer.
+
+        Where the neurons have a state, an input with one dimension more, (T, B, …), is another one at every time-step:
+        T slices of the time that the events of a sensor are counted in. Else it is the same at every step.
 
         record: True keeps counts, which trains are made from when they are asked for; "packed" keeps the trains of
         parallel neurons as bits (`run.packed`), which each layer writes in one step for all T, up to 8 times smaller.
@@ -373,8 +377,29 @@ class SNN(nn.Module):
         env = graph.bind(args, kwargs)
         if torch.compiler.is_compiling():
             return env
-        graph.check(env, "run")
-        return env
+        if not self.over_time:
+            graph.check(env, "run")
+            return env
+        timed = {i.name for i in graph.inputs if isinstance(x := env[i.name], Tensor) and x.dim() == len(i.shape) + 1}
+        for name in timed:
+            self._check_steps(name, env[name])
+        for step in range(self.T if timed else 1):
+            graph.check({name: x[step] if name in timed else x for name, x in env.items()}, "run")
+        return {name: engines.Steps(x) if name in timed else x for name, x in env.items()}
+
+    def _check_steps(self, name: str, x: Tensor) -> None:
+        shape = next(i.shape_text for i in self.graph.inputs if i.name == name)
+        wanted = f"(T, {shape[1:]}"
+        if len(x) != self.T:
+            raise InputError(
+                f"run: input '{name}' has shape {tuple(x.shape)}, which over time is {len(x)} steps, and this network "
+                f"runs T={self.T}: give {wanted} with as many steps, or {shape} for the same input at every step"
+            )
+        if self.simulation.probe:
+            raise InputError(
+                f"run: input '{name}' has shape {tuple(x.shape)}, another one at every step, and these neurons run "
+                f"{self.simulation.probe} steps of the same input first: give {shape}"
+            )
 
     @property
     def dtype(self) -> torch.dtype | None:

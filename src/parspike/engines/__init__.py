@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from parspike.engines.base import ENGINES, OVER_TIME, PACKED, Network, Record, Run, recorded
 from parspike.engines.count import Pass, count, counted
+from parspike.engines.folded import Steps
 from parspike.engines.integer import exactly, integer
 from parspike.engines.memory import in_parts, memory_of
 from parspike.engines.over_time import Block, Watch, changing, over_time
@@ -25,6 +26,7 @@ __all__ = [
     "Pass",
     "Record",
     "Run",
+    "Steps",
     "Watch",
     "changing",
     "count",

@@ -7,6 +7,7 @@ not depend on the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,28 @@ from torch import Tensor
 
 from parspike.graph import Graph, leaves, map_tree
 
-__all__ = ["fold", "join", "place_of", "repeat", "split", "timed", "unfold"]
+__all__ = ["Steps", "fold", "join", "place_of", "repeat", "split", "timed", "unfold"]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """An input that is another one at every time-step, (T, B, …). To what asks for sizes it is one step of it."""
+
+    x: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of one step."""
+        return self.x.shape[1:]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.x.device
+
+    def narrow(self, dim: int, start: int, length: int) -> Steps:
+        """A part of the batch, of all steps."""
+        return Steps(self.x.narrow(dim + 1, start, length))
 
 
 def place_of(graph: Graph, name: str) -> int | None:

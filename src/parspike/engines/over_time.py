@@ -2,7 +2,8 @@
 
 A block of t steps runs with time in the batch, (t·B, …): each synapse once, and each layer of neurons in a
 loop over the t steps that only reads and writes its own potential. What does not change over time, such as a constant
-input and the first synapse behind it, is computed once, before the first block.
+input and the first synapse behind it, is computed once, before the first block. An input may also be another one at
+every step (`Steps`).
 
 Operators that are not linear in time (max-pool, analog ones, activations that no such neuron stands for) emit at step n
 the increase of n · f(mean of their input so far), so that the mean of what they emit is f of the mean of their input.
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from parspike.engines.base import Network, Run
-from parspike.engines.folded import fold, join, place_of, repeat, split, timed, unfold
+from parspike.engines.folded import Steps, fold, join, place_of, repeat, split, timed, unfold
 from parspike.graph import Graph, Hook, Node, Role, Schedule, Stream, leaves, map_tree, walk
 from parspike.graph.ir import elements
 from parspike.graph.ops import ACROSS_BATCH, call
@@ -35,9 +36,10 @@ LARGEST = 1 << 25
 """The same on other devices, 128 MiB of float32: there few large products win."""
 
 
-def changing(graph: Graph, neurons: Collection[str]) -> frozenset[str]:
-    """The nodes whose value changes over time, (t·B, …) in a block of t steps: the neurons and all behind them."""
-    names: set[str] = set()
+def changing(graph: Graph, neurons: Collection[str], inputs: Collection[str] = ()) -> frozenset[str]:
+    """The values that change over time, (t·B, …) in a block of t steps: the neurons, and inputs that do, and all behind
+    them."""
+    names = set(inputs)
     for node in graph.nodes:
         if node.name in neurons or any(ref in names for ref in node.refs):
             names.add(node.name)
@@ -141,21 +143,23 @@ def over_time(
     net: Network, env: dict[str, Any], neurons: Mapping[str, Dynamics], simulation: Simulation, *, engine: str,
     chunk: int | None = None, record: bool = False, every_step: bool = False, watch: Watch | None = None,
 ) -> Run:  # fmt: skip
-    """Run a network whose neurons have a state. chunk: time-steps of a block (default: what stays in the cache).
+    """Run a network whose neurons have a state. env: inputs by name, a tensor or `Steps`. chunk: time-steps of a block
+    (default: what stays in the cache).
 
     record: keep every spike (T, B, …). every_step: the logits after each step, the mean of the output so far,
     (T, B, …), instead of those after the last. watch: called for every layer of neurons and block of steps.
     """
-    graph, tensors, moving = net.graph, net.tensors(), changing(net.graph, neurons)
+    given = {name: x.x for name, x in env.items() if isinstance(x, Steps)}
+    graph, tensors, moving = net.graph, net.tensors(), changing(net.graph, neurons, given)
     sizes = graph.sizes(env)
     still = [node for node in graph.nodes if node.name not in moving]
     nodes = [node for node in graph.nodes if node.name in moving]
     outputs = tuple(dict.fromkeys(graph.outputs))  # an output may be returned under several names
-    first = Stream(dict(env), tensors, sizes)
+    first = Stream({name: x for name, x in env.items() if name not in given}, tensors, sizes)
     shown, fixed = ([name for name in outputs if (name in moving) is changes] for changes in (True, False))
     needed = [ref for node in nodes for ref in node.refs if ref not in moving]
     walk(Schedule.of(still, [*needed, *fixed]), [first])
-    schedule = Schedule.of(nodes, shown, seeds=tuple(first.env))
+    schedule = Schedule.of(nodes, shown, seeds=(*first.env, *given))
     trains: dict[str, list[Tensor]] = {name: [] for name in neurons}
 
     def keep(name: str, current: Tensor, spikes: Tensor, read: bool) -> None:
@@ -180,7 +184,8 @@ def over_time(
         block.read = read
         for start in range(0, T, size):
             block.t, block.steps = start, min(size, T - start)
-            stream = Stream(dict(first.env), tensors, sizes)
+            now = {name: fold(x[start : start + block.steps], 0) for name, x in given.items()}
+            stream = Stream({**first.env, **now}, tensors, sizes)
             walk(schedule, [stream], {node.name: block.hook(stream) for node in nodes})
             for name in shown if read else ():
                 for step, now in enumerate(split(stream.env[name], block.steps, place_of(graph, name)), start + 1):

@@ -89,7 +89,7 @@ def _to_nir(snn: SNN, path: Path, example: Any, as_if: bool, dt: float, as_convo
     from parspike.export import nir
     from parspike.nir import read
 
-    batches = in_pieces(_example(snn, example))
+    batches = in_pieces(_example(snn, example), snn.graph)
     with made_whole(path) as temporary, told(path):
         made = nir.write(written, temporary, float(dt), as_convolutions)
         loaded = read(temporary)
@@ -111,7 +111,7 @@ def _to_onnx(snn: SNN, path: Path, example: Any, weights: int | None) -> Exporte
     from parspike.lower import integers
 
     env, notes, written = _example(snn, example), [], snn
-    batches = in_pieces(env)
+    batches = in_pieces(env, snn.graph)
     if weights is not None:
         if example is None:
             raise OptionError("whole numbers need the range of the inputs: give example= (--data), a few images")
@@ -165,7 +165,7 @@ def _to_package(snn: SNN, path: Path, example: Any) -> Exported:
     from parspike.export import pt2
 
     env = _example(snn, example)
-    batches = in_pieces(env)
+    batches = in_pieces(env, snn.graph)
     with made_whole(path) as temporary, told(path):
         pt2.write(snn, temporary, batches[0])
         run = pt2.load(temporary)

@@ -192,8 +192,9 @@ class _Writer:
             return "this activation is kept without neurons: convert it too, or end the network before it"
         if node.role is Role.ORDER:
             return (
-                f"{_plain(node.target)} takes a maximum, and NIR has no node for it: train the network with an average "
-                "pool or a strided convolution there"
+                f"{_plain(node.target)} takes a maximum of sums over time, and no NIR node does: the largest spike of "
+                "each step is another one. Train the network with an average pool or a strided convolution there, or "
+                "convert without neuron= and write an ONNX file (net.onnx), which holds maxima"
             )
         if node.role is not Role.SYNAPSE and node.name not in self.neurons:
             return (

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parspike.graph import leaves
-from parspike.graph.ir import map_tree
+from parspike.graph import Graph, leaves
+from parspike.graph.ir import elements, map_tree
 from parspike.measure import Scores
 from parspike.notebook import html_table
 from parspike.snn import SNN
@@ -20,6 +20,8 @@ __all__ = ["Compared", "Drift", "Exported", "compare", "in_pieces", "tally"]
 
 AT_ONCE = 8
 """Samples that are run at a time."""
+MOST_NEURONS = 1 << 23
+"""Neurons of all samples that are run at a time: their potentials and counts take 40 MiB in each of the networks."""
 ROWS = 12
 """Layers that `print` shows where more drift."""
 
@@ -187,18 +189,23 @@ def _counts(snn: SNN, env: Mapping[str, Tensor], names: Collection[str] | None) 
         run = snn.run(*env.values(), record=bool(names))
         return ({name: run.counts[snn.graph.by_name[name].layer] for name in names or ()}, run.logits)
     counts: dict[str, Tensor] = {}
+    # In few bits, since the counts of all layers are held at once.
+    most = snn.T * max(neuron.largest for neuron in snn.stateful().values())
+    small = torch.int8 if most < 128 else torch.int32
 
     def watch(name: str, current: Tensor, spikes: Tensor, read: bool) -> None:
         if names is not None and name not in names:
             return
         key = name if names is not None else snn.graph.by_name[name].layer
-        now = spikes.sum(0)
+        now = spikes.sum(0).to(small)
         counts[key] = counts[key].add_(now) if key in counts else now
 
     return counts, snn.watched(env, watch).logits
 
 
-def in_pieces(env: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Inputs by name as batches of a few samples."""
-    cut = {name: x.split(AT_ONCE) for name, x in env.items()}
+def in_pieces(env: Mapping[str, Tensor], graph: Graph) -> list[dict[str, Tensor]]:
+    """Inputs by name as batches of a few samples, of one where the network has many neurons."""
+    sizes = graph.sizes(env)
+    neurons = sum(elements(node.shape, sizes) for node in graph.neurons)
+    cut = {name: x.split(min(AT_ONCE, max(1, MOST_NEURONS // max(1, neurons)))) for name, x in env.items()}
     return [dict(zip(cut, pieces, strict=True)) for pieces in zip(*cut.values(), strict=True)]

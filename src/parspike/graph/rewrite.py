@@ -33,7 +33,7 @@ from parspike.graph.order import spans_channels
 from parspike.graph.pointwise import Written, evaluate, functions_of, numbers, polynomial, steps, uncast
 from parspike.graph.same import check_rewritten
 from parspike.graph.signature import Conv, Linear, arguments, with_weights
-from parspike.graph.wide import wide_dtype, widened
+from parspike.graph.wide import wide, wide_dtype, widened
 
 __all__ = ["merge_scales", "rewrite"]
 
@@ -50,6 +50,8 @@ FARTHEST = 1e4
 would round them away."""
 PIECE = 256
 """Channels of a quantiser looked at together."""
+AT_ONCE = 1 << 18
+"""Elements of a weight that are multiplied in float64 at a time."""
 KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default",
                   "aten.adaptive_avg_pool3d.default", "aten.mean.dim", "aten.reshape.default")  # fmt: skip
 
@@ -69,13 +71,16 @@ def rewrite(graph: Graph, args: Sequence[Tensor] = (), kwargs: Mapping[str, Tens
 
 
 def merge_scales(graph: Graph) -> Graph:
-    """The same function, each `scale_shift` in the weights of the synapse behind it where it can go there."""
-    draft = _Draft(widened(graph), graph)
+    """The same function, each `scale_shift` in the weights of the synapse behind it where it can go there. Memory holds
+    one copy more of the weights that change."""
+    draft = _Draft(graph, graph)
     for node in graph.nodes:
         if node.name in draft.nodes:
             _merge_forward(draft, draft.nodes[node.name])
-    made = draft.graph()
-    return replace(made, tensors={path: draft.narrowed(path) for path in made.tensors})
+        if node.name in draft.nodes:  # whatever goes into its tensors came before it
+            for path in draft.nodes[node.name].params:
+                draft.tensors[path] = draft.narrowed(path)
+    return draft.graph()
 
 
 def _first_norm(draft: _Draft, made: Graph) -> tuple[str, Tensor] | None:
@@ -301,7 +306,7 @@ def _merge_forward(draft: _Draft, node: Node) -> None:
     synapse = _synapse_to_fold_into(reader)
     if reader is None or synapse is None:
         return
-    scale, shift = _scales(draft, node)
+    scale, shift = map(wide, _scales(draft, node))
     weight = draft.tensors[synapse.weight.path]
     groups = 1
     if isinstance(synapse, Conv):
@@ -315,12 +320,25 @@ def _merge_forward(draft: _Draft, node: Node) -> None:
         scale, shift = scale.repeat_interleave(repeat), shift.repeat_interleave(repeat)
     # Of every output the inputs that it reads, those of its group.
     scale, shift = (v.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0) for v in (scale, shift))
-    extra = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-    bias = (extra * shift).sum(1) + (0 if synapse.bias is None else draft.tensors[synapse.bias.path])
-    _set_synapse(draft, reader, synapse, weight * scale.reshape(*scale.shape, *[1] * (weight.dim() - 2)), bias)
+    bias = shift.new_zeros(len(weight))
+    if bool(shift.any()):
+        extra = wide(weight)
+        bias = ((extra.flatten(2).sum(2) if weight.dim() > 2 else extra) * shift).sum(1)
+    if synapse.bias is not None:
+        bias = bias + draft.tensors[synapse.bias.path]
+    _set_synapse(draft, reader, synapse, _times(weight, scale.reshape(*scale.shape, *[1] * (weight.dim() - 2))), bias)
     for between in path:
         draft.means.pop(between.name, None)  # these are now of the value before the scale and the shift
     draft.drop(node, node.args[0].name, same=False)
+
+
+def _times(weight: Tensor, scale: Tensor) -> Tensor:
+    """The product in the weight's type, some rows at a time: of large weights no copy in float64 is made."""
+    made = torch.empty_like(weight)
+    rows = max(1, AT_ONCE // max(1, weight[0].numel()))
+    for start in range(0, len(weight), rows):
+        made[start : start + rows] = wide(weight[start : start + rows]) * scale[start : start + rows]
+    return made
 
 
 def _flattens(before: Node, node: Node) -> bool:

@@ -16,7 +16,7 @@ import torch
 
 from parspike.graph.ir import Node, Param
 
-__all__ = ["Conv", "Linear", "Pool", "arguments", "with_weights"]
+__all__ = ["Conv", "Linear", "Pool", "arguments", "named", "with_weights"]
 
 SPATIAL = re.compile(
     r"aten\.(conv_transpose|conv|max_pool|avg_pool|adaptive_max_pool|adaptive_avg_pool)([123])d(?:_with_indices)?\."
@@ -97,7 +97,7 @@ def arguments(node: Node) -> Conv | Linear | Pool | None:
     if match is None:
         return None
     kind, rank = match[1], int(match[2])
-    given = _named(node)
+    given = named(node)
     if kind.startswith("conv"):
         padding = given["padding"]
         return Conv(
@@ -142,7 +142,7 @@ def with_weights(node: Node, weight: Any, bias: Any) -> Node:
 
 
 def _linear(node: Node) -> Linear | None:
-    given = _named(node)
+    given = named(node)
     if node.target == "aten.linear.default":
         return Linear(given["input"], given["weight"], given["bias"])
     x, weight = (given["mat1"] if "mat1" in given else given["self"]), given["mat2"]
@@ -161,7 +161,8 @@ def _schema(target: str) -> tuple[tuple[str, Any], ...]:
     return tuple((argument.name, argument.default_value) for argument in found._schema.arguments)
 
 
-def _named(node: Node) -> dict[str, Any]:
+def named(node: Node) -> dict[str, Any]:
+    """Every argument of a node of torch's by the name that the operator's schema gives it, defaults among them."""
     schema = _schema(node.target)
     given = dict(schema) | node.kwargs
     return given | {name: value for (name, _), value in zip(schema, node.args, strict=False)}

@@ -47,11 +47,17 @@ FINEST = 10
 """Bits by which the grid of a sum may be finer than that of its finer branch."""
 PRECISE = 1 << 4
 """Fineness of a grid from which on the factors of a sum's branches may be rounded."""
+ALIKE = 1 << 6
+"""Fineness of a grid for all channels against the finest of theirs: factors are rounded as weights of 7 bits are."""
 ROOM = 1 << 20
 """Largest sum up to which a grid is made finer for the sake of precision: float32 then still holds the sums behind."""
 SUMS = {"aten.add.Tensor": (1, 1), "aten.sub.Tensor": (1, -1), "aten.rsub.Tensor": (-1, 1)}
 CONSTANTS = {"aten.add.Scalar": (1, 1), "aten.sub.Scalar": (1, -1), "aten.rsub.Scalar": (-1, 1)}
 CASTS = ("aten._to_copy.default", "aten.to.dtype", "aten.type_as.default")
+CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default")
+"""Operators that may read a tensor of the network without changing values: places."""
+MIX = ("aten.lerp.Scalar",)
+"""Operators that are no layer, and move no values either."""
 FACTORS = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar", "aten.neg.default")
 
 
@@ -100,12 +106,14 @@ def integers(
 @dataclass(frozen=True)
 class _Value:
     """Real value = grid · whole number. name: the node that holds the whole number. like: the node of the real value.
-    grid: float64, above 0, broadcasts against (1, one sample). most: the largest magnitude of the whole number."""
+    grid: float64, above 0, broadcasts against (1, one sample). most: the largest magnitude of the whole number. parts:
+    the grids of the results of an operator that has several, whole (1, one sample); its grid is that of the first."""
 
     name: str
     like: Node
     grid: Tensor
     most: float
+    parts: tuple[Tensor, ...] = ()
 
 
 class _Refused(Exception):  # noqa: N818 (control flow, never seen outside)
@@ -251,7 +259,8 @@ class _Whole:
             row.role is Role.SYNAPSE
             and row.sources == "one"
             and not (row.weighted or row.product or row.weighs)
-            and not node.params
+            and all(node.target in CHOOSE and _chooses(self.source.tensors[path]) for path in node.params)
+            and node.target not in MIX
         ):
             return self._moved
         return self._unknown
@@ -529,15 +538,18 @@ class _Whole:
             raise _Refused("what it compares has other grids at other places")
         return _Value(name, node, _squeezed(largest), value.most)
 
-    def _run(self, node: Node, *values: Tensor) -> Any:
+    def _run(self, node: Node, *values: Tensor | tuple[Tensor, ...]) -> Any:
         env = dict(zip(dict.fromkeys(node.refs), values, strict=True))
         return call(node.target, *Stream(env, self.source.tensors, {"batch": 1}).arguments(node))
 
     def _moved(self, node: Node) -> _Value:
         values = [self.values[ref] for ref in dict.fromkeys(node.refs)]
-        grids = self._run(node, *(value.grid.expand(_sample(value.like)) for value in values))
+        if node.target == "aten.pixel_shuffle.default":  # channels become places, which have one grid
+            values = [self._on_grid_of_all(node, value) for value in values]
+        grids = self._run(node, *(value.parts or value.grid.expand(_sample(value.like)) for value in values))
         if not isinstance(grids, Tensor):
-            raise _Refused("it gives several values")
+            parts = tuple(part.clone() for part in grids)
+            return _Value(self.keep(node), node, parts[0], max(value.most for value in values), parts)
         if bool((grids < 0).any()):
             raise _Refused("it changes values")
         # Where zeros are put in, any grid is right: that of the channel.
@@ -552,7 +564,17 @@ class _Whole:
             value = node.args[place] if len(node.args) > place else node.kwargs.get("value")
             if mode == "constant" and value:
                 raise _Refused("it puts in values other than 0")
-        return _Value(self.keep(node), node, _squeezed(grids), max(value.most for value in values))
+        instead = dict(zip(dict.fromkeys(node.refs), values, strict=True))
+        return _Value(self.keep(node, instead), node, _squeezed(grids), max(value.most for value in values))
+
+    def _on_grid_of_all(self, node: Node, value: _Value) -> _Value:
+        """The value on one grid for all channels, finer than the finest of theirs, since their factors are rounded."""
+        least, most = value.grid.min(), value.grid.max()
+        if bool(least == most):
+            return value
+        grid = least / min(ALIKE, self._bits_of_room(value.most * float(most / least)))
+        factors = (value.grid / grid).round().clamp(min=1)
+        return replace(self.times(value, factors, f"_even_for_{node.name}"), grid=grid.expand_as(value.grid).clone())
 
     def _unchanged(self, node: Node) -> _Value:
         """On the same grid: a ReLU that was kept, and the identity that a cast is for numbers that are whole anyway."""
@@ -600,7 +622,9 @@ class _Whole:
         read = {path for node in self.nodes.values() for path in node.params}
         narrow = (".grid", ".least", ".most")
         tensors = {
-            path: tensor.to(torch.float32 if path.endswith(narrow) or not wide else dtype)
+            path: tensor
+            if _chooses(tensor)
+            else tensor.to(torch.float32 if path.endswith(narrow) or not wide else dtype)
             for path, tensor in self.tensors.items()
             if path in read
         }
@@ -662,6 +686,11 @@ def _neuron(neuron: SpikingLayer, grid: Tensor, most: float, T: int) -> tuple[Sp
             )
         return made, 1 / neuron.levels, neuron.levels, most + float(thresholds.abs().max())
     raise _Refused(f"neurons of the kind '{neuron.kind}' have no form in whole numbers")
+
+
+def _chooses(tensor: Tensor) -> bool:
+    """Whether a tensor holds places, not truth values or numbers."""
+    return not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype is not torch.bool
 
 
 def _sample(node: Node) -> list[int]:

@@ -25,6 +25,8 @@ __all__ = ["FIELDS", "Found", "Piece", "hdf5", "read"]
 LEAST_ROOM = 1 << 30
 """Bytes that the arrays of a file may always claim: the constant parameters of 100 million neurons take little room in
 a file."""
+WINDOW = 1 << 22
+"""Bytes of a file that are looked through at a time; a multiple of the size of a page."""
 TIMES_SIZE = 16
 """A larger file may claim this many times its own bytes."""
 MOST_NODES, MOST_EDGES, DEEPEST, LONGEST = 100_000, 1_000_000, 16, 1000
@@ -111,10 +113,14 @@ def _check_heaps(path: Path) -> None:
             widths = content[13:15] if content[8] < 2 else content[9:11]
             if content[:4] == b"\x89HDF" and widths != b"\x08\x08":
                 raise FileError("it is no undamaged HDF5 file (its sizes are not of 8 bytes)")
-            place = content.find(b"GCOL\x01")
-            while place >= 0:
-                _check_heap(content, place)
-                place = content.find(b"GCOL\x01", place + 1)
+            for start in range(0, len(content), WINDOW):
+                end = min(start + WINDOW + 4, len(content))
+                place = content.find(b"GCOL\x01", start, end)
+                while place >= 0:
+                    _check_heap(content, place)
+                    place = content.find(b"GCOL\x01", place + 1, end)
+                if hasattr(content, "madvise"):  # else memory would hold the whole file for a while
+                    content.madvise(mmap.MADV_DONTNEED, start, min(WINDOW, len(content) - start))
 
 
 def _check_heap(content: Any, place: int) -> None:
@@ -259,7 +265,7 @@ class _Reader:
         value = np.broadcast_to(np.asarray(item.fillvalue), item.shape) if one else np.asarray(item[()])
         if kind == "f" and not np.isfinite(value[(0,) * value.ndim] if one else value).all():
             raise FileError(f"{place} holds NaN or Inf")
-        return value
+        return _repeated(value)
 
     def _claim(self, size: int, place: str) -> None:
         self.left -= size
@@ -299,6 +305,21 @@ class _Reader:
                     raise FileError(f"{place} hold a name longer than {LONGEST} characters")
                 pairs.append((one, two))
         return tuple(pairs)
+
+
+def _repeated(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same array; one that repeats itself along dimensions, as a threshold a channel does in the shape that NIR
+    asks for, without the memory for it."""
+    small = value
+    for axis in range(value.ndim - 1, 0, -1):
+        first = small.take([0], axis)
+        # The first two tell most arrays apart from such.
+        if small.shape[axis] > 1 and (
+            small[(0,) * small.ndim] != small.take(1, axis).flat[0] or (small != first).any()
+        ):
+            break
+        small = first
+    return value if small.size == value.size else np.broadcast_to(small, value.shape)
 
 
 def _inlined(outer: Found, nested: Mapping[str, Found]) -> Found:
