@@ -28,9 +28,9 @@ def line_of(theta: Tensor, T: int, shift: Tensor | None) -> tuple[Tensor, Tensor
     return ratio, torch.full_like(ratio, 0.5) if shift is None else torch.add(shift.detach() * ratio, 0.5)
 
 
-def _levels_reached(z: Tensor, theta: Tensor, T: int, shift: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """u = (δ T/θ + 1/2) + z T/θ, unrounded; the only new tensor of z's size, and the caller's to overwrite."""
-    ratio, start = line_of(theta, T, shift)
+def reached(z: Tensor, ratio: Tensor, start: Tensor, out: Tensor | None = None) -> Tensor:
+    """u = start + z · ratio, unrounded, of a line of `line_of`; the only new tensor of z's size, and the caller's to
+    overwrite."""
     if z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64):
         # The CPU's addcmul is not vectorised where it broadcasts, and then fuses product and sum into one rounding.
         # Half precision needs it, since the product would be rounded to half precision.
@@ -38,14 +38,14 @@ def _levels_reached(z: Tensor, theta: Tensor, T: int, shift: Tensor | None, out:
     return torch.addcmul(start, z.detach(), ratio, out=out)
 
 
-def count_into(
-    out: Tensor | None, z: Tensor, v_threshold: Tensor, T: int, shift: Tensor | None, *, lowest: int = 0
-) -> Tensor:
-    """``spike_count`` without its checks, written to `out`, a tensor like z (a piece of a large one), or a new one.
+def _levels_reached(z: Tensor, theta: Tensor, T: int, shift: Tensor | None) -> Tensor:
+    """u = (δ T/θ + 1/2) + z T/θ."""
+    return reached(z, *line_of(theta, T, shift))
 
-    lowest: the smallest count.
-    """
-    return _levels_reached(z, v_threshold, T, shift, out).floor_().clamp_(lowest, T)
+
+def counts(z: Tensor, v_threshold: Tensor, T: int, shift: Tensor | None, *, lowest: int = 0) -> Tensor:
+    """``spike_count`` without its checks. lowest: the smallest count."""
+    return _levels_reached(z, v_threshold, T, shift).floor_().clamp_(lowest, T)
 
 
 def spike_count(
@@ -76,7 +76,7 @@ def spike_count(
     check_steps(T)
     theta = threshold_like(v_threshold, mean_current)
     delta = None if shift is None else like(shift, mean_current)
-    return count_into(None, mean_current, theta, T, delta)
+    return counts(mean_current, theta, T, delta)
 
 
 def _inside(z: Tensor, theta: Tensor, T: int, shift: Tensor | None, window: Window) -> Tensor:
