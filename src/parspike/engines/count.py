@@ -9,7 +9,6 @@ An activation that falls and then rises stands in the graph as right(z) + left(â
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,16 +63,20 @@ class Pass:
 
 
 def _over(nodes: Sequence[Node], outputs: Collection[str], firing: Collection[str]) -> dict[str, int]:
-    """By node, the place of an argument of its shape, in memory of its own, that it alone reads, and once."""
-    own = {node.name: node.shape for node in nodes if node.target in FRESH or node.name in firing}
-    read = Counter(name for node in nodes for name in node.refs)
-    alone = {name for name in own if read[name] == 1 and name not in outputs}
+    """By node, the place of an argument of its shape that it may overwrite: it reads that once and last, and neither
+    that nor what others made of it shares its memory."""
+    fresh = {node.name for node in nodes if node.target in FRESH or node.name in firing}
+    shapes = {node.name: node.shape for node in nodes if node.name in fresh and node.name not in outputs}
+    last = {name: node.name for node in nodes for name in node.refs}
+    lent = {name for node in nodes if node.name not in fresh for name in node.refs if last[name] != node.name}
     found: dict[str, int] = {}
     for node in nodes:
         if node.name not in firing and (TABLE[node.target].out is None or node.kwargs):
             continue
         for place, arg in enumerate(node.args[:1] if node.name in firing else node.args):
-            if isinstance(arg, Ref) and arg.name in alone and own[arg.name] == node.shape:
+            if not isinstance(arg, Ref) or shapes.get(arg.name) != node.shape or arg.name in lent:
+                continue
+            if last[arg.name] == node.name and node.refs.count(arg.name) == 1:
                 found.setdefault(node.name, place)
     return found
 

@@ -176,8 +176,28 @@ def rotate(x: Tensor) -> Tensor:
     The matrix's entries are 1 and −1, and it is made of sums and differences of two values, of two of these, and so on
     (Sylvester 1867): log2 n additions for each value.
     """
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type == "cpu":
+        # A compiler that fuses the pieces' reshapes into loops finds each place by two divisions, and vectorises none.
+        return _rotate_node(x)
+    return _rotate(x)
+
+
+def _rotate(x: Tensor) -> Tensor:
     size = x.shape[-1] & -x.shape[-1]
     return (_rotated(x.reshape(-1, size)) * size**-0.5).reshape(x.shape)
+
+
+@torch.library.custom_op("parspike::rotate", mutates_args=())
+def _rotate_node(x: Tensor) -> Tensor:
+    return _rotate(x.contiguous())
+
+
+@_rotate_node.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+_rotate_node.register_autograd(lambda ctx, grad: _rotate(grad))  # the matrix is symmetric
 
 
 def _rotated(rows: Tensor) -> Tensor:
@@ -560,9 +580,10 @@ for _names, _out in {
 _fresh = """
     conv1d.default conv2d.default conv3d.default conv2d.padding conv1d.padding conv3d.padding conv_transpose1d.default
     conv_transpose2d.input conv_transpose3d.input linear.default matmul.default mm.default bmm.default addmm.default
-    baddbmm.default cat.default embedding.default max_pool2d.default layer_norm.default
+    baddbmm.default cat.default embedding.default max_pool2d.default layer_norm.default pow.Tensor_Scalar rsqrt.default
+    exp.default mean.dim sum.dim_IntList
 """
-FRESH = frozenset([*(f"aten.{name}" for name in _fresh.split()), "parspike.batch_norm", "parspike.scale_shift", SHARES,
+FRESH = frozenset([*(f"aten.{name}" for name in _fresh.split()), "parspike.batch_norm", "parspike.scale_shift", SHARES, SIZE,
                    *(name for name, row in TABLE.items() if row.out is not None)])  # fmt: skip
 """Operators whose result never shares its memory with another tensor."""
 

@@ -62,5 +62,5 @@ def _fill(fill: Callable[..., None], out: Tensor, z: Tensor, beside: tuple[Tenso
     for start in range(0, whole, step):
         length = min(step, whole - start)
         cut = [t.narrow(along, start, length) for t in (out, z)]
-        own = tuple(t if t.shape[along] == 1 else t.narrow(along, start, length) for t in beside)
+        own = tuple(t if not t.dim() or t.shape[along] == 1 else t.narrow(along, start, length) for t in beside)
         _fill(fill, cut[0], cut[1], own, rows)
