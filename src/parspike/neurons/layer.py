@@ -24,7 +24,7 @@ from . import fused
 from .arguments import check_choice, check_steps
 from .packed import PackedTrains, counts_of, words_of
 from .pieces import in_pieces, runs_here
-from .quantised import line_of, reached, spike_count
+from .quantised import line_at, line_of, reached, spike_count
 from .trains import first_spike, sorted_train
 
 __all__ = ["CODES", "Code", "Neuron", "ParallelNeuron", "SpikingLayer", "levels_of", "neuron_from"]
@@ -252,11 +252,14 @@ def even_values(
     z: Tensor, v_threshold: Tensor, shift: Tensor, v_post: Tensor, offset: float | Tensor | None, levels: int, *,
     lowest: int = 0, over: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Mean outputs of neurons with evenly spaced counts lowest … levels for z (B, …), on the CPU, in z's dtype.
+    """Mean outputs of neurons with evenly spaced counts lowest … levels for z (B, …), of the parameters' dtype.
 
-    shift: counted from the offset on. offset: None for 0. over: they are written over z.
+    shift: counted from the offset on. offset: None for 0. over: on the CPU they are written over z.
     """
-    line = *line_of(v_threshold, levels, shift), v_post.detach() / levels
+    line = line_at(v_threshold, levels, shift, v_post)
+    if not runs_here(z):
+        mean = reached(z, *line[:2]).floor_().clamp_(lowest, levels).mul_(line[2])
+        return mean if offset is None else mean.add_(offset)
 
     # In place, since only this function holds the counts, and memory traffic is the cost of a neuron.
     def fill(out: Tensor, z: Tensor, ratio: Tensor, start: Tensor, scale: Tensor, rest: Any = offset) -> None:
@@ -330,8 +333,7 @@ class ParallelNeuron(Neuron):
     def _forward(self, z: Tensor, over: bool = False) -> Tensor:
         if made := self._at_once(z, trains=False):
             return made[0]
-        # In place, since only this function holds the counts, and memory traffic is the cost of a neuron.
-        if not runs_here(z) or z.dtype != self.v_threshold.dtype:
+        if z.dtype != self.v_threshold.dtype:
             mean = self.count(z).mul_(self.v_post.detach() / self.levels)
             return mean.add_(self.offset) if self.offsets else mean
         offset = self.offset if self.offsets else None

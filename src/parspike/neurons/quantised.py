@@ -28,6 +28,23 @@ def line_of(theta: Tensor, T: int, shift: Tensor | None) -> tuple[Tensor, Tensor
     return ratio, torch.full_like(ratio, 0.5) if shift is None else torch.add(shift.detach() * ratio, 0.5)
 
 
+def line_at(theta: Tensor, T: int, shift: Tensor, post: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`line_of`, and post/T: what one count is worth."""
+    theta, shift, post = theta.detach(), shift.detach(), post.detach()
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and theta.device.type == "cpu":
+        # Else the compiler puts the divisions of every channel into its loops, and divides at every neuron.
+        return torch.ops.parspike.line(theta, T, shift, post)
+    return *line_of(theta, T, shift), post / T
+
+
+_line = torch.library.Library("parspike", "FRAGMENT")  # less than half of what a call of a custom_op takes
+_line.define("line(Tensor theta, int T, Tensor shift, Tensor post) -> (Tensor, Tensor, Tensor)")
+_line.impl("line", lambda theta, T, shift, post: (*line_of(theta, T, shift), post / T), "CPU")
+torch.library.register_fake(
+    "parspike::line", lambda theta, T, shift, post: (*line_of(theta, T, shift), post / T), lib=_line
+)
+
+
 def reached(z: Tensor, ratio: Tensor, start: Tensor, out: Tensor | None = None) -> Tensor:
     """u = start + z · ratio, unrounded, of a line of `line_of`; the only new tensor of z's size, and the caller's to
     overwrite."""

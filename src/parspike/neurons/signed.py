@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from . import fused
 from .layer import Code, Neuron, even_amplitudes, even_values
 from .packed import PackedTrains
-from .pieces import runs_here
 from .quantised import counts, line_of
 
 __all__ = ["SignedNeuron"]
@@ -60,7 +59,7 @@ class SignedNeuron(Neuron):
     def _forward(self, z: Tensor, over: bool = False) -> Tensor:
         if made := self._at_once(z, trains=False):
             return made[0]
-        if not runs_here(z) or z.dtype != self.v_threshold.dtype:
+        if z.dtype != self.v_threshold.dtype:
             return self.value(self.count(z))
         shift, ends = self.shift - self.offset, {"lowest": self.lowest, "over": over}
         return even_values(z, self.v_threshold, shift, self.v_post, self.offset, self.levels, **ends)
