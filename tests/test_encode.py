@@ -275,7 +275,12 @@ def test_what_falls_and_rises_is_computed_and_then_encoded() -> None:
     plan = plan_of("fused")
     assert not any("gelu" in name and "spikes" not in name for name in plan.spiking)
     assert any("falls and then rises" in row.becomes for row in plan.rows)
+    targets = [node.target for node in plan.graph.nodes]  # in one operator, for two halves cost ten times as much
+    assert "aten.gelu.default" in targets
+    assert not {"parspike.rising", "parspike.falling"} & {*targets}
     assert any(layer.startswith("act") for layer in encoders(plan))
+    kept = planned("fused", layers={"act": parspike.Keep()})
+    assert [row.becomes for row in kept.rows if row.layer == "act"] == ["kept analog"]
     asked = planned("fused", layers={"act": parspike.Spike()})
     assert not any(layer.startswith("act") for layer in encoders(asked))
 

@@ -22,7 +22,18 @@ from parspike.graph.ir import Graph, Node, Ref
 from parspike.graph.ops import ENCODE, HELD, HOLD, TABLE, TIMES, WEIGHTS, Role
 from parspike.graph.order import nested
 
-__all__ = ["PASSED", "Encode", "computed", "encodable", "encoded", "halves", "input_encoders", "scales", "undivided", "with_encoders"]
+__all__ = [
+    "PASSED",
+    "Encode",
+    "computed",
+    "encodable",
+    "encoded",
+    "halves",
+    "input_encoders",
+    "scales",
+    "undivided",
+    "with_encoders",
+]
 
 Encode = Literal["none", "hidden", "all"]
 """Where neurons for the identity stand: nowhere; where synapses read real values other than the network's inputs; where

@@ -583,8 +583,8 @@ _fresh = """
     baddbmm.default cat.default embedding.default max_pool2d.default layer_norm.default pow.Tensor_Scalar rsqrt.default
     exp.default mean.dim sum.dim_IntList
 """
-FRESH = frozenset([*(f"aten.{name}" for name in _fresh.split()), "parspike.batch_norm", "parspike.scale_shift", SHARES, SIZE,
-                   *(name for name, row in TABLE.items() if row.out is not None)])  # fmt: skip
+FRESH = frozenset([*(f"aten.{name}" for name in _fresh.split()), "parspike.batch_norm", "parspike.scale_shift", SHARES,
+                   SIZE, *(name for name, row in TABLE.items() if row.out is not None)])  # fmt: skip
 """Operators whose result never shares its memory with another tensor."""
 
 ACROSS_BATCH = "it joins or splits values along the batch"
