@@ -197,7 +197,7 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-_rotate_node.register_autograd(lambda ctx, grad: _rotate(grad))  # the matrix is symmetric
+_rotate_node.register_autograd(lambda ctx, grad: _rotate_node(grad))  # the matrix is symmetric
 
 
 def _rotated(rows: Tensor) -> Tensor:
