@@ -276,10 +276,11 @@ def _interleaved(
     calls: Mapping[tuple[str, int], Callable[[Tensor], object]], slow: Collection[tuple[str, int]], x: Tensor,
     rounds: int, clock: Callable[[], float], progress: Callable[[str, int, int], None] | None,
 ) -> dict[tuple[str, int], dict[int, float]]:  # fmt: skip
-    """Seconds of every call by round. Each is called before, and then in turn."""
+    """Seconds of every call by round. Each is called before, once or more, and then in turn."""
     times: dict[tuple[str, int], dict[int, float]] = {key: {} for key in calls}
-    # On a GPU the first runs compile kernels and record them.
-    before = 3 if x.is_cuda else 1
+    # On a GPU the first runs compile kernels and record them; a compiled SNN marks the batch's size as free, and then
+    # the compiled network is compiled once more.
+    before = 3 if x.is_cuda else 2
     for number in range(-before, rounds):
         for key, call in calls.items():
             if key in slow and number % 3 and number != -1:
