@@ -250,7 +250,7 @@ def softmax_weights(x: Tensor, dim: int) -> Tensor:
 def _softmax_weights_into(x: Tensor, dim: int, *, out: Tensor) -> Tensor:
     def fill(out: Tensor, x: Tensor) -> None:
         torch.sub(x, largest(x, dim), out=out).clamp_(min=LOWEST).exp_()
-        F.threshold_(out, NOTHING, 0.0)
+        F.threshold(out, NOTHING, 0.0, inplace=True)
 
     if out is x and dim % x.dim() == x.dim() - 1:
         return in_pieces(fill, x, x.dtype, over=True, rows=1)

@@ -37,12 +37,12 @@ def in_pieces(
         if out.stride() != z.stride():  # z has gaps or overlaps, so its elements are not numbered by their addresses
             z = z.contiguous()
             out = torch.empty_like(z, dtype=dtype)
-        parts = (t.as_strided((t.numel(),), (1,)) for t in (out, z))
+        into, read = (t.as_strided((t.numel(),), (1,)) for t in (out, z))
         beside = tuple(t.reshape(()) for t in beside)
     else:
-        parts = out, z
+        into, read = out, z
         beside = tuple(t.reshape(*[1] * (z.dim() - t.dim()), *t.shape) for t in beside)
-    _fill(fill, *parts, beside, rows)
+    _fill(fill, into, read, beside, rows)
     return out
 
 
