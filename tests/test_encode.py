@@ -16,7 +16,7 @@ from parspike.calibrate.thresholds import Samples, fit_encoder
 from parspike.errors import OptionError
 from parspike.graph import Node, Ref, Role
 from parspike.graph.encode import SMALL
-from parspike.graph.ops import ENCODE, HELD, HOLD, SHARES
+from parspike.graph.ops import ENCODE, HELD, HOLD, MASKED, SHARES, WEIGHTS, call, call_over
 from parspike.neurons import Code, ParallelNeuron, SignedNeuron
 
 D, HEADS, TOKENS = 16, 4, 6
@@ -275,9 +275,29 @@ def test_what_falls_and_rises_is_computed_and_then_encoded() -> None:
     plan = plan_of("fused")
     assert not any("gelu" in name and "spikes" not in name for name in plan.spiking)
     assert any("falls and then rises" in row.becomes for row in plan.rows)
+    targets = [node.target for node in plan.graph.nodes]  # in one operator, for two halves cost ten times as much
+    assert "aten.gelu.default" in targets
+    assert not {"parspike.rising", "parspike.falling"} & {*targets}
     assert any(layer.startswith("act") for layer in encoders(plan))
+    kept = planned("fused", layers={"act": parspike.Keep()})
+    assert [row.becomes for row in kept.rows if row.layer == "act"] == ["kept analog"]
     asked = planned("fused", layers={"act": parspike.Spike()})
     assert not any(layer.startswith("act") for layer in encoders(asked))
+
+
+def test_weights_of_attention_are_the_same_over_their_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch pieces that cut a row, a hidden score that weighs something, and a row of hidden ones that is NaN."""
+    monkeypatch.setattr("parspike.neurons.pieces.PIECE", 50)
+    scores, mask = 30 * torch.randn(2, 3, 8, 9), torch.rand(8, 9) > 0.3
+    mask[2] = False
+    hidden = call(MASKED, (scores, mask), {})
+    weights = call(WEIGHTS, (hidden, -1), {})
+    exact = (hidden.double() - hidden.double().amax(-1, keepdim=True)).exp().nan_to_num(nan=0.0)
+    torch.testing.assert_close(weights.double(), exact, rtol=1e-5, atol=1e-21)
+    assert not weights[..., ~mask].any()
+    over = call_over(WEIGHTS, (call_over(MASKED, (scores, mask), 0), -1), 0)
+    assert over.data_ptr() == scores.data_ptr()
+    assert torch.equal(over, weights)
 
 
 def test_a_gate_is_computed_and_what_it_scales_is_encoded() -> None:

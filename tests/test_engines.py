@@ -65,6 +65,45 @@ def test_engines_agree_on_real_weights(kind):
         torch.testing.assert_close(run.logits, count.logits, rtol=1e-9, atol=1e-9)
 
 
+class Shared(nn.Module):
+    """Values that are read again, in part or in another shape, behind an operator that could overwrite them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        shifted = x * 2
+        y = self.a(shifted)
+        part = y[:, ::2]
+        z = self.b(torch.relu(y)) + y * 0.5
+        gate = torch.sigmoid(z.unsqueeze(1))
+        return self.c(torch.relu(z * 3) * gate.squeeze(1)) + part, shifted
+
+
+@pytest.mark.parametrize("kind", [*SHAPES, Shared])
+def test_values_are_overwritten_only_where_nobody_reads_them_again(kind):
+    """Would catch an operator that overwrites an input, an output, a weight, or what another one reads later."""
+    if kind is Shared:
+        model, x = Shared().eval(), torch.randn(6, 3)
+        snn = parspike.convert(model, x, T=6, layers={"sigmoid": parspike.Keep()})
+    else:
+        _, x, plan = planned(kind)
+        snn = parspike.convert(plan, x, T=6, recipe="max")
+    assert snn._pass.over
+    given, held = x.clone(), copy.deepcopy(snn.state_dict())
+    wanted = snn.run(x, record=True).logits  # nothing is overwritten
+    for _ in range(2):
+        torch.testing.assert_close(snn(x), wanted, rtol=0, atol=0)
+    assert torch.equal(x, given)
+    assert all(torch.equal(held[name], value) for name, value in snn.state_dict().items())
+    wide = x.clone().requires_grad_()  # what autograd keeps is not overwritten either
+    out = snn(wide)
+    torch.testing.assert_close(out, wanted, rtol=0, atol=0)
+    if kind is Shared:
+        out[0].sum().backward()
+
+
 @settings(max_examples=15, deadline=None)
 @given(T=st.integers(1, 12), chunk=st.integers(1, 14), seed=st.integers(0, 5))
 def test_chunks_of_time_do_not_matter(T, chunk, seed):

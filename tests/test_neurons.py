@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import parspike.neurons as neurons
 from parspike.neurons import (
     QCFS,
+    ParallelNeuron,
+    SignedNeuron,
     average_rate,
     bisect_count,
     charge,
@@ -585,6 +587,23 @@ def test_export_sees_one_node_with_a_dynamic_batch(training):
 def test_custom_op_obeys_torch_library_rules():
     args = (torch.randn(2, 3), torch.tensor(1.0), 4)
     torch.library.opcheck(torch.ops.parspike.qcfs.default, args)
+    line = torch.rand(3, 1) + 0.5, 4, torch.randn(3, 1), torch.ones(3, 1)
+    torch.library.opcheck(torch.ops.parspike.line.default, line)
+    torch.library.opcheck(torch.ops.parspike.rotate.default, (torch.randn(2, 3, 24, requires_grad=True),))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_neurons_count_the_same_and_follow_their_parameters(dtype):
+    """Would catch a line made once, when the network is compiled, and one that is not the neuron's."""
+    theta, middle = torch.rand(4, 1) + 0.5, torch.randn(4, 1)
+    for neuron in (ParallelNeuron(5, theta, offset=-0.2), SignedNeuron(5, theta, offset=middle)):
+        torch._dynamo.reset()
+        compiled = torch.compile(neuron, backend="aot_eager", fullgraph=True)
+        for _ in range(2):
+            z = torch.randn(6, 4, 9, dtype=dtype)
+            torch.testing.assert_close(compiled(z), neuron(z), rtol=0, atol=0)
+            neuron.v_threshold.mul_(0.5)
+            neuron.shift.add_(0.1)
 
 
 def test_spike_count_is_exported_with_its_threshold_as_input():

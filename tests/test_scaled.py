@@ -62,6 +62,12 @@ def test_a_rotation_is_a_hadamard_matrix_on_every_piece(wide: int, piece: int) -
     torch.testing.assert_close(rotate(x), wanted)
     torch.testing.assert_close(rotate(rotate(x)), x)
     assert rotate(x[:0]).shape == (0, 3, wide)
+    given = x.clone().requires_grad_()  # a compiled network calls it as one operator, with this gradient
+    torch._dynamo.reset()
+    out = torch.compile(rotate, backend="aot_eager", fullgraph=True)(given)
+    torch.testing.assert_close(out, rotate(x))
+    out.square().sum().backward()
+    torch.testing.assert_close(given.grad, 2 * x)
 
 
 def test_one_large_value_of_few_rows_is_sent_whole() -> None:

@@ -84,6 +84,22 @@ def test_an_engine_that_cannot_run_is_left_out_and_named(tmp_path: Path) -> None
         parspike.speed(model, x, T=(0,))
 
 
+def test_memory_is_what_a_batch_adds_at_most() -> None:
+    """Would catch a size that counts what was there before, what was freed before, or nothing."""
+
+    def grows(y: torch.Tensor) -> torch.Tensor:
+        return torch.ones(60 << 18).sum() + y.sum()  # 60 MiB
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.ones(2, 3, 2, 2)
+    beside = {("large", 0): grows, ("small", 0): torch.sum}
+    rows = {row.run: row.memory_mib for row in parspike.speed(model, x, T=(2,), rounds=1, beside=beside).rows}
+    if rows["large"] is None:
+        pytest.skip("this system does not count it")
+    assert rows["large"] == pytest.approx(60, abs=6)
+    assert all(0 <= rows[name] < 6 for name in ("network", "count", "small"))
+
+
 def test_half_precision_channels_last_and_other_calls() -> None:
     torch.manual_seed(0)
     model, x = (
@@ -103,7 +119,7 @@ def test_half_precision_channels_last_and_other_calls() -> None:
     assert [(row.run, row.T) for row in made.rows] == [("network", 0), ("count", 4), ("mine", 0)]
     assert set(seen) == {(torch.bfloat16, True)}
     assert "bfloat16, channels last" in made.machine
-    assert all(row.memory_mib is row.joules is None for row in made.rows)  # counted on a GPU alone
+    assert all(row.joules is None for row in made.rows)  # counted on a GPU alone
     assert next(model.parameters()).is_contiguous()  # the user's own network keeps its layout
     with pytest.raises(OptionError, match="batches of images"):
         parspike.speed(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.rand(2, 3), channels_last=True)

@@ -16,7 +16,7 @@ from parspike.calibrate.staircase import Sample, _best_cut, lloyd_max, staircase
 from parspike.errors import OptionError
 from parspike.graph.course import turn_of
 from parspike.graph.ops import TABLE, falling, rising
-from parspike.neurons import ParallelNeuron, Staircase, joined
+from parspike.neurons import ParallelNeuron, SignedNeuron, Staircase, joined
 
 
 def turn(target: str, **options: Any) -> tuple[float, float]:
@@ -272,6 +272,25 @@ def test_large_currents_of_any_layout_are_counted_in_pieces(layout, monkeypatch)
         for offset in (0.0, -0.4):
             neuron = ParallelNeuron(4, theta, offset=offset)
             assert torch.equal(neuron(z), neuron.value(neuron.count(z)))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (30,), (8, 1, 1), (1, 20, 1), (8, 20, 1), (8, 1, 30)])
+def test_neurons_may_write_over_their_current(shape, monkeypatch):
+    """Would catch pieces that take the thresholds of other channels, or read what was written already."""
+    monkeypatch.setattr("parspike.neurons.pieces.PIECE", 500)
+    theta, offset = torch.rand(shape) + 0.5, torch.rand(shape) - 0.5
+    stairs = [torch.randn(5, *shape).sort(0).values, torch.randn(6, *shape).sort(0).values]
+    neurons = [ParallelNeuron(5, theta), ParallelNeuron(5, theta, offset=offset, code="weighted")]
+    for neuron in (*neurons, SignedNeuron(5, theta, offset=offset), Staircase(5, *stairs)):
+        for strides in ((4800, 600, 30, 1), (4800, 1, 240, 8), (30, 90, 720, 1)):
+            z = torch.empty_strided((3, 8, 20, 30), strides).normal_()
+            before = z.clone()
+            wanted = neuron.value(neuron.count(z))
+            assert torch.equal(neuron(z), wanted)
+            assert torch.equal(z, before)  # `forward` leaves what others read
+            assert torch.equal(neuron.over(z), wanted)
+        z = torch.randn(3, 8, 20, 1).expand(3, 8, 20, 30)
+        assert torch.equal(neuron.over(z), neuron.value(neuron.count(z)))
 
 
 @pytest.mark.parametrize("change", ["in place", "through data", "another dtype", "inference mode"])

@@ -27,7 +27,7 @@ from parspike.graph import (
 )
 from parspike.graph import with_encoders as insert_encoders
 from parspike.graph.attention import taken_apart
-from parspike.graph.encode import Encode, computed, encoded, input_encoders
+from parspike.graph.encode import Encode, computed, encoded, input_encoders, undivided
 from parspike.graph.ir import expected_tensor
 from parspike.graph.lookup import LOOKED_UP, Analog
 from parspike.graph.ops import ACROSS_BATCH, ENCODE, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE
@@ -261,7 +261,8 @@ def plan(
     options = _options(graph, layers or {}, strict=not encodes)
     kept, asked = ({name for name, option in options.items() if isinstance(option, kind)} for kind in (Keep, Spike))
     asked |= {node.name for node in graph.neurons if node.target in LOOKED_UP}
-    guarded = (computed(graph, asked) if encodes else {}) | guards(graph, asked)
+    graph, guarded = undivided(graph, computed(graph, asked)) if encodes else (graph, {})
+    guarded |= guards(graph, asked)
     graph = with_copies(graph, guarded, asked)
     last = readouts(graph, kept, asked)
     fires = {n.name for n in graph.neurons if n.name not in last and n.name not in {*kept, *guarded}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import math
 import platform
@@ -400,6 +402,8 @@ class Memory:
             torch.cuda.reset_peak_memory_stats(self.gpu)
             self.before = torch.cuda.memory_allocated(self.gpu) / MIB
             return
+        with contextlib.suppress(OSError, AttributeError):  # of the C library that Linux has mostly
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not there to be used again, unseen
         try:
             Path("/proc/self/clear_refs").write_text("5")  # the largest size is counted anew
             self.before = self._status("VmRSS")

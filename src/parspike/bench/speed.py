@@ -48,8 +48,9 @@ class SpeedRow:
     run: "network", "network, compiled", the engine, or a name of `beside`. T: time-steps, 0 for the network. seconds:
     of a batch, the median of the rounds. ratio, least, most: seconds / the network's of the same round, the median,
     smallest and largest. to_compiled: the median ratio to the compiled network, where it ran. samples: a second.
-    latency: seconds of a batch of one, the median. memory_mib: by how much the tensors on a GPU grow at most during a
-    batch. joules: of a sample, as the GPU counts its energy, what it takes at rest included. Both None without a GPU.
+    latency: seconds of a batch of one, the median. memory_mib: by how much memory grows at most during a batch behind
+    others: on a GPU that of torch's tensors, else that of this process, None where the system does not count it.
+    joules: of a sample, as the GPU counts its energy, what it takes at rest included; None without a GPU.
     """
 
     run: str
@@ -159,7 +160,7 @@ def speed(
     channels_last: bool = False, beside: Mapping[tuple[str, int], Callable[[Tensor], object]] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Speed:  # fmt: skip
-    """Time, latency, and on a GPU memory and energy, of a network and of its conversions, in one run.
+    """Time, latency, memory, and on a GPU energy, of a network and of its conversions, in one run.
 
     x: a batch (B, …); thresholds are its largest currents, since weights and thresholds do not change what a run costs.
     engines: of "count", "packed" (count, with all trains kept as bits), "compiled" (`snn.compile()`), "integer" (in
@@ -199,7 +200,7 @@ def speed(
     with autocast:
         times = _interleaved(calls, slow, x, rounds, clock, progress)
         single = _interleaved(calls, slow, x[:1], min(rounds, 3), clock, progress)
-        cost = {key: _on_gpu(call, x) if x.is_cuda else (None, None) for key, call in calls.items()}
+        cost = {key: _cost(call, x) for key, call in calls.items()}
     rows = []
     for key, now in times.items():
         ratios = _ratios(now, times["network", 0])
@@ -223,11 +224,14 @@ def _ratios(times: Mapping[int, float], base: Mapping[int, float]) -> list[float
     return sorted(seconds / base[number] for number, seconds in times.items())
 
 
-def _on_gpu(call: Callable[[Tensor], object], x: Tensor) -> tuple[float, float | None]:
-    """MiB by which the tensors on the GPU grow at most during a batch, and joules of a sample: what the GPU has
-    counted over half a second of batches, None where `pynvml` is not installed or the GPU does not count."""
+def _cost(call: Callable[[Tensor], object], x: Tensor) -> tuple[float | None, float | None]:
+    """MiB by which memory grows at most during a batch, and joules of a sample: what the GPU has counted over half a
+    second of batches, None where `pynvml` is not installed or the GPU does not count."""
+    call(x)
     memory = Memory(x.device)
     call(x)
+    if not x.is_cuda:
+        return memory.grown(), None
     torch.cuda.synchronize(x.device)
     grown = memory.grown() or 0.0
     try:
@@ -272,10 +276,11 @@ def _interleaved(
     calls: Mapping[tuple[str, int], Callable[[Tensor], object]], slow: Collection[tuple[str, int]], x: Tensor,
     rounds: int, clock: Callable[[], float], progress: Callable[[str, int, int], None] | None,
 ) -> dict[tuple[str, int], dict[int, float]]:  # fmt: skip
-    """Seconds of every call by round. Each is called before, and then in turn."""
+    """Seconds of every call by round. Each is called before, once or more, and then in turn."""
     times: dict[tuple[str, int], dict[int, float]] = {key: {} for key in calls}
-    # On a GPU the first runs compile kernels and record them.
-    before = 3 if x.is_cuda else 1
+    # On a GPU the first runs compile kernels and record them; a compiled SNN marks the batch's size as free, and then
+    # the compiled network is compiled once more.
+    before = 3 if x.is_cuda else 2
     for number in range(-before, rounds):
         for key, call in calls.items():
             if key in slow and number % 3 and number != -1:

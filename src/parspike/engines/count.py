@@ -17,7 +17,9 @@ from torch import Tensor
 
 from parspike.engines.base import PACKED, Network, Record, Run, recorded
 from parspike.graph import Graph, Node, Schedule, Stream, walk
-from parspike.graph.ir import Ref
+from parspike.graph.encode import halves
+from parspike.graph.ir import Hook, Ref
+from parspike.graph.ops import FRESH, TABLE, call_over
 from parspike.neurons import PackedTrains, joined
 
 __all__ = ["Pass", "count", "counted"]
@@ -28,12 +30,14 @@ class Pass:
     """How a graph runs in one pass.
 
     schedule: every node. short: the same with every pair of neurons in one node. pairs: by the name of that node, the
-    right and the left neurons and what is added to their sum.
+    right and the left neurons and what is added to their sum. over: of nodes of `short` that may write their result
+    over an argument, which nobody else reads, its place.
     """
 
     schedule: Schedule
     short: Schedule
     pairs: Mapping[str, tuple[str, str, float]]
+    over: Mapping[str, int]
 
     @classmethod
     def of(cls, graph: Graph, spiking: Collection[str]) -> Pass:
@@ -42,7 +46,7 @@ class Pass:
         nodes = {node.name: node for node in graph.nodes}
         pairs: dict[str, tuple[str, str, float]] = {}
         for both in graph.nodes:
-            parts = _parts(graph, both, spiking)
+            parts = halves(graph, both, spiking)
             if parts is None or not all(_read_once(graph, readers, part) for part in parts):
                 continue
             right, mirrored, left = parts
@@ -55,23 +59,26 @@ class Pass:
             nodes[last.name] = replace(last, args=(Ref(right.refs[0]),))
             pairs[last.name] = right.name, left.name, lowest
         whole, short = (Schedule.of(list(part), graph.outputs) for part in (graph.nodes, nodes.values()))
-        return cls(whole, short, pairs)
+        return cls(whole, short, pairs, _over([*nodes.values()], graph.outputs, {*spiking, *pairs}))
 
 
-def _parts(graph: Graph, both: Node, spiking: Collection[str]) -> tuple[Node, Node, Node] | None:
-    """The neurons right(z), the node −z and the neurons left(−z), where `both` is their sum."""
-    if (
-        both.target != "aten.add.Tensor"
-        or both.kwargs
-        or len(both.refs) != 2
-        or not all(r in spiking for r in both.refs)
-    ):
-        return None
-    right, left = (graph.by_name[name] for name in both.refs)
-    mirrored = graph.by_name.get(left.refs[0])
-    if right is left or mirrored is None or mirrored.target != "aten.neg.default" or mirrored.refs != right.refs:
-        return None
-    return right, mirrored, left
+def _over(nodes: Sequence[Node], outputs: Collection[str], firing: Collection[str]) -> dict[str, int]:
+    """By node, the place of an argument of its shape that it may overwrite: it reads that once and last, and neither
+    that nor what others made of it shares its memory."""
+    fresh = {node.name for node in nodes if node.target in FRESH or node.name in firing}
+    shapes = {node.name: node.shape for node in nodes if node.name in fresh and node.name not in outputs}
+    last = {name: node.name for node in nodes for name in node.refs}
+    lent = {name for node in nodes if node.name not in fresh for name in node.refs if last[name] != node.name}
+    found: dict[str, int] = {}
+    for node in nodes:
+        if node.name not in firing and (TABLE[node.target].out is None or node.kwargs):
+            continue
+        for place, arg in enumerate(node.args[:1] if node.name in firing else node.args):
+            if not isinstance(arg, Ref) or shapes.get(arg.name) != node.shape or arg.name in lent:
+                continue
+            if last[arg.name] == node.name and node.refs.count(arg.name) == 1:
+                found.setdefault(node.name, place)
+    return found
 
 
 def _read_once(graph: Graph, readers: Mapping[str, Sequence[Node]], node: Node) -> bool:
@@ -95,7 +102,8 @@ def counted(
     def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         neuron = neurons[node.name]
         if not record:
-            return [neuron(args[0])]
+            spare = node.name in how.over and not args[0].requires_grad
+            return [neuron.over(args[0]) if spare else neuron(args[0])]
         if record == PACKED:
             value, kept[node.name] = neuron.emit(args[0])
             return [value]
@@ -104,9 +112,15 @@ def counted(
 
     def fire_both(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         right, left, lowest = how.pairs[node.name]
-        return [joined(neurons[right], neurons[left], lowest, args[0])]
+        spare = node.name in how.over and not args[0].requires_grad
+        return [joined(neurons[right], neurons[left], lowest, args[0], over=spare)]
+
+    def overwrite(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
+        return [call_over(node.target, args, how.over[node.name])]
 
     stream = Stream(env, net.tensors(), net.graph.sizes(env))
-    at = dict.fromkeys(neurons, fire) | ({} if record else dict.fromkeys(how.pairs, fire_both))
+    at: dict[str, Hook] = dict.fromkeys(neurons, fire)
+    if not record:
+        at = dict.fromkeys(how.over, overwrite) | at | dict.fromkeys(how.pairs, fire_both)
     walk(how.schedule if record else how.short, [stream], at)
     return net.graph.collect(stream.env), kept if record else None

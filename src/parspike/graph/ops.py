@@ -13,15 +13,18 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from parspike import neurons
+from parspike.neurons.pieces import in_pieces, runs_here
 
 if TYPE_CHECKING:
     from parspike.graph.ir import Node
 
 __all__ = [
     "ENCODE",
+    "FRESH",
     "HOLD",
     "SHARES",
     "TABLE",
@@ -34,6 +37,7 @@ __all__ = [
     "Quantised",
     "Role",
     "call",
+    "call_over",
     "target_of",
 ]
 
@@ -93,6 +97,7 @@ class Op:
     is made of: "one", times a factor; "sum" of as many for every output, equally weighted; "window", other factors
     along each spatial dimension, alike for all channels; "many", anything else. macs: multiply-accumulates of an analog
     operator that is no product, from its arguments and output (None: one for every element of its largest tensor).
+    out: of an elementwise operator, the same with its result written into `out=`, which may be one of its arguments.
     """
 
     role: Role
@@ -107,6 +112,7 @@ class Op:
     reason: str = ""
     sources: Literal["one", "sum", "window", "many"] = "one"
     macs: Callable[[Sequence[Any], Any], int] | None = None
+    out: Callable[..., Tensor] | None = None
 
 
 def _aten(name: str) -> Callable[..., Any]:
@@ -132,6 +138,8 @@ SIZE, ROTATE = "parspike.size", "parspike.rotate"
 EXP, RECIPROCAL, RSQRT = "parspike.exp", "parspike.reciprocal", "parspike.rsqrt"
 LOWEST = -50.0
 """exp of it is 2e-22 of the largest weight of a softmax: below it a weight is 0."""
+NOTHING = 2 * math.exp(LOWEST)
+"""Weights up to here are 0."""
 
 
 def encode(x: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
@@ -168,8 +176,28 @@ def rotate(x: Tensor) -> Tensor:
     The matrix's entries are 1 and −1, and it is made of sums and differences of two values, of two of these, and so on
     (Sylvester 1867): log2 n additions for each value.
     """
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type == "cpu":
+        # A compiler that fuses the pieces' reshapes into loops finds each place by two divisions, and vectorises none.
+        return _rotate_node(x)
+    return _rotate(x)
+
+
+def _rotate(x: Tensor) -> Tensor:
     size = x.shape[-1] & -x.shape[-1]
     return (_rotated(x.reshape(-1, size)) * size**-0.5).reshape(x.shape)
+
+
+@torch.library.custom_op("parspike::rotate", mutates_args=())
+def _rotate_node(x: Tensor) -> Tensor:
+    return _rotate(x.contiguous())
+
+
+@_rotate_node.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+_rotate_node.register_autograd(lambda ctx, grad: _rotate_node(grad))  # the matrix is symmetric
 
 
 def _rotated(rows: Tensor) -> Tensor:
@@ -205,10 +233,29 @@ def masked(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, scores, -math.inf) if mask.dtype == torch.bool else scores + mask
 
 
+def _masked_into(scores: Tensor, mask: Tensor, *, out: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return torch.add(scores, mask, out=out)
+    (out if out is scores else out.copy_(scores)).masked_fill_(mask.logical_not(), -math.inf)
+    return out
+
+
 def softmax_weights(x: Tensor, dim: int) -> Tensor:
-    """exp(x − max x) along a dimension; 0 where all of it is −∞, as fused attention has it."""
-    largest = x.amax(dim, keepdim=True)
-    return torch.exp(x - torch.where(torch.isneginf(largest), 0.0, largest))
+    """exp(x − max x) along a dimension; 0 where all of it is −∞, as fused attention has it, and where the difference
+    is below `LOWEST`."""
+    # The CPU's exp takes ten times as long at −∞, and forty where its result has lost digits to underflow.
+    return F.threshold(torch.exp((x - largest(x, dim)).clamp(min=LOWEST)), NOTHING, 0.0)
+
+
+def _softmax_weights_into(x: Tensor, dim: int, *, out: Tensor) -> Tensor:
+    def fill(out: Tensor, x: Tensor) -> None:
+        torch.sub(x, largest(x, dim), out=out).clamp_(min=LOWEST).exp_()
+        F.threshold(out, NOTHING, 0.0, inplace=True)
+
+    if out is x and dim % x.dim() == x.dim() - 1:
+        return in_pieces(fill, x, x.dtype, over=True, rows=1)
+    fill(out, x)
+    return out
 
 
 def softmax_shares(weighed: Tensor, total: Tensor) -> Tensor:
@@ -521,6 +568,25 @@ TABLE[RECIPROCAL] = Op(Role.NEURON, reciprocal, varying=(0,), activation=lambda 
 TABLE[RSQRT] = Op(Role.NEURON, reciprocal_root, varying=(0,), activation=lambda node: Curve())
 TABLE["parspike.qcfs"] = Op(Role.NEURON, neurons.qcfs, varying=(0,), activation=_qcfs)
 
+for _names, _out in {
+    "aten.add.Tensor aten.add.Scalar": torch.add, "aten.sub.Tensor aten.sub.Scalar": torch.sub,
+    f"aten.mul.Tensor aten.mul.Scalar {TIMES}": torch.mul, "aten.div.Tensor aten.div.Scalar": torch.div,
+    "aten.neg.default": torch.neg, "aten.silu.default": torch.ops.aten.silu.out,
+    "aten.gelu.default": torch.ops.aten.gelu.out, "aten.sigmoid.default": torch.sigmoid,
+    "aten.tanh.default": torch.tanh, MASKED: _masked_into, WEIGHTS: _softmax_weights_into,
+}.items():  # fmt: skip
+    for _name in _names.split():
+        TABLE[_name] = replace(TABLE[_name], out=_out)
+_fresh = """
+    conv1d.default conv2d.default conv3d.default conv2d.padding conv1d.padding conv3d.padding conv_transpose1d.default
+    conv_transpose2d.input conv_transpose3d.input linear.default matmul.default mm.default bmm.default addmm.default
+    baddbmm.default cat.default embedding.default max_pool2d.default layer_norm.default pow.Tensor_Scalar rsqrt.default
+    exp.default mean.dim sum.dim_IntList
+"""
+FRESH = frozenset([*(f"aten.{name}" for name in _fresh.split()), "parspike.batch_norm", "parspike.scale_shift", SHARES,
+                   SIZE, *(name for name, row in TABLE.items() if row.out is not None)])  # fmt: skip
+"""Operators whose result never shares its memory with another tensor."""
+
 ACROSS_BATCH = "it joins or splits values along the batch"
 """Why an operator cannot run on a batch that holds several time-steps; the words are part of the files."""
 COMPLEX = "complex numbers are no currents"
@@ -548,3 +614,13 @@ def target_of(target: Any) -> str:
 def call(target: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run the operator."""
     return TABLE[target].run(*args, **kwargs)
+
+
+def call_over(target: str, args: Sequence[Any], place: int) -> Any:
+    """The same for an elementwise operator, its result written over the argument at a place, whose memory nobody else
+    reads: on the CPU, where new memory costs more than the operator."""
+    into, out = args[place], TABLE[target].out
+    plain = out is not None and runs_here(into) and not any(getattr(arg, "requires_grad", False) for arg in args)
+    if out is None or not plain or any(torch.result_type(into, arg) is not into.dtype for arg in args):
+        return call(target, args, {})
+    return out(*args, out=into)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from parspike.errors import ParspikeWarning
 
 from .packed import PackedTrains, words_of
-from .quantised import count_into, line_of
+from .quantised import counts, line_of
 
 __all__ = ["agree", "even", "integrate", "proved", "stairs", "stepped"]
 
@@ -152,7 +152,7 @@ def agree(kernels: Any, device: torch.device, dtype: torch.dtype, fma: bool) -> 
         jumps = (numbers - 0.5) * (theta / levels) - shift
         z = torch.stack([jumps * (1 + ulps * eps) for ulps in range(-4, 5)])
         z[0, 0, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
-        count, scale = count_into(None, z, theta, levels, shift, lowest=lowest), post / levels
+        count, scale = counts(z, theta, levels, shift, lowest=lowest), post / levels
         how = {"axis": 1, "lowest": lowest, "levels": levels, "T": T, "code": code, "fma": fma}
         value, trains = kernels.even(z, *line_of(theta, levels, shift), scale, offset, **how)
         alone, _ = kernels.even(z, *line_of(theta, levels, shift), scale, offset, trains=False, **how)

@@ -3,7 +3,7 @@
 steps at once, and a block of steps of integrate-and-fire neurons.
 
 Only `fused` imports this module, where Triton is installed. A kernel does what the functions in plain torch do
-(`quantised.count_into`, `packed.words_of`), in their order and their dtype, so that counts and bits are equal:
+(`quantised.counts`, `packed.words_of`), in their order and their dtype, so that counts and bits are equal:
 
 - Triton may otherwise fuse a product and a sum into one rounding (`enable_fp_fusion`). It is told not to; where plain
   torch fuses them, `fma` asks for it.

@@ -24,7 +24,7 @@ from . import fused
 from .arguments import check_choice, check_steps
 from .packed import PackedTrains, counts_of, words_of
 from .pieces import in_pieces, runs_here
-from .quantised import count_into, line_of, spike_count
+from .quantised import line_at, line_of, reached, spike_count
 from .trains import first_spike, sorted_train
 
 __all__ = ["CODES", "Code", "Neuron", "ParallelNeuron", "SpikingLayer", "levels_of", "neuron_from"]
@@ -173,6 +173,10 @@ class Neuron(SpikingLayer):
         """`value(count(z))`."""
         return self.value(self.count(z))
 
+    def over(self, z: Tensor) -> Tensor:
+        """The same, which may be written over z: nobody else reads the current."""
+        return self(z)
+
     def spikes(self, count: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Spikes of steps start … stop − 1: bool (stop − start, B, …)."""
         stop = self.T if stop is None else stop
@@ -246,26 +250,25 @@ def _fixed(name: str, value: Any) -> AttributeError:
 
 def even_values(
     z: Tensor, v_threshold: Tensor, shift: Tensor, v_post: Tensor, offset: float | Tensor | None, levels: int, *,
-    lowest: int = 0,
+    lowest: int = 0, over: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Mean outputs of neurons with evenly spaced counts lowest … levels for z (B, …), on the CPU, in z's dtype.
+    """Mean outputs of neurons with evenly spaced counts lowest … levels for z (B, …), of the parameters' dtype.
 
-    shift: counted from the offset on. offset: None for 0.
+    shift: counted from the offset on. offset: None for 0. over: on the CPU they are written over z.
     """
+    line = line_at(v_threshold, levels, shift, v_post)
+    if not runs_here(z):
+        mean = reached(z, *line[:2]).floor_().clamp_(lowest, levels).mul_(line[2])
+        return mean if offset is None else mean.add_(offset)
+
     # In place, since only this function holds the counts, and memory traffic is the cost of a neuron.
-    theta, shift, scale = v_threshold.detach(), shift.detach(), v_post.detach() / levels
+    def fill(out: Tensor, z: Tensor, ratio: Tensor, start: Tensor, scale: Tensor, rest: Any = offset) -> None:
+        reached(z, ratio, start, out).floor_().clamp_(lowest, levels).mul_(scale)
+        if rest is not None:
+            out.add_(rest)
 
-    def fill(out: Tensor, z: Tensor) -> None:
-        count_into(out, z, theta, levels, shift, lowest=lowest).mul_(scale)
-        if offset is not None:
-            out.add_(offset)
-
-    # Where a tensor of offsets has more than one element, so has the shift that it is subtracted from.
-    flat = theta.numel() == shift.numel() == scale.numel() == 1
-    if flat:
-        theta, shift, scale = (t.reshape(()) for t in (theta, shift, scale))
-        offset = offset.reshape(()) if isinstance(offset, Tensor) else offset
-    return in_pieces(fill, z.detach(), z.dtype, flat=flat)
+    middle = (offset,) if isinstance(offset, Tensor) else ()
+    return in_pieces(fill, z.detach(), z.dtype, *line, *middle, over=over)
 
 
 def even_amplitudes(v_post: Tensor, T: int, code: str) -> Tensor:
@@ -322,14 +325,19 @@ class ParallelNeuron(Neuron):
         return mean + self.offset if self.offsets else mean
 
     def forward(self, z: Tensor) -> Tensor:
+        return self._forward(z)
+
+    def over(self, z: Tensor) -> Tensor:
+        return self._forward(z, over=True)
+
+    def _forward(self, z: Tensor, over: bool = False) -> Tensor:
         if made := self._at_once(z, trains=False):
             return made[0]
-        # In place, since only this function holds the counts, and memory traffic is the cost of a neuron.
-        if not runs_here(z) or z.dtype != self.v_threshold.dtype:
+        if z.dtype != self.v_threshold.dtype:
             mean = self.count(z).mul_(self.v_post.detach() / self.levels)
             return mean.add_(self.offset) if self.offsets else mean
         offset = self.offset if self.offsets else None
-        return even_values(z, self.v_threshold, self._shift(), self.v_post, offset, self.levels)
+        return even_values(z, self.v_threshold, self._shift(), self.v_post, offset, self.levels, over=over)
 
     def _kernel(self, z: Tensor, trains: bool) -> tuple[Tensor, PackedTrains | None] | None:
         offset = self.offset if self.offsets else None

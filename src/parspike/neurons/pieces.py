@@ -6,7 +6,6 @@ the CPU the chain runs piece by piece instead, so that only its first operator r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -23,20 +22,45 @@ def runs_here(z: Tensor) -> bool:
     return not torch.compiler.is_compiling() and z.device.type == "cpu" and type(z) in (Tensor, torch.nn.Parameter)
 
 
-def in_pieces(fill: Callable[[Tensor, Tensor], None], z: Tensor, dtype: torch.dtype, *, flat: bool = True) -> Tensor:
-    """A tensor like z, of `dtype`, whose pieces `fill(piece of it, the same piece of z)` has written.
+def in_pieces(
+    fill: Callable[..., None], z: Tensor, dtype: torch.dtype, *beside: Tensor, over: bool = False, rows: int = 0
+) -> Tensor:
+    """A tensor like z, of `dtype`, whose pieces `fill(piece of it, the same piece of z, *those of beside)` has written.
 
-    flat: pieces are one-dimensional, of at most `PIECE` elements; else whole samples (…, *one sample of z).
+    beside: tensors that broadcast against one sample of z. Where all have one element, pieces are one-dimensional.
+    over: z itself is overwritten, if it has the dtype. rows: dimensions, the last ones, that no piece cuts.
     """
-    out = torch.empty_like(z, dtype=dtype)
+    over = over and z.dtype == dtype and torch.empty_like(z, device="meta").stride() == z.stride()
+    out = z if over else torch.empty_like(z, dtype=dtype)
+    flat = not rows and all(t.numel() == 1 for t in beside)
     if flat:
         if out.stride() != z.stride():  # z has gaps or overlaps, so its elements are not numbered by their addresses
             z = z.contiguous()
             out = torch.empty_like(z, dtype=dtype)
-        parts = [t.as_strided((t.numel(),), (1,)).split(PIECE) for t in (out, z)]
+        into, read = (t.as_strided((t.numel(),), (1,)) for t in (out, z))
+        beside = tuple(t.reshape(()) for t in beside)
     else:
-        number = max(1, PIECE // max(1, math.prod(z.shape[1:])))
-        parts = [t.split(number) for t in (out, z)]
-    for into, piece in zip(*parts, strict=True):
-        fill(into, piece)
+        into, read = out, z
+        beside = tuple(t.reshape(*[1] * (z.dim() - t.dim()), *t.shape) for t in beside)
+    _fill(fill, into, read, beside, rows)
     return out
+
+
+def _fill(fill: Callable[..., None], out: Tensor, z: Tensor, beside: tuple[Tensor, ...], rows: int) -> None:
+    """Fill `out`, cut along the dimension that reaches farthest in memory until its parts are pieces."""
+    size = z.numel()
+    if size <= PIECE:
+        fill(out, z, *beside)
+        return
+    dims = [d for d in range(z.dim() - rows) if z.shape[d] > 1]
+    if not dims:
+        fill(out, z, *beside)
+        return
+    along = max(dims, key=z.stride)
+    whole = z.shape[along]
+    step = max(1, PIECE * whole // size)
+    for start in range(0, whole, step):
+        length = min(step, whole - start)
+        cut = [t.narrow(along, start, length) for t in (out, z)]
+        own = tuple(t if not t.dim() or t.shape[along] == 1 else t.narrow(along, start, length) for t in beside)
+        _fill(fill, cut[0], cut[1], own, rows)

@@ -28,9 +28,26 @@ def line_of(theta: Tensor, T: int, shift: Tensor | None) -> tuple[Tensor, Tensor
     return ratio, torch.full_like(ratio, 0.5) if shift is None else torch.add(shift.detach() * ratio, 0.5)
 
 
-def _levels_reached(z: Tensor, theta: Tensor, T: int, shift: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """u = (δ T/θ + 1/2) + z T/θ, unrounded; the only new tensor of z's size, and the caller's to overwrite."""
-    ratio, start = line_of(theta, T, shift)
+def line_at(theta: Tensor, T: int, shift: Tensor, post: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`line_of`, and post/T: what one count is worth."""
+    theta, shift, post = theta.detach(), shift.detach(), post.detach()
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and theta.device.type == "cpu":
+        # Else the compiler puts the divisions of every channel into its loops, and divides at every neuron.
+        return torch.ops.parspike.line(theta, T, shift, post)
+    return *line_of(theta, T, shift), post / T
+
+
+_line = torch.library.Library("parspike", "FRAGMENT")  # less than half of what a call of a custom_op takes
+_line.define("line(Tensor theta, int T, Tensor shift, Tensor post) -> (Tensor, Tensor, Tensor)")
+_line.impl("line", lambda theta, T, shift, post: (*line_of(theta, T, shift), post / T), "CPU")
+torch.library.register_fake(
+    "parspike::line", lambda theta, T, shift, post: (*line_of(theta, T, shift), post / T), lib=_line
+)
+
+
+def reached(z: Tensor, ratio: Tensor, start: Tensor, out: Tensor | None = None) -> Tensor:
+    """u = start + z · ratio, unrounded, of a line of `line_of`; the only new tensor of z's size, and the caller's to
+    overwrite."""
     if z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64):
         # The CPU's addcmul is not vectorised where it broadcasts, and then fuses product and sum into one rounding.
         # Half precision needs it, since the product would be rounded to half precision.
@@ -38,14 +55,14 @@ def _levels_reached(z: Tensor, theta: Tensor, T: int, shift: Tensor | None, out:
     return torch.addcmul(start, z.detach(), ratio, out=out)
 
 
-def count_into(
-    out: Tensor | None, z: Tensor, v_threshold: Tensor, T: int, shift: Tensor | None, *, lowest: int = 0
-) -> Tensor:
-    """``spike_count`` without its checks, written to `out`, a tensor like z (a piece of a large one), or a new one.
+def _levels_reached(z: Tensor, theta: Tensor, T: int, shift: Tensor | None) -> Tensor:
+    """u = (δ T/θ + 1/2) + z T/θ."""
+    return reached(z, *line_of(theta, T, shift))
 
-    lowest: the smallest count.
-    """
-    return _levels_reached(z, v_threshold, T, shift, out).floor_().clamp_(lowest, T)
+
+def counts(z: Tensor, v_threshold: Tensor, T: int, shift: Tensor | None, *, lowest: int = 0) -> Tensor:
+    """``spike_count`` without its checks. lowest: the smallest count."""
+    return _levels_reached(z, v_threshold, T, shift).floor_().clamp_(lowest, T)
 
 
 def spike_count(
@@ -76,7 +93,7 @@ def spike_count(
     check_steps(T)
     theta = threshold_like(v_threshold, mean_current)
     delta = None if shift is None else like(shift, mean_current)
-    return count_into(None, mean_current, theta, T, delta)
+    return counts(mean_current, theta, T, delta)
 
 
 def _inside(z: Tensor, theta: Tensor, T: int, shift: Tensor | None, window: Window) -> Tensor:

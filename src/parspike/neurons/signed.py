@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from . import fused
 from .layer import Code, Neuron, even_amplitudes, even_values
 from .packed import PackedTrains
-from .pieces import runs_here
-from .quantised import count_into, line_of
+from .quantised import counts, line_of
 
 __all__ = ["SignedNeuron"]
 
@@ -46,18 +45,24 @@ class SignedNeuron(Neuron):
 
     def count(self, z: Tensor) -> Tensor:
         theta, shift = self.v_threshold.detach(), (self.shift - self.offset).detach()
-        return count_into(None, z.detach(), theta, self.levels, shift, lowest=self.lowest)
+        return counts(z.detach(), theta, self.levels, shift, lowest=self.lowest)
 
     def value(self, count: Tensor) -> Tensor:
         return count * (self.v_post / self.levels) + self.offset
 
     def forward(self, z: Tensor) -> Tensor:
+        return self._forward(z)
+
+    def over(self, z: Tensor) -> Tensor:
+        return self._forward(z, over=True)
+
+    def _forward(self, z: Tensor, over: bool = False) -> Tensor:
         if made := self._at_once(z, trains=False):
             return made[0]
-        if not runs_here(z) or z.dtype != self.v_threshold.dtype:
+        if z.dtype != self.v_threshold.dtype:
             return self.value(self.count(z))
-        shift = self.shift - self.offset
-        return even_values(z, self.v_threshold, shift, self.v_post, self.offset, self.levels, lowest=self.lowest)
+        shift, ends = self.shift - self.offset, {"lowest": self.lowest, "over": over}
+        return even_values(z, self.v_threshold, shift, self.v_post, self.offset, self.levels, **ends)
 
     def soft(self, z: Tensor) -> Tensor:
         """`value(count(z))`, with the gradient of a clipped line for z."""

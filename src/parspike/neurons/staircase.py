@@ -65,11 +65,11 @@ class Cells(nn.Module):
             # Whole numbers below 2^24 and powers of two: exact in float32.
             self.register_buffer(name, value.float().reshape(shape), persistent=False)
 
-    def look_up(self, table: Tensor, z: Tensor) -> Tensor:
-        """table (C × (top + 2),) at the cells of z (B, …)."""
+    def look_up(self, table: Tensor, z: Tensor, *, over: bool = False) -> Tensor:
+        """table (C × (top + 2),) at the cells of z (B, …). over: it may be written over z."""
         wide = torch.float64 if z.dtype == torch.float64 else torch.float32  # half precision cannot number the cells
         scale, start, row = self.scale.to(wide), self.start.to(wide), self.row.to(wide)
-        shared = scale.dim() == 0
+        shared = scale.numel() == 1
         if not runs_here(z):
             cell = z.to(wide) * scale
             cell = cell.floor() + cell.ceil() if self.points else cell.floor()
@@ -78,7 +78,7 @@ class Cells(nn.Module):
         spare = torch.empty(0, dtype=wide), torch.empty(0, dtype=wide)
         index = torch.empty(0, dtype=torch.int32)  # the look-up by 64 bits is faster, making them is slower by more
 
-        def fill(out: Tensor, z: Tensor) -> None:
+        def fill(out: Tensor, z: Tensor, scale: Tensor, start: Tensor, row: Tensor) -> None:
             if index.numel() < z.numel():
                 for room in (*spare, index) if self.points else (spare[0], index):
                     room.resize_(z.numel())
@@ -94,7 +94,7 @@ class Cells(nn.Module):
                 cell.add_(row)
             torch.index_select(table, 0, place.copy_(cell.view(-1)), out=out.view(-1))
 
-        return in_pieces(fill, z if shared else z.contiguous(), table.dtype, flat=shared)
+        return in_pieces(fill, z if shared else z.contiguous(), table.dtype, scale, start, row, over=over)
 
 
 class Staircase(Neuron):
@@ -152,6 +152,9 @@ class Staircase(Neuron):
             return made[0]
         return self._look_up("values", z)
 
+    def over(self, z: Tensor) -> Tensor:
+        return self._look_up("values", z, over=True) if runs_here(z) else self(z)
+
     def emit(self, z: Tensor) -> tuple[Tensor, PackedTrains]:
         made = self._at_once(z, trains=True)
         return (made[0], made[1]) if made and made[1] else (self(z), self.pack(self.count(z)))
@@ -202,13 +205,13 @@ class Staircase(Neuron):
         if not all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(now, self._made_of, strict=True)):
             self._tabulate()
 
-    def _look_up(self, table: str, z: Tensor) -> Tensor:
+    def _look_up(self, table: str, z: Tensor, *, over: bool = False) -> Tensor:
         z = z.detach()
         if runs_here(z):
             self._refresh()
         elif torch.compiler.is_compiling() and self.levels <= SELECTED:
             return self._select(table, z)
-        return self._cells.look_up(getattr(self, table), z)
+        return self._cells.look_up(getattr(self, table), z, over=over)
 
     def _select(self, table: str, z: Tensor) -> Tensor:
         steps = self.outputs.detach()
@@ -304,8 +307,9 @@ class Staircase(Neuron):
         return cls(config["T"], thresholds, outputs, code=config["code"], **errors)
 
 
-def joined(right: Neuron, left: Neuron, lowest: float, z: Tensor) -> Tensor:
-    """right(z) + left(−z) + lowest for a mean input current z (B, …), the same to the bit.
+def joined(right: Neuron, left: Neuron, lowest: float, z: Tensor, *, over: bool = False) -> Tensor:
+    """right(z) + left(−z) + lowest for a mean input current z (B, …), the same to the bit. over: it may be written
+    over z.
 
     On the CPU one look-up does it, where both are staircases and a grid of at most `MOST_JOINED` cells holds the steps
     of both. Its table is kept with `right` until one of the two changes.
@@ -313,7 +317,7 @@ def joined(right: Neuron, left: Neuron, lowest: float, z: Tensor) -> Tensor:
     if runs_here(z) and isinstance(right, Staircase) and isinstance(left, Staircase):
         z = z.detach()
         if (table := right._joined_with(left, lowest)) is not None:
-            return table[0].look_up(table[1], z)
+            return table[0].look_up(table[1], z, over=over)
     both = right(z) + left(-z)
     return both + lowest if lowest else both
 
