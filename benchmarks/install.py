@@ -7,7 +7,8 @@ needs, and does a user who lacks an extra read what to install?
 
 Without an extra: convert, run, save and load in Python; the command line; no torchvision; types, as pyright sees them
 in the installed package; and each extra's command, which must end with 1 and the one line that names the extra. With an
-extra: the same command must do its work; `together` has all extras in one venv. A line of a table for each; ends with 1 if one failed.
+extra: the same command must do its work; `together` has all extras in one venv. A line of a table for each; ends with 1
+if one failed.
 
 Versions are those of constraints.txt, or with --lowest the lowest that pyproject.toml accepts, of parspike's own
 dependencies and of the extra's. --torch takes another torch than these say. PyPI's torch brings gigabytes of CUDA; pip
@@ -162,7 +163,8 @@ def tried(package: Path, extra: str, pins: str) -> str:
         folder = Path(made)
         try:
             extras = {"none": [], "together": list(COMMANDS)}.get(extra, [extra])
-            place = Place(folder, f"{package.resolve()}[{','.join(extras)}]", pins)
+            wanted = f"[{','.join(extras)}]" if extras else ""
+            place = Place(folder, f"{package.resolve()}{wanted}", pins)
             place.run("use.py")
             place.run("-m", "parspike", "plan", "use.py:make", "--shape", "1,8,8")
             for one in extras:
