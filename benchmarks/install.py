@@ -1,14 +1,14 @@
-"""Install a wheel or an sdist in a venv of its own and use it there, with no extra, or with one: does it bring what it
-needs, and does a user who lacks an extra read what to install?
+"""Install a wheel and an sdist in venvs of their own and use them there, with no extra, and with one: does it bring
+what it needs, and does a user who lacks an extra read what to install?
 
-    python benchmarks/install.py build/package/*                    # wheel and sdist, no extra; make package does this
-    python benchmarks/install.py build/package/*.whl --extra all    # each extra in one more venv
-    python benchmarks/install.py build/package/*.whl --extra none together --lowest    # lower bounds of pyproject.toml
+    python benchmarks/install.py build/package/*                    # make package does this
+    python benchmarks/install.py build/package/* --extra all        # then each extra, in a venv of its own on top
+    python benchmarks/install.py build/package/* --extra together --lowest    # lower bounds of pyproject.toml
 
 Without an extra: convert, run, save and load in Python; the command line; no torchvision; types, as pyright sees them
 in the installed package; and each extra's command, which must end with 1 and the one line that names the extra. With an
 extra: the same command must do its work; `together` has all extras in one venv. A line of a table for each; ends with 1
-if one failed.
+if one failed. The first package gets a venv with its dependencies; the others stand in venvs that see that one.
 
 Versions are those of constraints.txt, or with --lowest the lowest that pyproject.toml accepts, of parspike's own
 dependencies and of the extra's. --torch takes another torch than these say. PyPI's torch brings gigabytes of CUDA; pip
@@ -18,6 +18,7 @@ takes one for CPUs from PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import re
 import signal
@@ -27,6 +28,7 @@ import tempfile
 import tomllib
 import urllib.request
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,10 +72,10 @@ parspike.convrt(model)  # pyright: ignore[reportAttributeAccessIssue]
 """
 LANGUAGE = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from pathlib import Path; "
 LANGUAGE += "from language_models import saved; saved(Path('llama'), 'LlamaForCausalLM')"
-DIGITS = "train digits --data x.npz -o run --set optimiser.epochs=1 --set optimiser.batch=16"
+DIGITS = "train digits --data x.npz -o run --set optimiser.epochs=1 --set optimiser.batch_size=16"
 COMMANDS = {
     "vision": ["plan timm:resnet18 --shape 3,32,32", "plan torchvision:resnet18 --shape 3,32,32"],
-    "demo": ["demo --json", "eval n.parspike --data digits"],
+    "demo": ["demo", "eval n.parspike --data digits"],
     "train": [f"{DIGITS} --tensorboard", "train cifar10-resnet20-short --data x.npz -o run2", "data check hf:folder"],
     "report": ["report n.parspike --data x.npz -o r.html", "sweep use.py:make --data x.npz --T 2 --out s.pdf"],
     "export": ["export if.parspike n.nir", "export n.parspike n.onnx", "spikes write n.parspike --data x.npz -o s.h5"],
@@ -103,14 +105,19 @@ class InstallError(Exception):
 
 
 class Place:
-    """A venv with parspike in it, and the folder in which it is used."""
+    """A venv with a package in it, and the folder in which it is used."""
 
-    def __init__(self, folder: Path, target: str, pins: str) -> None:
+    def __init__(self, folder: Path, target: str, pins: Path, below: Place | None = None, *options: str) -> None:
         self.folder, self.python = folder, folder / "venv" / "bin" / "python"
-        venv.create(folder / "venv", with_pip=True)
-        (folder / "pins.txt").write_text(pins, "utf-8")
+        venv.create(folder / "venv", with_pip=below is None)
+        if below is not None:
+            link = self._packages() / "below.pth"
+            link.write_text(f"{below._packages()}\n", "utf-8")
         (folder / "use.py").write_text(USE, "utf-8")
-        self.run("-m", "pip", "install", "--quiet", "--no-compile", "-c", str(folder / "pins.txt"), target)
+        self.run("-m", "pip", "install", "--quiet", "--no-compile", "-c", str(pins), *options, target)
+
+    def _packages(self) -> Path:
+        return next(self.folder.glob("venv/lib/python*/site-packages"))
 
     def run(self, *args: str, python: Path | None = None) -> str:
         done = self.ended(*args, python=python)
@@ -157,48 +164,64 @@ class Place:
                 process.kill()
 
 
-def tried(package: Path, extra: str, pins: str) -> str:
-    """What went wrong, or nothing."""
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        try:
-            extras = {"none": [], "together": list(COMMANDS)}.get(extra, [extra])
-            wanted = f"[{','.join(extras)}]" if extras else ""
-            place = Place(folder, f"{package.resolve()}{wanted}", pins)
-            place.run("use.py")
-            place.run("-m", "parspike", "plan", "use.py:make", "--shape", "1,8,8")
-            for one in extras:
-                place.has(one)
-            if extras:
-                return ""
-            place.run("-c", BARE)
-            (folder / "typed.py").write_text(TYPED, "utf-8")
-            place.run("-m", "pyright", "--pythonpath", str(place.python), "typed.py", python=Path(sys.executable))
-            for other in COMMANDS:
-                place.lacks(other)
-        except InstallError as error:
-            return str(error)
-    return ""
+def used(place: Place) -> None:
+    place.run("use.py")
+    place.run("-m", "parspike", "plan", "use.py:make", "--shape", "1,8,8")
+
+
+def bare(place: Place) -> None:
+    used(place)
+    place.run("-c", BARE)
+    (place.folder / "typed.py").write_text(TYPED, "utf-8")
+    place.run("-m", "pyright", "--pythonpath", str(place.python), "typed.py", python=Path(sys.executable))
+    for extra in COMMANDS:
+        place.lacks(extra)
+
+
+def with_extras(place: Place, extras: list[str]) -> None:
+    used(place)
+    for extra in extras:
+        place.has(extra)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("package", type=Path, nargs="+", help="wheels, sdists")
-    parser.add_argument("--extra", nargs="*", choices=["none", *COMMANDS, "all", "together"], default=["none"])
+    parser.add_argument("--extra", nargs="*", choices=[*COMMANDS, "all", "together"], default=[])
     parser.add_argument("--lowest", action="store_true")
     parser.add_argument("--torch", metavar="VERSION")
     given = parser.parse_args()
-    pins = constraints(given.lowest, given.torch)
-    torch = re.search(r"^torch==(.*)$", pins, re.MULTILINE)
-    versions = f"{'lowest' if given.lowest else 'pinned'}, torch {torch[1] if torch else 'as pip likes'}"
-    wrong = 0
-    print("| package | extra | versions | installed and used |\n|---|---|---|---|", flush=True)
-    for package in given.package:
-        for extra in dict.fromkeys(e for some in given.extra for e in (COMMANDS if some == "all" else [some])):
-            said = tried(package, extra, pins)
-            wrong += bool(said)
-            kind = "wheel" if package.suffix == ".whl" else "sdist"
-            print(f"| {kind} | {extra} | {versions} | {said or 'yes'} |", flush=True)
+    extras = dict.fromkeys(e for some in given.extra for e in (COMMANDS if some == "all" else [some]))
+    versions, wrong = "lowest" if given.lowest else "pinned", 0
+
+    def tell(what: str, work: Callable[[], None]) -> None:
+        nonlocal wrong
+        try:
+            work()
+            said = "yes"
+        except InstallError as error:
+            said, wrong = str(error), wrong + 1
+        print(f"| {what} | {versions} | {said} |", flush=True)
+
+    with contextlib.ExitStack() as stack:
+
+        def folder() -> Path:
+            return Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+        pins = folder() / "pins.txt"
+        pins.write_text(constraints(given.lowest, given.torch), "utf-8")
+        first, *others = [path.resolve() for path in sorted(given.package, key=lambda path: path.suffix != ".whl")]
+        base = Place(folder(), str(first), pins)
+        versions += ", torch " + base.run("-c", "import torch; print(torch.__version__)").strip()
+        print("| package, extra | versions | installed and used |\n|---|---|---|", flush=True)
+        tell(first.name, lambda: bare(base))
+        for other in others:
+            own = "--no-deps", "--force-reinstall"
+            tell(other.name, lambda: used(Place(folder(), str(other), pins, base, *own)))  # noqa: B023 - called at once
+        for extra in extras:
+            names = list(COMMANDS) if extra == "together" else [extra]
+            target = f"{first}[{','.join(names)}]"
+            tell(extra, lambda: with_extras(Place(folder(), target, pins, base), names))  # noqa: B023
     return int(wrong > 0)
 
 
