@@ -70,8 +70,16 @@ assert_type(parspike.load("n.parspike"), parspike.SNN)
 parspike.convert(model, x, T="8")  # pyright: ignore[reportArgumentType]
 parspike.convrt(model)  # pyright: ignore[reportAttributeAccessIssue]
 """
-LANGUAGE = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from pathlib import Path; "
-LANGUAGE += "from language_models import saved; saved(Path('llama'), 'LlamaForCausalLM')"
+LANGUAGE = """
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+words = Tokenizer(models.WordLevel({word: number for number, word in enumerate("? a spike is sent".split())}, "?"))
+words.pre_tokenizer = pre_tokenizers.Whitespace()
+PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained("llama")
+small = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4}
+LlamaForCausalLM(LlamaConfig(vocab_size=5, max_position_embeddings=64, **small)).save_pretrained("llama")
+"""
+"""A language model of one layer, with its tokenizer, in a folder."""
 DIGITS = "train digits --data x.npz -o run --set optimiser.epochs=1 --set optimiser.batch_size=16"
 COMMANDS = {
     "vision": ["plan timm:resnet18 --shape 3,32,32", "plan torchvision:resnet18 --shape 3,32,32"],
