@@ -143,7 +143,7 @@ class Place:
         """Each command of the extra ends with the one line that says what to install."""
         for command in COMMANDS[extra]:
             done = self.ended("-m", "parspike", *command.split())
-            says = rf"error: '[\w.-]+' is not installed: run  pip install 'parspike\[{extra}\]'\n"
+            says = rf"(warning: .*\n)*error: '[\w.-]+' is not installed: run  pip install 'parspike\[{extra}\]'\n"
             if done.returncode != 1 or not re.fullmatch(says, done.stderr):
                 raise InstallError(f"without {extra}, {command}: {done.returncode}, {done.stderr.strip()[-200:]}")
 
