@@ -39,7 +39,7 @@ USE = """
 import importlib.util, numpy, torch, parspike
 def make():
     torch.manual_seed(0)
-    first, second = torch.nn.Linear(64, 8), torch.nn.Linear(8, 2)
+    first, second = torch.nn.Linear(64, 8), torch.nn.Linear(8, 10)
     return torch.nn.Sequential(torch.nn.Flatten(), first, torch.nn.ReLU(), second).eval()
 if __name__ == "__main__":
     model, x = make(), torch.rand(64, 1, 8, 8)
@@ -50,7 +50,7 @@ if __name__ == "__main__":
     assert torch.equal(serial, count)
     parspike.convert(model, x, T=8, neuron=parspike.IF(reset="zero"), recipe="closed-form").save("if.parspike")
     images = numpy.random.default_rng(0).integers(0, 256, (64, 8, 8), dtype=numpy.uint8)
-    numpy.savez("x.npz", images=images, labels=numpy.arange(64) % 2)
+    numpy.savez("x.npz", images=images, labels=numpy.arange(64) % 10)
 """
 BARE = "import importlib.util as u; assert not any(map(u.find_spec, ('torchvision', 'timm', 'matplotlib', 'h5py')))"
 TYPED = """# pyright: strict, reportUnnecessaryTypeIgnoreComment=true, reportUnknownMemberType=false
