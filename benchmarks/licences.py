@@ -22,11 +22,17 @@ BEGIN, END = "<!-- packages -->\n", "<!-- end -->"
 
 
 def licence(name: str) -> str:
-    """By the package's own metadata: the expression, else the classifiers, else the first line of the text."""
+    """By the package's own metadata: the expression, else the classifiers, else the first line of the text, or of the
+    file LICENSE beside it."""
     told = importlib.metadata.metadata(name)
     classified = [c.rpartition(" :: ")[2] for c in told.get_all("Classifier") or [] if c.startswith("License :: ")]
     said = told.get("License-Expression") or ", ".join(c for c in classified if c != "OSI Approved")
-    return said or (told.get("License") or "not said").strip().splitlines()[0][:60]
+    if not said and (text := (told.get("License") or "").strip()) not in ("", "UNKNOWN"):
+        said = text.splitlines()[0][:60]
+    if not said:
+        files = [f for f in importlib.metadata.files(name) or [] if f.name.upper().startswith(("LICENSE", "LICENCE"))]
+        said = f"{files[0].read_text().strip().splitlines()[0][:60]} (its LICENSE file)" if files else "not said"
+    return said
 
 
 def needs(name: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from parspike.cli.images import Images, open_images
+from parspike.cli.options import ImageOptions
 from parspike.cli.preprocess import Preprocessing
 from parspike.errors import FileError, InputError, OptionError, ParspikeWarning
 
@@ -237,6 +238,14 @@ def test_batches_are_read_one_by_one_or_in_a_row(folder: Path) -> None:
     batches = open_images(str(folder), batch_size=2, skip_broken=True).batches()
     assert not isinstance(batches, Sequence)
     assert [len(x) for x, _ in batches] == [2, 2]
+
+
+@pytest.mark.parametrize(("given", "sizes"), [(None, [2, 2, 1]), (4, [4, 1]), (1, [1] * 5)])
+def test_few_images_come_in_as_many_batches_as_are_needed(folder: Path, given: int | None, sizes: list[int]) -> None:
+    """Would catch a command that refuses few images for want of batches, and one that overrules --batch-size."""
+    options = ImageOptions(batch_size=given)
+    assert [len(x) for x, _ in options.open(str(folder), Preprocessing(size=8, crop=8), parts=2)] == sizes
+    assert len(list(ImageOptions().open(str(folder), Preprocessing(size=8, crop=8)))) == 1
 
 
 def test_images_of_different_shapes(folder: Path) -> None:

@@ -85,7 +85,10 @@ def divided(calibration: Any, seed: int) -> tuple[list[Any], list[Any]]:
         torch.manual_seed(seed)
         batches = list(readable_again(calibration))
     if len(batches) < 4:
-        raise CalibrationError(f"{len(batches)} calibration batches are too few to hold every fourth out: give 4")
+        raise CalibrationError(
+            f"{len(batches)} calibration batches are too few to hold every fourth out: give 4, smaller ones if need be "
+            "(x.split(n), --batch-size n)"
+        )
     return [batch for number, batch in enumerate(batches) if number % 4 != 3], batches[3::4]
 
 

@@ -310,15 +310,18 @@ def _even(a: Tensor, levels: int, *, zero: bool = False) -> Tensor:
         skipped = int(share * (a.shape[1] - 1))
         low, high = a[:, skipped] * (not zero), a[:, -1 - skipped]
         for _ in range(ROUNDS):
+            before = low, high
             step = _divisor((high - low) / levels)
             k = ((a - low[:, None]) / step[:, None]).round().clamp(0, levels)
             if zero:
                 high = (k * a).mean(1) / k.square().mean(1).clamp(min=1e-30) * levels
-                continue
-            centred = k - k.mean(1, keepdim=True)
-            # Both rise; below 0 it is rounding, where the values are all but one.
-            slope = ((centred * (a - mean)).mean(1) / centred.square().mean(1).clamp(min=1e-30)).clamp(min=0)
-            low, high = mean[:, 0] - slope * k.mean(1), mean[:, 0] + slope * (levels - k.mean(1))
+            else:
+                centred = k - k.mean(1, keepdim=True)
+                # Both rise; below 0 it is rounding, where the values are all but one.
+                slope = ((centred * (a - mean)).mean(1) / centred.square().mean(1).clamp(min=1e-30)).clamp(min=0)
+                low, high = mean[:, 0] - slope * k.mean(1), mean[:, 0] + slope * (levels - k.mean(1))
+            if torch.equal(low, before[0]) and torch.equal(high, before[1]):
+                break  # further rounds would repeat this one
         step = (high - low) / levels
         outputs = low[:, None] + number * step[:, None]
         nearest = ((a - low[:, None]) / _divisor(step)[:, None]).round().clamp(0, levels)
@@ -350,7 +353,9 @@ def lloyd_max(a: Tensor, levels: int) -> Tensor:
         number = cuts.diff()
         means = (total[cuts[1:]] - total[cuts[:-1]]) / number
         # A level without values stays where it is, between its neighbours.
-        outputs = torch.where(number > 0, means, outputs).sort().values
+        before, outputs = outputs, torch.where(number > 0, means, outputs).sort().values
+        if torch.equal(outputs, before):
+            break
     return outputs
 
 

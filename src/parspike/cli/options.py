@@ -231,13 +231,17 @@ class ImageOptions:
             base = replace(base, tokenizer=where) if base else Text(where)
         return base if base is None or self.tokens is None else replace(base, tokens=self.tokens).checked()
 
-    def open(self, data: str, preprocess: Preprocessing, **chosen: Any) -> Images:
-        """The images of `data`; chosen: split, prefer, limit and shuffle, as `open_images` takes them."""
+    def open(self, data: str, preprocess: Preprocessing, *, parts: int = 1, **chosen: Any) -> Images:
+        """The images of `data`. parts: how many batches there have to be; few images come in smaller ones, unless
+        --batch-size is given. chosen: split, prefer, limit and shuffle, as `open_images` takes them."""
         from parspike.cli.images import open_images
 
-        return open_images(
+        images = open_images(
             data, preprocess, batch_size=self.batch_size, seed=self.seed, skip_broken=self.skip_broken, **chosen
         )
+        if self.batch_size is not None or -(-len(images) // images.batch_size) >= parts:
+            return images
+        return replace(images, batch_size=max(1, len(images) // parts))
 
 
 @dataclass(frozen=True)

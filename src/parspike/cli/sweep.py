@@ -112,7 +112,7 @@ def sweep(
     preprocess = options.preprocessing(network.preprocess)
     fit: dict[str, Any] = {"prefer": "train", "limit": calibration_images, "shuffle": True}
     if calibration is None:
-        images, items = options.open(data, preprocess, split=split, **fit), None
+        images, items = options.open(data, preprocess, split=split, parts=4, **fit), None
     else:
         images = options.open(calibration, preprocess, **fit)
         items = options.open(data, preprocess, split=split, prefer="test", limit=limit)
