@@ -13,7 +13,7 @@ from torch import nn
 import parspike
 from parspike.calibrate.channels import spread
 from parspike.calibrate.recipe import Draft
-from parspike.calibrate.refit import Refit, _Solver, branches
+from parspike.calibrate.refit import RIDGES, Refit, _Solver, branches
 from parspike.calibrate.staircase import free_steps
 from parspike.calibrate.thresholds import COARSE, Above, choose
 from parspike.errors import CalibrationError, OptionError
@@ -200,7 +200,7 @@ def test_gradients_reach_through_staircases():
     model = nn.Sequential(nn.Linear(6, 16), nn.SiLU(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)).eval()
     x = torch.randn(200, 6)
     start = parspike.convert(model, x.split(50), T=2, recipe="closed-form")
-    moved = parspike.convert(model, x.split(50), T=2, recipe=parspike.Reconstruct(steps=40))
+    moved = parspike.convert(model, x.split(50), T=2, recipe=parspike.Reconstruct(steps=200))
     assert not torch.equal(moved.tensors()["0.weight"], start.tensors()["0.weight"])
 
 
@@ -233,15 +233,48 @@ def test_refit_is_the_ridge_solution_and_does_not_depend_on_batches():
     whole.parts.append((design_of(rows), given[None], wanted[None]))
     for piece, is_, shall in zip(rows.split(37), given.split(37), wanted.split(37), strict=True):
         parts.parts.append((design_of(piece), is_[None], shall[None]))
-    kept = 320  # the others choose λ, which is given here
     for refit in (whole, parts):
         new, shift = refit.solve(weight, bias, 1e-3)
-        design = design_of(rows)[0, :kept]
+        design = design_of(rows)[0]
         gram = design.T @ design
         penalty = torch.diag(torch.tensor([1.0] * 6 + [1e-4])).double() * gram.diagonal()[:-1].mean() * 1e-3
-        change = torch.linalg.solve(gram + penalty, design.T @ (wanted - given)[:kept])
+        change = torch.linalg.solve(gram + penalty, design.T @ (wanted - given))
         torch.testing.assert_close(new, weight + change[:-1].T)
         torch.testing.assert_close(shift, bias + change[-1])
+
+
+@pytest.mark.parametrize("number", [400, 40, 8])
+def test_a_ridge_chosen_on_rows_held_out_then_gets_all_rows(number):
+    """Would catch a solution that leaves out the rows by which λ was chosen. 8 rows: fewer fitted than features, more in
+    all."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 9)).eval()
+    graph = parspike.plan(model, torch.randn(2, 5)).graph
+    node = [n for n in graph.nodes if n.target == "aten.linear.default"][1]
+    weight, bias = model[2].weight.detach().double(), model[2].bias.detach().double()
+    rows = torch.rand(number, 7).double()
+    noise = torch.randn(number, 9).double() * torch.logspace(-3, 1, 9)  # so that outputs differ in the best λ
+    wanted, given = rows @ torch.randn(7, 9).double() + noise, F.linear(rows, weight, bias)
+    refit = Refit(graph, node, weight, 10_000)
+    refit.parts.append((design_of(rows), given[None], wanted[None]))
+    new, shift = refit.solve(weight, bias)
+
+    def solved(x, residual, fraction):
+        gram = x.T @ x
+        penalty = torch.diag(torch.tensor([1.0] * 7 + [1e-4])).double() * gram.diagonal()[:-1].mean() * fraction
+        return torch.linalg.solve(gram + penalty, x.T @ residual)
+
+    design, residual, cut = design_of(rows)[0], wanted - given, round(number * 0.8)
+    tried = [solved(design[:cut], residual[:cut], fraction) for fraction in RIDGES]
+    changes = [*(solved(design, residual, fraction) for fraction in RIDGES), torch.zeros_like(tried[0])]
+    errors = [
+        (design[cut:] @ change - residual[cut:]).square().mean(0) for change in (*tried, torch.zeros_like(tried[0]))
+    ]
+    best = torch.stack(errors).argmin(0)
+    assert len(best.unique()) > 2
+    change = torch.stack([changes[number][:, output] for output, number in enumerate(best)], 1)
+    torch.testing.assert_close(new, weight + change[:-1].T)
+    torch.testing.assert_close(shift, bias + change[-1])
 
 
 def test_before_a_relu_only_what_passes_it_is_fitted():
