@@ -194,14 +194,12 @@ class Refit:
         outward = unit_of(torch.maximum(given.abs(), wanted.abs()).amax(1, keepdim=True))
         given, wanted = given / outward, wanted / outward
         cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
-        rows = _Rows(x, given, wanted)
-        fitted, held = rows.part(slice(0, cut)), rows.part(slice(cut, None))
-        search = _Search(fitted, self.rectified, RIDGES if ridge is None else (ridge,), together)
-        tried = search.choose(held)
-        best = search.on(rows, held, tried)
+        search = _Search(_Rows(x, given, wanted), cut, self.rectified, RIDGES if ridge is None else (ridge,), together)
+        tried = search.choose()
+        best = search.on_all(tried)
         if ridge is None:
-            better = held.error(tried, self.rectified) < held.error(torch.zeros_like(tried), self.rectified)
-            best = torch.where(better[:, None, :], best, 0.0)  # not where it is NaN
+            now, before = (search.held.error(c, self.rectified) for c in (tried, torch.zeros_like(tried)))
+            best = torch.where((now < before)[:, None, :], best, 0.0)  # not where it is NaN
         best = best * outward.double()
         delta = (best[:, :-1] / unit.double()).mT.reshape(weight.shape)
         old = weight.new_zeros(weight.shape[0], dtype=best.dtype) if bias is None else bias.double()
@@ -209,38 +207,38 @@ class Refit:
 
 
 class _Search:
-    """The change (groups, features + 1, outputs) of least error on some rows, with a λ for every output.
+    """The change (groups, features + 1, outputs) of least error on all rows, with the λ, output by output, that is best
+    on those held out for a solution on the others.
 
     together: each process solves with some of the λ; what takes rows each computes itself, so that the sums have the
     same order in any number of processes.
     """
 
-    def __init__(self, fitted: _Rows, rectified: bool, ridges: Sequence[float], together: Together) -> None:
-        self.fitted, self.rectified, self.ridges, self.together = fitted, rectified, ridges, together
-        self.solver = _Solver(fitted.x)
+    def __init__(self, rows: _Rows, cut: int, rectified: bool, ridges: Sequence[float], together: Together) -> None:
+        self.rows, self.rectified, self.ridges, self.together = rows, rectified, ridges, together
+        self.fitted, self.held = rows.part(slice(0, cut)), rows.part(slice(cut, None))
+        self.solver = _Solver(self.fitted.x)
         self.which = torch.zeros(0)
 
-    def choose(self, held: _Rows) -> Tensor:
-        """The change with the λ that is best, output by output, on the rows held out; only with that λ the target is
-        brought up to date."""
+    def choose(self) -> Tensor:
+        """The change with the best λ, for the rows that are not held out."""
         right = self.solver.right(self.fitted.target(None, self.rectified) - self.fitted.given)
-        factors = {number: self.solver.factor(self.ridges[number]) for number in self._mine()}
-        mine = {number: [self.solver.solve(factor, right)] for number, factor in factors.items()}
+        mine = {n: [self.solver.solve(self.solver.factor(self.ridges[n]), right)] for n in self._mine()}
         changes = torch.stack([self.solver.back(part) for (part,) in self.together.gather(mine)])
-        errors = torch.stack([held.error(change, self.rectified) for change in changes])
+        errors = torch.stack([self.held.error(change, self.rectified) for change in changes])
         # NaN where λ is too small for the matrix to be solved; of equals the largest λ.
         errors = errors.nan_to_num(torch.inf)
         self.which = len(self.ridges) - 1 - errors.flip(0).argmin(0)
-        change = changes.gather(0, self.which[None, :, None, :].expand(1, *changes.shape[1:]))[0]
-        for _ in range(ROUNDS - 1 if self.rectified else 0):
-            change = self._next(self.solver, factors, self.fitted, change)
-        return change
+        return changes.gather(0, self.which[None, :, None, :].expand(1, *changes.shape[1:]))[0]
 
-    def on(self, rows: _Rows, held: _Rows, change: Tensor) -> Tensor:
-        """One more solution with the same λ on all rows, from the change that those not held out gave."""
-        solver = self.solver.joined(rows.x, held.x)
+    def on_all(self, change: Tensor) -> Tensor:
+        """The change with the same λ for all rows; from the one before it, which says where a target before a ReLU is
+        met already."""
+        solver = self.solver.joined(self.rows.x, self.held.x)
         factors = {number: solver.factor(self.ridges[number]) for number in self._mine() if number in self._asked()}
-        return self._next(solver, factors, rows, change)
+        for _ in range(ROUNDS - 1 if self.rectified else 1):
+            change = self._next(solver, factors, change)
+        return change
 
     def _mine(self) -> list[int]:
         """The λ, by their number, that this process solves with."""
@@ -250,11 +248,12 @@ class _Search:
         """The λ, by their number, that are best for some output."""
         return self.which.unique().tolist()
 
-    def _next(self, solver: _Solver, factors: Mapping[int, Tensor], rows: _Rows, change: Tensor) -> Tensor:
+    def _next(self, solver: _Solver, factors: Mapping[int, Tensor], change: Tensor) -> Tensor:
         """The solution for the target that the change before it gives."""
-        right, asked = solver.right(rows.target(change, self.rectified) - rows.given), self._asked()
+        right = solver.right(self.rows.target(change, self.rectified) - self.rows.given)
+        asked = self._asked()
         columns = {number: (self.which == number).any(0) for number in asked}
-        mine = {n: [solver.solve(factors[n], right[:, :, columns[n]])] for n in factors if n in columns}
+        mine = {n: [solver.solve(factor, right[:, :, columns[n]])] for n, factor in factors.items()}
         now = torch.zeros_like(right)
         for number, (part,) in zip(asked, self.together.gather(mine), strict=True):
             here = columns[number]
