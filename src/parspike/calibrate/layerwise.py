@@ -39,8 +39,9 @@ MOST is left as it is: the head of a language model, with one for every word, wo
 rows for the memory it was fitted to their errors."""
 
 CURRENTS, FEW_CURRENTS = 1 << 14, 1 << 12
-"""Samples of a channel that its neuron is chosen by: at most, as long as those of all channels are no more than ELEMENTS
-/ 2, and at least, which is also what neurons with a state get, whose samples have every step. From 16,384 instead of 4,096, ResNet-20 agreed with its network more at few steps (docs/results.md)."""
+"""Samples of a channel that its neuron is chosen by, at most and at least: as many as come to ELEMENTS / 4 in all
+channels. Neurons with a state get FEW_CURRENTS, each with all its steps. From 16,384 instead of 4,096 currents ResNet-20
+came nearer to its network at T = 2 (docs/results.md)."""
 ENCODED = 1 << 15
 """Samples of a channel that an encoder's range is chosen by. On SmolLM2, from 8,192 instead of 2,048 tokens, the error
 behind the inputs of its down-projections was a half to a quarter on other text: with fewer a range does not reach the
@@ -186,7 +187,7 @@ def _rows_of(draft: Draft, node: Node) -> int:
         return FEW_CURRENTS
     if node.target == ENCODE:
         return max(FEW_CURRENTS, min(ENCODED, MOST // (2 * node.channels)))
-    return max(FEW_CURRENTS, min(CURRENTS, ELEMENTS // (2 * node.channels)))
+    return max(FEW_CURRENTS, min(CURRENTS, ELEMENTS // (4 * node.channels)))
 
 
 def freed(levels: int, code: str) -> bool:
