@@ -218,12 +218,12 @@ class _Search:
         self.rows, self.rectified, self.ridges, self.together = rows, rectified, ridges, together
         self.fitted, self.held = rows.part(slice(0, cut)), rows.part(slice(cut, None))
         self.solver = _Solver(self.fitted.x)
-        self.which = torch.zeros(0)
+        self.right = self.which = torch.zeros(0)
 
     def choose(self) -> Tensor:
         """The change with the best λ, for the rows that are not held out."""
-        right = self.solver.right(self.fitted.target(None, self.rectified) - self.fitted.given)
-        mine = {n: [self.solver.solve(self.solver.factor(self.ridges[n]), right)] for n in self._mine()}
+        self.right = self.solver.right(self.fitted.residual(None, self.rectified))
+        mine = {n: [self.solver.solve(self.solver.factor(self.ridges[n]), self.right)] for n in self._mine()}
         changes = torch.stack([self.solver.back(part) for (part,) in self.together.gather(mine)])
         errors = torch.stack([self.held.error(change, self.rectified) for change in changes])
         # NaN where λ is too small for the matrix to be solved; of equals the largest λ.
@@ -236,8 +236,11 @@ class _Search:
         met already."""
         solver = self.solver.joined(self.rows.x, self.held.x)
         factors = {number: solver.factor(self.ridges[number]) for number in self._mine() if number in self._asked()}
+        if not self.rectified and not self.solver.wide:
+            # The target stays, so the rows of the first solution need not be read again.
+            return self._solved(solver, factors, self.right + self.held.x.mT @ self.held.residual(None, False))
         for _ in range(ROUNDS - 1 if self.rectified else 1):
-            change = self._next(solver, factors, change)
+            change = self._solved(solver, factors, solver.right(self.rows.residual(change, self.rectified)))
         return change
 
     def _mine(self) -> list[int]:
@@ -248,9 +251,8 @@ class _Search:
         """The λ, by their number, that are best for some output."""
         return self.which.unique().tolist()
 
-    def _next(self, solver: _Solver, factors: Mapping[int, Tensor], change: Tensor) -> Tensor:
-        """The solution for the target that the change before it gives."""
-        right = solver.right(self.rows.target(change, self.rectified) - self.rows.given)
+    def _solved(self, solver: _Solver, factors: Mapping[int, Tensor], right: Tensor) -> Tensor:
+        """The solution with the λ of every output."""
         asked = self._asked()
         columns = {number: (self.which == number).any(0) for number in asked}
         mine = {n: [solver.solve(factor, right[:, :, columns[n]])] for n, factor in factors.items()}
@@ -283,7 +285,7 @@ class _Solver:
             return _Solver(every)
         whole = copy(self)
         whole.x, whole.matrix = every, self.matrix + (more.mT @ more).double()
-        whole.size = _size(every)
+        whole.size = self.size + _size(more)
         return whole
 
     def factor(self, fraction: float) -> Tensor:
@@ -329,6 +331,10 @@ class _Rows:
         if not rectified:
             return self.wanted
         return torch.where(self.wanted > 0, self.wanted, self.now(change).clamp_(max=0))
+
+    def residual(self, change: Tensor | None, rectified: bool) -> Tensor:
+        """What the present outputs lack to the target that a change gives."""
+        return self.target(change, rectified) - self.given
 
     def error(self, change: Tensor, rectified: bool) -> Tensor:
         """Mean squared error of what comes behind, (groups, outputs of the group)."""
