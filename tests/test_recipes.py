@@ -220,7 +220,8 @@ def design_of(x):
     return F.pad(x, (0, 1), value=1.0)[None]
 
 
-def test_refit_is_the_ridge_solution_and_does_not_depend_on_batches():
+@pytest.mark.parametrize(("every", "kept"), [(False, 320), (True, 400)])  # the others choose λ, which is given here
+def test_refit_is_the_ridge_solution_and_does_not_depend_on_batches(every, kept):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     graph = parspike.plan(model, torch.randn(2, 5)).graph
@@ -234,19 +235,19 @@ def test_refit_is_the_ridge_solution_and_does_not_depend_on_batches():
     for piece, is_, shall in zip(rows.split(37), given.split(37), wanted.split(37), strict=True):
         parts.parts.append((design_of(piece), is_[None], shall[None]))
     for refit in (whole, parts):
-        new, shift = refit.solve(weight, bias, 1e-3)
-        design = design_of(rows)[0]
+        new, shift = refit.solve(weight, bias, 1e-3, all_rows=every)
+        design = design_of(rows)[0, :kept]
         gram = design.T @ design
         penalty = torch.diag(torch.tensor([1.0] * 6 + [1e-4])).double() * gram.diagonal()[:-1].mean() * 1e-3
-        change = torch.linalg.solve(gram + penalty, design.T @ (wanted - given))
+        change = torch.linalg.solve(gram + penalty, design.T @ (wanted - given)[:kept])
         torch.testing.assert_close(new, weight + change[:-1].T)
         torch.testing.assert_close(shift, bias + change[-1])
 
 
 @pytest.mark.parametrize("number", [400, 40, 8])
 def test_a_ridge_chosen_on_rows_held_out_then_gets_all_rows(number):
-    """Would catch a solution that leaves out the rows by which λ was chosen. 8 rows: fewer fitted than features, more in
-    all."""
+    """Would catch a solution that leaves out the rows by which λ was chosen. 8 rows: fewer fitted than features, more
+    in all."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 9)).eval()
     graph = parspike.plan(model, torch.randn(2, 5)).graph
@@ -257,7 +258,7 @@ def test_a_ridge_chosen_on_rows_held_out_then_gets_all_rows(number):
     wanted, given = rows @ torch.randn(7, 9).double() + noise, F.linear(rows, weight, bias)
     refit = Refit(graph, node, weight, 10_000)
     refit.parts.append((design_of(rows), given[None], wanted[None]))
-    new, shift = refit.solve(weight, bias)
+    new, shift = refit.solve(weight, bias, all_rows=True)
 
     def solved(x, residual, fraction):
         gram = x.T @ x
@@ -418,7 +419,7 @@ def test_the_automatic_choice_does_not_count_the_time_of_other_work(monkeypatch)
     monkeypatch.setattr(auto, "Reconstruct", lambda **start: parspike.Reconstruct(steps=10**12, **start))
     snn = parspike.convert(model, x.split(32), T=2, recipe=parspike.Auto(budget=600))
     tried = snn.provenance["search"]["tried"]
-    assert ["skipped" in note for note in tried] == [False, False, False, False, True]
+    assert ["skipped" in note for note in tried] == [False, False, False, False, False, True]
 
 
 def test_one_confident_mistake_does_not_outweigh_the_other_answers():
@@ -443,10 +444,11 @@ def test_auto_is_never_worse_than_algorithm_1_on_held_out_images():
     batches = x.split(32)
     snn = parspike.convert(model, batches, T=2, recipe=parspike.Auto(budget=1000))
     tried = snn.provenance["search"]["tried"]
-    assert [note["recipe"]["name"] for note in tried] == [*["closed-form"] * 3, "daqcfs", "reconstruct"]
-    assert [note["recipe"].get("free") for note in tried] == [True, False, False, None, tried[-1]["recipe"]["free"]]
+    assert [note["recipe"]["name"] for note in tried] == [*["closed-form"] * 4, "daqcfs", "reconstruct"]
+    assert [note["recipe"].get("free") for note in tried[:5]] == [True, True, False, False, None]
+    assert [note["recipe"]["all_rows"] for note in tried[:4]] == [False, True, False, False]
     best = min(tried, key=lambda note: note["distance"])
-    assert best["distance"] < tried[3]["distance"]
+    assert best["distance"] < tried[4]["distance"]
     assert snn.provenance["search"]["chosen"] == best["recipe"]
 
 

@@ -40,8 +40,8 @@ rows for the memory it was fitted to their errors."""
 
 CURRENTS, FEW_CURRENTS = 1 << 14, 1 << 12
 """Samples of a channel that its neuron is chosen by, at most and at least: as many as come to ELEMENTS / 4 in all
-channels. Neurons with a state get FEW_CURRENTS, each with all its steps. From 16,384 instead of 4,096 currents ResNet-20
-came nearer to its network at T = 2 (docs/results.md)."""
+channels. Neurons with a state get FEW_CURRENTS, each with all its steps. From 16,384 instead of 4,096 currents
+ResNet-20 came nearer to its network at T = 2 (docs/results.md)."""
 ENCODED = 1 << 15
 """Samples of a channel that an encoder's range is chosen by. On SmolLM2, from 8,192 instead of 2,048 tokens, the error
 behind the inputs of its down-projections was a half to a quarter on other text: with fewer a range does not reach the
@@ -58,7 +58,9 @@ class ClosedForm(Recipe):
     re-fitted bias or a shift behind takes up its mean (`calibrate.thresholds` has the equations). free: every step has
     a threshold and an amplitude of its own, as a staircase has, for ReLU too: more accurate at few steps, but the
     amplitudes can no longer be one factor in the weights behind. The weighted code, and more than 16 levels, keep
-    equal steps.
+    equal steps. all_rows: a synapse is fitted to the rows by which its λ was chosen too: nearer where there are many
+    images for the width of the layers; with few, later layers then choose too small a λ, since the layers before them
+    have seen their held-out rows (docs/results.md).
     """
 
     name: ClassVar[str] = "closed-form"
@@ -68,6 +70,7 @@ class ClosedForm(Recipe):
     ridge: float | None = None
     weigh: Weigh = "next"
     free: bool = False
+    all_rows: bool = False
 
     def __post_init__(self) -> None:
         check_granularity(self.granularity)
@@ -175,7 +178,7 @@ class ClosedForm(Recipe):
         refit.parts = [(x, given, wanted) for x, given, wanted in batches.gather(refit.parts)]
         bias = node.args[2] if len(node.args) > 2 else None
         old = None if bias is None else draft.tensors[bias.path]
-        new, shift = refit.solve(weight, old, self.ridge, batches.together)
+        new, shift = refit.solve(weight, old, self.ridge, batches.together, all_rows=self.all_rows)
         draft.tensors[path] = new
         if bias is not None:
             draft.tensors[bias.path] = shift

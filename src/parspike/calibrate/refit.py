@@ -176,12 +176,19 @@ class Refit:
         return torch.take(x, index[:, :, None] + space[:, None, :]).masked_fill_(padding[:, None, :], 0.0)
 
     def solve(
-        self, weight: Tensor, bias: Tensor | None, ridge: float | None = None, together: Together | None = None
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        ridge: float | None = None,
+        together: Together | None = None,
+        *,
+        all_rows: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """New weight and bias. λ, and whether to change at all, are chosen on rows held out, output by output.
 
-        together: processes with the same rows; each tries some of the λ.
-        """
+        together: processes with the same rows; each tries some of the λ. all_rows: the solution with that λ is that of
+        all rows; else of those not held out.
+        """  # fmt: skip
         together = together or Together()
         x, given, wanted = (torch.cat(parts, 1) for parts in zip(*self.parts, strict=True))
         if self.normed:
@@ -195,8 +202,9 @@ class Refit:
         given, wanted = given / outward, wanted / outward
         cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
         search = _Search(_Rows(x, given, wanted), cut, self.rectified, RIDGES if ridge is None else (ridge,), together)
-        tried = search.choose()
-        best = search.on_all(tried)
+        tried = best = search.choose()
+        if self.rectified or all_rows:
+            best = search.again(tried, all_rows=all_rows)
         if ridge is None:
             now, before = (search.held.error(c, self.rectified) for c in (tried, torch.zeros_like(tried)))
             best = torch.where((now < before)[:, None, :], best, 0.0)  # not where it is NaN
@@ -207,8 +215,8 @@ class Refit:
 
 
 class _Search:
-    """The change (groups, features + 1, outputs) of least error on all rows, with the λ, output by output, that is best
-    on those held out for a solution on the others.
+    """The change (groups, features + 1, outputs) with the λ, output by output, that is best on the rows held out for a
+    solution on the others.
 
     together: each process solves with some of the λ; what takes rows each computes itself, so that the sums have the
     same order in any number of processes.
@@ -231,16 +239,17 @@ class _Search:
         self.which = len(self.ridges) - 1 - errors.flip(0).argmin(0)
         return changes.gather(0, self.which[None, :, None, :].expand(1, *changes.shape[1:]))[0]
 
-    def on_all(self, change: Tensor) -> Tensor:
-        """The change with the same λ for all rows; from the one before it, which says where a target before a ReLU is
-        met already."""
-        solver = self.solver.joined(self.rows.x, self.held.x)
+    def again(self, change: Tensor, *, all_rows: bool) -> Tensor:
+        """The change with the same λ, for all rows or for those of before; from the one before it, which says where a
+        target before a ReLU is met already."""
+        solver, rows = (self.solver.joined(self.rows.x, self.held.x), self.rows) if all_rows else (
+            self.solver, self.fitted)  # fmt: skip
         factors = {number: solver.factor(self.ridges[number]) for number in self._mine() if number in self._asked()}
         if not self.rectified and not self.solver.wide:
             # The target stays, so the rows of the first solution need not be read again.
             return self._solved(solver, factors, self.right + self.held.x.mT @ self.held.residual(None, False))
         for _ in range(ROUNDS - 1 if self.rectified else 1):
-            change = self._solved(solver, factors, solver.right(self.rows.residual(change, self.rectified)))
+            change = self._solved(solver, factors, solver.right(rows.residual(change, self.rectified)))
         return change
 
     def _mine(self) -> list[int]:
