@@ -59,8 +59,8 @@ def test_no_output_of_a_refitted_synapse_is_farther_off_on_held_out_rows(kind, m
         model, x = data(kind, 400)
     model, x, solve, fitted = model.double(), x.double(), Refit.solve, []
 
-    def watched(refit, weight, bias, *options):
-        new, shift = solve(refit, weight, bias, *options)
+    def watched(refit, weight, bias, *options, **named):
+        new, shift = solve(refit, weight, bias, *options, **named)
         rows, given, wanted = (torch.cat(parts, 1) for parts in zip(*refit.parts, strict=True))
         held = slice(round(rows.shape[1] * 0.8), None)
         moved = torch.cat([(new - weight).reshape(len(rows), -1, rows.shape[2] - 1),
@@ -677,7 +677,9 @@ def test_what_was_chosen_stays_where_a_fit_on_all_images_is_farther(monkeypatch)
     from parspike.calibrate import auto
 
     monkeypatch.setattr(auto, "Reconstruct", lambda **start: parspike.Reconstruct(steps=10**12, **start))
-    found = iter([(1.0, 0.0), (2.0, 0.0), (2.0, 0.0), (2.0, 0.0), (1.5, 0.0)])  # three closed forms, Algorithm 1, all
+    found = iter(
+        [(1.0, 0.0), (2.0, 0.0), (2.0, 0.0), (2.0, 0.0), (2.0, 0.0), (1.5, 0.0)]
+    )  # four closed forms, Algorithm 1, all
     monkeypatch.setattr(auto.Distance, "to_teacher", lambda self, held: next(found))
     model, x = data(Residual, 64)
     batches = x.split(32)

@@ -206,7 +206,9 @@ class Refit:
         if self.rectified or all_rows:
             best = search.again(tried, all_rows=all_rows)
         if ridge is None:
-            now, before = (search.held.error(c, self.rectified) for c in (tried, torch.zeros_like(tried)))
+            # What has not seen the rows held out: not the solution of all rows.
+            unseen = tried if all_rows else best
+            now, before = (search.held.error(c, self.rectified) for c in (unseen, torch.zeros_like(unseen)))
             best = torch.where((now < before)[:, None, :], best, 0.0)  # not where it is NaN
         best = best * outward.double()
         delta = (best[:, :-1] / unit.double()).mT.reshape(weight.shape)
