@@ -66,6 +66,7 @@ RECIPES = {
     "closed-form, own": ClosedForm(weigh="own"),
     "closed-form": ClosedForm(),
     "closed-form, free": ClosedForm(free=True),
+    "closed-form, free, all rows": ClosedForm(free=True, all_rows=True),
     "reconstruct": Reconstruct(),
     "reconstruct, augmented": Reconstruct(augment="crop", steps=6400),
     "reconstruct, augmented, own": Reconstruct(augment="crop", steps=6400, weigh="own"),
