@@ -5,6 +5,10 @@
     python benchmarks/few_steps.py lite0 --seeds 0 1 2
     python benchmarks/few_steps.py mobilenet_v2 --seeds 0 1 2   # its weights are a package: docs/results.md
     python benchmarks/few_steps.py resnet20 --render docs/results.md
+    python benchmarks/few_steps.py resnet20 --held-out --images 768 --recipes "closed-form, free"
+
+The last line is for choices between recipes, which no test image may decide: it tests on images of the calibration part
+that did not calibrate, and knows no labels.
 
 One JSON line a figure goes to benchmarks/few_steps.jsonl, kept with the code; what stands there already is not run
 again. `--render` writes the tables into the page, between the marks that name this command; a row of the page that has
@@ -42,6 +46,9 @@ SHARED = ROOT.parent / "shared"
 FIGURES = ROOT / "benchmarks" / "few_steps.jsonl"
 sys.path.insert(0, str(ROOT / "examples"))
 
+ALL, HELD_OUT = 1 << 30, 1500
+"""Images of the calibration part: all, and those tested on at most with --held-out."""
+
 CODES = {"T=1": (1, "sorted"), "T=2": (2, "sorted"), "T=4": (4, "sorted"), "T=8": (8, "sorted"),
          "T=15": (15, "sorted"), "weighted, 3": (3, "weighted"), "weighted, 4": (4, "weighted")}  # fmt: skip
 RECIPES = {
@@ -59,6 +66,7 @@ RECIPES = {
     "closed-form, own": ClosedForm(weigh="own"),
     "closed-form": ClosedForm(),
     "closed-form, free": ClosedForm(free=True),
+    "closed-form, free, all rows": ClosedForm(free=True, all_rows=True),
     "reconstruct": Reconstruct(),
     "reconstruct, augmented": Reconstruct(augment="crop", steps=6400),
     "reconstruct, augmented, own": Reconstruct(augment="crop", steps=6400, weigh="own"),
@@ -152,13 +160,17 @@ def answers(net: nn.Module, x: Tensor) -> Tensor:
 def measure(options: argparse.Namespace) -> None:
     done = {json.dumps(figure["key"]) for figure in figures()}
     for seed in options.seeds:
-        model, train, test, labels = LOADERS[options.network](seed, options.images)
+        model, train, test, labels = LOADERS[options.network](seed, ALL if options.held_out else options.images)
+        if options.held_out:
+            train, test = train[: options.images], train[options.images :][:HELD_OUT]
         own = answers(model, test)
+        if options.held_out:
+            labels = own
         plan = parspike.plan(model, train[:2])
         batches = train.split(25 if options.network in PHOTOGRAPHS else 64)
         for label in options.recipes:
             for column in options.columns:
-                key = [options.network, label, column, seed, len(train)]
+                key = [options.network + ", held out" * options.held_out, label, column, seed, len(train)]
                 if json.dumps(key) in done:
                     continue
                 T, code = CODES[column]
@@ -258,6 +270,7 @@ def main() -> None:
     parser.add_argument("--columns", nargs="+", choices=CODES, default=list(CODES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--held-out", action="store_true", help="agreement on images of the calibration part")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--render", type=Path)
     options = parser.parse_args()

@@ -13,7 +13,7 @@ from torch import nn
 import parspike
 from parspike.calibrate.channels import spread
 from parspike.calibrate.recipe import Draft
-from parspike.calibrate.refit import Refit, _Solver, branches
+from parspike.calibrate.refit import RIDGES, Refit, _Solver, branches
 from parspike.calibrate.staircase import free_steps
 from parspike.calibrate.thresholds import COARSE, Above, choose
 from parspike.errors import CalibrationError, OptionError
@@ -59,8 +59,8 @@ def test_no_output_of_a_refitted_synapse_is_farther_off_on_held_out_rows(kind, m
         model, x = data(kind, 400)
     model, x, solve, fitted = model.double(), x.double(), Refit.solve, []
 
-    def watched(refit, weight, bias, *options):
-        new, shift = solve(refit, weight, bias, *options)
+    def watched(refit, weight, bias, *options, **named):
+        new, shift = solve(refit, weight, bias, *options, **named)
         rows, given, wanted = (torch.cat(parts, 1) for parts in zip(*refit.parts, strict=True))
         held = slice(round(rows.shape[1] * 0.8), None)
         moved = torch.cat([(new - weight).reshape(len(rows), -1, rows.shape[2] - 1),
@@ -200,7 +200,7 @@ def test_gradients_reach_through_staircases():
     model = nn.Sequential(nn.Linear(6, 16), nn.SiLU(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)).eval()
     x = torch.randn(200, 6)
     start = parspike.convert(model, x.split(50), T=2, recipe="closed-form")
-    moved = parspike.convert(model, x.split(50), T=2, recipe=parspike.Reconstruct(steps=40))
+    moved = parspike.convert(model, x.split(50), T=2, recipe=parspike.Reconstruct(steps=200))
     assert not torch.equal(moved.tensors()["0.weight"], start.tensors()["0.weight"])
 
 
@@ -220,7 +220,8 @@ def design_of(x):
     return F.pad(x, (0, 1), value=1.0)[None]
 
 
-def test_refit_is_the_ridge_solution_and_does_not_depend_on_batches():
+@pytest.mark.parametrize(("every", "kept"), [(False, 320), (True, 400)])  # the others choose λ, which is given here
+def test_refit_is_the_ridge_solution_and_does_not_depend_on_batches(every, kept):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     graph = parspike.plan(model, torch.randn(2, 5)).graph
@@ -233,15 +234,48 @@ def test_refit_is_the_ridge_solution_and_does_not_depend_on_batches():
     whole.parts.append((design_of(rows), given[None], wanted[None]))
     for piece, is_, shall in zip(rows.split(37), given.split(37), wanted.split(37), strict=True):
         parts.parts.append((design_of(piece), is_[None], shall[None]))
-    kept = 320  # the others choose λ, which is given here
     for refit in (whole, parts):
-        new, shift = refit.solve(weight, bias, 1e-3)
+        new, shift = refit.solve(weight, bias, 1e-3, all_rows=every)
         design = design_of(rows)[0, :kept]
         gram = design.T @ design
         penalty = torch.diag(torch.tensor([1.0] * 6 + [1e-4])).double() * gram.diagonal()[:-1].mean() * 1e-3
         change = torch.linalg.solve(gram + penalty, design.T @ (wanted - given)[:kept])
         torch.testing.assert_close(new, weight + change[:-1].T)
         torch.testing.assert_close(shift, bias + change[-1])
+
+
+@pytest.mark.parametrize("number", [400, 40, 8])
+def test_a_ridge_chosen_on_rows_held_out_then_gets_all_rows(number):
+    """Would catch a solution that leaves out the rows by which λ was chosen. 8 rows: fewer fitted than features, more
+    in all."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 9)).eval()
+    graph = parspike.plan(model, torch.randn(2, 5)).graph
+    node = [n for n in graph.nodes if n.target == "aten.linear.default"][1]
+    weight, bias = model[2].weight.detach().double(), model[2].bias.detach().double()
+    rows = torch.rand(number, 7).double()
+    noise = torch.randn(number, 9).double() * torch.logspace(-3, 1, 9)  # so that outputs differ in the best λ
+    wanted, given = rows @ torch.randn(7, 9).double() + noise, F.linear(rows, weight, bias)
+    refit = Refit(graph, node, weight, 10_000)
+    refit.parts.append((design_of(rows), given[None], wanted[None]))
+    new, shift = refit.solve(weight, bias, all_rows=True)
+
+    def solved(x, residual, fraction):
+        gram = x.T @ x
+        penalty = torch.diag(torch.tensor([1.0] * 7 + [1e-4])).double() * gram.diagonal()[:-1].mean() * fraction
+        return torch.linalg.solve(gram + penalty, x.T @ residual)
+
+    design, residual, cut = design_of(rows)[0], wanted - given, round(number * 0.8)
+    tried = [solved(design[:cut], residual[:cut], fraction) for fraction in RIDGES]
+    changes = [*(solved(design, residual, fraction) for fraction in RIDGES), torch.zeros_like(tried[0])]
+    errors = [
+        (design[cut:] @ change - residual[cut:]).square().mean(0) for change in (*tried, torch.zeros_like(tried[0]))
+    ]
+    best = torch.stack(errors).argmin(0)
+    assert len(best.unique()) > 2
+    change = torch.stack([changes[number][:, output] for output, number in enumerate(best)], 1)
+    torch.testing.assert_close(new, weight + change[:-1].T)
+    torch.testing.assert_close(shift, bias + change[-1])
 
 
 def test_before_a_relu_only_what_passes_it_is_fitted():
@@ -385,7 +419,7 @@ def test_the_automatic_choice_does_not_count_the_time_of_other_work(monkeypatch)
     monkeypatch.setattr(auto, "Reconstruct", lambda **start: parspike.Reconstruct(steps=10**12, **start))
     snn = parspike.convert(model, x.split(32), T=2, recipe=parspike.Auto(budget=600))
     tried = snn.provenance["search"]["tried"]
-    assert ["skipped" in note for note in tried] == [False, False, False, False, True]
+    assert ["skipped" in note for note in tried] == [False, False, False, False, False, True]
 
 
 def test_one_confident_mistake_does_not_outweigh_the_other_answers():
@@ -410,10 +444,11 @@ def test_auto_is_never_worse_than_algorithm_1_on_held_out_images():
     batches = x.split(32)
     snn = parspike.convert(model, batches, T=2, recipe=parspike.Auto(budget=1000))
     tried = snn.provenance["search"]["tried"]
-    assert [note["recipe"]["name"] for note in tried] == [*["closed-form"] * 3, "daqcfs", "reconstruct"]
-    assert [note["recipe"].get("free") for note in tried] == [True, False, False, None, tried[-1]["recipe"]["free"]]
+    assert [note["recipe"]["name"] for note in tried] == [*["closed-form"] * 4, "daqcfs", "reconstruct"]
+    assert [note["recipe"].get("free") for note in tried[:5]] == [True, True, False, False, None]
+    assert [note["recipe"]["all_rows"] for note in tried[:4]] == [False, True, False, False]
     best = min(tried, key=lambda note: note["distance"])
-    assert best["distance"] < tried[3]["distance"]
+    assert best["distance"] < tried[4]["distance"]
     assert snn.provenance["search"]["chosen"] == best["recipe"]
 
 
@@ -642,7 +677,9 @@ def test_what_was_chosen_stays_where_a_fit_on_all_images_is_farther(monkeypatch)
     from parspike.calibrate import auto
 
     monkeypatch.setattr(auto, "Reconstruct", lambda **start: parspike.Reconstruct(steps=10**12, **start))
-    found = iter([(1.0, 0.0), (2.0, 0.0), (2.0, 0.0), (2.0, 0.0), (1.5, 0.0)])  # three closed forms, Algorithm 1, all
+    found = iter(
+        [(1.0, 0.0), (2.0, 0.0), (2.0, 0.0), (2.0, 0.0), (2.0, 0.0), (1.5, 0.0)]
+    )  # four closed forms, Algorithm 1, all
     monkeypatch.setattr(auto.Distance, "to_teacher", lambda self, held: next(found))
     model, x = data(Residual, 64)
     batches = x.split(32)

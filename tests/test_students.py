@@ -156,9 +156,10 @@ def test_a_bias_of_each_step_evens_out_the_mean_current() -> None:
 @pytest.mark.parametrize("kind", [IF(), IF(reset="zero"), LIF(0.9)])
 @torch.no_grad()
 def test_the_closed_form_is_nearer_than_the_maxima(kind: Serial) -> None:
-    model = sequential()
+    """On three sets of rows together, since the distance on one of them changes by a tenth with a spike or two."""
+    model, sets = sequential(), [batch(96, 6, seed=seed) for seed in (1, 2, 3)]
     plain, without, fitted = (
-        apart(parspike.convert(planned(), ROWS, T=T, neuron=kind, recipe=recipe), model, ROWS)
+        sum(apart(parspike.convert(planned(), x, T=T, neuron=kind, recipe=recipe), model, x) for x in sets)
         for recipe in ("max", parspike.ClosedForm(refit=False), parspike.ClosedForm())
     )
     assert fitted < without < plain

@@ -45,10 +45,10 @@ class Auto(Recipe):
 
     It begins with the variant that is best on most networks: free steps where the code and the number of levels allow
     them (`ClosedForm`), and synapses as they are where encoders stand everywhere (`encode=`). Then come re-fitted
-    synapses there, equal steps, the other weighing, and Algorithm 1, then `Reconstruct` from the best of them. Every
-    fourth calibration image is held out; the result whose outputs are nearest to the network's on those is kept, so it
-    is never farther there than Algorithm 1 where that was tried. At last a closed form that was chosen is fitted again
-    on all images, which is kept if it is nearer still.
+    synapses there, synapses fitted to all rows, equal steps, the other weighing, and Algorithm 1, then `Reconstruct`
+    from the best of them. Every fourth calibration image is held out; the result whose outputs are nearest to the
+    network's on those is kept, so it is never farther there than Algorithm 1 where that was tried. At last a closed
+    form that was chosen is fitted again on all images, which is kept if it is nearer still.
 
     budget: seconds for the search. Where they do not suffice for the first closed form, it is fitted on fewer images,
     64 at least. A later recipe is left out if it would exceed them, as estimated from the times before it. The seconds
@@ -109,8 +109,9 @@ def _variants(draft: Draft) -> list[ClosedForm]:
     if not lines:  # staircases and encoders know no weighing, and staircases have free steps in any case
         return [ClosedForm(refit=False), ClosedForm()] if _encoded(draft) else [ClosedForm()]
     free = any(freed(levels_of(draft.steps_of(name), draft.code), draft.code) for name in lines)
-    equal = [ClosedForm(), ClosedForm(weigh="own")] + ([ClosedForm(refit=False)] if _encoded(draft) else [])
-    return [ClosedForm(free=True), *equal] if free else equal
+    first = [ClosedForm(free=free), ClosedForm(free=free, all_rows=True)]
+    equal = [*([ClosedForm()] if free else []), ClosedForm(weigh="own")]
+    return [*first, *equal, *([ClosedForm(refit=False)] if _encoded(draft) else [])]
 
 
 def _encoded(draft: Draft) -> bool:

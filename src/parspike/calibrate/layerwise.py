@@ -38,6 +38,10 @@ it does for a convolution of many groups, and never more than MOST. A synapse wh
 MOST is left as it is: the head of a language model, with one for every word, would take gigabytes, and with few enough
 rows for the memory it was fitted to their errors."""
 
+CURRENTS, FEW_CURRENTS = 1 << 14, 1 << 12
+"""Samples of a channel that its neuron is chosen by, at most and at least: as many as come to ELEMENTS / 4 in all
+channels. Neurons with a state get FEW_CURRENTS, each with all its steps. From 16,384 instead of 4,096 currents
+ResNet-20 came nearer to its network at T = 2 (docs/results.md)."""
 ENCODED = 1 << 15
 """Samples of a channel that an encoder's range is chosen by. On SmolLM2, from 8,192 instead of 2,048 tokens, the error
 behind the inputs of its down-projections was a half to a quarter on other text: with fewer a range does not reach the
@@ -54,7 +58,9 @@ class ClosedForm(Recipe):
     re-fitted bias or a shift behind takes up its mean (`calibrate.thresholds` has the equations). free: every step has
     a threshold and an amplitude of its own, as a staircase has, for ReLU too: more accurate at few steps, but the
     amplitudes can no longer be one factor in the weights behind. The weighted code, and more than 16 levels, keep
-    equal steps.
+    equal steps. all_rows: a synapse is fitted to the rows by which its λ was chosen too: nearer where there are many
+    images for the width of the layers; with few, later layers then choose too small a λ, since the layers before them
+    have seen their held-out rows (docs/results.md).
     """
 
     name: ClassVar[str] = "closed-form"
@@ -64,6 +70,7 @@ class ClosedForm(Recipe):
     ridge: float | None = None
     weigh: Weigh = "next"
     free: bool = False
+    all_rows: bool = False
 
     def __post_init__(self) -> None:
         check_granularity(self.granularity)
@@ -171,7 +178,7 @@ class ClosedForm(Recipe):
         refit.parts = [(x, given, wanted) for x, given, wanted in batches.gather(refit.parts)]
         bias = node.args[2] if len(node.args) > 2 else None
         old = None if bias is None else draft.tensors[bias.path]
-        new, shift = refit.solve(weight, old, self.ridge, batches.together)
+        new, shift = refit.solve(weight, old, self.ridge, batches.together, all_rows=self.all_rows)
         draft.tensors[path] = new
         if bias is not None:
             draft.tensors[bias.path] = shift
@@ -179,9 +186,11 @@ class ClosedForm(Recipe):
 
 def _rows_of(draft: Draft, node: Node) -> int:
     """Samples of a channel that its neuron is chosen by."""
-    if node.target != ENCODE or not isinstance(draft.student, ByCount):
-        return 4096
-    return max(4096, min(ENCODED, MOST // (2 * node.channels)))
+    if not isinstance(draft.student, ByCount):
+        return FEW_CURRENTS
+    if node.target == ENCODE:
+        return max(FEW_CURRENTS, min(ENCODED, MOST // (2 * node.channels)))
+    return max(FEW_CURRENTS, min(CURRENTS, ELEMENTS // (4 * node.channels)))
 
 
 def freed(levels: int, code: str) -> bool:

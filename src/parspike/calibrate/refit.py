@@ -11,7 +11,8 @@ outputs. λ is chosen on rows held out, Δ = 0 among the choices.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -175,12 +176,19 @@ class Refit:
         return torch.take(x, index[:, :, None] + space[:, None, :]).masked_fill_(padding[:, None, :], 0.0)
 
     def solve(
-        self, weight: Tensor, bias: Tensor | None, ridge: float | None = None, together: Together | None = None
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        ridge: float | None = None,
+        together: Together | None = None,
+        *,
+        all_rows: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """New weight and bias. λ, and whether to change at all, are chosen on rows held out, output by output.
 
-        together: processes with the same rows; each tries some of the λ.
-        """
+        together: processes with the same rows; each tries some of the λ. all_rows: the solution with that λ is that of
+        all rows; else of those not held out.
+        """  # fmt: skip
         together = together or Together()
         x, given, wanted = (torch.cat(parts, 1) for parts in zip(*self.parts, strict=True))
         if self.normed:
@@ -193,46 +201,77 @@ class Refit:
         outward = unit_of(torch.maximum(given.abs(), wanted.abs()).amax(1, keepdim=True))
         given, wanted = given / outward, wanted / outward
         cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
-        fitted, held = (_Rows(*(v[:, part] for v in (x, given, wanted))) for part in (slice(0, cut), slice(cut, None)))
-        best = _best(fitted, held, self.rectified, RIDGES if ridge is None else (ridge,), together)
+        search = _Search(_Rows(x, given, wanted), cut, self.rectified, RIDGES if ridge is None else (ridge,), together)
+        tried = best = search.choose()
+        if self.rectified or all_rows:
+            best = search.again(tried, all_rows=all_rows)
         if ridge is None:
-            none = torch.zeros_like(best)
-            better = held.error(best, self.rectified) < held.error(none, self.rectified)  # not where it is NaN
-            best = torch.where(better[:, None, :], best, none)
+            # What has not seen the rows held out: not the solution of all rows.
+            unseen = tried if all_rows else best
+            now, before = (search.held.error(c, self.rectified) for c in (unseen, torch.zeros_like(unseen)))
+            best = torch.where((now < before)[:, None, :], best, 0.0)  # not where it is NaN
         best = best * outward.double()
         delta = (best[:, :-1] / unit.double()).mT.reshape(weight.shape)
         old = weight.new_zeros(weight.shape[0], dtype=best.dtype) if bias is None else bias.double()
         return (weight.double() + delta).to(weight.dtype), (old + best[:, -1].reshape(-1)).to(weight.dtype)
 
 
-def _best(fitted: _Rows, held: _Rows, rectified: bool, ridges: Sequence[float], together: Together) -> Tensor:
-    """The change (groups, features + 1, outputs) with the λ that is best, output by output, on the rows held out; only
-    with that λ the target is brought up to date.
+class _Search:
+    """The change (groups, features + 1, outputs) with the λ, output by output, that is best on the rows held out for a
+    solution on the others.
 
     together: each process solves with some of the λ; what takes rows each computes itself, so that the sums have the
     same order in any number of processes.
     """
-    solver = _Solver(fitted.x)
-    right = solver.right(fitted.target(None, rectified) - fitted.given)
-    factors = {number: solver.factor(fraction) for number, fraction in together.share(ridges)}
-    found = together.gather({number: [solver.solve(factor, right)] for number, factor in factors.items()})
-    changes = torch.stack([solver.back(part) for (part,) in found])
-    errors = torch.stack([held.error(change, rectified) for change in changes])
-    # NaN where λ is too small for the matrix to be solved; of equals the largest λ.
-    errors = errors.nan_to_num(torch.inf)
-    which = len(ridges) - 1 - errors.flip(0).argmin(0)
-    change = changes.gather(0, which[None, :, None, :].expand(1, *changes.shape[1:]))[0]
-    if rectified:
-        columns = {number: (which == number).any(0) for number in range(len(ridges))}
-        for _ in range(ROUNDS - 1):
-            right = solver.right(fitted.target(change, rectified) - fitted.given)
-            mine = {n: [solver.solve(factor, right[:, :, columns[n]])] for n, factor in factors.items()}
-            now = torch.zeros_like(right)
-            for number, (part,) in enumerate(together.gather(mine)):
-                asked = columns[number]
-                now[:, :, asked] = torch.where((which == number)[:, None, asked], part, now[:, :, asked])
-            change = solver.back(now)
-    return change
+
+    def __init__(self, rows: _Rows, cut: int, rectified: bool, ridges: Sequence[float], together: Together) -> None:
+        self.rows, self.rectified, self.ridges, self.together = rows, rectified, ridges, together
+        self.fitted, self.held = rows.part(slice(0, cut)), rows.part(slice(cut, None))
+        self.solver = _Solver(self.fitted.x)
+        self.right = self.which = torch.zeros(0)
+
+    def choose(self) -> Tensor:
+        """The change with the best λ, for the rows that are not held out."""
+        self.right = self.solver.right(self.fitted.residual(None, self.rectified))
+        mine = {n: [self.solver.solve(self.solver.factor(self.ridges[n]), self.right)] for n in self._mine()}
+        changes = torch.stack([self.solver.back(part) for (part,) in self.together.gather(mine)])
+        errors = torch.stack([self.held.error(change, self.rectified) for change in changes])
+        # NaN where λ is too small for the matrix to be solved; of equals the largest λ.
+        errors = errors.nan_to_num(torch.inf)
+        self.which = len(self.ridges) - 1 - errors.flip(0).argmin(0)
+        return changes.gather(0, self.which[None, :, None, :].expand(1, *changes.shape[1:]))[0]
+
+    def again(self, change: Tensor, *, all_rows: bool) -> Tensor:
+        """The change with the same λ, for all rows or for those of before; from the one before it, which says where a
+        target before a ReLU is met already."""
+        solver, rows = (self.solver.joined(self.rows.x, self.held.x), self.rows) if all_rows else (
+            self.solver, self.fitted)  # fmt: skip
+        factors = {number: solver.factor(self.ridges[number]) for number in self._mine() if number in self._asked()}
+        if not self.rectified and not self.solver.wide:
+            # The target stays, so the rows of the first solution need not be read again.
+            return self._solved(solver, factors, self.right + self.held.x.mT @ self.held.residual(None, False))
+        for _ in range(ROUNDS - 1 if self.rectified else 1):
+            change = self._solved(solver, factors, solver.right(rows.residual(change, self.rectified)))
+        return change
+
+    def _mine(self) -> list[int]:
+        """The λ, by their number, that this process solves with."""
+        return [number for number, _ in self.together.share(self.ridges)]
+
+    def _asked(self) -> list[int]:
+        """The λ, by their number, that are best for some output."""
+        return self.which.unique().tolist()
+
+    def _solved(self, solver: _Solver, factors: Mapping[int, Tensor], right: Tensor) -> Tensor:
+        """The solution with the λ of every output."""
+        asked = self._asked()
+        columns = {number: (self.which == number).any(0) for number in asked}
+        mine = {n: [solver.solve(factor, right[:, :, columns[n]])] for n, factor in factors.items()}
+        now = torch.zeros_like(right)
+        for number, (part,) in zip(asked, self.together.gather(mine), strict=True):
+            here = columns[number]
+            now[:, :, here] = torch.where((self.which == number)[:, None, here], part, now[:, :, here])
+        return solver.back(now)
 
 
 class _Solver:
@@ -245,11 +284,20 @@ class _Solver:
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        self.size = x.square().mean(1)[:, :-1].mean(1).clamp(min=1e-12).double() * x.shape[1]
+        self.size = _size(x)
         self.free = torch.ones(x.shape[2], dtype=torch.float64, device=x.device)
         self.free[-1] = BIAS
         self.wide = x.shape[1] < x.shape[2]
         self.matrix = ((x / self.free.to(x.dtype)) @ x.mT if self.wide else x.mT @ x).double()
+
+    def joined(self, every: Tensor, more: Tensor) -> _Solver:
+        """The same for all rows `every`, those of this solver first and then `more`."""
+        if self.wide:
+            return _Solver(every)
+        whole = copy(self)
+        whole.x, whole.matrix = every, self.matrix + (more.mT @ more).double()
+        whole.size = self.size + _size(more)
+        return whole
 
     def factor(self, fraction: float) -> Tensor:
         """The factor for λ as a fraction of the mean of the diagonal of XᵀX; NaN where that cannot be solved."""
@@ -271,6 +319,11 @@ class _Solver:
         return (self.x.mT @ solution.to(self.x.dtype)).double() / self.free[:, None] if self.wide else solution
 
 
+def _size(x: Tensor) -> Tensor:
+    """Mean of the diagonal of XᵀX, that of the bias left out, (groups,)."""
+    return x.square().mean(1)[:, :-1].mean(1).clamp(min=1e-12).double() * x.shape[1]
+
+
 @dataclass
 class _Rows:
     """Rows x (groups, N, features + 1), the student's present outputs for them, and the wanted outputs."""
@@ -279,6 +332,9 @@ class _Rows:
     given: Tensor
     wanted: Tensor
 
+    def part(self, which: slice) -> _Rows:
+        return _Rows(self.x[:, which], self.given[:, which], self.wanted[:, which])
+
     def now(self, change: Tensor | None) -> Tensor:
         return self.given.clone() if change is None else self.given + self.x @ change.to(self.x.dtype)
 
@@ -286,6 +342,10 @@ class _Rows:
         if not rectified:
             return self.wanted
         return torch.where(self.wanted > 0, self.wanted, self.now(change).clamp_(max=0))
+
+    def residual(self, change: Tensor | None, rectified: bool) -> Tensor:
+        """What the present outputs lack to the target that a change gives."""
+        return self.target(change, rectified) - self.given
 
     def error(self, change: Tensor, rectified: bool) -> Tensor:
         """Mean squared error of what comes behind, (groups, outputs of the group)."""

@@ -194,5 +194,9 @@ def _chosen(provenance: dict[str, Any]) -> str:
 def _named(note: dict[str, Any]) -> str:
     """A recipe that was tried, by its name and what it differs by from the others."""
     recipe = note["recipe"]
-    free = (", free" if recipe.get("free") else "") + ("" if recipe.get("refit", True) else ", synapses as they are")
+    free = (
+        (", free" if recipe.get("free") else "")
+        + (", all rows" if recipe.get("all_rows") else "")
+        + ("" if recipe.get("refit", True) else ", synapses as they are")
+    )
     return f"{recipe['name']} ({recipe['weigh']}{free})" if "weigh" in recipe else recipe["name"]

@@ -32,7 +32,7 @@ MAX_T = 1 << 24
 
 RECIPES = {
     "auto": ("budget",),
-    "closed-form": ("refit", "shift", "granularity", "ridge", "weigh", "free"),
+    "closed-form": ("refit", "shift", "granularity", "ridge", "weigh", "free", "all_rows"),
     "daqcfs": ("momentum", "passes", "means", "mode", "granularity"),
     "reconstruct": ("steps", "batch_size", "rate", "augment", "held_out", "features", "weigh", "checkpoint", "free"),
     "thresholds": ("mode", "granularity"),
