@@ -72,7 +72,7 @@ def _with_numbers(
     in their place, which saves the time of tracing again.
 
     None where that is not what tracing with the example's sizes gives: with open ones the code may take another way, or
-    ask something of the batch.
+    ask something of the batch; nor where an operator without a rule keeps it from being compared.
     """
     numbers = {symbol: Integer(reader.example[name]) for symbol, name in reader.symbols.items() if name != BATCH}
     try:
@@ -80,7 +80,9 @@ def _with_numbers(
         graph = of_one_size(model, reader, reader.graph(), args, kwargs)
     except TraceError:
         return None
-    return None if graph.limits or not same(model, graph, args, kwargs) else graph
+    if graph.limits or any(node.role is Role.UNKNOWN for node in graph.nodes):
+        return None
+    return graph if same(model, graph, args, kwargs) else None
 
 
 def of_one_size(
