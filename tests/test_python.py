@@ -46,7 +46,7 @@ SIZES = {
     "in a comprehension": lambda h: h + torch.zeros([int(n) for n in h.shape]),
     "of windows, in a helper": lambda h: windows_joined(h.view(-1, 2, 4), 2, 4),
     "times a number": lambda h: h.repeat(2, 1)[: int(h.shape[0] * 1.0)],
-    "int also as a type": lambda h: h * torch.ones(int(len(h)), 1, dtype=int) if isinstance(3, int) else h[:0],
+    "int also as a type": lambda h: h * torch.ones(len(h), 1, dtype=int) if isinstance(3, int) else h[:0],
     "len of what is no tensor": lambda h: h[:, : len(str(h.dim())) * 4] * len([1, 2]),
     "of text": lambda h: h * int("3") * int("11", base=2),
     "a number of Python's is needed": lambda h: h * torch.ones(h.shape[0], len(f"{int(h.shape[1]):d}")).sum(1)[:, None],
