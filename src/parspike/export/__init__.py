@@ -43,11 +43,11 @@ def export(
     code, by torch's AOTInductor), for parallel neurons in one pass over counts. example: inputs (B, …) to run the
     network and the file on, such as a few images, in their order or by their names; without, the two are compared on
     noise. weights: of an ONNX file, the bits of its weights: it then holds whole numbers alone
-    (`parspike.lower.integers`), whose inputs' range is that of the example, and has the bits of parspike's own run. as_if: of a parallel network as NIR, write its twin of IF
-    neurons with the same thresholds, and compare with the parallel network; a network that was converted for IF neurons
-    loses less. dt: the seconds of one time-step that a NIR file states. as_convolutions: in a NIR file, write pools and
-    scales as convolutions, which more programs read. force: replace an existing file. docs/nir.md and docs/onnx.md tell
-    what other programs make of the file.
+    (`parspike.lower.integers`), whose inputs' range is that of the example, and has the bits of parspike's own run.
+    as_if: of a parallel network as NIR, write its twin of IF neurons with the same thresholds, and compare with the
+    parallel network; a network that was converted for IF neurons loses less. dt: the seconds of one time-step that a
+    NIR file states. as_convolutions: in a NIR file, write pools and scales as convolutions, which more programs read.
+    force: replace an existing file. docs/nir.md and docs/onnx.md tell what other programs make of the file.
 
     Raises `UnsupportedError`, which names every layer that the format cannot hold; `OptionError` for an unknown ending,
     an option of another format and neurons that the format does not have; `FileError` where the file cannot be
