@@ -255,7 +255,7 @@ class Reader:
         if any(varying) or any(name in self.varying for name in refs):
             self.varying.add(fx.name)
         role, reason = judge(target, varying)
-        if role not in (Role.UNKNOWN, Role.ANALOG) and any(varying) and (said := _no_current(fx)):
+        if role not in (Role.UNKNOWN, Role.ANALOG) and any(varying) and (said := _no_current(fx, role)):
             role, reason = Role.ANALOG, said
         shape = meta if isinstance(meta, Tensor) else next((m for m in meta or () if isinstance(m, Tensor)), None)
         layer = self._layer(fx, target)
@@ -369,9 +369,9 @@ def unreadable(tensor: Tensor) -> str | None:
     return None
 
 
-def _no_current(fx: Any) -> str:
-    """Why an operator that is linear on real numbers is not linear here: it reads or returns complex or whole numbers;
-    "" if it is linear."""
+def _no_current(fx: Any, role: Role) -> str:
+    """Why an operator that is linear, or an activation, on real numbers is not here: it reads or returns complex or
+    whole numbers; "" if it is."""
 
     def kinds(tree: Any) -> list[torch.dtype]:
         return [value.dtype for value in leaves(tree) if isinstance(value, Tensor)]
@@ -379,7 +379,8 @@ def _no_current(fx: Any) -> str:
     read, made = kinds([node.meta.get("val") for node in fx.all_input_nodes]), kinds(fx.meta.get("val"))
     if any(dtype.is_complex for dtype in read + made):
         return ops.COMPLEX
-    if any(dtype.is_floating_point for dtype in read) and not any(dtype.is_floating_point for dtype in made):
+    real = role is Role.NEURON or any(dtype.is_floating_point for dtype in read)
+    if real and not any(dtype.is_floating_point for dtype in made):
         return ops.WHOLE
     return ""
 
