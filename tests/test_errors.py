@@ -396,6 +396,16 @@ RARE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         errors.TraceError,
         "mixes the samples",
     ),
+    "a batch norm without running statistics": (
+        lambda: parspike.plan(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)).eval(), X),
+        errors.TraceError,
+        "layer '1' has no running statistics (track_running_stats=False)",
+    ),
+    "dropout in evaluation": (
+        lambda: parspike.convert(Code(lambda self, x: F.dropout(self.one(x).relu())), X),
+        errors.UnsupportedError,
+        "F.dropout(x, training=self.training)",
+    ),
     "two samples exchanged": (
         network(lambda self, x: self.one(x).relu() + self.two(x).roll(1, 0), X[:2]),
         errors.TraceError,

@@ -243,7 +243,7 @@ class Reader:
             self.value[fx.name] = args[0][operator.index(args[1])]  # pyright: ignore[reportArgumentType]
             return
         if target in BATCH_NORMS and not self._of_weights(args):
-            target, args, kwargs = "parspike.batch_norm", self._batch_norm(args), {}
+            target, args, kwargs = "parspike.batch_norm", self._batch_norm(args, self._place(fx)), {}
             self.firsts.add(fx.name)
         refs = [leaf.name for leaf in leaves((args, kwargs)) if isinstance(leaf, Ref)]
         sized = any(isinstance(leaf, Size) for leaf in leaves((args, kwargs)))
@@ -310,14 +310,17 @@ class Reader:
         """Whether a batch norm standardises weights, as NFNet does: it is computed now, with their own statistics."""
         return not any(isinstance(leaf, Ref) for leaf in leaves(args)) and args[3] is None and args[4] is None
 
-    def _batch_norm(self, args: Any) -> tuple[Any, ...]:
+    def _batch_norm(self, args: Any, place: str) -> tuple[Any, ...]:
         """The input, weight, bias, mean, variance and ε of a batch norm in evaluation."""
-        if isinstance(args[5], bool) and args[5]:
-            raise TraceError("a batch norm uses the statistics of its batch: call model.eval() first")
         eps = args[7] if isinstance(args[5], bool) else args[6]
         weight, bias, mean, var = (a if isinstance(a, Param) else None for a in args[1:5])
         if mean is None or var is None:
-            raise TraceError("a batch norm without running statistics depends on its batch: train it with them")
+            raise TraceError(
+                f"{place} has no running statistics (track_running_stats=False), so its answer for a sample depends on "
+                "the rest of the batch, in evaluation too: train it with them, or use a GroupNorm"
+            )
+        if isinstance(args[5], bool) and args[5]:
+            raise TraceError(f"{place} uses the statistics of its batch: call model.eval() first")
         return args[0], weight, bias, mean, var, eps
 
     def _compute(self, fx: Any, target: str, args: Any, kwargs: Any) -> None:
@@ -350,6 +353,10 @@ class Reader:
         name = path if leaf else f"{path}.{kind}".lstrip(".")
         self.used_layers[name] = count = self.used_layers.get(name, 0) + 1
         return name if count == 1 else f"{name}@{count}"
+
+    def _place(self, fx: Any) -> str:
+        stack = [path for path, _ in (fx.meta.get("nn_module_stack") or {}).values() if path in self.paths and path]
+        return f"the batch norm in layer '{stack[-1]}'" if stack else "a batch norm"
 
     def _used(self, nodes: Sequence[Node]) -> dict[str, Tensor]:
         """The tensors that nodes read, copied, so that training the model later changes nothing here."""
