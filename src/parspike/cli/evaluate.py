@@ -217,8 +217,8 @@ class _Score:
 
         if not self.images:  # the first call prepares kernels and memory: not what an image costs
             some = slice(None if snn.compiled else 1)
-            one = [x[some] for x in args], {name: x[some] for name, x in named.items()}
-            snn.run(*one[0], engine=engine, record=snn.compiled, **one[1])
+            few = {name: value[some] for name, value in named.items()}
+            snn.run(*(value[some] for value in args), engine=engine, record=snn.compiled, **few)
         start = time.perf_counter()
         run = snn.run(*args, engine=engine, record=True, **named)
         self.seconds += _ended(first) - start
@@ -235,7 +235,7 @@ class _Score:
             self.seconds_network += _ended(first) - start
             self.compared = True
         if self.language is not None:
-            self.language.add(run.logits, x, output)
+            self.language.add(run.logits, first, output)
         else:
             self.outputs.add(run.logits, output, y)
 

@@ -180,8 +180,9 @@ class Images:
             x = decoded(name, read, self.skip_broken, self.broken, partial(self._count_broken, index))
             if x is None:
                 continue
-            one = x if isinstance(x, dict) else {"": x}
-            shape, shaped_by = self._first = self._first or ({key: value.shape for key, value in one.items()}, name)
+            one: dict[str, Tensor] = x if isinstance(x, dict) else {"": x}
+            self._first = self._first or ({key: value.shape for key, value in one.items()}, name)
+            shape, shaped_by = self._first
             if unlike := [key for key, value in one.items() if value.shape != shape[key]]:
                 raise InputError(
                     f"{name} is {_times(one[unlike[0]].shape)} but {shaped_by} is {_times(shape[unlike[0]])}: "

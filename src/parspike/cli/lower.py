@@ -84,8 +84,10 @@ def lower(
             scores.add(*(network(**x) if images.several else network(x) for network in (made, snn)))
     seen = None
     if proof and to == "integers":
-        few = {name: x[:4] for name, x in batches[0].items()} if images.several else batches[0][:4]
-        seen = prove(made, **few) if images.several else prove(made, few)
+        if images.several:
+            seen = prove(made, **{name: x[:4] for name, x in batches[0].items()})
+        else:
+            seen = prove(made, batches[0][:4])
     made.save(output, force=force)
     answer = {
         "output": output, "to": to, "images": len(images) - len(images.broken), "agreement": scores.agreement,

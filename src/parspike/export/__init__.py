@@ -179,7 +179,8 @@ def _of(snn: SNN) -> Callable[[Mapping[str, Tensor]], tuple[Mapping[str, Any], A
     layer = {name: snn.graph.by_name[name].layer for name in snn.counting()}
 
     def runs(env: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], Any]:
-        run = snn.run(**env, record=True)
+        args, named = snn.graph.call_of(env)
+        run = snn.run(*args, record=True, **named)
         return {name: run.counts[of] for name, of in layer.items()}, run.logits
 
     return runs
@@ -188,8 +189,9 @@ def _of(snn: SNN) -> Callable[[Mapping[str, Tensor]], tuple[Mapping[str, Any], A
 def _timed(snn: SNN, env: Mapping[str, Tensor], other: Callable[[Mapping[str, Tensor]], Any]) -> str:
     """The times of one batch here and by the file's runtime, in turns: the least of five each."""
     times: dict[str, list[float]] = {"here": [], "there": []}
+    args, named = snn.graph.call_of(env)
     for _ in range(5):
-        for who, go in (("here", lambda env: snn.run(**env)), ("there", other)):
+        for who, go in (("here", lambda env: snn.run(*args, **named)), ("there", other)):
             start = time.perf_counter()
             go(env)
             times[who].append(time.perf_counter() - start)

@@ -29,7 +29,8 @@ class _InOrder(nn.Module):
         self.snn = snn
 
     def forward(self, *args: Tensor) -> Any:
-        return self.snn(**{i.name: x for i, x in zip(self.snn.graph.inputs, args, strict=True)})
+        given, named = self.snn.graph.call_of({i.name: x for i, x in zip(self.snn.graph.inputs, args, strict=True)})
+        return self.snn(*given, **named)
 
 
 @torch.no_grad()

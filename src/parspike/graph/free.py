@@ -124,7 +124,7 @@ def _proved(model: nn.Module, graph: Graph, args: tuple[Tensor, ...], kwargs: di
             env = {i.name: resized(example[i.name], i.shape, {**sizes, BATCH: batch}) for i in graph.inputs}
             changes: list[str] = []
             try:
-                is_same = same(model, graph, *_as_given(graph, env), changes)
+                is_same = same(model, graph, *graph.call_of(env), changes)
             except Exception as error:  # noqa: BLE001 - a network raises what it likes
                 said = f"another size fails ({(str(error).splitlines() or [''])[0]})"
                 continue
@@ -134,15 +134,8 @@ def _proved(model: nn.Module, graph: Graph, args: tuple[Tensor, ...], kwargs: di
             check_memory(model, args, kwargs, changes)
             # What runs across the batch does not depend on these sizes, and the example's may be large.
             two = {i.name: resized(example[i.name], i.shape, {**sizes, BATCH: 2}) for i in graph.inputs}
-            graph = across_batch_marked(graph, *_as_given(graph, two))
+            graph = across_batch_marked(graph, *graph.call_of(two))
             return graph if batch == sizes[BATCH] else with_one_sample(model, graph, args, kwargs)
         if "is another" in said:
             break
     raise TraceError(said)
-
-
-def _as_given(graph: Graph, env: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Inputs by name as the positional and the keyword ones of the network."""
-    positional, names = graph.signature
-    values = [env[i.name] for i in graph.inputs]
-    return tuple(values[:positional]), dict(zip(names, values[positional:], strict=True))

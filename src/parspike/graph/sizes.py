@@ -96,14 +96,14 @@ def _ratio(expression: Any) -> tuple[Any, Any] | None:
         return parts[0], Integer(1)
     if kind not in ("FloatTrueDiv", "IntTrueDiv", "Mul"):
         return None
-    ratios = [_ratio(part) for part in parts]
-    if any(ratio is None for ratio in ratios):
-        return None
-    made = ratios[0]
-    for number, divisor in ratios[1:]:
-        if kind != "Mul":
-            number, divisor = divisor, number
-        made = made[0] * number, made[1] * divisor
+    made: tuple[Any, Any] | None = None
+    for part in parts:
+        if (ratio := _ratio(part)) is None:
+            return None
+        if made is not None:
+            number, divisor = ratio if kind == "Mul" else ratio[::-1]
+            ratio = made[0] * number, made[1] * divisor
+        made = ratio
     return made
 
 
