@@ -182,7 +182,8 @@ class Images:
                 continue
             one: dict[str, Tensor] = x if isinstance(x, dict) else {"": x}
             self._first = self._first or ({key: value.shape for key, value in one.items()}, name)
-            shape, shaped_by = self._first
+            shape: Any = self._first[0]
+            shaped_by = self._first[1]
             if unlike := [key for key, value in one.items() if value.shape != shape[key]]:
                 raise InputError(
                     f"{name} is {_times(one[unlike[0]].shape)} but {shaped_by} is {_times(shape[unlike[0]])}: "
