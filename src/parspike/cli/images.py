@@ -180,7 +180,7 @@ class Images:
             x = decoded(name, read, self.skip_broken, self.broken, partial(self._count_broken, index))
             if x is None:
                 continue
-            one: dict[str, Any] = x if isinstance(x, dict) else {"": x}
+            one: Any = x if isinstance(x, dict) else {"": x}
             self._first = self._first or ({key: value.shape for key, value in one.items()}, name)
             shape: Any = self._first[0]
             shaped_by = self._first[1]
