@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -306,3 +307,96 @@ def test_an_error_keeps_its_brackets(monkeypatch: pytest.MonkeyPatch, here: Path
     monkeypatch.setattr(parspike, "plan", refuse)
     stderr = run("plan", "mynet.py:net", "--shape", "3,6,6").stderr
     assert stderr == "error: x[0] and 'parspike[demo]' " + "w" * 100 + "\n"
+
+
+NAMED = """
+import torch
+from torch import nn
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.row, self.out = nn.Conv2d(1, 6, 3), nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, image, row, scale=None):
+        z = self.conv(image).relu().mean((2, 3)) + self.row(row).relu()
+        return self.out(z if scale is None else z * scale)
+"""
+
+
+@pytest.fixture
+def named(here: Path) -> Path:
+    """A network with two inputs and a third that it may have, and data for them."""
+    (here / "named.py").write_text(NAMED)
+    rng = np.random.default_rng(0)
+    arrays = {"image": rng.integers(0, 256, (40, 6, 6), np.uint8), "row": rng.random((40, 5))}
+    np.savez("named.npz", **arrays, labels=rng.integers(0, 3, 40))
+    np.savez("scaled.npz", **arrays, scale=rng.random((40, 6)))
+    return here
+
+
+@pytest.mark.parametrize("data", ["named.npz", "scaled.npz"])
+def test_a_network_with_several_inputs_takes_arrays_by_their_names(named: Path, data: str) -> None:
+    """Catches a command that hands one input on, or the inputs in another order or without one of them."""
+    assert answer("plan", "named.py:Named", "--data", data)["ok"]
+    recipe = ("--recipe", "closed-form", "-T", 64)
+    made = answer("convert", "named.py:Named", "--data", data, *recipe, "-o", "n.parspike")
+    assert made["images"] == 40
+    said = answer("eval", "n.parspike", "--data", data, "--against", "named.py:Named", "--operations")
+    assert said["error"] < 0.05
+    assert said["operations"]["error"] == pytest.approx(said["error"], rel=1e-4)
+    assert (said["accuracy"] is None) == (data == "scaled.npz")
+    arrays = np.load(data)
+    given = {key: torch.from_numpy(arrays[key]).float() for key in arrays if key != "labels"}
+    given["image"] = given["image"][:, None] / 255
+    model = importlib.import_module("named").Named().eval()
+    with torch.no_grad():
+        wanted, found = model(**given), parspike.load("n.parspike")(**given)
+    assert float((found - wanted).norm() / wanted.norm()) == pytest.approx(said["error"], rel=0.2)
+
+
+def test_the_other_commands_take_several_inputs_too(named: Path) -> None:
+    recipe = ("--data", "named.npz", "--recipe", "closed-form")
+    assert run("convert", "named.py:Named", *recipe, "-T", 4, "-o", "n.parspike").exit_code == 0
+    swept = answer("sweep", "named.py:Named", *recipe, "-T", 4, "--codes", "sorted", "--batch-size", 10)
+    assert len(swept["rows"]) == 1
+    assert answer("diagnose", "n.parspike", "named.py:Named", "--data", "named.npz")["samples"] == 40
+    assert answer("lower", "n.parspike", "--data", "named.npz", "-o", "whole.parspike")["images"] == 40
+    assert answer("export", "n.parspike", "n.onnx", "--data", "named.npz")["read_back"]["unlike_counts"] == 0
+    assert run("spikes", "write", "n.parspike", "--data", "named.npz", "-o", "spikes.npz").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("convert named.py:Named --data data.npz -o n.parspike", "takes image, row: save an array for each"),
+        ("convert named.py:Named --data digits -o n.parspike", "np.savez('data.npz', image=…, row=…, labels=…)"),
+        ("convert named.py:Named --data short.npz -o n.parspike", "image has 40 rows and row has 30"),
+        ("plan named.py:Named --shape 1,6,6", "takes the inputs image, row, and --shape makes one"),
+        ("plan named.py:Named --data named.npz --shape 1,6,6", "give one of the two"),
+    ],
+)
+def test_data_that_lack_an_input_say_which(named: Path, arguments: str, says: str) -> None:
+    np.savez("short.npz", image=np.zeros((40, 1, 6, 6)), row=np.zeros((30, 5)))
+    outcome = run(*arguments.split())
+    assert outcome.exit_code == 1
+    assert says in outcome.stderr.replace("\n", " ")
+
+
+def test_the_one_input_of_a_network_is_found_by_its_name(here: Path) -> None:
+    """Catches a network whose forward(pixels) needed the key 'x'."""
+    (here / "one.py").write_text(
+        NAMED.replace("image, row, scale=None", "image").replace(
+            "z = self.conv(image).relu().mean((2, 3)) + self.row(row).relu()",
+            "z, scale = self.conv(image).relu().mean((2, 3)), None",
+        )
+    )
+    np.savez("one.npz", image=np.random.default_rng(0).random((40, 1, 6, 6)), labels=np.arange(40) % 3)
+    assert (
+        run(
+            "convert", "one.py:Named", "--data", "one.npz", "-T", 4, "--recipe", "closed-form", "-o", "n.parspike"
+        ).exit_code
+        == 0
+    )
+    assert answer("eval", "n.parspike", "--data", "one.npz")["images"] == 40

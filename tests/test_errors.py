@@ -330,6 +330,26 @@ def test_samples_that_are_mixed() -> None:
     says(lambda: parspike.plan(rolled, X), errors.TraceError, "mixes the samples", "first dimension")
 
 
+MIXED = {
+    "less the first": lambda h: h - h[:1],
+    "less the last": lambda h: h - h[-1:],
+    "a thousandth of the mean": lambda h: h - 1e-3 * h.mean(0),
+    "the place of the largest": lambda h: h / (h.argmax() + 1),
+    "whether it is above the third": lambda h: h * (h > h.flatten().kthvalue(3).values),
+    "the largest": lambda h: h / h.amax(),
+    "sorted": lambda h: h.sort(0).values,
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", MIXED)
+def test_samples_that_are_mixed_are_found_wherever_the_cause_lies(name: str, seed: int) -> None:
+    """Catches mixing that one of two samples does not show: the largest may be in it, or it may be the last."""
+    x = torch.rand(4, 4, generator=torch.Generator().manual_seed(seed)) + 0.5
+    mixing = Code(lambda self, x: self.one(MIXED[name](x)).relu())
+    says(lambda: parspike.plan(mixing, x), errors.TraceError, "mixes the samples", "test_errors.py")
+
+
 def test_outputs_without_a_batch() -> None:
     model = Code(lambda self, x: self.one(x).relu().sum((0, 1)))
     says(lambda: parspike.plan(model, X), errors.TraceError, "batch")
@@ -375,6 +395,16 @@ RARE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         network(lambda self, x: self.one(x - x.mean(0)).relu()),
         errors.TraceError,
         "mixes the samples",
+    ),
+    "a batch norm without running statistics": (
+        lambda: parspike.plan(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)).eval(), X),
+        errors.TraceError,
+        "layer '1' has no running statistics (track_running_stats=False)",
+    ),
+    "dropout in evaluation": (
+        lambda: parspike.convert(Code(lambda self, x: F.dropout(self.one(x).relu())), X),
+        errors.UnsupportedError,
+        "F.dropout(x, training=self.training)",
     ),
     "two samples exchanged": (
         network(lambda self, x: self.one(x).relu() + self.two(x).roll(1, 0), X[:2]),

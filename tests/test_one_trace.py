@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import parspike
 from parspike.graph import free, trace
 from parspike.graph.export import export
 
@@ -54,6 +55,15 @@ def test_the_graph_is_that_of_a_trace_with_the_sizes_of_the_example(name, monkey
     assert described(once) == described(again)
     assert torch.equal(once.run(x), model(x))
     assert torch.equal(once.run(x[:1]), again.run(x[:1]))
+
+
+@pytest.mark.parametrize("function", [lambda x: x + torch.randn_like(x), lambda x: torch.bernoulli(x.sigmoid())])
+def test_what_has_no_rule_is_named_where_all_sizes_are_fixed(function):
+    """Catches a comparison that runs the operator, a KeyError instead of the plan that names it."""
+    torch.manual_seed(0)
+    made = parspike.plan(Of(function, 144).eval(), torch.randn(3, 1, 8, 8))
+    assert len(made.refusals) == 1
+    assert made.refusals[0].remedy
 
 
 def test_where_open_sizes_lead_another_way_it_is_traced_again():

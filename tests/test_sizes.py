@@ -264,7 +264,7 @@ def test_more_tokens_than_positions() -> None:
         ("branch", True, "x.2 ≥ 13"),
         ("root", False, "since with free ones it computes"),
         ("branches", False, "since with free ones it asks more than"),
-        ("scale", False, "since with free ones a tensor's size is"),
+        ("scale", True, "free: x.2, x.3"),
     ],
 )
 def test_numbers_in_the_code(where: str, free: bool, said: str) -> None:

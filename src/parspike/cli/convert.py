@@ -120,8 +120,12 @@ def convert(
     preprocess = options.preprocessing(network.preprocess)
     images = None
     if data is not None:
-        images = options.open(data, preprocess, split=split, prefer="train", limit=calibration_images, shuffle=True)
+        images = options.open(
+            data, preprocess, inputs=network.inputs, split=split, prefer="train", limit=calibration_images, shuffle=True
+        )
     items = "sequences" if images is not None and images.written else "images"
+    if images is not None and images.several:
+        items = "items"
     start = time.perf_counter()
     with console.progress("calibrating") as progress, explained(images):
         try:

@@ -56,7 +56,7 @@ def diagnose(
     checks.images(data, split)
     options.preprocessing()
     import parspike
-    from parspike.cli.images import explained, warn_of_few
+    from parspike.cli.images import explained, inputs_of, warn_of_few
     from parspike.cli.preprocess import remembered
     from parspike.cli.spec import load
 
@@ -65,7 +65,9 @@ def diagnose(
     if network is not None:
         options.placed(network.model)
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))
-    images = options.open(data, preprocess, split=split, prefer="test", limit=limit, shuffle=True)
+    images = options.open(
+        data, preprocess, inputs=inputs_of(snn), split=split, prefer="test", limit=limit, shuffle=True
+    )
     with console.progress("diagnosing") as progress, explained(images):
         found = parspike.diagnose(snn, network.model if network else None, images.batches(), progress=progress)
     warn_of_few(images, data, found.classes)

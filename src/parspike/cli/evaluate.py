@@ -123,7 +123,7 @@ def evaluate(
 
     together = processes.join(devices, check)
     import parspike
-    from parspike.cli.images import explained, warn_of_few
+    from parspike.cli.images import explained, inputs_of, taken, warn_of_few
     from parspike.cli.preprocess import remembered
     from parspike.cli.spec import load
 
@@ -136,7 +136,7 @@ def evaluate(
     if network is not None:
         options.placed(network.model)
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))
-    images = options.open(data, preprocess, split=split, prefer="test", limit=limit)
+    images = options.open(data, preprocess, inputs=inputs_of(snn), split=split, prefer="test", limit=limit)
     head = images.preprocess.text.head if images.preprocess.text else None
     if measure == "perplexity" and not images.written:
         raise OptionError(f"--measure perplexity is of text, and {data} holds none: give .txt files")
@@ -144,8 +144,8 @@ def evaluate(
     vectors = measure == "cosine" or (measure is None and images.written and head in ("hidden", "sentence"))
     score = _Score(language, vectors)
     with console.progress("evaluating") as progress, explained(images):
-        for _, (x, y) in together.share(images.batches()):
-            score.add(snn, network, engine, x, y)
+        for _, item in together.share(images.batches()):
+            score.add(snn, network, engine, *taken(item))
             progress("", score.images, (len(images) - len(images.broken)) // together.size)
     score = _Score.of_all(together.exchange(score))
     preprocess = images.preprocess
@@ -208,15 +208,21 @@ class _Score:
         total.vectors = any(score.vectors for score in scores)
         return total
 
-    def add(self, snn: Any, network: Network | None, engine: str, x: Tensor, y: Tensor | None) -> None:
+    def add(self, snn: Any, network: Network | None, engine: str, x: Any, y: Tensor | None) -> None:
+        """x: the inputs, a tensor, or tensors by their names."""
         import torch
 
+        args, named = ((), x) if isinstance(x, dict) else ((x,), {})
+        first = next(iter((*args, *named.values())))
+
         if not self.images:  # the first call prepares kernels and memory: not what an image costs
-            snn.run(x if snn.compiled else x[:1], engine=engine, record=snn.compiled)
+            some = slice(None if snn.compiled else 1)
+            few = {name: value[some] for name, value in named.items()}
+            snn.run(*(value[some] for value in args), engine=engine, record=snn.compiled, **few)
         start = time.perf_counter()
-        run = snn.run(x, engine=engine, record=True)
-        self.seconds += _ended(x) - start
-        self.images += len(x)
+        run = snn.run(*args, engine=engine, record=True, **named)
+        self.seconds += _ended(first) - start
+        self.images += len(first)
         # In float64 sums of counts are exact, so they do not depend on their order and on which process formed them.
         for layer, sent in run.sent.items():
             self.spikes += float(sent.sum(dtype=torch.float64))
@@ -225,11 +231,11 @@ class _Score:
         if network is not None:
             start = time.perf_counter()
             with torch.inference_mode():
-                output = network.model(x)
-            self.seconds_network += _ended(x) - start
+                output = network.model(*args, **named)
+            self.seconds_network += _ended(first) - start
             self.compared = True
         if self.language is not None:
-            self.language.add(run.logits, x, output)
+            self.language.add(run.logits, first, output)
         else:
             self.outputs.add(run.logits, output, y)
 

@@ -69,16 +69,20 @@ def export(
     import torch
 
     import parspike
-    from parspike.cli.images import explained
+    from parspike.cli.images import explained, inputs_of
     from parspike.cli.preprocess import remembered
 
     snn = parspike.load(file)
     example, images = None, None
     if data is not None:
         preprocess = options.preprocessing(remembered(snn))
-        images = options.open(data, preprocess, split=split, prefer="test", limit=limit)
+        images = options.open(data, preprocess, inputs=inputs_of(snn), split=split, prefer="test", limit=limit)
         with explained(images):
-            example = torch.cat([x for x, _ in images])
+            batches = list(images.inputs())
+        if images.several:
+            example = {name: torch.cat([x[name] for x in batches]) for name in batches[0]}
+        else:
+            example = torch.cat(batches)
     start = time.perf_counter()
     with explained(images):
         options_of = {"weights": weights, "as_if": as_if, "dt": dt, "as_convolutions": as_convolutions}

@@ -2,6 +2,8 @@
 
     text ──open_images──► Images ──iterate──► (x, y) batches: x (B, C, H, W) float32, y (B,) int64 or None
 
+Of a network with several inputs a batch is a dict of tensors by their names, with the labels under "labels".
+
 A source knows names, labels and how to read one item; `Images` chooses items, preprocesses and stacks them.
 Files are decoded one batch at a time. torch is imported where a tensor is made, so that a wrong option is said at once.
 """
@@ -20,15 +22,27 @@ import numpy as np
 from parspike.broken import BROKEN, decoded
 from parspike.cli import console
 from parspike.cli.preprocess import Preprocessing
-from parspike.cli.sources import Source, TextSource, check_data, open_source
+from parspike.cli.sources import Inputs, NamedSource, Source, TextSource, check_data, open_source
 from parspike.errors import InputError, OptionError, TraceError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Images", "check_apart", "class_folders", "explained", "open_images", "unlike_folders", "warn_of_few"]
+__all__ = [
+    "Images",
+    "check_apart",
+    "class_folders",
+    "explained",
+    "inputs_of",
+    "open_images",
+    "taken",
+    "unlike_folders",
+    "warn_of_few",
+]
 
+LABELS = "labels"
+"""Their key in a batch of several inputs, as `parspike.measure` reads it."""
 LOOK = 1000
 """Images that are looked at to say how many are broken."""
 
@@ -37,7 +51,8 @@ LOOK = 1000
 class Images:
     """Batches (x, y) of preprocessed images; iterate as often as you like, the order is always the same.
 
-    x is (B, C, H, W) float32 and y (B,) int64, or None where the source has no labels; both lie on `device`. `broken`
+    x is (B, C, H, W) float32 and y (B,) int64, or None where the source has no labels; both lie on `device`. Several
+    inputs are a dict, see `taken`. `broken`
     names the files that were left out because they could not be decoded (only with `skip_broken`).
     """
 
@@ -50,7 +65,7 @@ class Images:
     skip_broken: bool = False
     device: torch.device | str = "cpu"
     broken: list[str] = field(default_factory=list, init=False)
-    _first: tuple[torch.Size, str] | None = field(default=None, init=False)
+    _first: tuple[Any, str] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -71,6 +86,11 @@ class Images:
         return isinstance(self.source, TextSource)
 
     @property
+    def several(self) -> bool:
+        """Whether an item has several inputs, by their names."""
+        return isinstance(self.source, NamedSource)
+
+    @property
     def labelled(self) -> bool:
         """Whether the source knows the class of each image."""
         return self.source.labels is not None
@@ -83,6 +103,10 @@ class Images:
     @property
     def prepared(self) -> str:
         """What is done with every item before the network takes it, in words."""
+        if self.several:
+            arrays = self.source.arrays  # pyright: ignore[reportAttributeAccessIssue]
+            shown = [name for name, array in arrays.items() if array.dtype == np.uint8]
+            return f"{', '.join(shown)}: {self.preprocess.of('images')}" if shown else "none"
         images = getattr(self.source, "images", None)
         kind = images.dtype.kind if isinstance(images, np.ndarray) and images.dtype != np.uint8 else ""
         return self.preprocess.of({"f": "inputs", "i": "numbers"}.get(kind, "images"))
@@ -110,19 +134,24 @@ class Images:
         return rest
 
     def first(self) -> Tensor:
-        """The first readable image, (C, H, W)."""
-        return next(iter(replace(self, batch_size=1)))[0][0]
+        """The first readable image, (C, H, W); of several inputs the first one."""
+        x, _ = taken(next(iter(replace(self, batch_size=1))))
+        return next(iter(x.values()))[0] if isinstance(x, dict) else x[0]
 
-    def batches(self) -> Iterable[tuple[Tensor, Tensor | None]]:
+    def inputs(self) -> Iterator[Any]:
+        """The batches without their labels: tensors, or dicts of them."""
+        return (taken(item)[0] for item in self)
+
+    def batches(self) -> Iterable[Any]:
         """The batches, as a sequence of which each can be read alone. With `skip_broken` they can only be read from the
         first one on, since each broken image moves the beginning of the batches behind it."""
         return _InOrder(self) if self.skip_broken else _Numbered(self)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        read = 0
-        for x, y in self._read(self._order):
-            read += len(x)
-            yield x, y
+    def __iter__(self) -> Iterator[Any]:
+        read = False
+        for item in self._read(self._order):
+            read = True
+            yield item
         if not read:
             raise InputError(f"none of {len(self)} images could be decoded, the first is {self.names[0]}")
 
@@ -141,9 +170,9 @@ class Images:
         of = f"the {len(looked)} images" if few else f"{len(looked)} images from there on"
         return f"; {number} of {of} cannot be decoded, parspike data check names them"
 
-    def _read(self, order: Sequence[int]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _read(self, order: Sequence[int]) -> Iterator[Any]:
         labels = self.source.labels
-        xs: list[Tensor] = []
+        xs: list[Any] = []
         ys: list[int] = []
         for index in order:
             name = self.source.names[index]
@@ -151,11 +180,13 @@ class Images:
             x = decoded(name, read, self.skip_broken, self.broken, partial(self._count_broken, index))
             if x is None:
                 continue
-            self._first = self._first or (x.shape, name)
-            shape, shaped_by = self._first
-            if x.shape != shape:
+            one: Any = x if isinstance(x, dict) else {"": x}
+            self._first = self._first or ({key: value.shape for key, value in one.items()}, name)
+            shape: Any = self._first[0]
+            shaped_by = self._first[1]
+            if unlike := [key for key, value in one.items() if value.shape != shape[key]]:
                 raise InputError(
-                    f"{name} is {_times(x.shape)} but {shaped_by} is {_times(shape)}: "
+                    f"{name} is {_times(one[unlike[0]].shape)} but {shaped_by} is {_times(shape[unlike[0]])}: "
                     "give --size and --crop (a recipe: data.size, data.crop), so that all images have one shape"
                 )
             xs.append(x)
@@ -167,11 +198,14 @@ class Images:
         if xs:
             yield self._batch(xs, ys)
 
-    def _batch(self, xs: list[Tensor], ys: list[int]) -> tuple[Tensor, Tensor | None]:
+    def _batch(self, xs: list[Any], ys: list[int]) -> Any:
         import torch
 
-        x = torch.stack(xs).to(self.device)
-        return x, None if self.source.labels is None else torch.tensor(ys, device=self.device)
+        y = None if self.source.labels is None else torch.tensor(ys, device=self.device)
+        if not self.several:
+            return torch.stack(xs).to(self.device), y
+        x = {name: torch.stack([one[name] for one in xs]).to(self.device) for name in xs[0]}
+        return x if y is None else {**x, LABELS: y}
 
 
 @dataclass(frozen=True)
@@ -181,7 +215,7 @@ class _InOrder:
     def __len__(self) -> int:
         return -(-len(self.images) // self.images.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.images)
 
 
@@ -191,10 +225,23 @@ class _Numbered(_InOrder, Sequence[Any]):
         return next(self.images._read(self.images._order[start : start + self.images.batch_size]))
 
 
+def taken(item: Any) -> tuple[Any, Tensor | None]:
+    """The inputs and the labels of a batch: a tensor, or a dict by the names of the network's inputs."""
+    if isinstance(item, dict):
+        return {name: x for name, x in item.items() if name != LABELS}, item.get(LABELS)
+    return item
+
+
+def inputs_of(snn: Any) -> Inputs:
+    """The names of a converted network's inputs."""
+    return Inputs(tuple(i.name for i in snn.graph.inputs))
+
+
 def open_images(
     data: str,
     preprocess: Preprocessing | None = None,
     *,
+    inputs: Inputs | None = None,
     split: str | None = None,
     prefer: str | None = None,
     batch_size: int | None = 64,
@@ -206,6 +253,7 @@ def open_images(
     """The images that `data` names: a folder, a `.zip`, an `.npz`, `digits` or `photos`; or sequences of tokens, of a
     `.txt` file or a folder of them.
 
+    inputs: the network's, where they are known; of several an `.npz` has an array for each, by its name.
     `split` must exist; `prefer` is the split that is taken if nothing is asked and the data have it. batch_size: None
     for 32 images, or 4 sequences.
 
@@ -216,7 +264,7 @@ def open_images(
     """
     check_data(data, split)
     preprocess = preprocess or Preprocessing()
-    source = open_source(data, split, prefer, preprocess.text)
+    source = open_source(data, split, prefer, preprocess.text, inputs)
     written = isinstance(source, TextSource)
     return Images(
         source,

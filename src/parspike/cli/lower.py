@@ -67,23 +67,30 @@ def lower(
     import torch
 
     import parspike
-    from parspike.cli.images import explained
+    from parspike.cli.images import explained, inputs_of
     from parspike.cli.preprocess import remembered
     from parspike.lower import integers, prove, unit
 
     snn = parspike.load(file)
-    images = options.open(data, options.preprocessing(remembered(snn)), split=split, prefer="train", limit=limit)
+    images = options.open(
+        data, options.preprocessing(remembered(snn)), inputs=inputs_of(snn), split=split, prefer="train", limit=limit
+    )
     with explained(images):
-        batches = [x for x, _ in images]
+        batches = list(images.inputs())
     made = unit(snn) if to == "unit" else integers(snn, batches, weights=weights, inputs=inputs, refit=refit)
     scores = parspike.Scores()
     with torch.no_grad():
         for x in batches:
-            scores.add(made(x), snn(x))
-    seen = prove(made, batches[0][:4]) if proof and to == "integers" else None
+            scores.add(*(network(**x) if images.several else network(x) for network in (made, snn)))
+    seen = None
+    if proof and to == "integers":
+        if images.several:
+            seen = prove(made, **{name: x[:4] for name, x in batches[0].items()})
+        else:
+            seen = prove(made, batches[0][:4])
     made.save(output, force=force)
     answer = {
-        "output": output, "to": to, "images": sum(map(len, batches)), "agreement": scores.agreement,
+        "output": output, "to": to, "images": len(images) - len(images.broken), "agreement": scores.agreement,
         "error": scores.error, "bytes": Path(output).stat().st_size,
         "skipped": console.left_out(images.broken),
     }  # fmt: skip

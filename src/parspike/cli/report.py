@@ -122,18 +122,21 @@ def report(
     names = None if classes is None else _names(classes)
     options.preprocessing()
     import parspike
-    from parspike.cli.images import explained
+    from parspike.cli.images import explained, inputs_of
     from parspike.cli.preprocess import remembered
     from parspike.cli.spec import load
 
     snn = parspike.load(file)
+    inputs = inputs_of(snn)
     network = load(against, weights) if against else None
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))
-    images = options.open(data, preprocess, split=split, prefer="test", limit=limit)
+    images = options.open(data, preprocess, inputs=inputs, split=split, prefer="test", limit=limit)
     start, found = time.perf_counter(), None
     if steps is not None and network is not None:
         how = _as_before(snn)
-        fit = options.open(calibration or data, preprocess, prefer="train", limit=calibration_images, shuffle=True)
+        fit = options.open(
+            calibration or data, preprocess, inputs=inputs, prefer="train", limit=calibration_images, shuffle=True
+        )
         _check_apart(calibration or data, fit, data, images)
         with console.progress("sweep") as progress, explained(fit):
             found = parspike.sweep(
@@ -142,7 +145,9 @@ def report(
             )  # fmt: skip
     diagnosis = None
     if diagnose:
-        some = options.open(data, preprocess, split=split, prefer="test", limit=min(limit or MOST, MOST), shuffle=True)
+        some = options.open(
+            data, preprocess, inputs=inputs, split=split, prefer="test", limit=min(limit or MOST, MOST), shuffle=True
+        )
         with console.progress("diagnosing") as progress, explained(some):
             model = network.model if network else None
             diagnosis = parspike.diagnose(snn, model, some.batches(), progress=progress)
@@ -218,6 +223,8 @@ def _folders(images: Images) -> Mapping[int, str]:
 
 def _picture(images: Images, preprocess: Preprocessing) -> Any:
     """From an input to the image that it was made of, where inputs are prepared images."""
+    if images.several:
+        return None
     first = images.first()
     if first.dim() != 3 or first.shape[0] not in (1, 3) or (preprocess.mean, preprocess.std) == ((0.0,), (1.0,)):
         return None

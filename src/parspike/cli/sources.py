@@ -27,7 +27,17 @@ from parspike.errors import FileError, InputError, MissingExtraError, OptionErro
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SPLITS", "ArraySource", "FileSource", "Source", "TextSource", "check_data", "open_source"]
+__all__ = [
+    "SPLITS",
+    "ArraySource",
+    "FileSource",
+    "Inputs",
+    "NamedSource",
+    "Source",
+    "TextSource",
+    "check_data",
+    "open_source",
+]
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SPLITS = ("train", "test", "val")
@@ -45,9 +55,18 @@ class Source(Protocol):
     names: Sequence[str]  # one an item, for messages
     labels: Sequence[int] | None
 
-    def read(self, index: int, preprocess: Preprocessing) -> Tensor:
-        """One item as the network takes it; BROKEN if the file is damaged."""
+    def read(self, index: int, preprocess: Preprocessing) -> Any:
+        """One item as the network takes it, a tensor, or tensors by the names of its inputs; BROKEN if the file is
+        damaged."""
         ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The names of a network's inputs: those that it needs, and those that it takes too where the data have them."""
+
+    needed: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
 
 
 @dataclass
@@ -72,6 +91,26 @@ class ArraySource:
                 "--size and --crop need uint8 images"
             )
         return preprocess.normalise(torch.from_numpy(image.astype(np.float32)))
+
+
+@dataclass
+class NamedSource:
+    """Items of several inputs: an array for each, by its name, one input a row. Images of uint8 are prepared as files
+    are, and other numbers taken as they are."""
+
+    arrays: dict[str, np.ndarray]
+    labels: Sequence[int] | None
+    names: Sequence[str]
+
+    def read(self, index: int, preprocess: Preprocessing) -> dict[str, Tensor]:
+        import torch
+
+        found = {}
+        for name, array in self.arrays.items():
+            one = np.asarray(array[index])
+            wide = one.astype(np.float32) if np.issubdtype(one.dtype, np.floating) else np.array(one)
+            found[name] = preprocess(one) if one.dtype == np.uint8 else torch.from_numpy(wide)
+        return found
 
 
 @dataclass
@@ -149,12 +188,19 @@ def check_data(data: str, split: str | None = None, option: str = "--data") -> N
         raise OptionError(f"{option} {data}: expected a folder, .zip, .npz, .txt, or one of {', '.join(BUILT_IN)}")
 
 
-def open_source(data: str, split: str | None, prefer: str | None, text: Text | None = None) -> Source:
+def open_source(
+    data: str, split: str | None, prefer: str | None, text: Text | None = None, inputs: Inputs | None = None
+) -> Source:
     """The source that `data` names; which split, see `open_images`. text: how text becomes tokens, where a tokenizer is
-    known."""
+    known. inputs: the network's, where they are known."""
+    path, inputs = Path(data), inputs or Inputs()
+    if len(inputs.needed) > 1 and path.suffix != ".npz":
+        raise InputError(
+            f"{data} has one input for each item, and the network takes {', '.join(inputs.needed)}: give an .npz with "
+            f"an array for each, {_saved(inputs)}"
+        )
     if data in BUILT_IN:
         return BUILT_IN[data](split, prefer)
-    path = Path(data)
     if path.suffix == ".txt":
         return _texts(path, [path], text, _choose(data, set(), split, prefer))
     if path.is_dir():
@@ -167,7 +213,7 @@ def open_source(data: str, split: str | None, prefer: str | None, text: Text | N
                 return _texts(path, [path / f for f in written], text, chosen)
         return _files(path, files, None, split, prefer)
     if path.suffix == ".npz":
-        return _npz(path, split, prefer)
+        return _npz(path, split, prefer, inputs)
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # damage, a version or an encoding that is not known: each has its own kind
@@ -278,38 +324,70 @@ def _arrays(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def _npz(path: Path, split: str | None, prefer: str | None) -> ArraySource:
-    """Keys `images` and `labels`, `x` and `y`, or these two with `train_`, `test_`, `val_` before them."""
+def _npz(path: Path, split: str | None, prefer: str | None, inputs: Inputs) -> ArraySource | NamedSource:
+    """Keys `images` and `labels`, `x` and `y`, or the names of the network's inputs and `labels`; or these with
+    `train_`, `test_`, `val_` before them."""
     try:
         with zipfile.ZipFile(path) as file:
             keys = {name.removesuffix(".npy") for name in file.namelist() if name.endswith(".npy")}
-            chosen = _choose(str(path), {s for s in SPLITS if f"{s}_images" in keys}, split, prefer)
-            pairs = [(f"{chosen}_images", f"{chosen}_labels")] if chosen else [("images", "labels"), ("x", "y")]
-            pair = next((p for p in pairs if p[0] in keys), None)
-            if pair is None:
-                raise InputError(f"{path}: has {', '.join(sorted(keys)) or 'no arrays'}; expected {NPZ}")
-            images = _arrays(path, file, pair[0])
-            labels = _arrays(path, file, pair[1]) if pair[1] in keys else None
+            names, labels_key = _keys(path, keys, inputs)
+            chosen = _choose(str(path), {s for s in SPLITS if f"{s}_{names[0]}" in keys}, split, prefer)
+            found = {name: f"{chosen}_{name}" if chosen else name for name in names}
+            if missing := [key for key in found.values() if key not in keys]:
+                raise InputError(f"{path}: has {', '.join(sorted(keys))}, and no {missing[0]} beside them")
+            arrays = {name: _arrays(path, file, key) for name, key in found.items()}
+            key = f"{chosen}_{labels_key}" if chosen else labels_key
+            labels = _arrays(path, file, key) if key in keys else None
     except ParspikeError:
         raise
     except MemoryError as error:
         raise FileError(f"{path} does not fit into memory") from error
     except Exception as error:  # the readers of zip and .npy raise exceptions of many kinds on a damaged file
         raise FileError(f"{path}: not a readable .npz ({str(error)[:200] or type(error).__name__})") from error
-    images = _check_images(f"{path}: {pair[0]}", images)
-    names = [f"{path.name}:{pair[0]}[{i}]" for i in range(len(images))]
-    return ArraySource(images, _check_labels(f"{path}: {pair[1]}", labels, len(images)), names)
+    n = len(next(iter(arrays.values()))) if all(array.ndim for array in arrays.values()) else 0
+    one = len(names) == 1
+    arrays = {name: _check_images(f"{path}: {found[name]}", array, one=one) for name, array in arrays.items()}
+    if unlike := [f"{found[name]} has {len(array)}" for name, array in arrays.items() if len(array) != n]:
+        raise InputError(f"{path}: {found[names[0]]} has {n} rows and {unlike[0]}; expected one row an item in each")
+    items = [f"{path.name}:{next(iter(found.values()))}[{i}]" for i in range(n)]
+    classes = _check_labels(f"{path}: {key}", labels, n)
+    return ArraySource(arrays[names[0]], classes, items) if one else NamedSource(arrays, classes, items)
 
 
-def _check_images(where: str, images: np.ndarray) -> np.ndarray:
-    if images.ndim < 2 or len(images) == 0:
+def _keys(path: Path, keys: set[str], inputs: Inputs) -> tuple[tuple[str, ...], str]:
+    """The names of the arrays that are the network's inputs, and of the labels."""
+    there = keys | {key.removeprefix(f"{split}_") for key in keys for split in SPLITS}
+    labels = "labels" if "labels" in there or "y" in inputs.needed else "y"
+    if inputs.needed and set(inputs.needed) <= there:
+        return (*inputs.needed, *(name for name in inputs.taken if name in there)), labels
+    has = ", ".join(sorted(keys)) or "no arrays"
+    if len(inputs.needed) > 1:
+        raise InputError(
+            f"{path}: has {has}, and the network takes {', '.join(inputs.needed)}: save an array for each under its "
+            f"name, {_saved(inputs)}"
+        )
+    pair = next((pair for pair in (("images", "labels"), ("x", "y")) if pair[0] in there), None)
+    if pair is None:
+        raise InputError(f"{path}: has {has}; expected {NPZ}")
+    return (pair[0], *(name for name in inputs.taken if name in there)), pair[1]
+
+
+def _saved(inputs: Inputs) -> str:
+    arrays = ", ".join(f"{name}=…" for name in inputs.needed)
+    return f"np.savez('data.npz', {arrays}, labels=…), labels where there are classes"
+
+
+def _check_images(where: str, images: np.ndarray, *, one: bool = True) -> np.ndarray:
+    """one: whether they are the network's only input, else one number an item and truth values are taken too."""
+    others = () if one else (np.bool_,)
+    if images.ndim < (2 if one else 1) or len(images) == 0:
         raise InputError(f"{where} has shape {images.shape}; expected one image a row, at least one")
     if images.dtype == np.uint8:
         if images.ndim == 4 and images.shape[3] == 1:
             images = images[..., 0]
         if images.ndim != 3 and not (images.ndim == 4 and images.shape[3] == 3):
             raise InputError(f"{where} has shape {images.shape}; uint8 images are (N, H, W) or (N, H, W, 3)")
-    elif not np.issubdtype(images.dtype, np.floating) and images.dtype not in (np.int32, np.int64):
+    elif not np.issubdtype(images.dtype, np.floating) and images.dtype not in (np.int32, np.int64, *others):
         raise InputError(
             f"{where} is {images.dtype}; expected uint8 images, or floats, int32 or int64 as the network takes them"
         )

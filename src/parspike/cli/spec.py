@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from parspike.cli.console import FEW, few, warn
 from parspike.cli.preprocess import FILTERS, Preprocessing
+from parspike.cli.sources import Inputs
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, meant
 from parspike.foreign import call_users, users_module
 
@@ -35,6 +36,8 @@ __all__ = ["Network", "check_spec", "load", "load_network", "parse_shape", "set_
 
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 """First bytes of files of torch.save from before it wrote .zip files: a pickled number."""
+CLASSES = ("y", "label", "labels", "target", "targets")
+"""Optional inputs of networks that are given their answers, for a loss."""
 LIBRARIES = ("timm", "torchvision")
 EXPECTED = "expected safetensors, or what torch.save(model.state_dict(), …) wrote"
 FORMS = "package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, net.onnx or hf:FOLDER"
@@ -58,6 +61,14 @@ class Network:
     preprocess: Preprocessing | None = None
     example: Callable[[int, tuple[int, ...] | None], Any] | None = None
 
+    @property
+    def inputs(self) -> Inputs:
+        """The names that `forward` gives its inputs."""
+        kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        known = [p for p in inspect.signature(self.model.forward).parameters.values() if p.kind in kinds]
+        needed = tuple(p.name for p in known if p.default is p.empty)
+        return Inputs(needed, tuple(p.name for p in known if p.name not in (*needed, *CLASSES)))
+
     def zeros(self, shape: str | None) -> Any:
         """Two samples of zeros in the shape asked for, else in the one that the library or the file states."""
         import torch
@@ -69,6 +80,11 @@ class Network:
                 if HUGGING.fullmatch(self.spec):
                     raise
                 raise OptionError(f"{error}: give one sample's shape with --shape 3,224,224") from error
+        if len(needed := self.inputs.needed) > 1:
+            raise InputError(
+                f"{self.spec} takes the inputs {', '.join(needed)}, and --shape makes one: give --data FILE.npz with "
+                "an array for each under its name"
+            )
         one = parse_shape(shape) if shape else self.shape
         return torch.zeros(2, *(one or ()))  # `checks.network` has seen to it that there is one
 

@@ -55,12 +55,12 @@ def write(
     checks.images(data, split)
     options.preprocessing()
     import parspike
-    from parspike.cli.images import explained
+    from parspike.cli.images import explained, inputs_of
     from parspike.cli.preprocess import remembered
 
     snn = parspike.load(file)
     preprocess = options.preprocessing(remembered(snn))
-    images = options.open(data, preprocess, split=split, prefer="test", limit=limit)
+    images = options.open(data, preprocess, inputs=inputs_of(snn), split=split, prefer="test", limit=limit)
     note = {"network": file, "data": data, "preprocessing": preprocess.to_json()}
     with console.progress("writing spikes") as progress, explained(images):
         parspike.write_spikes(

@@ -112,10 +112,10 @@ def sweep(
     preprocess = options.preprocessing(network.preprocess)
     fit: dict[str, Any] = {"prefer": "train", "limit": calibration_images, "shuffle": True}
     if calibration is None:
-        images, items = options.open(data, preprocess, split=split, parts=4, **fit), None
+        images, items = options.open(data, preprocess, inputs=network.inputs, split=split, parts=4, **fit), None
     else:
-        images = options.open(calibration, preprocess, **fit)
-        items = options.open(data, preprocess, split=split, prefer="test", limit=limit)
+        images = options.open(calibration, preprocess, inputs=network.inputs, **fit)
+        items = options.open(data, preprocess, inputs=network.inputs, split=split, prefer="test", limit=limit)
         check_apart(calibration, images, data, items)
     with console.progress("sweep") as progress, explained(images):
         found = parspike.sweep(

@@ -100,7 +100,7 @@ def tune(
     network = load(spec, weights)
     preprocess = options.preprocessing(network.preprocess)
     fit: dict[str, Any] = {"prefer": "train", "limit": calibration_images, "shuffle": True}
-    images = options.open(data, preprocess, split=split, parts=4, **fit)
+    images = options.open(data, preprocess, inputs=network.inputs, split=split, parts=4, **fit)
     with console.progress("tuning") as progress, explained(images):
         found = parspike.tune(
             options.placed(network.model),

@@ -84,19 +84,22 @@ def view(
     checks.recipe(recipe)
     options.preprocessing()
     import parspike
-    from parspike.cli.images import explained
+    from parspike.cli.images import explained, inputs_of
     from parspike.cli.preprocess import remembered
     from parspike.cli.spec import load
 
     networks = dict(zip(_names(files), map(parspike.load, files), strict=True))
+    inputs = inputs_of(next(iter(networks.values())))
     network = load(against, weights) if against else None
     base = next((found for snn in networks.values() if (found := remembered(snn))), None)
     preprocess = options.preprocessing(base or (network and network.preprocess))
-    images = options.open(data, preprocess, split=split, prefer="test", limit=limit)
+    images = options.open(data, preprocess, inputs=inputs, split=split, prefer="test", limit=limit)
     by_T: dict[int, Any] = {}
     with explained(images):
         if network is not None and steps:
-            fit = options.open(data, preprocess, split=split, prefer="train", limit=calibration_images, shuffle=True)
+            fit = options.open(
+                data, preprocess, inputs=inputs, split=split, prefer="train", limit=calibration_images, shuffle=True
+            )
             if same := len(set(fit.names) & set(images.names)):
                 console.warn(
                     f"{same} of the {len(images)} images that can be chosen are among those that the networks of --T "

@@ -30,7 +30,7 @@ def export(
     snn: SNN,
     path: str | Path,
     *,
-    example: Tensor | Sequence[Tensor] | None = None,
+    example: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None,
     weights: int | None = None,
     as_if: bool = False,
     dt: float = 1.0,
@@ -41,13 +41,13 @@ def export(
 
     path: its ending says the format: `.nir`, for IF and LIF neurons over time; `.onnx` or `.pt2` (a package of compiled
     code, by torch's AOTInductor), for parallel neurons in one pass over counts. example: inputs (B, …) to run the
-    network and the file on, such as a few images; without, the two are compared on noise. weights: of an ONNX file, the
-    bits of its weights: it then holds whole numbers alone (`parspike.lower.integers`), whose inputs' range is that of
-    the example, and has the bits of parspike's own run. as_if: of a parallel network as NIR, write its twin of IF
-    neurons with the same thresholds, and compare with the parallel network; a network that was converted for IF neurons
-    loses less. dt: the seconds of one time-step that a NIR file states. as_convolutions: in a NIR file, write pools and
-    scales as convolutions, which more programs read. force: replace an existing file. docs/nir.md and docs/onnx.md tell
-    what other programs make of the file.
+    network and the file on, such as a few images, in their order or by their names; without, the two are compared on
+    noise. weights: of an ONNX file, the bits of its weights: it then holds whole numbers alone
+    (`parspike.lower.integers`), whose inputs' range is that of the example, and has the bits of parspike's own run.
+    as_if: of a parallel network as NIR, write its twin of IF neurons with the same thresholds, and compare with the
+    parallel network; a network that was converted for IF neurons loses less. dt: the seconds of one time-step that a
+    NIR file states. as_convolutions: in a NIR file, write pools and scales as convolutions, which more programs read.
+    force: replace an existing file. docs/nir.md and docs/onnx.md tell what other programs make of the file.
 
     Raises `UnsupportedError`, which names every layer that the format cannot hold; `OptionError` for an unknown ending,
     an option of another format and neurons that the format does not have; `FileError` where the file cannot be
@@ -179,7 +179,8 @@ def _of(snn: SNN) -> Callable[[Mapping[str, Tensor]], tuple[Mapping[str, Any], A
     layer = {name: snn.graph.by_name[name].layer for name in snn.counting()}
 
     def runs(env: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], Any]:
-        run = snn.run(*env.values(), record=True)
+        args, named = snn.graph.call_of(env)
+        run = snn.run(*args, record=True, **named)
         return {name: run.counts[of] for name, of in layer.items()}, run.logits
 
     return runs
@@ -188,8 +189,9 @@ def _of(snn: SNN) -> Callable[[Mapping[str, Tensor]], tuple[Mapping[str, Any], A
 def _timed(snn: SNN, env: Mapping[str, Tensor], other: Callable[[Mapping[str, Tensor]], Any]) -> str:
     """The times of one batch here and by the file's runtime, in turns: the least of five each."""
     times: dict[str, list[float]] = {"here": [], "there": []}
+    args, named = snn.graph.call_of(env)
     for _ in range(5):
-        for who, go in (("here", lambda env: snn.run(*env.values())), ("there", other)):
+        for who, go in (("here", lambda env: snn.run(*args, **named)), ("there", other)):
             start = time.perf_counter()
             go(env)
             times[who].append(time.perf_counter() - start)
@@ -234,10 +236,13 @@ def _example(snn: SNN, example: Any) -> dict[str, Tensor]:
     """Inputs by name: the caller's, or noise of the example's sizes."""
     graph = snn.graph
     if example is not None:
+        names = [i.name for i in graph.inputs]
+        if isinstance(example, Mapping) and set(names) <= set(example):
+            example = [example[name] for name in names]
         given = (example,) if isinstance(example, Tensor) else tuple(example)
-        if len(given) != len(graph.inputs):
+        if len(given) != len(names) or isinstance(example, Mapping):
             raise InputError(f"export: example has {len(given)} inputs, this network takes {graph.taken}")
-        env = dict(zip((i.name for i in graph.inputs), given, strict=True))
+        env = dict(zip(names, given, strict=True))
         graph.check(env, "export: example")
         fixed = graph.at_example("an exported file has one size of its inputs")
         fixed.check(env, "export: example")

@@ -137,13 +137,10 @@ def _stack(model: Model, node: Node) -> Value:
 
 def _repeat(model: Model, node: Node) -> Value:
     x, times = node.args[:2]
-    if any(isinstance(n, Size) for n in times):
-        raise Refused("it repeats as often as the batch is large")
     name, rank = model.value(x), model.rank(x)
     if len(times) > rank:
         name = model.op("Unsqueeze", name, model.constant(list(range(len(times) - rank))))
-    times = [1] * (rank - len(times)) + [int(n) for n in times]
-    return model.op("Tile", name, model.constant(times))
+    return model.op("Tile", name, model.sizes([1] * (rank - len(times)) + list(times), known=False))
 
 
 def _repeat_interleave(model: Model, node: Node) -> Value:

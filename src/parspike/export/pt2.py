@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parspike.errors import FileError, UnsupportedError
 from parspike.snn import SNN
@@ -21,19 +21,28 @@ from parspike.snn import SNN
 __all__ = ["load", "write"]
 
 
+class _InOrder(nn.Module):
+    """A package takes inputs by their places."""
+
+    def __init__(self, snn: SNN) -> None:
+        super().__init__()
+        self.snn = snn
+
+    def forward(self, *args: Tensor) -> Any:
+        given, named = self.snn.graph.call_of({i.name: x for i, x in zip(self.snn.graph.inputs, args, strict=True)})
+        return self.snn(*given, **named)
+
+
 @torch.no_grad()
 def write(snn: SNN, path: Path, env: Mapping[str, Tensor]) -> None:
     """Compile the network for inputs like `env` (by name), of any batch. Raises `UnsupportedError` with torch's own
     sentence where that fails."""
-    count, names = snn.graph.signature
-    if names:
-        raise UnsupportedError("a package takes inputs by position, and this network has inputs by keyword")
     args = tuple(x.repeat(2, *[1] * (x.dim() - 1)) if len(x) == 1 else x for x in env.values())
-    batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in range(count))
+    batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in args)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(snn, args, dynamic_shapes={"args": batch})
+            program = torch.export.export(_InOrder(snn), args, dynamic_shapes={"args": batch})
             made = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "network.pt2"))
             content = Path(made).read_bytes()
         except Exception as error:

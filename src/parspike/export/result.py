@@ -186,7 +186,8 @@ def _as(output: Any, answer: Any) -> Any:
 def _counts(snn: SNN, env: Mapping[str, Tensor], names: Collection[str] | None) -> tuple[dict[str, Tensor], Any]:
     """Spikes of every neuron over the T steps, by layer (or by node, of those in `names`), and the output."""
     if not snn.over_time:
-        run = snn.run(*env.values(), record=bool(names))
+        args, named = snn.graph.call_of(env)
+        run = snn.run(*args, record=bool(names), **named)
         return ({name: run.counts[snn.graph.by_name[name].layer] for name in names or ()}, run.logits)
     counts: dict[str, Tensor] = {}
     # In few bits, since the counts of all layers are held at once.

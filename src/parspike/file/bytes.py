@@ -29,7 +29,7 @@ VERSION_FIELD = re.compile(rb'","version":"([1-9][0-9]{0,5})",')
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
           torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-          torch.bool: "BOOL"}  # fmt: skip
+          torch.bool: "BOOL", torch.complex64: "C64"}  # fmt: skip
 
 
 def container(text: str, tensors: Mapping[str, Tensor], version: int) -> list[bytes | memoryview]:

@@ -20,6 +20,7 @@ from parspike.errors import TraceError
 from parspike.graph.explain import explain, seen
 from parspike.graph.forget import let_go
 from parspike.graph.kept import Kept
+from parspike.graph.python import left_to_torch, sizes_kept, without_branches
 from parspike.graph.quiet import quiet
 from parspike.graph.read import known
 from parspike.graph.writes import pure, without_writes
@@ -37,10 +38,11 @@ def export(
         # torch remembers what operators give for which sizes. With free sizes it hardly ever asks for it again, and
         # keeping it is a quarter of the time that a small network takes.
         uncached = config.patch(fake_tensor_cache_enabled=False)
-        with quiet(), _without_dumps(), uncached, Kept(model) as kept:
+        with quiet(), _without_dumps(), uncached, Kept(model) as kept, without_branches():
             kept.copy_constants()
             _name_keywords(model, kwargs)
             exported = _in_known_operators(_exported(model, args, kwargs, _by_parameter(model, *shapes)))
+            left_to_torch(exported)
             let_go(exported)
             return exported
     except TraceError as error:
@@ -53,6 +55,19 @@ def export(
 
 
 def _exported(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any) -> Any:
+    with sizes_kept(model) as changed:
+        try:
+            return _with_outputs_known(model, args, kwargs, shapes)
+        except TraceError:
+            raise
+        except Exception:
+            if not changed:
+                raise
+    # Code may ask for Python's own numbers: f"{len(x):d}".
+    return _with_outputs_known(model, args, kwargs, shapes)
+
+
+def _with_outputs_known(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any) -> Any:
     try:
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception:

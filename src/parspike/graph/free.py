@@ -72,7 +72,7 @@ def _with_numbers(
     in their place, which saves the time of tracing again.
 
     None where that is not what tracing with the example's sizes gives: with open ones the code may take another way, or
-    ask something of the batch.
+    ask something of the batch; nor where an operator without a rule keeps it from being compared.
     """
     numbers = {symbol: Integer(reader.example[name]) for symbol, name in reader.symbols.items() if name != BATCH}
     try:
@@ -80,7 +80,9 @@ def _with_numbers(
         graph = of_one_size(model, reader, reader.graph(), args, kwargs)
     except TraceError:
         return None
-    return None if graph.limits or not same(model, graph, args, kwargs) else graph
+    if graph.limits or any(node.role is Role.UNKNOWN for node in graph.nodes):
+        return None
+    return graph if same(model, graph, args, kwargs) else None
 
 
 def of_one_size(
@@ -122,7 +124,7 @@ def _proved(model: nn.Module, graph: Graph, args: tuple[Tensor, ...], kwargs: di
             env = {i.name: resized(example[i.name], i.shape, {**sizes, BATCH: batch}) for i in graph.inputs}
             changes: list[str] = []
             try:
-                is_same = same(model, graph, *_as_given(graph, env), changes)
+                is_same = same(model, graph, *graph.call_of(env), changes)
             except Exception as error:  # noqa: BLE001 - a network raises what it likes
                 said = f"another size fails ({(str(error).splitlines() or [''])[0]})"
                 continue
@@ -132,15 +134,8 @@ def _proved(model: nn.Module, graph: Graph, args: tuple[Tensor, ...], kwargs: di
             check_memory(model, args, kwargs, changes)
             # What runs across the batch does not depend on these sizes, and the example's may be large.
             two = {i.name: resized(example[i.name], i.shape, {**sizes, BATCH: 2}) for i in graph.inputs}
-            graph = across_batch_marked(graph, *_as_given(graph, two))
+            graph = across_batch_marked(graph, *graph.call_of(two))
             return graph if batch == sizes[BATCH] else with_one_sample(model, graph, args, kwargs)
         if "is another" in said:
             break
     raise TraceError(said)
-
-
-def _as_given(graph: Graph, env: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Inputs by name as the positional and the keyword ones of the network."""
-    positional, names = graph.signature
-    values = [env[i.name] for i in graph.inputs]
-    return tuple(values[:positional]), dict(zip(names, values[positional:], strict=True))

@@ -333,6 +333,12 @@ class Graph:
                 env[i.name] = kwargs[name]
         return env
 
+    def call_of(self, env: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """Inputs by name as the positional and the keyword arguments of the network: the inverse of `bind`."""
+        positional, names = self.signature
+        values = [env[i.name] for i in self.inputs]
+        return tuple(values[:positional]), dict(zip(names, values[positional:], strict=True))
+
     def check(self, env: Mapping[str, Any], place: str) -> None:
         """Raise `InputError` naming `place` unless `env` holds every input, in its shape and type, all finite."""
         for i in self.inputs:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parspike.graph.ir import Device, Graph, Node, Param, Ref, leaves, map_tree
+from parspike.graph.ir import BATCH, Device, Graph, Node, Param, Ref, Size, leaves, map_tree
 from parspike.graph.ops import ACROSS_BATCH, COMPLEX, FAKE_QUANTISE, POINTWISE, TABLE, WHOLE, Curve, Op, Role
 
 __all__ = ["Written", "evaluate", "functions_of", "numbers", "polynomial", "steps", "uncast"]
@@ -50,6 +50,11 @@ STEPS = _aten("""
     floor.default round.default ceil.default trunc.default div.Tensor_mode div.Scalar_mode floor_divide.default
     remainder.Scalar sign.default gt.Scalar ge.Scalar lt.Scalar le.Scalar gt.Tensor ge.Tensor lt.Tensor le.Tensor
 """)
+OF_EITHER = _aten("""
+    abs.default relu.default relu6.default clamp.default clamp_min.default clamp_max.default hardtanh.default
+    threshold.default
+""")
+"""Activations whose result is whole where they read whole numbers."""
 LARGEST = 64
 """Operators of the largest function looked for."""
 
@@ -143,7 +148,8 @@ def functions_of(graph: Graph, node: Node) -> Iterator[Written]:
         inside.append(last)
         frontier = (frontier - {last.name}) | set(_varying(last, graph.by_name))
     for source, nodes in reversed(found):
-        if shapes[source] == node.shape and floating(graph, source):
+        varies = any(isinstance(dim, Size) and BATCH in dim.symbols for dim in shapes[source])  # else of sizes alone
+        if varies and shapes[source] == node.shape and floating(graph, source):
             builder = _Builder(graph, node, source)
             try:
                 tree = builder.tree(Ref(node.name))
@@ -183,7 +189,8 @@ def floating(graph: Graph, name: str) -> bool:
     row = TABLE.get(node.target)
     if row is None or node.reason == WHOLE or row.reason in ("a comparison", "sorting and choosing"):
         return False
-    if row.weighted or row.role is Role.NEURON or "embedding" in node.target or node.target.startswith("aten.div."):
+    real = row.role is Role.NEURON and node.target not in OF_EITHER
+    if row.weighted or real or "embedding" in node.target or node.target.startswith("aten.div."):
         return True
     values = leaves(node.args)
     return any(

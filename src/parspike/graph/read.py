@@ -243,7 +243,7 @@ class Reader:
             self.value[fx.name] = args[0][operator.index(args[1])]  # pyright: ignore[reportArgumentType]
             return
         if target in BATCH_NORMS and not self._of_weights(args):
-            target, args, kwargs = "parspike.batch_norm", self._batch_norm(args), {}
+            target, args, kwargs = "parspike.batch_norm", self._batch_norm(args, self._place(fx)), {}
             self.firsts.add(fx.name)
         refs = [leaf.name for leaf in leaves((args, kwargs)) if isinstance(leaf, Ref)]
         sized = any(isinstance(leaf, Size) for leaf in leaves((args, kwargs)))
@@ -255,7 +255,7 @@ class Reader:
         if any(varying) or any(name in self.varying for name in refs):
             self.varying.add(fx.name)
         role, reason = judge(target, varying)
-        if role not in (Role.UNKNOWN, Role.ANALOG) and any(varying) and (said := _no_current(fx)):
+        if role not in (Role.UNKNOWN, Role.ANALOG) and any(varying) and (said := _no_current(fx, role)):
             role, reason = Role.ANALOG, said
         shape = meta if isinstance(meta, Tensor) else next((m for m in meta or () if isinstance(m, Tensor)), None)
         layer = self._layer(fx, target)
@@ -310,14 +310,17 @@ class Reader:
         """Whether a batch norm standardises weights, as NFNet does: it is computed now, with their own statistics."""
         return not any(isinstance(leaf, Ref) for leaf in leaves(args)) and args[3] is None and args[4] is None
 
-    def _batch_norm(self, args: Any) -> tuple[Any, ...]:
+    def _batch_norm(self, args: Any, place: str) -> tuple[Any, ...]:
         """The input, weight, bias, mean, variance and ε of a batch norm in evaluation."""
-        if isinstance(args[5], bool) and args[5]:
-            raise TraceError("a batch norm uses the statistics of its batch: call model.eval() first")
         eps = args[7] if isinstance(args[5], bool) else args[6]
         weight, bias, mean, var = (a if isinstance(a, Param) else None for a in args[1:5])
         if mean is None or var is None:
-            raise TraceError("a batch norm without running statistics depends on its batch: train it with them")
+            raise TraceError(
+                f"{place} has no running statistics (track_running_stats=False), so its answer for a sample depends on "
+                "the rest of the batch, in evaluation too: train it with them, or use a GroupNorm"
+            )
+        if isinstance(args[5], bool) and args[5]:
+            raise TraceError(f"{place} uses the statistics of its batch: call model.eval() first")
         return args[0], weight, bias, mean, var, eps
 
     def _compute(self, fx: Any, target: str, args: Any, kwargs: Any) -> None:
@@ -351,6 +354,10 @@ class Reader:
         self.used_layers[name] = count = self.used_layers.get(name, 0) + 1
         return name if count == 1 else f"{name}@{count}"
 
+    def _place(self, fx: Any) -> str:
+        stack = [path for path, _ in (fx.meta.get("nn_module_stack") or {}).values() if path in self.paths and path]
+        return f"the batch norm in layer '{stack[-1]}'" if stack else "a batch norm"
+
     def _used(self, nodes: Sequence[Node]) -> dict[str, Tensor]:
         """The tensors that nodes read, copied, so that training the model later changes nothing here."""
         names = dict.fromkeys(path for node in nodes for path in node.params)
@@ -369,9 +376,9 @@ def unreadable(tensor: Tensor) -> str | None:
     return None
 
 
-def _no_current(fx: Any) -> str:
-    """Why an operator that is linear on real numbers is not linear here: it reads or returns complex or whole numbers;
-    "" if it is linear."""
+def _no_current(fx: Any, role: Role) -> str:
+    """Why an operator that is linear, or an activation, on real numbers is not here: it reads or returns complex or
+    whole numbers; "" if it is."""
 
     def kinds(tree: Any) -> list[torch.dtype]:
         return [value.dtype for value in leaves(tree) if isinstance(value, Tensor)]
@@ -379,7 +386,8 @@ def _no_current(fx: Any) -> str:
     read, made = kinds([node.meta.get("val") for node in fx.all_input_nodes]), kinds(fx.meta.get("val"))
     if any(dtype.is_complex for dtype in read + made):
         return ops.COMPLEX
-    if any(dtype.is_floating_point for dtype in read) and not any(dtype.is_floating_point for dtype in made):
+    real = role is Role.NEURON or any(dtype.is_floating_point for dtype in read)
+    if real and not any(dtype.is_floating_point for dtype in made):
         return ops.WHOLE
     return ""
 

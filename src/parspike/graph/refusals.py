@@ -52,6 +52,8 @@ def remedy(target: str, role: Role) -> str:
         return f"{EXPERTS} first, which chooses experts by products"
     if target in WHOLE:
         return f"name the other dimensions, such as {packet}(dim=1), of x.flatten(1) where there are several"
+    if packet in ("dropout", "feature_dropout"):
+        return "write F.dropout(x, training=self.training), which drops nothing after model.eval()"
     if REFUSED.get(packet) == RANDOM:
         return "draw no random numbers in evaluation, or make them an input of the network"
     if packet in REFUSED:

@@ -42,6 +42,9 @@ EXACT = 1e-9
 CANCELLED = 1e-5
 """Values that are smaller than this share of what they were summed from are compared as if they were as large: SiLU of
 1e-8 is 0.278 above its lowest value, less 0.278."""
+NEARLY = 1e-4
+"""How far a sample's value may be moved by the other samples of its batch, as a share of the largest: kernels round by
+its place."""
 CLOSE = {torch.float16: 2e-2, torch.bfloat16: 2e-2}
 """How far network and graph may be apart in their own type, where they cannot be compared in float64."""
 
@@ -269,10 +272,12 @@ class _FailsError(Exception):
 
 
 def _across_batch_marked(graph: Graph, one: dict[str, Tensor]) -> Graph:
-    two = {name: value[1:].repeat(2, *[1] * (value.dim() - 1)) for name, value in one.items()}
+    # The second sample twice, and the first one twice: the largest of a batch may be in either.
+    two, other = ({name: value[i : i + 1].repeat(2, *[1] * (value.dim() - 1)) for name, value in one.items()}
+                  for i in (1, 0))  # fmt: skip
     both = {name: torch.cat([one[name], two[name]]) for name in one}
-    streams = [Stream(env, graph.tensors, graph.sizes(env)) for env in (one, two, both)]
-    varying, across = set(one), set()
+    streams = [Stream(env, graph.tensors, graph.sizes(env)) for env in (one, two, both, other)]
+    varying, across, mixing = set(one), set(), list[Node]()
     with quiet():
         for step in Schedule.of(graph.nodes, graph.outputs).steps:
             node = step[0]
@@ -288,26 +293,36 @@ def _across_batch_marked(graph: Graph, one: dict[str, Tensor]) -> Graph:
                 continue  # computed from sizes alone, so computed anew for every batch
             varying.add(node.name)
             if node.batch_dim is None:
+                mixing.append(node)
+                if any(not x.is_floating_point() and not x.is_complex() for x in tensors_of(both[node.name])):
+                    raise TraceError(_mixes([node]))  # a place or a number of them may be the same in any two batches
                 continue
-            two[node.name] = _repeated(one[node.name], two[node.name], node)
+            repeated = _repeated(one[node.name], two[node.name], node, 1)
+            before = _repeated(one[node.name], other[node.name], node, 0)
+            if repeated is two[node.name] and before is other[node.name]:
+                mixing.append(node)
+            two[node.name], other[node.name] = repeated, before
             joined = _joined(one[node.name], two[node.name], node.batch_dim)
-            if node.role is not Role.ANALOG and not alike(joined, both[node.name]):
+            if node.role is not Role.ANALOG and not alike(joined, both[node.name], NEARLY):
                 across.add(node.name)
             both[node.name] = joined
-    _check_samples(graph.collect(one), graph.collect(two))
+    for sample, twice in ((1, two), (0, other)):
+        _check_samples(graph.collect(one), graph.collect(twice), sample, mixing)
     nodes = [replace(n, role=Role.ANALOG, reason=ops.ACROSS_BATCH) if n.name in across else n for n in graph.nodes]
     return replace(graph, nodes=tuple(nodes))
 
 
-def _repeated(one: Any, two: Any, node: Node) -> Any:
-    """The second sample's value of `one`, twice, where `two` equals it up to rounding. Kernels round a sample
-    differently at another place of the batch, and thresholds behind would make a large difference of that."""
+def _repeated(one: Any, twice: Any, node: Node, place: int) -> Any:
+    """The value that a sample has in `one`, twice, where `twice` equals it up to rounding. Kernels round a sample
+    differently at another place of the batch, and thresholds behind would make a large difference of that. A dimension
+    may hold more than the batch (windows of each image). place: of the sample, 0 or 1."""
     dim = node.batch_dim
-    if not isinstance(one, Tensor) or dim is None or one.shape[dim] != 2 or not one.is_floating_point():
-        return two
-    sample = one.narrow(dim, 1, 1)
+    if not isinstance(one, Tensor) or dim is None or one.shape[dim] % 2 or not one.is_floating_point():
+        return twice
+    half = one.shape[dim] // 2
+    sample = one.narrow(dim, place * half, half)
     expected = torch.cat([sample, sample], dim)
-    return expected if _apart([expected], [two]) <= CLOSE.get(one.dtype, 1e-4) else two
+    return expected if _apart([expected], [twice]) <= CLOSE.get(one.dtype, NEARLY) else twice
 
 
 def _joined(one: Any, two: Any, dim: int) -> Any:
@@ -316,10 +331,11 @@ def _joined(one: Any, two: Any, dim: int) -> Any:
     return type(one)([_joined(a, b, dim) for a, b in zip(one, two, strict=True)])
 
 
-def alike(wanted: Any, found: Any) -> bool:
-    """Whether two trees of tensors are equal up to rounding in their own type, of the largest value."""
+def alike(wanted: Any, found: Any, near: float = 1e-2) -> bool:
+    """Whether two trees of tensors are equal up to rounding in their own type, of the largest value. near: how far they
+    may be apart where their type has 24 bits or more."""
     pairs = list(zip(tensors_of(wanted), tensors_of(found), strict=True))
-    return all(_apart([a], [b]) <= CLOSE.get(a.dtype, 1e-2) for a, b in pairs)
+    return all(_apart([a], [b]) <= CLOSE.get(a.dtype, near) for a, b in pairs)
 
 
 def unlike(x: Tensor) -> Tensor:
@@ -330,15 +346,23 @@ def unlike(x: Tensor) -> Tensor:
     return torch.cat([x[:1], x[1:] + noise])
 
 
-def _check_samples(one: Any, two: Any) -> None:
-    """Raise `TraceError` where a sample's output depends on the others. one: outputs for two samples; two: for the
-    second sample given twice."""
-    for a, b in zip(leaves(one), leaves(two), strict=True):
-        if isinstance(a, Tensor) and (a.dim() == 0 or a.shape[0] != 2 or not alike(torch.cat([a[1:], a[1:]]), b)):
-            raise TraceError(
-                "the network mixes the samples of a batch (its output for one sample depends on the others, or has no "
-                "batch dimension first): the first dimension of every input and output must be the batch"
-            )
+def _check_samples(one: Any, twice: Any, sample: int, mixing: Sequence[Node]) -> None:
+    """Raise `TraceError` where a sample's output depends on the others. one: outputs for two samples; twice: for one of
+    them, `sample`, given twice. mixing: the nodes that may be why."""
+    for a, b in zip(leaves(one), leaves(twice), strict=True):
+        if not isinstance(a, Tensor):
+            continue
+        if a.dim() == 0 or a.shape[0] != 2 or not alike(torch.cat([a[sample : sample + 1]] * 2), b, NEARLY):
+            raise TraceError(_mixes(mixing))
+
+
+def _mixes(mixing: Sequence[Node]) -> str:
+    place = f" at {mixing[0].source}" if mixing and mixing[0].source else ""
+    where = f", in layer '{mixing[0].layer}'{place}" if mixing else ""
+    return (
+        f"the network mixes the samples of a batch{where} (its output for one sample depends on the others, or has no "
+        "batch dimension first): the first dimension of every input and output must be the batch"
+    )
 
 
 def two_samples(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

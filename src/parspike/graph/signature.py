@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from parspike.graph.ir import Node, Param
+from parspike.graph.ir import Node, Param, Size
 
 __all__ = ["Conv", "Linear", "Pool", "arguments", "named", "with_weights"]
 
@@ -87,7 +87,8 @@ class Pool:
 
 
 def arguments(node: Node) -> Conv | Linear | Pool | None:
-    """The arguments of a convolution, a linear layer or a pool by name; None for every other operator.
+    """The arguments of a convolution, a linear layer or a pool by name; None for every other operator, and for a
+    convolution with groups for each sample.
 
     A product of matrices is a linear layer where its second factor is a tensor of the network.
     """
@@ -99,6 +100,8 @@ def arguments(node: Node) -> Conv | Linear | Pool | None:
     kind, rank = match[1], int(match[2])
     given = named(node)
     if kind.startswith("conv"):
+        if isinstance(given["groups"], Size):
+            return None
         padding = given["padding"]
         return Conv(
             given["input"],

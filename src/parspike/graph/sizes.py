@@ -19,19 +19,31 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
+from sympy import Integer
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.fx.experimental import _config
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._sympy.functions import FloorDiv
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from parspike.errors import TraceError
 from parspike.graph.ir import BATCH, Graph, Size
 
-__all__ = ["Conditions", "GuardWatch", "batch_limits", "conditions", "other_sizes", "resized", "size_tree"]
+__all__ = [
+    "Conditions",
+    "GuardWatch",
+    "batch_limits",
+    "conditions",
+    "other_sizes",
+    "resized",
+    "size_tree",
+    "whole_number",
+]
 
 OPERATIONS = {"Add": "+", "Mul": "*", "FloorDiv": "//", "CleanDiv": "//", "Mod": "%", "PythonMod": "%",
               "Max": "max", "Min": "min", "Equality": "=", "Unequality": "≠", "StrictLessThan": "<", "LessThan": "≤",
@@ -40,6 +52,8 @@ MOST = 40
 """Conditions at most: a network of windows and paddings asks twice as many, and tracing them takes a minute."""
 LONG = 4096
 """Sizes above it are tried much smaller first."""
+FINEST = 1024
+"""The largest divisor of a number with a binary point that sizes are multiplied by without rounding: 0.5, 1.25."""
 TRIES = 2000
 """Combinations of sizes looked at for one that the limits allow."""
 
@@ -52,10 +66,45 @@ def size_tree(expression: Any, symbols: Mapping[Any, str]) -> Any:
         return int(expression)
     if expression.is_Pow and expression.exp.is_Integer and expression.exp > 1:
         return ("*", *[size_tree(expression.base, symbols)] * int(expression.exp))
+    if type(expression).__name__ == "TruncToInt" and (whole := whole_number(expression.args[0])) is not None:
+        return size_tree(whole, symbols)
     operation = OPERATIONS.get(type(expression).__name__)
     if operation is None:
         raise TraceError(f"a tensor's size is {expression}, which parspike cannot follow")
     return (operation, *(size_tree(operand, symbols) for operand in expression.args))
+
+
+def whole_number(expression: Any) -> Any:
+    """What `int` makes of a number computed from sizes with / and *, such as 4·B / 4.0, as torch's expression without
+    rounding: (4·B) // 4. None where rounding could make another number of it, or it could be below 0."""
+    found = _ratio(expression)
+    if found is None or not all(part.is_nonnegative for part in found):
+        return None
+    number, divisor = found
+    return number if divisor == 1 else FloorDiv(number, divisor)
+
+
+def _ratio(expression: Any) -> tuple[Any, Any] | None:
+    """An expression of floating numbers as a quotient of two of whole ones; None where it is none."""
+    kind, parts = type(expression).__name__, expression.args
+    if expression.is_Float:
+        exact = Fraction(float(expression))
+        return (Integer(exact.numerator), Integer(exact.denominator)) if exact.denominator <= FINEST else None
+    if expression.is_integer:
+        return parts[0] if kind == "ToFloat" else expression, Integer(1)
+    if kind == "ToFloat":
+        return parts[0], Integer(1)
+    if kind not in ("FloatTrueDiv", "IntTrueDiv", "Mul"):
+        return None
+    made: tuple[Any, Any] | None = None
+    for part in parts:
+        if (ratio := _ratio(part)) is None:
+            return None
+        if made is not None:
+            number, divisor = ratio if kind == "Mul" else ratio[::-1]
+            ratio = made[0] * number, made[1] * divisor
+        made = ratio
+    return made
 
 
 class GuardWatch:
@@ -111,7 +160,8 @@ class Conditions:
 
     def as_sizes(self, symbols: Mapping[Any, str]) -> tuple[Size, ...]:
         """The limits for `Graph`."""
-        return tuple(dict.fromkeys(Size(_condition(limit, symbols)) for limit in self.limits))
+        trees = [_condition(limit, symbols) for limit in self.limits]
+        return tuple(dict.fromkeys(Size(tree) for tree in trees if not _same(tree)))
 
 
 def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: GuardWatch) -> Conditions:
@@ -173,7 +223,8 @@ def batch_limits(
             continue  # the strides of an example that is a view: inputs of other strides have the same values
         if expression.free_symbols and not _always(expression, {}, batch):
             try:
-                limits.append(Size(_condition(expression, symbols)))
+                tree = _condition(expression, symbols)
+                limits.extend([] if _same(tree) else [Size(tree)])
             except TraceError:
                 holds = [bool(expression.subs(dict.fromkeys(batch, n))) for n in range(1, 65)]
                 if not all(holds):
@@ -216,6 +267,11 @@ def _condition(expression: Any, symbols: Mapping[Any, str]) -> Any:
     if type(expression).__name__ in ("And", "Or"):
         return (OPERATIONS[type(expression).__name__], *(_condition(part, symbols) for part in expression.args))
     return size_tree(expression, symbols)
+
+
+def _same(condition: Any) -> bool:
+    """Whether a condition compares a size with itself; torch has two symbols for what two inputs share."""
+    return isinstance(condition, tuple) and condition[0] in ("=", "≤", "≥") and condition[1] == condition[2]
 
 
 def other_sizes(graph: Graph) -> Iterator[dict[str, int]]:

@@ -1,0 +1,120 @@
+"""Python that torch.export does not follow: `len` and `int` of sizes, and questions that torch asks of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Normal
+
+import parspike
+from parspike.graph import trace
+from parspike.graph.sizes import whole_number
+
+
+def windows_joined(x: Tensor, size: int, height: int) -> Tensor:
+    """A helper beside the network, as in Swin: the batch from the number of windows."""
+    batch = int(x.shape[0] / (height / size))
+    return x.view(batch, height // size, size, -1).reshape(batch, height, -1)
+
+
+class Net(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.function = nn.Linear(8, 16), nn.LazyLinear(3), function
+        self.two(function(self.one(torch.rand(4, 8))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.function(F.relu(self.one(x))))
+
+
+class Distances(nn.Module):
+    def __init__(self, points: Tensor) -> None:
+        super().__init__()
+        self.points = nn.Parameter(points)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.cdist(x, self.points)
+
+
+SIZES = {
+    "len": lambda h: torch.cat([torch.ones(1, 2).expand(len(h), -1), h], 1),
+    "in a comprehension": lambda h: h + torch.zeros([int(n) for n in h.shape]),
+    "of windows, in a helper": lambda h: windows_joined(h.view(-1, 2, 4), 2, 4),
+    "times a number": lambda h: h.repeat(2, 1)[: int(h.shape[0] * 1.0)],
+    "int also as a type": lambda h: h * torch.ones(len(h), 1, dtype=int) if isinstance(3, int) else h[:0],
+    "len of what is no tensor": lambda h: h[:, : len(str(h.dim())) * 4] * len([1, 2]),
+    "of text": lambda h: h * int("3") * int("11", base=2),
+    "a number of Python's is needed": lambda h: h * torch.ones(h.shape[0], len(f"{int(h.shape[1]):d}")).sum(1)[:, None],
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_len_and_int_of_the_batch_follow_the_batch(name):
+    """Catches a batch size frozen at the example's, which refused Swin and tables of tokens."""
+    model = Net(SIZES[name]).eval()
+    before = SIZES[name].__code__, windows_joined.__code__, set(globals())
+    graph = trace(model, (torch.rand(4, 8),))
+    assert (SIZES[name].__code__, windows_joined.__code__, set(globals())) == before
+    for batch in (1, 2, 7):
+        x = torch.rand(batch, 8)
+        torch.testing.assert_close(graph.run(x), model(x))
+
+
+def test_sizes_by_a_scale_stay_free():
+    """Catches a size that interpolation computes in floating numbers, which fixed all others."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Upsample(scale_factor=2, mode="bicubic")).eval()
+    graph = trace(model, (torch.rand(2, 1, 8, 8),))
+    x = torch.rand(3, 1, 11, 6)
+    assert not graph.fixed[1:]
+    torch.testing.assert_close(graph.run(x), model(x))
+
+
+def test_int_rounds_as_python_does():
+    """Catches a wrong quotient, and one that rounding or a sign could change."""
+    from sympy import Float, Integer, Symbol
+    from torch.utils._sympy.functions import FloatTrueDiv, ToFloat
+
+    n = Symbol("n", integer=True, positive=True)
+    for divisor, factor in ((4.0, 1), (2.5, 3), (8.0, 0.75)):
+        whole = whole_number(FloatTrueDiv(ToFloat(n) * Float(factor), Float(divisor)))
+        for k in range(1, 40):
+            assert int(whole.subs(n, Integer(k))) == int(k * factor / divisor)
+    assert whole_number(ToFloat(n) * Float(0.1)) is None
+    assert whole_number(ToFloat(n) * Float(-1.0)) is None
+
+
+def test_distances_take_any_number_of_rows():
+    """Catches the condition of at most 25 rows, by which torch chooses how it computes distances."""
+    torch.manual_seed(0)
+    points, one = torch.rand(5, 16), nn.Linear(8, 16)
+    model = nn.Sequential(one, nn.ReLU(), Distances(points)).eval()
+    graph = trace(model, (torch.rand(4, 8),))
+    assert not graph.limits
+    for batch in (1, 40):
+        x = torch.rand(batch, 8)
+        assert torch.equal(graph.run(x), model(x))
+
+
+def test_distributions_that_check_their_arguments_are_followed():
+    """Catches the branch on values of `torch.distributions`; its checks are as before afterwards."""
+    fixed = Normal(torch.zeros(()), torch.ones(()))
+    model = Net(lambda h: fixed.log_prob(h) + Bernoulli(logits=h).probs).eval()
+    x = torch.rand(4, 8)
+    torch.testing.assert_close(trace(model, (x,)).run(x), model(x))
+    with pytest.raises(ValueError, match="within the support"):
+        Bernoulli(torch.ones(1) / 2).log_prob(torch.full((1,), 3.0))
+
+
+def test_a_network_that_calls_len_converts_and_all_engines_agree():
+    model = Net(SIZES["len"]).eval()
+    snn = parspike.convert(model, torch.rand(32, 8), T=8, recipe="closed-form")
+    x = torch.rand(5, 8)
+    runs = [snn.run(x, engine=engine).logits for engine in ("count", "parallel", "serial")]
+    torch.testing.assert_close(runs[0], runs[1])
+    torch.testing.assert_close(runs[0], runs[2])
+    assert (runs[0] - model(x)).abs().max() < 0.5
