@@ -285,6 +285,14 @@ def test_tensors_that_no_neuron_has(config: dict[str, Any], tensors: dict[str, T
         IntegrateFire.restore({**neuron.config(), **config}, {**neuron.state_dict(), **tensors})
 
 
+@pytest.mark.parametrize("name", ["offset", "shift", "v_post"])
+def test_parallel_neurons_of_unlike_dtypes_are_refused(name: str) -> None:
+    """Would catch a file whose output amplitudes have another precision than the currents that they are sent into."""
+    neuron = ParallelNeuron(3, torch.ones(()), offset=torch.zeros(()))
+    with pytest.raises(ValueError, match=f"{name} and v_threshold have unlike dtypes"):
+        ParallelNeuron.restore(neuron.config(), {**neuron.state_dict(), name: torch.zeros(()).double()})
+
+
 def test_a_sorted_train_of_other_neurons_is_refused() -> None:
     sorted_train = SortedTrain(ParallelNeuron(3, torch.ones(())))
     inner = IntegrateFire(torch.ones(()))

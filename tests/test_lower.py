@@ -245,6 +245,8 @@ def test_whole_neurons_count_whole_thresholds(code: Any) -> None:
     wanted = (z[:, :, None] >= torch.stack([5 + 3 * steps, steps - 2])).float().sum(-1)
     assert torch.equal(neuron.count(z), wanted)
     assert torch.equal(neuron.current(wanted).mean(0), wanted)
+    again = WholeNeuron.restore(neuron.config(), neuron.state_dict())
+    assert torch.equal(again.current(wanted), neuron.current(wanted))
     with pytest.raises(ValueError, match="whole numbers"):
         WholeNeuron(3, torch.tensor(0.5), torch.tensor(1.0))
     with pytest.raises(ValueError, match="above 0"):

@@ -343,6 +343,7 @@ def test_a_weighted_staircase_that_was_cast_to_a_wider_dtype_is_saved_and_loaded
     outputs = (torch.linspace(-0.3, 1.1, 16, dtype=torch.float64) + torch.tensor([[0.0], [1e3]])).T.to(dtype)
     thresholds = torch.linspace(-1, 1, 15, dtype=dtype).expand(2, -1).T
     neuron = Staircase(4, thresholds, outputs, code="weighted").double()
+    assert set(neuron.state_dict()) == {"thresholds", "outputs"}  # tables for the look-up are made anew
     again = Staircase.restore(neuron.config(), neuron.state_dict())
     assert torch.equal(again.outputs, outputs.double())
 
