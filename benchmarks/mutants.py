@@ -1,16 +1,18 @@
 """Faults put into the code, one at a time: does a test notice? And which lines no test runs (docs/testing.md).
 
-    make coverage                                  # all tests once, and which test runs which line, into build/coverage
-    python benchmarks/mutants.py run --each 12     # 12 mutants of every file, drawn with --seed; goes on where it stopped
-    python benchmarks/mutants.py run --again       # the survivors once more, after tests were written
-    python benchmarks/mutants.py survivors         # each with its place
-    python benchmarks/mutants.py page              # the tables of docs/testing.md
+    make coverage                                 # all tests once, and which test runs which line
+    python benchmarks/mutants.py run --each 12    # 12 mutants of a file, drawn with --seed; goes on where it stopped
+    python benchmarks/mutants.py run --again      # the survivors once more, after tests were written
+    python benchmarks/mutants.py survivors        # each with its place
+    python benchmarks/mutants.py lines            # lines that tests run, by room
+    python benchmarks/mutants.py page             # the tables of docs/testing.md
 
-A mutant is one change of one function: an operator, a number, a condition, a call left out. One process imports parspike and
-collects the tests; each mutant is tried in a copy of that process, where the function's code is replaced, by the tests that
-ran the changed statement when they were recorded, then by the others of their files, until one fails. So a mutant costs its tests
-and no start: cosmic-ray starts a process for each, ten seconds with torch, and mutmut's wrappers around functions are not what
-`torch.export`, `inspect` and dataclasses expect. A mutant that makes a test run for a minute counts as hanging, which is noticed too.
+A mutant is one change of one function: an operator, a number, a condition, a call left out. One process imports
+parspike and collects the tests; each mutant is tried in a copy of that process, where the function's code is replaced,
+by the tests that ran the changed statement when they were recorded, then by the others of their files, until one
+fails. So a mutant costs its tests and no start: cosmic-ray starts a process for each, ten seconds with torch, and
+mutmut's wrappers around functions are not what `torch.export`, `inspect` and dataclasses expect. A mutant that makes a
+test run for a minute counts as hanging, which is noticed too.
 
 benchmarks/mutants.jsonl holds one line a mutant, benchmarks/mutants.toml why a survivor may survive.
 """
@@ -59,28 +61,25 @@ NOT_TRIED = 77
 # ---- mutants ---------------------------------------------------------------------------------------------------------
 
 COMPARE: dict[type[ast.cmpop], tuple[str, ...]] = {
-    ast.Lt: ("<=", ">="), ast.LtE: ("<", ">"), ast.Gt: (">=", "<="), ast.GtE: (">", "<"), ast.Eq: ("!=",), ast.NotEq: ("==",),
-    ast.Is: ("is not",), ast.IsNot: ("is",), ast.In: ("not in",), ast.NotIn: ("in",),
+    ast.Lt: ("<=", ">="), ast.LtE: ("<", ">"), ast.Gt: (">=", "<="), ast.GtE: (">", "<"), ast.Eq: ("!=",),
+    ast.NotEq: ("==",), ast.Is: ("is not",), ast.IsNot: ("is",), ast.In: ("not in",), ast.NotIn: ("in",),
 }  # fmt: skip
-BINARY: dict[type[ast.operator], tuple[str, ...]] = {
-    ast.Add: ("-",), ast.Sub: ("+",), ast.Mult: ("/",), ast.Div: ("*",), ast.FloorDiv: ("/",), ast.Mod: ("//",), ast.Pow: ("*",),
-    ast.LShift: (">>",), ast.RShift: ("<<",), ast.BitAnd: ("|",), ast.BitOr: ("&",), ast.BitXor: ("|",),
+BINARY: dict[type[ast.operator], str] = {
+    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "/", ast.Mod: "//", ast.Pow: "*",
+    ast.LShift: ">>", ast.RShift: "<<", ast.BitAnd: "|", ast.BitOr: "&", ast.BitXor: "|",
 }  # fmt: skip
-SIGN = {
-    ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=", ast.Is: "is", ast.IsNot: "is not",
-    ast.In: "in", ast.NotIn: "not in", ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%",
-    ast.Pow: "**", ast.LShift: "<<", ast.RShift: ">>", ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^",
+SIGN: dict[type[ast.AST], str] = {
+    ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=", ast.Is: "is",
+    ast.IsNot: "is not", ast.In: "in", ast.NotIn: "not in", ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/",
+    ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**", ast.LShift: "<<", ast.RShift: ">>", ast.BitAnd: "&",
+    ast.BitOr: "|", ast.BitXor: "^",
 }  # fmt: skip
-OTHER = {
-    one: two
-    for pair in (
-        ("floor", "ceil"), ("min", "max"), ("amin", "amax"), ("any", "all"), ("minimum", "maximum"), ("argmin", "argmax"),
-        ("cumsum", "cumprod"), ("sum", "mean"), ("zeros", "ones"), ("zeros_like", "ones_like"), ("round", "floor"), ("add", "sub"),
-        ("mul", "div"), ("append", "count"), ("update", "get"), ("lower", "upper"), ("float64", "float32"), ("inf", "pi"),
-    )
-    for one, two in (pair, pair[::-1])
-    if one not in {"count", "get", "pi"}
-}  # fmt: skip
+PAIRS = (
+    ("floor", "ceil"), ("min", "max"), ("amin", "amax"), ("any", "all"), ("minimum", "maximum"), ("argmin", "argmax"),
+    ("cumsum", "cumprod"), ("sum", "mean"), ("zeros", "ones"), ("zeros_like", "ones_like"), ("add", "sub"),
+    ("mul", "div"), ("lower", "upper"), ("float64", "float32"),
+)  # fmt: skip
+OTHER = {one: two for pair in PAIRS for one, two in (pair, pair[::-1])} | {"round": "floor", "inf": "pi"}
 """Names whose exchange is a likely slip."""
 
 
@@ -193,8 +192,8 @@ class Mutants(ast.NodeVisitor):
         self.statement, self.function = before, outermost
         self.names.pop()
 
-    visit_FunctionDef = inside
-    visit_ClassDef = inside
+    visit_FunctionDef = inside  # noqa: N815
+    visit_ClassDef = inside  # noqa: N815
 
     def visit_Import(self, node: ast.Import) -> None: ...
 
@@ -219,8 +218,9 @@ class Mutants(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        for new in BINARY.get(type(node.op), ()):
-            self.between("operator", node.target, node.value, SIGN[type(node.op)] + "=", new + "=")
+        if type(node.op) in BINARY:
+            old, new = SIGN[type(node.op)] + "=", BINARY[type(node.op)] + "="
+            self.between("operator", node.target, node.value, old, new)
         self.generic_visit(node)
 
     def visit_Return(self, node: ast.Return) -> None:
@@ -239,13 +239,13 @@ class Mutants(ast.NodeVisitor):
             return
         text = self.source(node.test)
         if not isinstance(node, ast.While):
-            self.replace("condition", node.test, "(True or 0)" if "True" != text else "False")
+            self.replace("condition", node.test, "(True or 0)" if text != "True" else "False")
         self.replace("condition", node.test, "False")
         self.generic_visit(node)
 
-    visit_If = condition
-    visit_While = condition
-    visit_IfExp = condition
+    visit_If = condition  # noqa: N815
+    visit_While = condition  # noqa: N815
+    visit_IfExp = condition  # noqa: N815
 
     # expressions
 
@@ -258,10 +258,12 @@ class Mutants(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
-        text = (node.left, node.right)
-        if not any(isinstance(one, ast.JoinedStr) or isinstance(getattr(one, "value", 0), str) for one in text):
-            for new in BINARY.get(type(node.op), ()):
-                self.between("operator", node.left, node.right, SIGN[type(node.op)], new)
+        texts = (
+            isinstance(one, ast.JoinedStr) or isinstance(getattr(one, "value", 0), str)
+            for one in (node.left, node.right)
+        )
+        if type(node.op) in BINARY and not any(texts):
+            self.between("operator", node.left, node.right, SIGN[type(node.op)], BINARY[type(node.op)])
         self.generic_visit(node)
 
     def visit_BoolOp(self, node: ast.BoolOp) -> None:
@@ -312,18 +314,16 @@ class Mutants(ast.NodeVisitor):
 
 
 def files(rooms: tuple[str, ...] = ROOMS) -> list[str]:
-    found = []
+    found: list[Path] = []
     for room in rooms:
         path = ROOT / SOURCE / room
-        for one in [path] if path.suffix else sorted(path.glob("*.py")):
-            if one.name not in GPU and one.name != "__init__.py":
-                found.append(one.relative_to(ROOT).as_posix())
-    return found
+        found += [path] if path.suffix else sorted(path.glob("*.py"))
+    return [one.relative_to(ROOT).as_posix() for one in found if one.name not in (*GPU, "__init__.py")]
 
 
 def sample(each: int, seed: int, rooms: tuple[str, ...]) -> list[tuple[Mutants, Mutant]]:
-    """`each` mutants of every file, in an order that takes one of every file in turn. A mutant's place in the order follows
-    from its name, so that a change elsewhere in the file draws the same ones."""
+    """`each` mutants of every file, in an order that takes one of every file in turn. A mutant's place in the order
+    follows from its name, so that a change elsewhere in the file draws the same ones."""
     drawn = []
     for file in files(rooms):
         mutants = Mutants(file)
@@ -366,11 +366,14 @@ class Record:
     def tests(self, mutant: Mutant) -> list[str]:
         """The tests to try it with, in order.
 
-        Those that ran its statement come first. What a fixture or a cache makes for several tests is run by the first of them
-        alone, so the others of these files follow. Of a test with many parameters one comes before the rest.
+        Those that ran its statement come first. What a fixture or a cache makes for several tests is run by the first
+        of them alone, so the others of these files follow. Of a test with many parameters one comes before the rest.
         """
         lines = self.lines.get(mutant.file, {})
-        ran = set().union(*(lines.get(line, set()) for line in range(mutant.first, mutant.last + 1))) & self.seconds.keys()
+        ran = (
+            set().union(*(lines.get(line, set()) for line in range(mutant.first, mutant.last + 1)))
+            & self.seconds.keys()
+        )
         homes = {name.partition("::")[0] for name in ran}
         others = {name for name in self.seconds if name.partition("::")[0] in homes} - ran
         chosen = []
@@ -451,9 +454,9 @@ class Trial:
     def line(self, outcome: str, by: str, ran: int) -> dict[str, object]:
         mutant = self.mutant
         return {
-            "mutant": mutant.name, "line": mutant.line, "in": mutant.inside, "operator": mutant.operator, "old": mutant.old,
-            "new": mutant.new, "outcome": outcome, "by": by, "tests": ran, "left_out": len(self.tests) - ran,
-            "seconds": round(time.monotonic() - self.began, 1),
+            "mutant": mutant.name, "line": mutant.line, "in": mutant.inside, "operator": mutant.operator,
+            "old": mutant.old, "new": mutant.new, "outcome": outcome, "by": by, "tests": ran,
+            "left_out": len(self.tests) - ran, "seconds": round(time.monotonic() - self.began, 1),
         }  # fmt: skip
 
     def ended(self) -> dict[str, object] | None:
@@ -549,7 +552,7 @@ class Driver:
                 ran += 1
             os.write(answer, json.dumps([ran, self.failed or ""]).encode())
             code = int(self.failed is not None)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is told
             os.write(answer, json.dumps([0, repr(error)]).encode())
         finally:
             os._exit(code)
@@ -609,20 +612,29 @@ def survivors(options: argparse.Namespace) -> int:
     explained = reasons()
     open_ones = [line for name, line in results(options.out).items() if unnoticed(line) and name not in explained]
     for line in open_ones:
-        print(f"{line['mutant']}  {SOURCE}/{line['mutant'].partition(':')[0]}:{line['line']}  {line['outcome']}", end="")
+        print(
+            f"{line['mutant']}  {SOURCE}/{line['mutant'].partition(':')[0]}:{line['line']}  {line['outcome']}", end=""
+        )
         print(f" {line['tests']} tests, {line['left_out']} left out\n    {line['old']}\n    {line['new']}")
     return len(open_ones)
 
 
 def table_of_mutants(out: Path) -> list[str]:
     explained, found = reasons(), results(out)
-    head = ["| room | tried | killed | of these by hanging | survived | of these explained |", "|---|---|---|---|---|---|"]
+    head = [
+        "| room | tried | killed | of these by hanging | survived | of these explained |",
+        "|---|---|---|---|---|---|",
+    ]
     rows: dict[str, Counter[str]] = defaultdict(Counter)
     for name, line in found.items():
         for room in (name.partition(":")[0].partition("/")[0], "all"):
             alive = unnoticed(line)
             rows[room].update(
-                tried=1, killed=not alive, hanging=line["outcome"] == "hangs", alive=alive, explained=alive and name in explained
+                tried=1,
+                killed=not alive,
+                hanging=line["outcome"] == "hangs",
+                alive=alive,
+                explained=alive and name in explained,
             )
     order = [room_of(f"{SOURCE}/{room}") for room in ROOMS] + ["all"]
     columns = ("tried", "killed", "hanging", "alive", "explained")
@@ -662,7 +674,12 @@ def table_of_lines(folder: Path) -> list[str]:
     total = tuple(map(sum, zip(*rooms.values(), strict=True)))
     order = sorted(rooms.items(), key=lambda one: one[1][1] / max(one[1][0], 1))
     rows = [f"| `{room}` | {lines:,} | {ran / max(lines, 1):.1%} |" for room, (lines, ran) in order]
-    return ["| room | lines | run by a test |", "|---|---|---|", f"| all | {total[0]:,} | {total[1] / total[0]:.1%} |", *rows]
+    return [
+        "| room | lines | run by a test |",
+        "|---|---|---|",
+        f"| all | {total[0]:,} | {total[1] / total[0]:.1%} |",
+        *rows,
+    ]
 
 
 def page(options: argparse.Namespace) -> None:
