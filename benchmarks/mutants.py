@@ -338,10 +338,11 @@ def sample(each: int, seed: int, rooms: tuple[str, ...]) -> list[tuple[Mutants, 
 @dataclass(frozen=True)
 class Record:
     """What `make coverage` recorded. lines: the tests that ran each line of each file; what stands there is run by
-    imports too. seconds: of each test that passed."""
+    imports too. seconds: of each test that passed. known: all tests of that time; later ones are new."""
 
     lines: dict[str, dict[int, set[str]]]
     seconds: dict[str, float]
+    known: set[str]
 
     @classmethod
     def read(cls, folder: Path) -> Record:
@@ -355,18 +356,19 @@ class Record:
             for file in (one for one in data.measured_files() if one[one.index(SOURCE) :] in wanted):
                 for line, contexts in data.contexts_by_lineno(file).items():
                     lines[file[file.index(SOURCE) :]][line] |= {one.rpartition("|")[0] for one in contexts}
-        seconds = {}
+        seconds, known = {}, set()
         for path in sorted(folder.glob("*.xml")):
             for case in xml.etree.ElementTree.parse(path).iter("testcase"):
+                name = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+                known.add(name)
                 if not any(child.tag in {"failure", "error", "skipped"} for child in case):
-                    place = case.get("classname", "").replace(".", "/")
-                    seconds[f"{place}.py::{case.get('name')}"] = float(case.get("time", 0))
-        return cls(lines, seconds)
+                    seconds[name] = float(case.get("time", 0))
+        return cls(lines, seconds, known)
 
     def tests(self, mutant: Mutant) -> list[str]:
         """The tests to try it with, in order.
 
-        Those that ran its statement come first. What a fixture or a cache makes for several tests is run by the first
+        New ones come first, then those that ran its statement. What a fixture or a cache makes for several tests is run by the first
         of them alone, so the others of these files follow. Of a test with many parameters one comes before the rest.
         """
         lines = self.lines.get(mutant.file, {})
@@ -374,10 +376,11 @@ class Record:
             set().union(*(lines.get(line, set()) for line in range(mutant.first, mutant.last + 1)))
             & self.seconds.keys()
         )
+        new = self.seconds.keys() - self.known
         homes = {name.partition("::")[0] for name in ran}
-        others = {name for name in self.seconds if name.partition("::")[0] in homes} - ran
+        others = {name for name in self.seconds if name.partition("::")[0] in homes} - ran - new
         chosen = []
-        for names in (ran, others):
+        for names in (new, ran, others):
             met: Counter[str] = Counter()
             turns = []
             for name in sorted(names, key=lambda name: (self.seconds[name], name)):
@@ -495,9 +498,7 @@ class Driver:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.items = {item.nodeid: item for item in session.items}
-        if self.options.early:
-            weight = Counter(name for lines in self.record.lines.values() for names in lines.values() for name in names)
-            self.record.seconds.update({name: n / 1000 for name, n in weight.items() if name in self.items})
+        self.record.seconds.update({name: 0.0 for name in self.items if name not in self.record.known})
         for name in self.record.seconds.keys() - self.items.keys():
             del self.record.seconds[name]
         for file in files(self.options.rooms):
@@ -567,7 +568,8 @@ def lines_of(path: Path) -> dict[str, dict]:
 def todo(options: argparse.Namespace) -> list[tuple[Mutants, Mutant]]:
     done = lines_of(options.out)
     if options.again:
-        wanted = {name for name, line in done.items() if line["outcome"] in {"survived", "not run"}}
+        explained = reasons()
+        wanted = {name for name, line in done.items() if unnoticed(line) and name not in explained}
         return [one for one in sample(10**6, options.seed, options.rooms) if one[1].name in wanted]
     return [one for one in sample(options.each, options.seed, options.rooms) if one[1].name not in done]
 
@@ -600,11 +602,11 @@ def room_of(file: str) -> str:
 def results(out: Path) -> dict[str, dict]:
     """The results of mutants that the code still has."""
     there = {mutant.name for file in files() for mutant in Mutants(file).found}
-    return {name: line for name, line in lines_of(out).items() if name in there}
+    return {n: line for n, line in lines_of(out).items() if n in there and line["outcome"] != "not tried"}
 
 
 def unnoticed(line: dict) -> bool:
-    return line["outcome"] in {"survived", "not run", "not tried"}
+    return line["outcome"] in {"survived", "not run"}
 
 
 def survivors(options: argparse.Namespace) -> int:
@@ -701,7 +703,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", type=lambda text: tuple(text.split(",")), default=ROOMS)
     parser.add_argument("--again", action="store_true")
-    parser.add_argument("--early", action="store_true")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--budget", type=float, default=BUDGET)
     parser.add_argument("--record", type=Path, default=RECORD)

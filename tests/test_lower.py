@@ -247,6 +247,7 @@ def test_whole_neurons_count_whole_thresholds(code: Any) -> None:
     assert torch.equal(neuron.current(wanted).mean(0), wanted)
     again = WholeNeuron.restore(neuron.config(), neuron.state_dict())
     assert torch.equal(again.current(wanted), neuron.current(wanted))
+    assert not any(value.requires_grad for value in neuron.parameters())  # an optimiser leaves whole numbers alone
     with pytest.raises(ValueError, match="whole numbers"):
         WholeNeuron(3, torch.tensor(0.5), torch.tensor(1.0))
     with pytest.raises(ValueError, match="above 0"):

@@ -717,6 +717,7 @@ def test_wrong_arguments_are_refused_with_a_remedy():
     for call in (
         lambda: spike_count(z.int(), 1.0, 4),
         lambda: qcfs(z.int(), 1.0, 4),
+        lambda: da_qcfs(z.int(), 1.0, 0.0, 1.0, 4),
         lambda: charge(z.int()),
         lambda: if_neuron(z.int(), 1.0),
     ):
