@@ -368,26 +368,22 @@ class Record:
     def tests(self, mutant: Mutant) -> list[str]:
         """The tests to try it with, in order.
 
-        New ones come first, then those that ran its statement. What a fixture or a cache makes for several tests is run by the first
-        of them alone, so the others of these files follow. Of a test with many parameters one comes before the rest.
+        New ones come first, then those that ran its statement, file by file, from the file most of whose tests did: it
+        is about this code, and what its tests share is made once. The others of these files follow, since what a
+        fixture or a cache makes for several tests is run by the first of them alone.
         """
         lines = self.lines.get(mutant.file, {})
-        ran = (
-            set().union(*(lines.get(line, set()) for line in range(mutant.first, mutant.last + 1)))
-            & self.seconds.keys()
-        )
-        new = self.seconds.keys() - self.known
-        homes = {name.partition("::")[0] for name in ran}
-        others = {name for name in self.seconds if name.partition("::")[0] in homes} - ran - new
-        chosen = []
-        for names in (new, ran, others):
-            met: Counter[str] = Counter()
-            turns = []
-            for name in sorted(names, key=lambda name: (self.seconds[name], name)):
-                turns.append((met[name.partition("[")[0]] > 0, len(turns), name))
-                met[name.partition("[")[0]] += 1
-            chosen += [name for _, _, name in sorted(turns)]
-        return chosen
+        ran = set().union(*(lines.get(line, set()) for line in range(mutant.first, mutant.last + 1)))
+        ran &= self.seconds.keys() & self.known
+        each = Counter(name.partition("::")[0] for name in self.seconds)
+        share = Counter(name.partition("::")[0] for name in ran)
+        others = {name for name in self.seconds if name.partition("::")[0] in share} & self.known - ran
+
+        def place(name: str) -> tuple[bool, float, str, float, str]:
+            file = name.partition("::")[0]
+            return name in others, -share[file] / each[file], file, self.seconds[name], name
+
+        return [*sorted(self.seconds.keys() - self.known), *sorted(ran | others, key=place)]
 
 
 # ---- one mutant, one process -----------------------------------------------------------------------------------------
