@@ -359,7 +359,7 @@ class Record:
         seconds, known = {}, set()
         for path in sorted(folder.glob("*.xml")):
             for case in xml.etree.ElementTree.parse(path).iter("testcase"):
-                name = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+                name = name_of(case.get("classname", "").split("."), case.get("name", ""))
                 known.add(name)
                 if not any(child.tag in {"failure", "error", "skipped"} for child in case):
                     seconds[name] = float(case.get("time", 0))
@@ -384,6 +384,13 @@ class Record:
             return name in others, -share[file] / each[file], file, self.seconds[name], name
 
         return [*sorted(self.seconds.keys() - self.known), *sorted(ran | others, key=place)]
+
+
+def name_of(places: list[str], test: str) -> str:
+    """pytest's name of a test: its file, the classes around it, and its own."""
+    whole = range(1, len(places) + 1)
+    end = next((n for n in whole if ROOT.joinpath(*places[:n]).with_suffix(".py").exists()), len(places))
+    return "::".join(["/".join(places[:end]) + ".py", *places[end:], test])
 
 
 # ---- one mutant, one process -----------------------------------------------------------------------------------------
