@@ -350,6 +350,10 @@ def test_arithmetic_between_neurons_stays_near(name: str) -> None:
         assert float(apart.mean()) < 1e-2, layer
     assert float((theirs.logits - ours.logits).abs().max()) < 0.05 * float(ours.logits.abs().max())
     assert torch.equal(fine.run(x, engine="serial").logits, theirs.logits)
+    chip = integers(snn.float(), x.float(), weights=6)
+    one, two = (chip.run(x.float(), engine=engine, record=True) for engine in ("count", "integer"))
+    assert torch.equal(one.logits, two.logits)
+    assert all(torch.equal(two.counts[layer], count) for layer, count in one.counts.items())
 
 
 @pytest.mark.parametrize(
