@@ -368,9 +368,10 @@ class Record:
     def tests(self, mutant: Mutant) -> list[str]:
         """The tests to try it with, in order.
 
-        New ones come first, then those that ran its statement, file by file, from the file most of whose tests did: it
-        is about this code, and what its tests share is made once. The others of these files follow, since what a
-        fixture or a cache makes for several tests is run by the first of them alone.
+        New ones come first, then those that ran its statement. Of these first those that ran a line next to it which
+        few run: the body of the condition, say. Then file by file, from the file most of whose tests ran it: it is about
+        this code, and what its tests share is made once. The others of these files follow, since what a fixture or a
+        cache makes for several tests is run by the first of them alone.
         """
         lines = self.lines.get(mutant.file, {})
         ran = set().union(*(lines.get(line, set()) for line in range(mutant.first, mutant.last + 1)))
@@ -379,9 +380,11 @@ class Record:
         share = Counter(name.partition("::")[0] for name in ran)
         others = {name for name in self.seconds if name.partition("::")[0] in share} & self.known - ran
 
-        def place(name: str) -> tuple[bool, float, str, float, str]:
-            file = name.partition("::")[0]
-            return name in others, -share[file] / each[file], file, self.seconds[name], name
+        near = [lines[line] for line in range(mutant.first, mutant.last + 4) if lines.get(line)]
+
+        def place(name: str) -> tuple[int, float, str, float, str]:
+            file, rare = name.partition("::")[0], min((len(names) for names in near if name in names), default=10**6)
+            return rare, -share[file] / each[file], file, self.seconds[name], name
 
         return [*sorted(self.seconds.keys() - self.known), *sorted(ran | others, key=place)]
 
