@@ -365,13 +365,13 @@ class Record:
                     seconds[name] = float(case.get("time", 0))
         return cls(lines, seconds, known)
 
-    def tests(self, mutant: Mutant) -> list[str]:
+    def tests(self, mutant: Mutant, new: bool = False) -> list[str]:
         """The tests to try it with, in order.
 
-        New ones come first, then those that ran its statement. Of these first those that ran a line next to it which
-        few run: the body of the condition, say. Then file by file, from the file most of whose tests ran it: it is about
-        this code, and what its tests share is made once. The others of these files follow, since what a fixture or a
-        cache makes for several tests is run by the first of them alone.
+        First those that ran its statement, and of these first those that ran a line next to it which few run: the body
+        of the condition, say. Then file by file, from the file most of whose tests ran it: it is about this code, and
+        what its tests share is made once. The others of these files follow, since what a fixture or a cache makes for
+        several tests is run by the first of them alone. With `new`, tests that were not recorded come before all.
         """
         lines = self.lines.get(mutant.file, {})
         ran = set().union(*(lines.get(line, set()) for line in range(mutant.first, mutant.last + 1)))
@@ -386,7 +386,7 @@ class Record:
             file, rare = name.partition("::")[0], min((len(names) for names in near if name in names), default=10**6)
             return rare, -share[file] / each[file], file, self.seconds[name], name
 
-        return [*sorted(self.seconds.keys() - self.known), *sorted(ran | others, key=place)]
+        return [*sorted(self.seconds.keys() - self.known if new else ()), *sorted(ran | others, key=place)]
 
 
 def name_of(places: list[str], test: str) -> str:
@@ -527,7 +527,7 @@ class Driver:
         return True
 
     def start(self, mutants: Mutants, mutant: Mutant) -> Trial:
-        tests = self.record.tests(mutant)
+        tests = self.record.tests(mutant, self.options.again)
         mine, other = os.pipe()
         process = os.fork()
         if not process:
