@@ -42,7 +42,7 @@ test-all slow: $(INSTALLED)
 
 coverage: $(INSTALLED)
 	rm -rf build/coverage && mkdir -p build/coverage
-	COVERAGE_FILE=build/coverage/all.coverage $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-context=test --cov-report= --junitxml=build/coverage/tests.xml
+	COVERAGE_FILE=$(CURDIR)/build/coverage/all.coverage $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-context=test --cov-report= --junitxml=build/coverage/tests.xml
 	$(BIN)/python benchmarks/mutants.py lines
 
 lint: $(INSTALLED)
