@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Dense, PreActivation, Residual, made
+from networks import Dense, PreActivation, Residual, made, planned
 from torch import nn
 
 import parspike
@@ -73,6 +73,14 @@ def test_augmented_images_are_windows_of_the_mirrored_ones():
         assert found
         places.add(found[0])
     assert {i for i, _ in places} == {j for _, j in places} == set(range(5))
+
+
+def test_gradient_steps_that_lead_away_are_taken_back():
+    """Would catch a network that keeps the last step instead of the best one."""
+    _, x, plan = planned(Dense, batch=12)
+    closed = parspike.convert(plan, x, T=4, recipe=parspike.ClosedForm(weigh=parspike.Reconstruct().weigh))
+    astray = parspike.convert(plan, x, T=4, recipe=parspike.Reconstruct(steps=10, rate=3.0))
+    assert torch.equal(astray(x), closed(x))
 
 
 def test_an_error_leaves_out_what_both_call_infinite():
