@@ -371,12 +371,13 @@ class Record:
         First those that ran its statement, and of these first those that ran a line next to it which few run: the body
         of the condition, say. Then file by file, from the file most of whose tests ran it: it is about this code, and
         what its tests share is made once. The others of these files follow, since what a fixture or a cache makes for
-        several tests is run by the first of them alone. With `new`, tests that were not recorded come before all.
+        several tests is run by the first of them alone. With `new`, tests that were not recorded come before all, of
+        files a third of whose tests ran the statement.
         """
         lines = self.lines.get(mutant.file, {})
         ran = set().union(*(lines.get(line, set()) for line in range(mutant.first, mutant.last + 1)))
         ran &= self.seconds.keys() & self.known
-        each = Counter(name.partition("::")[0] for name in self.seconds)
+        each = Counter(name.partition("::")[0] for name in self.seconds.keys() & self.known)
         share = Counter(name.partition("::")[0] for name in ran)
         others = {name for name in self.seconds if name.partition("::")[0] in share} & self.known - ran
 
@@ -386,7 +387,9 @@ class Record:
             file, rare = name.partition("::")[0], min((len(names) for names in near if name in names), default=10**6)
             return rare, -share[file] / each[file], file, self.seconds[name], name
 
-        return [*sorted(self.seconds.keys() - self.known if new else ()), *sorted(ran | others, key=place)]
+        about = {file for file, number in share.items() if new and number >= each[file] / 3}
+        added = {name for name in self.seconds.keys() - self.known if name.partition("::")[0] in about}
+        return [*sorted(added), *sorted(ran | others, key=place)]
 
 
 def name_of(places: list[str], test: str) -> str:
