@@ -632,23 +632,31 @@ def survivors(options: argparse.Namespace) -> int:
 
 def table_of_mutants(out: Path) -> list[str]:
     explained, found = reasons(), results(out)
-    head = [
-        "| room | tried | killed | of these by hanging | survived | of these explained |",
-        "|---|---|---|---|---|---|",
-    ]
+    columns = (
+        "tried",
+        "killed",
+        "hang",
+        "survived",
+        "explained",
+        "open: budget spent",
+        "open: no test runs it",
+        "open",
+    )
     rows: dict[str, Counter[str]] = defaultdict(Counter)
     for name, line in found.items():
+        kinds = ["tried"]
+        if not unnoticed(line):
+            kinds += ["killed"] + ["hang"] * (line["outcome"] == "hangs")
+        elif name in explained:
+            kinds += ["survived", "explained"]
+        elif line["outcome"] == "not run":
+            kinds += ["survived", "open: no test runs it"]
+        else:
+            kinds += ["survived", "open: budget spent" if line["left_out"] else "open"]
         for room in (name.partition(":")[0].partition("/")[0], "all"):
-            alive = unnoticed(line)
-            rows[room].update(
-                tried=1,
-                killed=not alive,
-                hanging=line["outcome"] == "hangs",
-                alive=alive,
-                explained=alive and name in explained,
-            )
+            rows[room].update(kinds)
     order = [room_of(f"{SOURCE}/{room}") for room in ROOMS] + ["all"]
-    columns = ("tried", "killed", "hanging", "alive", "explained")
+    head = ["| " + " | ".join(["room", *columns]) + " |", "|" + "---|" * (len(columns) + 1)]
     body = ["| " + " | ".join([room, *(f"{rows[room][key]}" for key in columns)]) + " |" for room in order]
     groups: dict[str, list[dict]] = defaultdict(list)
     for name, line in found.items():
