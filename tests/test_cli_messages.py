@@ -339,6 +339,21 @@ def test_a_network_that_is_not_there(here: Path, spec: str, says: str) -> None:
     assert says in error(f"plan {spec} --shape 3,6,6")
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--budget 0", "--budget 0: give seconds above 0"),
+        ("--fast --best", "--fast and --best say the same in two ways"),
+        ("--budget 9 --best", "--budget and --best say the same in two ways"),
+        ("--fast --recipe max", "leave it or --recipe max out"),
+        ("--best --recipe daqcfs --passes 2", "leave it or --passes out"),
+        ("--budget 9 --neuron if", "of parallel neurons: leave it out"),
+    ],
+)
+def test_a_budget_that_nothing_can_spend(here: Path, options: str, says: str) -> None:
+    assert says in error(f"{CONVERT} --shape 3,6,6 {options}")
+
+
 def test_an_input_that_nothing_tells(here: Path) -> None:
     assert "--data" not in error("plan net.py:small")
     said = error(CONVERT)

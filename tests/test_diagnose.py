@@ -18,7 +18,7 @@ import parspike
 from parspike.cli import app
 from parspike.diagnose import Outcome
 from parspike.errors import InputError
-from parspike.neurons import IntegrateFire, ParallelNeuron, Simulation
+from parspike.neurons import IntegrateFire, ParallelNeuron, Simulation, Staircase
 
 
 def line(*weights: float) -> nn.Sequential:
@@ -248,6 +248,19 @@ def test_a_network_whose_weights_were_refitted_is_converted_again():
     assert by["keep"].after.error == pytest.approx(parspike.measure(again, held, against=plan).error, rel=1e-4)
 
 
+def test_more_steps_for_staircases_are_fitted_anew():
+    """Would catch a remedy that gives a staircase more steps and keeps its levels, or fits it to other currents."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 2)).eval()
+        x = torch.randn(200, 3)
+    snn = parspike.convert(model, x, T=3, recipe="max")
+    assert all(isinstance(neuron, Staircase) for neuron in snn.neurons().values())
+    (steps,) = [one for one in parspike.diagnose(snn, model, x).remedies if one.name == "steps"]
+    assert {neuron.levels for neuron in steps.snn.neurons().values()} == {3, 6}
+    assert steps.gain > 0
+
+
 def test_a_remedied_network_can_be_saved(tmp_path):
     plan, x, snn = faulty("act@2", 0.2)
     found = parspike.diagnose(snn, plan, x.split(6))
@@ -269,7 +282,6 @@ def test_neurons_with_a_state_have_remedies():
 def test_thresholds_of_every_kind_are_scaled_alike():
     """A factor of thresholds and outputs alike is another unit: the neurons send the same for a scaled input."""
     from parspike.diagnose.remedies import _scaled
-    from parspike.neurons import Staircase
 
     graph = parspike.plan(line(1.0, 1.0), torch.ones(1, 1)).graph
     (node,) = graph.neurons

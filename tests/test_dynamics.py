@@ -21,6 +21,7 @@ from parspike.neurons import (
     Kind,
     Parallel,
     ParallelNeuron,
+    SignedNeuron,
     Simulation,
     SortedTrain,
     kind_from_text,
@@ -283,6 +284,24 @@ def test_tensors_that_no_neuron_has(config: dict[str, Any], tensors: dict[str, T
     neuron = IntegrateFire(torch.ones(()))
     with pytest.raises(ValueError, match=says):
         IntegrateFire.restore({**neuron.config(), **config}, {**neuron.state_dict(), **tensors})
+
+
+@pytest.mark.parametrize("name", ["offset", "shift", "v_post"])
+def test_parallel_neurons_of_unlike_dtypes_are_refused(name: str) -> None:
+    """Would catch a file whose output amplitudes have another precision than the currents that they are sent into."""
+    for neuron in (
+        ParallelNeuron(3, torch.ones(()), offset=torch.zeros(())),
+        SignedNeuron(3, torch.ones(()), offset=torch.zeros(())),
+    ):
+        with pytest.raises(ValueError, match=f"{name} and v_threshold have unlike dtypes"):
+            type(neuron).restore(neuron.config(), {**neuron.state_dict(), name: torch.zeros(()).double()})
+
+
+def test_neurons_without_a_threshold_are_refused() -> None:
+    for neuron in ParallelNeuron(3, torch.ones(())), SignedNeuron(3, torch.ones(()), offset=torch.zeros(())):
+        for theta in (torch.zeros(()), -torch.ones(()), torch.tensor(math.nan)):
+            with pytest.raises(ValueError, match="thresholds must be above 0"):
+                type(neuron).restore(neuron.config(), {**neuron.state_dict(), "v_threshold": theta})
 
 
 def test_a_sorted_train_of_other_neurons_is_refused() -> None:

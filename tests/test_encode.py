@@ -537,6 +537,7 @@ def test_a_pair_of_neurons(code: Code) -> None:
     count = neuron.count(z)
     assert count[:, 0].tolist() == [max(-most, min(most, k)) for k in range(-most - 2, most + 3)]
     torch.testing.assert_close(neuron(z), neuron.value(count))
+    torch.testing.assert_close(neuron(z.double()), neuron.value(neuron.count(z.double())))
     trains = neuron.spikes(count)
     assert trains.dtype == torch.int8
     assert bool((trains * count >= 0).all())  # a spike has the sign of its count: never both of a pair

@@ -13,6 +13,7 @@ from networks import SHAPES, Dense, PreActivation, Quantised, Residual, exact, m
 from torch import nn
 
 import parspike
+from parspike import engines
 from parspike.neurons import spike_count
 
 TRAINED = ("count", "parallel", "serial")
@@ -265,3 +266,25 @@ def test_count_engine_is_one_graph():
     assert torch.equal(exported.module()(y), snn(y))
     compiled = torch.compile(snn, fullgraph=True, backend="eager")
     assert torch.equal(compiled(x), snn(x))
+
+
+class Mirrored(nn.Module):
+    """Sums of two activations, where the second has the negative of what the first has, or of something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.a(x), self.b(x)
+        pair = torch.relu(a) + torch.relu(-a)
+        return self.c(pair + (torch.relu(a + 1) + torch.relu(-b)))
+
+
+def test_only_neurons_of_one_current_are_run_as_a_pair() -> None:
+    """Would catch two neurons that are taken for the sides of one value because one of their currents is negated."""
+    torch.manual_seed(0)
+    x = torch.randn(9, 4, dtype=torch.float64)
+    snn = parspike.convert(Mirrored().double().eval(), x, 4, recipe="max")
+    assert len(engines.Pass.of(snn.graph, snn.counting()).pairs) == 1
+    torch.testing.assert_close(snn.run(x).logits, snn.run(x, engine="parallel").logits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,9 @@ def test_whole_neurons_count_whole_thresholds(code: Any) -> None:
     wanted = (z[:, :, None] >= torch.stack([5 + 3 * steps, steps - 2])).float().sum(-1)
     assert torch.equal(neuron.count(z), wanted)
     assert torch.equal(neuron.current(wanted).mean(0), wanted)
+    again = WholeNeuron.restore(neuron.config(), neuron.state_dict())
+    assert torch.equal(again.current(wanted), neuron.current(wanted))
+    assert not any(value.requires_grad for value in neuron.parameters())  # an optimiser leaves whole numbers alone
     with pytest.raises(ValueError, match="whole numbers"):
         WholeNeuron(3, torch.tensor(0.5), torch.tensor(1.0))
     with pytest.raises(ValueError, match="above 0"):
@@ -300,3 +304,79 @@ def test_the_first_spike_needs_no_less_than_the_real_threshold() -> None:
     exact = whole_neuron.step.double() * (0.5 - neuron.shift.double() / quantum)  # in parts of one count
     assert bool(((exact - exact.round()).abs() > 1e-3).all())
     assert torch.equal(whole_neuron.first.double(), exact.ceil())
+
+
+class Between(nn.Module):
+    """An operation between two layers of neurons: of the first one's values, and of the currents of the second."""
+
+    def __init__(self, made: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = nn.Conv1d(3, 4, 1), nn.Conv1d(3, 4, 1), nn.Conv1d(4, 4, 1), nn.Linear(4, 3)
+        self.wide = nn.ConvTranspose1d(4, 4, 3, stride=2, groups=2)
+        self.made = made
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.made(self.a(x).relu(), self.b(x).relu()) if self.made else self.wide(self.a(x).relu())
+        return self.head(self.c(y).relu().mean(2))
+
+
+def between(made: Any) -> tuple[SNN, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Between(made).eval(), torch.randn(12, 3, 6)
+    return parspike.convert(model, x, T=6, recipe="max").double(), x.double()
+
+
+TAKEN: dict[str, Any] = {
+    "from a number": lambda y, z: 0.75 - y,
+    "less a number": lambda y, z: (y - 0.25) * 3,
+    "turned and divided": lambda y, z: -y / 7,
+    "a constant for every channel": lambda y, z: y + torch.linspace(-1, 1, 4).to(y)[:, None],
+    "a difference": lambda y, z: y - z * 0.3,
+    "the larger one": lambda y, z: torch.maximum(y * 0.7, z),
+    "transposed": None,
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_arithmetic_between_neurons_stays_near(name: str) -> None:
+    """Would catch a constant that is added with the wrong sign or on another grid, and weights in another order."""
+    snn, x = between(TAKEN[name])
+    fine = integers(snn, x, weights=16, inputs=16)
+    ours, theirs = snn.run(x, record=True), fine.run(x, record=True)
+    for layer, count in ours.counts.items():
+        apart = (theirs.counts[layer] - count).abs()
+        assert float(apart.max()) <= 1, layer
+        assert float(apart.mean()) < 1e-2, layer
+    assert float((theirs.logits - ours.logits).abs().max()) < 0.05 * float(ours.logits.abs().max())
+    assert torch.equal(fine.run(x, engine="serial").logits, theirs.logits)
+    chip = integers(snn.float(), x.float(), weights=6)
+    one, two = (chip.run(x.float(), engine=engine, record=True) for engine in ("count", "integer"))
+    assert torch.equal(one.logits, two.logits)
+    assert all(torch.equal(two.counts[layer], count) for layer, count in one.counts.items())
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda y, z: torch.add(y, z, alpha=2), "a sum with a factor"),
+        (lambda y, z: torch.add(y, 1.0, alpha=2), "a sum with a factor"),
+        (lambda y, z: y * z, "two values that both depend"),
+        (lambda y, z: torch.maximum(y, torch.ones(4, 1).to(y)), "compares with a constant"),
+        (lambda y, z: F.pad(y, (1, 1), value=0.5), "other than 0"),
+        (lambda y, z: F.avg_pool1d(y, 3, 2, 1, count_include_pad=False), "windows"),
+        (lambda y, z: y.cumsum(2), "no form"),
+    ],
+)
+def test_operations_without_a_form_in_whole_numbers_are_refused_by_name(made: Any, says: str) -> None:
+    snn, x = between(made)
+    with pytest.raises(UnsupportedError, match=says):
+        integers(snn, x)
+
+
+def test_whole_numbers_are_made_once_and_from_images() -> None:
+    snn, x = between(TAKEN["a difference"])
+    with pytest.raises(OptionError, match="in whole numbers already"):
+        integers(integers(snn, x), x)
+    with pytest.raises(OptionError, match="no batch"):
+        integers(snn, [])

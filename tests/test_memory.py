@@ -21,15 +21,16 @@ SIZE = 7
 
 
 class Two(nn.Module):
-    """Outputs in a dict, one of them in a list."""
+    """Outputs in a dict, one of them in a list. One layer has samples and channels in one dimension, as attention in
+    windows has, the other the batch behind."""
 
     def __init__(self) -> None:
         super().__init__()
         self.one, self.two = nn.Conv2d(1, 3, 3), nn.Linear(3, 4)
 
     def forward(self, x: Tensor, scale: Tensor) -> dict[str, Any]:
-        y = torch.relu(self.one(x)) * scale[:, None, None, None]
-        last = torch.relu(self.two(y.mean((2, 3))))
+        y = torch.relu(self.one(x).flatten(0, 1)).unflatten(0, (x.shape[0], 3)) * scale[:, None, None, None]
+        last = torch.relu(self.two(y.mean((2, 3))).T).T
         return {"classes": last * 2, "maps": [y * 0.5]}
 
 

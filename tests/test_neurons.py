@@ -46,6 +46,7 @@ from parspike.neurons import (
     spike_count,
     spikes_at_once,
 )
+from parspike.neurons.arguments import like
 from parspike.neurons.parallel import VARIANTS
 
 f64 = torch.float64
@@ -372,6 +373,12 @@ def test_number_thresholds_keep_double_precision():
     _, v = soft_reset_step(torch.zeros(1, dtype=f64), torch.tensor([0.35], dtype=f64), 0.1)
     assert v.tolist() == [0.35 - 0.1]
     assert optimal_shift(0.1, 3).tolist() == [0.05 / 3, 0.05 / 2, 0.05]
+
+
+def test_a_threshold_goes_where_its_reference_is():
+    there = torch.empty(3, dtype=f64, device="meta")
+    for value in (0.5, torch.ones(2)):
+        assert (like(value, there).device, like(value, there).dtype) == (there.device, f64)
 
 
 def test_lif_parameters_broadcast_per_channel():
@@ -729,6 +736,7 @@ def test_wrong_arguments_are_refused_with_a_remedy():
     for call in (
         lambda: spike_count(z.int(), 1.0, 4),
         lambda: qcfs(z.int(), 1.0, 4),
+        lambda: da_qcfs(z.int(), 1.0, 0.0, 1.0, 4),
         lambda: charge(z.int()),
         lambda: if_neuron(z.int(), 1.0),
     ):

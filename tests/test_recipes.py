@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Dense, PreActivation, Residual, made
+from networks import Dense, PreActivation, Residual, made, planned
 from torch import nn
 
 import parspike
 from parspike.calibrate.channels import spread
+from parspike.calibrate.distance import relative_error
 from parspike.calibrate.recipe import Draft
+from parspike.calibrate.reconstruct import _augmented
 from parspike.calibrate.refit import RIDGES, Refit, _Solver, branches
 from parspike.calibrate.staircase import free_steps
 from parspike.calibrate.thresholds import COARSE, Above, choose
@@ -32,6 +35,61 @@ def data(kind, number=160, seed=3):
     from networks import SHAPES
 
     return model, torch.randn(number, *SHAPES[kind], generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"steps": 0}, "steps must be"), ({"steps": True}, "steps must be"), ({"batch_size": 1.5}, "batch_size"),
+        ({"held_out": 1.0}, "held_out must lie"), ({"held_out": 0.0}, "held_out must"), ({"rate": 0.0}, "rate above 0"),
+        ({"features": -0.1}, "features at or"), ({"weigh": "most"}, "weigh"), ({"augment": "mirror"}, "augment"),
+    ],
+)  # fmt: skip
+def test_options_of_gradient_steps_are_checked_when_made(options, says):
+    with pytest.raises(OptionError, match=says):
+        parspike.Reconstruct(**options)
+    assert parspike.Reconstruct(features=0.0, steps=1, batch_size=1)
+
+
+def test_augmented_images_are_windows_of_the_mirrored_ones():
+    """Would catch a crop that leaves the padded image, and one that moves all images of a batch alike."""
+    x, generator = torch.randn(64, 2, 8, 16), torch.Generator().manual_seed(0)
+    assert _augmented(x, generator, "none") is x
+    assert _augmented(x[:, 0], generator, "crop").shape == x[:, 0].shape  # no image
+    mirrored = _augmented(x, generator, "flip")
+    turned = [bool(torch.equal(made, image.flip(-1))) for made, image in zip(mirrored, x, strict=True)]
+    assert 10 < sum(turned) < 54
+    assert all(turn or torch.equal(made, image) for turn, made, image in zip(turned, mirrored, x, strict=True))
+    places = set()
+    for moved, image in zip(_augmented(x, generator, "crop"), x, strict=True):
+        assert moved.shape == image.shape
+        found = [
+            (i, j)
+            for padded in (F.pad(each, [2] * 4, mode="reflect") for each in (image, image.flip(-1)))
+            for i in range(5)
+            for j in range(5)
+            if torch.equal(padded[:, i : i + 8, j : j + 16], moved)
+        ]
+        assert found
+        places.add(found[0])
+    assert {i for i, _ in places} == {j for _, j in places} == set(range(5))
+
+
+def test_gradient_steps_that_lead_away_are_taken_back():
+    """Would catch a network that keeps the last step instead of the best one."""
+    _, x, plan = planned(Dense, batch=12)
+    closed = parspike.convert(plan, x, T=4, recipe=parspike.ClosedForm(weigh=parspike.Reconstruct().weigh))
+    astray = parspike.convert(plan, x, T=4, recipe=parspike.Reconstruct(steps=10, rate=3.0))
+    assert torch.equal(astray(x), closed(x))
+
+
+def test_an_error_leaves_out_what_both_call_infinite():
+    target = torch.tensor([1.0, -2.0, math.inf, 2.0])
+    assert float(relative_error(target.clone(), target)) == 0
+    near = torch.tensor([1.0, -1.0, math.inf, 2.0])
+    # A square of 1 over the sum of squares 9; means of both are over all four.
+    assert float(relative_error(near, target)) == pytest.approx(1 / 9)
+    assert not math.isfinite(float(relative_error(torch.zeros(4), target)))
 
 
 @pytest.mark.slow  # on other images than the fitted ones no law says that a fit comes closer

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from parspike.engines import replay
 
@@ -23,9 +22,9 @@ class Recorder:
         self.recording: dict[str, Any] = {}
         self.open = False
 
-    def run(self, env: dict[str, Any]) -> dict[str, Tensor]:
+    def run(self, env: dict[str, Any]) -> dict[str, Any]:
         self.launched += 1
-        made = {"y": env["x"] * 2 + 1}
+        made = {"y": env["x"] * 2 + 1, "levels": 3}
         if self.open:
             self.recording = {"env": env, "made": made}
         return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -362,8 +363,26 @@ def test_a_weighted_staircase_that_was_cast_to_a_wider_dtype_is_saved_and_loaded
     outputs = (torch.linspace(-0.3, 1.1, 16, dtype=torch.float64) + torch.tensor([[0.0], [1e3]])).T.to(dtype)
     thresholds = torch.linspace(-1, 1, 15, dtype=dtype).expand(2, -1).T
     neuron = Staircase(4, thresholds, outputs, code="weighted").double()
+    assert set(neuron.state_dict()) == {"thresholds", "outputs"}  # tables for the look-up are made anew
     again = Staircase.restore(neuron.config(), neuron.state_dict())
     assert torch.equal(again.outputs, outputs.double())
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "says"),
+    [
+        ({"error": math.nan}, {}, "errors must be finite"),
+        ({"uniform_error": -1.0}, {}, "errors must be finite"),
+        ({"error": "0.1"}, {}, "errors must be finite"),
+        ({}, {"outputs": torch.arange(5.0).double()}, "unlike dtypes"),
+        ({}, {"thresholds": torch.tensor([0.0, 2.0, 1.0, 3.0])}, "threshold"),
+    ],
+)
+def test_files_that_hold_no_staircase_are_refused(config, tensors, says):
+    neuron = Staircase(4, torch.arange(4.0), torch.arange(5.0))
+    assert Staircase.restore(neuron.config(), neuron.state_dict()).levels == 4
+    with pytest.raises(ValueError, match=says):
+        Staircase.restore({**neuron.config(), **config}, {**neuron.state_dict(), **tensors})
 
 
 def test_a_network_of_weighted_staircases_is_saved_in_double_precision(tmp_path):

@@ -99,7 +99,9 @@ def _joined(runs: Sequence[Run], graph: Graph) -> Run:
     logits = _output(graph.output, [run.logits for run in runs], graph)
     if not first.recorded:
         return Run(logits, first.T, first.engine)
-    places = {node.layer: _place(graph, node.name) for node in graph.neurons}
+    # A batch may be merged with other dimensions here, as in attention in windows; samples lie in a row along it, which
+    # `graph.same` compared.
+    places = {node.layer: node.batch_dim for node in graph.neurons}
     return Run(
         logits, first.T, first.engine, lines=first.lines,
         counts=_Parts([run.counts for run in runs], places, 0),

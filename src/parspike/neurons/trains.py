@@ -44,8 +44,7 @@ def sorted_train(
         raise ValueError(f"the slice start={start}, stop={stop} must satisfy 0 <= start <= stop <= T = {T}")
     steps = torch.arange(start, stop, device=count.device)
     needed = T - steps if order == "late" else steps + 1
-    # A float count is compared in its own dtype; an integer one may be too narrow to hold T.
-    needed = needed.to(count.dtype) if count.is_floating_point() else needed
+    # int64, which torch turns into the dtype of a float count; an integer count may be too narrow to hold T.
     return count >= needed.reshape(-1, *[1] * count.ndim)
 
 
