@@ -79,6 +79,5 @@ def _on_one_gpu(tensors: Iterable[Tensor]) -> bool:
 def _equal(one: Any, other: Any) -> bool:
     mine, others = list(leaves(one)), list(leaves(other))
     return len(mine) == len(others) and all(
-        torch.equal(a, b) if isinstance(a, Tensor) else a == b
-        for a, b in zip(mine, others, strict=True)
+        torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(mine, others, strict=True)
     )
