@@ -29,6 +29,7 @@ from parspike.bench.figure import PANELS
 from parspike.bench.file import Cell, Method, NetworkTable, Published, Training
 from parspike.bench.lines import Lines, ResultFile
 from parspike.bench.result import TABLES
+from parspike.calibrate import recipe_to_json
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError
 from parspike.neurons import Simulation
 from parspike.tables import COLOURS
@@ -328,6 +329,20 @@ def test_a_bench_file_says_its_cells() -> None:
     assert bench.recipe("short") == parspike.ClosedForm(refit=False)
     cell = next(bench.cells())
     assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
+
+
+def test_a_line_of_before_a_recipe_had_an_option_is_of_the_same_cell() -> None:
+    """It would catch figures that are measured again, and left out of tables, since a recipe has a new option."""
+    recipe = recipe_to_json(parspike.ClosedForm(weigh="own"))
+    cell = Cell("n", "m", json.dumps(recipe, sort_keys=True), "sorted", 4, 0)
+    line = cell.to_json()
+    for option in ("all_rows", "ridge"):
+        del line["recipe"][option]
+    assert Cell.from_json(line) == cell
+    line["recipe"]["weigh"] = "next"
+    assert Cell.from_json(line) != cell
+    users = {**line, "recipe": {"name": "nowhere.py:Mine", "share": 2}}
+    assert json.loads(Cell.from_json(users).recipe) == users["recipe"]
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,13 @@ class Cell:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Cell:
-        """The inverse of `to_json`."""
-        return cls(**{**values, "recipe": _sorted(values["recipe"])})
+        """The inverse of `to_json`. Options that the line's recipe did not have when it was written get their default,
+        which is what recipes did before they had them: so figures measured then are found."""
+        recipe = dict(values["recipe"])
+        kind = RECIPES.get(recipe.get("name", ""))  # code of the user's is not run to read a line
+        known = dataclasses.fields(kind) if kind is not None else ()
+        defaults = {f.name: f.default for f in known if f.default is not dataclasses.MISSING}
+        return cls(**{**values, "recipe": _sorted({**defaults, **recipe})})
 
 
 @dataclass(frozen=True)
