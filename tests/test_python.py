@@ -65,6 +65,25 @@ def test_len_and_int_of_the_batch_follow_the_batch(name):
         torch.testing.assert_close(graph.run(x), model(x))
 
 
+def test_a_module_of_the_users_may_have_its_own_len():
+    """It would catch a user's function of that name that is replaced by one that counts rows."""
+    room = {"__name__": "users", "torch": torch, "nn": nn}
+    exec(
+        "def len(h): return 3.0\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.linear = nn.Linear(2, 2)\n"
+        "    def forward(self, x):\n"
+        "        return self.linear(x).relu() * len(x)\n",
+        room,
+    )
+    model, x = room["Net"]().eval(), torch.rand(4, 2)
+    snn = parspike.convert(model, [x], T=64, recipe="daqcfs")
+    assert float((snn(x) - model(x)).abs().max()) < 0.2
+    assert set(room) >= {"len", "Net"} and not any(name.startswith("_parspike") for name in room)
+
+
 def test_sizes_by_a_scale_stay_free():
     """Catches a size that interpolation computes in floating numbers, which fixed all others."""
     model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Upsample(scale_factor=2, mode="bicubic")).eval()

@@ -16,7 +16,7 @@ import contextlib
 import dis
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -46,15 +46,15 @@ CALLED = {"len": ("_parspike_len", _len), "int": ("_parspike_int", _int)}
 """By name in the user's code: another one, and what it means."""
 
 
-def _renamed(code: types.CodeType) -> types.CodeType:
+def _renamed(code: types.CodeType, own: Collection[str]) -> types.CodeType:
     """The code with these names changed where they are called. Where a code also reads one otherwise, as a type
-    (isinstance(n, int)) or as an attribute (x.int()), it keeps that name."""
+    (isinstance(n, int)) or as an attribute (x.int()), it keeps that name. own: names that mean something else here."""
     uses: dict[str, list[bool]] = {}
     for step in dis.get_instructions(code):
-        if step.opcode in dis.hasname and step.argval in CALLED:
+        if step.opcode in dis.hasname and step.argval in CALLED and step.argval not in own:
             uses.setdefault(step.argval, []).append(step.opname == "LOAD_GLOBAL" and bool((step.arg or 0) & 1))
     names = tuple(CALLED[name][0] if uses.get(name) and all(uses[name]) else name for name in code.co_names)
-    consts = tuple(_renamed(const) if isinstance(const, types.CodeType) else const for const in code.co_consts)
+    consts = tuple(_renamed(const, own) if isinstance(const, types.CodeType) else const for const in code.co_consts)
     same = names == code.co_names and all(a is b for a, b in zip(consts, code.co_consts, strict=True))
     return code if same else code.replace(co_names=names, co_consts=consts)
 
@@ -112,7 +112,7 @@ def sizes_kept(model: nn.Module) -> Iterator[bool]:
     try:
         for function in _functions(model):
             code = function.__code__
-            if (renamed := _renamed(code)) is not code:
+            if (renamed := _renamed(code, function.__globals__)) is not code:
                 changed.append((function, code))
                 function.__globals__.update(CALLED.values())
                 function.__code__ = renamed
