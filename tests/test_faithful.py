@@ -115,7 +115,7 @@ def test_a_channel_that_hardly_fires_spoils_no_other(recipe):
     assert off(model, T=64, recipe=recipe) < 0.05
 
 
-@pytest.mark.parametrize("function", [lambda x: x / len(x), lambda x: x * int(x.shape[0])])
+@pytest.mark.parametrize("function", [lambda x: x / float(x.shape[0]), lambda x: x * sum(1 for _ in x)])
 def test_a_number_made_from_the_batch_size_is_refused(function):
     with pytest.raises(TraceError, match="batch"):
         parspike.plan(Net(lambda s, x: function(F.relu(s.m[0](x))), nn.Linear(8, 6)).eval(), X)

@@ -69,7 +69,7 @@ def converted(kind: str, T: int, analog: str = "lookup", code: Code = "weighted"
 
 def test_a_sum_and_a_maximum_are_all_that_stays_analog() -> None:
     plan = made("block")[2]
-    assert {row.operator for row in plan.rows if row.role == Role.ANALOG} == {"rising", "falling"}  # SiLU, for its pair
+    assert {row.operator for row in plan.rows if row.role == Role.ANALOG} == {"silu"}
     assert {row.operator for row in plan.rows if row.role == Role.ORDER} == {"largest", "at_least"}
     attention = "scaled_dot_product_attention"
     found = {row.layer: row.operator for row in plan.rows if row.role == Role.NEURON and "@spikes" not in row.layer}
@@ -104,7 +104,7 @@ def test_operations_are_accumulates_and_those_of_norms_are_counted() -> None:
     snn = converted("block", 3)
     report = parspike.measure(snn, x, against=model)
     assert report.driven == 1
-    assert [row.operator for row in report.analog] == ["rising", "falling"]
+    assert [row.operator for row in report.analog] == ["silu"]
     rows = {row.layer: row for row in report.rows}
     sent = snn.run(x, record=True).sent
     # Every spike of 1/√v meets the D features of its token.

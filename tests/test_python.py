@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Normal
+from torch.distributions import Bernoulli, Distribution, Normal
 
 import parspike
 from parspike.graph import trace
@@ -120,8 +120,9 @@ def test_distances_take_any_number_of_rows():
         assert torch.equal(graph.run(x), model(x))
 
 
-def test_distributions_that_check_their_arguments_are_followed():
+def test_distributions_that_check_their_arguments_are_followed(monkeypatch):
     """Catches the branch on values of `torch.distributions`; its checks are as before afterwards."""
+    monkeypatch.setattr(Distribution, "_validate_args", True)  # torch.compile turns it off when it is first imported
     fixed = Normal(torch.zeros(()), torch.ones(()))
     model = Net(lambda h: fixed.log_prob(h) + Bernoulli(logits=h).probs).eval()
     x = torch.rand(4, 8)
