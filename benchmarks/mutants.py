@@ -372,7 +372,7 @@ class Record:
         of the condition, say. Then file by file, from the file most of whose tests ran it: it is about this code, and
         what its tests share is made once. The others of these files follow, since what a fixture or a cache makes for
         several tests is run by the first of them alone. With `new`, tests that were not recorded come before all, of
-        files a third of whose tests ran the statement.
+        files a third of whose tests ran the statement, and of new files.
         """
         lines = self.lines.get(mutant.file, {})
         ran = set().union(*(lines.get(line, set()) for line in range(mutant.first, mutant.last + 1)))
@@ -388,7 +388,11 @@ class Record:
             return rare, -share[file] / each[file], file, self.seconds[name], name
 
         about = {file for file, number in share.items() if new and number >= each[file] / 3}
-        added = {name for name in self.seconds.keys() - self.known if name.partition("::")[0] in about}
+        added = {
+            name
+            for name in self.seconds.keys() - self.known
+            if new and ((file := name.partition("::")[0]) in about or not each[file])
+        }
         return [*sorted(added), *sorted(ran | others, key=place)]
 
 

@@ -30,6 +30,7 @@ from parspike.neurons import (
     spike_count,
     twin,
 )
+from parspike.neurons.current_based import CurrentBased
 from parspike.neurons.kinds import MAX_T
 
 T = 7
@@ -406,3 +407,55 @@ def test_a_kind_makes_its_neurons() -> None:
     assert neuron.v_init.tolist() == [1.0, 2.0]
     assert IF(v_init="zero").neuron(theta).v_init.tolist() == [0.0, 0.0]
     assert IF(signed=True).neuron(theta).signed
+
+
+def current_based(**given: float) -> CurrentBased:
+    """Numbers that float64 holds exactly."""
+    numbers = {"decay": 0.5, "gain": 0.25, "drive": 0.125, "v_init": 0.5, **given}
+    return CurrentBased(**{name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()})
+
+
+def test_current_based_neurons_fire_beyond_their_threshold_and_reset() -> None:
+    """Would catch a spike at the threshold itself, which NIR's neurons do not send, and a reset that subtracts."""
+    neuron = current_based(synapse_decay=0.5, synapse_gain=2.0, v_threshold=1.0, v_reset=-0.25)
+    inputs = [1.25, 0.5, 2.0, 1.0, -1.0, 4.0]
+    state, i, v, sent = neuron.start(torch.zeros(1, dtype=torch.float64)), 0.0, 0.5, []
+    for t, z in enumerate(inputs):
+        i = 0.5 * i + 2.0 * z
+        v = 0.5 * v + 0.25 * i + 0.125
+        spike = float(v > 1.0)
+        sent.append((v, spike))
+        v = -0.25 if spike else v
+        state, current, spikes = neuron.step(state, torch.tensor([z], dtype=torch.float64), t)
+        assert (state["i"].item(), state["v"].item(), current.item(), spikes.item()) == (i, v, spike, spike)
+    assert sent[0] == (1.0, 0.0)  # at the threshold
+    assert {spike for _, spike in sent} == {0.0, 1.0}
+    assert (neuron.label, neuron.fires) == ("cuba-lif", True)
+
+
+def test_integrators_send_their_potential_and_no_spikes() -> None:
+    neuron = current_based()
+    z = torch.tensor([3.0, -1.0], dtype=torch.float64)
+    state, current, spikes = neuron.step(neuron.start(z), z, 0)
+    assert current.tolist() == state["v"].tolist() == [0.5 * 0.5 + 0.25 * z + 0.125 for z in (3.0, -1.0)]
+    assert spikes.tolist() == [0.0, 0.0]
+    assert "i" not in state
+    assert (neuron.label, neuron.fires, neuron.rest()) == ("li", False, 0.0)
+
+
+def test_current_based_neurons_are_restored_from_their_tensors_and_no_others() -> None:
+    for numbers in ({}, {"v_threshold": 1.0, "v_reset": 0.0}, {"synapse_decay": 0.5, "synapse_gain": 1.0}):
+        neuron = current_based(**numbers)
+        again = neuron_from(neuron.config(), neuron.state_dict())
+        assert (again.config(), repr(again)) == (neuron.config(), repr(neuron))
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in neuron.state_dict().items())
+        with pytest.raises(ValueError, match="unlike dtypes"):
+            neuron_from(neuron.config(), {**neuron.state_dict(), "gain": torch.tensor(0.25)})
+    for one, other in (("synapse_decay", "synapse_gain"), ("v_threshold", "v_reset")):
+        for name in (one, other):
+            with pytest.raises(ValueError, match=f"both or neither of {one} and {other}"):
+                current_based(**{name: 0.5})
+    for name, more in (("decay", {}), ("synapse_decay", {"synapse_gain": 1.0})):
+        for share in (-0.1, 1.1, math.nan):
+            with pytest.raises(ValueError, match=f"{name} is a share"):
+                current_based(**{name: share, **more})

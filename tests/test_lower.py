@@ -253,6 +253,8 @@ def test_whole_neurons_count_whole_thresholds(code: Any) -> None:
         WholeNeuron(3, torch.tensor(0.5), torch.tensor(1.0))
     with pytest.raises(ValueError, match="above 0"):
         WholeNeuron(3, torch.tensor(1.0), torch.tensor(0.0))
+    with pytest.raises(ValueError, match="unlike dtypes"):
+        WholeNeuron(3, torch.tensor(1.0), torch.tensor(1.0).double())
 
 
 def test_a_proof_refuses_what_is_not_whole() -> None:
@@ -380,3 +382,17 @@ def test_whole_numbers_are_made_once_and_from_images() -> None:
         integers(integers(snn, x), x)
     with pytest.raises(OptionError, match="no batch"):
         integers(snn, [])
+
+
+@pytest.mark.parametrize("how", ["sorted", "weighted"])
+def test_the_output_of_neurons_has_its_scale_behind_them(how: str) -> None:
+    """Would catch a network that ends in neurons and answers with bare spikes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), nn.ReLU()).eval(), torch.randn(16, 4)
+    last = {"3": parspike.Spike()}
+    snn = parspike.convert(model, x, recipe="max", layers=last, **CONVERSIONS[how]).double()
+    answer, lowered = snn(x.double()), unit(snn)
+    assert len(snn.neurons()) == 2
+    assert float(answer.max()) > 0
+    assert torch.allclose(lowered(x.double()), answer, rtol=1e-9, atol=1e-9)

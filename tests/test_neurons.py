@@ -733,14 +733,14 @@ def test_wrong_arguments_are_refused_with_a_remedy():
         fire(torch.ones(3, 2), 1.0, torch.ones(4))
     with pytest.raises(ValueError, match="matrix must be"):
         parallel_neuron(z, fused_matrix(4), 1.0)
-    for call in (
-        lambda: spike_count(z.int(), 1.0, 4),
-        lambda: qcfs(z.int(), 1.0, 4),
-        lambda: da_qcfs(z.int(), 1.0, 0.0, 1.0, 4),
-        lambda: charge(z.int()),
-        lambda: if_neuron(z.int(), 1.0),
+    for name, call in (
+        ("mean_current", lambda: spike_count(z.int(), 1.0, 4)),
+        ("z", lambda: qcfs(z.int(), 1.0, 4)),
+        ("z", lambda: da_qcfs(z.int(), 1.0, 0.0, 1.0, 4)),
+        ("current", lambda: charge(z.int())),
+        ("current", lambda: if_neuron(z.int(), 1.0)),
     ):
-        with pytest.raises(TypeError, match=r"\.float\(\)"):
+        with pytest.raises(TypeError, match=rf"^{name} .*\.float\(\)"):
             call()
     with pytest.raises(TypeError, match="must be bool"):
         count_of(z)
