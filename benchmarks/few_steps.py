@@ -272,9 +272,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--held-out", action="store_true", help="agreement on images of the calibration part")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--budget", type=float, help="seconds of auto; 240 on one thread stand for its 120 on two")
     parser.add_argument("--render", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.budget:
+        RECIPES["auto"] = Auto(budget=options.budget)
     if options.render:
         render(options.render, "few_steps", table)
     else:
