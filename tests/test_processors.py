@@ -20,10 +20,10 @@ FILES = [
     "test_processors",
     "test_train_pretrained",
     "test_faithful",
-    "test_onnx_out",
     "test_integer_engine",
 ]
 LONG = [
+    "test_onnx_out",
     "test_graph",
     "test_rewrite_faults",
     "test_lower",
