@@ -46,13 +46,14 @@ def measure(
 
     loader: an iterable of tensors (B, …), (x, y) tuples or dicts, or one tensor (N, …). Where the neurons have a state,
     an input may be another one at every step, (T, B, …), such as the events of a camera; the network of `against` then
-    gets the mean over the steps. Accuracy needs y: whole numbers, one for each answer, right behind the inputs of a tuple (with `inputs` in its last place) or under "label"
-    or "labels" of a dict. Accuracy and agreement are of class scores; values, such as those of a regression, have an
-    error alone, and docs/measure.md says how the two are told apart. against: the network, or its plan; any other
-    network that takes these inputs is compared by its outputs alone. inputs: a function from an item to the inputs.
-    energy: picojoules of an operation. progress: called as progress(what, done, total). docs/measure.md says what is
-    counted. The counts are those of the engines count, parallel and serial; of neurons with a state those of their
-    steps. Raises `InputError` where there is no batch or inputs do not fit, and what `plan` raises for `against`.
+    gets the mean over the steps. Accuracy needs y: whole numbers, one for each answer, right behind the inputs of a
+    tuple (with `inputs` in its last place) or under "label" or "labels" of a dict. Accuracy and agreement are of class
+    scores; values, such as those of a regression, have an error alone, and docs/measure.md says how the two are told
+    apart. against: the network, or its plan; any other network that takes these inputs is compared by its outputs
+    alone. inputs: a function from an item to the inputs. energy: picojoules of an operation. progress: called as
+    progress(what, done, total). docs/measure.md says what is counted. The counts are those of the engines count,
+    parallel and serial; of neurons with a state those of their steps. Raises `InputError` where there is no batch or
+    inputs do not fit, and what `plan` raises for `against`.
     """
     return measured(snn, loader, against=against, inputs=inputs, energy=energy, progress=progress)[0]
 
