@@ -203,3 +203,14 @@ def test_frames_of_several_inputs_are_told_by_their_dimensions(here: Path) -> No
     report = parspike.measure(snn, [{"events": steps, "row": torch.from_numpy(row)}])
     assert (found["images"], found["operations"]["synops"]) == (20, pytest.approx(report.synops))
     assert found["error"] < 0.3
+
+
+def test_a_nir_file_is_run_on_frames(recordings: np.ndarray) -> None:
+    pytest.importorskip("h5py")
+    answer("convert seeded.py:small --data events.npz --neuron if-zero -T 6 --recipe max -o n.parspike")
+    answer("export n.parspike net.nir")
+    found, own = (answer(f"eval {name} --data events.npz --operations") for name in ("net.nir", "n.parspike"))
+    assert found["accuracy"] == own["accuracy"]
+    assert found["operations"]["synops"] == pytest.approx(own["operations"]["synops"], rel=0.01)
+    assert found["operations"]["macs"] == own["operations"]["macs"] == 0
+    assert "6 frames an item, and this network runs T=5" in error("eval net.nir -T 5 --data events.npz")
