@@ -163,7 +163,10 @@ def test_eval_says_what_was_done_with_frames(recordings: np.ndarray) -> None:
     ("text", "says"),
     [
         ("eval n.parspike --data five.npz", "5 frames an item, and this network runs T=6 steps: cut the recordings"),
-        ("eval n.parspike --data small.npz", "has shape (20, 6, 3, 6); expected (N, T, …), and behind them the 3 dimensions"),
+        (
+            "eval n.parspike --data small.npz",
+            "has shape (20, 6, 3, 6); expected (N, T, …), and behind them the 3 dimensions",
+        ),
         ("eval n.parspike --data grey.npz", "has shape (1, 1, 6, 6), this network takes (B, 3, 6, 6)"),
         ("eval n.parspike --data flat.npz", "has shape (20, 6); expected frames, (N, T, C, H, W)"),
         ("eval n.parspike --data words.npz", "expected numbers, such as how many events"),

@@ -98,9 +98,9 @@ def evaluate(
     devices: processes.Processes = 1,
     json: Json = False,
 ) -> None:
-    """Run a converted network on images, recordings or text: accuracy, agreement with the network it came from, the relative error
-    of its outputs, spikes, time, cost. Outputs that are values have no accuracy and agreement. A language model has a
-    perplexity."""
+    """Run a converted network on images, recordings or text: accuracy, agreement with the network it came from, the
+    relative error of its outputs, spikes, time, cost. Outputs that are values have no accuracy and agreement. A
+    language model has a perplexity."""
 
     given = {"--operations": operations, "--energy": energy is not None, "--neurobench": neurobench}
     counted = next((name for name, value in given.items() if value), None)
@@ -268,7 +268,10 @@ class _Score:
         score = self.fields()
         item = "recording" if images.frames else "image" if images.preprocess.text is None else "sequence"
         each = f"an {item}" if item == "image" else f"a {item}"
-        values = "values, no class scores: --against SPEC tells their error"
+        unknown = not (self.outputs.answers or self.compared)
+        values = "values, no class scores: --against SPEC tells their error" if unknown else None
+        if (number := self.outputs.outputs) > 1 and not self.outputs.answers:
+            values = f"{number}, none named logits, so all are values without accuracy; net.onnx:NAME is one of a file"
 
         def percent(name: str) -> str | None:
             return None if score[name] is None else f"{100 * score[name]:.2f} %"
@@ -287,7 +290,7 @@ class _Score:
                 "network's accuracy": percent("network_accuracy"),
                 "agreement": percent("agreement"),
                 "mean cosine": None if score.get("cosine") is None else f"{score['cosine']:.4f}",
-                "outputs": None if self.outputs.answers or self.compared or self.language else values,
+                "outputs": None if self.language else values,
                 "relative error": percent("error"),
                 "spikes per neuron": None if spikes is None else f"{spikes:.3f} of {T}",
                 "time": milliseconds("seconds_per_image"),

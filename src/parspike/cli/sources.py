@@ -7,6 +7,7 @@ is said at once.
 from __future__ import annotations
 
 import io
+import keyword
 import math
 import re
 import warnings
@@ -41,6 +42,8 @@ __all__ = [
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SPLITS = ("train", "test", "val")
+CLASSES = ("y", "label", "labels", "target", "targets")
+"""Names of answers: of arrays, and of optional inputs of networks that are given them, for a loss."""
 LARGEST_FILE = 1 << 28
 """Bytes of an image in a zip, more than any has."""
 DEFLATE = 1032
@@ -360,11 +363,13 @@ def _npz(path: Path, split: str | None, prefer: str | None, inputs: Inputs) -> A
     try:
         with zipfile.ZipFile(path) as file:
             keys = {name.removesuffix(".npy") for name in file.namelist() if name.endswith(".npy")}
-            names, labels_key = _keys(path, keys, inputs)
-            chosen = _choose(str(path), {s for s in SPLITS if f"{s}_{names[0]}" in keys}, split, prefer)
+            called = _called(path, keys, inputs)
+            names, labels_key = _keys(path, called, inputs)
+            chosen = _choose(str(path), {s for s in SPLITS if f"{s}_{names[0]}" in called}, split, prefer)
             found = {name: f"{chosen}_{name}" if chosen else name for name in names}
-            if missing := [key for key in found.values() if key not in keys]:
+            if missing := [key for key in found.values() if key not in called]:
                 raise InputError(f"{path}: has {', '.join(sorted(keys))}, and no {missing[0]} beside them")
+            found = {name: called[key] for name, key in found.items()}
             arrays = {name: _arrays(path, file, key) for name, key in found.items()}
             key = f"{chosen}_{labels_key}" if chosen else labels_key
             labels = _arrays(path, file, key) if key in keys else None
@@ -392,13 +397,49 @@ def _npz(path: Path, split: str | None, prefer: str | None, inputs: Inputs) -> A
     return NamedSource(arrays, classes, items, frames)
 
 
-def _keys(path: Path, keys: set[str], inputs: Inputs) -> tuple[tuple[str, ...], str]:
-    """The names of the arrays that are the network's inputs, and of the labels."""
+def _called(path: Path, keys: set[str], inputs: Inputs) -> dict[str, str]:
+    """The arrays' keys by the names that the network's inputs have: an ONNX file may call `image_in` image.in. Raises
+    `InputError` where two arrays may be one input."""
+    known = {*inputs.needed, *inputs.taken}
+    found: dict[str, str] = {}
+    for key in sorted(keys):
+        split = next((f"{s}_" for s in SPLITS if key.startswith(f"{s}_")), "")
+        own = as_name(key.removeprefix(split))
+        name = f"{split}{own}" if own in known and key not in known else key
+        if (other := found.setdefault(name, key)) != key:
+            raise InputError(
+                f"{path}: {other} and {key} may both be the network's input {own}: name the arrays as the network "
+                f"does, {', '.join((*inputs.needed, *inputs.taken))}"
+            )
+    return found
+
+
+def as_name(name: str) -> str:
+    """A name of an ONNX file as its input is called in Python: as `parspike.onnx_in` does it; a test compares.
+
+    >>> as_name("serving_default:0")
+    'serving_default_0'
+    """
+    text = re.sub(r"\W", "_", name) or "input"
+    text = f"input_{text}" if text[0].isdigit() else text
+    return f"{text}_" if keyword.iskeyword(text) or text == "self" else text
+
+
+def _keys(path: Path, called: Mapping[str, str], inputs: Inputs) -> tuple[tuple[str, ...], str]:
+    """The names of the arrays that are the network's inputs, and of the labels. called: see `_called`."""
+    keys = set(called)
     there = keys | {key.removeprefix(f"{split}_") for key in keys for split in SPLITS}
     labels = "labels" if "labels" in there or "y" in inputs.needed else "y"
     if inputs.needed and set(inputs.needed) <= there:
-        return (*inputs.needed, *(name for name in inputs.taken if name in there)), labels
-    has = ", ".join(sorted(keys)) or "no arrays"
+        names = (*inputs.needed, *(name for name in inputs.taken if name in there))
+        known = {*names, *CLASSES, *(f"{split}_{name}" for split in SPLITS for name in (*names, *CLASSES))}
+        if len(names) > 1 and (more := sorted(keys - known)):
+            raise InputError(
+                f"{path}: has {', '.join(more)} beside the inputs {', '.join(names)}, and the network takes no such "
+                "input: leave it out of the file, or correct its name"
+            )
+        return names, labels
+    has = ", ".join(sorted(called.values())) or "no arrays"
     if len(inputs.needed) > 1:
         raise InputError(
             f"{path}: has {has}, and the network takes {', '.join(inputs.needed)}: save an array for each under its "
