@@ -116,7 +116,7 @@ def recordings(here: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("key", ["frames", "x"])
 def test_frames_are_run_step_by_step_and_calibrated_on_their_mean(recordings: np.ndarray, key: str) -> None:
-    """Catches images of 0 to 255 in place of counts, batch and time in each other's place, a mean where steps belong."""
+    """Catches images in place of counts, batch and time in each other's place, a mean where steps belong."""
     made = answer("convert seeded.py:small --data events.npz --neuron if -T 6 --recipe max -o n.parspike")
     assert made["images"] == 20
     frames = torch.from_numpy(recordings).float()
@@ -146,9 +146,10 @@ def model() -> torch.nn.Module:
 
 
 def test_eval_says_what_was_done_with_frames(recordings: np.ndarray) -> None:
-    done = run(*"convert seeded.py:small --data events.npz --neuron if -T 6 --recipe max -o n.parspike".split())
+    made = "convert seeded.py:small --data events.npz --neuron if -T 6 --recipe max -o n.parspike"
+    done = run(*made.split())
     assert "the mean of 6 frames" in done.stdout
-    said = run(*"eval n.parspike --data events.npz".split()).stdout
+    said = run("eval", "n.parspike", "--data", "events.npz").stdout
     assert "recordings" in said
     assert "6 frames, one a time-step" in said
     assert "ms a recording" in said

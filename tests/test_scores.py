@@ -66,7 +66,7 @@ KINDS: dict[str, tuple[Any, Tensor | None, tuple[int, ...] | None]] = {
 )
 def test_outputs_that_cannot_be_compared_are_refused(output: Any, network: Any) -> None:
     """They were left out of the error and of the agreement without a word."""
-    with pytest.raises(InputError, match=r"against= gives \(6, .*, and this network \(6, .*: compare it with"):
+    with pytest.raises(InputError, match=r"against= gives \(6,.*, and this network \(6,.*: compare it with"):
         Scores().add(output, network)
 
 
