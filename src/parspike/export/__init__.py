@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parspike.errors import InputError, OptionError, UnsupportedError, meant
-from parspike.export.result import Compared, Drift, Exported, compare, in_pieces, tally
+from parspike.export.result import Compared, Drift, Exported, compare, in_pieces, release, tally
 from parspike.graph import Graph, Size
 from parspike.neurons import Simulation, twin
 from parspike.snn import SNN
@@ -92,10 +92,12 @@ def _to_nir(snn: SNN, path: Path, example: Any, as_if: bool, dt: float, as_convo
     batches = in_pieces(_example(snn, example), snn.graph)
     with made_whole(path) as temporary, told(path):
         made = nir.write(written, temporary, float(dt), as_convolutions)
+        release()
         loaded = read(temporary)
         code = snn.over_time or all(neuron.code == "sorted" for neuron in snn.counting().values())
         found = compare(snn, loaded, made.names if code else {}, batches)
         del loaded
+        release()
         plain = compare(snn, read(temporary, T=snn.T, dt=dt, plain=True), {}, batches)
         size = temporary.stat().st_size
     notes = [*made.notes, *_notes(written, plain)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,11 +146,12 @@ Runs = Callable[[Mapping[str, Tensor]], tuple[Mapping[str, Any], Any]]
 def compare(own: SNN, other: SNN, names: Mapping[str, str], batches: Sequence[Mapping[str, Tensor]]) -> Compared:
     """Run both networks on the same inputs. names: the other's layers by the nodes of the network's own neurons; empty
     where only outputs are compared. batches: inputs by the names of the network's own graph."""
+    node = {other.graph.by_name[name].layer: name for name in other.neurons()}
 
     def theirs(env: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Any]:
         given = dict(zip((i.name for i in other.graph.inputs), env.values(), strict=True))
-        counts, answer = _counts(other, given, None)
-        return {name: counts[layer] for name, layer in names.items()}, answer
+        counts, answer = _counts(other, given, [node[layer] for layer in names.values()])
+        return {name: counts[node[layer]] for name, layer in names.items()}, answer
 
     return tally(own, names, batches, theirs)
 
@@ -183,30 +186,52 @@ def _as(output: Any, answer: Any) -> Any:
     return map_tree(lambda leaf: next(found) if isinstance(leaf, Tensor) else leaf, output)
 
 
-def _counts(snn: SNN, env: Mapping[str, Tensor], names: Collection[str] | None) -> tuple[dict[str, Tensor], Any]:
-    """Spikes of every neuron over the T steps, by layer (or by node, of those in `names`), and the output."""
+def _counts(snn: SNN, env: Mapping[str, Tensor], names: Collection[str]) -> tuple[dict[str, Tensor], Any]:
+    """Spikes of every neuron over the T steps, by node, of those in `names`, and the output."""
     if not snn.over_time:
         args, named = snn.graph.call_of(env)
         run = snn.run(*args, record=bool(names), **named)
-        return ({name: run.counts[snn.graph.by_name[name].layer] for name in names or ()}, run.logits)
+        return ({name: run.counts[snn.graph.by_name[name].layer] for name in names}, run.logits)
     counts: dict[str, Tensor] = {}
     # In few bits, since the counts of all layers are held at once.
     most = snn.T * max(neuron.largest for neuron in snn.stateful().values())
     small = torch.int8 if most < 128 else torch.int32
 
+    large = _neurons(snn.graph, env) > MOST_NEURONS
+
     def watch(name: str, current: Tensor, spikes: Tensor, read: bool) -> None:
-        if names is not None and name not in names:
+        if large:
+            release()
+        if name not in names:
             return
-        key = name if names is not None else snn.graph.by_name[name].layer
         now = spikes.sum(0).to(small)
-        counts[key] = counts[key].add_(now) if key in counts else now
+        counts[name] = counts[name].add_(now) if name in counts else now
 
     return counts, snn.watched(env, watch).logits
 
 
+def _neurons(graph: Graph, env: Mapping[str, Tensor]) -> int:
+    """How many neurons a sample of this size has."""
+    sizes = graph.sizes(env)
+    return sum(elements(node.shape, sizes) for node in graph.neurons)
+
+
+def release() -> None:
+    """Give memory that is free back to the system: glibc keeps it, and holds as much again as a large network takes."""
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library
+        return None
+
+
 def in_pieces(env: Mapping[str, Tensor], graph: Graph) -> list[dict[str, Tensor]]:
     """Inputs by name as batches of a few samples, of one where the network has many neurons."""
-    sizes = graph.sizes(env)
-    neurons = sum(elements(node.shape, sizes) for node in graph.neurons)
+    neurons = _neurons(graph, env)
     cut = {name: x.split(min(AT_ONCE, max(1, MOST_NEURONS // max(1, neurons)))) for name, x in env.items()}
     return [dict(zip(cut, pieces, strict=True)) for pieces in zip(*cut.values(), strict=True)]
