@@ -182,7 +182,7 @@ def test_frames_that_do_not_fit(recordings: np.ndarray, text: str, says: str) ->
     np.savez("small.npz", frames=recordings[:, :, :, :, 0])
     np.savez("grey.npz", frames=recordings[:, :, :1])
     np.savez("flat.npz", frames=recordings[:, :, 0, 0, 0])
-    np.savez("words.npz", frames=np.full((2, 6, 3), "a"))
+    np.savez("words.npz", frames=np.full((2, 6, 3, 6, 6), "a"))
     for name, options in (("n", "--neuron if"), ("p", "")):
         if f"{name}.parspike" in text:
             answer(f"convert seeded.py:small --data events.npz {options} -T 6 --recipe max -o {name}.parspike")
