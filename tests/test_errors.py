@@ -462,3 +462,64 @@ RARE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 def test_rare_mistakes(name: str) -> None:
     call, kind, part = RARE[name]
     says(call, kind, part)
+
+
+class Gathered(nn.Module):
+    """Two tensors in a dict, or in a tuple or list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, batch: Any) -> Tensor:
+        image, meta = (batch["image"], batch["meta"]) if isinstance(batch, dict) else batch
+        return self.c((self.a(image) + self.b(meta)).relu())
+
+
+Y = torch.rand(8, 5, generator=torch.Generator().manual_seed(1))
+ONE_DICT = "def forward(self, image, meta): return self.network({'image': image, 'meta': meta})"
+ONE_TUPLE = "def forward(self, a, b): return self.network((a, b))"
+
+
+@pytest.mark.parametrize(
+    ("item", "remedy"),
+    [
+        ({"image": X, "meta": Y}, ONE_DICT),
+        ({"image": X, "meta": Y, "labels": torch.zeros(8)}, ONE_DICT),
+        (({"image": X, "meta": Y}, torch.zeros(8)), ONE_DICT),
+        ((X, Y), ONE_TUPLE),
+        (((X, Y), torch.zeros(8)), ONE_TUPLE),
+        ([X, Y], "return self.network([a, b])"),
+    ],
+)
+def test_a_network_of_one_dict_or_tuple_is_told_the_wrapper_to_write(item: Any, remedy: str) -> None:
+    """Would catch the errors of before, of a tensor that has too many dimensions or a wrong number of columns."""
+    model = Gathered().eval()
+    with pytest.raises(errors.InputError, match=r"takes its tensors in one (dict|tuple|list), which") as said:
+        parspike.convert(model, [item], T=4, recipe="max")
+    assert remedy in str(said.value)
+    with pytest.raises(errors.InputError) as said:
+        parspike.plan(model, ((item,) if isinstance(item, list) else item))
+    assert "convert a module around the network" in str(said.value)
+
+
+def test_the_wrapper_of_the_message_converts() -> None:
+    model = Gathered().eval()
+
+    class Wrapped(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, image: Tensor, meta: Tensor) -> Tensor:
+            return self.network({"image": image, "meta": meta})
+
+    snn = parspike.convert(Wrapped(model).eval(), [{"image": X, "meta": Y}], T=64, recipe="max")
+    wanted = model({"image": X, "meta": Y})
+    assert float((snn(image=X, meta=Y) - wanted).norm()) < 0.1 * float(wanted.norm())
+
+
+def test_an_item_that_fits_no_way_keeps_its_own_error() -> None:
+    with pytest.raises(errors.InputError, match="fails on the example"):
+        parspike.convert(small(), [(torch.rand(8, 5), torch.rand(8, 5))], T=2)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,13 +15,14 @@ import torch.nn.functional as F
 from networks import SHAPES, made, planned
 from test_operators import ALONE, CALLS
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import parspike
-from parspike.errors import OptionError, ParspikeError
+from parspike.errors import InputError, OptionError, ParspikeError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, trace, walk
 from parspike.graph.ops import TABLE, call
 from parspike.measure.wires import carry, fan_out
-from parspike.neurons import CODES, ParallelNeuron
+from parspike.neurons import CODES, ParallelNeuron, Simulation
 
 # --------------------------------------------------------------------------------------- brute force on a graph
 
@@ -420,3 +424,159 @@ def test_fan_out_of_a_padded_convolution_is_less_at_its_border():
     edges = fan_out(node, *stream.arguments(node), {graph.inputs[0].name})
     side = torch.tensor([2.0, 3.0, 3.0, 2.0], dtype=torch.float64)
     assert torch.equal(edges[0, 0], 5 * side[:, None] * side)
+
+
+# ------------------------------------------------------------------------------------------ inputs over time
+
+
+class Slices(nn.Module):
+    """A pool and a synapse on events, two synapses without neurons between, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2)
+        self.c, self.head = nn.Conv2d(4, 3, 1), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.c(self.b(self.a(F.avg_pool2d(x, 2)).relu())).relu()
+        return self.head(h.mean((2, 3)))
+
+
+STEPS = 6
+
+
+@cache
+def slices() -> tuple[nn.Module, parspike.SNN, Tensor]:
+    """A network of IF neurons and events (T, B, 2, 12, 12): how many there are at a place in a step."""
+    model = Slices().eval()
+    events = torch.poisson(torch.full((STEPS, 5, 2, 12, 12), 0.3), torch.Generator().manual_seed(1))
+    snn = parspike.convert(model, events.mean(0), T=STEPS, neuron=parspike.IF(), recipe="max")
+    return model, snn, events
+
+
+def edges(layer: nn.Conv2d | nn.Linear, x: Tensor) -> float:
+    """Operations of values at a synapse, by the synapse itself with weights that are all 1."""
+    lit = copy.deepcopy(layer)
+    nn.init.ones_(lit.weight)
+    nn.init.zeros_(lit.bias)
+    with torch.no_grad():
+        return float(lit(x).double().sum())
+
+
+def test_events_are_accumulates_in_the_step_in_which_they_come():
+    """Would catch a mean in place of the events, an input whose events are multiplied, and one that is counted once."""
+    model, snn, events = slices()
+    y = torch.arange(5)
+    report = parspike.measure(snn, [(events[:, :2], y[:2]), (events[:, 2:], y[2:])], against=model)
+    run = snn.run(events, record=True)
+    first, second = (train.float() for train in run.spikes.values())
+    reached = 4 * F.avg_pool2d(events.flatten(0, 1), 2)  # the pool is a wire: each event goes on as it is
+    rows = {row.layer: row for row in report.rows}
+    assert rows["a"].synops * 5 == edges(model.a, reached) > 0
+    assert rows["b"].synops * 5 == edges(model.b, first.flatten(0, 1)) > 0
+    assert rows["head"].synops * 5 == edges(model.head, second.flatten(0, 1).sum((2, 3))) > 0
+    # Behind another synapse there are real values, which the neurons need at every step.
+    once = edges(model.c, torch.ones(1, 4, 2, 2))
+    assert (rows["c"].macs, rows["c"].kept_macs, rows["c"].network_macs) == (STEPS * once, once, once)
+    assert report.macs == STEPS * once
+    assert report.energy_pj == pytest.approx(0.9 * report.synops + 4.6 * report.macs)
+    assert report.driven == 1 - once / report.network_macs
+    assert report.spikes * 5 == first.sum() + second.sum()
+    assert report.accuracy == pytest.approx(float((run.logits.argmax(1) == y).double().mean()))
+    assert report.network_accuracy == pytest.approx(float((model(events.mean(0)).argmax(1) == y).double().mean()))
+    assert report.error == pytest.approx(parspike_error(run.logits, model(events.mean(0))), rel=1e-5)
+    assert parspike.measure(snn, events).rows == parspike.measure(snn, [events]).rows
+
+
+def parspike_error(output: Tensor, wanted: Tensor) -> float:
+    return float((output - wanted).detach().norm() / wanted.detach().norm())
+
+
+def test_frames_of_real_values_are_multiplied_at_every_step():
+    model, snn, events = slices()
+    frames = 0.37 * events
+    rows = {row.layer: row for row in parspike.measure(snn, frames).rows}
+    once = edges(model.a, torch.ones(1, 2, 6, 6))
+    assert (rows["a"].synops, rows["a"].macs, rows["a"].network_macs) == (0, STEPS * once, once)
+    still = {row.layer: row for row in parspike.measure(snn, frames[0]).rows}
+    assert (still["a"].synops, still["a"].macs) == (0, once)
+
+
+def test_the_same_events_at_every_step_are_the_same_spikes():
+    _, snn, events = slices()
+    still, moving = (parspike.measure(snn, x) for x in (events[0], events[:1].expand(STEPS, *events.shape[1:])))
+    for one, two in zip(still.rows, moving.rows, strict=True):
+        assert (one.spikes, one.updates) == (two.spikes, two.updates)
+        assert one.layer == "a" or one.synops == two.synops
+
+
+def test_neurobench_reads_every_step_of_the_input():
+    model, snn, events = slices()
+    found = parspike.neurobench(snn, events)
+    first, second = (train.float() for train in snn.run(events, record=True).spikes.values())
+    amplitude = snn.neurons()[snn.graph.neurons[0].name].v_post
+    acs = macs = 0.0
+    for t in range(STEPS):
+        read = {
+            model.a: F.avg_pool2d(events[t], 2), model.b: first[t], model.c: model.b(first[t] * amplitude),
+            model.head: second[t].mean((2, 3)),
+        }  # fmt: skip
+        for layer, x in read.items():
+            operations = edges(layer, (x != 0).float())
+            only = bool(((x == 0) | (x == 1)).all())
+            acs, macs = acs + operations * only, macs + operations * (not only)
+    assert found.effective_acs * 5 == acs > 0
+    assert found.effective_macs * 5 == macs > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x: x[:4], r"batch 0 of the loader: .* is 4 steps, and this network runs T=6"),
+        (lambda x: x.transpose(0, 1), r"such as x.transpose\(0, 1\)"),
+        (lambda x: x[:, :, :1], r"has shape \(5, 1, 12, 12\), this network takes"),
+        (lambda x: x.long(), r"is torch.int64, this network takes torch.float32"),
+        (lambda x: x.masked_fill(x > 2, math.inf), "NaN or Inf"),
+    ],
+)
+@pytest.mark.parametrize("measure", [parspike.measure, parspike.neurobench])
+def test_inputs_over_time_that_do_not_fit(measure, change, says):
+    _, snn, events = slices()
+    with pytest.raises(InputError, match=says):
+        measure(snn, [change(events)])
+
+
+def test_an_input_over_time_that_weighs_others_is_refused():
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+            return self.two(self.one(x).relu() * gate)
+
+    x, gate = torch.rand(3, 4), torch.rand(3, 4)
+    snn = parspike.convert(Gated().eval(), [(x, gate)], T=4, neuron=parspike.IF(), recipe="max")
+    steps = x.expand(4, 3, 4)
+    assert parspike.measure(snn, [(steps, gate)]).synops > 0
+    with pytest.raises(InputError, match="multiplies by an input that is another one at every step"):
+        parspike.measure(snn, [(steps, gate.expand(4, 3, 4))])
+    tokens = parspike.convert(
+        nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(),
+        torch.randint(0, 9, (8, 3)), T=4, neuron=parspike.IF(), recipe="max",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="only real numbers have a mean over time"):
+        parspike.measure(tokens, [torch.randint(0, 9, (4, 2, 3))])
+
+
+@pytest.mark.parametrize("T", [STEPS, 64])
+def test_samples_of_a_data_set_are_told_to_bring_time_first(T):
+    """Batches of 64 recordings of 64 steps would be read in the wrong order without a word."""
+    _, snn, events = slices()
+    snn = parspike.SNN(replace(snn.graph, tensors=snn.tensors()), snn.neurons(), simulation=Simulation(T))
+    x = events.new_zeros(64, T, *events.shape[2:])
+    with pytest.raises(InputError, match=r"such as x.transpose\(0, 1\)"):
+        parspike.measure(snn, TensorDataset(x, torch.zeros(64)))
+    items = DataLoader(TensorDataset(x[:2], torch.zeros(2).long()), 2)
+    assert parspike.measure(snn, items, inputs=lambda item: item[0].transpose(0, 1)).accuracy is not None

@@ -4,6 +4,8 @@ others are run by their equations; hostile ones are refused."""
 from __future__ import annotations
 
 import functools
+import gc
+import importlib
 import json
 import os
 import subprocess
@@ -385,6 +387,52 @@ def test_a_parallel_network_is_refused_or_written_as_its_twin(tmp_path: Path) ->
     )
     with pytest.raises(UnsupportedError, match="unequal size"):
         parspike.export(bent, tmp_path / "bent.nir", example=x, as_if=True)
+
+
+def test_counts_that_differ_are_told_by_layer(tmp_path: Path) -> None:
+    """Would catch a difference of counts that is added up with its sign, and another layer's in the place of one."""
+    snn, x = made("option-a", IF(reset="zero"))
+    parspike.export(snn, tmp_path / "net.nir", example=x)
+    other = parspike.load(tmp_path / "net.nir")
+    with torch.no_grad():
+        for neuron in other.neurons().values():
+            neuron.v_threshold *= 1.25  # pyright: ignore[reportAttributeAccessIssue]
+    result = importlib.import_module("parspike.export.result")
+    names = dict(zip(snn.neurons(), (other.graph.by_name[name].layer for name in other.neurons()), strict=True))
+    pieces = [{snn.graph.inputs[0].name: part} for part in x.split(4)]
+    found = result.compare(snn, other, names, pieces)
+    one, two = snn.run(x, record=True).counts, other.run(x, record=True).counts
+    wanted = [
+        (a.numel(), int(a.sum()), int(b.sum()), int((a != b).sum()))
+        for a, b in zip(one.values(), two.values(), strict=True)
+    ]
+    assert [(row.counts, row.spikes, row.file_spikes, row.unlike) for row in found.layers] == wanted
+    assert all(0 < unlike < counts for counts, *_, unlike in wanted)
+    assert found.error == pytest.approx(float((other(x) - snn(x)).norm() / snn(x).norm()), rel=1e-5)
+
+
+def test_a_network_that_is_read_back_leaves_no_memory_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors in a cycle of references would stay until Python looks for cycles, beside those of the second reading;
+    and of a large network free memory is given back at every layer."""
+    snn, x = made("option-a")
+    result = importlib.import_module("parspike.export.result")
+    released: list[int] = []
+    monkeypatch.setattr(result, "release", lambda: released.append(1))
+    parspike.export(snn, tmp_path / "net.nir", example=x)
+    assert not released
+    monkeypatch.setattr(result, "MOST_NEURONS", 100)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        parspike.export(snn, tmp_path / "net.nir", example=x[:1], force=True)
+        gc.collect()
+        assert not [each for each in gc.garbage if isinstance(each, Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert len(released) == 4 * len(snn.neurons())  # a run of all T steps at once, of two networks, twice
 
 
 def test_without_an_example_noise_is_compared(tmp_path: Path) -> None:

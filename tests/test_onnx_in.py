@@ -1220,6 +1220,105 @@ def test_the_command_line_takes_tokens(tmp_path: Path) -> None:
     assert command("eval", out, "--data", data, "--against", path)[1]["agreement"] > 0.8
 
 
+def two_inputs(rng: Rng, outputs: Sequence[tuple[str, list[Any]]]) -> Any:
+    """scores and total of two inputs, one with a name that Python has not."""
+    nodes = [
+        helper.make_node("MatMul", ["image.in", "u"], ["a"]), helper.make_node("MatMul", ["meta", "v"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["s"]), helper.make_node("Relu", ["s"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["scores"]),
+        helper.make_node("ReduceSum", ["r", "axes"], ["total"], keepdims=0),
+    ]  # fmt: skip
+    c = {"u": values(rng, 4, 8), "v": values(rng, 5, 8), "w": values(rng, 8, 3), "axes": np.array([1])}
+    given = [info(name, shape=["B", n], dtype=1) for name, n in (("image.in", 4), ("meta", 5))]
+    return file_of(nodes, given, [info(name, shape=shape, dtype=1) for name, shape in outputs], c, 13)
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Array]:
+    """one.onnx with one output, two.onnx with two, and data for both by the files' own names."""
+    monkeypatch.chdir(tmp_path)
+    save(two_inputs(np.random.default_rng(8), [("scores", ["B", 3])]), tmp_path, "one.onnx")
+    save(two_inputs(np.random.default_rng(8), [("scores", ["B", 3]), ("total", ["B"])]), tmp_path, "two.onnx")
+    rng = np.random.default_rng(9)
+    arrays = {"image.in": values(rng, 24, 4), "meta": values(rng, 24, 5)}
+    np.savez("data.npz", **arrays, labels=rng.integers(0, 3, 24))
+    np.savez("split.npz", **{f"test_{name}": array for name, array in arrays.items()})
+    return arrays
+
+
+def test_several_inputs_go_by_the_names_in_the_file(two: dict[str, Array]) -> None:
+    """Catches inputs in each other's place, and names with dots that no array could match."""
+    assert command("plan", "one.onnx", "--data", "data.npz")[0] == 0
+    assert (
+        command("convert", "one.onnx", "--data", "data.npz", "-o", "n.parspike", "--recipe", "max", "-T", "64")[0] == 0
+    )
+    snn = parspike.load("n.parspike")
+    wanted = by_onnxruntime(onnx.load("one.onnx"), two)[0]
+    found = snn(image_in=torch.from_numpy(two["image.in"]), meta=torch.from_numpy(two["meta"]))
+    assert np.linalg.norm(found.numpy() - wanted) < 0.1 * np.linalg.norm(wanted)
+    for data in ("data.npz", "split.npz"):
+        code, answer = command("eval", "n.parspike", "--data", data, "--against", "one.onnx", "--operations")
+        assert (code, answer["images"]) == (0, 24)
+        assert answer["error"] == pytest.approx(
+            float(np.linalg.norm(found.numpy() - wanted) / np.linalg.norm(wanted)), rel=1e-3
+        )
+        assert (answer["accuracy"] is None) == (data == "split.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"meta": None}, "has image.in, and the network takes image_in, meta: save an array for each under its name"),
+        ({"mask": np.zeros((24, 5))}, "has mask beside the inputs image_in, meta, and the network takes no such input"),
+        ({"image_in": np.zeros((24, 4))}, "image.in and image_in may both be the network's input image_in"),
+        ({"meta": np.zeros((24, 6))}, "input 'meta' has (the )?shape .*6.*, (the file asks for|this network takes)"),
+        ({"meta": np.zeros((24, 5), np.int64)}, "input 'meta' is torch.int64, "),
+        ({"meta": np.full((24, 5), "a")}, "meta is <U1; expected uint8 images, or floats"),
+        ({"meta": np.zeros((20, 5))}, "image.in has 24 rows and meta has 20; expected one row an item in each"),
+    ],
+)  # fmt: skip
+def test_arrays_that_do_not_fit_the_inputs_of_a_file(two: dict[str, Array], change: Any, message: str) -> None:
+    assert command("convert", "one.onnx", "--data", "data.npz", "-o", "n.parspike", "--recipe", "max")[0] == 0
+    np.savez("bad.npz", **{name: array for name, array in {**two, **change}.items() if array is not None})
+    calls = (
+        ("plan", "one.onnx"),
+        ("convert", "one.onnx", "-o", "m.parspike", "--recipe", "max"),
+        ("eval", "n.parspike"),
+    )
+    for call in calls:
+        code, answer = command(*call, "--data", "bad.npz")
+        assert code == 1
+        assert re.search(message, answer["error"]["message"]), answer
+
+
+def test_a_file_with_several_outputs_says_what_is_measured(two: dict[str, Array]) -> None:
+    from typer.testing import CliRunner
+
+    from parspike.cli import app
+
+    for spec, name in (("two.onnx", "two"), ("two.onnx:scores", "one")):
+        assert command("convert", spec, "--data", "data.npz", "-o", f"{name}.parspike", "--recipe", "max")[0] == 0
+    common = ("--data", "data.npz", "--against")
+    answer = command("eval", "two.parspike", *common, "two.onnx")[1]
+    assert (answer["accuracy"], answer["agreement"]) == (None, None)
+    assert 0 < answer["error"] < 0.5
+    said = CliRunner().invoke(app, ["eval", "two.parspike", *common, "two.onnx"]).stdout
+    assert "2, none named logits, so all are values without accuracy; net.onnx:NAME is one of a file" in said
+    assert command("eval", "one.parspike", *common, "two.onnx:scores")[1]["accuracy"] is not None
+    for file, spec in (("two", "two.onnx:scores"), ("one", "two.onnx")):
+        code, answer = command("eval", f"{file}.parspike", *common, spec)
+        assert code == 1
+        assert re.search(r"against= gives .*, and this network .*: compare it with", answer["error"]["message"])
+
+
+def test_the_command_line_names_inputs_as_the_reader_does() -> None:
+    from parspike.cli.sources import as_name
+    from parspike.onnx_in.network import _identifiers
+
+    for name in ("input.1", "x", "class", "serving_default:0", "0", "", "self", "größe", "a/b c"):
+        assert (as_name(name),) == _identifiers([name])
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

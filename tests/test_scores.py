@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import parspike
 from parspike.calibrate.batches import labels_of
 from parspike.calibrate.distance import apart, class_scores, judged, values_of
-from parspike.errors import CalibrationError, OptionError, ParspikeWarning
+from parspike.errors import CalibrationError, InputError, OptionError, ParspikeWarning
 from parspike.measure import Scores, answers_of
 
 B, K = 6, 4
@@ -58,6 +58,16 @@ KINDS: dict[str, tuple[Any, Tensor | None, tuple[int, ...] | None]] = {
     "complex": (torch.complex(of(B, K), of(B, K)), None, None),
     "nothing": ({"loss": None}, None, None),
 }
+
+
+@pytest.mark.parametrize(
+    ("output", "network"),
+    [((of(B, K), of(B)), of(B, K)), (of(B, K), (of(B, K), of(B))), (of(B, 1), of(B)), (of(B, 3, 5, 5), of(B, 3, 6, 6))],
+)
+def test_outputs_that_cannot_be_compared_are_refused(output: Any, network: Any) -> None:
+    """They were left out of the error and of the agreement without a word."""
+    with pytest.raises(InputError, match=r"against= gives \(6,.*, and this network \(6,.*: compare it with"):
+        Scores().add(output, network)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,15 +15,15 @@ from torch.distributed import ProcessGroup
 from torch.utils.data import DistributedSampler
 
 from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, recipe_to_json
-from parspike.calibrate.batches import SEEN, arguments_of, readable_again, signature_of
+from parspike.calibrate.batches import LABELS, SEEN, arguments_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
 from parspike.calibrate.student import ByCount, Input, OverTime
 from parspike.engines import memory_of
-from parspike.errors import CalibrationError, OptionError, ParspikeWarning, meant
+from parspike.errors import CalibrationError, InputError, OptionError, ParspikeWarning, TraceError, meant
 from parspike.graph import Curve, Graph, Schedule, Stream, walk
 from parspike.graph.ops import ENCODE
 from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation, check_kind
-from parspike.plan import Example, Plan, Planning, plan, with_encoders
+from parspike.plan import Example, Plan, Planning, check_whole, plan, with_encoders
 from parspike.snn import SNN
 from parspike.together import Together
 from parspike.version import __version__
@@ -246,6 +246,13 @@ def _code(kind: Kind) -> Code:
     return kind.code if isinstance(kind, Parallel) else "sorted"
 
 
+def _whole(item: Any) -> list[Any]:
+    """What of an item may be the one input of a network, a dict, a tuple or a list: with and without labels."""
+    if isinstance(item, Mapping):
+        return [{key: x for key, x in item.items() if key not in LABELS}, dict(item)]
+    return [*_whole(item[0]), item] if isinstance(item, (tuple, list)) and item else []
+
+
 def _plan(
     model: nn.Module, source: Iterable[Any] | None, example: Any, inputs: Callable[[Any], Any] | None, how: Any
 ) -> Plan:
@@ -255,5 +262,11 @@ def _plan(
         first = next(iter(source), None)
         if first is None:
             raise CalibrationError("the calibration set is empty: give at least one batch of inputs")
-        example = arguments_of(first, "calibration batch 0", inputs, signature_of(model, first, inputs))
+        try:
+            example = arguments_of(first, "calibration batch 0", inputs, signature_of(model, first, inputs))
+            return plan(model, example, **how)
+        except (InputError, TraceError, CalibrationError):
+            # Of a dict or a tuple that is the network's one input, `arguments_of` chose some of the tensors, or none.
+            check_whole(model, _whole(first))
+            raise
     return plan(model, example, **how)

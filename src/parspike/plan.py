@@ -22,13 +22,14 @@ from parspike.graph import (
     check_same,
     encodable,
     leaves,
+    map_tree,
     rewrite,
     trace,
 )
 from parspike.graph import with_encoders as insert_encoders
 from parspike.graph.attention import taken_apart
 from parspike.graph.encode import Encode, computed, encoded, input_encoders, undivided
-from parspike.graph.ir import expected_tensor
+from parspike.graph.ir import expected_tensor, flattened
 from parspike.graph.lookup import LOOKED_UP, Analog
 from parspike.graph.ops import ACROSS_BATCH, ENCODE, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE
 from parspike.graph.order import compared, unnested
@@ -249,6 +250,7 @@ def plan(
         check_same(model, read, args, kwargs)
         graph = rewrite(read, args, kwargs)
     except (InputError, TraceError) as error:
+        check_whole(model, [example])
         if not _one_sample(model, args, kwargs):
             raise
         given = ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()))
@@ -333,6 +335,35 @@ def _encoder(graph: Graph, node: Node) -> PlanRow:
     return PlanRow(
         node.layer, "encode", str(node.role), "neurons that make spikes of the input", "", graph.shape_of(node)
     )
+
+
+class _Whole(nn.Module):
+    """A network that is given its tensors in one dict, tuple or list."""
+
+    def __init__(self, network: nn.Module, example: Any) -> None:
+        super().__init__()
+        self.network, self.example = network, example
+
+    def forward(self, *tensors: Tensor) -> Any:
+        rest = iter(tensors)
+        return self.network(map_tree(lambda _: next(rest), self.example))
+
+
+def check_whole(model: nn.Module, candidates: Sequence[Any]) -> None:
+    """Raise `InputError` where a network that was refused takes one of the candidates as its one input, a dict, a tuple
+    or a list of tensors: a converted network takes each tensor by itself."""
+    for whole in candidates:
+        found = list(leaves(whole)) if isinstance(whole, (dict, tuple, list)) else []
+        if not found or not all(isinstance(leaf, Tensor) for leaf in found):
+            continue
+        try:
+            outputs(_Whole(model, whole), found, {})
+        except Exception:  # noqa: BLE001 (whatever it raises, it does not take them)
+            continue
+        raise InputError(
+            f"{type(model).__name__} takes its tensors in one {type(whole).__name__}, which a converted network does "
+            f"not: {flattened(whole)}"
+        )
 
 
 def _one_sample(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from parspike import engines
 from parspike.engines import PACKED, Record, Run
 from parspike.engines.stages import Stages, check_chunk
 from parspike.errors import InputError, OptionError, ParspikeWarning, UnsupportedError
-from parspike.graph import Graph, leaves
+from parspike.graph import Graph, Input, leaves
 from parspike.graph.cache import token_dims, with_cache
 from parspike.graph.ir import BATCH
 from parspike.neurons import Dynamics, Neuron, Simulation, SpikingLayer, twin
@@ -292,7 +292,7 @@ class SNN(nn.Module):
         return found
 
     @torch.no_grad()
-    def watched(self, env: Mapping[str, Tensor], watch: engines.Watch) -> Run:
+    def watched(self, env: Mapping[str, Any], watch: engines.Watch) -> Run:
         """Run inputs by name through neurons with a state; `watch` is called for every layer and block of steps."""
         neurons = self.stateful()
         return engines.over_time(self, dict(env), neurons, self.simulation, engine=engines.OVER_TIME, watch=watch)
@@ -375,29 +375,35 @@ class SNN(nn.Module):
             wanted = ", ".join((*own, *(f"{name}=" for name in names)))
             raise InputError(f"this network takes the inputs ({wanted}), got {len(args)} positional, {list(kwargs)}")
         env = graph.bind(args, kwargs)
-        if torch.compiler.is_compiling():
-            return env
-        if not self.over_time:
-            graph.check(env, "run")
-            return env
-        timed = {i.name for i in graph.inputs if isinstance(x := env[i.name], Tensor) and x.dim() == len(i.shape) + 1}
+        return env if torch.compiler.is_compiling() else self.checked(env, "run")
+
+    def checked(self, env: Mapping[str, Any], place: str) -> dict[str, Any]:
+        """Inputs by name, as `graph.check` takes them; where the neurons have a state, one with a dimension more,
+        (T, B, …), is another one at every step, `Steps`. Raises `InputError`, which names `place`."""
+        timed = {i.name for i in self.graph.inputs if self._is_timed(i, env.get(i.name))} if self.over_time else set()
         for name in timed:
-            self._check_steps(name, env[name])
+            self._check_steps(name, env[name], place)
         for step in range(self.T if timed else 1):
-            graph.check({name: x[step] if name in timed else x for name, x in env.items()}, "run")
+            self.graph.check({name: x[step] if name in timed else x for name, x in env.items()}, place)
         return {name: engines.Steps(x) if name in timed else x for name, x in env.items()}
 
-    def _check_steps(self, name: str, x: Tensor) -> None:
+    @staticmethod
+    def _is_timed(i: Input, x: Any) -> bool:
+        return isinstance(x, Tensor) and x.dim() == len(i.shape) + 1
+
+    def _check_steps(self, name: str, x: Tensor, place: str) -> None:
         shape = next(i.shape_text for i in self.graph.inputs if i.name == name)
         wanted = f"(T, {shape[1:]}"
         if len(x) != self.T:
+            turned = ", such as x.transpose(0, 1) of this one" if x.shape[1] == self.T else ""
             raise InputError(
-                f"run: input '{name}' has shape {tuple(x.shape)}, which over time is {len(x)} steps, and this network "
-                f"runs T={self.T}: give {wanted} with as many steps, or {shape} for the same input at every step"
+                f"{place}: input '{name}' has shape {tuple(x.shape)}, which over time is {len(x)} steps, and this "
+                f"network runs T={self.T}: give {wanted} with as many steps{turned}, or {shape} for the same input at "
+                "every step"
             )
         if self.simulation.probe:
             raise InputError(
-                f"run: input '{name}' has shape {tuple(x.shape)}, another one at every step, and these neurons run "
+                f"{place}: input '{name}' has shape {tuple(x.shape)}, another one at every step, and these neurons run "
                 f"{self.simulation.probe} steps of the same input first: give {shape}"
             )
 

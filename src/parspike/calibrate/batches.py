@@ -16,7 +16,7 @@ from parspike.errors import CalibrationError, InputError
 from parspike.graph import Graph
 from parspike.together import Together
 
-__all__ = ["Batches", "arguments_of", "inputs_of", "labels_of", "readable_again", "signature_of"]
+__all__ = ["Batches", "arguments_of", "bound", "inputs_of", "labels_of", "readable_again", "signature_of"]
 
 DICT_KEYS = ("input", "inputs", "image", "images", "x", "pixel_values")
 SEEN = 32
@@ -224,6 +224,13 @@ def inputs_of(
     inputs: Callable[[Any], Any] | None = None,
 ) -> dict[str, Tensor]:
     """The network's inputs in one item, by name, checked."""
+    env = bound(item, place, graph, inputs)
+    graph.check(env, place)
+    return env
+
+
+def bound(item: Any, place: str, graph: Graph, inputs: Callable[[Any], Any] | None = None) -> dict[str, Any]:
+    """The same before they are checked: `SNN.checked` also takes inputs over time."""
     positional, names = graph.signature
     if inputs is None and isinstance(item, Mapping) and not names and all(i.name in item for i in graph.inputs):
         item = tuple(item[i.name] for i in graph.inputs)
@@ -232,9 +239,7 @@ def inputs_of(
         args, kwargs = (), {name: args[name] for name in names if name in args}
     else:
         args, kwargs = args if isinstance(args, tuple) else (args,), {}
-    env = graph.bind(args[:positional], kwargs)
-    graph.check(env, place)
-    return env
+    return graph.bind(args[:positional], kwargs)
 
 
 def _digest(env: Mapping[str, Tensor]) -> bytes:

@@ -6,6 +6,7 @@ torch is imported inside it, so that `--help` answers at once, and after what ca
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -121,7 +122,13 @@ def convert(
     images = None
     if data is not None:
         images = options.open(
-            data, preprocess, inputs=network.inputs, split=split, prefer="train", limit=calibration_images, shuffle=True
+            data,
+            preprocess,
+            inputs=replace(network.inputs, frames="mean"),
+            split=split,
+            prefer="train",
+            limit=calibration_images,
+            shuffle=True,
         )
     items = "sequences" if images is not None and images.written else "images"
     if images is not None and images.several:

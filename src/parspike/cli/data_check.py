@@ -58,19 +58,23 @@ def check(
 def _splits(data: str, size: int | None, crop: int | None) -> dict[str, Images]:
     from parspike.cli.images import Images, open_images
     from parspike.cli.preprocess import Preprocessing
-    from parspike.cli.sources import SPLITS
+    from parspike.cli.sources import SPLITS, Inputs
     from parspike.train import Hub
 
-    preprocess, found = Preprocessing(size=size, crop=crop), {}
+    preprocess, found, inputs = Preprocessing(size=size, crop=crop), {}, Inputs(frames="steps")
     hub = data.removeprefix("hf:") if data.startswith("hf:") else ""
     one = bool(hub) and ("@" in hub or hub.endswith(".parquet"))
     for split in () if one else SPLITS:
         try:
-            source = Images(Hub(hub, split), preprocess) if hub else open_images(data, preprocess, split=split)
+            source = (
+                Images(Hub(hub, split), preprocess)
+                if hub
+                else open_images(data, preprocess, split=split, inputs=inputs)
+            )
         except OptionError:  # the data have no such split
             continue
         found[split] = source
-    return found or {"": Images(Hub(hub, "train"), preprocess) if hub else open_images(data, preprocess)}
+    return found or {"": Images(Hub(hub, "train"), preprocess) if hub else open_images(data, preprocess, inputs=inputs)}
 
 
 def _look(images: Images, progress: Any) -> dict[str, Any]:

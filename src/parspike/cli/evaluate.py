@@ -6,6 +6,7 @@ torch is imported inside it, so that `--help` answers at once, and after what ca
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -97,9 +98,9 @@ def evaluate(
     devices: processes.Processes = 1,
     json: Json = False,
 ) -> None:
-    """Run a converted network on images or text: accuracy, agreement with the network it came from, the relative error
-    of its outputs, spikes, time, cost. Outputs that are values have no accuracy and agreement. A language model has a
-    perplexity."""
+    """Run a converted network on images, recordings or text: accuracy, agreement with the network it came from, the
+    relative error of its outputs, spikes, time, cost. Outputs that are values have no accuracy and agreement. A
+    language model has a perplexity."""
 
     given = {"--operations": operations, "--energy": energy is not None, "--neurobench": neurobench}
     counted = next((name for name, value in given.items() if value), None)
@@ -123,7 +124,7 @@ def evaluate(
 
     together = processes.join(devices, check)
     import parspike
-    from parspike.cli.images import explained, inputs_of, taken, warn_of_few
+    from parspike.cli.images import explained, inputs_over_time, taken, warn_of_few
     from parspike.cli.preprocess import remembered
     from parspike.cli.spec import load
 
@@ -136,7 +137,7 @@ def evaluate(
     if network is not None:
         options.placed(network.model)
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))
-    images = options.open(data, preprocess, inputs=inputs_of(snn), split=split, prefer="test", limit=limit)
+    images = options.open(data, preprocess, inputs=inputs_over_time(snn), split=split, prefer="test", limit=limit)
     head = images.preprocess.text.head if images.preprocess.text else None
     if measure == "perplexity" and not images.written:
         raise OptionError(f"--measure perplexity is of text, and {data} holds none: give .txt files")
@@ -145,7 +146,7 @@ def evaluate(
     score = _Score(language, vectors)
     with console.progress("evaluating") as progress, explained(images):
         for _, item in together.share(images.batches()):
-            score.add(snn, network, engine, *taken(item))
+            score.add(snn, network, engine, *taken(item), images.frames)
             progress("", score.images, (len(images) - len(images.broken)) // together.size)
     score = _Score.of_all(together.exchange(score))
     preprocess = images.preprocess
@@ -208,27 +209,36 @@ class _Score:
         total.vectors = any(score.vectors for score in scores)
         return total
 
-    def add(self, snn: Any, network: Network | None, engine: str, x: Any, y: Tensor | None) -> None:
-        """x: the inputs, a tensor, or tensors by their names."""
+    def add(
+        self, snn: Any, network: Network | None, engine: str, x: Any, y: Tensor | None, frames: Collection[str]
+    ) -> None:
+        """x: the inputs, a tensor, or tensors by their names. frames: those of the names ("" of the one input) whose
+        tensors are over time, (T, B, …); the network gets their means."""
         import torch
 
-        args, named = ((), x) if isinstance(x, dict) else ((x,), {})
-        first = next(iter((*args, *named.values())))
+        several = isinstance(x, dict)
+        values: dict[str, Tensor] = x if several else {"": x}
 
+        def given(values: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+            return ((), values) if several else (tuple(values.values()), {})
+
+        name, first = next(iter(values.items()))
         if not self.images:  # the first call prepares kernels and memory: not what an image costs
             some = slice(None if snn.compiled else 1)
-            few = {name: value[some] for name, value in named.items()}
-            snn.run(*(value[some] for value in args), engine=engine, record=snn.compiled, **few)
+            args, named = given({n: v[:, some] if n in frames else v[some] for n, v in values.items()})
+            snn.run(*args, engine=engine, record=snn.compiled, **named)
+        args, named = given(values)
         start = time.perf_counter()
         run = snn.run(*args, engine=engine, record=True, **named)
         self.seconds += _ended(first) - start
-        self.images += len(first)
+        self.images += first.shape[int(name in frames)]
         # In float64 sums of counts are exact, so they do not depend on their order and on which process formed them.
         for layer, sent in run.sent.items():
             self.spikes += float(sent.sum(dtype=torch.float64))
             self.neurons += sent.numel() * run.lines.get(layer, 1)
         output = None
         if network is not None:
+            args, named = given({n: v.mean(0) if n in frames else v for n, v in values.items()})
             start = time.perf_counter()
             with torch.inference_mode():
                 output = network.model(*args, **named)
@@ -256,8 +266,12 @@ class _Score:
 
     def text(self, file: str, T: int, engine: str, images: Images) -> str:
         score = self.fields()
-        item, each = ("image", "an image") if images.preprocess.text is None else ("sequence", "a sequence")
-        values = "values, no class scores: --against SPEC tells their error"
+        item = "recording" if images.frames else "image" if images.preprocess.text is None else "sequence"
+        each = f"an {item}" if item == "image" else f"a {item}"
+        unknown = not (self.outputs.answers or self.compared)
+        values = "values, no class scores: --against SPEC tells their error" if unknown else None
+        if (number := self.outputs.outputs) > 1 and not self.outputs.answers:
+            values = f"{number}, none named logits, so all are values without accuracy; net.onnx:NAME is one of a file"
 
         def percent(name: str) -> str | None:
             return None if score[name] is None else f"{100 * score[name]:.2f} %"
@@ -276,7 +290,7 @@ class _Score:
                 "network's accuracy": percent("network_accuracy"),
                 "agreement": percent("agreement"),
                 "mean cosine": None if score.get("cosine") is None else f"{score['cosine']:.4f}",
-                "outputs": None if self.outputs.answers or self.compared or self.language else values,
+                "outputs": None if self.language else values,
                 "relative error": percent("error"),
                 "spikes per neuron": None if spikes is None else f"{spikes:.3f} of {T}",
                 "time": milliseconds("seconds_per_image"),

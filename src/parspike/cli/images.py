@@ -35,6 +35,7 @@ __all__ = [
     "class_folders",
     "explained",
     "inputs_of",
+    "inputs_over_time",
     "open_images",
     "taken",
     "unlike_folders",
@@ -91,6 +92,13 @@ class Images:
         return isinstance(self.source, NamedSource)
 
     @property
+    def frames(self) -> frozenset[str]:
+        """The names of the inputs that are another one at every time-step, (T, B, …) in a batch; "" where there is one
+        input."""
+        found = getattr(self.source, "frames", "")
+        return frozenset(found if self.several else [""] if found == "steps" else [])
+
+    @property
     def labelled(self) -> bool:
         """Whether the source knows the class of each image."""
         return self.source.labels is not None
@@ -107,7 +115,11 @@ class Images:
             arrays = self.source.arrays  # pyright: ignore[reportAttributeAccessIssue]
             shown = [name for name, array in arrays.items() if array.dtype == np.uint8]
             return f"{', '.join(shown)}: {self.preprocess.of('images')}" if shown else "none"
-        images = getattr(self.source, "images", None)
+        images: Any = getattr(self.source, "images", None)
+        if frames := getattr(self.source, "frames", ""):
+            number, norm = images.shape[1], self.preprocess.of("inputs")
+            how = f"{number} frames, one a time-step" if frames == "steps" else f"the mean of {number} frames"
+            return how if norm == "none" else f"{how}, {norm}"
         kind = images.dtype.kind if isinstance(images, np.ndarray) and images.dtype != np.uint8 else ""
         return self.preprocess.of({"f": "inputs", "i": "numbers"}.get(kind, "images"))
 
@@ -203,8 +215,8 @@ class Images:
 
         y = None if self.source.labels is None else torch.tensor(ys, device=self.device)
         if not self.several:
-            return torch.stack(xs).to(self.device), y
-        x = {name: torch.stack([one[name] for one in xs]).to(self.device) for name in xs[0]}
+            return torch.stack(xs, 1 if self.frames else 0).to(self.device), y
+        x = {name: torch.stack([one[name] for one in xs], int(name in self.frames)).to(self.device) for name in xs[0]}
         return x if y is None else {**x, LABELS: y}
 
 
@@ -235,6 +247,12 @@ def taken(item: Any) -> tuple[Any, Tensor | None]:
 def inputs_of(snn: Any) -> Inputs:
     """The names of a converted network's inputs."""
     return Inputs(tuple(i.name for i in snn.graph.inputs))
+
+
+def inputs_over_time(snn: Any) -> Inputs:
+    """The same with what tells that items are recordings, for commands that run them through neurons with a state."""
+    ranks = {i.name: len(i.shape) - 1 for i in snn.graph.inputs}
+    return replace(inputs_of(snn), frames="steps", T=snn.T, ranks=ranks) if snn.over_time else inputs_of(snn)
 
 
 def open_images(

@@ -5,6 +5,7 @@ torch is imported inside it, so that `--help` answers at once, and after what ca
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -78,5 +79,6 @@ def plan(
 def _example(network: Network, data: str) -> Any:
     from parspike.cli.images import open_images
 
-    images = open_images(data, network.preprocess, inputs=network.inputs, prefer="train", batch_size=2, limit=2)
+    inputs = replace(network.inputs, frames="mean")
+    images = open_images(data, network.preprocess, inputs=inputs, prefer="train", batch_size=2, limit=2)
     return next(images.inputs())

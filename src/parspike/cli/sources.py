@@ -7,15 +7,16 @@ is said at once.
 from __future__ import annotations
 
 import io
+import keyword
 import math
 import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -41,12 +42,15 @@ __all__ = [
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SPLITS = ("train", "test", "val")
+CLASSES = ("y", "label", "labels", "target", "targets")
+"""Names of answers: of arrays, and of optional inputs of networks that are given them, for a loss."""
 LARGEST_FILE = 1 << 28
 """Bytes of an image in a zip, more than any has."""
 DEFLATE = 1032
 """Bytes at most that a byte of a deflated member becomes."""
-NPZ = "images and labels, x and y, or train_images, train_labels, test_images, test_labels"
-"""The keys of an .npz; labels may be missing."""
+PAIRS = (("images", "labels"), ("x", "y"), ("frames", "labels"))
+NPZ = "images and labels, x and y, or train_images, train_labels, test_images, test_labels; frames in place of images"
+"""The keys of an .npz; labels may be missing. frames: recordings, (N, T, …)."""
 
 
 class Source(Protocol):
@@ -63,24 +67,36 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """The names of a network's inputs: those that it needs, and those that it takes too where the data have them."""
+    """The names of a network's inputs: those that it needs, and those that it takes too where the data have them.
+
+    frames: what recordings (N, T, …) become: "steps", another input at every time-step of neurons that have a state;
+    "mean", one input, what the network itself gets; "" where the command takes none. T: the network's time-steps, of
+    "steps". ranks: dimensions of one sample of the inputs, where they are known; an array with one more is a recording.
+    """
 
     needed: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
+    frames: Literal["steps", "mean", ""] = ""
+    T: int | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class ArraySource:
-    """Images of an array, (N, H, W[, C]) uint8, or one network input a row if of floats or of wider whole numbers."""
+    """Images of an array, (N, H, W[, C]) uint8, or one network input a row if of floats or of wider whole numbers.
+    frames: see `Inputs`, where the rows are recordings (T, …)."""
 
     images: Sequence[np.ndarray] | np.ndarray
     labels: Sequence[int] | None
     names: Sequence[str]
+    frames: str = ""
 
     def read(self, index: int, preprocess: Preprocessing) -> Tensor:
         import torch
 
         image = np.asarray(self.images[index])
+        if self.frames:
+            return _recording(image, preprocess, self.names[index], mean=self.frames == "mean")
         if image.dtype == np.uint8:
             return preprocess(image)
         if np.issubdtype(image.dtype, np.integer):
@@ -93,14 +109,28 @@ class ArraySource:
         return preprocess.normalise(torch.from_numpy(image.astype(np.float32)))
 
 
+def _recording(frames: np.ndarray, preprocess: Preprocessing, name: str, *, mean: bool) -> Tensor:
+    """Frames (T, C, …) as float32 of their own numbers, such as counts of events; mean: over them, (C, …)."""
+    import torch
+
+    if preprocess.size or preprocess.crop:
+        raise InputError(f"{name}: frames are taken as ready network inputs; --size and --crop need uint8 images")
+    x = torch.from_numpy(frames.astype(np.float32))
+    # Where nothing is subtracted and divided by, vectors and channels need no telling apart.
+    if (preprocess.mean, preprocess.std) != ((0.0,), (1.0,)):
+        x = torch.stack([preprocess.normalise(one) for one in x])
+    return x.mean(0) if mean else x
+
+
 @dataclass
 class NamedSource:
     """Items of several inputs: an array for each, by its name, one input a row. Images of uint8 are prepared as files
-    are, and other numbers taken as they are."""
+    are, and other numbers taken as they are. frames: those of the names whose rows are recordings (T, …)."""
 
     arrays: dict[str, np.ndarray]
     labels: Sequence[int] | None
     names: Sequence[str]
+    frames: Collection[str] = ()
 
     def read(self, index: int, preprocess: Preprocessing) -> dict[str, Tensor]:
         import torch
@@ -108,6 +138,9 @@ class NamedSource:
         found = {}
         for name, array in self.arrays.items():
             one = np.asarray(array[index])
+            if name in self.frames:
+                found[name] = torch.from_numpy(one.astype(np.float32))
+                continue
             wide = one.astype(np.float32) if np.issubdtype(one.dtype, np.floating) else np.array(one)
             found[name] = preprocess(one) if one.dtype == np.uint8 else torch.from_numpy(wide)
         return found
@@ -330,11 +363,13 @@ def _npz(path: Path, split: str | None, prefer: str | None, inputs: Inputs) -> A
     try:
         with zipfile.ZipFile(path) as file:
             keys = {name.removesuffix(".npy") for name in file.namelist() if name.endswith(".npy")}
-            names, labels_key = _keys(path, keys, inputs)
-            chosen = _choose(str(path), {s for s in SPLITS if f"{s}_{names[0]}" in keys}, split, prefer)
+            called = _called(path, keys, inputs)
+            names, labels_key = _keys(path, called, inputs)
+            chosen = _choose(str(path), {s for s in SPLITS if f"{s}_{names[0]}" in called}, split, prefer)
             found = {name: f"{chosen}_{name}" if chosen else name for name in names}
-            if missing := [key for key in found.values() if key not in keys]:
+            if missing := [key for key in found.values() if key not in called]:
                 raise InputError(f"{path}: has {', '.join(sorted(keys))}, and no {missing[0]} beside them")
+            found = {name: called[key] for name, key in found.items()}
             arrays = {name: _arrays(path, file, key) for name, key in found.items()}
             key = f"{chosen}_{labels_key}" if chosen else labels_key
             labels = _arrays(path, file, key) if key in keys else None
@@ -346,27 +381,71 @@ def _npz(path: Path, split: str | None, prefer: str | None, inputs: Inputs) -> A
         raise FileError(f"{path}: not a readable .npz ({str(error)[:200] or type(error).__name__})") from error
     n = len(next(iter(arrays.values()))) if all(array.ndim for array in arrays.values()) else 0
     one = len(names) == 1
-    arrays = {name: _check_images(f"{path}: {found[name]}", array, one=one) for name, array in arrays.items()}
+    frames = {name for name, array in arrays.items() if _is_frames(name, array, inputs)}
+    arrays = {
+        name: _check_frames(f"{path}: {found[name]}", array, inputs, _rank(name, inputs))
+        if name in frames
+        else _check_images(f"{path}: {found[name]}", array, one=one)
+        for name, array in arrays.items()
+    }
     if unlike := [f"{found[name]} has {len(array)}" for name, array in arrays.items() if len(array) != n]:
         raise InputError(f"{path}: {found[names[0]]} has {n} rows and {unlike[0]}; expected one row an item in each")
     items = [f"{path.name}:{next(iter(found.values()))}[{i}]" for i in range(n)]
     classes = _check_labels(f"{path}: {key}", labels, n)
-    return ArraySource(arrays[names[0]], classes, items) if one else NamedSource(arrays, classes, items)
+    if one:
+        return ArraySource(arrays[names[0]], classes, items, inputs.frames if frames else "")
+    return NamedSource(arrays, classes, items, frames)
 
 
-def _keys(path: Path, keys: set[str], inputs: Inputs) -> tuple[tuple[str, ...], str]:
-    """The names of the arrays that are the network's inputs, and of the labels."""
+def _called(path: Path, keys: set[str], inputs: Inputs) -> dict[str, str]:
+    """The arrays' keys by the names that the network's inputs have: an ONNX file may call `image_in` image.in. Raises
+    `InputError` where two arrays may be one input."""
+    known = {*inputs.needed, *inputs.taken}
+    found: dict[str, str] = {}
+    for key in sorted(keys):
+        split = next((f"{s}_" for s in SPLITS if key.startswith(f"{s}_")), "")
+        own = as_name(key.removeprefix(split))
+        name = f"{split}{own}" if own in known and key not in known else key
+        if (other := found.setdefault(name, key)) != key:
+            raise InputError(
+                f"{path}: {other} and {key} may both be the network's input {own}: name the arrays as the network "
+                f"does, {', '.join((*inputs.needed, *inputs.taken))}"
+            )
+    return found
+
+
+def as_name(name: str) -> str:
+    """A name of an ONNX file as its input is called in Python: as `parspike.onnx_in` does it; a test compares.
+
+    >>> as_name("serving_default:0")
+    'serving_default_0'
+    """
+    text = re.sub(r"\W", "_", name) or "input"
+    text = f"input_{text}" if text[0].isdigit() else text
+    return f"{text}_" if keyword.iskeyword(text) or text == "self" else text
+
+
+def _keys(path: Path, called: Mapping[str, str], inputs: Inputs) -> tuple[tuple[str, ...], str]:
+    """The names of the arrays that are the network's inputs, and of the labels. called: see `_called`."""
+    keys = set(called)
     there = keys | {key.removeprefix(f"{split}_") for key in keys for split in SPLITS}
     labels = "labels" if "labels" in there or "y" in inputs.needed else "y"
     if inputs.needed and set(inputs.needed) <= there:
-        return (*inputs.needed, *(name for name in inputs.taken if name in there)), labels
-    has = ", ".join(sorted(keys)) or "no arrays"
+        names = (*inputs.needed, *(name for name in inputs.taken if name in there))
+        known = {*names, *CLASSES, *(f"{split}_{name}" for split in SPLITS for name in (*names, *CLASSES))}
+        if len(names) > 1 and (more := sorted(keys - known)):
+            raise InputError(
+                f"{path}: has {', '.join(more)} beside the inputs {', '.join(names)}, and the network takes no such "
+                "input: leave it out of the file, or correct its name"
+            )
+        return names, labels
+    has = ", ".join(sorted(called.values())) or "no arrays"
     if len(inputs.needed) > 1:
         raise InputError(
             f"{path}: has {has}, and the network takes {', '.join(inputs.needed)}: save an array for each under its "
             f"name, {_saved(inputs)}"
         )
-    pair = next((pair for pair in (("images", "labels"), ("x", "y")) if pair[0] in there), None)
+    pair = next((pair for pair in PAIRS if pair[0] in there), None)
     if pair is None:
         raise InputError(f"{path}: has {has}; expected {NPZ}")
     return (pair[0], *(name for name in inputs.taken if name in there)), pair[1]
@@ -392,6 +471,44 @@ def _check_images(where: str, images: np.ndarray, *, one: bool = True) -> np.nda
             f"{where} is {images.dtype}; expected uint8 images, or floats, int32 or int64 as the network takes them"
         )
     return images
+
+
+def _is_frames(name: str, array: np.ndarray, inputs: Inputs) -> bool:
+    """Whether the rows of an array are recordings, (T, …): by its name, or by one dimension more than the input has."""
+    if name == "frames" and name not in (*inputs.needed, *inputs.taken):
+        return True
+    return inputs.frames == "steps" and array.ndim == (_rank(name, inputs) or array.ndim) + 2
+
+
+def _rank(name: str, inputs: Inputs) -> int | None:
+    """Dimensions of one sample of an input; the only one may stand under another name."""
+    only = next(iter(inputs.ranks.values())) if len(inputs.ranks) == 1 else None
+    return inputs.ranks.get(name, only)
+
+
+def _check_frames(where: str, frames: np.ndarray, inputs: Inputs, rank: int | None) -> np.ndarray:
+    if not inputs.frames:
+        raise InputError(
+            f"{where} are frames over time, which `parspike eval` runs through a network whose neurons have a state "
+            "(convert --neuron if, or a .nir file), and whose mean `plan` and `convert` take; for any other command "
+            "save one input an item as images or x"
+        )
+    if frames.ndim < 3 or 0 in frames.shape:
+        raise InputError(f"{where} has shape {frames.shape}; expected frames, (N, T, C, H, W) or (N, T, features)")
+    if rank is not None and frames.ndim != rank + 2:
+        raise InputError(
+            f"{where} has shape {frames.shape}; expected (N, T, …), and behind them the {rank} dimensions of one "
+            "sample as the network takes it"
+        )
+    if not (np.issubdtype(frames.dtype, np.number) or frames.dtype == np.bool_) or frames.dtype.kind == "c":
+        raise InputError(f"{where} is {frames.dtype}; expected numbers, such as how many events a pixel has in a step")
+    if inputs.T is not None and frames.shape[1] != inputs.T:
+        raise InputError(
+            f"{where} has shape {frames.shape}, {frames.shape[1]} frames an item, and this network runs T={inputs.T} "
+            f"steps: cut the recordings into {inputs.T} slices of time, or run it with -T {frames.shape[1]} (convert; "
+            "eval of a .nir file)"
+        )
+    return frames
 
 
 def _check_labels(where: str, labels: np.ndarray | None, n: int) -> list[int] | None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from parspike.cli.console import FEW, few, warn
 from parspike.cli.preprocess import FILTERS, Preprocessing
-from parspike.cli.sources import Inputs
+from parspike.cli.sources import CLASSES, Inputs
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, meant
 from parspike.foreign import call_users, users_module
 
@@ -36,8 +36,6 @@ __all__ = ["Network", "check_spec", "load", "load_network", "parse_shape", "set_
 
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 """First bytes of files of torch.save from before it wrote .zip files: a pickled number."""
-CLASSES = ("y", "label", "labels", "target", "targets")
-"""Optional inputs of networks that are given their answers, for a loss."""
 LIBRARIES = ("timm", "torchvision")
 EXPECTED = "expected safetensors, or what torch.save(model.state_dict(), …) wrote"
 FORMS = "package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, net.onnx or hf:FOLDER"

@@ -34,6 +34,11 @@ class Steps:
         """Where it lies."""
         return self.x.device
 
+    @property
+    def mean(self) -> Tensor:
+        """Over the steps, (B, …)."""
+        return self.x.mean(0)
+
     def narrow(self, dim: int, start: int, length: int) -> Steps:
         """A part of the batch, of all steps."""
         return Steps(self.x.narrow(dim + 1, start, length))

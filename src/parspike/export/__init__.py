@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parspike.errors import InputError, OptionError, UnsupportedError, meant
-from parspike.export.result import Compared, Drift, Exported, compare, in_pieces, tally
+from parspike.export.result import Compared, Drift, Exported, Theirs, compare, in_pieces, release, tally, unlike
 from parspike.graph import Graph, Size
 from parspike.neurons import Simulation, twin
 from parspike.snn import SNN
@@ -92,10 +92,12 @@ def _to_nir(snn: SNN, path: Path, example: Any, as_if: bool, dt: float, as_convo
     batches = in_pieces(_example(snn, example), snn.graph)
     with made_whole(path) as temporary, told(path):
         made = nir.write(written, temporary, float(dt), as_convolutions)
+        release()
         loaded = read(temporary)
         code = snn.over_time or all(neuron.code == "sorted" for neuron in snn.counting().values())
         found = compare(snn, loaded, made.names if code else {}, batches)
         del loaded
+        release()
         plain = compare(snn, read(temporary, T=snn.T, dt=dt, plain=True), {}, batches)
         size = temporary.stat().st_size
     notes = [*made.notes, *_notes(written, plain)]
@@ -125,11 +127,12 @@ def _to_onnx(snn: SNN, path: Path, example: Any, weights: int | None) -> Exporte
         model = onnx.load(temporary)
         go, names = onnx.session(model, shown), [output.name for output in model.graph.output]
 
-        def theirs(env: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], Any]:
+        def theirs(env: Mapping[str, Tensor], mine: dict[str, Tensor]) -> tuple[dict[str, tuple[int, int]], Any]:
             values = go([*names, *shown], {name: x.numpy() for name, x in env.items()})
             outputs = dict(zip(names, map(torch.from_numpy, values), strict=False))
             _check_shapes(written, env, outputs)
-            return dict(zip(made.counts, values[len(names) :], strict=True)), written.graph.collect(outputs)
+            counts = dict(zip(made.counts, values[len(names) :], strict=True))
+            return unlike(mine, counts), written.graph.collect(outputs)
 
         file = tally(written, list(made.counts), batches, theirs)
         whole = written.provenance.get("lowered") == "integers"
@@ -169,19 +172,19 @@ def _to_package(snn: SNN, path: Path, example: Any) -> Exported:
     with made_whole(path) as temporary, told(path):
         pt2.write(snn, temporary, batches[0])
         run = pt2.load(temporary)
-        file = tally(snn, (), batches, lambda env: ({}, run(*env.values())))
+        file = tally(snn, (), batches, lambda env, mine: ({}, run(*env.values())))
         size = temporary.stat().st_size
     note = _timed(snn, batches[0], lambda env: run(*env.values()))
     return Exported(path, "AOTInductor package", {"graph": 1}, size, file, None, (note,), example is None)
 
 
-def _of(snn: SNN) -> Callable[[Mapping[str, Tensor]], tuple[Mapping[str, Any], Any]]:
+def _of(snn: SNN) -> Theirs:
     layer = {name: snn.graph.by_name[name].layer for name in snn.counting()}
 
-    def runs(env: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], Any]:
+    def runs(env: Mapping[str, Tensor], mine: dict[str, Tensor]) -> tuple[dict[str, tuple[int, int]], Any]:
         args, named = snn.graph.call_of(env)
         run = snn.run(*args, record=True, **named)
-        return {name: run.counts[of] for name, of in layer.items()}, run.logits
+        return unlike(mine, {name: run.counts[of] for name, of in layer.items()}), run.logits
 
     return runs
 

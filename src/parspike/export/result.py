@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from parspike.measure import Scores
 from parspike.notebook import html_table
 from parspike.snn import SNN
 
-__all__ = ["Compared", "Drift", "Exported", "compare", "in_pieces", "tally"]
+__all__ = ["Compared", "Drift", "Exported", "Theirs", "compare", "in_pieces", "release", "tally", "unlike"]
 
 AT_ONCE = 8
 """Samples that are run at a time."""
@@ -136,25 +138,38 @@ class Exported:
         return html_table(first, ("layer", "spikes here", "spikes in the file", "counts that differ"), rows, notes)
 
 
-Runs = Callable[[Mapping[str, Tensor]], tuple[Mapping[str, Any], Any]]
-"""runs(inputs by name) → counts by the nodes of the network's own neurons, and the output."""
+Theirs = Callable[[Mapping[str, Tensor], dict[str, Tensor]], tuple[Mapping[str, tuple[int, int]], Any]]
+"""theirs(inputs by name, the network's own counts by node, which it may use up) → by node, the spikes of the other run
+and how many of its counts differ; and the other's output."""
 
 
 @torch.no_grad()
 def compare(own: SNN, other: SNN, names: Mapping[str, str], batches: Sequence[Mapping[str, Tensor]]) -> Compared:
-    """Run both networks on the same inputs. names: the other's layers by the nodes of the network's own neurons; empty
-    where only outputs are compared. batches: inputs by the names of the network's own graph."""
+    """Run both networks on the same inputs; the other's neurons have a state and send no spikes of a sign. names: the
+    other's layers by the nodes of the network's own neurons; empty where only outputs are compared. batches: inputs by
+    the names of the network's own graph."""
+    node = {other.graph.by_name[name].layer: name for name in other.neurons()}
 
-    def theirs(env: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Any]:
+    def theirs(env: Mapping[str, Tensor], mine: dict[str, Tensor]) -> tuple[dict[str, tuple[int, int]], Any]:
         given = dict(zip((i.name for i in other.graph.inputs), env.values(), strict=True))
-        counts, answer = _counts(other, given, None)
-        return {name: counts[layer] for name, layer in names.items()}, answer
+        sums = {name: int(count.sum()) for name, count in mine.items()}
+        # One tensor holds both counts, since those of all layers are as large as a part of the weights.
+        less = {node[layer]: mine.pop(name).neg_() for name, layer in names.items()}
+        apart, answer = _counts(other, given, less, less)
+        found = {name: apart[node[layer]] for name, layer in names.items()}
+        return {name: (sums[name] + int(d.sum()), int((d != 0).sum())) for name, d in found.items()}, answer
 
     return tally(own, names, batches, theirs)
 
 
+def unlike(mine: Mapping[str, Tensor], found: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Of counts by node of another run, what `Theirs` gives."""
+    tensors = {name: torch.as_tensor(found[name]) for name in mine}
+    return {name: (int(one.abs().sum()), int((one != mine[name]).sum())) for name, one in tensors.items()}
+
+
 @torch.no_grad()
-def tally(own: SNN, names: Collection[str], batches: Sequence[Mapping[str, Tensor]], theirs: Runs) -> Compared:
+def tally(own: SNN, names: Collection[str], batches: Sequence[Mapping[str, Tensor]], theirs: Theirs) -> Compared:
     """The network's own run beside another one of the same inputs, summed over batches. names: nodes of its neurons
     whose counts are compared."""
     layer = {name: own.graph.by_name[name].layer for name in names}
@@ -162,13 +177,13 @@ def tally(own: SNN, names: Collection[str], batches: Sequence[Mapping[str, Tenso
     samples, scores = 0, Scores()
     for env in batches:
         mine, output = _counts(own, env, names)
-        found, answer = theirs(env)
         for name, count in mine.items():
-            other, row = torch.as_tensor(found[name]), rows[name]
-            row[0] += count.numel()
-            row[1] += int(count.abs().sum())
-            row[2] += int(other.abs().sum())
-            row[3] += int((count != other).sum())
+            rows[name][0] += count.numel()
+            rows[name][1] += int(count.abs().sum())
+        found, answer = theirs(env, mine)
+        for name, (spikes, differ) in found.items():
+            rows[name][2] += spikes
+            rows[name][3] += differ
         samples += len(next(iter(env.values())))
         scores.add(_as(output, answer), output)
     layers = tuple(Drift(layer[name], *row) for name, row in rows.items())
@@ -183,30 +198,54 @@ def _as(output: Any, answer: Any) -> Any:
     return map_tree(lambda leaf: next(found) if isinstance(leaf, Tensor) else leaf, output)
 
 
-def _counts(snn: SNN, env: Mapping[str, Tensor], names: Collection[str] | None) -> tuple[dict[str, Tensor], Any]:
-    """Spikes of every neuron over the T steps, by layer (or by node, of those in `names`), and the output."""
+def _counts(
+    snn: SNN, env: Mapping[str, Tensor], names: Collection[str], start: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], Any]:
+    """Spikes of every neuron over the T steps, by node, of those in `names`, and the output. start: of neurons with a
+    state, what is counted on from, which is overwritten."""
     if not snn.over_time:
         args, named = snn.graph.call_of(env)
         run = snn.run(*args, record=bool(names), **named)
-        return ({name: run.counts[snn.graph.by_name[name].layer] for name in names or ()}, run.logits)
-    counts: dict[str, Tensor] = {}
+        return ({name: run.counts[snn.graph.by_name[name].layer] for name in names}, run.logits)
+    counts = dict(start or {})
     # In few bits, since the counts of all layers are held at once.
     most = snn.T * max(neuron.largest for neuron in snn.stateful().values())
     small = torch.int8 if most < 128 else torch.int32
+    large = _neurons(snn.graph, env) > MOST_NEURONS
 
     def watch(name: str, current: Tensor, spikes: Tensor, read: bool) -> None:
-        if names is not None and name not in names:
+        if large:
+            release()
+        if name not in names:
             return
-        key = name if names is not None else snn.graph.by_name[name].layer
         now = spikes.sum(0).to(small)
-        counts[key] = counts[key].add_(now) if key in counts else now
+        counts[name] = counts[name].add_(now) if name in counts else now
 
     return counts, snn.watched(env, watch).logits
 
 
+def _neurons(graph: Graph, env: Mapping[str, Tensor]) -> int:
+    """How many neurons a sample of this size has."""
+    sizes = graph.sizes(env)
+    return sum(elements(node.shape, sizes) for node in graph.neurons)
+
+
+def release() -> None:
+    """Give memory that is free back to the system: glibc keeps it, and holds as much again as a large network takes."""
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library
+        return None
+
+
 def in_pieces(env: Mapping[str, Tensor], graph: Graph) -> list[dict[str, Tensor]]:
     """Inputs by name as batches of a few samples, of one where the network has many neurons."""
-    sizes = graph.sizes(env)
-    neurons = sum(elements(node.shape, sizes) for node in graph.neurons)
+    neurons = _neurons(graph, env)
     cut = {name: x.split(min(AT_ONCE, max(1, MOST_NEURONS // max(1, neurons)))) for name, x in env.items()}
     return [dict(zip(cut, pieces, strict=True)) for pieces in zip(*cut.values(), strict=True)]

@@ -13,6 +13,8 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import re
+import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -502,16 +504,33 @@ def walk(schedule: Schedule, streams: Sequence[Stream], at: Mapping[str, Hook] |
                 stream.env.pop(name, None)
 
 
+def flattened(value: Mapping[Any, Any] | Sequence[Any]) -> str:
+    """The remedy for a network whose one input is a dict, a tuple or a list of tensors.
+
+    >>> flattened({"image": 0, "meta.data": 0}).partition("such as ")[2]
+    "def forward(self, image, meta_data): return self.network({'image': image, 'meta.data': meta_data})"
+    """
+    if isinstance(value, Mapping):
+        names = [re.sub(r"\W|^(?=\d)", "_", str(key)) for key in value]
+        made = ", ".join(f"{key!r}: {name}" for key, name in zip(value, names, strict=True))
+        made = f"{{{made}}}"
+    else:
+        names = list(string.ascii_lowercase[: len(value)])
+        inside = ", ".join(names)
+        made = f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(names) == 1)})"
+    return (
+        "convert a module around the network whose forward takes each tensor by itself, such as "
+        f"def forward(self, {', '.join(names)}): return self.network({made})"
+    )
+
+
 def expected_tensor(value: object) -> str:
     """What a message tells a caller who passed something other than a tensor."""
     remedy = ""
     if type(value).__module__ == "numpy":
         remedy = ": pass torch.from_numpy(x)"
     elif isinstance(value, (Mapping, list, tuple)):
-        remedy = (
-            ": convert a module around the network whose forward takes each tensor by itself, such as "
-            "def forward(self, a, b): return self.network({'a': a, 'b': b})"
-        )
+        remedy = f": {flattened(value)}"
     elif isinstance(value, (bool, int, float, str)):
         remedy = f": convert a module around the network whose forward passes {value!r} on"
     return "expected a tensor (B, …)" + remedy

@@ -8,15 +8,16 @@ with. Counts are enough, no train is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from parspike.calibrate.batches import arguments_of, inputs_of, labels_of, readable_again
+from parspike.calibrate.batches import arguments_of, bound, inputs_of, labels_of, readable_again
 from parspike.calibrate.recipe import Progress
+from parspike.engines import Steps, changing
 from parspike.errors import InputError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk
 from parspike.graph.ops import ACROSS_BATCH, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE, call
@@ -43,14 +44,16 @@ def measure(
 ) -> Report:
     """Operations, energy and spikes of a spiking network by layer, its accuracy, and its error against the network.
 
-    loader: an iterable of tensors (B, …), (x, y) tuples or dicts, or one tensor (N, …). Accuracy needs y: whole
-    numbers, one for each answer, right behind the inputs of a tuple (with `inputs` in its last place) or under "label"
-    or "labels" of a dict. Accuracy and agreement are of class scores; values, such as those of a regression, have an
-    error alone, and docs/measure.md says how the two are told apart. against: the network, or its plan; any other
-    network that takes these inputs is compared by its outputs alone. inputs: a function from an item to the inputs.
-    energy: picojoules of an operation. progress: called as progress(what, done, total). docs/measure.md says what is
-    counted. The counts are those of the engines count, parallel and serial; of neurons with a state those of their T
-    steps. Raises `InputError` where there is no batch or inputs do not fit, and what `plan` raises for `against`.
+    loader: an iterable of tensors (B, …), (x, y) tuples or dicts, or one tensor (N, …). Where the neurons have a state,
+    an input may be another one at every step, (T, B, …), such as the events of a camera; the network of `against` then
+    gets the mean over the steps. Accuracy needs y: whole numbers, one for each answer, right behind the inputs of a
+    tuple (with `inputs` in its last place) or under "label" or "labels" of a dict. Accuracy and agreement are of class
+    scores; values, such as those of a regression, have an error alone, and docs/measure.md says how the two are told
+    apart. against: the network, or its plan; any other network that takes these inputs is compared by its outputs
+    alone. inputs: a function from an item to the inputs. energy: picojoules of an operation. progress: called as
+    progress(what, done, total). docs/measure.md says what is counted. The counts are those of the engines count,
+    parallel and serial; of neurons with a state those of their steps. Raises `InputError` where there is no batch or
+    inputs do not fit, and what `plan` raises for `against`.
     """
     return measured(snn, loader, against=against, inputs=inputs, energy=energy, progress=progress)[0]
 
@@ -69,20 +72,24 @@ def measured(
     """What `measure` returns, and the scores that it was made of. sure: see `answers_of`."""
     if not isinstance(snn, SNN):
         raise InputError(f"measure takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
-    source = readable_again(loader, name="loader")
+    source = batches_of(snn, loader)
     total = len(source) if hasattr(source, "__len__") else 0  # pyright: ignore[reportArgumentType]
     meter, scores, reference, samples = _Meter(snn), Scores(), None, 0
     for number, item in enumerate(source):
         place = f"batch {number} of the loader"
+        env = snn.checked(bound(item, place, snn.graph, inputs), place)
+        network_item, chosen_by = item, inputs
+        if any(isinstance(x, Steps) for x in env.values()):
+            args, named = snn.graph.call_of(means_of(env, place))
+            network_item, chosen_by = named or args, None
         if against is not None and reference is None:
-            example = arguments_of(item, place, inputs, snn.graph.signature)
+            example = arguments_of(network_item, place, chosen_by, snn.graph.signature)
             reference = plan_again(against, example, snn.provenance).graph
             if same_operators(reference, snn.graph):
                 meter.reference = reference
-        env = inputs_of(item, place, snn.graph, inputs)
-        outputs, network = meter.add(env)
+        outputs, network = meter.add(env, place)
         if reference is not None and network is None:
-            network = reference.run_on(inputs_of(item, place, reference, inputs))
+            network = reference.run_on(inputs_of(network_item, place, reference, chosen_by))
         samples += next(iter(env.values())).shape[0]
         scores.add(outputs, network, labels_of(item, inputs, snn.graph.signature), sure=sure)
         if progress:
@@ -104,6 +111,26 @@ def measured(
     return report, scores
 
 
+def batches_of(snn: SNN, loader: Any) -> Iterable[Any]:
+    """A loader as items that can be read several times; one tensor over time, (T, N, …), is cut along its samples."""
+    rank = len(snn.graph.inputs[0].shape)
+    if snn.over_time and isinstance(loader, Tensor) and loader.dim() == rank + 1:
+        return loader.split(AT_ONCE, 1)
+    # A data set's samples (T, …) are stacked as (B, T, …), which is told from (T, B, …) where the two sizes differ.
+    return readable_again(loader, AT_ONCE if snn.T != AT_ONCE else AT_ONCE // 2, name="loader")
+
+
+def means_of(env: Mapping[str, Any], place: str) -> dict[str, Tensor]:
+    """Inputs by name, those over time as their means. Raises `InputError` for whole numbers, which have none."""
+    for name, x in env.items():
+        if isinstance(x, Steps) and not x.x.is_floating_point():
+            raise InputError(
+                f"{place}: input '{name}' is {x.x.dtype} and another one at every step, and only real numbers have a "
+                "mean over time that operations are counted with: give the same input at every step"
+            )
+    return {name: x.mean if isinstance(x, Steps) else x for name, x in env.items()}
+
+
 def same_operators(one: Graph, other: Graph) -> bool:
     """Whether two graphs run the same operators, so that their layers can be compared."""
     return [(n.name, n.target, n.refs) for n in one.nodes] == [(n.name, n.target, n.refs) for n in other.nodes]
@@ -116,6 +143,8 @@ def weights_of(snn: SNN) -> int:
     return sum(tensors[path].numel() for path in paths if tensors[path].dim() > 1)
 
 
+AT_ONCE = 64
+"""Samples of a batch that is cut from a tensor or a data set."""
 INPUT_BITS = 8
 """Of an image, and of what no neurons send, in the network with quantised activations."""
 
@@ -146,6 +175,12 @@ class _Sum:
     updates: int = 0
     apart: float = 0.0
     size: float = 0.0
+    kept_macs: float = 0.0
+
+    def multiplied(self, macs: float, times: int) -> None:
+        """Add multiply-accumulates that are done so many times."""
+        self.macs += macs * times
+        self.kept_macs += macs
 
 
 class _Meter:
@@ -173,26 +208,58 @@ class _Meter:
         self.steady = all(node.reason not in (WEIGHED_BY_SAMPLE, HELD) for node in self.graph.nodes)
         self.reference: Graph | None = None
         self.streams: list[Stream] = []
+        self.drives = self._before_neurons()
+        self.changing: frozenset[str] = frozenset()
 
-    def add(self, env: dict[str, Tensor]) -> tuple[Any, Any]:
-        """One batch; the outputs of the spiking network, and of the network where it walks along."""
+    def _before_neurons(self) -> set[str]:
+        """The nodes that neurons with a state read a value of, directly or not, which they need at every step."""
+        found: set[str] = set()
+        for node in reversed(self.graph.nodes) if self.snn.over_time else ():
+            if node.name in found or node.name in self.neurons:
+                found.update(node.refs)
+        return found
+
+    def add(self, env: dict[str, Any], place: str) -> tuple[Any, Any]:
+        """One batch; the outputs of the spiking network, and of the network where it walks along. place: of the batch,
+        for errors."""
         tensors, sizes = self.snn.tensors(), self.graph.sizes(env)
         shapes = [x.shape for x in env.values()]
         if shapes != self.shapes or not self.steady:
             self.known.clear()  # of one size alone, so that memory does not grow with the number of sizes
         self.shapes = shapes
-        ones = {name: torch.ones_like(x, dtype=torch.float64) for name, x in env.items()}
-        envs = [dict(env), dict.fromkeys(env), dict(ones), dict(ones)]
+        means = means_of(env, place)
+        ones = {name: torch.ones_like(x, dtype=torch.float64) for name, x in means.items()}
+        spikes = {name: _events(x) for name, x in env.items()}
+        reals = {name: one if spikes[name] is None else None for name, one in ones.items()}
+        envs = [dict(means), spikes, reals, dict(ones)]
         self.streams = [Stream(values, tensors, sizes) for values in envs]
         if self.reference is not None:
-            self.streams.append(Stream(dict(env), self.reference.tensors, sizes))
+            self.streams.append(Stream(dict(means), self.reference.tensors, sizes))
+        timed = {name for name, x in env.items() if isinstance(x, Steps)}
+        self._check_weights(timed, place)
+        self.changing = changing(self.graph, self.neurons if self.snn.over_time else (), timed)
         moving = [node.name for node in self.graph.nodes if node.name in self.varying]
         self.sent = self._over_time(env)
         walk(self.schedule, self.streams, dict.fromkeys(moving, self._visit))
         outputs = self.graph.collect(self.streams[0].env) if self.logits is None else self.logits
         return outputs, None if self.reference is None else self.graph.collect(self.streams[4].env)
 
-    def _over_time(self, env: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    def _check_weights(self, timed: Collection[str], place: str) -> None:
+        """Refuse a product whose weights are made of an input over time: a mean of weights is not what spikes meet."""
+        moving = changing(self.graph, (), timed) if timed else ()
+        for node in self.graph.nodes if moving else ():
+            if set(node.refs) & set(moving) - set(currents(node, self.reached, self.varying)):
+                raise InputError(
+                    f"{place}: layer '{node.layer}' multiplies by an input that is another one at every step, so that "
+                    "its operations cannot be counted on means: give the same input at every step"
+                )
+
+    def _times(self, node: Node) -> int:
+        """How often a node computes with real values: at every step where neurons with a state need it so."""
+        again = node.name in self.changing and node.name in self.drives
+        return self.snn.simulation.total if again else 1
+
+    def _over_time(self, env: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
         """Of neurons with a state: their mean current and how many spikes they send, (B, …) each."""
         if not self.snn.over_time:
             return {}
@@ -249,7 +316,7 @@ class _Meter:
         if role is Role.SYNAPSE and row.weighted:
             edges = self._once("edges", node, args, lambda: fan_out(node, args, kwargs, moving))
             done.synops += sum(float((s.abs() * edges).sum()) for s in spikes if s is not None)
-            done.macs += sum(float((r * edges).sum()) for r in reals if r is not None)
+            done.multiplied(sum(float((r * edges).sum()) for r in reals if r is not None), self._times(node))
             done.network_macs += sum(float((s * edges).sum()) for s in there)
             return [value, None, _everywhere(value), _everywhere(value), *network]
         if role is Role.SYNAPSE and row.sources != "many":
@@ -262,7 +329,8 @@ class _Meter:
         done.synops += _total(spikes)  # added up to the mean that the operator acts on
         if role is Role.ANALOG:
             macs = self._once("macs", node, args, lambda: macs_of(node, args, kwargs, value, self.varying))
-            done.macs, done.network_macs = done.macs + macs, done.network_macs + macs
+            done.multiplied(macs, self._times(node))
+            done.network_macs += macs
         return [value, None, places, places, *network]
 
     def _shares(self, node: Node, args: Any, make: Callable[[], Any]) -> Any:
@@ -294,6 +362,7 @@ class _Meter:
                     done.updates / samples,
                     None if self.reference is None or neuron is None else (done.apart / max(done.size, 1e-300)) ** 0.5,
                     read if neuron is None else bits[node.name],
+                    done.kept_macs / samples,
                 )
             )  # fmt: skip
         return tuple(found)
@@ -308,6 +377,14 @@ class _Meter:
         if TABLE[node.target].weighted:
             return "synapse"
         return "mean" if done.synops else None
+
+
+def _events(x: Any) -> Tensor | None:
+    """How many events each element of an input over time sends, float64 (B, …): its whole numbers, added up. None for
+    an input of other real values, and for one that stays the same, as an image does."""
+    if not isinstance(x, Steps) or not torch.equal(x.x, x.x.round()):
+        return None
+    return x.x.abs().sum(0, dtype=torch.float64)
 
 
 def _total(spikes: list[Any]) -> float:

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parspike.calibrate.batches import inputs_of, readable_again
+from parspike.calibrate.batches import bound
 from parspike.calibrate.recipe import Progress
+from parspike.engines import Steps
 from parspike.errors import InputError
 from parspike.graph import Node, Role, Schedule, Stream, map_tree, nested, walk
 from parspike.graph.ops import TABLE, call
 from parspike.graph.signature import Conv, arguments
+from parspike.measure.layers import batches_of, means_of
 from parspike.measure.wires import role_of
 from parspike.snn import SNN
 
@@ -83,12 +85,13 @@ def neurobench(
     """
     if not isinstance(snn, SNN):
         raise InputError(f"neurobench takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
-    source = readable_again(loader, name="loader")
+    source = batches_of(snn, loader)
     total = len(source) if hasattr(source, "__len__") else 0  # pyright: ignore[reportArgumentType]
     counter, samples = _Counter(snn), 0
     for number, item in enumerate(source):
-        env = inputs_of(item, f"batch {number} of the loader", snn.graph, inputs)
-        counter.add(env)
+        place = f"batch {number} of the loader"
+        env = snn.checked(bound(item, place, snn.graph, inputs), place)
+        counter.add(env, means_of(env, place))
         samples += next(iter(env.values())).shape[0]
         if progress:
             progress("", number + 1, total)
@@ -133,12 +136,13 @@ class _Counter:
         zeros = sum(int((self.tensors[path] == 0).sum()) for path in paths)
         return zeros / max(1, sum(self.tensors[path].numel() for path in paths))
 
-    def add(self, env: Mapping[str, Tensor]) -> None:
-        """One batch of inputs by name."""
+    def add(self, env: Mapping[str, Any], still: Mapping[str, Tensor]) -> None:
+        """One batch of inputs by name. still: the same, those over time as their means."""
         sizes = self.graph.sizes(env)
-        trains, means = self._trains(env, sizes)
+        trains, means = self._trains(env, still, sizes)
         for step in range(self.snn.T):
-            self._step({name: train(step) for name, train in trains.items()}, means, env, sizes)
+            now = {name: x.x[step] if isinstance(x, Steps) else x for name, x in env.items()}
+            self._step({name: train(step) for name, train in trains.items()}, means, now, sizes)
 
     def _step(
         self, sent: Mapping[str, tuple[Tensor, Tensor]], means: Mapping[str, Any], env: Mapping[str, Tensor],
@@ -185,7 +189,7 @@ class _Counter:
         return float(call(node.target, *Stream(dict(env), tensors, sizes).arguments(node)).double().sum())
 
     def _trains(
-        self, env: Mapping[str, Tensor], sizes: Mapping[str, int]
+        self, env: Mapping[str, Any], still: Mapping[str, Tensor], sizes: Mapping[str, int]
     ) -> tuple[dict[str, Callable[[int], tuple[Tensor, Tensor]]], Mapping[str, Any]]:
         """By layer, the current and the spikes of a step; and every value of the network on the means over time."""
         found: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {}
@@ -209,7 +213,7 @@ class _Counter:
         if self.snn.over_time:
             self.snn.watched(env, watch)
             found = {name: each.__getitem__ for name, each in steps.items()}
-        stream = Stream(dict(env), self.tensors, sizes)
+        stream = Stream(dict(still), self.tensors, sizes)
         names = [node.name for node in self.graph.nodes]
         walk(Schedule.of(self.graph.nodes, names), [stream], dict.fromkeys(self.neurons, fire))
         return found, stream.env

@@ -25,13 +25,14 @@ SCALES = {
 class LayerRow:
     """One operator that costs something; operations are those of one sample, mean over the samples.
 
-    kind: "synapse", "neuron", "analog" (what no spike can do), or "mean" (a linear operator or maximum that acts on
-    the time-means of spikes). synops: accumulates, one for every spike and edge. macs: multiply-accumulates.
-    network_macs: those of the same operator in the network itself. neurons, spikes, updates: of a layer of neurons;
-    an update is one neuron's state in one time-step, its bias in it. firing_rate: spikes per neuron and time-step of
-    the network. bits: of a layer of neurons, ⌈log₂(levels + 1)⌉, what an activation with as many levels takes; of any
-    other operator those of the activations that it reads, 8 where these are no neurons'. error: ‖mean output −
-    activation‖ / ‖activation‖ against the network's own, None without one.
+    kind: "synapse", "neuron", "analog" (what no spike can do), or "mean" (a linear operator or maximum that acts on the
+    time-means of spikes). synops: accumulates, one for every spike and edge. macs: multiply-accumulates; what neurons
+    with a state need anew at every step counts at every step. kept_macs: the same counted once. network_macs: those of
+    the same operator in the network itself. neurons, spikes, updates: of a layer of neurons; an update is one neuron's
+    state in one time-step, its bias in it. firing_rate: spikes per neuron and time-step of the network. bits: of a
+    layer of neurons, ⌈log₂(levels + 1)⌉, what an activation with as many levels takes; of any other operator those of
+    the activations that it reads, 8 where these are no neurons'. error: ‖mean output − activation‖ / ‖activation‖
+    against the network's own, None without one.
     """
 
     layer: str
@@ -46,6 +47,7 @@ class LayerRow:
     updates: float = 0.0
     error: float | None = None
     bits: int = 0
+    kept_macs: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Report:
     @property
     def driven(self) -> float:
         """The share of the network's multiply-accumulates that have become accumulates of spikes, 0 … 1."""
-        return 1 - self.macs / self.network_macs if self.network_macs else 0.0
+        return 1 - self._sum("kept_macs") / self.network_macs if self.network_macs else 0.0
 
     @property
     def updates(self) -> float:

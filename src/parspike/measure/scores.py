@@ -57,6 +57,7 @@ class Scores:
     answers: those given; labelled: of these, with a label. classes: K of the scores, 0 where they are none. apart,
     size: ‖output − network's‖² and ‖network's‖², of every batch and in it of every output; total: sums over samples.
     near: of every batch the sum of the cosines between vectors, which run along the last dimension; vectors: how many.
+    outputs: those of real numbers.
     """
 
     answers: int = 0
@@ -72,14 +73,18 @@ class Scores:
     samples: int = 0
     near: list[float] = field(default_factory=list)
     vectors: int = 0
+    outputs: int = 0
 
     def add(self, output: Any, network: Any = None, labels: Tensor | None = None, *, sure: bool = False) -> None:
         """One batch of outputs, the network's own if there is one to compare with, and labels. sure: see `answers_of`.
         Raises `InputError` where the two answer in unlike shapes, and for labels beyond the last class."""
+        self.outputs = len(values_of(output))
         if network is not None:
             self._errors(values_of(output), values_of(network))
         said = answers_of(output, labels, sure=sure)
         if said is None:
+            if network is not None and _shapes(network) != _shapes(output):
+                raise InputError(_unlike(output, network))
             return
         scores = class_scores(output)
         self.classes = scores.shape[1] if scores is not None else 0
@@ -99,9 +104,11 @@ class Scores:
         self.answers += said.numel()
         if labelled:
             self.labelled, self.right = self.labelled + said.numel(), self.right + int((said == labels).sum())
-        wanted = None if network is None else answers_of(network, labels if labelled else None, sure=sure)
-        if wanted is None:
+        if network is None:
             return
+        wanted = answers_of(network, labels if labelled else None, sure=sure)
+        if wanted is None:
+            raise InputError(_unlike(output, network))
         if wanted.shape != said.shape:
             raise InputError(f"against= answers in the shape {tuple(wanted.shape)}, this network {tuple(said.shape)}")
         self.compared, self.same = self.compared + said.numel(), self.same + int((said == wanted).sum())
@@ -146,7 +153,7 @@ class Scores:
         for part in parts:
             for name in ("answers", "labelled", "right", "network_right", "same", "compared"):
                 setattr(total, name, getattr(total, name) + getattr(part, name))
-            total.classes = max(total.classes, part.classes)
+            total.classes, total.outputs = max(total.classes, part.classes), max(total.outputs, part.outputs)
             total._join(part)
         return total
 
@@ -188,3 +195,15 @@ class Scores:
             varies = size - float(total.square().sum()) / max(1, self.samples)
             found.append(1 - apart / max(varies if varies > 1e-9 * size else size, 1e-300))
         return min(found, default=None)
+
+
+def _shapes(output: Any) -> list[tuple[int, ...]]:
+    return [tuple(x.shape) for x in values_of(output)]
+
+
+def _unlike(output: Any, network: Any) -> str:
+    one, other = (", ".join(map(str, _shapes(x))) or "whole numbers alone" for x in (output, network))
+    return (
+        f"against= gives {other}, and this network {one}: compare it with the network that it was made of, or with one "
+        "of the same outputs (of an ONNX file, net.onnx:NAME)"
+    )

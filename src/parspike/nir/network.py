@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from parspike.errors import FileError, OptionError
-from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size
+from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, map_tree
 from parspike.graph.ops import ENCODE, call
 from parspike.neurons import MAX_T, CurrentBased, Dynamics, IntegrateFire, Simulation
 from parspike.nir.hdf5 import FIELDS, Found, Piece
@@ -245,12 +245,10 @@ class _Maker:
                 return torch.empty((2, *self.shapes[leaf.name]), device="meta")
             if isinstance(leaf, Param):
                 return self.tensors[leaf.path].to("meta")
-            if isinstance(leaf, list):
-                return [meta(item) for item in leaf]
             return leaf(sizes) if isinstance(leaf, Size) else leaf
 
         with torch.no_grad():
-            made = call(target, [meta(arg) for arg in args], {})
+            made = call(target, [map_tree(meta, arg) for arg in args], {})
         if 0 in made.shape:
             raise FileError(f"nothing is left of {tuple(self.shapes[args[0].name])} behind it")
         key = self._free(layer)
