@@ -17,10 +17,10 @@ from torch.export import Dim, _trace
 from torch.utils import _pytree as pytree
 
 from parspike.errors import TraceError
-from parspike.graph.explain import explain, seen
+from parspike.graph.explain import asks_values, explain, seen
 from parspike.graph.forget import let_go
 from parspike.graph.kept import Kept
-from parspike.graph.python import left_to_torch, sizes_kept, without_branches
+from parspike.graph.python import Flags, left_to_torch, sizes_kept, without_branches
 from parspike.graph.quiet import quiet
 from parspike.graph.read import known
 from parspike.graph.writes import pure, without_writes
@@ -55,6 +55,23 @@ def export(
 
 
 def _exported(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any) -> Any:
+    try:
+        return _as_it_is(model, args, kwargs, shapes)
+    except Exception as error:
+        if not asks_values(error):
+            raise
+        with Flags(model) as flags:
+            exported = _as_it_is(model, args, kwargs, shapes)
+    written = flags.asked & set(exported.graph_signature.buffers_to_mutate.values())
+    if written:
+        raise TraceError(
+            f"{type(model).__name__} branches on '{min(written)}' and writes into it in forward: a spiking network "
+            "keeps no state between batches; write it only in training (self.training)"
+        )
+    return exported
+
+
+def _as_it_is(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any) -> Any:
     with sizes_kept(model) as changed:
         try:
             return _with_outputs_known(model, args, kwargs, shapes)

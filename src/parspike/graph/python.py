@@ -7,7 +7,9 @@ itself, for example B instead of 2:
     self.token.expand(len(x), -1, -1)                        # B tokens
     int(windows.shape[0] / (64 / 4 / 4))                     # B, of 4·B windows
 
-Questions that torch itself asks of values or of the batch, and that change no answer, are not asked.
+Questions that torch itself asks of values or of the batch, and that change no answer, are not asked. A branch on the
+network's own flags (`if self.initialized.item() == 0`, the switches of FakeQuantize) has one way for every input, which
+`Flags` takes.
 """
 
 from __future__ import annotations
@@ -23,10 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from parspike.graph.sizes import whole_number
 
-__all__ = ["left_to_torch", "sizes_kept", "without_branches"]
+__all__ = ["Flags", "left_to_torch", "sizes_kept", "without_branches"]
+
+FEW = 64
+"""Elements of a tensor at most that branches are taken on: a switch, a counter, a bound; not the weights."""
 
 
 def _len(x: Any) -> Any:
@@ -137,3 +144,63 @@ def without_branches() -> Iterator[None]:
     finally:
         Distribution._validate_sample = check
         Distribution.set_default_validate_args(checks)
+
+
+class Flags(TorchFunctionMode):
+    """While a network is traced: what depends on few numbers of its own parameters and buffers alone is known, so code
+    may branch on it. `asked`: the names of those that were branched on."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        own = (*model.named_parameters(), *model.named_buffers())
+        self.numbers = {name: tensor.detach().clone() for name, tensor in own if _few(tensor)}
+        self.asked: set[str] = set()
+        self._model = model
+        self._known: dict[int, tuple[Tensor, Tensor, frozenset[str]]] = {}
+
+    def _find(self, tensor: Tensor) -> tuple[Tensor, Tensor, frozenset[str]] | None:
+        """The tensor, kept alive so that its id stays its own, its numbers, and of which of the network's they are."""
+        if id(tensor) not in self._known:
+            # Tracing puts tensors of its own in the network's place, other ones each time. Nothing is asked of their
+            # sizes, which would be a condition on the input's.
+            own = (*self._model.named_parameters(), *self._model.named_buffers())
+            name = next((name for name, now in own if now is tensor), None)
+            if name in self.numbers:
+                self._known[id(tensor)] = tensor, self.numbers[name], frozenset((name,))
+        return self._known.get(id(tensor))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (args, dict(kwargs or {}))
+        if isinstance(func, torch._ops.OpOverload):  # torch's own work on what it traces
+            return func(*args, **given[1])
+        tensors = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
+        known = [self._find(tensor) for tensor in tensors]
+        sources = frozenset().union(*(found[2] for found in known if found is not None))
+        name = getattr(func, "__name__", "")
+        if None in known or not sources:
+            if name.endswith("_") and not name.endswith("__") and tensors:
+                self._known.pop(id(tensors[0]), None)
+            return func(*args, **given[1])
+        with _disable_current_modes():
+            drawn = torch.get_rng_state()
+            copies = pytree.tree_map_only(Tensor, lambda tensor: self._known[id(tensor)][1].clone(), given)
+            numbers = func(*copies[0], **copies[1])
+            chance = not torch.equal(torch.get_rng_state(), drawn)
+        if chance:
+            return func(*args, **given[1])
+        if func in ASKS:
+            self.asked |= sources
+            return numbers
+        result = func(*args, **given[1])
+        if isinstance(result, Tensor) and isinstance(numbers, Tensor) and _few(numbers):
+            self._known[id(result)] = result, numbers, sources
+        return result
+
+
+ASKS = (Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist)
+"""What code asks of a tensor's numbers."""
+
+
+def _few(tensor: Tensor) -> bool:
+    lazy = torch.nn.parameter.is_lazy(tensor)
+    return not lazy and not tensor.is_meta and tensor.layout is torch.strided and tensor.numel() <= FEW

@@ -116,7 +116,7 @@ def check_model(model: nn.Module) -> None:
 def _check_kind(name: str, module: nn.Module) -> None:
     place = f"layer '{name}' ({type(module).__name__})" if name else f"this network ({type(module).__name__})"
     room = type(module).__module__
-    if isinstance(module, torch.jit.ScriptModule) and not name:
+    if isinstance(module, torch.jit.ScriptModule) and (not name or not isinstance(module, torch.jit.TopLevelTracedModule | torch.jit.TracedModule)):
         raise InputError(f"{place} is a TorchScript program, which has no Python code: give the network it was made of")
     if room.startswith(("torch.ao.nn", "torch.nn")) and ".quantized" in room and ".qat" not in room:
         raise InputError(
