@@ -20,7 +20,7 @@ from parspike.errors import TraceError
 from parspike.graph.explain import asks_values, explain, seen
 from parspike.graph.forget import let_go
 from parspike.graph.kept import Kept
-from parspike.graph.python import Flags, left_to_torch, sizes_kept, without_branches
+from parspike.graph.python import ASKED, Flags, left_to_torch, sizes_kept, without_branches
 from parspike.graph.quiet import quiet
 from parspike.graph.read import known
 from parspike.graph.writes import pure, without_writes
@@ -41,7 +41,9 @@ def export(
         with quiet(), _without_dumps(), uncached, Kept(model) as kept, without_branches():
             kept.copy_constants()
             _name_keywords(model, kwargs)
-            exported = _in_known_operators(_exported(model, args, kwargs, _by_parameter(model, *shapes)))
+            exported, asked = _exported(model, args, kwargs, _by_parameter(model, *shapes))
+            exported = _in_known_operators(exported)
+            exported.graph_module.meta[ASKED] = asked
             left_to_torch(exported)
             let_go(exported)
             return exported
@@ -54,21 +56,17 @@ def export(
         raise TraceError(explain(model, error) + runs) from error
 
 
-def _exported(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any) -> Any:
+def _exported(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any
+) -> tuple[Any, set[str]]:
+    """The program, and the network's own tensors that its code branched on."""
     try:
-        return _as_it_is(model, args, kwargs, shapes)
+        return _as_it_is(model, args, kwargs, shapes), set()
     except Exception as error:
         if not asks_values(error):
             raise
         with Flags(model) as flags:
-            exported = _as_it_is(model, args, kwargs, shapes)
-    written = flags.asked & set(exported.graph_signature.buffers_to_mutate.values())
-    if written:
-        raise TraceError(
-            f"{type(model).__name__} branches on '{min(written)}' and writes into it in forward: a spiking network "
-            "keeps no state between batches; write it only in training (self.training)"
-        )
-    return exported
+            return _as_it_is(model, args, kwargs, shapes), flags.asked
 
 
 def _as_it_is(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any) -> Any:

@@ -30,8 +30,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from parspike.graph.sizes import whole_number
 
-__all__ = ["Flags", "left_to_torch", "sizes_kept", "without_branches"]
+__all__ = ["ASKED", "Flags", "left_to_torch", "sizes_kept", "without_branches"]
 
+ASKED = "asked"
+"""In the meta of a program's module: the names of the network's own tensors that its code branched on."""
 FEW = 64
 """Elements of a tensor at most that branches are taken on: a switch, a counter, a bound; not the weights."""
 
@@ -192,8 +194,10 @@ class Flags(TorchFunctionMode):
             self.asked |= sources
             return numbers
         result = func(*args, **given[1])
-        if isinstance(result, Tensor) and isinstance(numbers, Tensor) and _few(numbers):
-            self._known[id(result)] = result, numbers, sources
+        # Several where a tensor is iterated over.
+        for made, real in zip(pytree.tree_leaves(result), pytree.tree_leaves(numbers), strict=False):
+            if isinstance(made, Tensor) and isinstance(real, Tensor) and _few(real):
+                self._known[id(made)] = made, real, sources
         return result
 
 

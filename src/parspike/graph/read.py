@@ -20,6 +20,7 @@ from parspike.graph.explain import user_line
 from parspike.graph.features import with_channels
 from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves
 from parspike.graph.ops import Role
+from parspike.graph.python import ASKED
 from parspike.graph.refusals import REFUSED, judge
 from parspike.graph.sizes import size_tree
 from parspike.graph.wide import implied_eps
@@ -112,8 +113,14 @@ class Reader:
         )
 
     def _check_state(self, nodes: Sequence[Node]) -> None:
-        """Refuse a network whose output reads a tensor that forward writes into. A count of calls, or an average of
+        """Refuse a network whose output, or a branch of its code, reads a tensor that forward writes into. A count of calls, or an average of
         what was seen, that no output reads may be written: the graph leaves it out."""
+        written = {*self.written.values()}
+        if asked := sorted(written & self.exported.graph_module.meta.get(ASKED, set())):
+            raise TraceError(
+                f"{type(self.model).__name__} branches on '{asked[0]}' and writes into it in forward: a spiking "
+                "network keeps no state between batches; write it only in training (self.training)"
+            )
         read = sorted({self.written[path] for node in nodes for path in node.params if path in self.written})
         if not read:
             return
