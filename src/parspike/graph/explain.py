@@ -30,11 +30,6 @@ def explain(model: nn.Module, error: Exception) -> str:
     first = next((part.strip() for part in text.splitlines() if part.strip()), type(error).__name__)
     name = type(model).__name__
     if asks_values(error):
-        if (observes := _observer(model)) is not None:
-            return (
-                f"{name}: layer '{observes}' observes ranges for quantisation{place}, and its output depends on what "
-                "it saw: call model.apply(torch.ao.quantization.disable_observer) first"
-            )
         if "expert" in line and any(hasattr(module, "set_experts_implementation") for module in model.modules()):
             return f"{name}: the code loops over the experts that its values choose{place}: {EXPERTS} first"
         return (
@@ -62,15 +57,6 @@ def explain(model: nn.Module, error: Exception) -> str:
 def asks_values(error: Exception) -> bool:
     """Whether tracing failed since code asks for the numbers of a tensor."""
     return any(part in str(error) for part in ("data-dependent", "GuardOnDataDependent", "Could not guard"))
-
-
-def _observer(model: nn.Module) -> str | None:
-    """The first layer that observes ranges for quantisation, and writes them, in evaluation too."""
-    for name, module in model.named_modules():
-        switch = getattr(module, "observer_enabled", None)
-        if isinstance(switch, Tensor) and switch.numel() == 1 and bool(switch.detach().cpu()):
-            return name
-    return None
 
 
 class _Watch(TorchDispatchMode):

@@ -20,7 +20,7 @@ from parspike.errors import TraceError
 from parspike.graph.explain import asks_values, explain, seen
 from parspike.graph.forget import let_go
 from parspike.graph.kept import Kept
-from parspike.graph.python import ASKED, Flags, left_to_torch, sizes_kept, without_branches
+from parspike.graph.python import ASKED, Flags, left_to_torch, observe_nothing, sizes_kept, without_branches
 from parspike.graph.quiet import quiet
 from parspike.graph.read import known
 from parspike.graph.writes import pure, without_writes
@@ -41,6 +41,7 @@ def export(
         with quiet(), _without_dumps(), uncached, Kept(model) as kept, without_branches():
             kept.copy_constants()
             _name_keywords(model, kwargs)
+            observe_nothing(model)
             exported, asked = _exported(model, args, kwargs, _by_parameter(model, *shapes))
             exported = _in_known_operators(exported)
             exported.graph_module.meta[ASKED] = asked

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from parspike.graph.sizes import whole_number
 
-__all__ = ["ASKED", "Flags", "left_to_torch", "sizes_kept", "without_branches"]
+__all__ = ["ASKED", "Flags", "left_to_torch", "observe_nothing", "sizes_kept", "without_branches"]
 
 ASKED = "asked"
 """In the meta of a program's module: the names of the network's own tensors that its code branched on."""
@@ -146,6 +146,15 @@ def without_branches() -> Iterator[None]:
     finally:
         Distribution._validate_sample = check
         Distribution.set_default_validate_args(checks)
+
+
+def observe_nothing(model: nn.Module) -> None:
+    """Let layers that observe and quantise in one operator, which writes by its schema, quantise alone where observing
+    is switched off: until the network's state is put back."""
+    room = sys.modules.get("torch.ao.quantization.fake_quantize")
+    for module in model.modules() if room is not None else ():
+        if isinstance(module, room.FusedMovingAvgObsFakeQuantize) and not bool(module.observer_enabled):
+            vars(module)["forward"] = types.MethodType(room.FakeQuantize.forward, module)
 
 
 class Flags(TorchFunctionMode):

@@ -115,22 +115,18 @@ class Reader:
     def _check_state(self, nodes: Sequence[Node]) -> None:
         """Refuse a network whose output, or a branch of its code, reads a tensor that forward writes into. A count of calls, or an average of
         what was seen, that no output reads may be written: the graph leaves it out."""
-        written = {*self.written.values()}
-        if asked := sorted(written & self.exported.graph_module.meta.get(ASKED, set())):
-            raise TraceError(
-                f"{type(self.model).__name__} branches on '{asked[0]}' and writes into it in forward: a spiking "
-                "network keeps no state between batches; write it only in training (self.training)"
-            )
+        asked = sorted({*self.written.values()} & self.exported.graph_module.meta.get(ASKED, set()))
         read = sorted({self.written[path] for node in nodes for path in node.params if path in self.written})
-        if not read:
+        if not (found := [*asked, *read]):
             return
-        observers = ".activation_post_process." in f".{read[0]}"
+        observers = ".activation_post_process." in f".{found[0]}"
         remedy = "call model.apply(torch.ao.quantization.disable_observer) first" if observers else (
             "write it only in training (self.training)"
         )  # fmt: skip
         raise TraceError(
-            f"{type(self.model).__name__} writes into '{read[0]}' in forward, and its output reads it: a spiking "
-            f"network keeps no state between batches; {remedy}"
+            f"{type(self.model).__name__} writes into '{found[0]}' in forward, and "
+            f"{'branches on it' if asked else 'its output reads it'}: a spiking network keeps no state between "
+            f"batches; {remedy}"
         )
 
     def _placeholders(self) -> None:
