@@ -161,6 +161,30 @@ def test_an_example_that_the_network_does_not_take_is_named(example, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_arguments_in_another_form_are_told_with_the_form_that_helps():
+    """Would catch "Inputs are batches" where the inputs are, but come in a list of two, or in a dict."""
+    pair = Pair().eval()
+    with pytest.raises(InputError, match=r"come together in a tuple, such as plan\(model, \(a, b\)\)"):
+        parspike.convert(pair, (X, X), T=4)
+    snn = parspike.convert(pair, [(X, X)], T=4, recipe="max")
+    assert snn(X, X).shape == (len(X), 3)
+    of_dict = Net(lambda s, batch: s.m[0](batch["x"]).relu(), nn.Linear(8, 3)).eval()
+    for given in ({"x": X}, X):
+        with pytest.raises(InputError, match=r"self\.net\(\{\"x\": x\}\)"):
+            parspike.plan(of_dict, given)
+    with pytest.raises(CalibrationError, match=r"got dict: put one batch into a list, \[batch\]"):
+        parspike.convert(pair, {"a": X, "b": X}, T=4)
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, a, b):
+        return self.head(torch.relu(self.layer(a) - self.layer(b)))
+
+
 def test_a_converted_network_is_not_converted_again():
     snn = parspike.convert(nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 3)).eval(), [X], T=4, recipe="max")
     with pytest.raises(InputError, match="converted already"):
