@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/engines_agree.py
 
 Five small networks with random weights, fitted by the closed form, run in float32 on batches that they were not fitted
-on; and two of these batches in float64, fitted so. For every batch the first layer is looked for in which one neuron counts otherwise: how
-many do there, and how far apart the currents of the two engines are, in units in the last place of the layer's largest
-current. Everything behind that layer differs because of it.
+on; and two of these batches in float64, fitted so. For every batch the first layer is looked for in which one neuron
+counts otherwise: how many do there, and how far apart the currents of the two engines are, in units in the last place
+of the layer's largest current. Everything behind that layer differs because of it.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
     "depthwise": (Depthwise, (64, 3, 16, 16), {}),
     "residual": (Residual, (64, 3, 16, 16), {}),
     "LayerNorm": (normed, (512, 20), {}),
-    "GELU, `encode=\"all\"`": (gelu, (512, 20), {"encode": "all"}),
-    "attention, `encode=\"all\"`": (Transformer, (64, 12, 16), {"encode": "all"}),
+    'GELU, `encode="all"`': (gelu, (512, 20), {"encode": "all"}),
+    'attention, `encode="all"`': (Transformer, (64, 12, 16), {"encode": "all"}),
 }
 
 
@@ -122,7 +122,9 @@ def compared(snn: parspike.SNN, x: Tensor) -> tuple[int, int, float, float]:
 
 
 def main() -> None:
-    print("| network | T, code | neurons | batches with a difference | neurons in the first layer | ulps | outputs | wide |")
+    print(
+        "| network | T, code | neurons × samples | batches unlike | unlike in the first layer | ulps | outputs | wide |"
+    )
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for name, (make, shape, options) in NETWORKS.items():
         torch.manual_seed(0)

@@ -78,6 +78,11 @@ class Gated(nn.Module):
         return self.head(self.layer(x).mean(1))
 
 
+def kept(currents, name, count, z):
+    currents[name] = z.clone()
+    return count(z)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_engines_differ_by_the_rounding_of_sums_alone(dtype):
     """Would catch a current that an engine computes of something else than the means: up to the first layer in which a
@@ -89,8 +94,7 @@ def test_engines_differ_by_the_rounding_of_sums_alone(dtype):
     for engine in TRAINED:
         currents = {}
         for name, neuron in neurons.items():
-            keep = lambda z, name=name, own=neuron.count: (currents.update({name: z.clone()}), own(z))[1]  # noqa: E731
-            vars(neuron)["count"] = keep
+            vars(neuron)["count"] = functools.partial(kept, currents, name, neuron.count)
         seen.append((snn.run(x, engine=engine, record=True).counts, currents))
         for neuron in neurons.values():
             del vars(neuron)["count"]

@@ -528,7 +528,7 @@ ALWAYS = {
 
 @pytest.mark.parametrize("name", ALWAYS)
 def test_a_limit_that_always_holds_is_none(name):
-    """Would catch a condition such as ((-1 + (4 * B)) // B) = 3 in the plan, or one that was dropped and does not hold."""
+    """Would catch ((-1 + (4 * B)) // B) = 3 in the plan, or a condition that was dropped and does not hold."""
     model = net(lambda s, x: s.n(ALWAYS[name](x)))
     graph = trace(model, (X,))
     assert "where" not in graph.taken

@@ -113,8 +113,8 @@ class Reader:
         )
 
     def _check_state(self, nodes: Sequence[Node]) -> None:
-        """Refuse a network whose output, or a branch of its code, reads a tensor that forward writes into. A count of calls, or an average of
-        what was seen, that no output reads may be written: the graph leaves it out."""
+        """Refuse a network whose output, or a branch of its code, reads a tensor that forward writes into. A count of
+        calls, or an average of what was seen, that no output reads may be written: the graph leaves it out."""
         asked = sorted({*self.written.values()} & self.exported.graph_module.meta.get(ASKED, set()))
         read = sorted({self.written[path] for node in nodes for path in node.params if path in self.written})
         if not (found := [*asked, *read]):
