@@ -122,9 +122,7 @@ def compared(snn: parspike.SNN, x: Tensor) -> tuple[int, int, float, float]:
 
 
 def main() -> None:
-    print(
-        "| network | T, code | neurons × samples | batches unlike | unlike in the first layer | ulps | outputs | wide |"
-    )
+    print("| network | T, code | neurons × samples | batches unlike | in the first layer | ulps | outputs | wide |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for name, (make, shape, options) in NETWORKS.items():
         torch.manual_seed(0)

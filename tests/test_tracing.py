@@ -594,14 +594,14 @@ def test_a_branch_on_numbers_of_the_network_is_its_own(name, flag, free_sizes):
         same(graph, model, X[:batch])
 
 
-def _counted(s: Any, x: Tensor) -> Tensor:
+def _after_some_calls(s: Any, x: Tensor) -> Tensor:
     y = s.n(x) * 2 if s.flag.sum() > 9 else s.n(x)
     s.flag += 1
     return y
 
 
 REFUSED_FLAGS = {
-    "counted": (_counted, "writes into 'flag' in forward, and branches on it"),
+    "counted": (_after_some_calls, "writes into 'flag' in forward, and branches on it"),
     "once": (_once, "writes into 'flag' in forward, and branches on it"),
     "chance": (lambda s, x: s.n(x) * (2 if torch.bernoulli(torch.sigmoid(s.flag[0])) else 1), "on the values of a"),
     "input": (lambda s, x: s.n(x) * (2 if (x.mean() + s.flag[0]) > 0 else 1), "on the values of a tensor"),

@@ -222,8 +222,9 @@ class SNN(nn.Module):
         (docs/speed.md, "How equal the engines are"); and "serial-if", the twin with soft-reset IF neurons. Networks in
         whole numbers (`parspike.lower.integers`) also have "integer": `count` on the processor's integer kernels, with
         the same bits (docs/lowering.md). Neurons with a state have one, "over-time". every_step: logits after each
-        step, (T, B, …), the mean of the output so far; of "over-time" and "serial-if". chunk: time-steps at once in "parallel" (default: what keeps the largest tensor under 128 MiB),
-        "over-time" and "serial-if" (what stays in the cache).
+        step, (T, B, …), the mean of the output so far; of "over-time" and "serial-if". chunk: time-steps at once
+        in "parallel" (default: what keeps the largest tensor under 128 MiB), "over-time" and "serial-if" (what stays in
+        the cache).
 
         Where memory runs out the batch is run in parts, with a warning; the result is the same. Raises
         `InsufficientMemoryError` where it does not hold one sample.

@@ -152,13 +152,10 @@ def observe_nothing(model: nn.Module) -> None:
     """Let layers that observe and quantise in one operator, which writes by its schema, quantise alone where observing
     is switched off: until the network's state is put back."""
     room = sys.modules.get("torch.ao.quantization.fake_quantize")
+    fused = getattr(room, "FusedMovingAvgObsFakeQuantize", ())
     for module in model.modules():
-        if (
-            room is not None
-            and isinstance(module, room.FusedMovingAvgObsFakeQuantize)
-            and not bool(module.observer_enabled)
-        ):
-            vars(module)["forward"] = types.MethodType(room.FakeQuantize.forward, module)
+        if isinstance(module, fused) and not bool(module.observer_enabled):
+            vars(module)["forward"] = types.MethodType(getattr(room, "FakeQuantize").forward, module)  # noqa: B009
 
 
 class Flags(TorchFunctionMode):
