@@ -176,6 +176,19 @@ def test_arguments_in_another_form_are_told_with_the_form_that_helps():
         parspike.convert(pair, {"a": X, "b": X}, T=4)
 
 
+def test_shrinkage_becomes_neurons():
+    """Would catch the two counted among functions that are not monotone, which kept LISTA without a spike."""
+    torch.manual_seed(0)
+    layers = nn.Linear(8, 16), nn.Softshrink(0.2), nn.Linear(16, 16), nn.Hardshrink(0.1), nn.Linear(16, 3)
+    model = nn.Sequential(*layers).eval()
+    plan = parspike.plan(model, X)
+    assert [node.target for node in plan.graph.neurons] == ["aten.softshrink.default", "aten.hardshrink.default"]
+    snn = parspike.convert(plan, X, T=1024, recipe="max")
+    wanted = model(X)
+    assert len(snn.neurons()) == 2
+    assert (snn(X) - wanted).norm() < 0.02 * wanted.norm()
+
+
 class Pair(nn.Module):
     def __init__(self):
         super().__init__()
