@@ -578,6 +578,8 @@ FLAGS = {
     "item": lambda s, x: s.n(x) * 2 if s.flag[1].item() == 1 else s.n(x),
     "comparison": lambda s, x: s.n(x) * 2 if (s.flag > 0).any() and not s.flag.sum() > 5 else s.n(x),
     "gates": _by_gates,
+    "factor": lambda s, x: s.n(x) * s.flag[2].exp().clamp(max=100).item() + float(s.flag[0]),
+    "size": lambda s, x: s.n(F.pad(x[:, : int(s.flag[2].item())], (0, 8 - int(s.flag[2])))),
     "list": lambda s, x: sum(w * s.n(x) for w in s.flag.tolist() if w),
 }
 
@@ -601,9 +603,10 @@ def _after_some_calls(s: Any, x: Tensor) -> Tensor:
 
 
 REFUSED_FLAGS = {
-    "counted": (_after_some_calls, "writes into 'flag' in forward, and branches on it"),
-    "once": (_once, "writes into 'flag' in forward, and branches on it"),
+    "counted": (_after_some_calls, "writes into 'flag' in forward, and asks for its numbers"),
+    "once": (_once, "writes into 'flag' in forward, and asks for its numbers"),
     "chance": (lambda s, x: s.n(x) * (2 if torch.bernoulli(torch.sigmoid(s.flag[0])) else 1), "on the values of a"),
+    "number": (lambda s, x: s.n(x) * (x.mean() + s.flag[0]).item(), r"compute with the tensor itself"),
     "input": (lambda s, x: s.n(x) * (2 if (x.mean() + s.flag[0]) > 0 else 1), "on the values of a tensor"),
 }
 

@@ -28,6 +28,9 @@ from parspike.graph.writes import pure, without_writes
 __all__ = ["export"]
 
 
+ITEMS = torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default
+
+
 def export(
     model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], opened: Sequence[set[int]] | None = None
 ) -> Any:
@@ -60,14 +63,17 @@ def export(
 def _exported(
     model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any
 ) -> tuple[Any, set[str]]:
-    """The program, and the network's own tensors that its code branched on."""
+    """The program, and the network's own tensors whose numbers its code asked for."""
     try:
-        return _as_it_is(model, args, kwargs, shapes), set()
+        exported = _as_it_is(model, args, kwargs, shapes)
+        if not any(exported.graph.find_nodes(op="call_function", target=asks) for asks in ITEMS):
+            return exported, set()
     except Exception as error:
         if not asks_values(error):
             raise
-        with Flags(model) as flags:
-            return _as_it_is(model, args, kwargs, shapes), flags.asked
+        # Outside of this block, so that an error of the second trace is not one that came of the first.
+    with Flags(model) as flags:
+        return _as_it_is(model, args, kwargs, shapes), flags.asked
 
 
 def _as_it_is(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any) -> Any:

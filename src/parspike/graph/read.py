@@ -125,7 +125,7 @@ class Reader:
         )  # fmt: skip
         raise TraceError(
             f"{type(self.model).__name__} writes into '{found[0]}' in forward, and "
-            f"{'branches on it' if asked else 'its output reads it'}: a spiking network keeps no state between "
+            f"{'asks for its numbers' if asked else 'its output reads it'}: a spiking network keeps no state between "
             f"batches; {remedy}"
         )
 
@@ -196,6 +196,11 @@ class Reader:
         meta = fx.meta.get("val")
         if meta is not None and free_unbacked_symbols(meta):
             place = user_line(fx.meta.get("stack_trace") or "")
+            if fx.target in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default):
+                raise TraceError(
+                    f"{type(self.model).__name__}: the code takes a number out of a tensor at {place}, which would be "
+                    "the example's for every input: compute with the tensor itself, without .item() or float()"
+                )
             raise TraceError(
                 f"{type(self.model).__name__}: the size of {ops.target_of(fx.target)} at {place} depends on values: "
                 "index by places (torch.nonzero outside forward) instead of a mask, or use torch.where"
