@@ -574,7 +574,28 @@ def _once(s: Any, x: Tensor) -> Tensor:
     return s.n(x)
 
 
+def _assigned(s: Any, x: Tensor) -> Tensor:
+    own = s.flag.clone()
+    part = own[0]
+    own[0] = x.sum()
+    return s.n(x) * 2 if part > 0 else s.n(x)
+
+
+def _added(s: Any, x: Tensor) -> Tensor:
+    own = s.flag * 2
+    own += x.sum()
+    return s.n(x) * 2 if own[0] > 0 else s.n(x)
+
+
+def _overwritten_by_its_own(s: Any, x: Tensor) -> Tensor:
+    own = s.flag.clone()
+    part = own[1:]
+    own.mul_(2).add_(s.flag)
+    return s.n(x) * 2 if own[1] == 3 * s.flag[1] and s.flag[0] < 1 else s.n(x) + part.sum()
+
+
 FLAGS = {
+    "written": _overwritten_by_its_own,
     "item": lambda s, x: s.n(x) * 2 if s.flag[1].item() == 1 else s.n(x),
     "comparison": lambda s, x: s.n(x) * 2 if (s.flag > 0).any() and not s.flag.sum() > 5 else s.n(x),
     "gates": _by_gates,
@@ -606,6 +627,8 @@ REFUSED_FLAGS = {
     "counted": (_after_some_calls, "writes into 'flag' in forward, and asks for its numbers"),
     "once": (_once, "writes into 'flag' in forward, and asks for its numbers"),
     "chance": (lambda s, x: s.n(x) * (2 if torch.bernoulli(torch.sigmoid(s.flag[0])) else 1), "on the values of a"),
+    "assigned": (_assigned, "on the values of a tensor"),
+    "added": (_added, "on the values of a tensor"),
     "number": (lambda s, x: s.n(x) * (x.mean() + s.flag[0]).item(), r"compute with the tensor itself"),
     "input": (lambda s, x: s.n(x) * (2 if (x.mean() + s.flag[0]) > 0 else 1), "on the values of a tensor"),
 }

@@ -18,7 +18,7 @@ import contextlib
 import dis
 import sys
 import types
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -188,10 +188,9 @@ class Flags(TorchFunctionMode):
         tensors = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
         known = [self._find(tensor) for tensor in tensors]
         sources = frozenset().union(*(found[2] for found in known if found is not None))
-        name = getattr(func, "__name__", "")
         if None in known or not sources:
-            if name.endswith("_") and not name.endswith("__") and tensors:
-                self._known.pop(id(tensors[0]), None)
+            if _writes(func, given[1]):
+                self._known.clear()  # views of what it writes are known under names of their own
             return func(*args, **given[1])
         with _disable_current_modes():
             drawn = torch.get_rng_state()
@@ -203,6 +202,8 @@ class Flags(TorchFunctionMode):
         if func in ASKS:
             self.asked |= sources
             return numbers
+        if _writes(func, given[1]):
+            self._known.clear()
         result = func(*args, **given[1])
         # Several where a tensor is iterated over.
         for made, real in zip(pytree.tree_leaves(result), pytree.tree_leaves(numbers), strict=False):
@@ -213,6 +214,20 @@ class Flags(TorchFunctionMode):
 
 ASKS = (Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist)
 """What code asks of a tensor's numbers."""
+
+
+def _writes(func: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a function may write into one of its tensors: x.add_(y), x += y, x[0] = y, out=x, inplace=True."""
+    name = getattr(func, "__name__", "")
+    own = name.endswith("_") and not name.endswith("__")
+    return own or name in SETS or options.get("out") is not None or bool(options.get("inplace"))
+
+
+SETS = frozenset(
+    ("__setitem__", "__delitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__",
+     "__idiv__", "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__")
+)  # fmt: skip
+"""Python's names of what writes into a tensor."""
 
 
 def _few(tensor: Tensor) -> bool:
