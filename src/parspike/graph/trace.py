@@ -89,10 +89,10 @@ def _arguments_apart(said: str) -> str | None:
             "Inputs of one call come together in a tuple, such as plan(model, (a, b)) and calibration=[(a, b), …]; a "
             "tuple as calibration is several batches of one input"
         )
-    if "unexpected keyword argument" in said or "'str'" in said or "str" in said.partition("invalid")[2]:
+    if "unexpected keyword argument" in said or "'str'" in said:
         return (
-            "A dict gives the arguments of forward by name: a network that takes one dict goes into a module with "
-            'def forward(self, x): return self.net({"x": x})'
+            "A dict gives the arguments of forward by name: convert a module around a network that takes one, with "
+            "def forward(self, x): return self.network({'x': x})"
         )
     return None
 
