@@ -66,6 +66,50 @@ def test_engines_agree_on_real_weights(kind):
         torch.testing.assert_close(run.logits, count.logits, rtol=1e-9, atol=1e-9)
 
 
+class Gated(nn.Module):
+    """Attention, a LayerNorm and a GELU, whose every product encoders drive with spikes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, nn.functional.gelu, batch_first=True, norm_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.layer(x).mean(1))
+
+
+def kept(currents, name, count, z):
+    currents[name] = z.clone()
+    return count(z)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_engines_differ_by_the_rounding_of_sums_alone(dtype):
+    """Would catch a current that an engine computes of something else than the means: up to the first layer in which a
+    neuron counts otherwise, currents are equal up to the order of their sums, and in float64 no neuron does."""
+    torch.manual_seed(0)
+    model, x = Gated().eval().to(dtype), torch.randn(32, 6, 16, dtype=dtype)
+    snn = parspike.convert(model, [x], T=6, code="weighted", recipe="max", encode="all")
+    neurons, seen = snn.neurons(), []
+    for engine in TRAINED:
+        currents = {}
+        for name, neuron in neurons.items():
+            vars(neuron)["count"] = functools.partial(kept, currents, name, neuron.count)
+        seen.append((snn.run(x, engine=engine, record=True).counts, currents))
+        for neuron in neurons.values():
+            del vars(neuron)["count"]
+    (counts, currents), *others = seen
+    assert len(currents) == len(neurons) > 8
+    for other_counts, other_currents in others:
+        for node in (node for node in snn.graph.neurons if node.name in neurons):
+            z, difference = currents[node.name], (counts[node.layer] - other_counts[node.layer]).abs().max()
+            assert (z - other_currents[node.name]).abs().max() <= 64 * torch.finfo(dtype).eps * z.abs().max()
+            if difference > 0:
+                assert dtype is torch.float32
+                assert difference == 1
+                break
+
+
 class Shared(nn.Module):
     """Values that are read again, in part or in another shape, behind an operator that could overwrite them."""
 

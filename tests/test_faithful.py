@@ -161,6 +161,43 @@ def test_an_example_that_the_network_does_not_take_is_named(example, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_arguments_in_another_form_are_told_with_the_form_that_helps():
+    """Would catch "Inputs are batches" where the inputs are, but come in a list of two, or in a dict."""
+    pair = Pair().eval()
+    with pytest.raises(InputError, match=r"come together in a tuple, such as plan\(model, \(a, b\)\)"):
+        parspike.convert(pair, (X, X), T=4)
+    snn = parspike.convert(pair, [(X, X)], T=4, recipe="max")
+    assert snn(X, X).shape == (len(X), 3)
+    of_dict = Net(lambda s, batch: s.m[0](batch["x"]).relu(), nn.Linear(8, 3)).eval()
+    for given in ({"x": X}, X):
+        with pytest.raises(InputError, match=r"self\.network\(\{'x': x\}\)"):
+            parspike.plan(of_dict, given)
+    with pytest.raises(CalibrationError, match=r"got dict: put one batch into a list, \[batch\]"):
+        parspike.convert(pair, {"a": X, "b": X}, T=4)
+
+
+def test_shrinkage_becomes_neurons():
+    """Would catch the two counted among functions that are not monotone, which kept LISTA without a spike."""
+    torch.manual_seed(0)
+    layers = nn.Linear(8, 16), nn.Softshrink(0.2), nn.Linear(16, 16), nn.Hardshrink(0.1), nn.Linear(16, 3)
+    model = nn.Sequential(*layers).eval()
+    plan = parspike.plan(model, X)
+    assert [node.target for node in plan.graph.neurons] == ["aten.softshrink.default", "aten.hardshrink.default"]
+    snn = parspike.convert(plan, X, T=1024, recipe="max")
+    wanted = model(X)
+    assert len(snn.neurons()) == 2
+    assert (snn(X) - wanted).norm() < 0.02 * wanted.norm()
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, a, b):
+        return self.head(torch.relu(self.layer(a) - self.layer(b)))
+
+
 def test_a_converted_network_is_not_converted_again():
     snn = parspike.convert(nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 3)).eval(), [X], T=4, recipe="max")
     with pytest.raises(InputError, match="converted already"):

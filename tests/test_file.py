@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from torch.utils import _pytree as pytree
 import parspike
 from parspike import file
 from parspike.errors import FileError, InputError
+from parspike.graph import Role
 from parspike.graph.ir import CONDITIONS, SIZE_OPERATIONS
 from parspike.neurons.layer import CODES, KINDS
 
@@ -794,3 +796,17 @@ def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="take 8 steps, the network 7"):
         snn.save(path)
     assert only(tmp_path)
+
+
+def test_activations_that_older_files_hold_as_analog_are_read(tmp_path: Path) -> None:
+    """Would catch a file of before softshrink was an activation that is now refused for its role."""
+    x = torch.randn(8, 4)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Softshrink(0.2), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    snn = parspike.convert(model, x, T=4, recipe="max", layers={"1": parspike.Keep()})
+    nodes = tuple(
+        replace(node, role=Role.ANALOG) if node.target == "aten.softshrink.default" else node
+        for node in snn.graph.nodes
+    )
+    graph = replace(snn.graph, nodes=nodes, tensors=snn.tensors())
+    older = parspike.SNN(graph, snn.neurons(), simulation=snn.simulation)
+    assert torch.equal(parspike.load(older.save(tmp_path / "older.parspike"))(x), snn(x))

@@ -249,6 +249,27 @@ def test_whole_numbers_are_equal_to_the_bit(kind: type[nn.Module], options: dict
     assert "to the bit" in str(made)
 
 
+class OnViews(nn.Module):
+    """Activations in place on parts of a value: each is written back along every dimension, the batch too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).view(-1, 4, 4)
+        torch.relu_(y[:, ::2])
+        y[:, 3].clamp_(0, 1)
+        return self.b(y.flatten(1))
+
+
+def test_what_is_written_into_views_is_in_the_file(tmp_path: Path) -> None:
+    """Would catch a refusal of what writes the whole batch, or a file that writes elsewhere (`export` compares)."""
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    snn = parspike.convert(OnViews().eval(), x, T=3, recipe="max")
+    assert parspike.export(snn, tmp_path / "net.onnx", example=x).file.unlike == 0
+
+
 def test_what_it_cannot_hold_is_said_at_once(tmp_path: Path) -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
@@ -280,6 +301,9 @@ def test_what_it_cannot_hold_is_said_at_once(tmp_path: Path) -> None:
         parspike.export(chip, tmp_path / "net.onnx", example=x, weights=8)
     with pytest.raises(OptionError, match="in whole numbers already"):
         integers(chip, x)
+    with pytest.raises(UnsupportedError, match=r"takes bfloat16.*snn\.float\(\)"):
+        parspike.export(small.bfloat16(), tmp_path / "net.onnx", example=x.bfloat16())
+    parspike.export(small.float(), tmp_path / "wide.onnx", example=x)
     (tmp_path / "net.onnx").write_text("mine")
     with pytest.raises(FileError, match="exists"):
         parspike.export(snn, tmp_path / "net.onnx", example=x)

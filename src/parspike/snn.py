@@ -218,12 +218,13 @@ class SNN(nn.Module):
         record: True keeps counts, which trains are made from when they are asked for; "packed" keeps the trains of
         parallel neurons as bits (`run.packed`), which each layer writes in one step for all T, up to 8 times smaller.
         engine: of parallel neurons "count", one pass (the default); "parallel", all spike trains with time in the
-        batch; "serial", the same trains step by step; all with the same results; and "serial-if", the twin with
-        soft-reset IF neurons. Networks in whole numbers (`parspike.lower.integers`) also have "integer": `count` on
-        the processor's integer kernels, with the same bits (docs/lowering.md). Neurons with a state have one,
-        "over-time". every_step: logits after each step, (T, B, …), the mean of the output so far; of "over-time" and
-        "serial-if". chunk: time-steps at once in "parallel" (default: what keeps the largest tensor under 128 MiB),
-        "over-time" and "serial-if" (what stays in the cache).
+        batch; "serial", the same trains step by step; all with the same results up to the rounding of sums
+        (docs/speed.md, "How equal the engines are"); and "serial-if", the twin with soft-reset IF neurons. Networks in
+        whole numbers (`parspike.lower.integers`) also have "integer": `count` on the processor's integer kernels, with
+        the same bits (docs/lowering.md). Neurons with a state have one, "over-time". every_step: logits after each
+        step, (T, B, …), the mean of the output so far; of "over-time" and "serial-if". chunk: time-steps at once
+        in "parallel" (default: what keeps the largest tensor under 128 MiB), "over-time" and "serial-if" (what stays in
+        the cache).
 
         Where memory runs out the batch is run in parts, with a warning; the result is the same. Raises
         `InsufficientMemoryError` where it does not hold one sample.

@@ -37,7 +37,8 @@ def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibratio
     if isinstance(source, Dataset) and not isinstance(source, Iterable):
         return DataLoader(source, batch_size)
     if not isinstance(source, Iterable) or isinstance(source, (str, bytes, Mapping)):
-        raise CalibrationError(f"{name} must be an iterable of batches, got {type(source).__name__}")
+        one = ": put one batch into a list, [batch]" if isinstance(source, Mapping) else ""
+        raise CalibrationError(f"{name} must be an iterable of batches, got {type(source).__name__}{one}")
     return list(source) if iter(source) is source else source
 
 

@@ -1,4 +1,4 @@
-"""Ways to run a spiking network. `count`, `parallel` and `serial` give equal results.
+"""Ways to run a spiking network. `count`, `parallel` and `serial` give equal results, up to the rounding of sums.
 
 `integer` is `count` on the integer kernels of the processor, for networks in whole numbers, with the same bits.
 `count` makes one pass over spike counts, `parallel` sends every spike train through every synapse with time in the

@@ -44,6 +44,11 @@ def write(snn: SNN) -> Written:
             f"the whole numbers of this network reach {largest:.3g}, and the float32 sums of ONNX are exact below "
             "2^24 alone: lower it with fewer bits (weights=6, inputs=6), or write the network of real numbers"
         )
+    if any(i.dtype is torch.bfloat16 for i in snn.graph.inputs):
+        raise UnsupportedError(
+            "this network takes bfloat16, which runtimes of ONNX files are not given: export snn.float(), whose file "
+            "takes float32"
+        )
     graph = snn.graph.at_example("an exported file has one size of its inputs")
     made = Model(graph, snn.tensors(), snn.counting(), RULES, whole=whole)
     for node in graph.nodes:

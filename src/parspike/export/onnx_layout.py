@@ -299,6 +299,8 @@ def _written_over(model: Model, x: Any, name: str, axis: int, places: Sequence[i
 def _slice_scatter(model: Model, node: Node) -> Value:
     x, src, dim, start, end, step = arguments_of(node, "self src dim start end step")
     axis = dim % model.rank(x)
+    if model.shape(src) == model.shape(x):  # all of it, as `y[:, i]` writes along the batch
+        return model.cast(model.value(src), model.kinds[model.value(x)])
     if isinstance(start, Size) or isinstance(end, Size):
         raise Refused("it works along the batch")
     places = range(model.length(x, axis))[slice(start, end, step)]

@@ -143,7 +143,9 @@ class Model:
 
     def constant(self, value: Any, dtype: Any = None) -> str:
         """A tensor or number as an initializer; equal ones are stored once. Real numbers as float32, whole as int64."""
-        array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if isinstance(value, Tensor):
+            value = (value.float() if value.is_floating_point() else value).numpy()  # numpy has no bfloat16
+        array = np.asarray(value)
         kind: Kind = "float" if array.dtype.kind == "f" else "bool" if array.dtype.kind == "b" else "int"
         dtype = dtype or {"float": np.float32, "bool": np.bool_, "int": np.int64}[kind]
         array = np.array(array, dtype, order="C")  # a number stays one, which ascontiguousarray would make a vector

@@ -19,7 +19,7 @@ from parspike.graph.ops import Role
 from parspike.graph.quiet import outputs
 from parspike.graph.refusals import EXPERTS
 
-__all__ = ["explain", "frames", "seen", "user_line"]
+__all__ = ["asks_values", "explain", "frames", "seen", "user_line"]
 
 
 def explain(model: nn.Module, error: Exception) -> str:
@@ -29,7 +29,7 @@ def explain(model: nn.Module, error: Exception) -> str:
     place = f" at {line}" if line else ""
     first = next((part.strip() for part in text.splitlines() if part.strip()), type(error).__name__)
     name = type(model).__name__
-    if "data-dependent" in text or "GuardOnDataDependent" in text or "Could not guard" in text:
+    if asks_values(error):
         if "expert" in line and any(hasattr(module, "set_experts_implementation") for module in model.modules()):
             return f"{name}: the code loops over the experts that its values choose{place}: {EXPERTS} first"
         return (
@@ -52,6 +52,11 @@ def explain(model: nn.Module, error: Exception) -> str:
             "classes, from a module around it"
         )
     return f"{name} could not be traced{place}: {first}"
+
+
+def asks_values(error: Exception) -> bool:
+    """Whether tracing failed since code asks for the numbers of a tensor."""
+    return any(part in str(error) for part in ("data-dependent", "GuardOnDataDependent", "Could not guard"))
 
 
 class _Watch(TorchDispatchMode):

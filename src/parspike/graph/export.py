@@ -17,15 +17,18 @@ from torch.export import Dim, _trace
 from torch.utils import _pytree as pytree
 
 from parspike.errors import TraceError
-from parspike.graph.explain import explain, seen
+from parspike.graph.explain import asks_values, explain, seen
 from parspike.graph.forget import let_go
 from parspike.graph.kept import Kept
-from parspike.graph.python import left_to_torch, sizes_kept, without_branches
+from parspike.graph.python import ASKED, Flags, left_to_torch, observe_nothing, sizes_kept, without_branches
 from parspike.graph.quiet import quiet
 from parspike.graph.read import known
 from parspike.graph.writes import pure, without_writes
 
 __all__ = ["export"]
+
+
+ITEMS = torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default
 
 
 def export(
@@ -41,7 +44,10 @@ def export(
         with quiet(), _without_dumps(), uncached, Kept(model) as kept, without_branches():
             kept.copy_constants()
             _name_keywords(model, kwargs)
-            exported = _in_known_operators(_exported(model, args, kwargs, _by_parameter(model, *shapes)))
+            observe_nothing(model)
+            exported, asked = _exported(model, args, kwargs, _by_parameter(model, *shapes))
+            exported = _in_known_operators(exported)
+            exported.graph_module.meta[ASKED] = asked
             left_to_torch(exported)
             let_go(exported)
             return exported
@@ -54,7 +60,23 @@ def export(
         raise TraceError(explain(model, error) + runs) from error
 
 
-def _exported(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any) -> Any:
+def _exported(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any
+) -> tuple[Any, set[str]]:
+    """The program, and the network's own tensors whose numbers its code asked for."""
+    try:
+        exported = _as_it_is(model, args, kwargs, shapes)
+        if not any(exported.graph.find_nodes(op="call_function", target=asks) for asks in ITEMS):
+            return exported, set()
+    except Exception as error:
+        if not asks_values(error):
+            raise
+        # Outside of this block, so that an error of the second trace is not one that came of the first.
+    with Flags(model) as flags:
+        return _as_it_is(model, args, kwargs, shapes), flags.asked
+
+
+def _as_it_is(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any) -> Any:
     with sizes_kept(model) as changed:
         try:
             return _with_outputs_known(model, args, kwargs, shapes)

@@ -120,6 +120,51 @@ def _format(tree: Any) -> str:
     return "(" + f" {operation} ".join(texts) + ")"
 
 
+SEEN, SMALL = 1024, 128
+"""Conditions whose numbers are at most SMALL are told by what they allow of the sizes 1 … SEEN."""
+
+
+@functools.lru_cache(maxsize=64)
+def _told(limits: tuple[Size, ...]) -> tuple[str, ...]:
+    """The limits in words. Several on one size are told as what they come to, if that is a range or its multiples.
+
+    >>> half = ("//", "x.2", 2)
+    >>> _told((Size((">", half, 0)), Size(("≠", half, 1)), Size(("≠", "x.2", half))))
+    ('x.2 ≥ 4',)
+    """
+    told: list[str] = []
+    of: dict[frozenset[str], list[Size]] = {}
+    for limit in limits:
+        of.setdefault(frozenset(limit.symbols), []).append(limit)
+    for symbols, group in of.items():
+        short = _allowed(next(iter(symbols)), group) if len(symbols) == 1 else None
+        told.extend([str(limit)[1:-1] for limit in group] if short is None else short)
+    return tuple(told)
+
+
+def _allowed(symbol: str, limits: Sequence[Size]) -> list[str] | None:
+    """What limits on one size come to; None if they are short as they are, or that is not said in a few words."""
+    parts = [leaf for limit in limits for leaf in leaves(limit.tree)]
+    if len(parts) <= 3 or max((abs(n) for n in parts if isinstance(n, int)), default=0) > SMALL:
+        return None
+    try:
+        fit = [n for n in range(1, SEEN + 1) if all(limit({symbol: n}) for limit in limits)]
+    except ZeroDivisionError:
+        return None
+    if not fit:
+        return None
+    name, first, last = _format(symbol), fit[0], fit[-1]
+    step = fit[1] - first if len(fit) > 1 else 1
+    if fit != list(range(first, last + 1, step)) or first % step:
+        return None
+    open_above = last + step > SEEN
+    return [
+        *([f"({name} % {step}) = 0"] if step > 1 else []),
+        *([f"{name} ≥ {first}"] if first > step else []),
+        *([] if open_above else [f"{name} ≤ {last}"]),
+    ]
+
+
 @dataclass(frozen=True)
 class Input:
     """One tensor input of the network: its per-sample shape has `Size`s where it may vary."""
@@ -304,8 +349,8 @@ class Graph:
     def about_sizes(self) -> str:
         """Which sizes of inputs may vary, within which limits, and why others may not; "" if nothing is known."""
         parts = [f"free: {', '.join(self.example)}"] if self.example else []
-        if self.limits:
-            parts.append("where " + " and ".join(str(limit)[1:-1] for limit in self.limits))
+        if told := _told(self.limits):
+            parts.append("where " + " and ".join(told))
         return "; ".join((*parts, *self.fixed))
 
     def __str__(self) -> str:

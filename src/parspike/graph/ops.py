@@ -384,7 +384,7 @@ _rows(Role.NEURON, "hardtanh.default", varying=(0,), activation=_hardtanh)
 _rows(Role.NEURON, "elu.default", varying=(0,), activation=_elu)
 _rows(Role.NEURON, "clamp_max.default celu.default selu.default hardsigmoid.default "
       "atan.default asinh.default erf.default expm1.default sinh.default "
-      "sigmoid.default tanh.default softplus.default log_sigmoid.default",
+      "sigmoid.default tanh.default softplus.default log_sigmoid.default softshrink.default hardshrink.default",
       varying=(0,), activation=lambda node: Curve())  # fmt: skip
 _rows(Role.NEURON, "threshold.default", varying=(0,), activation=_threshold)
 # Rewriting splits a leaky ReLU whose slope is negative, and makes two ReLUs of a PReLU.
@@ -401,6 +401,7 @@ _rows(Role.ORDER, "max_pool1d.default max_pool2d.default max_pool3d.default amax
       "minimum.default fmax.default fmin.default")  # fmt: skip
 
 # Analog: computed on the time-means, and named.
+COMPLEX = "complex numbers are no currents"
 FUNCTIONS = "a function that is not piecewise monotone in the table"
 _analog = {
     "a softmax weighs its values against each other": "softmax.int _softmax.default",
@@ -417,7 +418,7 @@ _analog = {
     FUNCTIONS:
         "exp.default exp2.default log.default log2.default log1p.default sqrt.default rsqrt.default "
         "pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar reciprocal.default sin.default cos.default "
-        "softshrink.default hardshrink.default trunc.default round.decimals signbit.default copysign.Tensor "
+        "trunc.default round.decimals signbit.default copysign.Tensor "
         "log10.default hypot.default atan2.default logcumsumexp.default cosh.default tan.default acosh.default "
         "atanh.default asin.default acos.default erfc.default erfinv.default lgamma.default digamma.default i0.default "
         "round.default floor.default ceil.default sign.default remainder.Scalar remainder.Tensor "
@@ -427,8 +428,9 @@ _analog = {
         "linalg_svd.default linalg_qr.default linalg_eigh.default linalg_cholesky.default linalg_solve.default "
         "matrix_power.default matrix_exp.default",
     "a Fourier transform":
-        "_fft_r2c.default _fft_c2c.default _fft_c2r.default view_as_real.default view_as_complex.default "
-        "complex.default polar.default angle.default _conj.default",
+        "_fft_r2c.default _fft_c2c.default _fft_c2r.default",
+    COMPLEX:
+        "view_as_real.default view_as_complex.default complex.default polar.default angle.default _conj.default",
     "a clamp by tensors":
         "clamp.Tensor clamp_min.Tensor clamp_max.Tensor",
     "sorting and choosing":
@@ -589,7 +591,6 @@ FRESH = frozenset([*(f"aten.{name}" for name in _fresh.split()), "parspike.batch
 
 ACROSS_BATCH = "it joins or splits values along the batch"
 """Why an operator cannot run on a batch that holds several time-steps; the words are part of the files."""
-COMPLEX = "complex numbers are no currents"
 WHOLE = "it rounds to whole numbers, or compares"
 REAL = "it makes a real number of a whole one"
 ON_MEANS = (ACROSS_BATCH, COMPLEX, WHOLE, REAL)

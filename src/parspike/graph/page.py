@@ -28,6 +28,11 @@ input x. A linear layer behind `flatten` or a number written in the code fixes t
 fixes it and is refused, `if x.shape[0] > 16` is followed for the example's side) is a limit, `where B ≤ 16`, that every
 engine checks. A network that drops the dimension of a single sample (`x.squeeze()`) does so in every engine.
 
+**Branches** on numbers of the network's own (`if self.initialized.item() == 0`, `if self.gates[i] > 0.5`, the switches
+of `FakeQuantize`, whose observers must be off) have one way for every input, which the graph takes, and so does
+`self.scale.exp().item()`: tensors of at most 64 elements that forward does not write into. A branch on what the input
+makes of it is refused.
+
 **Writing in place** (`x.div_(255)`, `h[:, 0] = 0`, `ReLU(inplace=True)`, `out=`) is followed, and your batch stays as
 it was. A network may write into buffers that its output does not read (a count of calls, an average of what it saw);
 one whose output reads them, or that remembers one batch in the next, is refused. Casts and `torch.autocast` inside

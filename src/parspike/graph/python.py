@@ -7,7 +7,9 @@ itself, for example B instead of 2:
     self.token.expand(len(x), -1, -1)                        # B tokens
     int(windows.shape[0] / (64 / 4 / 4))                     # B, of 4·B windows
 
-Questions that torch itself asks of values or of the batch, and that change no answer, are not asked.
+Questions that torch itself asks of values or of the batch, and that change no answer, are not asked. A branch on the
+network's own flags (`if self.initialized.item() == 0`, the switches of FakeQuantize) has one way for every input, which
+`Flags` takes.
 """
 
 from __future__ import annotations
@@ -16,17 +18,24 @@ import contextlib
 import dis
 import sys
 import types
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from parspike.graph.sizes import whole_number
 
-__all__ = ["left_to_torch", "sizes_kept", "without_branches"]
+__all__ = ["ASKED", "Flags", "left_to_torch", "observe_nothing", "sizes_kept", "without_branches"]
+
+ASKED = "asked"
+"""In the meta of a program's module: the names of the network's own tensors that its code branched on."""
+FEW = 64
+"""Elements of a tensor at most that branches are taken on: a switch, a counter, a bound; not the weights."""
 
 
 def _len(x: Any) -> Any:
@@ -137,3 +146,90 @@ def without_branches() -> Iterator[None]:
     finally:
         Distribution._validate_sample = check
         Distribution.set_default_validate_args(checks)
+
+
+def observe_nothing(model: nn.Module) -> None:
+    """Let layers that observe and quantise in one operator, which writes by its schema, quantise alone where observing
+    is switched off: until the network's state is put back."""
+    room = sys.modules.get("torch.ao.quantization.fake_quantize")
+    fused = getattr(room, "FusedMovingAvgObsFakeQuantize", ())
+    for module in model.modules():
+        if isinstance(module, fused) and not bool(module.observer_enabled):
+            vars(module)["forward"] = types.MethodType(getattr(room, "FakeQuantize").forward, module)  # noqa: B009
+
+
+class Flags(TorchFunctionMode):
+    """While a network is traced: what depends on few numbers of its own parameters and buffers alone is known, so code
+    may branch on it. `asked`: the names of those that were branched on."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        own = (*model.named_parameters(), *model.named_buffers())
+        self.numbers = {name: tensor.detach().clone() for name, tensor in own if _few(tensor)}
+        self.asked: set[str] = set()
+        self._model = model
+        self._known: dict[int, tuple[Tensor, Tensor, frozenset[str]]] = {}
+
+    def _find(self, tensor: Tensor) -> tuple[Tensor, Tensor, frozenset[str]] | None:
+        """The tensor, kept alive so that its id stays its own, its numbers, and of which of the network's they are."""
+        if id(tensor) not in self._known:
+            # Tracing puts tensors of its own in the network's place, other ones each time. Nothing is asked of their
+            # sizes, which would be a condition on the input's.
+            own = (*self._model.named_parameters(), *self._model.named_buffers())
+            name = next((name for name, now in own if now is tensor), None)
+            if name in self.numbers:
+                self._known[id(tensor)] = tensor, self.numbers[name], frozenset((name,))
+        return self._known.get(id(tensor))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (args, dict(kwargs or {}))
+        if isinstance(func, torch._ops.OpOverload):  # torch's own work on what it traces
+            return func(*args, **given[1])
+        tensors = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
+        known = [self._find(tensor) for tensor in tensors]
+        sources = frozenset().union(*(found[2] for found in known if found is not None))
+        if None in known or not sources:
+            if _writes(func, given[1]):
+                self._known.clear()  # views of what it writes are known under names of their own
+            return func(*args, **given[1])
+        with _disable_current_modes():
+            drawn = torch.get_rng_state()
+            copies = pytree.tree_map_only(Tensor, lambda tensor: self._known[id(tensor)][1].clone(), given)
+            numbers = func(*copies[0], **copies[1])
+            chance = not torch.equal(torch.get_rng_state(), drawn)
+        if chance:
+            return func(*args, **given[1])
+        if func in ASKS:
+            self.asked |= sources
+            return numbers
+        if _writes(func, given[1]):
+            self._known.clear()
+        result = func(*args, **given[1])
+        # Several where a tensor is iterated over.
+        for made, real in zip(pytree.tree_leaves(result), pytree.tree_leaves(numbers), strict=False):
+            if isinstance(made, Tensor) and isinstance(real, Tensor) and _few(real):
+                self._known[id(made)] = made, real, sources
+        return result
+
+
+ASKS = (Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist)
+"""What code asks of a tensor's numbers."""
+
+
+def _writes(func: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a function may write into one of its tensors: x.add_(y), x += y, x[0] = y, out=x, inplace=True."""
+    name = getattr(func, "__name__", "")
+    own = name.endswith("_") and not name.endswith("__")
+    return own or name in SETS or options.get("out") is not None or bool(options.get("inplace"))
+
+
+SETS = frozenset(
+    ("__setitem__", "__delitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__",
+     "__idiv__", "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__")
+)  # fmt: skip
+"""Python's names of what writes into a tensor."""
+
+
+def _few(tensor: Tensor) -> bool:
+    lazy = torch.nn.parameter.is_lazy(tensor)
+    return not lazy and not tensor.is_meta and tensor.layout is torch.strided and tensor.numel() <= FEW

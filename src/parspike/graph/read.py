@@ -20,6 +20,7 @@ from parspike.graph.explain import user_line
 from parspike.graph.features import with_channels
 from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves
 from parspike.graph.ops import Role
+from parspike.graph.python import ASKED
 from parspike.graph.refusals import REFUSED, judge
 from parspike.graph.sizes import size_tree
 from parspike.graph.wide import implied_eps
@@ -112,18 +113,20 @@ class Reader:
         )
 
     def _check_state(self, nodes: Sequence[Node]) -> None:
-        """Refuse a network whose output reads a tensor that forward writes into. A count of calls, or an average of
-        what was seen, that no output reads may be written: the graph leaves it out."""
+        """Refuse a network whose output, or a branch of its code, reads a tensor that forward writes into. A count of
+        calls, or an average of what was seen, that no output reads may be written: the graph leaves it out."""
+        asked = sorted({*self.written.values()} & self.exported.graph_module.meta.get(ASKED, set()))
         read = sorted({self.written[path] for node in nodes for path in node.params if path in self.written})
-        if not read:
+        if not (found := [*asked, *read]):
             return
-        observers = ".activation_post_process." in f".{read[0]}"
+        observers = ".activation_post_process." in f".{found[0]}"
         remedy = "call model.apply(torch.ao.quantization.disable_observer) first" if observers else (
             "write it only in training (self.training)"
         )  # fmt: skip
         raise TraceError(
-            f"{type(self.model).__name__} writes into '{read[0]}' in forward, and its output reads it: a spiking "
-            f"network keeps no state between batches; {remedy}"
+            f"{type(self.model).__name__} writes into '{found[0]}' in forward, and "
+            f"{'asks for its numbers' if asked else 'its output reads it'}: a spiking network keeps no state between "
+            f"batches; {remedy}"
         )
 
     def _placeholders(self) -> None:
@@ -193,6 +196,11 @@ class Reader:
         meta = fx.meta.get("val")
         if meta is not None and free_unbacked_symbols(meta):
             place = user_line(fx.meta.get("stack_trace") or "")
+            if fx.target in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default):
+                raise TraceError(
+                    f"{type(self.model).__name__}: the code takes a number out of a tensor at {place}, which would be "
+                    "the example's for every input: compute with the tensor itself, without .item() or float()"
+                )
             raise TraceError(
                 f"{type(self.model).__name__}: the size of {ops.target_of(fx.target)} at {place} depends on values: "
                 "index by places (torch.nonzero outside forward) instead of a mask, or use torch.where"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from sympy import Integer
+from sympy import Integer, Mul, Poly, div
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.fx.experimental import _config
@@ -183,7 +184,7 @@ def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: G
         for symbol in guard.expr.free_symbols:
             if environment.replace(symbol).is_Integer:
                 reasons.setdefault(symbol, where)
-        expression = environment.replace(guard.expr)
+        expression = _plain(environment.replace(guard.expr))
         if not expression.free_symbols:
             continue
         if not expression.free_symbols - batch:
@@ -218,7 +219,7 @@ def batch_limits(
     batch = {symbol for symbol, name in symbols.items() if name == BATCH}
     limits = []
     for guard in environment.guards:
-        expression = environment.replace(guard.expr).xreplace(numbers)
+        expression = _plain(environment.replace(guard.expr).xreplace(numbers))
         if expression.free_symbols - batch:
             continue  # the strides of an example that is a view: inputs of other strides have the same values
         if expression.free_symbols and not _always(expression, {}, batch):
@@ -250,9 +251,41 @@ def _numbered(condition: Any) -> set[Any]:
     return set()
 
 
+def _plain(condition: Any) -> Any:
+    """The same condition with (k·q + r) // q as k + r // q, and without positive factors of both sides of an equation:
+    so (3·B − 1) // B = 2, which `x.chunk` asks, is seen to hold for every B."""
+    condition = condition.replace(lambda part: type(part).__name__ in ("FloorDiv", "CleanDiv"), _divided)
+    if type(condition).__name__ not in ("Equality", "Unequality"):
+        return condition
+    sides = [_factors(side) for side in condition.args]
+    shared = [base for base in {**sides[0], **sides[1]} if base.is_Symbol and base.is_positive]
+    least = {base: min(side.get(base, 0) for side in sides if side) for base in shared}
+    numbers = [abs(int(side.as_coeff_Mul()[0])) for side in condition.args if side.as_coeff_Mul()[0].is_Integer]
+    by = Mul(math.gcd(*numbers) if len(numbers) == 2 else 1, *(base**n for base, n in least.items()))
+    return condition if by in (0, 1) else condition.func(*(side / by for side in condition.args))
+
+
+def _factors(product: Any) -> dict[Any, Any]:
+    """Factor → power; of 0 none, as every number divides it."""
+    return {} if product == 0 else dict(product.as_powers_dict())
+
+
+def _divided(part: Any) -> Any:
+    number, by = part.args
+    symbols = part.free_symbols
+    if not by.free_symbols or not all(side.is_polynomial(*symbols) for side in part.args):
+        return part
+    whole, rest = div(number, by, *symbols)
+    if whole == 0 or not all(c.is_Integer for c in Poly(whole, *symbols).coeffs()):
+        return part
+    return whole + FloorDiv(rest, by)
+
+
 def _always(limit: Any, ranges: Mapping[Any, Any], batch: set[Any]) -> bool:
     # torch.export itself adds the condition that the batch is not 1; a batch of one is compared with the network in
     # `batch.py`.
+    if not limit.free_symbols:
+        return bool(limit)
     least = 2 if limit.free_symbols <= batch else 1
     known = bound_sympy(limit, {**dict.fromkeys(batch, ValueRanges(least, 1 << 30)), **ranges})
     return known.is_singleton() and bool(known.lower)

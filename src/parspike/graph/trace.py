@@ -70,10 +70,31 @@ def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str
             ) from error
         given = [f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in (*args, *kwargs.values())]
         line = user_line("".join(frames(error)))
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        if (several := _arguments_apart(said)) is not None:
+            raise InputError(
+                f"{type(model).__name__} fails on the example, {', '.join(given)}{f' at {line}' if line else ''}: "
+                f"{said}. {several}"
+            ) from error
         raise InputError(
             f"{type(model).__name__} fails on the example, {', '.join(given)}{f' at {line}' if line else ''}: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}. Inputs are batches, (B, …), B ≥ 1"
+            f"{said}. Inputs are batches, (B, …), B ≥ 1"
         ) from error
+
+
+def _arguments_apart(said: str) -> str | None:
+    """What to do where a network fails since its arguments come in another form than `forward` takes them."""
+    if "missing" in said and "required positional argument" in said:
+        return (
+            "Inputs of one call come together in a tuple, such as plan(model, (a, b)) and calibration=[(a, b), …]; a "
+            "tuple as calibration is several batches of one input"
+        )
+    if "unexpected keyword argument" in said or "'str'" in said:
+        return (
+            "A dict gives the arguments of forward by name: convert a module around a network that takes one, with "
+            "def forward(self, x): return self.network({'x': x})"
+        )
+    return None
 
 
 def within(model: nn.Module) -> nn.Module:
@@ -116,7 +137,8 @@ def check_model(model: nn.Module) -> None:
 def _check_kind(name: str, module: nn.Module) -> None:
     place = f"layer '{name}' ({type(module).__name__})" if name else f"this network ({type(module).__name__})"
     room = type(module).__module__
-    if isinstance(module, torch.jit.ScriptModule) and not name:
+    # Tracing follows a part that torch.jit.trace made, and none that torch.jit.script made.
+    if isinstance(module, torch.jit.ScriptModule) and (not name or isinstance(module, torch.jit.RecursiveScriptModule)):
         raise InputError(f"{place} is a TorchScript program, which has no Python code: give the network it was made of")
     if room.startswith(("torch.ao.nn", "torch.nn")) and ".quantized" in room and ".qat" not in room:
         raise InputError(
