@@ -15,7 +15,7 @@ from parspike.calibrate.firing import fit_firing
 from parspike.calibrate.lockstep import Lockstep
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.refit import Refit, features, refittable
-from parspike.calibrate.staircase import free_steps, from_zero, staircase_between
+from parspike.calibrate.staircase import counted, free_steps, staircase_between
 from parspike.calibrate.student import ByCount, OverTime
 from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_encoder, fit_neuron
 from parspike.errors import CalibrationError
@@ -122,7 +122,7 @@ class ClosedForm(Recipe):
         own = self.granularity == "channel" and 1 < len(z) <= MOST_IN_ALL // (4 * levels + 4)
         own = own and levels <= FEW and z.shape[1] >= SEEN * levels
         shape = node_shape(z[:, 0], node).shape if own else None
-        return staircase_between(z, a, neuron.T, neuron.code, shape=shape, zero=from_zero(draft, node))
+        return staircase_between(z, a, neuron.T, neuron.code, shape=shape, **counted(draft.activations[node.name]))
 
     def _freed(self, neuron: ParallelNeuron, samples: Samples) -> SpikingLayer:
         """Neurons with free steps that start from equal ones."""
