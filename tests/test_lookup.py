@@ -92,7 +92,8 @@ def test_a_sum_and_a_maximum_are_all_that_stays_analog() -> None:
     attention = "scaled_dot_product_attention"
     found = {row.layer: row.operator for row in plan.rows if row.role == Role.NEURON and "@spikes" not in row.layer}
     assert found == {
-        "norm.rsqrt": "rsqrt", "rsqrt": "rsqrt", f"{attention}.softmax.small": "exp", f"{attention}.softmax.large": "exp",
+        "norm.rsqrt": "rsqrt", "rsqrt": "rsqrt",
+        **{f"{attention}.softmax.{part}": "exp" for part in ("small", "large")},
         **{f"{attention}.divided.reciprocal{band}": "reciprocal" for band in range(3)},
     }  # fmt: skip
     # exp sends spikes itself; what is divided has the features that it had before.

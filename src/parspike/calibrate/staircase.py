@@ -203,8 +203,8 @@ def staircase_between(
 ) -> Staircase:  # fmt: skip
     """Neurons that give a wanted output a for the current z they get, the two not a function of each other.
 
-    zero: the lowest output is 0 to the bit. above: errors count as shares of the output plus this number, also those told.
-    z, a: (C, N), or as many values each in any shape that all neurons share. shape: thresholds of their own for
+    zero: the lowest output is 0 to the bit. above: errors count as shares of the output plus this number, also those
+    told. z, a: (C, N), or as many values each in any shape that all neurons share. shape: thresholds of their own for
     every channel, in a shape of C elements that broadcasts against one sample. The errors of the staircase are
     those against a.
     """

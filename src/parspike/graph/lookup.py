@@ -185,11 +185,13 @@ class _Parts:
         """A value divided by the sum of a softmax's weights."""
         shape = self.shapes[total.name]
         negative = self._negative(node, total)
-        inverse: Ref | None = None
-        for number, (low, high) in enumerate(pairwise(BANDS)):
-            suffix = f"reciprocal{number}"
-            band = self.add(node, suffix, RECIPROCAL, shape, negative, TOTAL, low, high)
-            inverse = band if inverse is None else self.add(node, f"upto{number}", "aten.add.Tensor", shape, inverse, band)
+        bands = [
+            self.add(node, f"reciprocal{number}", RECIPROCAL, shape, negative, TOTAL, low, high)
+            for number, (low, high) in enumerate(pairwise(BANDS))
+        ]
+        inverse = bands[0]
+        for number, band in enumerate(bands[1:]):
+            inverse = self.add(node, f"inverse{number}", "aten.add.Tensor", shape, inverse, band)
         self._product(node, dividend, inverse)
 
     def _divided(self, node: Node, dividend: Any, divisor: Ref, least: float) -> None:

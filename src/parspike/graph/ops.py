@@ -75,9 +75,12 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Curve:
-    """Any other activation that never falls; its operator computes it. zero: whether its smallest output is 0, and has
-    to be 0 to the bit in neurons too (the weight of what a mask hides). above: given where an error counts as a share of
-    the output, plus this number: for 1/b, since a grows with b, so that a · 1/b is as large for small b as for large."""
+    """Any other activation that never falls; its operator computes it.
+
+    zero: whether its smallest output is 0, and has to be 0 to the bit in neurons too (the weight of what a mask hides).
+    above: given where an error counts as a share of the output plus this number: for 1/b, since what it scales, a,
+    grows with b, so that a/b is as large for large b as for small.
+    """
 
     zero: bool = False
     above: float | None = None
