@@ -252,17 +252,19 @@ def lookup_table(before: str) -> str:
     known: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for figure in figures():
         name, encode, analog, recipe, code, *sizes = figure["key"]
-        if "analog" in figure and encode == "all":
+        if encode == "all":
             known.setdefault((name, recipe, *sizes), {}).setdefault(analog, {})[code] = figure
     head = ["network and measure", "analog", *CODES_OF_LOOKUP, "accumulates", "operators left analog"]
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for (name, *_), both in known.items():
+        if "lookup" not in both:
+            continue
         score, title, form = SHOWN[name]
         for analog in sorted(both):
             found = both[analog]
             cells = ["–" if code not in found else form.format(found[code][score]) for code in CODES_OF_LOOKUP]
             last = list(found.values())[-1]
-            cells += [f"{100 * last['driven']:.2f} %", str(last["analog"])]
+            cells += [f"{100 * last['driven']:.2f} %", str(last["analog"])] if "driven" in last else ["–", "–"]
             rows.append(f"| {title} | {analog} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -65,6 +65,8 @@ class Groups(nn.Module):
             [nn.GroupNorm(3, D), nn.GroupNorm(1, D, affine=False), nn.InstanceNorm2d(D, affine=True)]
         )
         self.last = nn.Linear(D, 5)
+        for parameter in self.norms.parameters():
+            nn.init.uniform_(parameter, 0.5, 1.5)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer, norm in zip((self.one, self.two, self.three), self.norms, strict=True):
