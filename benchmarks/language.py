@@ -4,6 +4,7 @@
     python benchmarks/language.py smollm2 --calibration 16 --test 16
     python benchmarks/language.py minilm --calibration 128 --test 200 --codes "weighted, 4" "weighted, 6"
     python benchmarks/language.py minilm --analog lookup                             # softmax, norms, divisions too
+    python benchmarks/language.py minilm --analog lookup --spike "*act*"             # and GELU as two staircases
     python benchmarks/language.py attention gated heads groups --calibration 256 --test 256     # random weights
     python benchmarks/language.py smollm2 --calibration 8 --test 4 --tokens 64       # minutes, to try something
     python benchmarks/language.py --render docs/language.md
@@ -179,7 +180,7 @@ def run(name: str, options: argparse.Namespace) -> None:
     """Convert a network for each code, and measure it."""
     tokens = options.tokens or TOKENS.get(name, SEEN)
     done = {json.dumps(figure["key"]) for figure in figures()}
-    how = options.encode, options.analog, options.recipe
+    how = options.encode, f"{options.analog}, {options.spike}" if options.spike else options.analog, options.recipe
     keys = {code: [name, *how, code, options.calibration, tokens, options.test] for code in options.codes}
     if all(json.dumps(key) in done for key in keys.values()):
         return
@@ -198,6 +199,7 @@ def run(name: str, options: argparse.Namespace) -> None:
         example = model.example()
     batch = BATCH.get(name, 64)
     planning = {} if options.encode == "none" else {"encode": options.encode, "analog": options.analog}
+    planning |= {"layers": {options.spike: parspike.Spike()}} if options.spike else {}
     start = time.perf_counter()
     plan = parspike.plan(model, example, **planning)
     planned = round(time.perf_counter() - start)
@@ -229,7 +231,7 @@ def table(before: str) -> str:
     known: dict[tuple[Any, ...], dict[str, Any]] = {}
     for figure in figures():
         name, encode, analog, recipe, code, *sizes = figure["key"]
-        if name in RANDOM or analog == "lookup":
+        if name in RANDOM or analog.startswith("lookup"):
             continue
         known.setdefault((name, encode, analog, recipe, *sizes), {})[code] = figure
     codes = [code for code in CODES if any(code in found for found in known.values())]
@@ -275,6 +277,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, default=ROOT.parent / "ext" / "lm", help="what language_files.py wrote")
     parser.add_argument("--encode", default="all", help="handed to parspike.plan: none, hidden or all")
     parser.add_argument("--analog", default="computed", help="handed to parspike.plan: computed or lookup")
+    parser.add_argument("--spike", help="activations, by pattern of their layers, that become neurons all the same")
     parser.add_argument("--recipe", help="a recipe by name, or as JSON (default: that of parspike.convert)")
     parser.add_argument("--codes", nargs="+", choices=CODES, default=["weighted, 4", "weighted, 6", "weighted, 8"])
     parser.add_argument("--calibration", type=int, default=64, help="sequences to fit on")
