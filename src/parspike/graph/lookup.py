@@ -245,7 +245,7 @@ class _Parts:
         return True
 
     def _normal(
-        self, node: Node, suffix: str, x: Ref, shape: Sequence[Any], number: int, eps: float, *, centres: bool
+        self, node: Node, suffix: str, x: Ref, shape: Sequence[Any], number: int, eps: Any, *, centres: bool
     ) -> Ref:
         """x/√(mean x² + ε) along the last `number` dimensions, after its mean was subtracted where it centres."""
         dims = list(range(-number, 0))
