@@ -180,7 +180,12 @@ def run(name: str, options: argparse.Namespace) -> None:
     """Convert a network for each code, and measure it."""
     tokens = options.tokens or TOKENS.get(name, SEEN)
     done = {json.dumps(figure["key"]) for figure in figures()}
-    how = options.encode, f"{options.analog}, {options.spike}" if options.spike else options.analog, options.recipe
+    part = "rotated, " if options.rotate else ""
+    how = (
+        options.encode,
+        part + f"{options.analog}, {options.spike}" if options.spike else options.analog,
+        options.recipe,
+    )
     keys = {code: [name, *how, code, options.calibration, tokens, options.test] for code in options.codes}
     if all(json.dumps(key) in done for key in keys.values()):
         return
@@ -192,6 +197,7 @@ def run(name: str, options: argparse.Namespace) -> None:
         example = x[:2]
     else:
         model = parspike.language(options.files / name)
+        model = model.rotated() if options.rotate else model
         fitted, x = (
             drawn(model.tokenizer.sequences(options.files / "text" / part, tokens), number)
             for part, number in zip(("calibration", "test"), numbers, strict=True)
@@ -277,6 +283,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, default=ROOT.parent / "ext" / "lm", help="what language_files.py wrote")
     parser.add_argument("--encode", default="all", help="handed to parspike.plan: none, hidden or all")
     parser.add_argument("--analog", default="computed", help="handed to parspike.plan: computed or lookup")
+    parser.add_argument("--rotate", action="store_true", help="the residual stream along other axes")
     parser.add_argument("--spike", help="activations, by pattern of their layers, that become neurons all the same")
     parser.add_argument("--recipe", help="a recipe by name, or as JSON (default: that of parspike.convert)")
     parser.add_argument("--codes", nargs="+", choices=CODES, default=["weighted, 4", "weighted, 6", "weighted, 8"])
