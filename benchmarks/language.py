@@ -180,12 +180,8 @@ def run(name: str, options: argparse.Namespace) -> None:
     """Convert a network for each code, and measure it."""
     tokens = options.tokens or TOKENS.get(name, SEEN)
     done = {json.dumps(figure["key"]) for figure in figures()}
-    part = "rotated, " if options.rotate else ""
-    how = (
-        options.encode,
-        part + f"{options.analog}, {options.spike}" if options.spike else options.analog,
-        options.recipe,
-    )
+    analog = ", ".join([*["rotated"] * options.rotate, options.analog, *[options.spike] * bool(options.spike)])
+    how = options.encode, analog, options.recipe
     keys = {code: [name, *how, code, options.calibration, tokens, options.test] for code in options.codes}
     if all(json.dumps(key) in done for key in keys.values()):
         return
@@ -211,7 +207,7 @@ def run(name: str, options: argparse.Namespace) -> None:
     planned = round(time.perf_counter() - start)
     print(f"{name}: {len(plan.spiking)} layers of neurons, planned in {planned} s; {len(fitted)} sequences of "
           f"{tokens} tokens to fit, {len(x)} to measure", flush=True)  # fmt: skip
-    analog = sum(row.role == "analog" for row in plan.rows)
+    left = sum(row.role == "analog" for row in plan.rows)
     for code, key in keys.items():
         if json.dumps(key) in done:
             continue
@@ -223,7 +219,7 @@ def run(name: str, options: argparse.Namespace) -> None:
         keep(key, {**score(name, snn, model, x), "seconds": spent, "processor seconds": busy,
                    "seconds of planning": planned, "seconds of a batch": each(snn, few),
                    "network's seconds of a batch": each(model, few),
-                   "layers": len(plan.spiking), "analog": analog,
+                   "layers": len(plan.spiking), "analog": left,
                    "driven": parspike.measure(snn, few).driven,
                    "search": snn.provenance.get("search", {}),
                    "GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1)})  # fmt: skip
