@@ -3,6 +3,7 @@ networks are made here, tiny and random; nothing is downloaded."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ import parspike
 from parspike.cli import app, spec
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, TraceError, UnsupportedError
 from parspike.language import HEADS, pieces
+from parspike.language.rotated import orthogonal
 
 transformers = language_models.transformers
 
@@ -89,6 +91,44 @@ def test_every_linear_layer_of_gpt2_is_driven_by_spikes(folders: Path) -> None:
     for node in linear:
         assert graph.by_name[node.refs[0]].role.name in ("NEURON", "SYNAPSE"), node.layer
         assert graph.by_name[node.refs[0]].target != "aten.layer_norm.default", node.layer
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_rotated_stream_is_the_same_function(tmp_path: Path, tied: bool) -> None:
+    """Would catch a layer that was forgotten, a bias along the old axes, weights of a norm that were folded twice."""
+    model = parspike.language(saved(tmp_path, "LlamaForCausalLM", num_hidden_layers=2, tie_word_embeddings=tied,
+                                    mlp_bias=True, attention_bias=True)).double()  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            nn.init.uniform_(parameter, 0.3, 2.0) if "norm" in name else nn.init.normal_(parameter)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    made, x = model.rotated(), model.example(3, 9)
+    with torch.no_grad():
+        wanted = model(x)
+        assert float((made(x) - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())  # norms are float32's there
+        assert float((made.net.get_input_embeddings()(x) - model.net.get_input_embeddings()(x)).abs().max()) > 0.1
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert made.tokenizer is not None
+    assert (made.head, made.words, made.context) == (model.head, model.words, model.context)
+
+
+@pytest.mark.parametrize("size", [1, 8, 24, 576])
+def test_an_orthogonal_matrix_of_any_size(size: int) -> None:
+    made = orthogonal(size)
+    torch.testing.assert_close(made @ made.T, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert float(made.abs().max()) <= (2 / size) ** 0.5 + 1e-12 or size == 1
+
+
+def test_streams_that_cannot_be_rotated_are_refused(folders: Path, llama: Any) -> None:
+    with pytest.raises(UnsupportedError, match="only causal networks are rotated"):
+        parspike.language(folders / "BertModel").rotated()
+    with pytest.raises(UnsupportedError, match="GPT2LMHeadModel: the stream of a network as LLaMA is rotated"):
+        parspike.language(folders / "GPT2LMHeadModel").rotated()
+    other = copy.deepcopy(llama)
+    inner = other.net.model.layers[0].mlp
+    inner.register_forward_hook(lambda module, args, out: out / out.abs().amax(-1, keepdim=True))
+    with pytest.raises(UnsupportedError, match="its outputs differ by"):
+        other.rotated()
 
 
 def test_padding_changes_no_answer(folders: Path) -> None:

@@ -16,6 +16,7 @@ from parspike.calibrate.staircase import staircase, staircase_between
 from parspike.cli import app
 from parspike.errors import OptionError, TraceError
 from parspike.graph import Role, lookup
+from parspike.graph.ops import RECIPROCAL, TABLE
 from parspike.neurons import Code
 
 D, HEADS, TOKENS = 12, 3, 6
@@ -54,11 +55,30 @@ class Divisions(nn.Module):
         return self.norm(y)
 
 
+class Groups(nn.Module):
+    """Norms over groups of channels, over all and over one, with weights and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = (nn.Conv2d(c, D, 3, padding=1) for c in (2, D, D))
+        self.norms = nn.ModuleList(
+            [nn.GroupNorm(3, D), nn.GroupNorm(1, D, affine=False), nn.InstanceNorm2d(D, affine=True)]
+        )
+        self.last = nn.Linear(D, 5)
+        for parameter in self.norms.parameters():
+            nn.init.uniform_(parameter, 0.5, 1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, norm in zip((self.one, self.two, self.three), self.norms, strict=True):
+            x = norm(layer(x)).relu()
+        return self.last(x.mean((2, 3)))
+
+
 @cache
 def made(kind: str, analog: str = "lookup") -> tuple[nn.Module, Tensor, parspike.Plan]:
     torch.manual_seed(3)
-    model = {"block": Block, "divisions": Divisions}[kind]().eval()
-    x = torch.randn(16, TOKENS, D)
+    model = {"block": Block, "divisions": Divisions, "groups": Groups}[kind]().eval()
+    x = torch.randn(16, 2, 5, 7) if kind == "groups" else torch.randn(16, TOKENS, D)
     return model, x, parspike.plan(model, x, encode="all", analog=analog)  # pyright: ignore[reportArgumentType]
 
 
@@ -74,8 +94,9 @@ def test_a_sum_and_a_maximum_are_all_that_stays_analog() -> None:
     attention = "scaled_dot_product_attention"
     found = {row.layer: row.operator for row in plan.rows if row.role == Role.NEURON and "@spikes" not in row.layer}
     assert found == {
-        "norm.rsqrt": "rsqrt", f"{attention}.softmax": "exp", f"{attention}.divided.reciprocal": "reciprocal",
-        "rsqrt": "rsqrt",
+        "norm.rsqrt": "rsqrt", "rsqrt": "rsqrt",
+        **{f"{attention}.softmax.{part}": "exp" for part in ("small", "large")},
+        **{f"{attention}.divided.reciprocal{band}": "reciprocal" for band in range(3)},
     }  # fmt: skip
     # exp sends spikes itself; what is divided has the features that it had before.
     layers = {plan.graph.by_name[name].layer: plan.graph.by_name[name] for name in plan.spiking}
@@ -85,7 +106,7 @@ def test_a_sum_and_a_maximum_are_all_that_stays_analog() -> None:
     assert {"layer_norm", "softmax_weights", "softmax_shares", "rsqrt"} <= computed
 
 
-@pytest.mark.parametrize("kind", ["block", "divisions"])
+@pytest.mark.parametrize("kind", ["block", "divisions", "groups"])
 def test_engines_agree_and_many_levels_give_the_network(kind: str) -> None:
     model, x, _ = made(kind)
     few = converted(kind, 3)
@@ -97,6 +118,18 @@ def test_engines_agree_and_many_levels_give_the_network(kind: str) -> None:
         wanted = model(x)
     errors = [float((converted(kind, T)(x) - wanted).norm() / wanted.norm()) for T in (4, 12)]
     assert errors[1] < min(0.002, errors[0] / 20)
+
+
+def test_norms_of_channels_are_neurons_too() -> None:
+    model, x, plan = made("groups")
+    assert not [row for row in plan.rows if row.role == Role.ANALOG]
+    found = {node.layer: node.channels for node in plan.graph.nodes if node.name in plan.spiking}
+    # A threshold for every group, and one for every channel of what is squared.
+    assert (found["norms.0.rsqrt"], found["norms.0.centred@spikes"]) == (3, D)
+    snn, other = converted("groups", 12), x[:3, :, :4, :6]
+    with torch.no_grad():
+        wanted = model(other)
+    assert float((snn(other) - wanted).norm() / wanted.norm()) < 0.02  # of another size
 
 
 def test_operations_are_accumulates_and_those_of_norms_are_counted() -> None:
@@ -203,6 +236,35 @@ def test_a_fault_in_taking_apart_is_found(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(lookup, "TOTAL", 2.0)  # a total of 1 would be taken for 2
     with pytest.raises(TraceError, match="rewriting changed its value"):
         parspike.plan(model, x, encode="all", analog="lookup")
+
+
+@pytest.mark.parametrize("code", ["weighted", "sorted"])
+@pytest.mark.parametrize("low", [0.0, 2**-4])
+def test_errors_of_a_reciprocal_count_as_shares(code: Code, low: float) -> None:
+    """Large divisors have small reciprocals; in squared error they counted for nothing, so levels stood elsewhere."""
+    torch.manual_seed(0)
+    z = -torch.cat([2 + 3 * torch.rand(2000), 20 + 30 * torch.rand(2000)]).sort(descending=True).values
+
+    def inverse(z: Tensor) -> Tensor:
+        return TABLE[RECIPROCAL].run(z, 0.5, low)
+
+    def share(neuron: Any) -> float:
+        return float(((neuron(z) - inverse(z)) / (inverse(z) + low)).square().mean())
+
+    shares, plain = (staircase(inverse, z, 3, code, above=above) for above in (low, None))
+    between = staircase_between(z, inverse(z), 3, code, above=low)
+    assert share(shares) < (0.8 if low == 0 else 1.01) * share(plain)
+    assert share(between) < 1.2 * share(shares)
+
+
+def test_neurons_that_have_nothing_to_say_are_silent() -> None:
+    """A band of values that no calibration data reach: counts of all steps would mean 0 too, and cost spikes."""
+    z = -torch.linspace(8, 20, 500).flip(0)
+    for neuron in (staircase(torch.zeros_like, z, 4, "weighted", zero=True),
+                   staircase_between(z, torch.zeros(500), 4, "weighted", zero=True),
+                   staircase_between(z[None], torch.full((1, 500), 0.3), 4, "sorted", shape=(1,))):  # fmt: skip
+        assert float(neuron.count(z).max()) == 0
+        assert float(neuron(z).std()) == 0
 
 
 @pytest.mark.parametrize("code", ["weighted", "sorted"])

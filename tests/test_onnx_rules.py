@@ -458,12 +458,14 @@ def pointwise(op: str, rng: Rng) -> None:
 
 @draw("parspike.exp parspike.at_least")
 def from_low(op: str, rng: Rng) -> None:
-    check(op, given(rng, *sizes(rng)), *either(rng, (-1.0,), () if op.endswith("exp") else (0.5,)))
+    check(op, given(rng, *sizes(rng)), *either(rng, (-1.0,), () if op.endswith("exp") else (0.5,),
+                                               (-2.0, 0.25, 1.5) if op.endswith("exp") else (0.0,)))  # fmt: skip
 
 
 @draw("parspike.reciprocal parspike.rsqrt")
 def inverse(op: str, rng: Rng) -> None:
-    check(op, given(rng, *sizes(rng), low=-4, high=1), 0.3)
+    bands = () if op.endswith("rsqrt") else either(rng, (), (0.5, 2.0))
+    check(op, given(rng, *sizes(rng), low=-4, high=1), 0.3, *bands)
 
 
 @draw("parspike.times parspike.softmax_shares")

@@ -15,7 +15,7 @@ from parspike.calibrate.firing import fit_firing
 from parspike.calibrate.lockstep import Lockstep
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.refit import Refit, features, refittable
-from parspike.calibrate.staircase import free_steps, from_zero, staircase_between
+from parspike.calibrate.staircase import counted, free_steps, staircase_between
 from parspike.calibrate.student import ByCount, OverTime
 from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_encoder, fit_neuron
 from parspike.errors import CalibrationError
@@ -27,8 +27,10 @@ from parspike.neurons.staircase import MOST_IN_ALL
 
 __all__ = ["ClosedForm", "freed"]
 
-FEW, SEEN = 16, 32
-"""A staircase gets thresholds of its own for every channel if it has at most FEW levels and SEEN currents for each."""
+FEW, EVEN, SEEN = 16, 64, 32
+"""A staircase gets thresholds of its own for every channel if it has at most FEW levels and SEEN currents for each. In
+the weighted code, whose outputs are evenly spaced, no cut is searched for, and EVEN levels cost no more: a network of
+SiLUs at 5 steps had two thirds of the error that channels with one staircase gave it."""
 A_FEATURE, ROWS = 16, 20_000
 """Rows to re-fit a synapse on: so many for each of its inputs, and at least ROWS. With half as many, ResNet-20
 agreed with its network less, by one per cent of other images; with twice as many no better (docs/results.md)."""
@@ -120,9 +122,9 @@ class ClosedForm(Recipe):
             raise CalibrationError(f"the closed form fits no neurons of the kind '{neuron.kind}'")
         levels = neuron.levels
         own = self.granularity == "channel" and 1 < len(z) <= MOST_IN_ALL // (4 * levels + 4)
-        own = own and levels <= FEW and z.shape[1] >= SEEN * levels
+        own = own and levels <= (EVEN if neuron.code == "weighted" else FEW) and z.shape[1] >= SEEN * levels
         shape = node_shape(z[:, 0], node).shape if own else None
-        return staircase_between(z, a, neuron.T, neuron.code, shape=shape, zero=from_zero(draft, node))
+        return staircase_between(z, a, neuron.T, neuron.code, shape=shape, **counted(draft.activations[node.name]))
 
     def _freed(self, neuron: ParallelNeuron, samples: Samples) -> SpikingLayer:
         """Neurons with free steps that start from equal ones."""

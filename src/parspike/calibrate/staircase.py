@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,12 @@ from torch import Tensor
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.recipe import Draft
 from parspike.errors import CalibrationError
-from parspike.graph import Curve, Node, Stream
+from parspike.graph import Activation, Curve, Node, Stream
 from parspike.graph.ops import TABLE, call
 from parspike.neurons import Code, Staircase, levels_of
 from parspike.together import Together
 
-__all__ = ["Sample", "add_staircases", "free_steps", "lloyd_max", "staircase", "staircase_between"]
+__all__ = ["Sample", "add_staircases", "counted", "free_steps", "lloyd_max", "staircase", "staircase_between"]
 
 ROUNDS = 60
 BINS = 4096
@@ -123,14 +123,21 @@ def add_staircases(draft: Draft, batches: Batches | None) -> None:
             draft.steps_of(node.name),
             draft.code,
             inverse=TABLE[node.target].inverse,
-            zero=from_zero(draft, node),
+            **counted(draft.activations[node.name]),
         )
 
 
-def from_zero(draft: Draft, node: Node) -> bool:
-    """Whether the lowest output of an activation has to be 0 to the bit."""
-    activation = draft.activations[node.name]
-    return isinstance(activation, Curve) and activation.zero
+class Counted(TypedDict):
+    """What `Curve` says of the errors of an activation."""
+
+    zero: bool
+    above: float | None
+
+
+def counted(activation: Activation | str | None) -> Counted:
+    """The options of `staircase` and `staircase_between` for an activation."""
+    curve = activation if isinstance(activation, Curve) else Curve()
+    return {"zero": curve.zero, "above": curve.above}
 
 
 def _function(node: Node, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
@@ -143,16 +150,20 @@ def _function(node: Node, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], T
 
 def staircase(
     function: Callable[[Tensor], Tensor], z: Tensor, T: int, code: Code = "sorted",
-    *, inverse: Callable[[Tensor], Tensor] | None = None, zero: bool = False,
+    *, inverse: Callable[[Tensor], Tensor] | None = None, zero: bool = False, above: float | None = None,
 ) -> Staircase:  # fmt: skip
     """Neurons that stand for a non-decreasing elementwise function of currents distributed like z (sorted).
 
-    inverse: the function's own, if it is known; bisection else. zero: the lowest output is 0 to the bit. Outputs
-    are placed optimally where that lowers the mean squared error over evenly spaced ones, and the code allows it.
+    inverse: the function's own, if it is known; bisection else. zero: the lowest output is 0 to the bit. above:
+    errors count as shares of the output plus this number, also those that the staircase tells. Outputs are placed
+    optimally where that lowers the mean squared error over evenly spaced ones, and the code allows it.
     """
     levels = levels_of(T, code)
     z = _filled(z, min(FILLED * levels, MOST_FILLED))
     a = function(z).double()
+    if above is not None:
+        z, a = _in_shares(z[None], a[None], above)
+        z, a = z[0], a[0]
     least = a[0] * (not zero)
     even = torch.linspace(0, 1, levels + 1, dtype=a.dtype, device=a.device) * (a[-1] - least) + least
     outputs, uniform_error = even, _error(a, even)
@@ -169,6 +180,7 @@ def staircase(
             outputs, error = placed, placed_error
     between = (outputs[1:] + outputs[:-1]) / 2
     thresholds = _inverse(function, between, z) if inverse is None else inverse(between.to(z.dtype))
+    thresholds = torch.where(outputs[0] == outputs[-1], _beyond(z[-1]), thresholds)
     return Staircase(T, thresholds, outputs.to(z.dtype), code=code, error=error, uniform_error=uniform_error)
 
 
@@ -186,12 +198,13 @@ def _filled(z: Tensor, wanted: int) -> Tensor:
 
 
 def staircase_between(
-    z: Tensor, a: Tensor, T: int, code: Code = "sorted", *, shape: Sequence[int] | None = None, zero: bool = False
-) -> Staircase:
+    z: Tensor, a: Tensor, T: int, code: Code = "sorted", *, shape: Sequence[int] | None = None, zero: bool = False,
+    above: float | None = None,
+) -> Staircase:  # fmt: skip
     """Neurons that give a wanted output a for the current z they get, the two not a function of each other.
 
-    zero: the lowest output is 0 to the bit.
-    z, a: (C, N), or as many values each in any shape that all neurons share. shape: thresholds of their own for
+    zero: the lowest output is 0 to the bit. above: errors count as shares of the output plus this number, also those
+    told. z, a: (C, N), or as many values each in any shape that all neurons share. shape: thresholds of their own for
     every channel, in a shape of C elements that broadcasts against one sample. The errors of the staircase are
     those against a.
     """
@@ -200,6 +213,8 @@ def staircase_between(
     channels, number = z.shape
     z, order = z.sort(1)
     a = a.gather(1, order).double()
+    if above is not None:
+        z, a = _in_shares(z, a, above)
     bins = min(number, CHANNEL_BINS if shape is not None else max(BINS, 16 * levels))
     pick = torch.linspace(0, number - 1, number // bins * bins, dtype=torch.float64, device=z.device).long()
     wanted = torch.stack([_of_equals(*row) for row in zip(z, a, strict=True)])
@@ -220,12 +235,32 @@ def staircase_between(
         torch.where(least == 0, given[0], given[-1]).T.reshape(-1, *(shape or ())).to(z.dtype)
         for given in (choices, cuts)
     )
+    thresholds = torch.where(outputs[:1] == outputs[-1:], _beyond(z[:, -1]).reshape(thresholds[:1].shape), thresholds)
     neuron = Staircase(T, thresholds, outputs, code=code)
     got = neuron(z.T.reshape(number, *(shape or (1,)))).reshape(number, channels).T
     neuron.error = float((a - got).square().mean())
     # Moved to their grid, thresholds may lose a little.
     neuron.uniform_error = max(neuron.error, float(errors[-1].mean()))
     return neuron
+
+
+def _beyond(most: Tensor) -> Tensor:
+    """A threshold that the largest current does not reach, also where it is moved to a staircase's grid: for neurons of
+    one output, which say nothing and need not fire."""
+    return most + most.abs() * 1e-5 + torch.finfo(most.dtype).tiny
+
+
+def _in_shares(z: Tensor, a: Tensor, above: float) -> tuple[Tensor, Tensor]:
+    """As many pairs as there are of sorted currents z and outputs a, (C, N) each, each drawn 1/(a + above)² times as
+    often: the mean square of errors is then that of errors as shares. The first and the last stay."""
+    number, whole = z.shape[1], a + above
+    # What a tiny output asks for is bounded, so that a single one is not all that is drawn.
+    share = whole.clamp(min=max(1e-4 * float(whole.abs().max()), 1e-30)).square().reciprocal()
+    upto = share.cumsum(1) / share.sum(1, keepdim=True)
+    at = (torch.arange(number, dtype=a.dtype, device=a.device) + 0.5) / number
+    pick = torch.searchsorted(upto, at.expand(len(z), -1).contiguous()).clamp(max=number - 1)
+    pick[:, 0], pick[:, -1] = 0, number - 1
+    return z.gather(1, pick), a.gather(1, pick)
 
 
 def free_steps(a: Tensor, z: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:

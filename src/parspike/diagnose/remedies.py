@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from parspike.calibrate import RECIPES, recipe_from_json
-from parspike.calibrate.staircase import staircase_between
+from parspike.calibrate.staircase import counted, staircase_between
 from parspike.convert import convert
 from parspike.diagnose.examine import answer, outcome, with_neurons
 from parspike.diagnose.result import Outcome, Remedy
@@ -310,9 +310,11 @@ def _finer(trial: _Trial, name: str, neuron: SpikingLayer, T: int) -> SpikingLay
     if channels not in (1, node.channels):
         return None
     z, a = _seen(trial, node, SAMPLES // len(trial.fit))
+    describe = TABLE[node.target].activation
+    errors = counted(describe(node) if describe is not None else None)
     if channels == 1:
-        return staircase_between(z.flatten(), a.flatten(), T, neuron.code, shape=None)
-    return staircase_between(z, a, T, neuron.code, shape=shape)
+        return staircase_between(z.flatten(), a.flatten(), T, neuron.code, shape=None, **errors)
+    return staircase_between(z, a, T, neuron.code, shape=shape, **errors)
 
 
 def _seen(trial: _Trial, node: Node, most: int) -> tuple[Tensor, Tensor]:

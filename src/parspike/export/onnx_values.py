@@ -342,19 +342,24 @@ def _pointwise(model: Model, node: Node) -> Value:
 
 
 def _exp(model: Model, node: Node) -> Value:
-    x, low = [*node.args, -math.inf][:2]
+    x, low, least, most = (*node.args, *(-math.inf, 0.0, math.inf)[len(node.args) - 1 :])
     name = model.real(x)
     made = model.op("Exp", name)
-    if math.isinf(low):
+    if not math.isinf(low):
+        made = model.op("Where", model.op("Greater", name, model.constant(float(low))), made, model.constant(0.0))
+    if least == 0 and math.isinf(most):
         return made
-    return model.op("Where", model.op("Greater", name, model.constant(float(low))), made, model.constant(0.0))
+    return model.op("Sub", model.clip(made, least, most), model.constant(float(least)))
 
 
 def _inverse(root: bool) -> Rule:
     def rule(model: Model, node: Node) -> Value:
-        negative, least = node.args
+        negative, least, low, high = (*node.args, *(0.0, math.inf)[len(node.args) - 2 :])
         made = model.clip(model.op("Neg", model.real(negative)), least, math.inf)
-        return model.op("Reciprocal", model.op("Sqrt", made) if root else made)
+        made = model.op("Reciprocal", model.op("Sqrt", made) if root else made)
+        if low == 0 and math.isinf(high):
+            return made
+        return model.op("Sub", model.clip(made, low, high), model.constant(float(low)))
 
     return rule
 

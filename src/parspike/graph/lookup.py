@@ -2,9 +2,11 @@
 
 Softmax, norms and divisions are taken apart until a sum and a maximum are all of them that stays analog:
 
-    softmax      e = exp(x − max x) as a staircase, its spikes weigh the product and add up to their sum
+    softmax      e = exp(x − max x) as two staircases, up to 1/16 and above; their spikes weigh the product and add up
+                 to its divisor
     a / b        a · (1/b), 1/b a staircase of −b, b > 0
-    norm         c = x − mean x, v = mean c·c, y = c · (1/√(v + ε)), 1/√ a staircase of −(v + ε)
+    norm         c = x − mean x, v = mean c·c, y = c · (1/√(v + ε)), 1/√ a staircase of −(v + ε); over the features
+                 of a token, over a group of channels, or over one channel
 
 1/b and 1/√b fall, and a neuron's output never does, so their neurons read −b. In every product, also c·c, the spikes of
 one factor arrive over time, and each adds up what is held of the other: its mean. An operator that
@@ -14,10 +16,13 @@ weights (a read-out). Activations that fall and then rise (GELU, SiLU) stay comp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Literal
 
+from parspike.graph.encode import SMALL
 from parspike.graph.ir import Graph, Node, Param, Ref
 from parspike.graph.ops import (
     EXP,
@@ -35,6 +40,7 @@ from parspike.graph.ops import (
 from parspike.graph.parts import part_of
 from parspike.graph.pointwise import floating
 from parspike.graph.roles import readouts
+from parspike.graph.signature import named
 
 __all__ = ["LOOKED_UP", "Analog", "looked_up"]
 
@@ -43,6 +49,7 @@ Analog = Literal["computed", "lookup"]
 LOOKED_UP = (EXP, RECIPROCAL, RSQRT)
 SOFTMAX = ("aten.softmax.int", "aten._softmax.default")
 NORMS = ("aten.layer_norm.default", "aten.rms_norm.default")
+GROUPED = ("aten.group_norm.default", "aten.instance_norm.default")
 PASSED = ("aten.to.dtype", "aten._to_copy.default", "aten.reshape.default", "aten.expand.default",
           "aten.unsqueeze.default", "aten.permute.default", "aten.transpose.int", "aten.slice.Tensor")  # fmt: skip
 """Operators behind which a value that was above 0 is above 0."""
@@ -56,6 +63,9 @@ LEAST = 1e-37
 """In place of a smaller divisor, so that its reciprocal is a number in float32; for half precision see `_least`."""
 TOTAL = 0.5
 """The sum of a softmax's weights is at least 1, the largest weight, or 0 where all is masked and so is the product."""
+BANDS = (0.0, 2**-4, 2**-2, math.inf)
+"""1/Σ of a softmax's weights is 1 for the first token of a causal network, where it sees itself alone, and 1/50 for
+later ones. With one neuron of 15 levels all below 1/30 was 0. Every band has a neuron of its own, with all levels."""
 
 
 def looked_up(graph: Graph) -> Graph:
@@ -121,15 +131,17 @@ class _Parts:
         if name == WEIGHTS:
             self._weights(node, "", args[0], args[1])
         elif name == SHARES:
-            self._divided(node, args[0], args[1], TOTAL)
+            self._shared(node, args[0], args[1])
         elif name in SOFTMAX and self._is_real(args[0]):
             weights = self._weights(node, "exp", args[0], args[1])
             at = args[1] % len(node.shape)
             shape = tuple(1 if d == at else n for d, n in enumerate(node.shape))
             total = self.add(node, "total", "aten.sum.dim_IntList", shape, weights, [args[1]], True)
-            self._divided(node, weights, total, TOTAL)
+            self._shared(node, weights, total)
         elif name in NORMS and isinstance(args[0], Ref):
             self._norm(node)
+        elif name in GROUPED and isinstance(args[0], Ref):
+            return self._grouped(node)
         elif _squares(node) and isinstance(args[0], Ref) and floating(self.source, args[0].name):
             self.add(node, "", TIMES, node.shape, args[0], args[0])
         elif name == "aten.mul.Tensor" and node.role is Role.ANALOG and all(self._is_real(x) for x in args[:2]):
@@ -158,13 +170,29 @@ class _Parts:
         return self.add(of, "negative", "aten.neg.default", self.shapes[value.name], value)
 
     def _weights(self, node: Node, suffix: str, scores: Ref, dim: int) -> Ref:
-        """exp(x − max x), at least 0: what is masked stays 0 to the bit."""
+        """exp(x − max x) as two staircases: what is masked stays 0 to the bit in both, and small weights have all
+        levels of one, as the weights of a softmax that is computed have two encoders (`encode.SMALL`)."""
         shape = self.shapes[scores.name]
         one = tuple(1 if d == dim % len(shape) else n for d, n in enumerate(shape))
         most = self.add(node, "max", LARGEST, one, scores, dim)
         below = self.add(node, "below", "aten.sub.Tensor", shape, scores, most)
         floor = self.add(node, "least", FLOOR, shape, below, LOWEST)
-        return self.add(node, suffix, EXP, shape, floor, LOWEST)
+        small = self.add(node, "small", EXP, shape, floor, LOWEST, 0.0, SMALL)
+        large = self.add(node, "large", EXP, shape, floor, LOWEST, SMALL)
+        return self.add(node, suffix, "aten.add.Tensor", shape, small, large)
+
+    def _shared(self, node: Node, dividend: Any, total: Ref) -> None:
+        """A value divided by the sum of a softmax's weights."""
+        shape = self.shapes[total.name]
+        negative = self._negative(node, total)
+        bands = [
+            self.add(node, f"reciprocal{number}", RECIPROCAL, shape, negative, TOTAL, low, high)
+            for number, (low, high) in enumerate(pairwise(BANDS))
+        ]
+        inverse = bands[0]
+        for number, band in enumerate(bands[1:]):
+            inverse = self.add(node, f"inverse{number}", "aten.add.Tensor", shape, inverse, band)
+        self._product(node, dividend, inverse)
 
     def _divided(self, node: Node, dividend: Any, divisor: Ref, least: float) -> None:
         shape = self.shapes[divisor.name]
@@ -185,12 +213,42 @@ class _Parts:
         self.add(node, "", TIMES, node.shape, one, other)
 
     def _norm(self, node: Node) -> None:
-        x, number = node.args[0], len(node.args[1])
+        number = len(node.args[1])
         centres = node.target == NORMS[0]
         given = (*node.args[2:], *(None, None, 1e-5)[len(node.args) - 2 :]) if centres else node.args[2:]
         weight, bias, eps = given[:3] if centres else (given[0], None, given[1])
+        scaled = [p for p in (weight, bias) if p is not None]
+        out = self._normal(node, "normal" if scaled else "", node.args[0], node.shape, number, eps, centres=centres)
+        if weight is not None:
+            out = self.add(node, "scaled" if bias is not None else "", "aten.mul.Tensor", node.shape, out, weight)
+        if bias is not None:
+            self.add(node, "", "aten.add.Tensor", node.shape, out, bias)
+
+    def _grouped(self, node: Node) -> bool:
+        """A norm over groups of channels, (B, C, …) as (B, groups, C / groups, …)."""
+        given = named(node)
+        x, weight, bias, shape = given["input"], given["weight"], given["bias"], node.shape
+        if node.target == GROUPED[1] and not given["use_input_stats"]:
+            return False
+        channels = shape[1]
+        groups = given["num_groups"] if node.target == GROUPED[0] else channels
+        apart = (shape[0], groups, channels // groups, *shape[2:])
+        grouped = self.add(node, "grouped", "aten.reshape.default", apart, x, list(apart))
+        out = self._normal(node, "normal", grouped, apart, len(apart) - 2, given["eps"], centres=True)
+        scaled = [p for p in (weight, bias) if p is not None]
+        out = self.add(node, "whole" if scaled else "", "aten.reshape.default", shape, out, list(shape))
+        along = [channels, *[1] * (len(shape) - 2)]
+        for suffix, target, tensor in (("scale", "aten.mul.Tensor", weight), ("shift", "aten.add.Tensor", bias)):
+            if tensor is not None:
+                spread = self.add(node, f"{suffix}s", "aten.reshape.default", along, tensor, along)
+                out = self.add(node, "" if tensor is scaled[-1] else suffix, target, shape, out, spread)
+        return True
+
+    def _normal(
+        self, node: Node, suffix: str, x: Ref, shape: Sequence[Any], number: int, eps: Any, *, centres: bool
+    ) -> Ref:
+        """x/√(mean x² + ε) along the last `number` dimensions, after its mean was subtracted where it centres."""
         dims = list(range(-number, 0))
-        shape = node.shape
         one = (*shape[: len(shape) - number], *[1] * number)
         if centres:
             mean = self.add(node, "mean", "aten.mean.dim", one, x, dims, True)
@@ -199,12 +257,7 @@ class _Parts:
         power = self.add(node, "variance", "aten.mean.dim", one, squares, dims, True)
         power = self.add(node, "with_eps", "aten.add.Scalar", one, power, eps)
         inverse = self.add(node, "rsqrt", RSQRT, one, self._negative(node, power), LEAST)
-        scaled = [p for p in (weight, bias) if p is not None]
-        out = self.add(node, "normal" if scaled else "", TIMES, shape, inverse, x)
-        if weight is not None:
-            out = self.add(node, "scaled" if bias is not None else "", "aten.mul.Tensor", shape, out, weight)
-        if bias is not None:
-            self.add(node, "", "aten.add.Tensor", shape, out, bias)
+        return self.add(node, suffix, TIMES, shape, inverse, x)
 
     def _division(self, node: Node, dividend: Any, divisor: Ref) -> bool:
         root = self.nodes[divisor.name]

@@ -75,10 +75,15 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Curve:
-    """Any other activation that never falls; its operator computes it. zero: whether its smallest output is 0, and has
-    to be 0 to the bit in neurons too (the weight of what a mask hides)."""
+    """Any other activation that never falls; its operator computes it.
+
+    zero: whether its smallest output is 0, and has to be 0 to the bit in neurons too (the weight of what a mask hides).
+    above: given where an error counts as a share of the output plus this number: for 1/b, since what it scales, a,
+    grows with b, so that a/b is as large for large b as for small.
+    """
 
     zero: bool = False
+    above: float | None = None
 
 
 Activation = Clip | Quantised | Curve
@@ -213,14 +218,21 @@ def _rotated(rows: Tensor) -> Tensor:
     return (matrix @ _rotated(rows.reshape(-1, size // most)).view(-1, most, size // most)).view(-1, size)
 
 
-def exponential(x: Tensor, low: float = -math.inf) -> Tensor:
-    """exp x; 0 where x is at most `low`."""
-    return torch.exp(x) if math.isinf(low) else torch.where(x > low, torch.exp(x), 0.0)
+def exponential(x: Tensor, low: float = -math.inf, least: float = 0.0, most: float = math.inf) -> Tensor:
+    """exp x; 0 where x is at most `low`. least, most: only its increase from the one to the other."""
+    made = torch.exp(x) if math.isinf(low) else torch.where(x > low, torch.exp(x), 0.0)
+    return made if least == 0 and math.isinf(most) else made.clamp(least, most) - least
 
 
-def reciprocal(negative: Tensor, least: float) -> Tensor:
-    """1/b of −b, b at least `least`: it never falls."""
-    return (-negative).clamp(min=least).reciprocal()
+def reciprocal(negative: Tensor, least: float, low: float = 0.0, high: float = math.inf) -> Tensor:
+    """1/b of −b, b at least `least`: it never falls. low, high: only its increase from the one to the other."""
+    made = (-negative).clamp(min=least).reciprocal()
+    return made if low == 0 and math.isinf(high) else made.clamp(low, high) - low
+
+
+def _inverse(node: Node) -> Activation:
+    low = node.args[2] if len(node.args) > 2 else 0.0
+    return Curve(zero=low > 0, above=low)
 
 
 def reciprocal_root(negative: Tensor, least: float) -> Tensor:
@@ -566,8 +578,8 @@ TABLE[ROTATE] = Op(
 TABLE[LARGEST] = Op(Role.ORDER, largest)
 TABLE[FLOOR] = Op(Role.ORDER, at_least)
 TABLE[EXP] = Op(Role.NEURON, exponential, varying=(0,), activation=lambda node: Curve(zero=len(node.args) > 1))
-TABLE[RECIPROCAL] = Op(Role.NEURON, reciprocal, varying=(0,), activation=lambda node: Curve())
-TABLE[RSQRT] = Op(Role.NEURON, reciprocal_root, varying=(0,), activation=lambda node: Curve())
+TABLE[RECIPROCAL] = Op(Role.NEURON, reciprocal, varying=(0,), activation=_inverse)
+TABLE[RSQRT] = Op(Role.NEURON, reciprocal_root, varying=(0,), activation=lambda node: Curve(above=0.0))
 TABLE["parspike.qcfs"] = Op(Role.NEURON, neurons.qcfs, varying=(0,), activation=_qcfs)
 
 for _names, _out in {
