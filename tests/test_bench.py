@@ -268,7 +268,7 @@ def test_figures_of_something_else_are_refused_and_kept(
     assert path.read_bytes() == text
 
 
-def test_a_file_of_an_earlier_version_goes_on_and_each_line_says_its_own(done: tuple[Path, Benched], tmp_path: Path) -> None:
+def test_a_file_of_an_earlier_version_goes_on_and_lines_say_theirs(done: tuple[Path, Benched], tmp_path: Path) -> None:
     """Would catch figures of an earlier version that are lost, measured again, or shown as this version's."""
     path, before = tmp_path / "b.jsonl", [json.loads(line) for line in done[0].read_text().splitlines()]
     kept = [line for line in before if line.get("cell", {}).get("method") != "max-norm"]

@@ -385,8 +385,8 @@ SAVED = Path(__file__).parent / "saved" / "0.1.0"
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in SAVED.glob("*.parspike")))
 def test_files_of_the_release_before_stay_readable(name: str, tmp_path: Path) -> None:
-    """Would catch a change of the format that forgets the files that people have: parspike 0.1.0 wrote these, one at least
-    of every version of the format from 2 to 6, and `answers.npz` holds inputs and what came out."""
+    """Would catch a change of the format that forgets the files that people have: parspike 0.1.0 wrote these, one
+    at least of every version of the format from 2 to 6, and `answers.npz` holds inputs and what came out."""
     path = SAVED / f"{name}.parspike"
     with np.load(SAVED / "answers.npz") as kept:
         mine = {key.partition("/")[2]: torch.from_numpy(kept[key]) for key in kept if key.startswith(f"{name}/")}

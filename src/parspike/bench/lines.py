@@ -1,10 +1,10 @@
 """The result file of a bench: JSON lines, one a cell, which several processes write and a kill does not break.
 
-The first line says which bench the file belongs to, in which format, and which version began it, a line for each network
-what it was measured on; neither is ever changed, so figures of other data are refused and never mixed. Each line of figures
-says its own version and commit, so a file goes on under a later version. Every line is appended by one write. A line that a
-kill cut short is the last one, without its end of line; it is left out when the file is read, and cut off before the
-next is written.
+The first line says which bench the file belongs to, in which format, and which version began it, a line for each
+network what it was measured on; neither is ever changed, so figures of other data are refused and never mixed. Each
+line of figures says its own version and commit, so a file goes on under a later version. Every line is appended by one
+write. A line that a kill cut short is the last one, without its end of line; it is left out when the file is read, and
+cut off before the next is written.
 """
 
 from __future__ import annotations
