@@ -5,10 +5,11 @@ what it needs, and does a user who lacks an extra read what to install?
     python benchmarks/install.py build/package/* --extra all        # then each extra, in a venv of its own on top
     python benchmarks/install.py build/package/* --extra together --lowest    # lower bounds of pyproject.toml
 
-Without an extra: convert, run, save and load in Python; the command line; no torchvision; what PyPI will show of it, without
-links that lead nowhere; types, as pyright sees them in the installed package; and each extra's command, which must end with 1 and the one line that names the extra. With an
-extra: the same command must do its work; `together` has all extras in one venv. A line of a table for each; ends with 1
-if one failed. The first package gets a venv with its dependencies; the others stand in venvs that see that one.
+Without an extra: convert, run, save and load in Python; the command line; no torchvision; what PyPI will show of it,
+without links that lead nowhere; types, as pyright sees them in the installed package; and each extra's command, which
+must end with 1 and the one line that names the extra. With an extra: the same command must do its work; `together` has
+all extras in one venv. A line of a table for each; ends with 1 if one failed. The first package gets a venv with its
+dependencies; the others stand in venvs that see that one.
 
 Versions are those of constraints.txt, or with --lowest the lowest that pyproject.toml accepts, of parspike's own
 dependencies and of the extra's. --torch takes another torch than these say. PyPI's torch brings gigabytes of CUDA; pip
