@@ -544,6 +544,7 @@ def test_a_pair_of_neurons(code: Code) -> None:
     torch.testing.assert_close(trains.abs().sum(0).to(count.dtype), neuron.sent(count))
     torch.testing.assert_close(neuron.current(count).mean(0), neuron.value(count))
     assert torch.equal(neuron.count(-z[:, :1] + 0 * z)[:, 0], -count[:, 0])
+    assert neuron.bits_in(steps=99) == 6  # two lines, a bit each in each of its own 3 steps
 
 
 def test_a_pair_costs_fewer_spikes_than_one_neuron_with_an_offset() -> None:

@@ -149,6 +149,31 @@ def test_values_are_overwritten_only_where_nobody_reads_them_again(kind):
         out[0].sum().backward()
 
 
+class Beside(nn.Module):
+    """The input itself beside spikes, and a free length that an operator behind them asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 4), nn.Linear(2, 3)
+
+    def forward(self, x):
+        mixed = x + torch.relu(self.a(x))
+        return self.head(mixed.reshape(mixed.shape[0], 2 * mixed.shape[1], 2))
+
+
+def test_an_input_beside_spikes_is_the_same_at_every_step():
+    """Would catch steps that are put into another dimension of an input than its batch, and lengths lost on the way."""
+    x = torch.randn(8, 5, 4)
+    snn = parspike.convert(Beside().eval(), x, T=7, recipe="max")
+    for inputs in (x, torch.randn(3, 9, 4)):  # another batch and another length
+        wanted = snn.run(inputs, record=True)
+        for run in (
+            snn.run(inputs, engine="parallel", chunk=3, record=True), snn.run(inputs, engine="serial", record=True)
+        ):  # fmt: skip
+            assert_counts_agree(snn, wanted, run)
+            torch.testing.assert_close(run.logits, wanted.logits)
+
+
 @settings(max_examples=15, deadline=None)
 @given(T=st.integers(1, 12), chunk=st.integers(1, 14), seed=st.integers(0, 5))
 def test_chunks_of_time_do_not_matter(T, chunk, seed):
