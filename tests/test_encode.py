@@ -432,6 +432,9 @@ def test_a_file_holds_encoders(tmp_path: Path) -> None:
     assert torch.equal(again(args[0]), snn(args[0]))
     assert [n.channel_dims for n in again.graph.nodes] == [n.channel_dims for n in snn.graph.nodes]
     assert any(n.target == HOLD for n in again.graph.nodes)
+    lines = {snn.graph.by_name[name].layer: neuron.lines for name, neuron in snn.neurons().items()}
+    assert set(lines.values()) == {1, 2}
+    assert snn.run(args[0], record=True).lines == snn.run(args[0], record="packed").lines == lines
 
 
 def test_queries_that_are_learnt_are_no_spikes(tmp_path: Path) -> None:

@@ -273,6 +273,16 @@ def test_a_proof_refuses_what_is_not_whole() -> None:
         prove(lowered, x.float())
 
 
+def test_a_proof_refuses_spikes_that_are_worth_unlike_counts() -> None:
+    """Would catch a proof of one shared sum for layers whose spikes of a step stand for 4 counts here, for 1 there."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.randn(32, 3)
+    snn = parspike.convert(model, x, T=3, code="weighted", recipe="max", layers={"3": parspike.Steps(2)})
+    lowered = integers(snn, x)
+    with pytest.raises(UnsupportedError, match="unlike worth"):
+        prove(lowered, x)
+
+
 def test_on_the_command_line(tmp_path: Path) -> None:
     _, x, plan = planned(Quantised, batch=12)
     parspike.convert(plan, x, T=4, recipe="max").save(tmp_path / "net.parspike")

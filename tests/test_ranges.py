@@ -398,6 +398,8 @@ def test_an_offset_of_one_element_counts_as_a_number():
     z = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     number = ParallelNeuron(4, torch.tensor(1.5), offset=-0.75)
     tensor = ParallelNeuron(4, torch.tensor(1.5), offset=torch.tensor([-0.75]))
+    assert "θ 1.5 … 1.5)" in repr(number)
+    assert "θ 1.5 … 1.5, " in repr(tensor)
     many = ParallelNeuron(4, torch.full((5,), 1.5), offset=torch.full((5,), -0.75))
     for other in (tensor, many):
         assert torch.equal(other(z), number(z))
