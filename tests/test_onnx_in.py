@@ -1587,6 +1587,30 @@ def test_a_cycle_and_values_that_nothing_makes_are_refused(tmp_path: Path) -> No
     assert "nothing makes its output 'y'" in line_of(simple(helper.make_node("Relu", ["x"], ["z"])), tmp_path)
 
 
+def test_operators_with_too_few_or_too_many_inputs_are_refused(tmp_path: Path) -> None:
+    few = "node 'n' (Add) needs its first 2 inputs, and has 1 of them"
+    assert few in line_of(simple(helper.make_node("Add", ["x"], ["y"], name="n")), tmp_path)
+    assert few in line_of(simple(helper.make_node("Add", ["", "x"], ["y"], name="n")), tmp_path)
+    many = simple(helper.make_node("Relu", ["x", "x"], ["y"], name="n"))
+    assert "node 'n' (Relu) has 2 inputs, and takes 1 at most" in line_of(many, tmp_path)
+
+
+def test_what_a_file_leaves_out_is_said(tmp_path: Path) -> None:
+    model = simple()
+    del model.graph.input[0].type.tensor_type.shape.dim[:]
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    network = parspike.from_onnx(save(model, tmp_path))
+    with pytest.raises(OptionError, match="does not say the shape of its input 'x'"):
+        network.example()
+    assert network.example(3, (4,)).shape == (3, 4)
+    model = simple(helper.make_node("Relu", ["c"], ["y"]), c=np.zeros((2, 3), np.float32))
+    del model.graph.input[:]
+    assert "it has no input: nothing to convert" in line_of(model, tmp_path, UnsupportedError)
+    model = simple(helper.make_node("Add", ["x", "c"], ["y"]), c=np.zeros(3, np.float32))
+    model.graph.initializer.append(model.graph.initializer[0])
+    assert "there are two tensors 'c'" in line_of(model, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("opset", "kind", "said"),
     [

@@ -446,8 +446,12 @@ def test_reconstruction_never_ends_worse_on_held_out_images_and_resumes(tmp_path
     broken = parspike.Reconstruct(steps=30, batch_size=20, rate=0.01, checkpoint=path)
     with pytest.raises(StopError):
         parspike.convert(model, x.split(50), T=2, recipe=broken, progress=stop)
-    resumed = parspike.convert(model, x.split(50), T=2, recipe=broken)
+    assert 21 in seen
+    steps = []
+    told = lambda what, done, total: steps.append(done) if what == "reconstruction" else None  # noqa: E731
+    resumed = parspike.convert(model, x.split(50), T=2, recipe=broken, progress=told)
     assert torch.equal(resumed(x), whole(x))
+    assert steps == list(range(21, 31))  # of the last checkpoint, not from the beginning
 
 
 @pytest.mark.parametrize(("T", "code", "share"), [(1, "sorted", 1), (2, "sorted", 1), (4, "sorted", 1 / 4),
