@@ -107,10 +107,11 @@ def test_qcfs_at_another_T_calibrates_shift_per_channel_and_keeps_its_threshold(
 
 
 def test_one_activation_that_was_not_trained_for_T_needs_data():
-    """Would catch a network whose ReLU gets a threshold of nowhere, because its QCFS needs no data."""
-    model = nn.Sequential(nn.Linear(3, 4), parspike.QCFS(4, 1.0), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
-    with pytest.raises(CalibrationError, match="calibration"):
-        parspike.convert(model, T=4, example=torch.randn(2, 3))
+    """Would catch a layer of 8 levels that is left uncalibrated at T = 4, because the layer before it needs no data."""
+    for other in (parspike.QCFS(8, 1.0), nn.ReLU()):
+        model = nn.Sequential(nn.Linear(3, 4), parspike.QCFS(4, 1.0), nn.Linear(4, 4), other, nn.Linear(4, 2)).eval()
+        with pytest.raises(CalibrationError, match="pass calibration="):
+            parspike.convert(model, T=4, example=torch.randn(2, 3))
 
 
 def test_thresholds_are_the_channel_maxima():

@@ -104,6 +104,8 @@ def test_the_range_is_that_of_each_channel_or_of_the_layer():
     first = neurons(parspike.convert(model, x.split(48), T=4, recipe=RECIPES["max, a layer"]))[0]
     torch.testing.assert_close(first.offset, a.min().expand(16), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(first.v_threshold, (a.max() - a.min()).expand(16), rtol=1e-5, atol=1e-4)
+    for neuron in neurons(parspike.convert(model, x.split(48), T=4, recipe=RECIPES["closed form, a layer"])):
+        assert neuron.v_threshold.unique().numel() == 1
 
 
 @torch.no_grad()
