@@ -131,6 +131,8 @@ def test_whole_numbers_are_near_the_network_and_equal_in_every_engine(
         return
     bits = 12 if module is PreActivation else 16  # its stream of sums, which no neuron cuts, must stay below 2^53
     fine = integers(snn, x, weights=bits, inputs=bits)  # so fine that a count differs next to its threshold alone
+    weights = [float(v.abs().max()) for path, v in fine.tensors().items() if path.endswith("weight")]
+    assert 2 ** (bits - 2) < max(weights) < 2 ** (bits - 1)  # also where a sum behind has no room for a finer grid
     ours, theirs = snn.run(x, record=True), fine.run(x, record=True)
     for layer, count in ours.counts.items():
         apart = (theirs.counts[layer] - count).abs()
