@@ -62,7 +62,7 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 package: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet -c constraints.txt build hatchling twine
+	$(BIN)/python -m pip install --quiet -c constraints.txt build hatchling hatch-fancy-pypi-readme twine
 	$(BIN)/python -m build --no-isolation --outdir build/package
 	$(BIN)/twine check --strict build/package/*
 	$(BIN)/python benchmarks/install.py build/package/*

@@ -5,10 +5,11 @@ what it needs, and does a user who lacks an extra read what to install?
     python benchmarks/install.py build/package/* --extra all        # then each extra, in a venv of its own on top
     python benchmarks/install.py build/package/* --extra together --lowest    # lower bounds of pyproject.toml
 
-Without an extra: convert, run, save and load in Python; the command line; no torchvision; types, as pyright sees them
-in the installed package; and each extra's command, which must end with 1 and the one line that names the extra. With an
-extra: the same command must do its work; `together` has all extras in one venv. A line of a table for each; ends with 1
-if one failed. The first package gets a venv with its dependencies; the others stand in venvs that see that one.
+Without an extra: convert, run, save and load in Python; the command line; no torchvision; what PyPI will show of it,
+without links that lead nowhere; types, as pyright sees them in the installed package; and each extra's command, which
+must end with 1 and the one line that names the extra. With an extra: the same command must do its work; `together` has
+all extras in one venv. A line of a table for each; ends with 1 if one failed. The first package gets a venv with its
+dependencies; the others stand in venvs that see that one.
 
 Versions are those of constraints.txt, or with --lowest the lowest that pyproject.toml accepts, of parspike's own
 dependencies and of the extra's. --torch takes another torch than these say. PyPI's torch brings gigabytes of CUDA; pip
@@ -53,6 +54,15 @@ if __name__ == "__main__":
     numpy.savez("x.npz", images=images, labels=numpy.arange(64) % 10)
 """
 BARE = "import importlib.util as u; assert not any(map(u.find_spec, ('torchvision', 'timm', 'matplotlib', 'h5py')))"
+SHOWN = r"""
+import importlib.metadata, parspike, re
+told = importlib.metadata.metadata("parspike")
+text = told["Description"] or told.get_payload()
+assert told["Version"] == parspike.__version__, told["Version"]
+assert told["Description-Content-Type"] == "text/markdown" and "pip install parspike" in text and "## Python" in text
+assert not (dead := re.findall(r"\]\((?!https?://)[^)]*\)", text)), f"links that lead nowhere on PyPI: {dead}"
+"""
+"""What PyPI shows."""
 TYPED = """# pyright: strict, reportUnnecessaryTypeIgnoreComment=true, reportUnknownMemberType=false
 from typing import assert_type
 
@@ -184,6 +194,7 @@ def used(place: Place) -> None:
 def bare(place: Place) -> None:
     used(place)
     place.run("-c", BARE)
+    place.run("-c", SHOWN)
     (place.folder / "typed.py").write_text(TYPED, "utf-8")
     place.run("-m", "pyright", "--pythonpath", str(place.python), "typed.py", python=Path(sys.executable))
     for extra in COMMANDS:

@@ -182,7 +182,7 @@ def test_a_function_of_a_modules_name_stays_the_function() -> None:
 
 def test_one_version() -> None:
     built = tomllib.loads((DOCUMENT.parents[1] / "pyproject.toml").read_text())
-    assert built["project"]["dynamic"] == ["version"]
+    assert "version" in built["project"]["dynamic"]
     assert built["tool"]["hatch"]["version"]["path"] == "src/parspike/version.py"
     snn = parspike.convert(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()).eval(), torch.rand(4, 2), T=2)
     assert snn.provenance["versions"]["parspike"] == parspike.__version__

@@ -106,6 +106,14 @@ def test_qcfs_at_another_T_calibrates_shift_per_channel_and_keeps_its_threshold(
     assert bool(first.v_post.ne(1.3).any())
 
 
+def test_one_activation_that_was_not_trained_for_T_needs_data():
+    """Would catch a layer of 8 levels that is left uncalibrated at T = 4, because the layer before it needs no data."""
+    for other in (parspike.QCFS(8, 1.0), nn.ReLU()):
+        model = nn.Sequential(nn.Linear(3, 4), parspike.QCFS(4, 1.0), nn.Linear(4, 4), other, nn.Linear(4, 2)).eval()
+        with pytest.raises(CalibrationError, match="pass calibration="):
+            parspike.convert(model, T=4, example=torch.randn(2, 3))
+
+
 def test_thresholds_are_the_channel_maxima():
     model, x = made(Residual)
     snn = parspike.convert(model, x.split(2), T=8, recipe="max")

@@ -27,6 +27,7 @@ import parspike
 from parspike import errors
 from parspike.calibrate import RECIPES
 from parspike.cli import app, console, options
+from parspike.cli.convert import _chosen as chosen
 from parspike.cli.options import device_of
 from parspike.errors import OptionError
 
@@ -136,6 +137,32 @@ def test_usage_errors_are_one_line(here: Path, text: str, says: list[str]) -> No
     if outcome is not None:
         assert (outcome.exit_code, outcome.stderr) == (1, "")
         assert json.loads(outcome.stdout)["error"]["message"] == said
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--operations --engine serial-if", "counts the converted network's spikes, not those of serial-if"),
+        ("--measure perplexity --neurobench", "give --neurobench in a call of its own"),
+        ("--measure cosine", "give it with --against SPEC"),
+        ("--compile --engine serial", "leave it or --engine serial out"),
+        ("--weights w.pt", "--weights belongs to the network of --against SPEC"),
+    ],
+)
+def test_options_of_eval_that_do_not_go_together(here: Path, options: str, says: str) -> None:
+    assert says in error(f"eval n.parspike --data data.npz {options}")
+
+
+def test_what_there_was_no_time_for_is_told_with_the_remedy() -> None:
+    closed = {"name": "closed-form", "weigh": "next", "free": True, "refit": False}
+    tried = [{"recipe": closed, "distance": 0.25}, {"recipe": {"name": "daqcfs"}, "distance": 0.5},
+             {"recipe": {"name": "reconstruct", "weigh": "own", "all_rows": True}, "skipped": "budget"}]  # fmt: skip
+    assert chosen({"recipe": {"name": "auto"}, "search": {"tried": tried, "chosen": {**closed, "ridge": None}}}) == (
+        "closed-form (weigh=next, free=True, refit=False); distance of the outputs on held-out images: closed-form "
+        "(next, free, synapses as they are) 0.250, daqcfs 0.500; no time for reconstruct (own, all rows): --best, or "
+        "--budget with more seconds, tries them"
+    )
+    assert chosen({"recipe": {"name": "max-norm"}}) == "max-norm"
 
 
 @pytest.mark.parametrize("text", ["", "data"])

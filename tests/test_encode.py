@@ -432,6 +432,9 @@ def test_a_file_holds_encoders(tmp_path: Path) -> None:
     assert torch.equal(again(args[0]), snn(args[0]))
     assert [n.channel_dims for n in again.graph.nodes] == [n.channel_dims for n in snn.graph.nodes]
     assert any(n.target == HOLD for n in again.graph.nodes)
+    lines = {snn.graph.by_name[name].layer: neuron.lines for name, neuron in snn.neurons().items()}
+    assert set(lines.values()) == {1, 2}
+    assert snn.run(args[0], record=True).lines == snn.run(args[0], record="packed").lines == lines
 
 
 def test_queries_that_are_learnt_are_no_spikes(tmp_path: Path) -> None:
@@ -544,6 +547,7 @@ def test_a_pair_of_neurons(code: Code) -> None:
     torch.testing.assert_close(trains.abs().sum(0).to(count.dtype), neuron.sent(count))
     torch.testing.assert_close(neuron.current(count).mean(0), neuron.value(count))
     assert torch.equal(neuron.count(-z[:, :1] + 0 * z)[:, 0], -count[:, 0])
+    assert neuron.bits_in(steps=99) == 6  # two lines, a bit each in each of its own 3 steps
 
 
 def test_a_pair_costs_fewer_spikes_than_one_neuron_with_an_offset() -> None:

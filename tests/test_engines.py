@@ -149,6 +149,34 @@ def test_values_are_overwritten_only_where_nobody_reads_them_again(kind):
         out[0].sum().backward()
 
 
+class Beside(nn.Module):
+    """The input itself beside spikes, places as in transformers, and a free length that an operator behind asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head, self.places = nn.Linear(4, 4), nn.Linear(2, 3), nn.Parameter(torch.randn(9, 4))
+
+    def forward(self, x):
+        mixed = x + torch.relu(self.a(x)) + torch.tanh(self.places[: x.shape[1]])
+        return self.head(mixed.reshape(mixed.shape[0], 2 * mixed.shape[1], 2))
+
+
+def test_an_input_beside_spikes_is_the_same_at_every_step():
+    """Would catch steps that are put into another dimension of an input than its batch, and lengths lost on the way."""
+    x = torch.randn(8, 5, 4)
+    model = Beside().eval()
+    snn = parspike.convert(model, x, T=7, recipe="max")
+    for inputs in (x, torch.randn(3, 9, 4)):  # another batch and another length
+        wanted = snn.run(inputs, record=True)
+        for run in (
+            snn.run(inputs, engine="parallel", chunk=3, record=True), snn.run(inputs, engine="serial", record=True)
+        ):  # fmt: skip
+            assert_counts_agree(snn, wanted, run)
+            torch.testing.assert_close(run.logits, wanted.logits)
+    chip = parspike.convert(model, x, T=4, neuron=parspike.IF(), recipe="max")
+    torch.testing.assert_close(chip.run(x, chunk=4).logits, chip.run(x, chunk=1).logits)
+
+
 @settings(max_examples=15, deadline=None)
 @given(T=st.integers(1, 12), chunk=st.integers(1, 14), seed=st.integers(0, 5))
 def test_chunks_of_time_do_not_matter(T, chunk, seed):

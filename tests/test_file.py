@@ -380,6 +380,29 @@ def test_version_1_knew_one_size_of_every_input(tmp_path: Path) -> None:
     assert torch.equal(old(*args, **kwargs), snn(*args, **kwargs))
 
 
+SAVED = Path(__file__).parent / "saved" / "0.1.0"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SAVED.glob("*.parspike")))
+def test_files_of_the_release_before_stay_readable(name: str, tmp_path: Path) -> None:
+    """Would catch a change of the format that forgets the files that people have: parspike 0.1.0 wrote these, one
+    at least of every version of the format from 2 to 6, and `answers.npz` holds inputs and what came out."""
+    path = SAVED / f"{name}.parspike"
+    with np.load(SAVED / "answers.npz") as kept:
+        mine = {key.partition("/")[2]: torch.from_numpy(kept[key]) for key in kept if key.startswith(f"{name}/")}
+    snn = parspike.load(path)
+    run = snn.run(mine.pop("x"), record=True)
+    torch.testing.assert_close(run.logits, mine.pop("logits"), atol=1e-5, rtol=1e-5)
+    assert run.counts.keys() == mine.keys()
+    assert all(torch.equal(run.counts[layer], count) for layer, count in mine.items())
+    assert snn.save(tmp_path / "again.parspike").read_bytes() == path.read_bytes()
+
+
+def test_every_version_of_the_format_that_was_released_is_among_them() -> None:
+    found = {int(re.search(rb'"version":"(\d+)"', path.read_bytes())[1]) for path in SAVED.glob("*.parspike")}  # pyright: ignore
+    assert found == set(range(2, 7))
+
+
 # ------------------------------------------------------------- forgery: the checksum is right, the rest is not
 
 

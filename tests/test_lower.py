@@ -131,6 +131,8 @@ def test_whole_numbers_are_near_the_network_and_equal_in_every_engine(
         return
     bits = 12 if module is PreActivation else 16  # its stream of sums, which no neuron cuts, must stay below 2^53
     fine = integers(snn, x, weights=bits, inputs=bits)  # so fine that a count differs next to its threshold alone
+    weights = [float(v.abs().max()) for path, v in fine.tensors().items() if path.endswith("weight")]
+    assert 2 ** (bits - 2) < max(weights) < 2 ** (bits - 1)  # also where a sum behind has no room for a finer grid
     ours, theirs = snn.run(x, record=True), fine.run(x, record=True)
     for layer, count in ours.counts.items():
         apart = (theirs.counts[layer] - count).abs()
@@ -271,6 +273,16 @@ def test_a_proof_refuses_what_is_not_whole() -> None:
         next(iter(lowered.counting().values())).step.mul_(0.5)  # pyright: ignore[reportCallIssue]
     with pytest.raises(UnsupportedError, match=r"act: its thresholds are not whole"):
         prove(lowered, x.float())
+
+
+def test_a_proof_refuses_spikes_that_are_worth_unlike_counts() -> None:
+    """Would catch a proof of one shared sum for layers whose spikes of a step stand for 4 counts here, for 1 there."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.randn(32, 3)
+    snn = parspike.convert(model, x, T=3, code="weighted", recipe="max", layers={"3": parspike.Steps(2)})
+    lowered = integers(snn, x)
+    with pytest.raises(UnsupportedError, match="unlike worth"):
+        prove(lowered, x)
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:

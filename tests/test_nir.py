@@ -319,6 +319,37 @@ def test_every_layer_that_nir_cannot_hold_is_named_at_once(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_nir_has_in_another_form_only_is_said_layer_by_layer(tmp_path: Path) -> None:
+    """Would catch a file in which a pool, padding or sum stands that computes something else than the network."""
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.even = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 2, padding="same")
+            self.rows, self.place = nn.Linear(8, 2), nn.Parameter(torch.randn(4, 8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.conv(x))
+            made = (
+                F.avg_pool2d(x, 3, 2, ceil_mode=True), F.adaptive_avg_pool2d(x, 3), self.even(x), x + self.place,
+                self.rows(x), torch.cat([x, x], 1), x + x.mean((2, 3), keepdim=True),
+            )  # fmt: skip
+            return torch.cat([value.flatten(1) for value in made], 1)
+
+    torch.manual_seed(0)
+    snn = parspike.convert(Odd().eval(), calibration=X, T=T, neuron=IF(), recipe=Thresholds())
+    with pytest.raises(UnsupportedError) as caught:
+        parspike.export(snn, tmp_path / "net.nir", example=X)
+    said = str(caught.value)
+    for word in (
+        "avg_pool2d: its last windows reach over the edge", "adaptive_avg_pool2d: it averages (8, 8) to (3, 3)",
+        "even: its padding is wider on one side", "add: it adds a constant that differs from place to place",
+        "rows: it acts on the last dimension of (4, 8, 8)", "cat: it joins a value with itself",
+        "add@2: it adds (4, 1, 1) to (4, 8, 8) by repeating it",
+    ):  # fmt: skip
+        assert word in said
+
+
 class BatchElsewhere(nn.Module):
     """The batch stands second, as in ensembles and in torch's attention; then one of two values is read."""
 
@@ -684,6 +715,9 @@ def test_steps_and_time_constants(tmp_path: Path) -> None:
     for wrong in (0, -1, 1.5, True, "8"):
         with pytest.raises(OptionError, match="T must be"):
             parspike.load(path, T=wrong)  # pyright: ignore[reportArgumentType]
+    for dt in (0.0, -1e-4, float("nan"), "fast"):
+        with pytest.raises(OptionError, match="dt must be the seconds of a step"):
+            parspike.load(path, T=8, dt=dt)  # pyright: ignore[reportArgumentType]
     with pytest.raises(FileError, match=r"load it with dt="):
         parspike.load(path, T=8, dt=0.1)
     assert parspike.load(path, T=8, dt=1e-3)(torch.ones(1, 1)).item() == 1.0  # λ = 0, v = 10
@@ -705,6 +739,45 @@ def test_recurrent_networks_and_unknown_nodes_are_named_together(tmp_path: Path)
     assert "'late' (Delay)" in str(caught.value)
     assert "recurrent networks cannot be run: 'back', 'fire'" in str(caught.value)
     assert "end" not in str(caught.value)
+
+
+def written(path: Path, nodes: dict[str, Any], edges: str) -> Path:
+    """A file of the package nir; edges: "in-a a-out"."""
+    graph = nir.NIRGraph(nodes, [tuple(edge.split("-")) for edge in edges.split()], type_check=False)
+    nir.write(path, graph)
+    return path
+
+
+ENDS = {"in": nir.Input([2]), "out": nir.Output([3])}
+DENSE = nir.Linear(np.ones((3, 2), np.float32))
+IMAGE = nir.Input([2, 4, 4])
+CONV = nir.Conv2d((4, 4), np.ones((3, 2, 3, 3), np.float32), 1, 0, 1, 1, np.zeros(3, np.float32))
+TURNED = nir.NIRGraph({"input": ENDS["in"], "output": nir.Output([2])}, [("input", "output")], type_check=False)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "edges", "says"),
+    [
+        ({**ENDS, "in": IMAGE, "a": DENSE, "fire": lif(3)}, "in-a a-fire fire-out", "a Flatten node is missing"),
+        ({**ENDS, "a": CONV, "fire": lif(3)}, "in-a a-fire fire-out", "it takes 3 dimensions, and (2,) arrives"),
+        ({**ENDS, "a": nir.SumPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0])), "fire": lif(2)},
+         "in-a a-fire fire-out", "it takes images (C, H, W), and (2,) arrives"),
+        ({**ENDS, "a": nir.Flatten({"input": np.array([2])}, 2, 1), "fire": lif(2)}, "in-a a-fire fire-out",
+         "it flattens dimensions 2 to 1 of (2,)"),
+        ({**ENDS, "a": DENSE, "b": nir.Linear(np.ones((4, 2), np.float32)), "fire": lif(3)},
+         "in-a in-b a-fire b-fire fire-out", "values of the shapes (3,) and (4,) are added"),
+        ({**ENDS, "a": DENSE}, "in-a a-out", "it has no neurons"),
+        ({"in": ENDS["in"], "a": DENSE, "fire": lif(3)}, "in-a a-fire", "it has no Output node"),
+        ({**ENDS, "a": DENSE, "fire": lif(3), "late": lif(3)}, "in-a a-fire fire-out out-late",
+         "nodes read the Output 'out'"),
+        ({**ENDS, "turn": TURNED, "a": DENSE, "fire": lif(3)}, "in-turn turn-a a-fire fire-out",
+         "straight to its Output"),
+    ],
+    ids=["vector", "image", "pool", "flatten", "sum", "analog", "no end", "behind the end", "turned"],
+)  # fmt: skip
+def test_graphs_that_cannot_run_say_where(nodes: dict[str, Any], edges: str, says: str, tmp_path: Path) -> None:
+    """What a mistake in the program that wrote the file ends in: one sentence, not an error of torch's later."""
+    assert says in refused(written(tmp_path / "net.nir", nodes, edges))
 
 
 # ---------------------------------------------------------------------------------------------------------- hostile

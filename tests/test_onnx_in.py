@@ -836,6 +836,30 @@ def test_constants_are_folded_to_what_onnxruntime_computes(
         np.testing.assert_array_equal(got.detach().numpy(), wanted)
 
 
+def test_constants_may_stand_in_nodes_of_every_form(tmp_path: Path) -> None:
+    """What torch's older exporter writes instead of initializers."""
+    n = helper.make_node
+    nodes = [
+        n("Constant", [], ["rows"], value=numpy_helper.from_array(np.array([[1.0], [-2.0]], np.float32))),
+        n("Constant", [], ["factor"], value_float=1.5),
+        n("Constant", [], ["bias"], value_floats=[0.5, -0.5, 2.0]),
+        n("Constant", [], ["place"], value_int=1),
+        n("Constant", [], ["shape"], value_ints=[0, 2, 3]),
+        n("Reshape", ["x", "shape"], ["a"]),
+        n("Mul", ["a", "factor"], ["b"]),
+        n("Add", ["b", "bias"], ["c"]),
+        n("Mul", ["c", "rows"], ["d"]),
+        n("Gather", ["d", "place"], ["y"], axis=1),
+    ]
+    feed = {"x": values(np.random.default_rng(0), 4, 6)}
+    network = same_as_onnxruntime(nodes, feed, {}, tmp_path)
+    assert [call.op for _, call in network.order] == ["Reshape", "Mul", "Add", "Mul", "Gather"]
+    nodes[1] = n("Constant", [], ["factor"], value_string="one and a half", name="words")
+    inputs, outputs = [info("x", shape=["B", 6], dtype=1)], [onnx.ValueInfoProto(name="y")]
+    with pytest.raises(UnsupportedError, match=r"words.* holds no numbers"):
+        parspike.from_onnx(save(file_of(nodes, inputs, outputs, {}, NEWEST), tmp_path))
+
+
 BY_HAND: dict[str, tuple[list[Array], dict[str, Any], Callable[..., Array]]] = {
     "Swish": ([np.array([[-1.0, 2.0]], np.float32)], {"alpha": 1.5}, lambda x: x / (1 + np.exp(-1.5 * x))),
     "RMSNormalization": (
@@ -939,6 +963,37 @@ def test_a_network_of_images_keeps_its_sizes_free_and_converts(tmp_path: Path) -
         wanted = by_onnxruntime(model, {"x": one})[0]
         np.testing.assert_allclose(network(torch.from_numpy(one)).detach().numpy(), wanted, rtol=1e-3, atol=1e-4)
         assert float(np.abs(snn(torch.from_numpy(one)).numpy() - wanted).max() / np.abs(wanted).max()) < 0.05
+
+
+def test_what_a_file_computes_of_free_sizes_stays_free(tmp_path: Path) -> None:
+    """Would catch a size that is rounded or chosen otherwise than the file says, or fixed to the example's."""
+    n, rng = helper.make_node, np.random.default_rng(1)
+    nodes = [
+        n("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]), n("Relu", ["a"], ["b"]), n("Shape", ["b"], ["s"]),
+        n("Gather", ["s", "two"], ["h"]), n("Gather", ["s", "three"], ["wide"]),
+        n("Cast", ["h"], ["h.real"], to=TensorProto.FLOAT), n("Div", ["h.real", "part"], ["h.part"]),
+        n("Floor", ["h.part"], ["h.floor"]), n("Cast", ["h.floor"], ["h.whole"], to=TensorProto.INT64),
+        n("Max", ["h", "wide"], ["most"]), n("Min", ["h", "wide"], ["least"]),
+        n("Sub", ["most", "least"], ["gap"]), n("Add", ["wide", "gap"], ["w.sum"]),
+        n("Unsqueeze", ["h.whole", "zero"], ["h.out"]),
+        n("Unsqueeze", ["w.sum", "zero"], ["w.out"]), n("Gather", ["s", "first"], ["front"]),
+        n("Concat", ["front", "h.out", "w.out"], ["size"], axis=0),
+        n("Resize", ["b", "", "", "size"], ["c"], mode="linear"),
+        n("ReduceMean", ["c", "last"], ["y"], keepdims=0),
+    ]  # fmt: skip
+    constants = {
+        "w": values(rng, 4, 3, 3, 3), "two": np.array(2), "three": np.array(3), "part": np.array(2, np.float32),
+        "zero": np.array([0]), "first": np.array([0, 1]), "last": np.array([2, 3]),
+    }  # fmt: skip
+    inputs, outputs = [info("x", shape=["B", 3, "H", "W"], dtype=1)], [onnx.ValueInfoProto(name="y")]
+    model = file_of(nodes, inputs, outputs, constants, 18)
+    network = parspike.from_onnx(save(model, tmp_path))
+    snn = parspike.convert(network, torch.from_numpy(values(rng, 8, 3, 7, 10)), T=512, recipe="max")
+    for size in ((7, 10), (12, 5)):
+        one = values(rng, 2, 3, *size)
+        wanted = by_onnxruntime(model, {"x": one})[0]
+        np.testing.assert_allclose(network(torch.from_numpy(one)).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(snn(torch.from_numpy(one)).numpy(), wanted, rtol=0.05, atol=0.05)
 
 
 def test_a_batch_of_one_that_the_file_fixes_is_opened(tmp_path: Path) -> None:
@@ -1530,6 +1585,30 @@ def test_a_cycle_and_values_that_nothing_makes_are_refused(tmp_path: Path) -> No
     twice = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Neg", ["x"], ["y"])]
     assert "makes 'y', which is there already" in line_of(simple(*twice), tmp_path)
     assert "nothing makes its output 'y'" in line_of(simple(helper.make_node("Relu", ["x"], ["z"])), tmp_path)
+
+
+def test_operators_with_too_few_or_too_many_inputs_are_refused(tmp_path: Path) -> None:
+    few = "node 'n' (Add) needs its first 2 inputs, and has 1 of them"
+    assert few in line_of(simple(helper.make_node("Add", ["x"], ["y"], name="n")), tmp_path)
+    assert few in line_of(simple(helper.make_node("Add", ["", "x"], ["y"], name="n")), tmp_path)
+    many = simple(helper.make_node("Relu", ["x", "x"], ["y"], name="n"))
+    assert "node 'n' (Relu) has 2 inputs, and takes 1 at most" in line_of(many, tmp_path)
+
+
+def test_what_a_file_leaves_out_is_said(tmp_path: Path) -> None:
+    model = simple()
+    del model.graph.input[0].type.tensor_type.shape.dim[:]
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    network = parspike.from_onnx(save(model, tmp_path))
+    with pytest.raises(OptionError, match="does not say the shape of its input 'x'"):
+        network.example()
+    assert network.example(3, (4,)).shape == (3, 4)
+    model = simple(helper.make_node("Relu", ["c"], ["y"]), c=np.zeros((2, 3), np.float32))
+    del model.graph.input[:]
+    assert "it has no input: nothing to convert" in line_of(model, tmp_path, UnsupportedError)
+    model = simple(helper.make_node("Add", ["x", "c"], ["y"]), c=np.zeros(3, np.float32))
+    model.graph.initializer.append(model.graph.initializer[0])
+    assert "there are two tensors 'c'" in line_of(model, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ def test_one_version_everywhere() -> None:
 
 def test_types_and_readme_go_with_the_package() -> None:
     assert (ROOT / "src/parspike/py.typed").is_file()
-    assert (ROOT / PROJECT["project"]["readme"]).is_file()
+    fragments = PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["fragments"]
+    for fragment in fragments:
+        for place in (fragment[key] for key in ("end-before", "start-at") if key in fragment):
+            assert (ROOT / fragment["path"]).read_text("utf-8").count(place) == 1
     for name in PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]:
         assert (ROOT / name).exists(), name

@@ -138,6 +138,7 @@ def test_a_packed_run_is_the_run(engine: str, code: Any, T: int) -> None:
     for batch in inputs[:1] if engine == "serial" else inputs:
         run, packed = snn.run(batch, engine=engine, record=True), snn.run(batch, engine=engine, record="packed")
         assert packed.engine == engine
+        assert (packed.as_bits, run.as_bits) == (True, False)
         assert torch.equal(packed.logits, run.logits)
         assert list(packed.packed) == list(run.counts)
         for layer, count in run.counts.items():

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+import parspike
+import parspike.lower
+
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -108,6 +111,15 @@ def test_links_lead_somewhere() -> None:
     config = (DOCS.parent / "mkdocs.yml").read_text("utf-8")
     named = set(re.findall(r": ([\w/.-]+\.md)$", config, re.MULTILINE))
     assert named == {page.relative_to(DOCS).as_posix() for page in pages}
+
+
+def test_every_public_name_stands_on_the_page_of_reference() -> None:
+    """Would catch a name that is public and that no page tells, or one that was taken away and is still told."""
+    told = set(re.findall(r"^::: ([\w.]+)$", (DOCS / "reference.md").read_text("utf-8"), re.MULTILINE))
+    public = (parspike, parspike.train, parspike.lower)
+    found = {getattr(module, name) for module in public for name in module.__all__ if name not in ("METHODS", "errors")}
+    made = {f"{one.__module__}.{one.__qualname__}" for one in found if one is not parspike.ParspikeError}
+    assert told == {*made, "parspike.errors"}
 
 
 def test_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -47,6 +48,7 @@ SIZES = {
     "of windows, in a helper": lambda h: windows_joined(h.view(-1, 2, 4), 2, 4),
     "times a number": lambda h: h.repeat(2, 1)[: int(h.shape[0] * 1.0)],
     "int also as a type": lambda h: h * torch.ones(len(h), 1, dtype=int) if isinstance(3, int) else h[:0],
+    "floor and ceil": lambda h: h.repeat(2, 1)[: math.ceil(h.shape[0] / 3) + math.floor(h.shape[0] / 2)],
     "len of what is no tensor": lambda h: h[:, : len(str(h.dim())) * 4] * len([1, 2]),
     "of text": lambda h: h * int("3") * int("11", base=2),
     "a number of Python's is needed": lambda h: h * torch.ones(h.shape[0], len(f"{int(h.shape[1]):d}")).sum(1)[:, None],
@@ -101,9 +103,11 @@ def test_int_rounds_as_python_does():
 
     n = Symbol("n", integer=True, positive=True)
     for divisor, factor in ((4.0, 1), (2.5, 3), (8.0, 0.75)):
-        whole = whole_number(FloatTrueDiv(ToFloat(n) * Float(factor), Float(divisor)))
+        exact = FloatTrueDiv(ToFloat(n) * Float(factor), Float(divisor))
+        whole, up = whole_number(exact), whole_number(exact, up=True)
         for k in range(1, 40):
             assert int(whole.subs(n, Integer(k))) == int(k * factor / divisor)
+            assert int(up.subs(n, Integer(k))) == math.ceil(k * factor / divisor)
     assert whole_number(ToFloat(n) * Float(0.1)) is None
     assert whole_number(ToFloat(n) * Float(-1.0)) is None
 

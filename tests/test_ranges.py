@@ -104,6 +104,8 @@ def test_the_range_is_that_of_each_channel_or_of_the_layer():
     first = neurons(parspike.convert(model, x.split(48), T=4, recipe=RECIPES["max, a layer"]))[0]
     torch.testing.assert_close(first.offset, a.min().expand(16), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(first.v_threshold, (a.max() - a.min()).expand(16), rtol=1e-5, atol=1e-4)
+    for neuron in neurons(parspike.convert(model, x.split(48), T=4, recipe=RECIPES["closed form, a layer"])):
+        assert neuron.v_threshold.unique().numel() == 1
 
 
 @torch.no_grad()
@@ -398,6 +400,8 @@ def test_an_offset_of_one_element_counts_as_a_number():
     z = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     number = ParallelNeuron(4, torch.tensor(1.5), offset=-0.75)
     tensor = ParallelNeuron(4, torch.tensor(1.5), offset=torch.tensor([-0.75]))
+    assert "θ 1.5 … 1.5)" in repr(number)
+    assert "θ 1.5 … 1.5, " in repr(tensor)
     many = ParallelNeuron(4, torch.full((5,), 1.5), offset=torch.full((5,), -0.75))
     for other in (tensor, many):
         assert torch.equal(other(z), number(z))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from networks import Dense, PreActivation, Residual, made, planned
 from torch import nn
 
 import parspike
+from parspike.calibrate import auto
 from parspike.calibrate.channels import spread
 from parspike.calibrate.distance import relative_error
 from parspike.calibrate.recipe import Draft
@@ -446,8 +448,12 @@ def test_reconstruction_never_ends_worse_on_held_out_images_and_resumes(tmp_path
     broken = parspike.Reconstruct(steps=30, batch_size=20, rate=0.01, checkpoint=path)
     with pytest.raises(StopError):
         parspike.convert(model, x.split(50), T=2, recipe=broken, progress=stop)
-    resumed = parspike.convert(model, x.split(50), T=2, recipe=broken)
+    assert 21 in seen
+    steps = []
+    told = lambda what, done, total: steps.append(done) if what == "reconstruction" else None  # noqa: E731
+    resumed = parspike.convert(model, x.split(50), T=2, recipe=broken, progress=told)
     assert torch.equal(resumed(x), whole(x))
+    assert steps == list(range(21, 31))  # of the last checkpoint, not from the beginning
 
 
 @pytest.mark.parametrize(("T", "code", "share"), [(1, "sorted", 1), (2, "sorted", 1), (4, "sorted", 1 / 4),
@@ -662,6 +668,20 @@ def test_many_even_levels_of_every_channel():
     assert {n.thresholds.dim() for n in snn.neurons().values()} == {1}
 
 
+@pytest.mark.parametrize(("weigh", "free"), [("own", True), ("next", False)])
+def test_the_automatic_choice_steps_on_from_the_nearest_closed_form(weigh, free):
+    """Would catch gradient steps that begin at another closed form than the one that was nearest."""
+    far = {"recipe": {"name": "closed-form", "weigh": "next" if weigh == "own" else "own", "free": not free}}
+    near, other = {"recipe": {"name": "closed-form", "weigh": weigh, "free": free}}, {"recipe": {"name": "daqcfs"}}
+    ran = []
+    search = SimpleNamespace(
+        done=[{**far, "distance": 0.5}, {**near, "distance": 0.2}, {**other, "distance": 0.1}], closed=1.0,
+        fitted=SimpleNamespace(images=lambda: 64), _fits=lambda recipe, expected: True, _run=ran.append,
+    )  # fmt: skip
+    auto._Search.improve(search)
+    assert [(type(recipe), recipe.weigh, recipe.free) for recipe in ran] == [(parspike.Reconstruct, weigh, free)]
+
+
 class Ten(nn.Module):
     def __init__(self, answer=None):
         super().__init__()
@@ -675,8 +695,8 @@ class Ten(nn.Module):
 
 
 def test_samples_that_are_all_equal_are_warned_of():
-    x = torch.randn(1, 6).expand(96, 6).contiguous()
-    with pytest.warns(parspike.errors.ParspikeWarning, match="all 96 calibration samples are equal"):
+    x = torch.randn(1, 6).expand(97, 6).contiguous()  # a batch of one at the end
+    with pytest.warns(parspike.errors.ParspikeWarning, match="all 97 calibration samples are equal"):
         parspike.convert(Ten().eval(), x.split(32), T=2, recipe="max")
     x[70, 3] += 1  # in one batch
     with warnings.catch_warnings():

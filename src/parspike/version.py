@@ -1,3 +1,3 @@
 """The version of parspike; the package is built with this one."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

@@ -1,9 +1,10 @@
 """The result file of a bench: JSON lines, one a cell, which several processes write and a kill does not break.
 
-The first line says which bench and version wrote the file, a line for each network what it was measured on; neither is
-ever changed, so figures of other data are refused and never mixed. Every line is appended by one write. A line that a
-kill cut short is the last one, without its end of line; it is left out when the file is read, and cut off before the
-next is written.
+The first line says which bench the file belongs to, in which format, and which version began it, a line for each
+network what it was measured on; neither is ever changed, so figures of other data are refused and never mixed. Each
+line of figures says its own version and commit, so a file goes on under a later version. Every line is appended by one
+write. A line that a kill cut short is the last one, without its end of line; it is left out when the file is read, and
+cut off before the next is written.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Lines:
 class ResultFile:
     """A result file that this process, or the processes of a group together, write. Use it as a context.
 
-    Raises `FileError` where another bench is writing it, and where it was written by another version.
+    Raises `FileError` where another bench is writing it, and where it holds another bench or format.
     """
 
     def __init__(self, path: Path, bench: str, together: Together) -> None:
@@ -157,11 +158,6 @@ class ResultFile:
         text, found = self.path.read_bytes(), Lines.read(self.path, self.bench)
         if not found.header and not text.startswith(BEGINS[: len(text)]):
             raise FileError(f"{self.path} is no result file of a bench: give another name")
-        if found.header and (version := found.header.get("version")) != __version__:
-            raise FileError(
-                f"{self.path} was written by parspike {version}, this is {__version__}: give another file, so that "
-                "figures of two versions are not mixed"
-            )
         os.truncate(self.path, text.rfind(b"\n") + 1)
         if not found.header:
             self.write({"parspike-bench": FORMAT, "bench": self.bench, "version": __version__})

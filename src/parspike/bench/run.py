@@ -88,7 +88,7 @@ def bench(
     group: processes that share the cells (`torch.distributed.group.WORLD`), all calling this with the same arguments;
     the file must lie where all of them reach it. progress: called as progress(what, done, total), cells of all
     processes. each: called with a line of text for every cell of this process that is done.
-    Raises `FileError` where another bench is writing the file, or where it holds figures of another bench, version or
+    Raises `FileError` where another bench is writing the file, or where it holds figures of another bench or other
     data; `OptionError` for names that the bench does not have.
     """
     if bench.networks and (odd := [name for name in networks if name not in bench.networks]):

@@ -198,7 +198,7 @@ def over_time(
     values = {name: _over(total, simulation.T - begin) for name, total in totals.items()}
     values |= {name: first.env[name] for name in fixed}
     if every_step:
-        values = {name: _stacked(history.get(name, [value] * simulation.T)) for name, value in values.items()}
+        values = {name: torch.stack(history.get(name, [value] * simulation.T)) for name, value in values.items()}
     logits = graph.collect(values)
     if not record:
         return Run(logits, simulation.T, engine)
@@ -242,13 +242,6 @@ def _added(total: Any, value: Any, sign: int = 1) -> Any:
         return before + now if _adds(before) else now
 
     return map_tree(one, total)
-
-
-def _stacked(values: Sequence[Any]) -> Any:
-    """The same value of every step as (T, B, …)."""
-    each = zip(*(list(leaves(value)) for value in values), strict=True)
-    rest = iter([torch.stack(list(of)) if isinstance(of[0], Tensor) else of[0] for of in each])
-    return map_tree(lambda _: next(rest), values[0])
 
 
 def _over(total: Any, steps: int) -> Any:

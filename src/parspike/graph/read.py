@@ -206,7 +206,9 @@ class Reader:
                 "index by places (torch.nonzero outside forward) instead of a mask, or use torch.where"
             )
         if isinstance(meta, (torch.SymFloat, torch.SymBool)):
-            if fx.users:
+            # What sizes alone are made of, such as math.floor(n / 2), is read from the size that comes of it.
+            symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
+            if not all(isinstance(user.meta.get("val"), symbols) for user in fx.users):
                 raise TraceError(f"it computes {meta} from its sizes: not supported")
             return
         if isinstance(meta, (torch.SymInt, int, float, bool)):

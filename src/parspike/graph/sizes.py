@@ -49,6 +49,7 @@ __all__ = [
 OPERATIONS = {"Add": "+", "Mul": "*", "FloorDiv": "//", "CleanDiv": "//", "Mod": "%", "PythonMod": "%",
               "Max": "max", "Min": "min", "Equality": "=", "Unequality": "≠", "StrictLessThan": "<", "LessThan": "≤",
               "StrictGreaterThan": ">", "GreaterThan": "≥", "And": "and", "Or": "or"}  # fmt: skip
+ROUNDINGS = ("TruncToInt", "FloorToInt", "CeilToInt")
 MOST = 40
 """Conditions at most: a network of windows and paddings asks twice as many, and tracing them takes a minute."""
 LONG = 4096
@@ -67,22 +68,26 @@ def size_tree(expression: Any, symbols: Mapping[Any, str]) -> Any:
         return int(expression)
     if expression.is_Pow and expression.exp.is_Integer and expression.exp > 1:
         return ("*", *[size_tree(expression.base, symbols)] * int(expression.exp))
-    if type(expression).__name__ == "TruncToInt" and (whole := whole_number(expression.args[0])) is not None:
+    kind = type(expression).__name__
+    if kind in ROUNDINGS and (whole := whole_number(expression.args[0], up=kind == "CeilToInt")) is not None:
         return size_tree(whole, symbols)
-    operation = OPERATIONS.get(type(expression).__name__)
+    operation = OPERATIONS.get(kind)
     if operation is None:
         raise TraceError(f"a tensor's size is {expression}, which parspike cannot follow")
     return (operation, *(size_tree(operand, symbols) for operand in expression.args))
 
 
-def whole_number(expression: Any) -> Any:
-    """What `int` makes of a number computed from sizes with / and *, such as 4·B / 4.0, as torch's expression without
-    rounding: (4·B) // 4. None where rounding could make another number of it, or it could be below 0."""
+def whole_number(expression: Any, *, up: bool = False) -> Any:
+    """What `int` and `math.floor` make of a number computed from sizes with / and *, such as 4·B / 4.0, as torch's
+    expression without rounding: (4·B) // 4. up: what `math.ceil` makes of it. None where rounding could make another
+    number of it, or it could be below 0."""
+    if type(expression).__name__ == "ToFloat":
+        return expression.args[0]
     found = _ratio(expression)
     if found is None or not all(part.is_nonnegative for part in found):
         return None
     number, divisor = found
-    return number if divisor == 1 else FloorDiv(number, divisor)
+    return number if divisor == 1 else FloorDiv(number + divisor - 1 if up else number, divisor)
 
 
 def _ratio(expression: Any) -> tuple[Any, Any] | None:
