@@ -53,7 +53,24 @@ class Signal(nn.Module):
         return self.c(self.b(self.a(x).relu()).relu().mean(2))
 
 
-SIZES: dict[type[nn.Module], tuple[int, ...]] = {Wide: (3, 13, 17), Signal: (5, 21)}
+class Padded(nn.Module):
+    """Zeros around maps, moved counts, and a bias far beyond what is exact in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 3, groups=8)
+        self.c, self.head = nn.Conv2d(2, 6, 3), nn.Linear(6 * 5, 5)
+        self.head.bias.data[0] = 12345.678
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(nn.functional.pad(x, (0, 1, 0, 1))).relu()
+        y = self.b(nn.functional.pad(y, (1, 1, 2, 0))).relu()
+        y = nn.functional.pixel_shuffle(y.flip(2).roll(1, 3), 2).narrow(3, 1, 9)
+        y = self.c(nn.functional.pad(y, (1, 1))).relu()
+        return self.head(y[:, :, ::2, ::2].flatten(1)[:, :30])
+
+
+SIZES: dict[type[nn.Module], tuple[int, ...]] = {Wide: (3, 13, 17), Signal: (5, 21), Padded: (3, 12, 14)}
 
 
 def network(kind: type[nn.Module], **options: Any) -> tuple[SNN, Tensor]:
@@ -93,6 +110,8 @@ CASES: list[tuple[type[nn.Module], dict[str, Any]]] = [
     (Wide, {"T": 5}),
     (Wide, {"T": 4, "weights": 10}),
     (Signal, {"T": 200}),
+    (Padded, {"T": 6}),
+    (Padded, {"T": 300}),  # pads and moves of 16 bits
 ]
 
 
@@ -103,7 +122,7 @@ def test_it_has_the_bits_of_count(kind: type[nn.Module], options: dict[str, Any]
     assert unlike(snn, 3 * x) == []  # beyond the range of the inputs, at the largest counts
 
 
-@pytest.mark.parametrize("kind", [Residual, Wide])
+@pytest.mark.parametrize("kind", [Residual, Wide, Padded])
 def test_most_of_the_work_is_done_by_integer_kernels(kind: type[nn.Module]) -> None:
     snn, x = network(kind, T=5)
     snn.run(x, engine="integer")

@@ -40,7 +40,7 @@ from parspike.engines.base import Network, Record, Run, kept_of, recorded
 from parspike.engines.replay import Replay
 from parspike.graph import Graph, Node, Param, Ref, Role, Schedule, Stream, map_tree, walk
 from parspike.graph.ops import TABLE, call
-from parspike.graph.signature import Conv, Linear, arguments
+from parspike.graph.signature import Conv, Linear, arguments, named
 from parspike.neurons import PackedTrains, WholeNeuron
 
 __all__ = ["Integer", "exact", "exactly", "integer"]
@@ -57,11 +57,14 @@ WHOLE = 1 << 24
 ULP = 2.0**-24
 CLIP = "aten.clamp.Tensor"
 MOVERS = {
-    "aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.cat.default", "aten.slice.Tensor",
-    "aten.select.int", "aten.unsqueeze.default", "aten.squeeze.dim", "aten.squeeze.dims",
+    "aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.movedim.int", "aten.swapaxes.default",
+    "aten.cat.default", "aten.slice.Tensor", "aten.narrow.default", "aten.select.int", "aten.unsqueeze.default",
+    "aten.squeeze.dim", "aten.squeeze.dims", "aten.expand.default", "aten.repeat.default", "aten.roll.default",
+    "aten.flip.default", "aten.pixel_shuffle.default",
 }  # fmt: skip
+PADS = {"aten.constant_pad_nd.default", "aten.pad.default"}
 POOL = "aten.max_pool2d.default"
-"""Operators that do to bytes what they do to numbers."""
+"""Operators that do to bytes what they do to numbers; those of PADS where they put in zeros."""
 
 
 def integer(net: Network, env: dict[str, Any], *, record: Record = False) -> Run:
@@ -99,6 +102,8 @@ def integer(net: Network, env: dict[str, Any], *, record: Record = False) -> Run
 
 Step = Callable[[tuple[Any, ...]], Any]
 """A node's value from its arguments, of which those that are counts may be bytes."""
+Parts = tuple[tuple[Callable[[Tensor], Tensor], int], ...]
+"""What makes the bytes of each part of an input, and the factor that the part has in it."""
 _made: WeakKeyDictionary[Any, tuple[list[tuple[Any, ...]], Integer]] = WeakKeyDictionary()
 
 
@@ -143,7 +148,7 @@ class _Synapse:
     weight: Tensor
     bias: Tensor
     most: Tensor
-    parts: tuple[tuple[Callable[[Tensor], Tensor], int], ...]
+    parts: Parts
     zero: int = 0
     wide: bool = False
 
@@ -177,7 +182,7 @@ class _Synapse:
 
     def part(self, number: int, x: Tensor) -> Tensor:
         """The sum of the products of one part, in float32, without its factor."""
-        return self._run(self.parts[number][0](x), self.ones, torch.zeros_like(self.bias), torch.float32, _PLAIN)
+        return self._run(self.parts[number][0](x), self.ones, torch.zeros_like(self.ones), torch.float32, _PLAIN)
 
     def whole(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Sum of the products + bias, exact in `dtype`."""
@@ -383,8 +388,9 @@ class _Maker:
         elif node.target == CLIP and all(isinstance(arg, Param) for arg in node.args[1:]) and len(node.args) == 3:
             low, high = (self.tensors[arg.path] for arg in node.args[1:])
             found = float(low.min()), float(high.max())
-        elif node.target in MOVERS or node.target == "aten._to_copy.default" or node.role is Role.ORDER:
-            found = min(low for low, _ in given), max(high for _, high in given)
+        elif _moves(node) or node.target == "aten._to_copy.default" or node.role is Role.ORDER:
+            zero = [(0.0, 0.0)] if node.target in PADS else []
+            found = min(low for low, _ in given + zero), max(high for _, high in given + zero)
         elif node.target == "aten.mul.Tensor" and isinstance(node.args[1], Param) and len(given) == 1:
             factor = self.tensors[node.args[1].path]
             ends = [float(end) * f for end in given[0] for f in (float(factor.min()), float(factor.max()))]
@@ -421,7 +427,7 @@ class _Maker:
         if isinstance(neuron, WholeNeuron):
             if self.here and neuron.levels <= tensor_cores.SMALL:
                 self.narrow.add(node.name)
-        elif (node.target in MOVERS or node.target == POOL) and node.refs and self.narrow.issuperset(node.refs):
+        elif (_moves(node) or node.target == POOL) and node.refs and self.narrow.issuperset(node.refs):
             self.narrow.add(node.name)
 
     def _synapse(self, node: Node) -> _Synapse | _OnGPU | None:
@@ -449,35 +455,38 @@ class _Maker:
             core = tensor_cores.Synapse(found, weight, kind, self.gpu)
             return _OnGPU(found, bias.double(), most, core, core.last(torch.ones(1), bias, dtype=self.dtype))
         wide = float(most.max()) >= WHOLE or (low >= 0 and high > BYTE)
+        largest = float(weight.abs().max())
         if wide:
-            each = weight.double().flatten(1).abs().sum(1) + bias.double().abs()
-            parts = self._digits(low, high, float(each.max()), float(weight.abs().max()))
-            return None if parts is None else _Synapse(node, found, weight, bias.float(), most, parts, wide=True)
-        parts = self._bytes_of(low, high, float(weight.abs().max()))
-        if parts is None:
-            return None
-        return _Synapse(node, found, weight, bias.float(), most, parts, HALF if parts[0][0] is _around_half else 0)
+            each = weight.double().flatten(1).abs().sum(1)
+            parts, zero = self._digits(low, high, float(each.max()), largest)
+        else:
+            parts, zero = self._bytes_of(low, high, largest)
+        bias = bias.double() if wide else bias.float()
+        return None if parts is None else _Synapse(node, found, weight, bias, most, parts, zero, wide)
 
-    def _bytes_of(self, low: float, high: float, largest: float) -> tuple[tuple[Any, int], ...] | None:
-        """How an input goes through the kernel as bytes; largest: the largest weight."""
+    def _bytes_of(self, low: float, high: float, largest: float) -> tuple[Parts | None, int]:
+        """How an input goes through the kernel as bytes, and what stands for 0 in them; largest: the largest weight."""
         if low >= 0 and high <= BYTE:
             if 2 * high * largest <= PAIR or exact(pairs=True):
-                return ((_bytes, 1),)
-            return (_first_half, 1), (_second_half, 1)
+                return ((_bytes, 1),), 0
+            return ((_first_half, 1), (_second_half, 1)), 0
         if low >= -HALF and high < HALF and exact(pairs=True):
-            return ((_around_half, 1),)
-        return ((_above, 1), (_below, -1)) if low >= -HALF and high <= HALF else None
+            return ((_around_half, 1),), HALF
+        return (((_above, 1), (_below, -1)) if low >= -HALF and high <= HALF else None), 0
 
-    def _digits(self, low: float, high: float, most: float, largest: float) -> tuple[tuple[Any, int], ...] | None:
-        """Counts in parts of a few bits, whose sums are below 2^24; most: the largest sum of a count of 1."""
-        if low < 0 or high > tensor_cores.SMALL or largest == 0:
-            return None
+    def _digits(self, low: float, high: float, most: float, largest: float) -> tuple[Parts | None, int]:
+        """Whole numbers in parts of a few bits, whose sums are below 2^24, and what stands for 0 in them; most: the
+        largest sum of an input of 1."""
+        if low < 0:
+            return self._bytes_of(low, high, largest) if HALF * most < WHOLE else (None, 0)
+        if high > tensor_cores.SMALL or largest == 0:
+            return None, 0
         end = min((WHOLE - 1) / most, BYTE, BYTE if exact(pairs=True) else PAIR / (2 * largest))
         bits = int(end + 1).bit_length() - 1  # 2^bits − 1 is the largest part
         number = -(-int(high).bit_length() // bits) if bits else PARTS + 1
         if number > PARTS:
-            return None
-        return tuple((partial(_digit, bits=bits, number=i), 1 << (bits * i)) for i in range(number))
+            return None, 0
+        return tuple((partial(_digit, bits=bits, number=i), 1 << (bits * i)) for i in range(number)), 0
 
     # Neurons, with what is before them.
 
@@ -614,6 +623,13 @@ class _Maker:
 
     def _shape(self, name: str) -> tuple[Any, ...]:
         return self.graph.by_name[name].shape if name in self.graph.by_name else ()
+
+
+def _moves(node: Node) -> bool:
+    if node.target not in PADS:
+        return node.target in MOVERS
+    given = named(node)
+    return given.get("mode", "constant") == "constant" and not given.get("value")
 
 
 def _vector(value: Tensor, rank: int, axis: int) -> Tensor | None:
