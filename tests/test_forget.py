@@ -54,6 +54,20 @@ def test_a_plan_leaves_nothing_in_torch(free_sizes: bool) -> None:
     assert grows(once) == []
 
 
+def test_a_network_that_is_traced_twice_leaves_nothing_of_both() -> None:
+    """Would catch what stays of the first trace, which ended where the code asked for a number of its own."""
+
+    class Switched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("on", torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.relu() if self.on > 0 else x
+
+    assert grows(lambda: parspike.plan(Switched().eval(), torch.rand(3, 4)) and None) == []
+
+
 def test_a_network_that_is_refused_leaves_nothing_either() -> None:
     def once() -> None:
         with pytest.raises(TraceError):

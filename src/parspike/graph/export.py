@@ -68,9 +68,11 @@ def _exported(
         exported = _as_it_is(model, args, kwargs, shapes)
         if not any(exported.graph.find_nodes(op="call_function", target=asks) for asks in ITEMS):
             return exported, set()
+        let_go(exported)
     except Exception as error:
         if not asks_values(error):
             raise
+        let_go(error)
         # Outside of this block, so that an error of the second trace is not one that came of the first.
     with Flags(model) as flags:
         return _as_it_is(model, args, kwargs, shapes), flags.asked
