@@ -26,7 +26,7 @@ from typer.testing import CliRunner, Result
 import parspike
 from parspike import errors
 from parspike.calibrate import RECIPES
-from parspike.cli import app, console, options
+from parspike.cli import app, console, main, options
 from parspike.cli.convert import _chosen as chosen
 from parspike.cli.options import device_of
 from parspike.errors import OptionError
@@ -171,6 +171,23 @@ def test_without_a_command_the_help_is_shown(text: str) -> None:
     assert outcome.exit_code == 1
     assert "Usage:" in outcome.stdout
     assert outcome.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("set_before", "wanted"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_sleep_soon_where_the_user_says_nothing(set_before, wanted, monkeypatch) -> None:
+    """Would catch a setting of the user that is overruled; it has to be there before torch is loaded."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in set_before.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["parspike", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ.get("GOMP_SPINCOUNT") == wanted
 
 
 def test_torch_is_not_imported_for_help_or_a_wrong_option(here: Path) -> None:

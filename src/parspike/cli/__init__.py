@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -170,4 +171,8 @@ app.add_typer(trains, name="spikes")
 
 def main() -> None:
     """Entry point of the script `parspike`."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Threads of torch wait for each other by counting, and where other programs compute too, the one that counts
+        # holds the processor that the other needs (docs/why.md). Read when torch is loaded, which is after this.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     app()
