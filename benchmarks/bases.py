@@ -23,6 +23,8 @@ from scipy import stats
 from scipy.optimize import minimize
 from torch.overrides import TorchFunctionMode
 
+from parspike.calibrate.staircase import lloyd_max
+
 Samples = NDArray[Any]
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
@@ -58,16 +60,8 @@ def learned(x: Samples, T: int) -> float:
 
 
 def free(x: Samples, T: int) -> float:
-    """The error of 2^T levels after Lloyd's iteration, zero one of them."""
-    levels = np.quantile(x, np.linspace(0, 1, 2**T))
-    levels[0] = 0.0
-    for _ in range(400):
-        levels = np.sort(levels)
-        nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
-        for level in range(1, 2**T):
-            if (mine := nearest == level).any():
-                levels[level] = x[mine].mean()
-    return error(levels, x)
+    """The error of 2^T levels that no small change improves."""
+    return error(lloyd_max(torch.from_numpy(np.sort(x)), 2**T - 1).numpy(), x)
 
 
 def activations(images: int = 64, channels: int = 4) -> list[Samples]:
