@@ -289,6 +289,14 @@ def test_spikes_at_the_input_are_if_nodes_too(tmp_path: Path) -> None:
     assert torch.allclose(output, snn(x), atol=1e-5)
 
 
+def refusal(kind: type[nn.Module], folder: Path) -> UnsupportedError:
+    torch.manual_seed(0)
+    snn = parspike.convert(kind().eval(), calibration=X, T=T, neuron=IF(), recipe=Thresholds())
+    with pytest.raises(UnsupportedError) as caught:
+        parspike.export(snn, folder / "net.nir", example=X)
+    return caught.value
+
+
 def test_every_layer_that_nir_cannot_hold_is_named_at_once(tmp_path: Path) -> None:
     class Many(nn.Module):
         def __init__(self) -> None:
@@ -301,11 +309,8 @@ def test_every_layer_that_nir_cannot_hold_is_named_at_once(tmp_path: Path) -> No
             x = torch.relu(self.up(x)).flip(2)
             return self.head(self.norm(torch.relu(x).mean((2, 3))))
 
-    torch.manual_seed(0)
-    snn = parspike.convert(Many().eval(), calibration=X, T=T, neuron=IF(), recipe=Thresholds())
-    with pytest.raises(UnsupportedError) as caught:
-        parspike.export(snn, tmp_path / "net.nir", example=X)
-    said = str(caught.value)
+    refused = refusal(Many, tmp_path)
+    said = str(refused)
     for word in (
         "max_pool2d: max_pool2d takes a maximum of sums",
         "net.onnx",
@@ -315,7 +320,7 @@ def test_every_layer_that_nir_cannot_hold_is_named_at_once(tmp_path: Path) -> No
         "average pool",
     ):
         assert word in said
-    assert len(caught.value.details["refused"]) == 4
+    assert len(refused.details["refused"]) == 4
     assert list(tmp_path.iterdir()) == []
 
 
@@ -336,11 +341,8 @@ def test_what_nir_has_in_another_form_only_is_said_layer_by_layer(tmp_path: Path
             )  # fmt: skip
             return torch.cat([value.flatten(1) for value in made], 1)
 
-    torch.manual_seed(0)
-    snn = parspike.convert(Odd().eval(), calibration=X, T=T, neuron=IF(), recipe=Thresholds())
-    with pytest.raises(UnsupportedError) as caught:
-        parspike.export(snn, tmp_path / "net.nir", example=X)
-    said = str(caught.value)
+    refused = refusal(Odd, tmp_path)
+    said = str(refused)
     for word in (
         "avg_pool2d: its last windows reach over the edge", "adaptive_avg_pool2d: it averages (8, 8) to (3, 3)",
         "even: its padding is wider on one side", "add: it adds a constant that differs from place to place",

@@ -1367,11 +1367,11 @@ def test_a_file_with_several_outputs_says_what_is_measured(two: dict[str, Array]
 
 
 def test_the_command_line_names_inputs_as_the_reader_does() -> None:
-    from parspike.cli.sources import as_name
+    from parspike.foreign import identifier
     from parspike.onnx_in.network import _identifiers
 
     for name in ("input.1", "x", "class", "serving_default:0", "0", "", "self", "größe", "a/b c"):
-        assert (as_name(name),) == _identifiers([name])
+        assert (identifier(name),) == _identifiers([name])
 
 
 @pytest.mark.parametrize(

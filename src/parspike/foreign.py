@@ -1,9 +1,12 @@
-"""Code of a user, by the name of its module or as a file that is run; an error in it is told with its line."""
+"""Code of a user, by the name of its module or as a file that is run; an error in it is told with its line. And names
+of other programs as names of Python."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import keyword
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,7 +16,7 @@ from typing import Any
 
 from parspike.errors import FileError, InputError, OptionError
 
-__all__ = ["RECIPES_OF_PACKAGES", "call_users", "users_module"]
+__all__ = ["RECIPES_OF_PACKAGES", "call_users", "identifier", "users_module"]
 
 RECIPES_OF_PACKAGES = "parspike.recipes"
 """Entry points under which packages register recipes."""
@@ -65,3 +68,14 @@ def _import(name: str, said: str) -> ModuleType:
         if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
             raise OptionError(f"{said}: no module {cause.name!r}; a file is named with its .py") from cause
         raise
+
+
+def identifier(name: str) -> str:
+    """A name of an ONNX file as an argument of a Python function.
+
+    >>> [identifier(name) for name in ("serving_default:0", "0", "class")]
+    ['serving_default_0', 'input_0', 'class_']
+    """
+    text = re.sub(r"\W", "_", name) or "input"
+    text = f"input_{text}" if text[0].isdigit() else text
+    return f"{text}_" if keyword.iskeyword(text) or text == "self" else text

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import math
 import platform
@@ -28,6 +26,7 @@ from parspike.calibrate import DAQCFS, ClosedForm, recipe_from_json
 from parspike.calibrate.batches import readable_again
 from parspike.errors import CalibrationError, InputError, OptionError, ParspikeError, ParspikeWarning, meant
 from parspike.graph import Quantised
+from parspike.graph.forget import release
 from parspike.measure import Scores
 from parspike.neurons import Parallel
 from parspike.plan import Plan
@@ -402,8 +401,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats(self.gpu)
             self.before = torch.cuda.memory_allocated(self.gpu) / MIB
             return
-        with contextlib.suppress(OSError, AttributeError):  # of the C library that Linux has mostly
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not there to be used again, unseen
+        release()  # what was freed before is not there to be used again, unseen
         try:
             Path("/proc/self/clear_refs").write_text("5")  # the largest size is counted anew
             self.before = self._status("VmRSS")

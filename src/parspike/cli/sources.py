@@ -7,7 +7,6 @@ is said at once.
 from __future__ import annotations
 
 import io
-import keyword
 import math
 import re
 import warnings
@@ -24,6 +23,7 @@ from PIL import Image
 from parspike.broken import BROKEN
 from parspike.cli.preprocess import Preprocessing, Text
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError, ParspikeWarning
+from parspike.foreign import identifier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -404,7 +404,7 @@ def _called(path: Path, keys: set[str], inputs: Inputs) -> dict[str, str]:
     found: dict[str, str] = {}
     for key in sorted(keys):
         split = next((f"{s}_" for s in SPLITS if key.startswith(f"{s}_")), "")
-        own = as_name(key.removeprefix(split))
+        own = identifier(key.removeprefix(split))
         name = f"{split}{own}" if own in known and key not in known else key
         if (other := found.setdefault(name, key)) != key:
             raise InputError(
@@ -412,17 +412,6 @@ def _called(path: Path, keys: set[str], inputs: Inputs) -> dict[str, str]:
                 f"does, {', '.join((*inputs.needed, *inputs.taken))}"
             )
     return found
-
-
-def as_name(name: str) -> str:
-    """A name of an ONNX file as its input is called in Python: as `parspike.onnx_in` does it; a test compares.
-
-    >>> as_name("serving_default:0")
-    'serving_default_0'
-    """
-    text = re.sub(r"\W", "_", name) or "input"
-    text = f"input_{text}" if text[0].isdigit() else text
-    return f"{text}_" if keyword.iskeyword(text) or text == "self" else text
 
 
 def _keys(path: Path, called: Mapping[str, str], inputs: Inputs) -> tuple[tuple[str, ...], str]:

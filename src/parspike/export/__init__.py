@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from parspike.errors import InputError, OptionError, UnsupportedError, meant
-from parspike.export.result import Compared, Drift, Exported, Theirs, compare, in_pieces, release, tally, unlike
+from parspike.export.result import Compared, Drift, Exported, Theirs, compare, in_pieces, tally, unlike
 from parspike.graph import Graph, Size
+from parspike.graph.forget import release
 from parspike.neurons import Simulation, twin
 from parspike.snn import SNN
 from parspike.whole import check_free, made_whole, told

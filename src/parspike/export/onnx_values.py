@@ -347,19 +347,20 @@ def _exp(model: Model, node: Node) -> Value:
     made = model.op("Exp", name)
     if not math.isinf(low):
         made = model.op("Where", model.op("Greater", name, model.constant(float(low))), made, model.constant(0.0))
-    if least == 0 and math.isinf(most):
-        return made
-    return model.op("Sub", model.clip(made, least, most), model.constant(float(least)))
+    return _increase(model, made, least, most)
+
+
+def _increase(model: Model, value: str, low: float, high: float) -> str:
+    if low == 0 and math.isinf(high):
+        return value
+    return model.op("Sub", model.clip(value, low, high), model.constant(float(low)))
 
 
 def _inverse(root: bool) -> Rule:
     def rule(model: Model, node: Node) -> Value:
         negative, least, low, high = (*node.args, *(0.0, math.inf)[len(node.args) - 2 :])
         made = model.clip(model.op("Neg", model.real(negative)), least, math.inf)
-        made = model.op("Reciprocal", model.op("Sqrt", made) if root else made)
-        if low == 0 and math.isinf(high):
-            return made
-        return model.op("Sub", model.clip(made, low, high), model.constant(float(low)))
+        return _increase(model, model.op("Reciprocal", model.op("Sqrt", made) if root else made), low, high)
 
     return rule
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,13 @@ import torch
 from torch import Tensor
 
 from parspike.graph import Graph, leaves
+from parspike.graph.forget import release
 from parspike.graph.ir import elements, map_tree
 from parspike.measure import Scores
 from parspike.notebook import html_table
 from parspike.snn import SNN
 
-__all__ = ["Compared", "Drift", "Exported", "Theirs", "compare", "in_pieces", "release", "tally", "unlike"]
+__all__ = ["Compared", "Drift", "Exported", "Theirs", "compare", "in_pieces", "tally", "unlike"]
 
 AT_ONCE = 8
 """Samples that are run at a time."""
@@ -228,20 +227,6 @@ def _neurons(graph: Graph, env: Mapping[str, Tensor]) -> int:
     """How many neurons a sample of this size has."""
     sizes = graph.sizes(env)
     return sum(elements(node.shape, sizes) for node in graph.neurons)
-
-
-def release() -> None:
-    """Give memory that is free back to the system: glibc keeps it, and holds as much again as a large network takes."""
-    if (trim := _malloc_trim()) is not None:
-        trim(0)
-
-
-@functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # another C library
-        return None
 
 
 def in_pieces(env: Mapping[str, Tensor], graph: Graph) -> list[dict[str, Tensor]]:

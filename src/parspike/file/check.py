@@ -22,10 +22,10 @@ from parspike.graph.refusals import judge
 from parspike.graph.roles import weighed_by_sample
 from parspike.snn import SNN
 
+__all__ = ["check_example", "check_leaves", "check_role", "check_run", "check_symbols", "expect", "fields", "new_name"]
+
 ONCE_ANALOG = ("aten.softshrink.default", "aten.hardshrink.default")
 """Activations that were analog in the table when older files were written, which hold no neurons for them."""
-
-__all__ = ["check_example", "check_leaves", "check_role", "check_run", "check_symbols", "expect", "fields", "new_name"]
 
 
 ONE_TYPE = {"aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.layer_norm.default",

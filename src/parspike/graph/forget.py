@@ -2,6 +2,7 @@
 
 Four things of torch 2.13 stay for as long as the process lives, 85 KB of each tiny network. Tried by
 `benchmarks/long_run.py`; all are made again where they are needed again.
+`release` is for memory that the C library keeps.
 
 - Caches of `ShapeEnv`, kept by the class and not by the environment: one has no bound, others keep the last 256.
 - An environment keeps the stand-ins of the inputs (`tracked_fakes`), whose sizes keep the environment. Part of the
@@ -13,6 +14,7 @@ Four things of torch 2.13 stay for as long as the process lives, 85 KB of each t
 from __future__ import annotations
 
 import contextvars
+import ctypes
 import functools
 import linecache
 import traceback
@@ -23,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import graph_module
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-__all__ = ["and_forget", "let_go"]
+__all__ = ["and_forget", "let_go", "release"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,3 +70,17 @@ def _of_error(error: BaseException) -> Iterator[ShapeEnv]:
         for value in frame.f_locals.values():
             if isinstance(value, FakeTensorMode) and value.shape_env is not None:
                 yield value.shape_env
+
+
+def release() -> None:
+    """Give memory that is free back to the system: glibc keeps it, and holds as much again as a large network takes."""
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library
+        return None

@@ -221,13 +221,17 @@ def _rotated(rows: Tensor) -> Tensor:
 def exponential(x: Tensor, low: float = -math.inf, least: float = 0.0, most: float = math.inf) -> Tensor:
     """exp x; 0 where x is at most `low`. least, most: only its increase from the one to the other."""
     made = torch.exp(x) if math.isinf(low) else torch.where(x > low, torch.exp(x), 0.0)
-    return made if least == 0 and math.isinf(most) else made.clamp(least, most) - least
+    return _increase(made, least, most)
 
 
 def reciprocal(negative: Tensor, least: float, low: float = 0.0, high: float = math.inf) -> Tensor:
     """1/b of −b, b at least `least`: it never falls. low, high: only its increase from the one to the other."""
-    made = (-negative).clamp(min=least).reciprocal()
-    return made if low == 0 and math.isinf(high) else made.clamp(low, high) - low
+    return _increase((-negative).clamp(min=least).reciprocal(), low, high)
+
+
+def _increase(x: Tensor, low: float, high: float) -> Tensor:
+    """Of a value of at least 0, what of it lies between the two."""
+    return x if low == 0 and math.isinf(high) else x.clamp(low, high) - low
 
 
 def _inverse(node: Node) -> Activation:

@@ -167,7 +167,7 @@ class Flags(TorchFunctionMode):
         own = (*model.named_parameters(), *model.named_buffers())
         self.numbers = {name: tensor.detach().clone() for name, tensor in own if _few(tensor)}
         self.asked: set[str] = set()
-        self._model = model
+        self._places = [(name, *_place(model, name)) for name in self.numbers]
         self._known: dict[int, tuple[Tensor, Tensor, frozenset[str]]] = {}
 
     def _find(self, tensor: Tensor) -> tuple[Tensor, Tensor, frozenset[str]] | None:
@@ -175,9 +175,8 @@ class Flags(TorchFunctionMode):
         if id(tensor) not in self._known:
             # Tracing puts tensors of its own in the network's place, other ones each time. Nothing is asked of their
             # sizes, which would be a condition on the input's.
-            own = (*self._model.named_parameters(), *self._model.named_buffers())
-            name = next((name for name, now in own if now is tensor), None)
-            if name in self.numbers:
+            name = next((name for name, tensors, key in self._places if tensors.get(key) is tensor), None)
+            if name is not None:
                 self._known[id(tensor)] = tensor, self.numbers[name], frozenset((name,))
         return self._known.get(id(tensor))
 
@@ -228,6 +227,13 @@ SETS = frozenset(
      "__idiv__", "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__")
 )  # fmt: skip
 """Python's names of what writes into a tensor."""
+
+
+def _place(model: nn.Module, name: str) -> tuple[Mapping[str, Any], str]:
+    """Where the tensor of this name stands at any time: the tensors of its module, and its key among them."""
+    path, _, key = name.rpartition(".")
+    module = model.get_submodule(path)
+    return (module._parameters if key in module._parameters else module._buffers), key
 
 
 def _few(tensor: Tensor) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import keyword
 import math
 import os
 import re
@@ -30,6 +29,7 @@ from parspike.errors import (
     UnsupportedError,
     meant,
 )
+from parspike.foreign import identifier
 from parspike.onnx_in import elementwise, layers, shapes  # noqa: F401 - they register the rules
 from parspike.onnx_in.file import Call, File, Given, check_order, read
 from parspike.onnx_in.rules import MOST, REFUSED, RULES, TORCH, Rule, Site, as_tensor
@@ -355,12 +355,14 @@ def _identifiers(names: Sequence[str]) -> tuple[str, ...]:
 
     >>> _identifiers(["input.1", "x", "class", "serving_default:0"])
     ('input_1', 'x', 'class_', 'serving_default_0')
+    >>> _identifiers(["class_", "class", "a.b", "a_b"])
+    ('class_', 'class__', 'a_b', 'a_b_')
     """
     made: list[str] = []
     for name in names:
-        text = re.sub(r"\W", "_", name) or "input"
-        text = f"input_{text}" if text[0].isdigit() else text
-        text = f"{text}_" if keyword.iskeyword(text) or text in (*made, "self") else text
+        text = identifier(name)
+        while text in made:
+            text += "_"
         made.append(text)
     return tuple(made)
 
