@@ -121,7 +121,7 @@ def test_no_output_of_a_refitted_synapse_is_farther_off_on_held_out_rows(kind, m
 
     def watched(refit, weight, bias, *options, **named):
         new, shift = solve(refit, weight, bias, *options, **named)
-        rows, given, wanted = (torch.cat(parts, 1) for parts in zip(*refit.parts, strict=True))
+        rows, given, wanted = refit.all.tensors
         held = slice(round(rows.shape[1] * 0.8), None)
         moved = torch.cat([(new - weight).reshape(len(rows), -1, rows.shape[2] - 1),
                            (shift - (0 if bias is None else bias)).reshape(len(rows), -1, 1)], 2)  # fmt: skip
@@ -291,9 +291,9 @@ def test_refit_is_the_ridge_solution_and_does_not_depend_on_batches(every, kept)
     wanted = rows @ torch.randn(6, 3).double() + 0.3
     whole, parts = (Refit(graph, node, weight, 10_000) for _ in range(2))
     given = F.linear(rows, weight, bias)
-    whole.parts.append((design_of(rows), given[None], wanted[None]))
+    whole.put(rows[None], wanted[None], given[None])
     for piece, is_, shall in zip(rows.split(37), given.split(37), wanted.split(37), strict=True):
-        parts.parts.append((design_of(piece), is_[None], shall[None]))
+        parts.put(piece[None], shall[None], is_[None])
     for refit in (whole, parts):
         new, shift = refit.solve(weight, bias, 1e-3, all_rows=every)
         design = design_of(rows)[0, :kept]
@@ -317,7 +317,7 @@ def test_a_ridge_chosen_on_rows_held_out_then_gets_all_rows(number):
     noise = torch.randn(number, 9).double() * torch.logspace(-3, 1, 9)  # so that outputs differ in the best λ
     wanted, given = rows @ torch.randn(7, 9).double() + noise, F.linear(rows, weight, bias)
     refit = Refit(graph, node, weight, 10_000)
-    refit.parts.append((design_of(rows), given[None], wanted[None]))
+    refit.put(rows[None], wanted[None], given[None])
     new, shift = refit.solve(weight, bias, all_rows=True)
 
     def solved(x, residual, fraction):
@@ -350,7 +350,7 @@ def test_before_a_relu_only_what_passes_it_is_fitted():
     weight, bias = torch.zeros(3, 6).double(), torch.zeros(3).double()
     refit = Refit(graph, node, weight, 10_000)
     assert refit.rectified
-    refit.parts.append((design_of(rows), F.linear(rows, weight, bias)[None], wanted[None]))
+    refit.put(rows[None], wanted[None], F.linear(rows, weight, bias)[None])
     errors = []
     for rectified in (False, True):
         refit.rectified = rectified
@@ -407,7 +407,7 @@ def test_rows_are_what_the_synapse_reads(conv, shape):
         stream = Stream({node.refs[0]: torch.relu(x)}, graph.tensors, {})
         refit = Refit(graph, node, conv.weight, most)
         refit.add(stream, stream, 0)
-        rows, given, wanted = refit.parts[0]
+        rows, given, wanted = refit.all.tensors
         places = y.flatten(2).movedim(1, -1).flatten(0, 1) if y.dim() > 2 else y
         pick = spread(len(places), most, x.device)
         assert len(pick) == min(len(places), most) == rows.shape[1]

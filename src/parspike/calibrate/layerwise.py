@@ -173,11 +173,11 @@ class ClosedForm(Recipe):
     def _refit(self, draft: Draft, lockstep: Lockstep, node: Node, batches: Batches) -> None:
         path = node.args[1].path
         weight = draft.tensors[path]
-        refit = Refit(draft.graph, node, weight)
+        refit = Refit(draft.graph, node, weight, batches=len(batches.numbers()))
         refit.rows = _most_rows(features(weight), refit.groups) // max(1, batches.length) + 1
         for (teacher, student), number in zip(lockstep.visit(node), batches.numbers(), strict=True):
             refit.add(teacher, lockstep.course.means(student, node, *refit.others), number)
-        refit.parts = [(x, given, wanted) for x, given, wanted in batches.gather(refit.parts)]
+        refit.share(batches)
         bias = node.args[2] if len(node.args) > 2 else None
         old = None if bias is None else draft.tensors[bias.path]
         new, shift = refit.solve(weight, old, self.ridge, batches.together, all_rows=self.all_rows)

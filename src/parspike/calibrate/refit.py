@@ -14,11 +14,12 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import spread, unit_of
 from parspike.graph import Clip, Graph, Node, Param, Quantised, Ref, Role, Stream
 from parspike.graph.ops import TABLE, call
@@ -33,6 +34,10 @@ ROUNDS = 3
 """Solutions with the same matrix, the target brought up to date between them."""
 BIAS = 1e-4
 """Penalty of the bias beside that of a weight."""
+NARROW = 512
+"""Features up to which a Gram matrix is one product."""
+KEPT = 1 << 25
+"""Numbers of all factors of one matrix that are kept for the next solution (256 MiB)."""
 HELD_OUT = 0.2
 """Share of the rows, those of the last batches."""
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -113,15 +118,16 @@ def _geometry(node: Node, weight: Tensor) -> _Geometry:
 
 
 class Refit:
-    """Rows for one synapse, and the solution. rows: rows per batch, at most."""
+    """Rows for one synapse, and the solution. rows: per batch, at most. batches: as many as will be added, about."""
 
-    def __init__(self, graph: Graph, node: Node, weight: Tensor, rows: int = 1) -> None:
-        self.node, self.rows = node, rows
+    def __init__(self, graph: Graph, node: Node, weight: Tensor, rows: int = 1, batches: int = 1) -> None:
+        self.node, self.rows, self.batches = node, rows, batches
         self.others = branches(graph, node)
         self.rectified, self.normed = _rectified(graph, node), _normed(graph, node)
         self.geometry = _geometry(node, weight)
         self.groups = self.geometry.groups if node.target in CONV else 1
-        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.held: _Rows | None = None  # with room for more rows than there are yet
+        self.ends = [0]  # of the batches' rows
 
     def add(self, teacher: Stream, student: Stream, number: int) -> None:
         """Add batch `number`. The teacher's stream keeps a convolution's output, since the walk needs it next."""
@@ -139,15 +145,51 @@ class Refit:
             y = teacher.env[node.name]
             picked, shape = self._places(x, y, number), tuple(y.shape)
             wanted = self._outputs(y, picked)
-        rows = x[picked] if node.target == LINEAR else self._read(x, picked)
-        rows = rows.unflatten(1, (self.groups, -1)).flatten(2).movedim(1, 0)
-        given = rows @ weight.reshape(self.groups, -1, rows.shape[2]).mT
+        rows = x[picked][None] if node.target == LINEAR else self._read(x, picked)
+        now = self.put(rows, wanted)
+        torch.matmul(now.x[:, :, :-1], weight.reshape(self.groups, -1, now.x.shape[2] - 1).mT, out=now.given)
         if rest and rest[0] is not None:
-            given += rest[0].reshape(self.groups, 1, -1)
+            now.given += rest[0].reshape(self.groups, 1, -1)
         for other in self.others:
-            for sum_, stream in ((wanted, teacher), (given, student)):
+            for sum_, stream in ((now.wanted, teacher), (now.given, student)):
                 sum_ += self._outputs(stream.env[other].expand(shape), picked)
-        self.parts.append((F.pad(rows, (0, 1), value=1.0), given, wanted))
+
+    def put(self, rows: Tensor, wanted: Tensor, given: Tensor | None = None) -> _Rows:
+        """Add a batch's rows (groups, N, …), all but the last dimensions of what one output reads; returns where they
+        are kept. given: what the student gives for them; else the caller writes it."""
+        inputs, (groups, number, outputs) = rows.shape[2:], wanted.shape
+        wide, start = math.prod(inputs), self.ends[-1]
+        end = start + number
+        if self.held is None or end > self.held.x.shape[1]:
+            # Made once for all batches, so that rows are copied once.
+            room, old = max(number * self.batches, end * 3 // 2 if start else 0), self.held
+            self.held = _Rows(*(wanted.new_empty(groups, room, width) for width in (wide + 1, outputs, outputs)))
+            if old is not None:
+                for new, before in zip(self.held.tensors, old.tensors, strict=True):
+                    new[:, :start] = before[:, :start]
+        self.ends.append(end)
+        here = self.held.part(slice(start, end))
+        here.x[:, :, :-1].unflatten(2, inputs).copy_(rows)
+        here.x[:, :, -1] = 1.0
+        here.wanted.copy_(wanted)
+        if given is not None:
+            here.given.copy_(given)
+        return here
+
+    @property
+    def all(self) -> _Rows:
+        """The rows of all batches so far."""
+        if self.held is None:
+            raise RuntimeError("no batch was added")
+        return self.held.part(slice(0, self.ends[-1]))
+
+    def share(self, batches: Batches) -> None:
+        """Take the rows of all processes, in the order of the batches."""
+        if batches.together.size > 1:
+            mine = [self.all.part(slice(*ends)) for ends in pairwise(self.ends)]
+            every = batches.gather([rows.tensors for rows in mine])
+            self.held = _Rows(*(torch.cat(parts, 1) for parts in zip(*every, strict=True)))
+            self.ends = [0, self.held.x.shape[1]]
 
     def _places(self, x: Tensor, y: Tensor, number: int) -> tuple[Tensor, ...]:
         """Which places of a batch's output y are taken, along batch and space."""
@@ -160,20 +202,23 @@ class Refit:
         return rows.unflatten(1, (self.groups, -1)).movedim(1, 0)
 
     def _read(self, x: Tensor, picked: tuple[Tensor, ...]) -> Tensor:
-        """What a convolution reads for the places taken, (N, channels, kernel): only these values are copied, however
-        large the input is."""
-        g = self.geometry
-        space = torch.zeros_like(picked[0])[:, None]
-        padding = torch.zeros_like(space, dtype=torch.bool)
+        """What a convolution reads for the places taken, (groups, N, channels of the group, kernel): only these values
+        are copied, however large the input is."""
+        g, beside = self.geometry, [1] * len(self.geometry.kernel)
+        index = [picked[0].reshape(-1, *beside)]
+        padding: Tensor | None = None
         along = zip(picked[1:], x.shape[2:], g.kernel, g.stride, g.padding, g.dilation, strict=True)
-        for where, size, kernel, stride, pads, dilation in along:
+        for number, (where, size, kernel, stride, pads, dilation) in enumerate(along):
             at = (where * stride)[:, None] + (torch.arange(kernel, device=x.device) * dilation - pads[0])
-            padding = (padding[:, :, None] | ((at < 0) | (at >= size))[:, None, :]).flatten(1)
-            space = (space[:, :, None] * size + at.clamp(0, size - 1)[:, None, :]).flatten(1)
-        channels = torch.arange(x.shape[1], device=x.device)
-        index = (picked[0][:, None] * x.shape[1] + channels) * math.prod(x.shape[2:])
-        # Not a product: what lies at the edge may be infinite.
-        return torch.take(x, index[:, :, None] + space[:, None, :]).masked_fill_(padding[:, None, :], 0.0)
+            at = at.reshape(len(at), *(kernel if number == other else 1 for other in range(len(beside))))
+            index.append(at.clamp(0, size - 1))
+            if any(pads):
+                outside = (at < 0) | (at >= size)
+                padding = outside if padding is None else padding | outside
+        rows = x.movedim(1, -1)[tuple(index)]
+        if padding is not None:  # not a product: what lies at the edge may be infinite
+            rows.masked_fill_(padding[..., None], 0.0)
+        return rows.flatten(1, -2).unflatten(2, (self.groups, -1)).permute(2, 0, 3, 1)
 
     def solve(
         self,
@@ -190,16 +235,17 @@ class Refit:
         all rows; else of those not held out.
         """  # fmt: skip
         together = together or Together()
-        x, given, wanted = (torch.cat(parts, 1) for parts in zip(*self.parts, strict=True))
+        x, given, wanted = self.all.tensors
         if self.normed:
             power = wanted.square().mean((0, 2))
             share = (power.median() / power.clamp(min=power.median())).sqrt().nan_to_num(1.0)[None, :, None]
             x, given, wanted = x * share, given * share, wanted * share
         # Inputs and outputs in units in which squares neither vanish nor overflow; the bias is in the outputs' unit.
-        unit = unit_of(x[:, :, :-1].abs().amax((1, 2), keepdim=True))
+        unit = unit_of(_largest(x[:, :, :-1], (1, 2)))
         x = torch.cat([x[:, :, :-1] / unit, x[:, :, -1:]], 2) if bool((unit != 1).any()) else x
-        outward = unit_of(torch.maximum(given.abs(), wanted.abs()).amax(1, keepdim=True))
-        given, wanted = given / outward, wanted / outward
+        outward = unit_of(torch.maximum(_largest(given, 1), _largest(wanted, 1)))
+        if bool((outward != 1).any()):
+            given, wanted = given / outward, wanted / outward
         cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
         search = _Search(_Rows(x, given, wanted), cut, self.rectified, RIDGES if ridge is None else (ridge,), together)
         tried = best = search.choose()
@@ -208,7 +254,7 @@ class Refit:
         if ridge is None:
             # What has not seen the rows held out: not the solution of all rows.
             unseen = tried if all_rows else best
-            now, before = (search.held.error(c, self.rectified) for c in (unseen, torch.zeros_like(unseen)))
+            now, before = (search.held.error(change, self.rectified) for change in (unseen, None))
             best = torch.where((now < before)[:, None, :], best, 0.0)  # not where it is NaN
         best = best * outward.double()
         delta = (best[:, :-1] / unit.double()).mT.reshape(weight.shape)
@@ -284,27 +330,40 @@ class _Solver:
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        self.size = _size(x)
         self.free = torch.ones(x.shape[2], dtype=torch.float64, device=x.device)
         self.free[-1] = BIAS
         self.wide = x.shape[1] < x.shape[2]
-        self.matrix = ((x / self.free.to(x.dtype)) @ x.mT if self.wide else x.mT @ x).double()
+        self.factors: dict[float, Tensor] = {}
+        self.matrix = ((x / self.free.to(x.dtype)) @ x.mT if self.wide else _gram(x)).double()
+        if self.wide:
+            self.size = x[:, :, :-1].square().mean((1, 2)).clamp(min=1e-12).double() * x.shape[1]
+        else:
+            self.size = self._mean_square()
+
+    def _mean_square(self) -> Tensor:
+        """Mean of the diagonal of XᵀX, that of the bias left out, (groups,)."""
+        return self.matrix.diagonal(dim1=1, dim2=2)[:, :-1].mean(1).clamp(min=1e-12 * self.x.shape[1])
 
     def joined(self, every: Tensor, more: Tensor) -> _Solver:
         """The same for all rows `every`, those of this solver first and then `more`."""
         if self.wide:
             return _Solver(every)
         whole = copy(self)
-        whole.x, whole.matrix = every, self.matrix + (more.mT @ more).double()
-        whole.size = self.size + _size(more)
+        whole.x, whole.matrix = every, self.matrix + _gram(more).double()
+        whole.size, whole.factors = whole._mean_square(), {}
         return whole
 
     def factor(self, fraction: float) -> Tensor:
         """The factor for λ as a fraction of the mean of the diagonal of XᵀX; NaN where that cannot be solved."""
-        penalty = torch.ones_like(self.matrix[0, 0]) if self.wide else self.free
-        system = self.matrix + torch.diag(penalty) * (self.size * fraction)[:, None, None]
+        if (made := self.factors.get(fraction)) is not None:
+            return made
+        system = self.matrix.clone()
+        system.diagonal(dim1=1, dim2=2).add_((self.size * fraction)[:, None] * (1.0 if self.wide else self.free))
         factor, failed = torch.linalg.cholesky_ex(system)
-        return torch.where(failed[:, None, None] == 0, factor, torch.nan) if bool(failed.any()) else factor
+        factor[failed != 0] = torch.nan
+        if (len(self.factors) + 1) * factor.numel() <= KEPT:
+            self.factors[fraction] = factor
+        return factor
 
     def right(self, residual: Tensor) -> Tensor:
         """From residuals (groups, N, outputs) the right-hand sides."""
@@ -319,9 +378,23 @@ class _Solver:
         return (self.x.mT @ solution.to(self.x.dtype)).double() / self.free[:, None] if self.wide else solution
 
 
-def _size(x: Tensor) -> Tensor:
-    """Mean of the diagonal of XᵀX, that of the bias left out, (groups,)."""
-    return x.square().mean(1)[:, :-1].mean(1).clamp(min=1e-12).double() * x.shape[1]
+def _gram(x: Tensor) -> Tensor:
+    """XᵀX for X (groups, N, features). It equals its transpose, so of a wide one little more than half is computed."""
+    features = x.shape[2]
+    if features <= NARROW:
+        return x.mT @ x
+    half = features // 2
+    left, right = x[:, :, :half], x[:, :, half:]
+    product = x.new_empty(len(x), features, features)
+    product[:, :half, :half], product[:, half:, half:] = _gram(left), _gram(right)
+    product[:, :half, half:] = left.mT @ right
+    product[:, half:, :half] = product[:, :half, half:].mT
+    return product
+
+
+def _largest(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+    """The largest magnitude along dimensions, which are kept with size 1; no tensor of the magnitudes is made."""
+    return torch.maximum(x.amax(dims, keepdim=True), -x.amin(dims, keepdim=True))
 
 
 @dataclass
@@ -332,11 +405,15 @@ class _Rows:
     given: Tensor
     wanted: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.x, self.given, self.wanted
+
     def part(self, which: slice) -> _Rows:
         return _Rows(self.x[:, which], self.given[:, which], self.wanted[:, which])
 
     def now(self, change: Tensor | None) -> Tensor:
-        return self.given.clone() if change is None else self.given + self.x @ change.to(self.x.dtype)
+        return self.given.clone() if change is None else torch.baddbmm(self.given, self.x, change.to(self.x.dtype))
 
     def target(self, change: Tensor | None, rectified: bool) -> Tensor:
         if not rectified:
@@ -347,7 +424,7 @@ class _Rows:
         """What the present outputs lack to the target that a change gives."""
         return self.target(change, rectified) - self.given
 
-    def error(self, change: Tensor, rectified: bool) -> Tensor:
+    def error(self, change: Tensor | None, rectified: bool) -> Tensor:
         """Mean squared error of what comes behind, (groups, outputs of the group)."""
         now, wanted = self.now(change), self.wanted
         if rectified:

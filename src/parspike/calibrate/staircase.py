@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
+from parspike.calibrate.channels import in_order
 from parspike.calibrate.recipe import Draft
 from parspike.errors import CalibrationError
 from parspike.graph import Activation, Curve, Node, Stream
@@ -211,7 +212,7 @@ def staircase_between(
     levels = levels_of(T, code)
     z, a = (z, a) if shape is not None else (z.reshape(1, -1), a.reshape(1, -1))
     channels, number = z.shape
-    z, order = z.sort(1)
+    z, order = in_order(z)
     a = a.gather(1, order).double()
     if above is not None:
         z, a = _in_shares(z, a, above)
@@ -270,7 +271,7 @@ def free_steps(a: Tensor, z: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
     counted as it. Between two outputs the best threshold is the place in the order of the currents up to which the sum
     of what a lies above their middle is smallest; it is looked for among `CHANNEL_BINS` places.
     """
-    z, order = z.sort(1)
+    z, order = in_order(z)
     number = z.shape[1]
     sums = F.pad(a.gather(1, order).double().cumsum(1), (1, 0))
     edges = torch.linspace(0, number, min(number, CHANNEL_BINS) + 1, dtype=torch.float64, device=z.device).long()

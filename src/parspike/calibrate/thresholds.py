@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
-from parspike.calibrate.channels import above_zero, by_channel, check_finite, node_shape, spread, unit_of
+from parspike.calibrate.channels import above_zero, by_channel, check_finite, in_order, node_shape, spread, unit_of
 from parspike.errors import OptionError
 from parspike.graph import Node
 from parspike.graph.ops import ENCODE, call
@@ -54,9 +54,9 @@ class Samples:
     def add(self, a: Tensor, z: Tensor) -> None:
         """Add a batch: a (B, …), z' (T, B, …). Raises `CalibrationError` where a holds NaN or Inf."""
         check_finite(self.node, a)
-        a = by_channel(a, self.node)
-        rows = spread(a.shape[1], self.per_batch, a.device)
-        self.parts.append((a[:, rows], torch.stack([by_channel(now, self.node)[:, rows] for now in z])))
+        rows = spread(a.numel() // self.node.channels, self.per_batch, a.device)
+        of_teacher, *steps = (by_channel(value, self.node, rows) for value in (a, *z))
+        self.parts.append((of_teacher, torch.stack(steps)))
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """All samples, of all processes: a (C, N), z' (T, C, N)."""
@@ -194,10 +194,9 @@ class _Counts:
 
     def __init__(self, a: Tensor, z: Tensor, levels: int, weigh: Weigh) -> None:
         self.wanted, self.weigh = Wanted(a, levels, weigh), weigh
-        self.z, order = z.sort(1)
+        self.z, order = in_order(z)
         self.above = Above(a, a.shape[1])
-        sums = self.wanted.a.gather(1, order).double().cumsum(1)
-        self.behind = sums[:, -1:] - F.pad(sums, (1, 0))
+        self.before = F.pad(self.wanted.a.gather(1, order).cumsum(1, dtype=torch.float64), (1, 0))
         self.levels, self.seen = levels, min(levels, MOST)
 
     def attempt(
@@ -212,7 +211,8 @@ class _Counts:
         cuts = thetas[:, :, None] * (half / seen) - deltas[:, :, None]
         places = torch.searchsorted(self.z, cuts.flatten(1))
         above = (number - places).view(*cuts.shape).double()
-        ak = self.behind.gather(1, places).view(*cuts.shape).sum(2) / number
+        behind = self.before[:, -1:] - self.before.gather(1, places)
+        ak = behind.view(*cuts.shape).sum(2) / number
         k, kk = above.sum(2) / number, (above * (2 * half.double())).sum(2) / number
         if self.weigh == "next":
             kk = kk - k.square()

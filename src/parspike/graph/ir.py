@@ -243,9 +243,14 @@ class Node:
             shape[d] = self.shape[d]
         return vector.reshape(shape)
 
-    def over_channels(self, x: Tensor) -> Tensor:
-        """A value of this node's shape as (C, everything else)."""
+    def over_channels(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """A value of this node's shape as (C, everything else). places: which of everything else, (N,), all by
+        default; only those are read."""
         along = self._along
+        if places is not None:
+            last = x.movedim(along, tuple(range(-len(along), 0))) if along else x
+            shape = last.shape[: last.dim() - len(along)]
+            return last[torch.unravel_index(places, shape)].reshape(len(places), -1).T.contiguous()
         if not along:
             return x.reshape(1, -1)
         return x.movedim(along, tuple(range(len(along)))).flatten(0, len(along) - 1).flatten(1)

@@ -446,7 +446,7 @@ class _Whole:
 
         read = None
         if rows is not None:  # in whole numbers, 1 last: (groups, N, features + 1)
-            read = torch.cat([x for x, _, _ in rows.parts], 1).double()
+            read = rows.all.x.double()
             places = weight[0].numel() // weight.shape[1]
             units = inputs.expand(weight.shape[1] * groups).reshape(groups, 1, -1).repeat_interleave(places, 2)
             read = torch.cat([read[:, :, :-1] / units, read[:, :, -1:]], 2)

@@ -78,7 +78,7 @@ class Fitting:
         """
         if not refittable(self.graph, node) or weight[0].numel() > MOST_FEATURES:
             return None
-        made = Refit(self.graph, node, weight, max(64, ROWS // len(self.teachers)))
+        made = Refit(self.graph, node, weight, max(64, ROWS // len(self.teachers)), len(self.teachers))
         if any(name not in values for name in made.others):
             made.others = []
         for number, (teacher, student) in enumerate(zip(self.teachers, self.students, strict=True)):
