@@ -28,7 +28,7 @@ T = 6
 
 
 def drafted(
-    model: nn.Module, x: Tensor, kind: Serial, recipe: Recipe, given: Input = "current"
+    model: nn.Module, x: Tensor, kind: Serial, recipe: Recipe, given: Input = "current", size: int = 17
 ) -> tuple[Draft, Batches, parspike.SNN]:
     """What `convert` makes, with the draft and the batches that it was fitted on."""
     plan = parspike.plan(model, x, neuron=kind)
@@ -38,7 +38,7 @@ def drafted(
         plan.graph, activations, T, "sorted", dict(plan.graph.tensors), {}, lambda *_: None,
         student=OverTime(kind, given),
     )  # fmt: skip
-    batches = Batches(x.split(17), plan.graph)
+    batches = Batches(x.split(size), plan.graph)
     recipe.fit(draft, batches)
     graph = replace(plan.graph, tensors=draft.tensors)
     neurons = {name: draft.neurons[name] for name in activations}
@@ -87,14 +87,27 @@ def test_counts_in_the_fit_are_counts_in_a_run(kind: Serial, given: Input, curve
         torch.testing.assert_close(mean, wanted, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("held", [0, 1])
 @torch.no_grad()
-def test_what_is_held_between_layers_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lockstep.__init__, "__kwdefaults__", {"teacher": None, "memory": 0})
-    neurons = drafted(mixed(), MIXED, IF(), parspike.ClosedForm())[2].neurons().values()
-    thetas = torch.cat([n.v_threshold.flatten() for n in neurons])  # pyright: ignore
-    monkeypatch.undo()
-    again = drafted(mixed(), MIXED, IF(), parspike.ClosedForm())[2].neurons().values()
-    assert torch.equal(thetas, torch.cat([n.v_threshold.flatten() for n in again]))  # pyright: ignore
+def test_what_is_held_between_layers_changes_nothing(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch batches that are taken in another order, or twice, where only some are held."""
+    draft, batches, snn = drafted(mixed(), MIXED, IF(), parspike.ClosedForm(), size=2)
+    whole = Lockstep(draft, batches)
+    assert len(batches.numbers()) == 3
+    memory = held * 3 * ((6 << 30) // whole.room)  # bytes for 3 samples, of which a batch has 2
+    monkeypatch.setattr(Lockstep.__init__, "__kwdefaults__", {"teacher": None, "memory": memory})
+    some = Lockstep(draft, batches)
+    for node in list(draft.graph.neurons)[:2]:
+        for (one, other), (first, second) in zip(whole.visit(node), some.visit(node), strict=True):
+            assert torch.equal(one.env[node.refs[0]], first.env[node.refs[0]])
+            assert torch.equal(other.env[node.refs[0]], second.env[node.refs[0]])
+    assert (len(whole.held), len(some.held)) == (len(batches.numbers()), held)
+    again = drafted(mixed(), MIXED, IF(), parspike.ClosedForm(), size=2)[2]
+    thetas, of_again = (
+        torch.cat([n.v_threshold.flatten() for n in net.neurons().values()])  # pyright: ignore
+        for net in (snn, again)
+    )
+    assert torch.equal(thetas, of_again)
 
 
 # ------------------------------------------------------------------------------------------------- one layer of neurons

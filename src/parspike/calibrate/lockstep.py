@@ -2,8 +2,8 @@
 
 A recipe that fits one layer after the other needs, at each layer, the values of all calibration images in the original
 network (teacher) and in the spiking network as converted so far (student). `Lockstep.visit(node)` brings both to that
-node, batch by batch. What later nodes still need is held between visits, so that each node runs once; where that would
-take more than `memory` bytes, every visit starts again from the images instead.
+node, batch by batch. What later nodes still need is held between visits, so that each node runs once, for as many
+batches as `memory` bytes have room for; for the others every visit starts again from the images.
 """
 
 from __future__ import annotations
@@ -37,26 +37,37 @@ class Lockstep:
         self.index = {node.name: i for i, node in enumerate(draft.graph.nodes)}
         self.steps = Schedule.of(draft.graph.nodes, draft.graph.outputs).steps
         self.position = 0
-        self.held: list[list[Stream]] | None = None
-        self.memory = memory
+        self.held: list[list[Stream]] = []
         self.course = draft.student.course(draft)
-        self.hold: bool | None = None
+        self.room = memory // (4 * (1 + self.course.steps) * max(1, _largest_frontier(draft, self.index)))  # samples
+        self.all_held = False
 
     def visit(self, node: Node) -> Iterator[tuple[Stream, Stream]]:
         """Teacher's and student's stream of every batch, with all nodes before `node` done."""
         target = self.index[node.name]
-        if self.hold is None:
-            mine = -(-self.batches.samples() // self.batches.together.size)
-            self.hold = mine * (1 + self.course.steps) * _largest_frontier(self.draft, self.index) * 4 <= self.memory
-        schedule = Schedule(self.steps[self.position : target])
-        if self.hold and self.held is None:
-            self.held = [pair_of(self.draft, env) for env in self.batches]
-        pairs = self.held if self.held is not None else (pair_of(self.draft, env) for env in self.batches)
-        for pair in pairs:
-            walk(schedule, pair, self.course.hooks(pair, self.teacher))
+        ahead, before = Schedule(self.steps[self.position : target]), len(self.held)
+        for pair in self.held[:before]:
+            walk(ahead, pair, self.course.hooks(pair, self.teacher))
             yield pair[0], pair[1]
-        if self.held is not None:
-            self.position = target
+        if not self.all_held:
+            yield from self._from_the_images(Schedule(self.steps[:target]), before)
+        self.position = target
+
+    def _from_the_images(self, schedule: Schedule, before: int) -> Iterator[tuple[Stream, Stream]]:
+        """The batches behind those that were held `before`; while there is room, they are held from here on."""
+        self.all_held = True
+        for number, env in enumerate(self.batches):
+            if number < before:
+                continue
+            pair = pair_of(self.draft, env)
+            walk(schedule, pair, self.course.hooks(pair, self.teacher))
+            size = len(next(iter(env.values())))
+            if self.all_held and size <= self.room:
+                self.held.append(pair)
+                self.room -= size
+            else:
+                self.all_held = False
+            yield pair[0], pair[1]
 
 
 def pair_of(draft: Draft, env: dict[str, Tensor]) -> list[Stream]:
