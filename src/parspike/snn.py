@@ -25,7 +25,13 @@ from parspike.notebook import html_table
 if TYPE_CHECKING:
     from parspike.report import Plots
 
-__all__ = ["SNN"]
+__all__ = ["SNN", "check_converted"]
+
+
+def check_converted(snn: object, called: str) -> None:
+    """Refuse what is no converted network. called: the function that it was given to."""
+    if not isinstance(snn, SNN):
+        raise InputError(f"{called} takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
 
 
 class SNN(nn.Module):
@@ -374,7 +380,8 @@ class SNN(nn.Module):
         own = [i.name for i in graph.inputs[:positional]]
         if len(args) > positional or set(kwargs) != {*own[len(args) :], *names}:
             wanted = ", ".join((*own, *(f"{name}=" for name in names)))
-            raise InputError(f"this network takes the inputs ({wanted}), got {len(args)} positional, {list(kwargs)}")
+            given = ", ".join([f"{len(args)} without a name", *(f"{name}=" for name in kwargs)])
+            raise InputError(f"this network takes the inputs ({wanted}), got {given}")
         env = graph.bind(args, kwargs)
         return env if torch.compiler.is_compiling() else self.checked(env, "run")
 

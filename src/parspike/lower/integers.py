@@ -31,7 +31,7 @@ from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
 from parspike.lower.rounding import Fitting, finest, one_by_one
 from parspike.lower.unit import unit
 from parspike.neurons import IntegrateFire, ParallelNeuron, SpikingLayer, Staircase, WholeNeuron
-from parspike.snn import SNN
+from parspike.snn import SNN, check_converted
 
 __all__ = ["integers"]
 
@@ -82,6 +82,7 @@ def integers(
     any other; its outputs are real again. Raises `UnsupportedError` that lists every operator and neuron that whole
     numbers cannot carry, `OptionError` on bits out of range.
     """
+    check_converted(snn, "integers")
     for name, bits in (("weights", weights), ("inputs", inputs)):
         if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
             raise OptionError(f"{name} must be a number of bits from 2 to 16, got {bits!r}")
