@@ -398,9 +398,9 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# The zoo: which networks convert",
         "",
-        "Networks of torchvision, timm, Hugging Face's transformers and others, each planned, converted and compared with "
-        "itself. Weights are random, so the figures say whether a network converts rightly, not how accurate it is; of "
-        "trained weights tell [results.md](results.md) and [the networks of ONNX files](#networks-of-onnx-files).",
+        "Networks of torchvision, timm, Hugging Face's transformers and others, each planned, converted and compared "
+        "with itself. Weights are random, so the figures say whether a network converts rightly, not how accurate it "
+        "is; trained weights: [results.md](results.md) and [the networks of ONNX files](#networks-of-onnx-files).",
         "",
         f"- **{len(converted)} of {len(results)} networks convert**; what was said of the others stands in "
         "[the table](#the-table).",
@@ -409,13 +409,14 @@ def page(results: list[dict[str, Any]]) -> str:
         "",
         "## The table",
         "",
-        "Made by `make zoo` (`benchmarks/zoo.py`). Inputs are noise, arithmetic is float64, thresholds come from the test "
-        f"input itself. torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}.",
+        "Made by `make zoo` (`benchmarks/zoo.py`). Inputs are noise, arithmetic is float64, thresholds come from the "
+        f"test input itself. torch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}, timm {timm.__version__}.",
         "",
         "- *neuron layers*: activations that spike. *analog operators* are computed on the means over time; *read-out* "
         "stands behind the last neuron.",
-        "- *gain*: what the network itself makes of a small relative change of its input. Random weights may be chaotic; "
-        "then no error of the first layers is small at the output.",
+        "- *gain*: what the network itself makes of a small relative change of its input. Random weights may be "
+        "chaotic; then no error of the first layers is small at the output.",
         f"- *error*: ‖snn(x) − net(x)‖ / ‖net(x)‖ at T = {FINE}, in brackets at T = {FINEST} where it is above 1 %.",
         f"- *engines*: the largest relative difference of `parallel` and `serial` from `count` at T = {COARSE}.",
         *([f"\nNo result yet, `make zoo` goes on with them: {', '.join(waiting)}."] if waiting else []),

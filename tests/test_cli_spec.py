@@ -104,7 +104,8 @@ def test_files_that_do_not_run(tmp_path: Path, file: str) -> None:
     with pytest.raises(InputError, match=r"no_such_package.*wants\.py, line 1"):
         load_network(f"{tmp_path / 'wants.py'}:net")
     (tmp_path / "zeros.py").write_bytes(b"x = 1\0")
-    with pytest.raises(InputError, match=r"SyntaxError: [^(]*null bytes[^(]*$"):  # Python's own lines are no place to look at
+    # Lines of Python's own machinery are no place to look at.
+    with pytest.raises(InputError, match=r"SyntaxError: [^(]*null bytes[^(]*$"):
         load_network(f"{tmp_path / 'zeros.py'}:net")
 
 

@@ -352,6 +352,31 @@ TAKEN: dict[str, Any] = {
 }
 
 
+class Cast(nn.Module):
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.place = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3), place
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        x = self.b(x.to(torch.float32) if self.place else x)
+        return self.c(x.relu() if self.place else x.to(torch.float32).relu())
+
+
+@pytest.mark.parametrize("how", ["a cast behind neurons", "a cast before neurons", "relu", "relu@2"])
+def test_a_cast_and_a_relu_that_was_kept_stay_whole(how: str) -> None:
+    """Would catch a cast to float32 that is left in a network of float64, and a kept ReLU that is refused."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Cast("behind" in how).eval(), torch.randn(32, 4)
+    layers = {how: parspike.Keep()} if "relu" in how else None
+    snn = parspike.convert(model, x, T=8, recipe="max", layers=layers)
+    chip = integers(snn, x, weights=16, inputs=16)
+    assert float((chip(x) - snn(x)).norm()) < 0.02 * float(snn(x).norm())
+    assert all(torch.equal(chip.run(x, engine=engine).logits, chip(x)) for engine in ("parallel", "serial", "integer"))
+    prove(chip, x[:3])
+
+
 @pytest.mark.parametrize("name", TAKEN)
 def test_arithmetic_between_neurons_stays_near(name: str) -> None:
     """Would catch a constant that is added with the wrong sign or on another grid, and weights in another order."""

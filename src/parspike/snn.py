@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -442,14 +442,12 @@ def _is_causal(first: SNN, then: SNN) -> bool:
 
 
 def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:
+    # Straight into the tables: `add_module` refuses layers that are called as a method of modules is, such as "to".
     *parents, name = path.split(".")
     for parent in parents:
-        child = root._modules.get(parent)
-        if child is None:
-            root.add_module(parent, child := nn.Module())
-        root = child
+        root = cast(nn.Module, root._modules.setdefault(parent, nn.Module()))
     if isinstance(value, nn.Module):
-        root.add_module(name, value)
+        root._modules[name] = value
     elif value.is_floating_point():
         root.register_parameter(name, nn.Parameter(value, requires_grad=False))
     else:
@@ -457,6 +455,7 @@ def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:
 
 
 def _find(root: nn.Module, path: str) -> Any:
+    found: Any = root
     for name in path.split("."):
-        root = getattr(root, name)
-    return root
+        found = next(t[name] for t in (found._modules, found._parameters, found._buffers) if name in t)
+    return found

@@ -133,7 +133,8 @@ def recipe_from_json(value: str | Mapping[str, Any]) -> Recipe:
         except json.JSONDecodeError as error:
             raise OptionError(f"the recipe is not valid JSON: {error}") from error
     if not isinstance(value, (str, Mapping)):
-        got = f"the class {value.__name__}: make one, {value.__name__}()" if isinstance(value, type) else repr(value)[:80]
+        named = value.__name__ if isinstance(value, type) else ""
+        got = f"the class {named}: make one, {named}()" if named else repr(value)[:80]
         raise OptionError(f"a recipe is an object, its name or its JSON, got {got}")
     options = {"name": value} if isinstance(value, str) else dict(value)
     name = options.pop("name", None)
