@@ -364,8 +364,9 @@ class Cast(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["a cast behind neurons", "a cast before neurons", "relu", "relu@2"])
-def test_a_cast_and_a_relu_that_was_kept_stay_whole(how: str) -> None:
-    """Would catch a cast to float32 that is left in a network of float64, and a kept ReLU that is refused."""
+def test_a_cast_and_a_relu_that_was_kept_stay_whole(how: str, tmp_path: Path) -> None:
+    """Would catch a cast to float32 that is left in a network of float64, a kept ReLU that is refused, and constants of a
+    layer called "to" that do not survive a file."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, x = Cast("behind" in how).eval(), torch.randn(32, 4)
@@ -375,6 +376,9 @@ def test_a_cast_and_a_relu_that_was_kept_stay_whole(how: str) -> None:
     assert float((chip(x) - snn(x)).norm()) < 0.02 * float(snn(x).norm())
     assert all(torch.equal(chip.run(x, engine=engine).logits, chip(x)) for engine in ("parallel", "serial", "integer"))
     prove(chip, x[:3])
+    ones = unit(snn)
+    ones.save(tmp_path / "ones.parspike")
+    assert torch.equal(parspike.load(tmp_path / "ones.parspike")(x), ones(x))
 
 
 @pytest.mark.parametrize("name", TAKEN)

@@ -444,6 +444,8 @@ def _is_causal(first: SNN, then: SNN) -> bool:
 def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:
     # Straight into the tables: `add_module` refuses layers that are called as a method of modules is, such as "to".
     *parents, name = path.split(".")
+    if "" in (*parents, name):
+        raise KeyError(f"'{path}' is no name of a layer")
     for parent in parents:
         root = cast(nn.Module, root._modules.setdefault(parent, nn.Module()))
     if isinstance(value, nn.Module):
