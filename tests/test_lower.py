@@ -365,8 +365,8 @@ class Cast(nn.Module):
 
 @pytest.mark.parametrize("how", ["a cast behind neurons", "a cast before neurons", "relu", "relu@2"])
 def test_a_cast_and_a_relu_that_was_kept_stay_whole(how: str, tmp_path: Path) -> None:
-    """Would catch a cast to float32 that is left in a network of float64, a kept ReLU that is refused, and constants of a
-    layer called "to" that do not survive a file."""
+    """Would catch a cast to float32 that is left in a network of float64, a kept ReLU that is refused, and constants of
+    a layer called "to" that do not survive a file."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, x = Cast("behind" in how).eval(), torch.randn(32, 4)
