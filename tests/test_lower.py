@@ -291,12 +291,13 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", images=(x.movedim(1, -1) * 30 + 128).clamp(0, 255).byte().numpy())
     file, out = str(tmp_path / "net.parspike"), str(tmp_path / "chip.parspike")
     command = ["lower", file, "-o", out, "--data", str(tmp_path / "data.npz"), "--mean", "0.5", "--std", "0.2"]
-    done = CliRunner().invoke(app, [*command, "--weights", "6", "--proof", "--json"])
+    done = CliRunner().invoke(app, [*command, "--weights", "6", "--inputs", "7", "--nearest", "--proof", "--json"])
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
     assert answer["agreement"] > 0.8
     assert max(synapse["weight"] for synapse in answer["proof"]["synapses"]) == 31
-    assert parspike.load(out).provenance["weights"] == 6
+    made = parspike.load(out).provenance
+    assert (made["weights"], made["inputs"], made["refit"]) == (6, 7, False)
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 1
     assert "--force" in again.output
