@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --pack ../shared/data/cifar10-jpeg.zip cifar10-mosaics.zip     # before: 62 MB become 30
     python benchmarks/gpu.py --data cifar10-mosaics.zip --out gpu-results                   # there
-    python benchmarks/gpu.py --out gpu-results --render docs/results.md                     # after
+    python benchmarks/gpu.py --out gpu-results --render docs/gpu.md                     # after
     python benchmarks/gpu.py --data cifar10-mosaics.zip --out /tmp/try --device cpu --steps 1   # one step of each part
 
 Parts, each of which writes OUT/PART.json when it is done and is skipped where that file is there:

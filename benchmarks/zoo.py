@@ -394,20 +394,31 @@ def page(results: list[dict[str, Any]]) -> str:
     good = [r for r in converted if r["error"] < GOOD]
     waiting = sorted(set(ZOO) - {r["name"] for r in results})
     fine = [r for r in converted if r.get("finer", r["error"]) < GOOD]
+    agree = max(r["engines"] for r in converted)
     lines = [
-        "# The zoo: what converts",
+        "# The zoo: which networks convert",
         "",
-        "Made by `make zoo` (`benchmarks/zoo.py`), which says how: random weights, noise as input, float64, thresholds "
-        f"from the test input itself. *error* is ‖snn(x) − net(x)‖ / ‖net(x)‖ at T = {FINE}, in brackets at "
-        f"T = {FINEST} where it is above 1 %. *gain* is what the network itself makes of a small relative change of "
-        "its input: random weights may be chaotic, and no error of the first layers is then small at the output. "
-        f"*engines* is the largest relative difference of `parallel` and `serial` from `count` at T = {COARSE}. "
-        "*analog* counts the operators that are computed on the time-means; *read-out* those behind the last neuron. "
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}.",
+        "Networks of torchvision, timm, Hugging Face's transformers and others, each planned, converted and compared "
+        "with itself. Weights are random, so the figures say whether a network converts rightly, not how accurate it "
+        "is; trained weights: [results.md](results.md) and [the networks of ONNX files](#networks-of-onnx-files).",
         "",
-        f"{len(results)} networks: {len(converted)} converted, {len(good)} of them with an error below 1 % at "
-        f"T = {FINE}, {len(fine)} at T = {FINEST}.",
-        *_planned_anew(results),
+        f"- **{len(converted)} of {len(results)} networks convert**; what was said of the others stands in "
+        "[the table](#the-table).",
+        f"- **{len(good)} have an error below 1 % at T = {FINE}, {len(fine)} at T = {FINEST}.**",
+        f"- **The three engines agree to {agree:.0e}** of the outputs, in float64.",
+        "",
+        "## The table",
+        "",
+        "Made by `make zoo` (`benchmarks/zoo.py`). Inputs are noise, arithmetic is float64, thresholds come from the "
+        f"test input itself. torch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}, timm {timm.__version__}.",
+        "",
+        "- *neuron layers*: activations that spike. *analog operators* are computed on the means over time; *read-out* "
+        "stands behind the last neuron.",
+        "- *gain*: what the network itself makes of a small relative change of its input. Random weights may be "
+        "chaotic; then no error of the first layers is small at the output.",
+        f"- *error*: ‖snn(x) − net(x)‖ / ‖net(x)‖ at T = {FINE}, in brackets at T = {FINEST} where it is above 1 %.",
+        f"- *engines*: the largest relative difference of `parallel` and `serial` from `count` at T = {COARSE}.",
         *([f"\nNo result yet, `make zoo` goes on with them: {', '.join(waiting)}."] if waiting else []),
         "",
         "| network | parameters | neuron layers | analog operators | read-out | gain | error | engines |",
@@ -436,8 +447,10 @@ def _planned_anew(results: list[dict[str, Any]]) -> list[str]:
     return (
         [
             "",
+            "## Notes: plans that changed since",
             f"Conversions are of the version that measured them. {len(found)} networks were planned anew since "
             f"(`benchmarks/zoo.py --plans`), {same} of them as the table says; otherwise:",
+            "",
             *(f"- {name}: {said}" for name, said in changed.items() if said),
         ]
         if found
@@ -516,10 +529,11 @@ def main() -> None:
             _keep(results := _read() | {result["name"]: result})
             print(result["name"], {k: v for k, v in result.items() if k in ("error", "engines", "seconds")},
                   (result.get("refused") or result.get("failed") or "")[:300], flush=True)  # fmt: skip
-    # What stands below is made by benchmarks/onnx_networks.py.
+    # What stands between the table and the notes is of benchmarks/onnx_networks.py.
     _, mark, rest = (PAGE.read_text() if PAGE.is_file() else "").partition("\n## Networks of ONNX files\n")
-    made = page([result for name, result in results.items() if name in ZOO])
-    PAGE.write_text(f"{made}{mark}{rest}")
+    known = [result for name, result in results.items() if name in ZOO]
+    kept, notes = rest.partition("\n## Notes")[0].rstrip("\n"), "\n".join(_planned_anew(known))
+    PAGE.write_text(f"{page(known)}{mark}{kept}\n{notes}".rstrip("\n") + "\n")
 
 
 if __name__ == "__main__":

@@ -210,6 +210,13 @@ def test_any_error_of_a_cell_is_one_line(tmp_path: Path) -> None:
     found = parspike.bench(bench, {"a": broken, "b": net()}, tmp_path / "b.jsonl")
     assert found.left_out == ["a, max-norm, if: RuntimeError: no weights here (T=4)"]
     assert [row["network"] for row in found.rows] == ["b"]
+    empty = {name: BenchNetwork(lambda: MODEL, lambda seed, fit=fit: fit, lambda seed, test=test: test)
+             for name, fit, test in (("c", [], TEST), ("d", FIT, []))}  # fmt: skip
+    found = parspike.bench(bench, empty, tmp_path / "e.jsonl")
+    assert found.left_out == [
+        "c, max-norm, if: the calibration set is empty: give at least one batch of inputs (T=4)",
+        "d, max-norm, if: data is empty: give at least one batch of inputs (T=4)",
+    ]
 
 
 def test_only_selects_by_names_and_T(tmp_path: Path) -> None:
@@ -294,6 +301,10 @@ def test_half_a_line_is_cut_off_and_a_damaged_one_is_named(done: tuple[Path, Ben
         path.write_bytes(half)
         parspike.bench(BENCH, {"net": net()}, path)
         assert untimed(path) == untimed(done[0])
+    for line in (b'{"other": 1}', b'{"cell": 3}'):
+        path.write_bytes(text + line + b"\n")
+        with pytest.raises(FileError, match="the line is damaged: take it out"):
+            Benched.read(BENCH, path)
     path.write_bytes(text + b'{"cell": {"net\n')
     with pytest.raises(FileError, match=f"line {text.count(bytes([10])) + 1}: the line is damaged: take it out"):
         Benched.read(BENCH, path)
@@ -382,6 +393,9 @@ def test_a_line_of_before_a_recipe_had_an_option_is_of_the_same_cell() -> None:
         ('"closed-form", refit = false', '"max-norm"', "method 'short': its recipe makes neurons of its own"),
         ("accuracy = 50.5", "acuracy = 50.5", r"line 20: unknown key 'acuracy' in \[published.0\]"),
         ("[networks.tiny]", "[network.tiny]", r"line 5: unknown key 'network' \(did you mean 'networks'"),
+        ("calibration_images = 16", "calibration_images = 0", "calibration_images and limit are at least 1"),
+        ('name = "closed-form", ', "", "method 'short': its recipe has no name: give recipe"),
+        ('"weighted"]', '"weighted", "weighted"]', "method 'short': neurons holds 'weighted' twice: give each once"),
         ("T = [3]", 'networks = ["tini"]', r"line 14: method 'short': there is no network 'tini' \(did you"),
     ],
 )  # fmt: skip
@@ -402,11 +416,23 @@ def test_the_benches_that_come_along_can_be_read(name: str) -> None:
         assert not where.endswith(".py") or bench.path(where).is_file()
 
 
-def test_an_unknown_bench_is_told() -> None:
+def test_an_unknown_bench_is_told(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"no bench 'digit' \(did you mean 'digits'\?\)"):
         Bench.read("digit")
     with pytest.raises(FileError, match="there is no file"):
         Bench.read("nowhere.toml")
+    (tmp_path / "b.toml").write_bytes(b"T = [1]  # \xff")
+    with pytest.raises(FileError, match=r"b\.toml: cannot be read"):
+        Bench.read(tmp_path / "b.toml")
+    for key, give in (("networks", r"tables \[networks\.NAME\]"), ("published", r"tables \[\[published\]\]")):
+        with pytest.raises(OptionError, match=f"line 1: '{key}' is 3: give {give}"):
+            Bench.from_toml(f"{key} = 3\nT = [1]\nmethods = ['max']", "b.toml")
+    with pytest.raises(OptionError, match=r"'training' is 3: give a table \[training\]"):
+        Bench.from_toml("T = [1]\nmethods = ['max']\ntraining = 3", "b.toml")
+    with pytest.raises(OptionError, match=r"the bench has no network 'nt' \(did you mean 'net'\?\)"):
+        parspike.bench(
+            replace(BENCH, networks={"net": NetworkTable("n.py:n", "d")}), {"nt": net()}, tmp_path / "b.jsonl"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ tables and figures
@@ -559,6 +585,37 @@ def test_a_page_is_rendered_between_its_marks(done: tuple[Path, Benched], tmp_pa
         page.write_text(wrong)
         with pytest.raises(FileError, match=says):
             found.render(page)
+
+    page.write_bytes(b"\xff")
+    with pytest.raises(FileError, match=r"page\.md: cannot be read"):
+        found.render(page)
+    assert "<table" in found._repr_html_()
+
+
+def test_a_line_that_the_disk_does_not_take_is_told(
+    done: tuple[Path, Benched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch half a line of a full disk taken for a whole one, and an error of the system without a file."""
+    path = tmp_path / "b.jsonl"
+    path.write_bytes(done[0].read_bytes())
+    write = os.write
+    with ResultFile(path, "mine", Together()) as file:
+        monkeypatch.setattr(os, "write", lambda stream, line: write(stream, line[:5]))
+        with pytest.raises(FileError, match=r"cannot write .*b\.jsonl': the last line could not be written whole"):
+            file.write({"a": "b" * 20})
+
+        def full(stream: int, line: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(FileError, match="No space left on device; the lines before are as they were"):
+            file.write({})
+    monkeypatch.undo()
+    with (
+        pytest.raises(FileError, match=r"cannot be written \("),
+        ResultFile(tmp_path / "none" / "b", "mine", Together()),
+    ):
+        pass
 
 
 # -------------------------------------------------------------------------------------------------- the command line

@@ -159,7 +159,7 @@ def test_what_there_was_no_time_for_is_told_with_the_remedy() -> None:
              {"recipe": {"name": "reconstruct", "weigh": "own", "all_rows": True}, "skipped": "budget"}]  # fmt: skip
     assert chosen({"recipe": {"name": "auto"}, "search": {"tried": tried, "chosen": {**closed, "ridge": None}}}) == (
         "closed-form (weigh=next, free=True, refit=False); distance of the outputs on held-out images: closed-form "
-        "(next, free, synapses as they are) 0.250, daqcfs 0.500; no time for reconstruct (own, all rows): --best, or "
+        "(next, free, synapses as they are) 0.25, daqcfs 0.5; no time for reconstruct (own, all rows): --best, or "
         "--budget with more seconds, tries them"
     )
     assert chosen({"recipe": {"name": "max-norm"}}) == "max-norm"
@@ -377,6 +377,7 @@ def test_a_foreign_name_is_warned_of(here: Path) -> None:
         ("net.py:Zoo.nope", "net.py has no 'Zoo.nope': it has tiny"),
         ("none.py:net", "there is no file none.py"),
         ("os.path:nope", "os.path has no 'nope': it has "),
+        ("net.py:small --weights .", "--weights .: this is a folder; name a file in it"),
     ],
 )
 def test_a_network_that_is_not_there(here: Path, spec: str, says: str) -> None:
@@ -548,6 +549,7 @@ def test_a_misspelt_recipe_or_option_of_one(here: Path) -> None:
             "recipe 'daqcfs' has no option 'pases' (did you mean 'passes'?); it has momentum",
         ),
         ("dacqfs", "there is no recipe 'dacqfs' (did you mean 'daqcfs'"),
+        ("150%", "recipe '150%': a percentile lies above 0 and at most at 100, such as '99.9%'"),
     ):
         assert says in run(*common, wrong).stderr
         with pytest.raises(errors.OptionError) as caught:
@@ -559,12 +561,14 @@ def test_a_misspelt_recipe_or_option_of_one(here: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"abc", b"garbage\n", b"garbage in, garbage out" * 50])
 def test_garbage_is_no_parspike_file(here: Path, content: bytes) -> None:
     (here / "g.parspike").write_bytes(content)
-    assert error("eval g.parspike --data data.npz") == "'g.parspike': this is not a parspike file"
+    assert error("eval g.parspike --data data.npz") == (
+        "'g.parspike': this is not a parspike file: expected what snn.save or `parspike convert` wrote"
+    )
 
 
 def test_files_that_are_not_there(here: Path) -> None:
     assert error("eval none.parspike --data data.npz") == "there is no file 'none.parspike'"
-    assert error("eval . --data data.npz") == "'.' is a folder"
+    assert error("eval . --data data.npz") == "'.' is a folder: name a file in it"
     with pytest.raises(errors.FileError, match=r"^there is no file 'none\.parspike'$"):
         parspike.load("none.parspike")
     assert "--weights w.pt: there is no such file" in error(f"{CONVERT} --data data.npz --weights w.pt")

@@ -80,7 +80,7 @@ def test_a_package(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("number", OptionError, "number is a int"),
         ("text", OptionError, r"text\(\) gave a str"),
         ("fails", InputError, r"KeyError: 'no such layer' \(.*mynet\.py, line 18\)"),
-        ("needs", InputError, "TypeError"),
+        ("needs", OptionError, r"missing a required argument: 'argument'; name a function .* return needs\(…\)"),
     ],
 )
 def test_a_wrong_factory(file: str, name: str, error: type, says: str) -> None:
@@ -103,6 +103,20 @@ def test_files_that_do_not_run(tmp_path: Path, file: str) -> None:
     (tmp_path / "wants.py").write_text("import no_such_package\n")
     with pytest.raises(InputError, match=r"no_such_package.*wants\.py, line 1"):
         load_network(f"{tmp_path / 'wants.py'}:net")
+    (tmp_path / "zeros.py").write_bytes(b"x = 1\0")
+    # Lines of Python's own machinery are no place to look at.
+    with pytest.raises(InputError, match=r"SyntaxError: [^(]*null bytes[^(]*$"):
+        load_network(f"{tmp_path / 'zeros.py'}:net")
+
+
+def test_a_folder_and_a_converted_network_are_no_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "only_images").mkdir()
+    with pytest.raises(OptionError, match=r"only_images is a folder and no module; .* only_images/FILE\.py"):
+        load_network("only_images:net")
+    with pytest.raises(OptionError, match="this is a converted network; name the one that it was made from"):
+        load_network("net.parspike")
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt", "checkpoint", "data-parallel"])

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import parspike
+import parspike.lower
 from parspike import errors
 
 X = torch.rand(8, 4, generator=torch.Generator().manual_seed(0))
@@ -96,9 +97,9 @@ def test_input(engine: str, x: Any, parts: list[str]) -> None:
 
 def test_number_of_inputs() -> None:
     snn = parspike.convert(small(), X, T=2)
-    says(lambda: snn(), errors.InputError, "takes the inputs (input)", "got 0 positional")
-    says(lambda: snn(X, X), errors.InputError, "takes the inputs (input)", "got 2 positional")
-    says(lambda: snn(x=X), errors.InputError, "takes the inputs (input)", "'x'")
+    says(lambda: snn(), errors.InputError, "takes the inputs (input), got 0 without a name")
+    says(lambda: snn(X, X), errors.InputError, "takes the inputs (input), got 2 without a name")
+    says(lambda: snn(x=X), errors.InputError, "takes the inputs (input), got 0 without a name, x=")
 
 
 # -------------------------------------------------------------------------------------------------- the model
@@ -218,7 +219,7 @@ def test_recipes() -> None:
     says(recipe("magic"), errors.OptionError, "'magic'", "daqcfs")
     says(recipe("{"), errors.OptionError, "not valid JSON")
     says(recipe('{"name":"daqcfs","more":1}'), errors.OptionError, "'daqcfs'", "momentum", "more")
-    says(recipe(3), errors.OptionError, "recipe", "int")
+    says(recipe(3), errors.OptionError, "a recipe is an object, its name or its JSON, got 3")
     says(lambda: parspike.DAQCFS(momentum=1.0), errors.OptionError, "momentum", "1.0")
     says(lambda: parspike.DAQCFS(passes=0), errors.OptionError, "passes", "0")
     says(lambda: parspike.DAQCFS(means="all"), errors.OptionError, "means", "'all'")  # type: ignore[arg-type]
@@ -390,6 +391,10 @@ def network(forward: Callable[[Code, Tensor], Any], x: Tensor = X) -> Callable[[
     return lambda: parspike.plan(Code(forward), x)
 
 
+def _as_without_a_gpu(x: Tensor) -> Tensor:
+    raise AssertionError("Torch not compiled with CUDA enabled")
+
+
 RARE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "samples mixed by statistics of the batch": (
         network(lambda self, x: self.one(x - x.mean(0)).relu()),
@@ -421,6 +426,56 @@ RARE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: parspike.convert(small(), X.double()),
         errors.InputError,
         "float64",
+    ),
+    "an example of bytes, as images are read": (
+        lambda: parspike.convert(small(), (X * 255).byte()),
+        errors.InputError,
+        "the example input is torch.uint8, the network's weights are torch.float32",
+    ),
+    "a forward that asks for a GPU by itself": (
+        network(lambda self, x: self.one(_as_without_a_gpu(x)).relu()),
+        errors.InputError,
+        "Where forward moves something to a GPU by itself, let it ask its input, .to(x.device)",
+    ),
+    "the class in place of the network": (
+        lambda: parspike.convert(cast(Any, Code), X),
+        errors.InputError,
+        "Code is the class of a network: make one first, Code(…)",
+    ),
+    "network and data exchanged": (
+        lambda: parspike.convert(cast(Any, X), cast(Any, small())),
+        errors.CalibrationError,
+        "the network comes first",
+    ),
+    "the path of the data": (
+        lambda: parspike.convert(small(), "images/"),
+        errors.CalibrationError,
+        "the command line reads files",
+    ),
+    "sparse data": (lambda: parspike.convert(small(), X.to_sparse()), errors.CalibrationError, "pass x.to_dense()"),
+    "a batch that is None": (lambda: parspike.convert(small(), [None]), errors.InputError, "is NoneType"),
+    "the class of a recipe": (
+        lambda: parspike.convert(small(), X, recipe=cast(Any, parspike.ClosedForm)),
+        errors.OptionError,
+        "got the class ClosedForm: make one, ClosedForm()",
+    ),
+    "fewer labels than samples": (
+        lambda: parspike.measure(
+            parspike.convert(small(), X, T=2, recipe="max"), [(X, torch.zeros(3, dtype=torch.long))]
+        ),
+        errors.InputError,
+        "3 labels stand beside 8 samples",
+    ),
+    "a network lowered that was never converted": (
+        lambda: parspike.lower.unit(cast(Any, small())),
+        errors.InputError,
+        "unit takes a converted network, got Sequential: parspike.convert makes one",
+    ),
+    "levels of none": (lambda: parspike.QCFS(0, 1.0), errors.OptionError, "levels must be an int of at least 1"),
+    "text written without a tokenizer": (
+        lambda: parspike.generate(small(), cast(Any, None), "once"),
+        errors.InputError,
+        "generate takes a tokenizer second, got NoneType",
     ),
     "calibration that is no iterable": (
         lambda: parspike.convert(small(), 3),

@@ -508,9 +508,8 @@ FORGED: dict[str, tuple[Edit, str]] = {
         lambda body, _: [n.update(layer="same") for n in body["graph"]["nodes"] if n["role"] == "neuron"],
         "same name",
     ),
-    "layer of a method": (set_node("relu", layer="forward"), "forward"),
-    "layer without a name": (set_node("relu", layer=""), ""),
-    "layer of dots": (set_node("relu", layer="a..b"), ""),
+    "layer without a name": (set_node("relu", layer=""), "'' is no name of a layer"),
+    "layer of dots": (set_node("relu", layer="a..b"), "'a..b' is no name of a layer"),
     # values
     "unknown kind of value": (set_argument("conv2d", 0, {"module": "os"}), "unknown value module"),
     "value of two kinds": (set_argument("conv2d", 0, {"ref": "x", "param": "x"}), "expected one"),

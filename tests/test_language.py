@@ -477,6 +477,12 @@ def test_generate_writes_with_the_tokenizer_that_the_file_names(
     code, out, _ = cli(capsys, *asked[:-1])
     assert code == 0
     assert out.startswith("── net.parspike, T = 8\nThe dog")
+    drawn = ("--temperature", 0.7, "--seed", 3, "--no-cache")
+    code, out, _ = cli(capsys, "generate", converted, "--prompt", "The dog", "--tokens", 5, "--json", *drawn)
+    wanted = parspike.generate(
+        parspike.load(converted), llama.tokenizer, "The dog", tokens=5, temperature=0.7, seed=3, cache=False
+    )
+    assert (code, json.loads(out)["text"]) == (0, wanted)
 
 
 @pytest.mark.parametrize(

@@ -291,12 +291,13 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", images=(x.movedim(1, -1) * 30 + 128).clamp(0, 255).byte().numpy())
     file, out = str(tmp_path / "net.parspike"), str(tmp_path / "chip.parspike")
     command = ["lower", file, "-o", out, "--data", str(tmp_path / "data.npz"), "--mean", "0.5", "--std", "0.2"]
-    done = CliRunner().invoke(app, [*command, "--weights", "6", "--proof", "--json"])
+    done = CliRunner().invoke(app, [*command, "--weights", "6", "--inputs", "7", "--nearest", "--proof", "--json"])
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
     assert answer["agreement"] > 0.8
     assert max(synapse["weight"] for synapse in answer["proof"]["synapses"]) == 31
-    assert parspike.load(out).provenance["weights"] == 6
+    made = parspike.load(out).provenance
+    assert (made["weights"], made["inputs"], made["refit"]) == (6, 7, False)
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 1
     assert "--force" in again.output
@@ -350,6 +351,35 @@ TAKEN: dict[str, Any] = {
     "the larger one": lambda y, z: torch.maximum(y * 0.7, z),
     "transposed": None,
 }
+
+
+class Cast(nn.Module):
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.place = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3), place
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        x = self.b(x.to(torch.float32) if self.place else x)
+        return self.c(x.relu() if self.place else x.to(torch.float32).relu())
+
+
+@pytest.mark.parametrize("how", ["a cast behind neurons", "a cast before neurons", "relu", "relu@2"])
+def test_a_cast_and_a_relu_that_was_kept_stay_whole(how: str, tmp_path: Path) -> None:
+    """Would catch a cast to float32 that is left in a network of float64, a kept ReLU that is refused, and constants of
+    a layer called "to" that do not survive a file."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Cast("behind" in how).eval(), torch.randn(32, 4)
+    layers = {how: parspike.Keep()} if "relu" in how else None
+    snn = parspike.convert(model, x, T=8, recipe="max", layers=layers)
+    chip = integers(snn, x, weights=16, inputs=16)
+    assert float((chip(x) - snn(x)).norm()) < 0.02 * float(snn(x).norm())
+    assert all(torch.equal(chip.run(x, engine=engine).logits, chip(x)) for engine in ("parallel", "serial", "integer"))
+    prove(chip, x[:3])
+    ones = unit(snn)
+    ones.save(tmp_path / "ones.parspike")
+    assert torch.equal(parspike.load(tmp_path / "ones.parspike")(x), ones(x))
 
 
 @pytest.mark.parametrize("name", TAKEN)

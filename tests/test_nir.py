@@ -960,7 +960,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert (answer["format"], answer["on_noise"], answer["nodes"]["IF"]) == ("NIR", True, 2)
     assert "exists" in run(app, ["export", source, out]).stderr
-    assert "read back and run" in run(app, ["export", source, out, "--force"]).stdout
+    assert "read back and run" in run(app, ["export", source, out, "--force", "--as-convolutions"]).stdout
     assert "format" in run(app, ["export", source, str(tmp_path / "net.pth")]).stderr
     network = parspike.convert(rows().eval(), calibration=NETWORKS["rows"][1], T=T, recipe=Thresholds())
     network.save(tmp_path / "parallel.parspike")

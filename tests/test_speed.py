@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import parspike
+from parspike.bench.speed import Speed, SpeedRow
 from parspike.cli import app
 from parspike.errors import OptionError
 
@@ -50,6 +52,10 @@ def test_every_engine_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert answer["rows"][0]["ratio"] == 1
     assert len(Path("s.csv").read_text().splitlines()) == 5
     assert "| integer | 5 |" in Path("s.md").read_text()
+    how = ["--engines", "count", "--cpu-time", "--precision", "bfloat16", "--channels-last"]
+    done = CliRunner().invoke(app, [*command, *how])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["machine"].endswith("seconds of the process, bfloat16, channels last")
 
 
 def test_what_is_asked_wrongly_is_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +106,53 @@ def test_memory_is_what_a_batch_adds_at_most() -> None:
     assert all(0 <= rows[name] < 6 for name in ("network", "count", "small"))
 
 
+def test_table_and_figure_hold_the_rows(tmp_path: Path) -> None:
+    """Would catch a curve of another engine's rows, a bar on the wrong side, and a column that is lost."""
+    pytest.importorskip("matplotlib")
+    rows = (
+        SpeedRow("network", 0, 0.5, 1.0, 1.0, 1.0, 16.0, 0.1, None, 8.0, None),
+        SpeedRow("network, compiled", 0, 0.25, 0.5, 0.4, 0.625, 32.0, 0.05, 1.0, 7.0, None),
+        *(SpeedRow("count", T, 0.55, 1.1, 1.0, 1.25, 14.5, 0.1, None, 9.0, None) for T in (4, 32)),
+        SpeedRow("serial", 32, 5.0, 10.0, 9.5, 11.0, 1.6, 0.9, None, None, 0.002),
+    )
+    made = Speed(rows, 8, (3, 6, 6), 3, "a machine", ("integer, T=4: no",))
+    axes = made.figure().axes[0]
+    curves = {bar.get_label(): bar for bar in axes.containers}
+    assert set(curves) == {"count", "serial"}
+    line, _, (bars,) = curves["count"].lines
+    assert line.get_xydata().tolist() == [[4, 1.1], [32, 1.1]]
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[pytest.approx(1.0), 1.25]] * 2
+    flat = {str(one.get_label()): one.get_ydata()[0] for one in axes.lines if len(set(one.get_ydata())) == 1}
+    assert (flat["network"], flat["network, compiled"]) == (1.0, 0.5)
+    table = made.markdown().splitlines()
+    assert (
+        table[0] == "| run | T | ratio | least … most | samples/s | latency, ms | / compiled | memory, MiB | J/sample |"
+    )
+    assert table[3] == "| network, compiled | – | 0.50 | 0.40 … 0.62 | 32 | 50 | 1.00 | 7 | – |"
+    assert table[6] == "| serial | 32 | 10.00 | 9.50 … 11.00 | 1.6 | 900 | – | – | 0.002 |"
+    assert "left out: integer, T=4: no" in made.markdown()
+    assert made.save(tmp_path / "s.tex").read_text() == made.latex()
+    assert "J/sample" in made._repr_html_()
+
+
+def test_the_compiled_network_stands_beside_compiled_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a column `/ compiled` that is the ratio to the network as it is, or to another round's."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda network, **options: compiled.append(network) or network)
+    monkeypatch.setattr(parspike.SNN, "compile", lambda snn, **options: snn)
+    seconds = {"network": [4.0, 8.0, 6.0], "network, compiled": [2.0, 1.0, 3.0], "compiled": [3.0, 3.0, 3.0]}
+    room = importlib.import_module("parspike.bench.speed")  # the name is the function's in its package
+    monkeypatch.setattr(
+        room, "_interleaved", lambda calls, *how: {key: dict(enumerate(seconds[key[0]])) for key in calls}
+    )
+    made = parspike.speed(model, torch.rand(8, 3), T=(2,), engines=("compiled",), compiled=True)
+    assert compiled == [model]
+    assert [(row.run, row.ratio, row.to_compiled) for row in made.rows] == [
+        ("network", 1, None), ("network, compiled", 0.5, 1), ("compiled", 0.5, 1.5)
+    ]  # fmt: skip
+
+
 def test_half_precision_channels_last_and_other_calls() -> None:
     torch.manual_seed(0)
     model, x = (
@@ -123,5 +176,5 @@ def test_half_precision_channels_last_and_other_calls() -> None:
     assert next(model.parameters()).is_contiguous()  # the user's own network keeps its layout
     with pytest.raises(OptionError, match="batches of images"):
         parspike.speed(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.rand(2, 3), channels_last=True)
-    with pytest.raises(OptionError, match="choose of float32"):
+    with pytest.raises(OptionError, match="choose one of float32"):
         parspike.speed(model, x, precision="half")

@@ -620,7 +620,7 @@ def test_thresholds_a_channel_load_without_an_example(tmp_path):
         ({"method": "tab", "v_threshold": 0}, "activation.v_threshold = 0.0: it must be above 0"),
         ({"method": "glif", "gate_rate": 0}, "activation.gate_rate = 0.0: it must be above 0"),
         ({"method": "dspike", "probes": -1}, "activation.probes = -1: it must be at least 0"),
-        ({"method": "dspike", "temperature": "hot"}, "temperature = 'hot': expected float"),
+        ({"method": "dspike", "temperature": "hot"}, "temperature = 'hot': expected a number"),
         ({"method": "recdis-style", "spread": [1.0, 2.0]}, "spread"),
         ({"method": "stbp", "tau": float("nan")}, "activation.tau = nan"),
         ({"method": "qcfs", "levels": 0}, "activation.levels = 0"),

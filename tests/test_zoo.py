@@ -58,6 +58,7 @@ def test_the_page_counts_what_it_lists():
         {"name": "c", "failed": "took more than 1500 s"},
     ]  # fmt: skip
     text = zoo.page(results)
-    assert "3 networks: 1 converted, 0 of them with an error below 1 % at T = 1024, 1 at T = 16384" in text
+    assert "**1 of 3 networks convert**" in text
+    assert "**0 have an error below 1 % at T = 1024, 1 at T = 16384.**" in text
     assert "refused: UnsupportedError: no / rule" in text
     assert "2 % (0.1 %)" in text

@@ -259,9 +259,10 @@ def _plan(
     if example is None:
         if source is None:
             raise CalibrationError("pass calibration= (a batch iterable), or example= where no calibration is needed")
-        first = next(iter(source), None)
-        if first is None:
-            raise CalibrationError("the calibration set is empty: give at least one batch of inputs")
+        try:
+            first = next(iter(source))
+        except StopIteration:
+            raise CalibrationError("the calibration set is empty: give at least one batch of inputs") from None
         try:
             example = arguments_of(first, "calibration batch 0", inputs, signature_of(model, first, inputs))
             return plan(model, example, **how)

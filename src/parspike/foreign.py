@@ -36,12 +36,13 @@ def call_users(said: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except Exception as error:  # any error of foreign code, told with its place
-        frames = traceback.extract_tb(error.__traceback__)
-        last = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
-        place = f"{last.filename}, line {last.lineno}"
-        if isinstance(error, SyntaxError) and error.filename:
-            place = f"{error.filename}, line {error.lineno}"
-        raise InputError(f"{said}: {type(error).__name__}: {error} ({place})") from error
+        places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)[1:]]
+        places = [place for place in places if "site-packages" not in place[0] and place[0][:1] != "<"] or places[-1:]
+        text = str(error)
+        if isinstance(error, SyntaxError):
+            text, places = error.msg, [(error.filename, error.lineno)] if error.filename else []
+        place = " ({}, line {})".format(*places[-1]) if places else ""
+        raise InputError(f"{said}: {type(error).__name__}: {text}{place}") from error
 
 
 def _run(path: Path, said: str) -> ModuleType:
@@ -62,12 +63,15 @@ def _import(name: str, said: str) -> ModuleType:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a console script does not have it; `python -m` would
     try:
-        return call_users(said, lambda: importlib.import_module(name))
+        module = call_users(said, lambda: importlib.import_module(name))
     except InputError as error:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
             raise OptionError(f"{said}: no module {cause.name!r}; a file is named with its .py") from cause
         raise
+    if getattr(module, "__file__", None) is None and hasattr(module, "__path__"):
+        raise OptionError(f"{said}: {name} is a folder and no module; a file in it is named {name}/FILE.py")
+    return module
 
 
 def identifier(name: str) -> str:

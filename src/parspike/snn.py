@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,13 @@ from parspike.notebook import html_table
 if TYPE_CHECKING:
     from parspike.report import Plots
 
-__all__ = ["SNN"]
+__all__ = ["SNN", "check_converted"]
+
+
+def check_converted(snn: object, called: str) -> None:
+    """Refuse what is no converted network. called: the function that it was given to."""
+    if not isinstance(snn, SNN):
+        raise InputError(f"{called} takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
 
 
 class SNN(nn.Module):
@@ -374,7 +380,8 @@ class SNN(nn.Module):
         own = [i.name for i in graph.inputs[:positional]]
         if len(args) > positional or set(kwargs) != {*own[len(args) :], *names}:
             wanted = ", ".join((*own, *(f"{name}=" for name in names)))
-            raise InputError(f"this network takes the inputs ({wanted}), got {len(args)} positional, {list(kwargs)}")
+            given = ", ".join([f"{len(args)} without a name", *(f"{name}=" for name in kwargs)])
+            raise InputError(f"this network takes the inputs ({wanted}), got {given}")
         env = graph.bind(args, kwargs)
         return env if torch.compiler.is_compiling() else self.checked(env, "run")
 
@@ -435,14 +442,14 @@ def _is_causal(first: SNN, then: SNN) -> bool:
 
 
 def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:
+    # Straight into the tables: `add_module` refuses layers that are called as a method of modules is, such as "to".
     *parents, name = path.split(".")
+    if "" in (*parents, name):
+        raise KeyError(f"'{path}' is no name of a layer")
     for parent in parents:
-        child = root._modules.get(parent)
-        if child is None:
-            root.add_module(parent, child := nn.Module())
-        root = child
+        root = cast(nn.Module, root._modules.setdefault(parent, nn.Module()))
     if isinstance(value, nn.Module):
-        root.add_module(name, value)
+        root._modules[name] = value
     elif value.is_floating_point():
         root.register_parameter(name, nn.Parameter(value, requires_grad=False))
     else:
@@ -450,6 +457,7 @@ def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:
 
 
 def _find(root: nn.Module, path: str) -> Any:
+    found: Any = root
     for name in path.split("."):
-        root = getattr(root, name)
-    return root
+        found = next(t[name] for t in (found._modules, found._parameters, found._buffers) if name in t)
+    return found

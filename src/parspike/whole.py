@@ -38,7 +38,7 @@ def check_file(path: Path) -> None:
     try:
         if stat.S_ISREG(path.stat().st_mode):
             return
-        said = f"'{path}' is a folder" if path.is_dir() else f"'{path}' is no file"
+        said = f"'{path}' is a folder: name a file in it" if path.is_dir() else f"'{path}' is no file"
     except (FileNotFoundError, NotADirectoryError):
         said = f"there is no file '{path}'"
     except (OSError, ValueError) as error:  # it may not be looked at, or the name is too long

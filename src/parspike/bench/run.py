@@ -192,10 +192,11 @@ class _Loaded:
             torch.manual_seed(seed)  # loaders that shuffle draw from the global random state
             self.batches = readable_again(self.source.calibration(seed))
             self.items = readable_again(self.source.data(seed), name="data")
-            first = next(iter(self.batches), None)
-            if first is None:
-                raise CalibrationError("the calibration set is empty: give at least one batch of inputs")
-            if next(iter(self.items), None) is None:
+            try:
+                first = next(iter(self.batches))
+            except StopIteration:
+                raise CalibrationError("the calibration set is empty: give at least one batch of inputs") from None
+            if not any(True for _ in self.items):
                 raise InputError("data is empty: give at least one batch of inputs")
             self.made = self.made or planned(self.model, first, self.source.inputs)
             self.held = Held(self.items, self.made, self.source.inputs)

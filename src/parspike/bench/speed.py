@@ -175,12 +175,12 @@ def speed(
     """
     for engine in engines:
         if engine not in ENGINES:
-            raise OptionError(f"engine '{engine}' is unknown: choose of {', '.join(ENGINES)}")
+            raise OptionError(f"engine '{engine}' is unknown: choose one of {', '.join(ENGINES)}")
     for name, numbers in (("T", T), ("rounds", (rounds,))):
         if not numbers or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
             raise OptionError(f"{name} must be whole numbers of at least 1, got {numbers!r}")
     if precision not in PRECISIONS:
-        raise OptionError(f"precision '{precision}' is unknown: choose of {', '.join(PRECISIONS)}")
+        raise OptionError(f"precision '{precision}' is unknown: choose one of {', '.join(PRECISIONS)}")
     if channels_last and x.ndim != 4:
         raise OptionError(f"channels_last is for batches of images (B, C, H, W), and this one is {tuple(x.shape)}")
     model = model.eval()

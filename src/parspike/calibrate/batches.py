@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,17 @@ def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibratio
     once, is kept as a list. name: the argument, for error messages.
     """
     if isinstance(source, Tensor):
+        if source.layout is not torch.strided:
+            raise CalibrationError(f"{name} is a sparse tensor ({source.layout}): pass x.to_dense()")
         return source.split(batch_size)
     if isinstance(source, np.ndarray):
         raise CalibrationError(f"{name} is a numpy array: pass torch.from_numpy(x)")
     if isinstance(source, Dataset) and not isinstance(source, Iterable):
         return DataLoader(source, batch_size)
-    if not isinstance(source, Iterable) or isinstance(source, (str, bytes, Mapping)):
+    if not isinstance(source, Iterable) or isinstance(source, (str, bytes, Mapping, nn.Module)):
         one = ": put one batch into a list, [batch]" if isinstance(source, Mapping) else ""
+        one = ": give tensors; the command line reads files (--data)" if isinstance(source, (str, Path)) else one
+        one = ": the network comes first" if isinstance(source, nn.Module) else one
         raise CalibrationError(f"{name} must be an iterable of batches, got {type(source).__name__}{one}")
     return list(source) if iter(source) is source else source
 

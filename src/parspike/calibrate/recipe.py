@@ -133,10 +133,14 @@ def recipe_from_json(value: str | Mapping[str, Any]) -> Recipe:
         except json.JSONDecodeError as error:
             raise OptionError(f"the recipe is not valid JSON: {error}") from error
     if not isinstance(value, (str, Mapping)):
-        raise OptionError(f"a recipe is an object, its name or its JSON, got {type(value).__name__}")
+        named = value.__name__ if isinstance(value, type) else ""
+        got = f"the class {named}: make one, {named}()" if named else repr(value)[:80]
+        raise OptionError(f"a recipe is an object, its name or its JSON, got {got}")
     options = {"name": value} if isinstance(value, str) else dict(value)
     name = options.pop("name", None)
     mode = {}
+    if share_of(name) is None and str(name).endswith("%"):
+        raise OptionError(f"recipe '{name}': a percentile lies above 0 and at most at 100, such as '99.9%'")
     if share_of(name) is not None:
         mode, name = {"mode": name}, "thresholds"
     recipe = _named(name)

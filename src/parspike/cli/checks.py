@@ -110,7 +110,7 @@ def codes(text: str) -> list[Any]:
 def file(path: str, option: str = "") -> None:
     """Raise `FileError` for a missing file."""
     if not Path(path).is_file():
-        text = f"'{path}' is a folder" if Path(path).is_dir() else f"there is no file '{path}'"
+        text = f"'{path}' is a folder: name a file in it" if Path(path).is_dir() else f"there is no file '{path}'"
         raise FileError(f"{option} {path}: {text}" if option else text)
 
 

@@ -191,7 +191,7 @@ def _chosen(provenance: dict[str, Any]) -> str:
     """The recipe, and where several were tried how each did on the images held out, and what there was no time for."""
     search = provenance.get("search", {})
     notes = search.get("tried", ())
-    tried = [f"{_named(t)} {t['distance']:.3f}" for t in notes if "distance" in t]
+    tried = [f"{_named(t)} {t['distance']:.2g}" for t in notes if "distance" in t]
     made = search.get("chosen", provenance["recipe"])
     options = ", ".join(f"{key}={value}" for key, value in made.items() if key != "name" and value not in ("", None))
     text = f"{made['name']} ({options})" if options else made["name"]

@@ -28,6 +28,8 @@ def check(
 
     Exit code 1 if there is such a fault.
     """
+    if data.endswith(".txt"):
+        raise OptionError(f"{data}: this is text, and data check looks at images; `convert` and `eval` read text")
     if not data.startswith("hf:"):
         checks.images(data, None)
     from parspike.cli.images import unlike_folders

@@ -134,13 +134,16 @@ def check_spec(spec: str, weights: str | None = None) -> tuple[str, str]:
         if weights is not None:
             raise OptionError(f"--weights {weights}: {found[1]} has its own weights: leave --weights out")
         return found[1], found[2] or ""
+    if spec.endswith(".parspike"):
+        raise OptionError(f"SPEC {spec}: this is a converted network; name the one that it was made from, {FORMS}")
     where, separator, name = spec.rpartition(":")
     if not separator or not where or not name:
         raise OptionError(f"SPEC {spec!r}: expected {FORMS}")
     if where.endswith(".py") and not Path(where).is_file():
         raise FileError(f"SPEC {spec}: there is no file {where}")
     if weights is not None and not Path(weights).is_file():
-        raise FileError(f"--weights {weights}: there is no such file")
+        there = "this is a folder; name a file in it" if Path(weights).is_dir() else "there is no such file"
+        raise FileError(f"--weights {weights}: {there}")
     return where, name
 
 
@@ -208,6 +211,14 @@ def _from_factory(spec: str, where: str, name: str) -> nn.Module:
         return copy.deepcopy(found)  # eval() below must not reach the user's own object
     if not callable(found):
         raise OptionError(f"SPEC {spec}: {name} is a {type(found).__name__}; expected a function that makes a network")
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        raise OptionError(
+            f"SPEC {spec}: {name} is {error}; name a function that gives it, such as def make(): return {name}(…)"
+        ) from error
+    except ValueError:
+        pass  # written in C, without a signature: the call says what it lacks
     model = call_users(f"SPEC {spec}", found)
     if not isinstance(model, nn.Module):
         raise OptionError(f"SPEC {spec}: {name}() gave a {type(model).__name__}; expected a torch.nn.Module")

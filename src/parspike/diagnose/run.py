@@ -19,7 +19,7 @@ from parspike.graph import Graph
 from parspike.graph.encode import input_encoders
 from parspike.measure import same_operators
 from parspike.plan import Plan, plan_again, with_encoders
-from parspike.snn import SNN
+from parspike.snn import SNN, check_converted
 
 __all__ = ["diagnose"]
 
@@ -51,8 +51,7 @@ def diagnose(
     of T steps. docs/diagnose.md explains the figures.
     Raises `InputError` for inputs that do not fit and for a network that this one was not made of.
     """
-    if not isinstance(snn, SNN):
-        raise InputError(f"diagnose takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
+    check_converted(snn, "diagnose")
     source = readable_again(images, name="images")
     first = next(iter(source), None)
     if first is None:

@@ -16,7 +16,7 @@ from parspike.export.result import Compared, Drift, Exported, Theirs, compare, i
 from parspike.graph import Graph, Size
 from parspike.graph.forget import release
 from parspike.neurons import Simulation, twin
-from parspike.snn import SNN
+from parspike.snn import SNN, check_converted
 from parspike.whole import check_free, made_whole, told
 
 __all__ = ["FORMATS", "Compared", "Drift", "Exported", "export"]
@@ -62,8 +62,7 @@ def export(
     0
     """
     path = Path(path)
-    if not isinstance(snn, SNN):
-        raise InputError(f"export takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
+    check_converted(snn, "export")
     _check_path(path, force)
     suffix = path.suffix.lower()
     if weights is not None and suffix != ".onnx":

@@ -67,7 +67,7 @@ def contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         length = int.from_bytes(start[:8], "little")
         # Nine bytes are the fewest that tell a file of ours, cut short, from another.
         if len(start) < 9 or start[8 : DIGEST.start] != MAGIC[: len(start) - 8]:
-            raise FileError("this is not a parspike file")
+            raise FileError("this is not a parspike file: expected what snn.save or `parspike convert` wrote")
         version = VERSION_FIELD.match(start, DIGEST.stop)
         if version is not None and int(version[1]) > VERSION:
             raise FileError(

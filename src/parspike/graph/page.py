@@ -82,6 +82,7 @@ or falls once and then rises, and makes it one operator. A file holds its name; 
 registers it first.
 
 **No neurons** are three kinds of activation, and the plan says so:
+
 - a *read-out*: behind it comes no operator with weights, so it is the network's last step (the clamp of an image, the
   ReLU of a regressor, a sigmoid, a quantiser). It is computed on the mean output, exactly as in the network. An output
   that is read inside the network too (a sigmoid returned beside what the next layer makes of it, features of a

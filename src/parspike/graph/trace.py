@@ -68,22 +68,24 @@ def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str
                 f"the example input is {floats.pop()}, the network's weights are {weights.pop()}, and it fails on "
                 "this input: convert one"
             ) from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        whole = {x.dtype for x in (*args, *kwargs.values()) if not x.is_floating_point()}
+        if len(weights) == 1 and whole and ("same dtype" in said or "should be the same" in said):
+            raise InputError(
+                f"the example input is {whole.pop()}, the network's weights are {weights.pop()}, and it fails on this "
+                "input: give it as in training, such as x.float() / 255 of images"
+            ) from error
         given = [f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in (*args, *kwargs.values())]
         line = user_line("".join(frames(error)))
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        if (several := _arguments_apart(said)) is not None:
-            raise InputError(
-                f"{type(model).__name__} fails on the example, {', '.join(given)}{f' at {line}' if line else ''}: "
-                f"{said}. {several}"
-            ) from error
         raise InputError(
             f"{type(model).__name__} fails on the example, {', '.join(given)}{f' at {line}' if line else ''}: "
-            f"{said}. Inputs are batches, (B, …), B ≥ 1"
+            f"{said}. {_remedy(said)}"
         ) from error
 
 
-def _arguments_apart(said: str) -> str | None:
-    """What to do where a network fails since its arguments come in another form than `forward` takes them."""
+def _remedy(said: str) -> str:
+    """What to do where a network fails on its example: arguments in another form than `forward` takes them, a GPU that
+    is not there, else another shape."""
     if "missing" in said and "required positional argument" in said:
         return (
             "Inputs of one call come together in a tuple, such as plan(model, (a, b)) and calibration=[(a, b), …]; a "
@@ -94,7 +96,9 @@ def _arguments_apart(said: str) -> str | None:
             "A dict gives the arguments of forward by name: convert a module around a network that takes one, with "
             "def forward(self, x): return self.network({'x': x})"
         )
-    return None
+    if "CUDA" in said or "NVIDIA" in said:
+        return "Where forward moves something to a GPU by itself, let it ask its input, .to(x.device)"
+    return "Inputs are batches, (B, …), B ≥ 1"
 
 
 def within(model: nn.Module) -> nn.Module:
@@ -106,6 +110,8 @@ def within(model: nn.Module) -> nn.Module:
 def check_model(model: nn.Module) -> None:
     """Refuse a model that would convert wrongly without a word (train mode, NaN, Inf) or that cannot be read at all."""
     if not isinstance(model, nn.Module):
+        if isinstance(model, type) and issubclass(model, nn.Module):
+            raise InputError(f"{model.__name__} is the class of a network: make one first, {model.__name__}(…)")
         raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
     if isinstance(getattr(model, "graph", None), Graph):
         raise InputError(f"this {type(model).__name__} is converted already: give the network that it was made from")

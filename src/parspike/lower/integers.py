@@ -31,7 +31,7 @@ from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
 from parspike.lower.rounding import Fitting, finest, one_by_one
 from parspike.lower.unit import unit
 from parspike.neurons import IntegrateFire, ParallelNeuron, SpikingLayer, Staircase, WholeNeuron
-from parspike.snn import SNN
+from parspike.snn import SNN, check_converted
 
 __all__ = ["integers"]
 
@@ -53,7 +53,7 @@ ROOM = 1 << 20
 """Largest sum up to which a grid is made finer for the sake of precision: float32 then still holds the sums behind."""
 SUMS = {"aten.add.Tensor": (1, 1), "aten.sub.Tensor": (1, -1), "aten.rsub.Tensor": (-1, 1)}
 CONSTANTS = {"aten.add.Scalar": (1, 1), "aten.sub.Scalar": (1, -1), "aten.rsub.Scalar": (-1, 1)}
-CASTS = ("aten._to_copy.default", "aten.to.dtype", "aten.type_as.default")
+CASTS = ("aten.to.dtype", "aten._to_copy.default")
 CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default")
 """Operators that may read a tensor of the network without changing values: places."""
 MIX = ("aten.lerp.Scalar",)
@@ -82,6 +82,7 @@ def integers(
     any other; its outputs are real again. Raises `UnsupportedError` that lists every operator and neuron that whole
     numbers cannot carry, `OptionError` on bits out of range.
     """
+    check_converted(snn, "integers")
     for name, bits in (("weights", weights), ("inputs", inputs)):
         if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
             raise OptionError(f"{name} must be a number of bits from 2 to 16, got {bits!r}")
@@ -125,7 +126,7 @@ class _Whole:
 
     def __init__(self, snn: SNN, bits: int, given: tuple[Input, ...]) -> None:
         self.given = given
-        self.source = replace(snn.graph.at_example(FIXED), tensors=dict(snn.tensors()))
+        self.source = _without_casts(replace(snn.graph.at_example(FIXED), tensors=dict(snn.tensors())))
         self.neurons, self.simulation, self.over_time = snn.neurons(), snn.simulation, snn.over_time
         self.top = 2 ** (bits - 1) - 1
         self.readers = self.source.consumers()
@@ -254,6 +255,8 @@ class _Whole:
             return self._total
         if node.role is Role.ORDER:
             return self._order
+        if node.target == "aten.relu.default":
+            return self._unchanged
         row = TABLE[node.target]
         if (
             row.role is Role.SYNAPSE
@@ -577,10 +580,8 @@ class _Whole:
         return replace(self.times(value, factors, f"_even_for_{node.name}"), grid=grid.expand_as(value.grid).clone())
 
     def _unchanged(self, node: Node) -> _Value:
-        """On the same grid: a ReLU that was kept, and the identity that a cast is for numbers that are whole anyway."""
-        value = self.values[node.refs[0]]
-        name = value.name if node.target in CASTS else self.keep(node)
-        return replace(value, name=name, like=node)
+        """On the same grid: a ReLU that was kept."""
+        return replace(self.values[node.refs[0]], name=self.keep(node), like=node)
 
     def _neuron(self, node: Node) -> _Value:
         value, neuron = self.values[node.refs[0]], self.neurons[node.name]
@@ -648,6 +649,25 @@ class _Whole:
 
 def _levels(neuron: ParallelNeuron | IntegrateFire) -> int:
     return neuron.levels if isinstance(neuron, ParallelNeuron) else 1
+
+
+def _without_casts(graph: Graph) -> Graph:
+    """The graph without casts from floating numbers to floating numbers: the types of whole numbers are chosen anew."""
+    instead: dict[str, Ref] = {}
+    others = {i.name for i in graph.inputs if not i.dtype.is_floating_point}
+
+    def passed(leaf: Any) -> Any:
+        return instead.get(leaf.name, leaf) if isinstance(leaf, Ref) else leaf
+
+    nodes = []
+    for node in (node.mapped(passed) for node in graph.nodes):
+        dtype = node.args[1] if len(node.args) > 1 else node.kwargs.get("dtype")
+        floats = node.target in CASTS and isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        if floats and node.refs[0] not in others:
+            instead[node.name] = Ref(node.refs[0])
+        else:
+            nodes.append(node)
+    return replace(graph, nodes=tuple(nodes), output=map_tree(passed, graph.output))
 
 
 def _neuron(neuron: SpikingLayer, grid: Tensor, most: float, T: int) -> tuple[SpikingLayer, float, float, float]:

@@ -19,7 +19,7 @@ from parspike.errors import UnsupportedError
 from parspike.graph import Node, Role, Stream, nested
 from parspike.graph.ops import REAL, TABLE, call
 from parspike.neurons import Dynamics, Neuron
-from parspike.snn import SNN
+from parspike.snn import SNN, check_converted
 
 __all__ = ["Proof", "Synapse", "prove"]
 
@@ -68,6 +68,7 @@ def prove(snn: SNN, *args: Tensor, **kwargs: Tensor) -> Proof:
     Raises `UnsupportedError` that names the first node whose numbers are not whole, whose spikes are not 0 or 1, or
     whose counts differ from the network's own.
     """
+    check_converted(snn, "prove")
     if snn.provenance.get("lowered") != "integers":
         raise UnsupportedError("this network computes with real numbers: parspike.lower.integers makes it whole")
     return _Watched(snn, args, kwargs).result()

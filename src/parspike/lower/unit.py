@@ -17,7 +17,7 @@ from parspike.errors import UnsupportedError
 from parspike.graph import Graph, Node, Param, Ref, Role, map_tree
 from parspike.graph.rewrite import merge_scales
 from parspike.neurons import IntegrateFire, ParallelNeuron, SortedTrain, SpikingLayer, Staircase
-from parspike.snn import SNN
+from parspike.snn import SNN, check_converted
 
 __all__ = ["refusal", "unit"]
 
@@ -33,6 +33,7 @@ def unit(snn: SNN) -> SNN:
     weighted and the onset code keep the weights of their steps. Raises `UnsupportedError` that lists the layers whose
     spikes carry another amplitude at every step.
     """
+    check_converted(snn, "unit")
     neurons = snn.neurons()
     refused = [f"  {snn.graph.by_name[name].layer}: {reason}" for name, n in neurons.items() if (reason := refusal(n))]
     if refused:

@@ -28,7 +28,7 @@ from parspike.measure.scores import Scores
 from parspike.measure.wires import at_refs, carry, fan_out, macs_of, one_sample, present, role_of
 from parspike.neurons import Neuron
 from parspike.plan import Plan, plan_again
-from parspike.snn import SNN
+from parspike.snn import SNN, check_converted
 
 __all__ = ["activation_bits", "measure", "measured", "same_operators", "weights_of"]
 
@@ -70,8 +70,7 @@ def measured(
     sure: bool = False,
 ) -> tuple[Report, Scores]:
     """What `measure` returns, and the scores that it was made of. sure: see `answers_of`."""
-    if not isinstance(snn, SNN):
-        raise InputError(f"measure takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
+    check_converted(snn, "measure")
     source = batches_of(snn, loader)
     total = len(source) if hasattr(source, "__len__") else 0  # pyright: ignore[reportArgumentType]
     meter, scores, reference, samples = _Meter(snn), Scores(), None, 0

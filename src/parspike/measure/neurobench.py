@@ -25,7 +25,7 @@ from parspike.graph.ops import TABLE, call
 from parspike.graph.signature import Conv, arguments
 from parspike.measure.layers import batches_of, means_of
 from parspike.measure.wires import role_of
-from parspike.snn import SNN
+from parspike.snn import SNN, check_converted
 
 __all__ = ["NeuroBench", "neurobench"]
 
@@ -83,8 +83,7 @@ def neurobench(
     are no spikes, behind an analog operator or a second synapse, are those of the step; an analog operator's is its
     value on the mean. Raises `InputError` where there is no batch or inputs do not fit.
     """
-    if not isinstance(snn, SNN):
-        raise InputError(f"neurobench takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
+    check_converted(snn, "neurobench")
     source = batches_of(snn, loader)
     total = len(source) if hasattr(source, "__len__") else 0  # pyright: ignore[reportArgumentType]
     counter, samples = _Counter(snn), 0

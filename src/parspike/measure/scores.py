@@ -88,6 +88,9 @@ class Scores:
             return
         scores = class_scores(output)
         self.classes = scores.shape[1] if scores is not None else 0
+        one_each = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
+        if labels is not None and one_each and self.classes and len(labels) != len(said):
+            raise InputError(f"{len(labels)} labels stand beside {len(said)} samples: give one label each, or none")
         labelled = labels is not None and labels.shape == said.shape and (sure or not labels.is_floating_point())
         if (
             labels is not None

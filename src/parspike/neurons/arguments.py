@@ -11,18 +11,20 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from parspike.errors import InputError, OptionError
+
 
 def check_steps(value: int, name: str = "T") -> int:
-    """Return ``value``; ``ValueError`` unless it is an int of at least 1."""
+    """Return ``value``; ``OptionError`` unless it is an int of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an int of at least 1, got {value!r}; pass for example {name}=8")
+        raise OptionError(f"{name} must be an int of at least 1, got {value!r}; pass for example {name}=8")
     return value
 
 
 def check_choice(value: str, choices: Collection[str], name: str) -> str:
-    """Return ``value``; ``ValueError`` unless it is one of ``choices``."""
+    """Return ``value``; ``OptionError`` unless it is one of ``choices``."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
 
@@ -34,17 +36,17 @@ def check_floating(current: Tensor, name: str = "current") -> Tensor:
 
 
 def check_over_time(current: Tensor, name: str = "current") -> int:
-    """Return T of a ``(T, ...)`` tensor; ``ValueError`` if it has no step, ``TypeError`` if not floating."""
+    """Return T of a ``(T, ...)`` tensor; ``InputError`` if it has no step, ``TypeError`` if not floating."""
     check_floating(current, name)
     if current.ndim == 0 or current.shape[0] == 0:
-        raise ValueError(f"{name} must be (T, ...) with time first and T >= 1, got {tuple(current.shape)}")
+        raise InputError(f"{name} must be (T, ...) with time first and T >= 1, got {tuple(current.shape)}")
     return current.shape[0]
 
 
 def check_positive(value: float, name: str = "v_threshold") -> float:
-    """Return ``value``; ``ValueError`` unless it is finite and above 0."""
+    """Return ``value``; ``OptionError`` unless it is finite and above 0."""
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be finite and above 0, got {value!r}; pass for example {name}=1.0")
+        raise OptionError(f"{name} must be finite and above 0, got {value!r}; pass for example {name}=1.0")
     return value
 
 
@@ -58,7 +60,7 @@ def like(value: float | Tensor, reference: Tensor) -> Tensor:
 
 
 def threshold_like(v_threshold: float | Tensor, reference: Tensor) -> Tensor:
-    """``like`` for a threshold; ``ValueError`` for a number that isn't finite and above 0."""
+    """``like`` for a threshold; ``OptionError`` for a number that isn't finite and above 0."""
     if not isinstance(v_threshold, Tensor):
         check_positive(v_threshold)
     return like(v_threshold, reference)

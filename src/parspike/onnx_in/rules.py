@@ -164,8 +164,3 @@ def dtype_of(site: Site, code: int) -> torch.dtype:
     if name not in TORCH or name.endswith("int4"):
         raise site.refuse(f"the type {name or code} is not supported")
     return TORCH[name]
-
-
-def names_of(domain: str = "") -> list[str]:
-    """The operators of a domain that can be read."""
-    return sorted(name for where, name in RULES if where == domain)

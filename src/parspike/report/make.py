@@ -24,7 +24,7 @@ from parspike.report.page import Look, page
 from parspike.report.plots import plan_of
 from parspike.report.timing import times
 from parspike.report.trains import chosen, trains
-from parspike.snn import SNN
+from parspike.snn import SNN, check_converted
 from parspike.sweep import Sweep
 from parspike.whole import check_free, write_whole
 
@@ -72,8 +72,7 @@ def report(
     raises.
     """
     path = Path(path)
-    if not isinstance(snn, SNN):
-        raise InputError(f"report takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
+    check_converted(snn, "report")
     check(path, force)
     names = chosen(snn, layers)
     source = readable_again(data, name="data")

@@ -18,7 +18,7 @@ from parspike.calibrate.recipe import Progress
 from parspike.engines import Run
 from parspike.errors import InputError, OptionError
 from parspike.neurons import Neuron, SpikingLayer, twin
-from parspike.snn import SNN
+from parspike.snn import SNN, check_converted
 from parspike.spikes.containers import Hdf5Sink, NpzSink
 from parspike.spikes.layout import FORMS, LARGEST, Header, Layer, Sink, table_names
 from parspike.spikes.text import SUFFIX, TextSink
@@ -103,10 +103,7 @@ def write_spikes(
 
 def _checked(snn: object, path: Path, form: object, dt: object, force: bool) -> type[Sink]:
     """What writes a file of this name. Refuses what can be refused before the network runs."""
-    if not isinstance(snn, SNN):
-        raise InputError(
-            f"write_spikes takes a converted network, got {type(snn).__name__}: parspike.convert makes one"
-        )
+    check_converted(snn, "write_spikes")
     kind = next((kind for ending, kind in SINKS.items() if path.name.lower().endswith(ending)), None)
     if kind is None:
         raise OptionError(f"'{path}': a file of spikes ends in {', '.join(SINKS)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from parspike.errors import InputError, OptionError, meant
+from parspike.errors import OptionError, meant
 from parspike.graph import Node, Role, Size
 from parspike.graph.encode import input_encoders
 from parspike.graph.ir import BATCH
@@ -16,7 +16,7 @@ from parspike.graph.ops import ENCODE, TABLE
 from parspike.graph.roles import reached_by
 from parspike.graph.signature import Conv, Linear, Pool, arguments
 from parspike.neurons import IntegrateFire, Neuron, ParallelNeuron, SignedNeuron, SortedTrain
-from parspike.snn import SNN
+from parspike.snn import SNN, check_converted
 from parspike.target.result import GRADES, Finding, TargetCheck
 from parspike.target.tables import table, targets
 
@@ -40,8 +40,7 @@ def check(snn: SNN, target: str) -> TargetCheck:
     told and never block. Shapes are those of the example that the network was converted with.
     Raises `OptionError` for an unknown target.
     """
-    if not isinstance(snn, SNN):
-        raise InputError(f"check takes a converted network, got {type(snn).__name__}: parspike.convert makes one")
+    check_converted(snn, "check")
     if target not in targets():
         raise OptionError(
             f"there is no target '{target}'{meant(target, targets())}: choose one of {', '.join(targets())}"

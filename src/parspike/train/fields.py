@@ -9,6 +9,8 @@ from typing import Any
 
 from parspike.errors import OptionError, meant
 
+WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+
 __all__ = ["above", "among", "at_least", "read", "within"]
 
 
@@ -54,7 +56,7 @@ def _typed(value: Any, known: Any, where: str) -> Any:
         "float | str": (int, float, str), "tuple[float, ...]": tuple,
     }  # fmt: skip
     if not isinstance(value, kinds.get(wanted, object)) or (isinstance(value, bool) and wanted != "bool"):
-        raise OptionError(f"{where} = {repr(value)[:80]}: expected {wanted}")
+        raise OptionError(f"{where} = {repr(value)[:80]}: expected {WORDS.get(wanted, wanted)}")
     return value
 
 
