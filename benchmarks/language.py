@@ -220,8 +220,7 @@ def run(name: str, options: argparse.Namespace) -> None:
                    "seconds of planning": planned, "seconds of a batch": each(snn, few),
                    "network's seconds of a batch": each(model, few),
                    "layers": len(plan.spiking), "analog": left,
-                   # Of SmolLM2 every layer's counts of 1,024 tokens are 15 GB.
-                   **({} if name == "smollm2" else {"driven": parspike.measure(snn, few).driven}),
+                   "driven": parspike.measure(snn, few).driven,
                    "search": snn.provenance.get("search", {}),
                    "GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1)})  # fmt: skip
         if options.save:
