@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parspike.engines import tensor_cores
+from parspike.engines import filtered, tensor_cores
 from parspike.engines.base import Network, Record, Run, kept_of, recorded
 from parspike.engines.replay import Replay
 from parspike.graph import Graph, Node, Param, Ref, Role, Schedule, Stream, map_tree, walk
@@ -54,7 +54,6 @@ PARTS = 3
 """Passes through an integer kernel that cost less than one in float64."""
 WHOLE = 1 << 24
 """Whole numbers below it, and their sums, are exact in float32."""
-ULP = 2.0**-24
 CLIP = "aten.clamp.Tensor"
 MOVERS = {
     "aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.movedim.int", "aten.swapaxes.default",
@@ -168,17 +167,18 @@ class _Synapse:
         """Whether its kernel can also clip, which those of two spatial dimensions alone do."""
         return isinstance(self.found, Conv) and len(self.found.stride) == 2
 
-    def sums(self, x: Tensor, scale: Tensor | None, bias: Tensor, *, clip: int | None = None) -> Tensor:
-        """scale · (sum of the products) + bias in float32; clip: rounded, as bytes 0 … clip. Scales are above 0. Not of
-        wide ones."""
-        post = _PLAIN if clip is None else ("hardtanh", [0.0, float(clip)], "")
-        kind = torch.float32 if clip is None else torch.uint8
+    def sums(self, x: Tensor, scale: Tensor | None, bias: Tensor) -> Tensor:
+        """scale · (sum of the products) + bias in float32. Scales are above 0. Not of wide ones."""
         factor = self.ones if scale is None else scale
         (first, _), *others = self.parts
-        total = self._run(first(x), factor, bias, kind, post)
+        total = self._run(first(x), factor, bias, torch.float32, _PLAIN)
         for part, sign in others:
-            total.add_(self._run(part(x), factor, torch.zeros_like(bias), kind, post), alpha=sign)
+            total.add_(self._run(part(x), factor, torch.zeros_like(bias), torch.float32, _PLAIN), alpha=sign)
         return total
+
+    def clipped(self, x: Tensor, scale: Tensor, bias: Tensor, *, levels: int) -> Tensor:
+        """scale · (sum of the products of the bytes x) + bias, rounded, as bytes 0 … levels."""
+        return self._run(x, scale, bias, torch.uint8, ("hardtanh", [0.0, float(levels)], ""))
 
     def part(self, number: int, x: Tensor) -> Tensor:
         """The sum of the products of one part, in float32, without its factor."""
@@ -274,7 +274,7 @@ def exact(pairs: bool = False) -> bool:
                 step = 1001.0
                 wanted = ((right + 5) / step).floor().add(1).clamp(0, 40)
                 scale, added = torch.full((outputs,), 1 / step), ((bias + 5.5) / step + 0.5).float()
-                if not torch.equal(made.sums(x, scale, added, clip=40).double(), wanted):
+                if not torch.equal(made.clipped(_bytes(x), scale, added, levels=40).double(), wanted):
                     return False
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
@@ -531,7 +531,6 @@ class _Maker:
         near = sizes[:-1].sum(0) + constant.abs() + step + spiking
         pieces = [(self._only(term.name), term.factor.expand(width)) for term in terms]
         all_whole = all(torch.equal(f, f.round()) for _, f in pieces)
-        kind, alone, made = torch.float32, False, None
         if self.gpu is not None:
             if not all_whole or not bool((sizes.sum(0) + near + step < tensor_cores.LARGEST).all()):
                 return None
@@ -540,21 +539,55 @@ class _Maker:
                 return None
             return self._reading(terms, pieces, gone, made)
         pieces = cast("list[tuple[_Synapse | None, Tensor]]", pieces)
-        alone = len(terms) == 1 and neuron.levels <= BYTE and _alone(*pieces[0])
-        if alone:
-            # Two roundings of the product, one each of what is added, of the sum and of the last step.
-            added = constant.abs() + self.synapses[terms[0].name].bias.double().abs() * terms[0].factor
-            bound = 5 * (added + spiking) * ULP < 0.5
-        else:
-            # Sums are exact, or so large that nothing brings them back to where counts change.
-            bound = (2 * near < WHOLE) & (2 * spiking < WHOLE)
-            if not bool(bound.all()) or any(synapse is not None and synapse.wide for synapse, _ in pieces):
-                kind, bound = torch.float64, sizes.sum(0) + near < 2.0**52
-            bound &= all_whole
-        if not bool(bound.all()):
+        sums = sizes.sum(0) + near < 2.0**52
+        if len(terms) == 1 and all_whole and bool(sums.all()):
+            alone = self._alone(terms[0], pieces[0][1], constant.expand(width), step.expand(width), neuron.levels, axis)
+            if alone is not None:
+                return alone, list(self.graph.by_name[terms[0].name].refs), [*gone, terms[0].name]
+        # Sums are exact, or so large that nothing brings them back to where counts change.
+        bound, kind = (2 * near < WHOLE) & (2 * spiking < WHOLE), torch.float32
+        if not bool(bound.all()) or any(synapse is not None and synapse.wide for synapse, _ in pieces):
+            bound, kind = sums, torch.float64
+        if not all_whole or not bool(bound.all()):
             return None
-        chain = _Chain(pieces, constant.expand(width), step.expand(width), neuron.levels, axis, alone, kind)
+        chain = _Chain(pieces, constant.expand(width), step.expand(width), neuron.levels, axis, kind)
         return self._reading(terms, pieces, gone, chain)
+
+    def _alone(
+        self, term: _Term, factor: Tensor, constant: Tensor, step: Tensor, levels: int, axis: int
+    ) -> Step | None:
+        """Neurons behind a synapse that nothing else reads, where its kernel can give their counts."""
+        node = self.graph.by_name.get(term.name)
+        if node is None or levels > BYTE or len(self.readers[term.name]) != 1 or term.name in self.graph.outputs:
+            return None
+        found, synapse = arguments(node), self.synapses.get(term.name)
+        if not isinstance(found, (Conv, Linear)) or not isinstance(found.weight, Param) or not bool((factor > 0).all()):
+            return None
+        if found.bias is not None:
+            constant = constant + factor * self.tensors[found.bias.path].double()
+        weight = self.tensors[found.weight.path].double()
+        behind = filtered.Behind(found, weight, factor, constant, step, levels)
+        if isinstance(synapse, _Synapse) and synapse.clips and [sign for _, sign in synapse.parts] == [1]:
+            return filtered.Settled(behind, synapse.parts[0][0], partial(synapse.clipped, levels=levels))
+        if synapse is not None or not self._pointwise(node, found) or not filtered.works():
+            return None
+        if not torch.equal(weight, weight.round()) or (largest := float(weight.abs().max())) > 127:
+            return None
+        if BYTE * float(weight.flatten(1).abs().sum(1).max()) >= 2.0**31:
+            return None
+        bits = 8 if exact(pairs=True) or 2 * BYTE * largest <= PAIR else 7
+        return filtered.Pointwise(behind, axis, bits)
+
+    def _pointwise(self, node: Node, found: Conv | Linear) -> bool:
+        """Whether a synapse reads one place of its input for each of its outputs, in whole numbers of 26 bits."""
+        low, high = self.ranges.get(node.refs[0], (-torch.inf, torch.inf))
+        if not self.here or max(-low, high) > filtered.READ or len(node.refs) != 1 or found.transposed:
+            return False
+        if isinstance(found, Linear):
+            return True
+        kernel = self.tensors[found.weight.path].shape[2:]
+        ones = [*kernel, *found.stride, found.groups]
+        return set(ones) == {1} and not any(map(any, found.padded(list(kernel))))
 
     def _reading(
         self, terms: list[_Term], pieces: Sequence[tuple[_Synapse | _OnGPU | None, Tensor]], gone: list[str], step: Step
@@ -712,15 +745,8 @@ def _counted(neuron: WholeNeuron, dtype: torch.dtype) -> Step:
     return step
 
 
-def _alone(synapse: _Synapse | None, factor: Tensor) -> bool:
-    """Whether a synapse's kernel gives the counts of the neurons behind it."""
-    if synapse is None or not synapse.clips:
-        return False
-    return not synapse.wide and [sign for _, sign in synapse.parts] == [1] and bool((factor > 0).all())
-
-
 class _Chain:
-    """clip(⌊(Σ factor · value + constant) / step⌋ + 1, 0, levels) as bytes: in a synapse's kernel where it is `alone`.
+    """clip(⌊(Σ factor · value + constant) / step⌋ + 1, 0, levels) as bytes.
 
     pieces: of every term the synapse that makes its value, None where the value is there, and its factor. All numbers
     are whole; constant: −first is in it.
@@ -728,17 +754,12 @@ class _Chain:
 
     def __init__(
         self, pieces: list[tuple[_Synapse | None, Tensor]], constant: Tensor, step: Tensor, levels: int, axis: int,
-        alone: bool, kind: torch.dtype = torch.float32,
+        kind: torch.dtype,
     ) -> None:  # fmt: skip
         self.levels, self.axis, self.kind = levels, axis, kind
-        self.alone: _Synapse | None = None
         for synapse, factor in pieces:
             if synapse is not None:
                 constant = constant + synapse.bias.double() * factor
-        if alone:
-            (self.alone, factor), *_ = pieces
-            self.scale, self.added = (factor / step).float(), ((constant + 0.5) / step + 0.5).float()
-            return
         repeats = max(1, TILE // len(step))
         self.row, self.steps = (t.to(kind).repeat(repeats) for t in (constant + step, step))
         none = torch.zeros(len(step))
@@ -759,8 +780,6 @@ class _Chain:
                 self.terms.append((place, partial(synapse.sums, scale=None, bias=none), factors))
 
     def __call__(self, args: tuple[Any, ...]) -> Tensor:
-        if self.alone is not None:
-            return self.alone.sums(args[0], self.scale, self.added, clip=self.levels)
         return self._added([(args[at] if made is None else made(args[at]), f) for at, made, f in self.terms])
 
     def _added(self, values: list[tuple[Tensor, Tensor | None]]) -> Tensor:

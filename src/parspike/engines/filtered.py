@@ -1,0 +1,243 @@
+"""Exact counts from kernels that round: a floating-point filter (as Shewchuk's predicates, 1997).
+
+A kernel gives the sum of a synapse in float32 and rounds it to a count. Where sums are too large for float32 that count
+may be wrong, but only beside a threshold. So the kernel runs twice, with its sum moved down and up by a bound of all
+its rounding errors. A larger sum has no smaller count: where both counts agree they are that of the exact sum. The few
+others (some in a hundred thousand) are computed anew, each from its own products, in float64, where no sum rounds.
+
+What could prove this wrong: a count that differs from that of engine "count" (tests/test_integer_engine.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parspike.graph.signature import Conv, Linear
+
+__all__ = ["READ", "Behind", "Pointwise", "Settled", "works"]
+
+ULP = 2.0**-24
+BLOCK = 1 << 20
+"""Outputs that are computed at once: their sums stay in the cache."""
+FEW = 1 << 20
+"""Products that are formed at once where a count is computed anew."""
+READ = 1 << 26
+"""The largest magnitude of what `Pointwise` reads: with its offset it is held in 32 bits."""
+OFFSETS = 16
+"""Steps in which the offset of an input is chosen, of its range."""
+_PLAIN: tuple[Any, ...] = ("none", [], "")
+
+
+@dataclass(frozen=True, eq=False)
+class Behind:
+    """Neurons behind one synapse: the counts clip(⌊(factor · Σ weight · x + constant) / step⌋ + 1, 0, levels).
+
+    weight: (outputs, inputs of a group, kernel …); factor (above 0), constant, step: of every output. All whole, in
+    float64, and below 2^52 together with every sum.
+    """
+
+    found: Conv | Linear
+    weight: Tensor
+    factor: Tensor
+    constant: Tensor
+    step: Tensor
+    levels: int
+
+    @property
+    def scale(self) -> Tensor:
+        """What a count is of the sum."""
+        return self.factor / self.step
+
+    @property
+    def added(self) -> Tensor:
+        """What a count is besides, before it is rounded: half a unit of the sum away from where the rounding changes."""
+        return (self.constant + 0.5) / self.step + 0.5
+
+    def ends(self, added: Tensor, others: Tensor, roundings: int) -> tuple[Tensor, Tensor]:
+        """`added` moved down and up by a bound of the error of scale · sum + added.
+
+        others: the largest magnitude of all terms but the largest and `added`. Near a threshold the largest term is at
+        most the rest, so no number there is above `size`. Where the error is below half a unit of the sum, no count
+        can be wrong, and nothing is moved.
+        """
+        size = 2 * (added.abs() + others) + self.levels + 2
+        error = roundings * ULP * size
+        error = torch.where(error < 0.5 / self.step, 0.0, error)
+        return (added - error).float(), (added + error).float()
+
+    def settled(self, low: Tensor, high: Tensor, x: Tensor) -> Tensor:
+        """The counts, of which the kernel gave these two bounds, channels last and contiguous; `low` is written over.
+        x: what the synapse reads."""
+        unlike = low != high
+        if unlike.numel() % 8:
+            found = unlike.view(-1).nonzero()[:, 0]
+        else:  # eight at a time, for looking for them takes longer than comparing
+            eight = unlike.view(-1, 8)
+            rows = eight.view(torch.int64)[:, 0].nonzero()[:, 0]
+            at, inside = eight[rows].nonzero().unbind(1)
+            found = rows[at] * 8 + inside
+        if len(found):
+            number = max(1, FEW // self.weight[0].numel())
+            for some in found.split(number):
+                *places, channel = torch.unravel_index(some, low.shape)
+                low.view(-1)[some] = self._count(x, places, channel).to(low.dtype)
+        return low
+
+    def _count(self, x: Tensor, places: list[Tensor], channel: Tensor) -> Tensor:
+        """The counts of single neurons."""
+        read = x[tuple(places)] if isinstance(self.found, Linear) else self._window(self.found, x, places, channel)
+        z = (read.double() * self.weight[channel].flatten(1)).sum(1)
+        z = z * self.factor[channel] + self.constant[channel]
+        return (z / self.step[channel]).floor_().add_(1).clamp_(0, self.levels)
+
+    def _window(self, found: Conv, x: Tensor, places: list[Tensor], channel: Tensor) -> Tensor:
+        """What each output of a convolution reads, (outputs, inputs of a group · kernel)."""
+        outputs, width, *kernel = self.weight.shape
+        batch, *middle = places
+        group = channel // (outputs // found.groups)
+        channels = (group[:, None] * width + torch.arange(width))[:, :, None]
+        taps = torch.cartesian_prod(*(torch.arange(size) for size in kernel)).reshape(-1, len(kernel)).unbind(1)
+        inside = torch.ones(1, 1, dtype=torch.bool)
+        at: list[Tensor] = []
+        pads = [before for before, _ in found.padded(list(kernel))]
+        for d, (place, tap) in enumerate(zip(middle, taps, strict=True)):
+            where = place[:, None] * found.stride[d] - pads[d] + tap * found.dilation[d]
+            size = x.shape[2 + d]
+            inside = inside & (where >= 0) & (where < size)
+            at.append(where.clamp(0, size - 1)[:, None])
+        read = x[batch[:, None, None], channels, *at]
+        return (read * inside[:, None]).flatten(1)
+
+
+class Settled:
+    """Counts of neurons behind a convolution whose kernel computes them itself."""
+
+    def __init__(
+        self, behind: Behind, given: Callable[[Tensor], Tensor], kernel: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> None:
+        """given: makes what the kernel reads. kernel: of that, the scale and what is added, the counts (B, C, …)."""
+        self.behind, self.given, self.kernel = behind, given, kernel
+        self.scale = behind.scale.float()
+        # Rounded: the sum as float32, the scale, its product, what is added and its sum.
+        self.ends = behind.ends(behind.added, torch.zeros(1), 5)
+        self.sure = torch.equal(*self.ends)
+
+    def __call__(self, args: tuple[Any, ...]) -> Tensor:
+        given = self.given(args[0])
+        if self.sure:
+            return self.kernel(given, self.scale, self.ends[0])
+        low, high = (self.kernel(given, self.scale, end).movedim(1, -1).contiguous() for end in self.ends)
+        return self.behind.settled(low, high, args[0]).movedim(-1, 1)
+
+
+class Pointwise:
+    """Counts of neurons behind a 1×1 convolution or a linear layer that reads large whole numbers, such as the sums
+    that a linear bottleneck or a residual stream hands on.
+
+    A number is split into bytes, after an offset has made it positive; each is a pass through the kernel, and the last
+    one adds the sums of the others and rounds. How many bytes it takes is decided by the numbers of the batch, for what
+    weights prove is some hundred times what arises. bits: of a byte that are used.
+    """
+
+    def __init__(self, behind: Behind, axis: int, bits: int) -> None:
+        flat = behind.weight.flatten(1)
+        self.behind, self.axis, self.bits = replace(behind, found=Linear(None, None, None), weight=flat), axis, bits
+        self.packed = _ops().qlinear_prepack(flat.to(torch.int8), None)
+        self.total, self.most = flat.sum(1), flat.abs().sum(1)
+        self.zeros, self.none = torch.zeros(len(flat), dtype=torch.int32), torch.zeros(len(flat))
+        self.scales: list[Tensor] = []
+        self.ends: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, args: tuple[Any, ...]) -> Tensor:
+        x = args[0].movedim(self.axis, -1)
+        rows = x.reshape(-1, x.shape[-1])
+        if not len(rows):
+            made = rows.new_empty((0, len(self.none)), dtype=torch.uint8)
+        else:
+            least, largest = (int(end) for end in rows.aminmax())
+            number, offset = self._range(least, largest)
+            whole = rows.to(torch.int32).add_(offset)
+            while len(self.scales) < number:
+                self.scales.append((self.behind.scale * 2.0 ** (self.bits * len(self.scales))).float())
+            if (number, offset) not in self.ends:
+                self.ends[number, offset] = self._ends(number, offset)
+            blocks = max(1, BLOCK // len(self.none))
+            pieces = [
+                self._counted(*pair, number, self.ends[number, offset])
+                for pair in zip(whole.split(blocks), rows.split(blocks), strict=True)
+            ]
+            made = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return made.view(*x.shape[:-1], -1).movedim(-1, self.axis)
+
+    def _range(self, least: int, largest: int) -> tuple[int, int]:
+        """How many bytes the numbers of this range take, at least two, and the offset that makes them positive: one of
+        few, so that what follows from it is kept."""
+        number = 1
+        while True:
+            number += 1
+            quantum = (1 << (self.bits * number)) // OFFSETS
+            offset = -(least // quantum) * quantum
+            if largest + offset < 1 << (self.bits * number):
+                return number, offset
+
+    def _ends(self, number: int, offset: int) -> tuple[Tensor, Tensor]:
+        behind = self.behind
+        added = behind.added - offset * self.total * behind.scale
+        rest = self.most * behind.scale * 2.0 ** (self.bits * (number - 1))
+        # Of every byte: its sum as float32, the scale, the product, the sum of both. Of what is added: itself, its sum.
+        return behind.ends(added, rest, 4 * number + 4)
+
+    def _counted(self, whole: Tensor, rows: Tensor, number: int, ends: tuple[Tensor, Tensor]) -> Tensor:
+        mask = (1 << self.bits) - 1
+        total: Tensor | None = None
+        for place in reversed(range(1, number)):
+            part = ((whole >> (self.bits * place)) & mask).to(torch.uint8)
+            total = self._run(part, self.scales[place], self.none, torch.float32, total)
+        part = (whole & mask).to(torch.uint8)
+        low, high = (
+            self._run(part, self.scales[0], end, torch.uint8, total).clamp_(max=self.behind.levels) for end in ends
+        )
+        return self.behind.settled(low, high, rows)
+
+    def _run(self, x: Tensor, scale: Tensor, bias: Tensor, kind: torch.dtype, other: Tensor | None) -> Tensor:
+        """scale · Σ weight · x + bias + other."""
+        given = x, 1.0, 0, self.packed, scale, self.zeros
+        if other is None:
+            return _ops().qlinear_pointwise(*given, bias, 1.0, 0, kind, *_PLAIN)
+        return _ops().qlinear_pointwise.binary(*given, other, bias, 1.0, 0, kind, 1.0, 0, "add", 1.0, *_PLAIN)
+
+
+@cache
+def works() -> bool:
+    """Whether the kernels of this machine keep the bounds: with numbers of 24 bits and random weights and thresholds,
+    also far beyond the range of a byte, counts have to be those of float64."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(least: int, most: int, *shape: int) -> Tensor:
+        return torch.randint(least, most, shape, generator=generator).double()
+
+    try:
+        for inputs, outputs, levels in ((24, 40, 255), (7, 5, 3), (130, 64, 31)):
+            weight = drawn(-127, 128, outputs, inputs)
+            step = 2.0 ** drawn(2, 31, outputs)
+            behind = Behind(Linear(None, None, None), weight, drawn(1, 9, outputs), -step * levels / 2, step, levels)
+            for most in (1 << 6, 1 << 15, 1 << 23):
+                x = drawn(-most, most, 200, inputs)
+                z = x @ weight.T * behind.factor + behind.constant
+                right = (z / step).floor().add(1).clamp(0, levels)
+                for bits in (7, 8):
+                    if not torch.equal(Pointwise(behind, 1, bits)((x,)).double(), right):
+                        return False
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return True
+
+
+def _ops() -> Any:
+    return torch.ops.onednn
