@@ -10,17 +10,17 @@ What could prove this wrong: a count that differs from that of engine "count" (t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from parspike.graph.signature import Conv, Linear
 
-__all__ = ["READ", "Behind", "Pointwise", "Settled", "works"]
+__all__ = ["READ", "Behind", "Kernel", "Pointwise", "Settled", "works"]
 
 ULP = 2.0**-24
 BLOCK = 1 << 20
@@ -39,7 +39,7 @@ class Behind:
     """Neurons behind one synapse: the counts clip(⌊(factor · Σ weight · x + constant) / step⌋ + 1, 0, levels).
 
     weight: (outputs, inputs of a group, kernel …); factor (above 0), constant, step: of every output. All whole, in
-    float64, and below 2^52 together with every sum.
+    float64, and below 2^52 together with every sum. least, most: what Σ weight · x may be, of every output.
     """
 
     found: Conv | Linear
@@ -48,6 +48,13 @@ class Behind:
     constant: Tensor
     step: Tensor
     levels: int
+    least: Tensor
+    most: Tensor
+
+    @cached_property
+    def numbers(self) -> Tensor:
+        """factor, constant and step in one tensor."""
+        return torch.stack([self.factor, self.constant, self.step])
 
     @property
     def scale(self) -> Tensor:
@@ -62,52 +69,56 @@ class Behind:
     def ends(self, added: Tensor, others: Tensor, roundings: int) -> tuple[Tensor, Tensor]:
         """`added` moved down and up by a bound of the error of scale · sum + added.
 
-        others: the largest magnitude of all terms but the largest and `added`. Near a threshold the largest term is at
-        most the rest, so no number there is above `size`. Where the error is below half a unit of the sum, no count
-        can be wrong, and nothing is moved.
+        others: the largest magnitude of all terms but the first and `added`. Near a threshold the first is at most the
+        rest, so no number there is above `size`; far from it a count is clipped either way. Nothing is moved where no
+        count can be wrong: the error is below half a unit of the sum, or no sum comes near a threshold.
         """
-        size = 2 * (added.abs() + others) + self.levels + 2
+        size = added.abs() + others + self.levels + 2
         error = roundings * ULP * size
-        error = torch.where(error < 0.5 / self.step, 0.0, error)
+        least, most = (
+            (self.scale * end + self.added + way * error).round().clamp(0, self.levels)
+            for end, way in ((self.least, -1), (self.most, 1))
+        )
+        error = torch.where((error < 0.5 / self.step) | (least == most), 0.0, error)
         return (added - error).float(), (added + error).float()
 
-    def settled(self, low: Tensor, high: Tensor, x: Tensor) -> Tensor:
+    def settled(self, low: Tensor, high: Tensor, x: Tensor, outputs: Tensor | None = None) -> Tensor:
         """The counts, of which the kernel gave these two bounds, channels last and contiguous; `low` is written over.
-        x: what the synapse reads."""
-        unlike = low != high
-        if unlike.numel() % 8:
-            found = unlike.view(-1).nonzero()[:, 0]
+        x: what the synapse reads. outputs: the numbers of the channels, all if None."""
+        low_, high_ = low.view(-1), high.view(-1)
+        if low.numel() % 8:
+            found = torch.ne(low_, high_).nonzero()[:, 0]
         else:  # eight at a time, for looking for them takes longer than comparing
-            eight = unlike.view(-1, 8)
-            rows = eight.view(torch.int64)[:, 0].nonzero()[:, 0]
-            at, inside = eight[rows].nonzero().unbind(1)
-            found = rows[at] * 8 + inside
-        if len(found):
-            number = max(1, FEW // self.weight[0].numel())
-            for some in found.split(number):
-                *places, channel = torch.unravel_index(some, low.shape)
-                low.view(-1)[some] = self._count(x, places, channel).to(low.dtype)
+            words = torch.ne(low_.view(torch.int64), high_.view(torch.int64)).nonzero()
+            found = (words * 8 + torch.arange(8)).view(-1)
+            found = found[torch.ne(low_[found], high_[found])]
+        for some in found.split(max(1, FEW // self.weight[0].numel())):
+            if len(some):
+                place = some // low.shape[-1]
+                channel = some - place * low.shape[-1]
+                channel = channel if outputs is None else outputs[channel]
+                low_[some] = self._count(x, place, channel, low.shape[1:-1])
         return low
 
-    def _count(self, x: Tensor, places: list[Tensor], channel: Tensor) -> Tensor:
-        """The counts of single neurons."""
-        read = x[tuple(places)] if isinstance(self.found, Linear) else self._window(self.found, x, places, channel)
-        z = (read.double() * self.weight[channel].flatten(1)).sum(1)
-        z = z * self.factor[channel] + self.constant[channel]
-        return (z / self.step[channel]).floor_().add_(1).clamp_(0, self.levels)
+    def _count(self, x: Tensor, place: Tensor, channel: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The counts of single neurons, as bytes. place: in the batch and in a map of these sizes, as one number."""
+        read = x[place] if isinstance(self.found, Linear) else self._window(self.found, x, place, channel, sizes)
+        z = torch.bmm(read.double()[:, None], self.weight.flatten(1)[channel, :, None]).view(-1)
+        factor, constant, step = self.numbers[:, channel]
+        return z.mul_(factor).add_(constant).div_(step).floor_().add_(1).clamp_(0, self.levels).to(torch.uint8)
 
-    def _window(self, found: Conv, x: Tensor, places: list[Tensor], channel: Tensor) -> Tensor:
+    def _window(self, found: Conv, x: Tensor, place: Tensor, channel: Tensor, sizes: Sequence[int]) -> Tensor:
         """What each output of a convolution reads, (outputs, inputs of a group · kernel)."""
         outputs, width, *kernel = self.weight.shape
-        batch, *middle = places
+        batch, *middle = torch.unravel_index(place, (len(x), *sizes))
         group = channel // (outputs // found.groups)
         channels = (group[:, None] * width + torch.arange(width))[:, :, None]
         taps = torch.cartesian_prod(*(torch.arange(size) for size in kernel)).reshape(-1, len(kernel)).unbind(1)
         inside = torch.ones(1, 1, dtype=torch.bool)
         at: list[Tensor] = []
         pads = [before for before, _ in found.padded(list(kernel))]
-        for d, (place, tap) in enumerate(zip(middle, taps, strict=True)):
-            where = place[:, None] * found.stride[d] - pads[d] + tap * found.dilation[d]
+        for d, (at_, tap) in enumerate(zip(middle, taps, strict=True)):
+            where = at_[:, None] * found.stride[d] - pads[d] + tap * found.dilation[d]
             size = x.shape[2 + d]
             inside = inside & (where >= 0) & (where < size)
             at.append(where.clamp(0, size - 1)[:, None])
@@ -115,25 +126,45 @@ class Behind:
         return (read * inside[:, None]).flatten(1)
 
 
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of what it reads, the scale and what is added, the counts (B, C, …)."""
+
+
 class Settled:
     """Counts of neurons behind a convolution whose kernel computes them itself."""
 
     def __init__(
-        self, behind: Behind, given: Callable[[Tensor], Tensor], kernel: Callable[[Tensor, Tensor, Tensor], Tensor]
+        self, behind: Behind, given: Callable[[Tensor], Tensor], kernel: Callable[[Conv, Tensor], Kernel]
     ) -> None:
-        """given: makes what the kernel reads. kernel: of that, the scale and what is added, the counts (B, C, …)."""
-        self.behind, self.given, self.kernel = behind, given, kernel
-        self.scale = behind.scale.float()
+        """given: makes what the kernel reads. kernel: that of a convolution with some of the outputs, by number."""
+        found = cast(Conv, behind.found)
         # Rounded: the sum as float32, the scale, its product, what is added and its sum.
-        self.ends = behind.ends(behind.added, torch.zeros(1), 5)
-        self.sure = torch.equal(*self.ends)
+        self.low, high = behind.ends(behind.added, torch.zeros(1), 5)
+        outputs, self.given, self.scale = torch.arange(len(high)), given, behind.scale.float()
+        self.kernel = kernel(found, outputs)
+        # The second run is for the outputs alone that may be wrong, and reads no more than they do.
+        self.unsure = (self.low != high).nonzero()[:, 0]
+        self.depthwise = len(behind.weight) == found.groups and behind.weight.shape[1] == 1
+        if found.groups > 1 and not self.depthwise and len(self.unsure):
+            self.unsure = outputs
+        if len(self.unsure):
+            found = replace(found, groups=len(self.unsure)) if self.depthwise else found
+            self.again, self.behind = kernel(found, self.unsure), behind
+            self.ends = self.scale[self.unsure], high[self.unsure]
 
     def __call__(self, args: tuple[Any, ...]) -> Tensor:
         given = self.given(args[0])
-        if self.sure:
-            return self.kernel(given, self.scale, self.ends[0])
-        low, high = (self.kernel(given, self.scale, end).movedim(1, -1).contiguous() for end in self.ends)
-        return self.behind.settled(low, high, args[0]).movedim(-1, 1)
+        counts = self.kernel(given, self.scale, self.low)
+        if len(self.unsure):
+            given = self._chosen(given).movedim(-1, 1) if self.depthwise else given
+            low, high = self._chosen(counts), self.again(given, *self.ends).movedim(1, -1).contiguous()
+            low = self.behind.settled(low, high, args[0], self.unsure)
+            counts.movedim(1, -1).index_copy_(-1, self.unsure, low)
+        return counts
+
+    def _chosen(self, x: Tensor) -> Tensor:
+        """The channels of the outputs that may be wrong, last."""
+        return x.movedim(1, -1).index_select(-1, self.unsure)
 
 
 class Pointwise:
@@ -190,8 +221,8 @@ class Pointwise:
         behind = self.behind
         added = behind.added - offset * self.total * behind.scale
         rest = self.most * behind.scale * 2.0 ** (self.bits * (number - 1))
-        # Of every byte: its sum as float32, the scale, the product, the sum of both. Of what is added: itself, its sum.
-        return behind.ends(added, rest, 4 * number + 4)
+        # Of every byte the sum as float32, the scale, the product, and what it is added to.
+        return behind.ends(added, rest, 4 * number)
 
     def _counted(self, whole: Tensor, rows: Tensor, number: int, ends: tuple[Tensor, Tensor]) -> Tensor:
         mask = (1 << self.bits) - 1
@@ -226,7 +257,10 @@ def works() -> bool:
         for inputs, outputs, levels in ((24, 40, 255), (7, 5, 3), (130, 64, 31)):
             weight = drawn(-127, 128, outputs, inputs)
             step = 2.0 ** drawn(2, 31, outputs)
-            behind = Behind(Linear(None, None, None), weight, drawn(1, 9, outputs), -step * levels / 2, step, levels)
+            reach = (1 << 23) * weight.abs().sum(1)
+            behind = Behind(
+                Linear(None, None, None), weight, drawn(1, 9, outputs), -step * levels, step, levels, -reach, reach
+            )
             for most in (1 << 6, 1 << 15, 1 << 23):
                 x = drawn(-most, most, 200, inputs)
                 z = x @ weight.T * behind.factor + behind.constant

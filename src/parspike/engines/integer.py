@@ -180,6 +180,11 @@ class _Synapse:
         """scale · (sum of the products of the bytes x) + bias, rounded, as bytes 0 … levels."""
         return self._run(x, scale, bias, torch.uint8, ("hardtanh", [0.0, float(levels)], ""))
 
+    def counting(self, levels: int, found: Conv, outputs: Tensor) -> filtered.Kernel:
+        """`clipped` for some of the outputs, which `found` makes."""
+        of = [t[outputs] for t in (self.weight, self.bias, self.most)]
+        return partial(replace(self, found=found, weight=of[0], bias=of[1], most=of[2]).clipped, levels=levels)
+
     def part(self, number: int, x: Tensor) -> Tensor:
         """The sum of the products of one part, in float32, without its factor."""
         return self._run(self.parts[number][0](x), self.ones, torch.zeros_like(self.ones), torch.float32, _PLAIN)
@@ -563,12 +568,17 @@ class _Maker:
         found, synapse = arguments(node), self.synapses.get(term.name)
         if not isinstance(found, (Conv, Linear)) or not isinstance(found.weight, Param) or not bool((factor > 0).all()):
             return None
+        reach = self._sum_range(node, self.ranges.get(node.refs[0], (-torch.inf, torch.inf)))
+        if reach is None:
+            return None
+        weight, bias = self.tensors[found.weight.path].double(), torch.zeros(1).double()
         if found.bias is not None:
-            constant = constant + factor * self.tensors[found.bias.path].double()
-        weight = self.tensors[found.weight.path].double()
-        behind = filtered.Behind(found, weight, factor, constant, step, levels)
+            bias = self.tensors[found.bias.path].double()
+        behind = filtered.Behind(
+            found, weight, factor, constant + factor * bias, step, levels, reach[0] - bias, reach[1] - bias
+        )
         if isinstance(synapse, _Synapse) and synapse.clips and [sign for _, sign in synapse.parts] == [1]:
-            return filtered.Settled(behind, synapse.parts[0][0], partial(synapse.clipped, levels=levels))
+            return filtered.Settled(behind, synapse.parts[0][0], partial(synapse.counting, levels))
         if synapse is not None or not self._pointwise(node, found) or not filtered.works():
             return None
         if not torch.equal(weight, weight.round()) or (largest := float(weight.abs().max())) > 127:
