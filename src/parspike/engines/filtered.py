@@ -29,8 +29,8 @@ FEW = 1 << 20
 """Products that are formed at once where a count is computed anew."""
 READ = 1 << 26
 """The largest magnitude of what `Pointwise` reads: with its offset it is held in 32 bits."""
-OFFSETS = 16
-"""Steps in which the offset of an input is chosen, of its range."""
+OFFSETS = 4
+"""Bits of an offset, of those of the range that it is chosen for."""
 _PLAIN: tuple[Any, ...] = ("none", [], "")
 
 
@@ -73,12 +73,10 @@ class Behind:
         rest, so no number there is above `size`; far from it a count is clipped either way. Nothing is moved where no
         count can be wrong: the error is below half a unit of the sum, or no sum comes near a threshold.
         """
-        size = added.abs() + others + self.levels + 2
+        least, most = (self.scale * end + self.added for end in (self.least, self.most))
+        size = added.abs() + others + torch.maximum(-least, most).clamp(1, self.levels + 2)
         error = roundings * ULP * size
-        least, most = (
-            (self.scale * end + self.added + way * error).round().clamp(0, self.levels)
-            for end, way in ((self.least, -1), (self.most, 1))
-        )
+        least, most = (end.round().clamp(0, self.levels) for end in (least - error, most + error))
         error = torch.where((error < 0.5 / self.step) | (least == most), 0.0, error)
         return (added - error).float(), (added + error).float()
 
@@ -167,13 +165,24 @@ class Settled:
         return x.movedim(1, -1).index_select(-1, self.unsure)
 
 
+@dataclass(frozen=True)
+class _Split:
+    """bits: of a part. offset: added to a number before. scales: of every part, the lowest first. ends: what is added
+    to their sums, moved down and up."""
+
+    bits: int
+    offset: int
+    scales: Sequence[Tensor]
+    ends: tuple[Tensor, Tensor]
+
+
 class Pointwise:
     """Counts of neurons behind a 1×1 convolution or a linear layer that reads large whole numbers, such as the sums
     that a linear bottleneck or a residual stream hands on.
 
-    A number is split into bytes, after an offset has made it positive; each is a pass through the kernel, and the last
-    one adds the sums of the others and rounds. How many bytes it takes is decided by the numbers of the batch, for what
-    weights prove is some hundred times what arises. bits: of a byte that are used.
+    A number is split into parts of a few bits, after an offset has made it positive; each is a pass through the kernel,
+    and the last one adds the sums of the others and rounds. How many parts it takes is decided by the numbers of the
+    batch, for what weights prove is some hundred times what arises. bits: the most that a part may have.
     """
 
     def __init__(self, behind: Behind, axis: int, bits: int) -> None:
@@ -182,8 +191,7 @@ class Pointwise:
         self.packed = _ops().qlinear_prepack(flat.to(torch.int8), None)
         self.total, self.most = flat.sum(1), flat.abs().sum(1)
         self.zeros, self.none = torch.zeros(len(flat), dtype=torch.int32), torch.zeros(len(flat))
-        self.scales: list[Tensor] = []
-        self.ends: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.known: dict[tuple[int, int, int], _Split] = {}
 
     def __call__(self, args: tuple[Any, ...]) -> Tensor:
         x = args[0].movedim(self.axis, -1)
@@ -192,47 +200,45 @@ class Pointwise:
             made = rows.new_empty((0, len(self.none)), dtype=torch.uint8)
         else:
             least, largest = (int(end) for end in rows.aminmax())
-            number, offset = self._range(least, largest)
-            whole = rows.to(torch.int32).add_(offset)
-            while len(self.scales) < number:
-                self.scales.append((self.behind.scale * 2.0 ** (self.bits * len(self.scales))).float())
-            if (number, offset) not in self.ends:
-                self.ends[number, offset] = self._ends(number, offset)
+            split = self._split(least, largest)
+            whole = rows.to(torch.int32).add_(split.offset)
             blocks = max(1, BLOCK // len(self.none))
-            pieces = [
-                self._counted(*pair, number, self.ends[number, offset])
-                for pair in zip(whole.split(blocks), rows.split(blocks), strict=True)
-            ]
+            pairs = zip(whole.split(blocks), rows.split(blocks), strict=True)
+            pieces = [self._counted(*pair, split) for pair in pairs]
             made = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return made.view(*x.shape[:-1], -1).movedim(-1, self.axis)
 
-    def _range(self, least: int, largest: int) -> tuple[int, int]:
-        """How many bytes the numbers of this range take, at least two, and the offset that makes them positive: one of
-        few, so that what follows from it is kept."""
-        number = 1
+    def _split(self, least: int, largest: int) -> _Split:
+        """How numbers of this range are split; the offset is one of few, so that what follows from it is kept."""
+        bits = OFFSETS
         while True:
-            number += 1
-            quantum = (1 << (self.bits * number)) // OFFSETS
+            quantum = (1 << bits) >> OFFSETS
             offset = -(least // quantum) * quantum
-            if largest + offset < 1 << (self.bits * number):
-                return number, offset
+            if largest + offset < 1 << bits:
+                break
+            bits += 1
+        number = -(-bits // self.bits)
+        each = -(-bits // number)
+        if (key := (number, each, offset)) not in self.known:
+            behind = self.behind
+            added = behind.added - offset * self.total * behind.scale
+            rest = self.most * behind.scale * 2.0 ** (each * (number - 1)) * (number > 1)
+            # Of every part the sum as float32, the scale, the product, and what it is added to.
+            ends = behind.ends(added, rest, 4 * number + 1)
+            scales = [(behind.scale * 2.0 ** (each * place)).float() for place in range(number)]
+            self.known[key] = _Split(each, offset, scales, ends)
+        return self.known[key]
 
-    def _ends(self, number: int, offset: int) -> tuple[Tensor, Tensor]:
-        behind = self.behind
-        added = behind.added - offset * self.total * behind.scale
-        rest = self.most * behind.scale * 2.0 ** (self.bits * (number - 1))
-        # Of every byte the sum as float32, the scale, the product, and what it is added to.
-        return behind.ends(added, rest, 4 * number)
-
-    def _counted(self, whole: Tensor, rows: Tensor, number: int, ends: tuple[Tensor, Tensor]) -> Tensor:
-        mask = (1 << self.bits) - 1
+    def _counted(self, whole: Tensor, rows: Tensor, split: _Split) -> Tensor:
+        mask = (1 << split.bits) - 1
         total: Tensor | None = None
-        for place in reversed(range(1, number)):
-            part = ((whole >> (self.bits * place)) & mask).to(torch.uint8)
-            total = self._run(part, self.scales[place], self.none, torch.float32, total)
+        for place in reversed(range(1, len(split.scales))):
+            part = ((whole >> (split.bits * place)) & mask).to(torch.uint8)
+            total = self._run(part, split.scales[place], self.none, torch.float32, total)
         part = (whole & mask).to(torch.uint8)
         low, high = (
-            self._run(part, self.scales[0], end, torch.uint8, total).clamp_(max=self.behind.levels) for end in ends
+            self._run(part, split.scales[0], end, torch.uint8, total).clamp_(max=self.behind.levels)
+            for end in split.ends
         )
         return self.behind.settled(low, high, rows)
 

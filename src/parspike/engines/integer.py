@@ -335,6 +335,8 @@ class _Maker:
         self.ranges: dict[str, tuple[float, float]] = {}
         self.narrow: set[str] = set()
         """Values that are held in 8 or 16 bits."""
+        self.light: set[str] = set()
+        """Other values that float32 holds exactly where the network's numbers are float64."""
         self.synapses: dict[str, _Synapse | _OnGPU] = {}
         self.dtype = next((n.first.dtype for n in self.neurons.values() if isinstance(n, WholeNeuron)), torch.float32)
         devices = {t.device for t in self.placed.values()}
@@ -349,6 +351,8 @@ class _Maker:
             weighted += TABLE[node.target].weighted
             if self.here and (synapse := self._synapse(node)) is not None:
                 self.synapses[node.name] = synapse
+            if self._is_light(node):
+                self.light.add(node.name)
         nodes = {node.name: node for node in self.graph.nodes}
         steps: dict[str, Step] = {}
         for node in self.graph.nodes:
@@ -362,7 +366,8 @@ class _Maker:
             if node.name in steps:
                 continue
             if node.name in self.synapses:
-                steps[node.name] = _sums_of(self.synapses[node.name], self.dtype)
+                kind = torch.float32 if node.name in self.light else self.dtype
+                steps[node.name] = _sums_of(self.synapses[node.name], kind)
                 read = self.synapses[node.name].found.input
                 nodes[node.name] = replace(node, args=(read,), kwargs={})
             elif node.name in self.neurons:
@@ -371,6 +376,10 @@ class _Maker:
                 steps[node.name] = _widened(node, self._given(node), torch.float64, self.dtype)
             elif node.target == POOL and node.name in self.narrow:
                 steps[node.name] = _pooled(node, self.ranges[node.name][1])
+            elif node.name in self.light:
+                steps[node.name] = _widened(node, self._given(node), torch.float32, torch.float32)
+            elif not self.light.isdisjoint(node.refs):
+                steps[node.name] = _widened(node, self._given(node), self.dtype, self.dtype)
             elif node.name not in self.narrow and not self.narrow.isdisjoint(node.refs):
                 steps[node.name] = _widened(node, self._given(node), self.dtype)
         schedule = Schedule.of(list(nodes.values()), self.graph.outputs)
@@ -434,6 +443,19 @@ class _Maker:
                 self.narrow.add(node.name)
         elif (_moves(node) or node.target == POOL) and node.refs and self.narrow.issuperset(node.refs):
             self.narrow.add(node.name)
+
+    def _is_light(self, node: Node) -> bool:
+        if self.gpu is not None or self.dtype is not torch.float64 or node.name in self.graph.outputs or node.kwargs:
+            return False
+        if max(map(abs, self.ranges[node.name])) >= WHOLE:
+            return False
+        synapse = self.synapses.get(node.name)
+        if synapse is not None:
+            return isinstance(synapse, _Synapse) and not synapse.wide
+        if node.target not in ("aten.add.Tensor", "aten.mul.Tensor") or not self.light.issuperset(node.refs):
+            return False
+        # A product or sum of whole numbers below 2^24 is exact where it is below 2^24 itself.
+        return all(float(self.tensors[path].abs().max()) < WHOLE for path in node.params)
 
     def _synapse(self, node: Node) -> _Synapse | _OnGPU | None:
         """The synapse, where integer kernels compute it exactly."""
