@@ -20,17 +20,18 @@ from torch import Tensor
 
 from parspike.graph.signature import Conv, Linear
 
-__all__ = ["READ", "Behind", "Kernel", "Pointwise", "Settled", "works"]
+__all__ = ["Behind", "Kernel", "Pointwise", "Settled", "works"]
 
 ULP = 2.0**-24
 BLOCK = 1 << 20
 """Outputs that are computed at once: their sums stay in the cache."""
 FEW = 1 << 20
 """Products that are formed at once where a count is computed anew."""
-READ = 1 << 26
-"""The largest magnitude of what `Pointwise` reads: with its offset it is held in 32 bits."""
+WORD = 1 << 26
+"""The largest magnitude of a number that, with its offset, is held in 32 bits."""
 OFFSETS = 4
 """Bits of an offset, of those of the range that it is chosen for."""
+EIGHT = torch.arange(8)
 _PLAIN: tuple[Any, ...] = ("none", [], "")
 
 
@@ -88,7 +89,7 @@ class Behind:
             found = torch.ne(low_, high_).nonzero()[:, 0]
         else:  # eight at a time, for looking for them takes longer than comparing
             words = torch.ne(low_.view(torch.int64), high_.view(torch.int64)).nonzero()
-            found = (words * 8 + torch.arange(8)).view(-1)
+            found = (words * 8 + EIGHT).view(-1)
             found = found[torch.ne(low_[found], high_[found])]
         for some in found.split(max(1, FEW // self.weight[0].numel())):
             if len(some):
@@ -182,15 +183,17 @@ class Pointwise:
 
     A number is split into parts of a few bits, after an offset has made it positive; each is a pass through the kernel,
     and the last one adds the sums of the others and rounds. How many parts it takes is decided by the numbers of the
-    batch, for what weights prove is some hundred times what arises. bits: the most that a part may have.
+    batch, for what weights prove is some hundred times what arises. bits: the most that a part may have. largest: the
+    largest magnitude of a number.
     """
 
-    def __init__(self, behind: Behind, axis: int, bits: int) -> None:
+    def __init__(self, behind: Behind, axis: int, bits: int, largest: float) -> None:
         flat = behind.weight.flatten(1)
         self.behind, self.axis, self.bits = replace(behind, found=Linear(None, None, None), weight=flat), axis, bits
         self.packed = _ops().qlinear_prepack(flat.to(torch.int8), None)
         self.total, self.most = flat.sum(1), flat.abs().sum(1)
         self.zeros, self.none = torch.zeros(len(flat), dtype=torch.int32), torch.zeros(len(flat))
+        self.kind = torch.int32 if largest <= WORD else torch.int64
         self.known: dict[tuple[int, int, int], _Split] = {}
 
     def __call__(self, args: tuple[Any, ...]) -> Tensor:
@@ -199,14 +202,13 @@ class Pointwise:
         if not len(rows):
             made = rows.new_empty((0, len(self.none)), dtype=torch.uint8)
         else:
-            least, largest = (int(end) for end in rows.aminmax())
-            split = self._split(least, largest)
-            whole = rows.to(torch.int32).add_(split.offset)
+            whole = rows.to(self.kind)
+            split = self._split(*(int(end) for end in whole.aminmax()))
             blocks = max(1, BLOCK // len(self.none))
             pairs = zip(whole.split(blocks), rows.split(blocks), strict=True)
             pieces = [self._counted(*pair, split) for pair in pairs]
             made = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return made.view(*x.shape[:-1], -1).movedim(-1, self.axis)
+        return made.view(*x.shape[:-1], len(self.none)).movedim(-1, self.axis)
 
     def _split(self, least: int, largest: int) -> _Split:
         """How numbers of this range are split; the offset is one of few, so that what follows from it is kept."""
@@ -230,12 +232,13 @@ class Pointwise:
         return self.known[key]
 
     def _counted(self, whole: Tensor, rows: Tensor, split: _Split) -> Tensor:
+        whole = whole + split.offset
         mask = (1 << split.bits) - 1
         total: Tensor | None = None
         for place in reversed(range(1, len(split.scales))):
-            part = ((whole >> (split.bits * place)) & mask).to(torch.uint8)
+            part = (whole >> (split.bits * place)).bitwise_and_(mask).to(torch.uint8)
             total = self._run(part, split.scales[place], self.none, torch.float32, total)
-        part = (whole & mask).to(torch.uint8)
+        part = whole.bitwise_and_(mask).to(torch.uint8)
         low, high = (
             self._run(part, split.scales[0], end, torch.uint8, total).clamp_(max=self.behind.levels)
             for end in split.ends
@@ -272,7 +275,7 @@ def works() -> bool:
                 z = x @ weight.T * behind.factor + behind.constant
                 right = (z / step).floor().add(1).clamp(0, levels)
                 for bits in (7, 8):
-                    if not torch.equal(Pointwise(behind, 1, bits)((x,)).double(), right):
+                    if not torch.equal(Pointwise(behind, 1, bits, most)((x,)).double(), right):
                         return False
     except (RuntimeError, AttributeError, NotImplementedError):
         return False

@@ -55,6 +55,7 @@ PARTS = 3
 WHOLE = 1 << 24
 """Whole numbers below it, and their sums, are exact in float32."""
 CLIP = "aten.clamp.Tensor"
+CAST = "aten._to_copy.default"
 MOVERS = {
     "aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.movedim.int", "aten.swapaxes.default",
     "aten.cat.default", "aten.slice.Tensor", "aten.narrow.default", "aten.select.int", "aten.unsqueeze.default",
@@ -368,21 +369,24 @@ class _Maker:
             if node.name in self.synapses:
                 kind = torch.float32 if node.name in self.light else self.dtype
                 steps[node.name] = _sums_of(self.synapses[node.name], kind)
-                read = self.synapses[node.name].found.input
-                nodes[node.name] = replace(node, args=(read,), kwargs={})
+                nodes[node.name] = replace(node, args=(self.synapses[node.name].found.input,), kwargs={})
             elif node.name in self.neurons:
                 continue
             elif self.gpu is not None and TABLE[node.target].weighted:
                 steps[node.name] = _widened(node, self._given(node), torch.float64, self.dtype)
             elif node.target == POOL and node.name in self.narrow:
                 steps[node.name] = _pooled(node, self.ranges[node.name][1])
+            elif node.name in self.light and node.target == CAST:
+                steps[node.name] = _single
             elif node.name in self.light:
                 steps[node.name] = _widened(node, self._given(node), torch.float32, torch.float32)
-            elif not self.light.isdisjoint(node.refs):
+            elif node.target != CAST and not self.light.isdisjoint(node.refs):
                 steps[node.name] = _widened(node, self._given(node), self.dtype, self.dtype)
             elif node.name not in self.narrow and not self.narrow.isdisjoint(node.refs):
                 steps[node.name] = _widened(node, self._given(node), self.dtype)
-        schedule = Schedule.of(list(nodes.values()), self.graph.outputs)
+        read = {ref for node in nodes.values() for ref in node.refs} | set(self.graph.outputs)
+        kept = [node for node in nodes.values() if node.target not in PADS or node.name in read]
+        schedule = Schedule.of(kept, self.graph.outputs)
         return Integer(schedule, steps, self.dtype, (len(self.synapses), weighted), self.gpu)
 
     def _given(self, node: Node) -> dict[str, Any]:
@@ -402,7 +406,7 @@ class _Maker:
         elif node.target == CLIP and all(isinstance(arg, Param) for arg in node.args[1:]) and len(node.args) == 3:
             low, high = (self.tensors[arg.path] for arg in node.args[1:])
             found = float(low.min()), float(high.max())
-        elif _moves(node) or node.target == "aten._to_copy.default" or node.role is Role.ORDER:
+        elif _moves(node) or node.target == CAST or node.role is Role.ORDER:
             zero = [(0.0, 0.0)] if node.target in PADS else []
             found = min(low for low, _ in given + zero), max(high for _, high in given + zero)
         elif node.target == "aten.mul.Tensor" and isinstance(node.args[1], Param) and len(given) == 1:
@@ -445,21 +449,25 @@ class _Maker:
             self.narrow.add(node.name)
 
     def _is_light(self, node: Node) -> bool:
-        if self.gpu is not None or self.dtype is not torch.float64 or node.name in self.graph.outputs or node.kwargs:
+        if self.gpu is not None or self.dtype is not torch.float64 or node.name in self.graph.outputs:
             return False
-        if max(map(abs, self.ranges[node.name])) >= WHOLE:
+        if max(map(abs, self.ranges[node.name])) >= WHOLE or node.name in self.narrow:
             return False
+        if node.target == CAST:
+            return node.kwargs == {"dtype": self.dtype}
         synapse = self.synapses.get(node.name)
         if synapse is not None:
             return isinstance(synapse, _Synapse) and not synapse.wide
-        if node.target not in ("aten.add.Tensor", "aten.mul.Tensor") or not self.light.issuperset(node.refs):
+        if _moves(node) and node.refs:
+            return self.light.issuperset(node.refs)
+        if node.kwargs or node.target not in ("aten.add.Tensor", "aten.mul.Tensor") or not self.light.issuperset(node.refs):
             return False
         # A product or sum of whole numbers below 2^24 is exact where it is below 2^24 itself.
         return all(float(self.tensors[path].abs().max()) < WHOLE for path in node.params)
 
     def _synapse(self, node: Node) -> _Synapse | _OnGPU | None:
         """The synapse, where integer kernels compute it exactly."""
-        found = arguments(node)
+        found = self._with_pad(arguments(node))
         if not isinstance(found, (Conv, Linear)) or found.transposed or not isinstance(found.weight, Param):
             return None
         if not isinstance(found.input, Ref) or (found.bias is not None and not isinstance(found.bias, Param)):
@@ -490,6 +498,22 @@ class _Maker:
             parts, zero = self._bytes_of(low, high, largest)
         bias = bias.double() if wide else bias.float()
         return None if parts is None else _Synapse(node, found, weight, bias, most, parts, zero, wide)
+
+    def _with_pad(self, found: Any) -> Any:
+        """A convolution that puts in the zeros itself which a pad before it puts in, where they are as many on both
+        sides."""
+        if not isinstance(found, Conv) or found.transposed or not isinstance(found.input, Ref):
+            return found
+        pad = self.graph.by_name.get(found.input.name)
+        if pad is None or pad.target not in PADS or not _moves(pad) or found.padding == "same":
+            return found
+        given = named(pad)
+        sides = list(given["pad"])
+        before, after = sides[0::2][::-1], sides[1::2][::-1]  # the last dimension comes first
+        if before != after or len(before) != len(found.stride) or not all(isinstance(n, int) and n >= 0 for n in before):
+            return found
+        padding = tuple(int(a) + int(b) for a, b in zip(before, found.padding, strict=True))
+        return replace(found, input=Ref(pad.refs[0]), padding=padding)
 
     def _bytes_of(self, low: float, high: float, largest: float) -> tuple[Parts | None, int]:
         """How an input goes through the kernel as bytes, and what stands for 0 in them; largest: the largest weight."""
@@ -570,7 +594,8 @@ class _Maker:
         if len(terms) == 1 and all_whole and bool(sums.all()):
             alone = self._alone(terms[0], pieces[0][1], constant.expand(width), step.expand(width), neuron.levels, axis)
             if alone is not None:
-                return alone, list(self.graph.by_name[terms[0].name].refs), [*gone, terms[0].name]
+                step_of_all, read = alone
+                return step_of_all, [read], [*gone, terms[0].name]
         # Sums are exact, or so large that nothing brings them back to where counts change.
         bound, kind = (2 * near < WHOLE) & (2 * spiking < WHOLE), torch.float32
         if not bool(bound.all()) or any(synapse is not None and synapse.wide for synapse, _ in pieces):
@@ -582,12 +607,14 @@ class _Maker:
 
     def _alone(
         self, term: _Term, factor: Tensor, constant: Tensor, step: Tensor, levels: int, axis: int
-    ) -> Step | None:
-        """Neurons behind a synapse that nothing else reads, where its kernel can give their counts."""
+    ) -> tuple[Step, str] | None:
+        """Neurons behind a synapse that nothing else reads, where its kernel can give their counts, and what it
+        reads."""
         node = self.graph.by_name.get(term.name)
         if node is None or levels > BYTE or len(self.readers[term.name]) != 1 or term.name in self.graph.outputs:
             return None
-        found, synapse = arguments(node), self.synapses.get(term.name)
+        synapse = self.synapses.get(term.name)
+        found = arguments(node) if synapse is None else synapse.found
         if not isinstance(found, (Conv, Linear)) or not isinstance(found.weight, Param) or not bool((factor > 0).all()):
             return None
         reach = self._sum_range(node, self.ranges.get(node.refs[0], (-torch.inf, torch.inf)))
@@ -600,7 +627,7 @@ class _Maker:
             found, weight, factor, constant + factor * bias, step, levels, reach[0] - bias, reach[1] - bias
         )
         if isinstance(synapse, _Synapse) and synapse.clips and [sign for _, sign in synapse.parts] == [1]:
-            return filtered.Settled(behind, synapse.parts[0][0], partial(synapse.counting, levels))
+            return filtered.Settled(behind, synapse.parts[0][0], partial(synapse.counting, levels)), found.input.name
         if synapse is not None or not self._pointwise(node, found) or not filtered.works():
             return None
         if not torch.equal(weight, weight.round()) or (largest := float(weight.abs().max())) > 127:
@@ -608,12 +635,12 @@ class _Maker:
         if BYTE * float(weight.flatten(1).abs().sum(1).max()) >= 2.0**31:
             return None
         bits = 8 if exact(pairs=True) or 2 * BYTE * largest <= PAIR else 7
-        return filtered.Pointwise(behind, axis, bits)
+        largest = max(map(abs, self.ranges[node.refs[0]]))
+        return filtered.Pointwise(behind, axis, bits, largest), node.refs[0]
 
     def _pointwise(self, node: Node, found: Conv | Linear) -> bool:
-        """Whether a synapse reads one place of its input for each of its outputs, in whole numbers of 26 bits."""
-        low, high = self.ranges.get(node.refs[0], (-torch.inf, torch.inf))
-        if not self.here or max(-low, high) > filtered.READ or len(node.refs) != 1 or found.transposed:
+        """Whether a synapse reads one place of its input for each of its outputs."""
+        if not self.here or len(node.refs) != 1 or found.transposed:
             return False
         if isinstance(found, Linear):
             return True
@@ -730,6 +757,10 @@ def _set_precision(cudnn: bool, products: str) -> None:
 
 def _is_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
+
+
+def _single(args: tuple[Any, ...]) -> Tensor:
+    return args[0].to(torch.float32)
 
 
 def _sums_of(synapse: _Synapse | _OnGPU, dtype: torch.dtype) -> Step:
