@@ -189,6 +189,8 @@ def test_sums_on_a_threshold_are_counted_exactly(
     bits: int, least: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Would catch an error bound that is too small, parts of a number that are lost, and blocks put together wrongly."""
+    if bits == 8 and not MODULE.exact(pairs=True):
+        pytest.skip("two products of 8 bits saturate on this processor")
     generator = torch.Generator().manual_seed(bits)
     weight = torch.randint(-127, 128, (52, 19), generator=generator)
     x = torch.randint(least, most + 1, (400, 19), generator=generator).double()

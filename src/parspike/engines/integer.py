@@ -628,13 +628,14 @@ class _Maker:
         )
         if isinstance(synapse, _Synapse) and synapse.clips and [sign for _, sign in synapse.parts] == [1]:
             return filtered.Settled(behind, synapse.parts[0][0], partial(synapse.counting, levels)), found.input.name
-        if synapse is not None or not self._pointwise(node, found) or not filtered.works():
+        most = float(weight.abs().max())
+        if synapse is not None or not self._pointwise(node, found) or not torch.equal(weight, weight.round()):
             return None
-        if not torch.equal(weight, weight.round()) or (largest := float(weight.abs().max())) > 127:
+        if most > 127 or BYTE * float(weight.flatten(1).abs().sum(1).max()) >= 2.0**31:
             return None
-        if BYTE * float(weight.flatten(1).abs().sum(1).max()) >= 2.0**31:
+        bits = 8 if exact(pairs=True) else 7
+        if not filtered.works(bits):
             return None
-        bits = 8 if exact(pairs=True) or 2 * BYTE * largest <= PAIR else 7
         largest = max(map(abs, self.ranges[node.refs[0]]))
         return filtered.Pointwise(behind, axis, bits, largest), node.refs[0]
 
