@@ -37,12 +37,16 @@ def line_at(theta: Tensor, T: int, shift: Tensor, post: Tensor) -> tuple[Tensor,
     return *line_of(theta, T, shift), post / T
 
 
+def _lines(theta: Tensor, T: int, shift: Tensor, post: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`line_at` in as few calls as it takes, for there is one a layer, whatever the layer's size."""
+    ratio = theta.reciprocal().mul_(T)  # what T / theta is
+    return ratio, torch.mul(shift, ratio).add_(0.5), post / T
+
+
 _line = torch.library.Library("parspike", "FRAGMENT")  # less than half of what a call of a custom_op takes
 _line.define("line(Tensor theta, int T, Tensor shift, Tensor post) -> (Tensor, Tensor, Tensor)")
-_line.impl("line", lambda theta, T, shift, post: (*line_of(theta, T, shift), post / T), "CPU")
-torch.library.register_fake(
-    "parspike::line", lambda theta, T, shift, post: (*line_of(theta, T, shift), post / T), lib=_line
-)
+_line.impl("line", _lines, "CPU")
+torch.library.register_fake("parspike::line", _lines, lib=_line)
 
 
 def reached(z: Tensor, ratio: Tensor, start: Tensor, out: Tensor | None = None) -> Tensor:
