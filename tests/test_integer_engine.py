@@ -75,7 +75,7 @@ class Padded(nn.Module):
 
 
 class Bottlenecks(nn.Module):
-    """Sums that no neuron cuts are read by 1×1 convolutions and a linear layer; pads alike on both sides, and unlike."""
+    """Sums that no neuron cuts are read by 1×1 convolutions and a linear layer; pads of like and of unlike sides."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Bottlenecks(nn.Module):
         self.back = nn.ModuleList(nn.Conv2d(24, 6, 1) for _ in range(3))
         self.into, self.out = nn.Linear(6, 33), nn.Linear(33, 5)
         for wide in self.wide:
-            nn.init.uniform_(cast(nn.Conv2d, wide).bias, -3.0, 3.0)
+            nn.init.uniform_(cast(Tensor, wide.bias), -3.0, 3.0)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.narrow(nn.functional.relu6(self.stem(nn.functional.pad(x, (0, 1, 0, 1)))))
@@ -170,7 +170,7 @@ def on_thresholds(found: Conv | Linear, weight: Tensor, x: Tensor, seed: int) ->
     if isinstance(found, Linear):
         sums = x.double() @ weight.double().T
     else:
-        how = list(found.stride), list(found.padding), list(found.dilation), found.groups
+        how: Any = found.stride, found.padding, found.dilation, found.groups
         sums = nn.functional.conv2d(x.double(), weight.double(), None, *how).movedim(1, -1)
     flat, outputs = sums.reshape(-1, len(weight)), len(weight)
     chosen = flat[torch.randint(0, len(flat), (outputs,), generator=generator), torch.arange(outputs)]
@@ -188,7 +188,7 @@ def on_thresholds(found: Conv | Linear, weight: Tensor, x: Tensor, seed: int) ->
 def test_sums_on_a_threshold_are_counted_exactly(
     bits: int, least: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Would catch an error bound that is too small, parts of a number that are lost, and blocks put together wrongly."""
+    """Would catch an error bound that is too small, parts of a number that are lost, blocks put together wrongly."""
     if bits == 8 and not MODULE.exact(pairs=True):
         pytest.skip("two products of 8 bits saturate on this processor")
     generator = torch.Generator().manual_seed(bits)

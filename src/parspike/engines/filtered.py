@@ -64,7 +64,7 @@ class Behind:
 
     @property
     def added(self) -> Tensor:
-        """What a count is besides, before it is rounded: half a unit of the sum away from where the rounding changes."""
+        """What a count is besides, before it is rounded: half a unit of the sum away from where rounding changes."""
         return (self.constant + 0.5) / self.step + 0.5
 
     def ends(self, added: Tensor, others: Tensor, roundings: int) -> tuple[Tensor, Tensor]:
@@ -199,15 +199,18 @@ class Pointwise:
     def __call__(self, args: tuple[Any, ...]) -> Tensor:
         x = args[0].movedim(self.axis, -1)
         rows = x.reshape(-1, x.shape[-1])
+        blocks = max(1, BLOCK // len(self.none))
         if not len(rows):
             made = rows.new_empty((0, len(self.none)), dtype=torch.uint8)
         else:
             whole = rows.to(self.kind)
             split = self._split(*(int(end) for end in whole.aminmax()))
-            blocks = max(1, BLOCK // len(self.none))
-            pairs = zip(whole.split(blocks), rows.split(blocks), strict=True)
-            pieces = [self._counted(*pair, split) for pair in pairs]
-            made = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            whole.add_(split.offset)
+            if len(rows) <= blocks:
+                made = self._counted(whole, rows, split)
+            else:
+                pairs = zip(whole.split(blocks), rows.split(blocks), strict=True)
+                made = torch.cat([self._counted(*pair, split) for pair in pairs])
         return made.view(*x.shape[:-1], len(self.none)).movedim(-1, self.axis)
 
     def _split(self, least: int, largest: int) -> _Split:
@@ -232,7 +235,7 @@ class Pointwise:
         return self.known[key]
 
     def _counted(self, whole: Tensor, rows: Tensor, split: _Split) -> Tensor:
-        whole = whole + split.offset
+        """The counts of some places. whole: what they read, with the offset; written over."""
         mask = (1 << split.bits) - 1
         total: Tensor | None = None
         for place in reversed(range(1, len(split.scales))):

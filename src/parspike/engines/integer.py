@@ -3,7 +3,8 @@
 A network of `parspike.lower.integers` holds whole numbers alone, in float32 or float64. Here the counts of its neurons
 are uint8, or int16 beyond 255, and synapses with weights of at most 8 bits go through int8 convolutions and products,
 which add in 32 bits: oneDNN's on a CPU, those of `parspike.engines.tensor_cores` on a GPU. Everything else (a stream of
-sums that no neuron cuts, the answer) runs as in `count`; on a GPU its weighted layers in float64, where no sum rounds.
+sums that no neuron cuts, the answer) runs as in `count`, on a CPU in float32 where that holds it exactly; on a GPU its
+weighted layers in float64, where no sum rounds.
 
 On a CPU three things could make a result differ from exact arithmetic; none is left to chance:
 
@@ -13,10 +14,10 @@ On a CPU three things could make a result differ from exact arithmetic; none is 
 - A kernel gives its sums as float32. Where they may reach 2^24, the counts go through it in parts of a few bits, whose
   sums are below 2^24 each; the neurons behind are computed from these parts in float64.
 - Neurons behind one synapse are computed in the kernel's last step: k = round((z − first + ½) / step + ½) in float32. z
-  and first are whole, so the exact quotient is at least ½ / step away from every point where the rounding changes. It
-  is done so where the weights prove that float32 errs by less. Neurons behind a sum of several values are computed
-  piece by piece, where the weights prove that every sum near a threshold is below 2^24, so exact in float32. Elsewhere
-  `WholeNeuron.count` runs on all of the sum.
+  and first are whole, so the exact quotient is at least ½ / step away from every point where the rounding changes.
+  Where the weights do not prove that float32 errs by less, `parspike.engines.filtered` finds the counts that may be
+  wrong. Neurons behind a sum of several values are computed piece by piece, where the weights prove that every sum
+  near a threshold is below 2^24, so exact in float32. Elsewhere `WholeNeuron.count` runs on all of the sum.
 
 What could prove this wrong: a count that differs from that of engine "count" (tests/test_integer_engine.py).
 """
@@ -460,7 +461,11 @@ class _Maker:
             return isinstance(synapse, _Synapse) and not synapse.wide
         if _moves(node) and node.refs:
             return self.light.issuperset(node.refs)
-        if node.kwargs or node.target not in ("aten.add.Tensor", "aten.mul.Tensor") or not self.light.issuperset(node.refs):
+        if (
+            node.kwargs
+            or node.target not in ("aten.add.Tensor", "aten.mul.Tensor")
+            or not self.light.issuperset(node.refs)
+        ):
             return False
         # A product or sum of whole numbers below 2^24 is exact where it is below 2^24 itself.
         return all(float(self.tensors[path].abs().max()) < WHOLE for path in node.params)
@@ -507,10 +512,11 @@ class _Maker:
         pad = self.graph.by_name.get(found.input.name)
         if pad is None or pad.target not in PADS or not _moves(pad) or found.padding == "same":
             return found
-        given = named(pad)
-        sides = list(given["pad"])
-        before, after = sides[0::2][::-1], sides[1::2][::-1]  # the last dimension comes first
-        if before != after or len(before) != len(found.stride) or not all(isinstance(n, int) and n >= 0 for n in before):
+        sides = list(named(pad)["pad"])[::-1]  # the last dimension came first
+        before, after = sides[1::2], sides[0::2]
+        if before != after or len(before) != len(found.stride) or not all(isinstance(n, int) for n in before):
+            return found
+        if min(before) < 0:
             return found
         padding = tuple(int(a) + int(b) for a, b in zip(before, found.padding, strict=True))
         return replace(found, input=Ref(pad.refs[0]), padding=padding)
