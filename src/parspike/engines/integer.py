@@ -56,7 +56,7 @@ PARTS = 3
 WHOLE = 1 << 24
 """Whole numbers below it, and their sums, are exact in float32."""
 CLIP = "aten.clamp.Tensor"
-CAST = "aten._to_copy.default"
+CASTS = ("aten.to.dtype", "aten._to_copy.default")
 MOVERS = {
     "aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.movedim.int", "aten.swapaxes.default",
     "aten.cat.default", "aten.slice.Tensor", "aten.narrow.default", "aten.select.int", "aten.unsqueeze.default",
@@ -377,11 +377,11 @@ class _Maker:
                 steps[node.name] = _widened(node, self._given(node), torch.float64, self.dtype)
             elif node.target == POOL and node.name in self.narrow:
                 steps[node.name] = _pooled(node, self.ranges[node.name][1])
-            elif node.name in self.light and node.target == CAST:
+            elif node.name in self.light and node.target in CASTS:
                 steps[node.name] = _single
             elif node.name in self.light:
                 steps[node.name] = _widened(node, self._given(node), torch.float32, torch.float32)
-            elif node.target != CAST and not self.light.isdisjoint(node.refs):
+            elif node.target not in CASTS and not self.light.isdisjoint(node.refs):
                 steps[node.name] = _widened(node, self._given(node), self.dtype, self.dtype)
             elif node.name not in self.narrow and not self.narrow.isdisjoint(node.refs):
                 steps[node.name] = _widened(node, self._given(node), self.dtype)
@@ -407,7 +407,7 @@ class _Maker:
         elif node.target == CLIP and all(isinstance(arg, Param) for arg in node.args[1:]) and len(node.args) == 3:
             low, high = (self.tensors[arg.path] for arg in node.args[1:])
             found = float(low.min()), float(high.max())
-        elif _moves(node) or node.target == CAST or node.role is Role.ORDER:
+        elif _moves(node) or node.target in CASTS or node.role is Role.ORDER:
             zero = [(0.0, 0.0)] if node.target in PADS else []
             found = min(low for low, _ in given + zero), max(high for _, high in given + zero)
         elif node.target == "aten.mul.Tensor" and isinstance(node.args[1], Param) and len(given) == 1:
@@ -454,8 +454,8 @@ class _Maker:
             return False
         if max(map(abs, self.ranges[node.name])) >= WHOLE or node.name in self.narrow:
             return False
-        if node.target == CAST:
-            return node.kwargs == {"dtype": self.dtype}
+        if node.target in CASTS:
+            return len(node.args) == 1 and node.kwargs == {"dtype": self.dtype}
         synapse = self.synapses.get(node.name)
         if synapse is not None:
             return isinstance(synapse, _Synapse) and not synapse.wide
