@@ -208,6 +208,23 @@ def test_sums_on_a_threshold_are_counted_exactly(
         assert not torch.equal(filtered.Pointwise(behind, 1, bits, most)((x,)).double(), counts)
 
 
+def test_thresholds_at_the_end_of_what_a_sum_may_be_are_counted_exactly() -> None:
+    """Would catch neurons that are held to be constant while one sum that arises, and no other, makes them fire."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randint(-127, 128, (300, 8), generator=generator).double()
+    x = torch.cat([torch.zeros(1, 8).double(), 60_000 * weight.sign(), -60_000 * weight.sign()])
+    reach = 60_000 * weight.abs().sum(1)
+    step = (3 * reach).floor()
+    for end in (reach, -reach):
+        constant = 5 * step - end - torch.arange(300) % 2
+        behind = filtered.Behind(
+            Linear(None, None, None), weight, torch.ones(300).double(), constant, step, 30, -reach, reach
+        )
+        counts = ((x @ weight.T + constant) / step).floor().add(1).clamp(0, 30)
+        assert counts.unique().tolist() == [5.0, 6.0]
+        assert torch.equal(filtered.Pointwise(behind, 1, 7, 60_000)((x,)).double(), counts)
+
+
 @pytest.mark.parametrize(
     "found",
     [
