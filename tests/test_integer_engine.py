@@ -6,8 +6,9 @@ import copy
 import functools
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 
 import parspike
 from parspike import SNN
+from parspike.engines import filtered
 from parspike.engines.integer import Integer
 from parspike.errors import OptionError
 from parspike.export.onnx import session, write
+from parspike.graph import Node, Role
+from parspike.graph.signature import Conv, Linear
 from parspike.lower import integers
 from parspike.neurons import WholeNeuron
 
@@ -70,7 +74,30 @@ class Padded(nn.Module):
         return self.head(y[:, :, ::2, ::2].flatten(1)[:, :30])
 
 
-SIZES: dict[type[nn.Module], tuple[int, ...]] = {Wide: (3, 13, 17), Signal: (5, 21), Padded: (3, 12, 14)}
+class Bottlenecks(nn.Module):
+    """Sums that no neuron cuts are read by 1×1 convolutions and a linear layer; pads of like and of unlike sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.narrow = nn.Conv2d(3, 16, 3, stride=2), nn.Conv2d(16, 6, 1)
+        self.wide = nn.ModuleList(nn.Conv2d(6, 24, 1) for _ in range(3))
+        self.deep = nn.ModuleList(nn.Conv2d(24, 24, 3, groups=24) for _ in range(3))
+        self.back = nn.ModuleList(nn.Conv2d(24, 6, 1) for _ in range(3))
+        self.into, self.out = nn.Linear(6, 33), nn.Linear(33, 5)
+        for wide in self.wide:
+            nn.init.uniform_(cast(Tensor, wide.bias), -3.0, 3.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.narrow(nn.functional.relu6(self.stem(nn.functional.pad(x, (0, 1, 0, 1)))))
+        for wide, deep, back in zip(self.wide, self.deep, self.back, strict=True):
+            z = deep(nn.functional.pad(nn.functional.relu6(wide(y)), (1, 1, 1, 1)))
+            y = y + back(nn.functional.relu6(z))
+        return self.out(self.into(y.movedim(1, -1)).relu().mean((1, 2)))
+
+
+SIZES: dict[type[nn.Module], tuple[int, ...]] = {
+    Wide: (3, 13, 17), Signal: (5, 21), Padded: (3, 12, 14), Bottlenecks: (3, 12, 14),
+}  # fmt: skip
 
 
 def network(kind: type[nn.Module], **options: Any) -> tuple[SNN, Tensor]:
@@ -112,6 +139,8 @@ CASES: list[tuple[type[nn.Module], dict[str, Any]]] = [
     (Signal, {"T": 200}),
     (Padded, {"T": 6}),
     (Padded, {"T": 300}),  # pads and moves of 16 bits
+    (Bottlenecks, {"T": 32}),
+    (Bottlenecks, {"T": 300}),
 ]
 
 
@@ -122,14 +151,111 @@ def test_it_has_the_bits_of_count(kind: type[nn.Module], options: dict[str, Any]
     assert unlike(snn, 3 * x) == []  # beyond the range of the inputs, at the largest counts
 
 
-@pytest.mark.parametrize("kind", [Residual, Wide, Padded])
+@pytest.mark.parametrize("kind", [Residual, Wide, Padded, Bottlenecks])
 def test_most_of_the_work_is_done_by_integer_kernels(kind: type[nn.Module]) -> None:
     snn, x = network(kind, T=5)
     snn.run(x, engine="integer")
     how = Integer.of(snn)
-    assert how.synapses[0] == how.synapses[1] >= 3
-    chains = [step for step in how.steps.values() if isinstance(getattr(step, "step", step), MODULE._Chain)]
+    made = [getattr(step, "step", step) for step in how.steps.values()]
+    filters = [step for step in made if isinstance(step, filtered.Pointwise)]
+    assert how.synapses[0] + len(filters) == how.synapses[1] >= 3
+    assert len(filters) == (4 if kind is Bottlenecks else 0)
+    chains = [step for step in made if isinstance(step, (MODULE._Chain, filtered.Settled, filtered.Pointwise))]
     assert len(chains) == len(snn.neurons())
+
+
+def on_thresholds(found: Conv | Linear, weight: Tensor, x: Tensor, seed: int) -> tuple[filtered.Behind, Tensor]:
+    """Neurons whose sums lie on a threshold, or one below it, for one of their inputs each; their counts."""
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(found, Linear):
+        sums = x.double() @ weight.double().T
+    else:
+        how: Any = found.stride, found.padding, found.dilation, found.groups
+        sums = nn.functional.conv2d(x.double(), weight.double(), None, *how).movedim(1, -1)
+    flat, outputs = sums.reshape(-1, len(weight)), len(weight)
+    chosen = flat[torch.randint(0, len(flat), (outputs,), generator=generator), torch.arange(outputs)]
+    factor = torch.randint(1, 9, (outputs,), generator=generator).double()
+    step = ((flat.amax(0) - flat.amin(0)) * factor / 20 + 3).floor()
+    constant = torch.randint(0, 12, (outputs,), generator=generator) * step - chosen * factor
+    constant -= torch.arange(outputs) % 2
+    reach = float(x.abs().max()) * weight.double().flatten(1).abs().sum(1)
+    behind = filtered.Behind(found, weight.double(), factor, constant, step, 30, -reach, reach)
+    return behind, ((sums * factor + constant) / step).floor().add(1).clamp(0, 30)
+
+
+@pytest.mark.parametrize(("least", "most"), [(-60, 60), (-1, 200_000), (-(1 << 25), 1 << 25), (-(1 << 36), 1 << 35)])
+@pytest.mark.parametrize("bits", [7, 8])
+def test_sums_on_a_threshold_are_counted_exactly(
+    bits: int, least: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch an error bound that is too small, parts of a number that are lost, blocks put together wrongly."""
+    if bits == 8 and not MODULE.exact(pairs=True):
+        pytest.skip("two products of 8 bits saturate on this processor")
+    generator = torch.Generator().manual_seed(bits)
+    weight = torch.randint(-127, 128, (52, 19), generator=generator)
+    x = torch.randint(least, most + 1, (400, 19), generator=generator).double()
+    behind, counts = on_thresholds(Linear(None, None, None), weight, x, seed=most)
+    one = filtered.Pointwise(behind, 1, bits, most)
+    assert torch.equal(one((x,)).double(), counts)
+    assert torch.equal(one((x[:0],)).double(), counts[:0])
+    monkeypatch.setattr(filtered, "BLOCK", 52 * 7)
+    assert torch.equal(one((x,)).double(), counts)
+    maps = x.T.reshape(1, 19, 20, 20).contiguous(memory_format=torch.channels_last)
+    of_maps = filtered.Pointwise(replace(behind, weight=behind.weight[:, :, None, None]), 1, bits, most)((maps,))
+    assert torch.equal(of_maps.double(), counts.T.reshape(1, 52, 20, 20))
+    if most > 100:  # without the bound some of them are wrong
+        monkeypatch.setattr(filtered, "ULP", 0.0)
+        assert not torch.equal(filtered.Pointwise(behind, 1, bits, most)((x,)).double(), counts)
+
+
+def test_thresholds_at_the_end_of_what_a_sum_may_be_are_counted_exactly() -> None:
+    """Would catch neurons that are held to be constant while one sum that arises, and no other, makes them fire."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randint(-127, 128, (300, 8), generator=generator).double()
+    x = torch.cat([torch.zeros(1, 8).double(), 60_000 * weight.sign(), -60_000 * weight.sign()])
+    reach = 60_000 * weight.abs().sum(1)
+    step = (3 * reach).floor()
+    for end in (reach, -reach):
+        constant = 5 * step - end - torch.arange(300) % 2
+        behind = filtered.Behind(
+            Linear(None, None, None), weight, torch.ones(300).double(), constant, step, 30, -reach, reach
+        )
+        counts = ((x @ weight.T + constant) / step).floor().add(1).clamp(0, 30)
+        assert counts.unique().tolist() == [5.0, 6.0]
+        assert torch.equal(filtered.Pointwise(behind, 1, 7, 60_000)((x,)).double(), counts)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Conv(None, None, None, (2, 1), (1, 2), (1, 2), 1), Conv(None, None, None, (1, 2), (2, 0), (2, 1), 12),
+        Conv(None, None, None, (1, 1), (1, 1), (1, 1), 3),
+    ],
+    ids=["plain", "depthwise", "groups"],
+)  # fmt: skip
+def test_convolutions_count_sums_on_a_threshold_exactly(found: Conv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a count that is computed anew from other places of the map, or from another channel's weights."""
+    generator = torch.Generator().manual_seed(found.groups)
+    x = torch.randint(0, 129, (2, 12, 9, 11), generator=generator).to(torch.uint8)
+    weight = torch.randint(-127, 128, (12, 12 // found.groups, 3, 2), generator=generator)
+    behind, counts = on_thresholds(found, weight, x, seed=1)
+    synapse = MODULE._Synapse(
+        Node("conv", "", (), {}, Role.SYNAPSE, "", "", ()), found, weight.double(), torch.zeros(12), torch.zeros(12),
+        ((MODULE._bytes, 1),),
+    )  # fmt: skip
+    again = filtered.Behind.settled
+    anew = []
+
+    def settled(self: filtered.Behind, low: Tensor, high: Tensor, *rest: Any) -> Tensor:
+        anew.append(int((low != high).sum()))
+        return again(self, low, high, *rest)
+
+    monkeypatch.setattr(filtered.Behind, "settled", settled)
+    for ulp in (filtered.ULP, 2.0**-13):  # with the second bound many are computed anew
+        monkeypatch.setattr(filtered, "ULP", ulp)
+        step = filtered.Settled(behind, MODULE._bytes, functools.partial(synapse.counting, 30))
+        assert torch.equal(step((x,)).movedim(1, -1).double(), counts)
+    assert max(anew) > 50
 
 
 def test_batches_of_one_and_inputs_of_any_layout() -> None:
@@ -209,6 +335,7 @@ def test_processors_without_the_kernels_get_the_same_bits(
     parts = [len(synapse.parts) for synapse in maker.synapses.values()]
     # The average's weights are 1: no two products saturate. What it makes goes beyond a byte.
     assert parts == ([2, 2, 2, 2, 1, 2] if able() else [])
+    assert unlike(*network(Bottlenecks, T=32)) == []
 
 
 def test_onnxruntime_has_the_same_bits() -> None:

@@ -599,6 +599,16 @@ def test_custom_op_obeys_torch_library_rules():
     torch.library.opcheck(torch.ops.parspike.rotate.default, (torch.randn(2, 3, 24, requires_grad=True),))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_compiled_neurons_have_the_numbers_of_eager_ones(dtype: torch.dtype) -> None:
+    """Would catch a slope that is rounded otherwise, or a T that the type does not hold."""
+    theta, shift, post = torch.rand(3, 500, generator=torch.Generator().manual_seed(0)).add(0.01).to(dtype)
+    for T in (1, 7, 32, 1000, 16383):
+        wanted = T / theta, shift * (T / theta) + 0.5, post / T
+        found = torch.ops.parspike.line(theta, T, shift, post)
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_neurons_count_the_same_and_follow_their_parameters(dtype):
     """Would catch a line made once, when the network is compiled, and one that is not the neuron's."""

@@ -3,7 +3,8 @@
 A network of `parspike.lower.integers` holds whole numbers alone, in float32 or float64. Here the counts of its neurons
 are uint8, or int16 beyond 255, and synapses with weights of at most 8 bits go through int8 convolutions and products,
 which add in 32 bits: oneDNN's on a CPU, those of `parspike.engines.tensor_cores` on a GPU. Everything else (a stream of
-sums that no neuron cuts, the answer) runs as in `count`; on a GPU its weighted layers in float64, where no sum rounds.
+sums that no neuron cuts, the answer) runs as in `count`, on a CPU in float32 where that holds it exactly; on a GPU its
+weighted layers in float64, where no sum rounds.
 
 On a CPU three things could make a result differ from exact arithmetic; none is left to chance:
 
@@ -13,10 +14,10 @@ On a CPU three things could make a result differ from exact arithmetic; none is 
 - A kernel gives its sums as float32. Where they may reach 2^24, the counts go through it in parts of a few bits, whose
   sums are below 2^24 each; the neurons behind are computed from these parts in float64.
 - Neurons behind one synapse are computed in the kernel's last step: k = round((z − first + ½) / step + ½) in float32. z
-  and first are whole, so the exact quotient is at least ½ / step away from every point where the rounding changes. It
-  is done so where the weights prove that float32 errs by less. Neurons behind a sum of several values are computed
-  piece by piece, where the weights prove that every sum near a threshold is below 2^24, so exact in float32. Elsewhere
-  `WholeNeuron.count` runs on all of the sum.
+  and first are whole, so the exact quotient is at least ½ / step away from every point where the rounding changes.
+  Where the weights do not prove that float32 errs by less, `parspike.engines.filtered` finds the counts that may be
+  wrong. Neurons behind a sum of several values are computed piece by piece, where the weights prove that every sum
+  near a threshold is below 2^24, so exact in float32. Elsewhere `WholeNeuron.count` runs on all of the sum.
 
 What could prove this wrong: a count that differs from that of engine "count" (tests/test_integer_engine.py).
 """
@@ -35,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parspike.engines import tensor_cores
+from parspike.engines import filtered, tensor_cores
 from parspike.engines.base import Network, Record, Run, kept_of, recorded
 from parspike.engines.replay import Replay
 from parspike.graph import Graph, Node, Param, Ref, Role, Schedule, Stream, map_tree, walk
@@ -54,8 +55,8 @@ PARTS = 3
 """Passes through an integer kernel that cost less than one in float64."""
 WHOLE = 1 << 24
 """Whole numbers below it, and their sums, are exact in float32."""
-ULP = 2.0**-24
 CLIP = "aten.clamp.Tensor"
+CASTS = ("aten.to.dtype", "aten._to_copy.default")
 MOVERS = {
     "aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.movedim.int", "aten.swapaxes.default",
     "aten.cat.default", "aten.slice.Tensor", "aten.narrow.default", "aten.select.int", "aten.unsqueeze.default",
@@ -168,17 +169,23 @@ class _Synapse:
         """Whether its kernel can also clip, which those of two spatial dimensions alone do."""
         return isinstance(self.found, Conv) and len(self.found.stride) == 2
 
-    def sums(self, x: Tensor, scale: Tensor | None, bias: Tensor, *, clip: int | None = None) -> Tensor:
-        """scale · (sum of the products) + bias in float32; clip: rounded, as bytes 0 … clip. Scales are above 0. Not of
-        wide ones."""
-        post = _PLAIN if clip is None else ("hardtanh", [0.0, float(clip)], "")
-        kind = torch.float32 if clip is None else torch.uint8
+    def sums(self, x: Tensor, scale: Tensor | None, bias: Tensor) -> Tensor:
+        """scale · (sum of the products) + bias in float32. Scales are above 0. Not of wide ones."""
         factor = self.ones if scale is None else scale
         (first, _), *others = self.parts
-        total = self._run(first(x), factor, bias, kind, post)
+        total = self._run(first(x), factor, bias, torch.float32, _PLAIN)
         for part, sign in others:
-            total.add_(self._run(part(x), factor, torch.zeros_like(bias), kind, post), alpha=sign)
+            total.add_(self._run(part(x), factor, torch.zeros_like(bias), torch.float32, _PLAIN), alpha=sign)
         return total
+
+    def clipped(self, x: Tensor, scale: Tensor, bias: Tensor, *, levels: int) -> Tensor:
+        """scale · (sum of the products of the bytes x) + bias, rounded, as bytes 0 … levels."""
+        return self._run(x, scale, bias, torch.uint8, ("hardtanh", [0.0, float(levels)], ""))
+
+    def counting(self, levels: int, found: Conv, outputs: Tensor) -> filtered.Kernel:
+        """`clipped` for some of the outputs, which `found` makes."""
+        of = [t[outputs] for t in (self.weight, self.bias, self.most)]
+        return partial(replace(self, found=found, weight=of[0], bias=of[1], most=of[2]).clipped, levels=levels)
 
     def part(self, number: int, x: Tensor) -> Tensor:
         """The sum of the products of one part, in float32, without its factor."""
@@ -274,7 +281,7 @@ def exact(pairs: bool = False) -> bool:
                 step = 1001.0
                 wanted = ((right + 5) / step).floor().add(1).clamp(0, 40)
                 scale, added = torch.full((outputs,), 1 / step), ((bias + 5.5) / step + 0.5).float()
-                if not torch.equal(made.sums(x, scale, added, clip=40).double(), wanted):
+                if not torch.equal(made.clipped(_bytes(x), scale, added, levels=40).double(), wanted):
                     return False
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
@@ -330,6 +337,8 @@ class _Maker:
         self.ranges: dict[str, tuple[float, float]] = {}
         self.narrow: set[str] = set()
         """Values that are held in 8 or 16 bits."""
+        self.light: set[str] = set()
+        """Other values that float32 holds exactly where the network's numbers are float64."""
         self.synapses: dict[str, _Synapse | _OnGPU] = {}
         self.dtype = next((n.first.dtype for n in self.neurons.values() if isinstance(n, WholeNeuron)), torch.float32)
         devices = {t.device for t in self.placed.values()}
@@ -344,6 +353,8 @@ class _Maker:
             weighted += TABLE[node.target].weighted
             if self.here and (synapse := self._synapse(node)) is not None:
                 self.synapses[node.name] = synapse
+            if self._is_light(node):
+                self.light.add(node.name)
         nodes = {node.name: node for node in self.graph.nodes}
         steps: dict[str, Step] = {}
         for node in self.graph.nodes:
@@ -357,18 +368,26 @@ class _Maker:
             if node.name in steps:
                 continue
             if node.name in self.synapses:
-                steps[node.name] = _sums_of(self.synapses[node.name], self.dtype)
-                read = self.synapses[node.name].found.input
-                nodes[node.name] = replace(node, args=(read,), kwargs={})
+                kind = torch.float32 if node.name in self.light else self.dtype
+                steps[node.name] = _sums_of(self.synapses[node.name], kind)
+                nodes[node.name] = replace(node, args=(self.synapses[node.name].found.input,), kwargs={})
             elif node.name in self.neurons:
                 continue
             elif self.gpu is not None and TABLE[node.target].weighted:
                 steps[node.name] = _widened(node, self._given(node), torch.float64, self.dtype)
             elif node.target == POOL and node.name in self.narrow:
                 steps[node.name] = _pooled(node, self.ranges[node.name][1])
+            elif node.name in self.light and node.target in CASTS:
+                steps[node.name] = _single
+            elif node.name in self.light:
+                steps[node.name] = _widened(node, self._given(node), torch.float32, torch.float32)
+            elif node.target not in CASTS and not self.light.isdisjoint(node.refs):
+                steps[node.name] = _widened(node, self._given(node), self.dtype, self.dtype)
             elif node.name not in self.narrow and not self.narrow.isdisjoint(node.refs):
                 steps[node.name] = _widened(node, self._given(node), self.dtype)
-        schedule = Schedule.of(list(nodes.values()), self.graph.outputs)
+        read = {ref for node in nodes.values() for ref in node.refs} | set(self.graph.outputs)
+        kept = [node for node in nodes.values() if node.target not in PADS or node.name in read]
+        schedule = Schedule.of(kept, self.graph.outputs)
         return Integer(schedule, steps, self.dtype, (len(self.synapses), weighted), self.gpu)
 
     def _given(self, node: Node) -> dict[str, Any]:
@@ -388,7 +407,7 @@ class _Maker:
         elif node.target == CLIP and all(isinstance(arg, Param) for arg in node.args[1:]) and len(node.args) == 3:
             low, high = (self.tensors[arg.path] for arg in node.args[1:])
             found = float(low.min()), float(high.max())
-        elif _moves(node) or node.target == "aten._to_copy.default" or node.role is Role.ORDER:
+        elif _moves(node) or node.target in CASTS or node.role is Role.ORDER:
             zero = [(0.0, 0.0)] if node.target in PADS else []
             found = min(low for low, _ in given + zero), max(high for _, high in given + zero)
         elif node.target == "aten.mul.Tensor" and isinstance(node.args[1], Param) and len(given) == 1:
@@ -430,9 +449,30 @@ class _Maker:
         elif (_moves(node) or node.target == POOL) and node.refs and self.narrow.issuperset(node.refs):
             self.narrow.add(node.name)
 
+    def _is_light(self, node: Node) -> bool:
+        if self.gpu is not None or self.dtype is not torch.float64 or node.name in self.graph.outputs:
+            return False
+        if max(map(abs, self.ranges[node.name])) >= WHOLE or node.name in self.narrow:
+            return False
+        if node.target in CASTS:
+            return len(node.args) == 1 and node.kwargs == {"dtype": self.dtype}
+        synapse = self.synapses.get(node.name)
+        if synapse is not None:
+            return isinstance(synapse, _Synapse) and not synapse.wide
+        if _moves(node) and node.refs:
+            return self.light.issuperset(node.refs)
+        if (
+            node.kwargs
+            or node.target not in ("aten.add.Tensor", "aten.mul.Tensor")
+            or not self.light.issuperset(node.refs)
+        ):
+            return False
+        # A product or sum of whole numbers below 2^24 is exact where it is below 2^24 itself.
+        return all(float(self.tensors[path].abs().max()) < WHOLE for path in node.params)
+
     def _synapse(self, node: Node) -> _Synapse | _OnGPU | None:
         """The synapse, where integer kernels compute it exactly."""
-        found = arguments(node)
+        found = self._with_pad(arguments(node))
         if not isinstance(found, (Conv, Linear)) or found.transposed or not isinstance(found.weight, Param):
             return None
         if not isinstance(found.input, Ref) or (found.bias is not None and not isinstance(found.bias, Param)):
@@ -463,6 +503,23 @@ class _Maker:
             parts, zero = self._bytes_of(low, high, largest)
         bias = bias.double() if wide else bias.float()
         return None if parts is None else _Synapse(node, found, weight, bias, most, parts, zero, wide)
+
+    def _with_pad(self, found: Any) -> Any:
+        """A convolution that puts in the zeros itself which a pad before it puts in, where they are as many on both
+        sides."""
+        if not isinstance(found, Conv) or found.transposed or not isinstance(found.input, Ref):
+            return found
+        pad = self.graph.by_name.get(found.input.name)
+        if pad is None or pad.target not in PADS or not _moves(pad) or found.padding == "same":
+            return found
+        sides = list(named(pad)["pad"])[::-1]  # the last dimension came first
+        before, after = sides[1::2], sides[0::2]
+        if before != after or len(before) != len(found.stride) or not all(isinstance(n, int) for n in before):
+            return found
+        if min(before) < 0:
+            return found
+        padding = tuple(int(a) + int(b) for a, b in zip(before, found.padding, strict=True))
+        return replace(found, input=Ref(pad.refs[0]), padding=padding)
 
     def _bytes_of(self, low: float, high: float, largest: float) -> tuple[Parts | None, int]:
         """How an input goes through the kernel as bytes, and what stands for 0 in them; largest: the largest weight."""
@@ -531,7 +588,6 @@ class _Maker:
         near = sizes[:-1].sum(0) + constant.abs() + step + spiking
         pieces = [(self._only(term.name), term.factor.expand(width)) for term in terms]
         all_whole = all(torch.equal(f, f.round()) for _, f in pieces)
-        kind, alone, made = torch.float32, False, None
         if self.gpu is not None:
             if not all_whole or not bool((sizes.sum(0) + near + step < tensor_cores.LARGEST).all()):
                 return None
@@ -540,21 +596,64 @@ class _Maker:
                 return None
             return self._reading(terms, pieces, gone, made)
         pieces = cast("list[tuple[_Synapse | None, Tensor]]", pieces)
-        alone = len(terms) == 1 and neuron.levels <= BYTE and _alone(*pieces[0])
-        if alone:
-            # Two roundings of the product, one each of what is added, of the sum and of the last step.
-            added = constant.abs() + self.synapses[terms[0].name].bias.double().abs() * terms[0].factor
-            bound = 5 * (added + spiking) * ULP < 0.5
-        else:
-            # Sums are exact, or so large that nothing brings them back to where counts change.
-            bound = (2 * near < WHOLE) & (2 * spiking < WHOLE)
-            if not bool(bound.all()) or any(synapse is not None and synapse.wide for synapse, _ in pieces):
-                kind, bound = torch.float64, sizes.sum(0) + near < 2.0**52
-            bound &= all_whole
-        if not bool(bound.all()):
+        sums = sizes.sum(0) + near < 2.0**52
+        if len(terms) == 1 and all_whole and bool(sums.all()):
+            alone = self._alone(terms[0], pieces[0][1], constant.expand(width), step.expand(width), neuron.levels, axis)
+            if alone is not None:
+                step_of_all, read = alone
+                return step_of_all, [read], [*gone, terms[0].name]
+        # Sums are exact, or so large that nothing brings them back to where counts change.
+        bound, kind = (2 * near < WHOLE) & (2 * spiking < WHOLE), torch.float32
+        if not bool(bound.all()) or any(synapse is not None and synapse.wide for synapse, _ in pieces):
+            bound, kind = sums, torch.float64
+        if not all_whole or not bool(bound.all()):
             return None
-        chain = _Chain(pieces, constant.expand(width), step.expand(width), neuron.levels, axis, alone, kind)
+        chain = _Chain(pieces, constant.expand(width), step.expand(width), neuron.levels, axis, kind)
         return self._reading(terms, pieces, gone, chain)
+
+    def _alone(
+        self, term: _Term, factor: Tensor, constant: Tensor, step: Tensor, levels: int, axis: int
+    ) -> tuple[Step, str] | None:
+        """Neurons behind a synapse that nothing else reads, where its kernel can give their counts, and what it
+        reads."""
+        node = self.graph.by_name.get(term.name)
+        if node is None or levels > BYTE or len(self.readers[term.name]) != 1 or term.name in self.graph.outputs:
+            return None
+        synapse = self.synapses.get(term.name)
+        found = arguments(node) if synapse is None else synapse.found
+        if not isinstance(found, (Conv, Linear)) or not isinstance(found.weight, Param) or not bool((factor > 0).all()):
+            return None
+        reach = self._sum_range(node, self.ranges.get(node.refs[0], (-torch.inf, torch.inf)))
+        if reach is None:
+            return None
+        weight, bias = self.tensors[found.weight.path].double(), torch.zeros(1).double()
+        if found.bias is not None:
+            bias = self.tensors[found.bias.path].double()
+        behind = filtered.Behind(
+            found, weight, factor, constant + factor * bias, step, levels, reach[0] - bias, reach[1] - bias
+        )
+        if isinstance(synapse, _Synapse) and synapse.clips and [sign for _, sign in synapse.parts] == [1]:
+            return filtered.Settled(behind, synapse.parts[0][0], partial(synapse.counting, levels)), found.input.name
+        most = float(weight.abs().max())
+        if synapse is not None or not self._pointwise(node, found) or not torch.equal(weight, weight.round()):
+            return None
+        if most > 127 or BYTE * float(weight.flatten(1).abs().sum(1).max()) >= 2.0**31:
+            return None
+        bits = 8 if exact(pairs=True) else 7
+        if not filtered.works(bits):
+            return None
+        largest = max(map(abs, self.ranges[node.refs[0]]))
+        return filtered.Pointwise(behind, axis, bits, largest), node.refs[0]
+
+    def _pointwise(self, node: Node, found: Conv | Linear) -> bool:
+        """Whether a synapse reads one place of its input for each of its outputs."""
+        if not self.here or len(node.refs) != 1 or found.transposed:
+            return False
+        if isinstance(found, Linear):
+            return True
+        kernel = self.tensors[found.weight.path].shape[2:]
+        ones = [*kernel, *found.stride, found.groups]
+        return set(ones) == {1} and not any(map(any, found.padded(list(kernel))))
 
     def _reading(
         self, terms: list[_Term], pieces: Sequence[tuple[_Synapse | _OnGPU | None, Tensor]], gone: list[str], step: Step
@@ -667,6 +766,10 @@ def _is_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def _single(args: tuple[Any, ...]) -> Tensor:
+    return args[0].to(torch.float32)
+
+
 def _sums_of(synapse: _Synapse | _OnGPU, dtype: torch.dtype) -> Step:
     def step(args: tuple[Any, ...]) -> Tensor:
         return synapse.whole(args[0], dtype)
@@ -712,15 +815,8 @@ def _counted(neuron: WholeNeuron, dtype: torch.dtype) -> Step:
     return step
 
 
-def _alone(synapse: _Synapse | None, factor: Tensor) -> bool:
-    """Whether a synapse's kernel gives the counts of the neurons behind it."""
-    if synapse is None or not synapse.clips:
-        return False
-    return not synapse.wide and [sign for _, sign in synapse.parts] == [1] and bool((factor > 0).all())
-
-
 class _Chain:
-    """clip(⌊(Σ factor · value + constant) / step⌋ + 1, 0, levels) as bytes: in a synapse's kernel where it is `alone`.
+    """clip(⌊(Σ factor · value + constant) / step⌋ + 1, 0, levels) as bytes.
 
     pieces: of every term the synapse that makes its value, None where the value is there, and its factor. All numbers
     are whole; constant: −first is in it.
@@ -728,17 +824,12 @@ class _Chain:
 
     def __init__(
         self, pieces: list[tuple[_Synapse | None, Tensor]], constant: Tensor, step: Tensor, levels: int, axis: int,
-        alone: bool, kind: torch.dtype = torch.float32,
+        kind: torch.dtype,
     ) -> None:  # fmt: skip
         self.levels, self.axis, self.kind = levels, axis, kind
-        self.alone: _Synapse | None = None
         for synapse, factor in pieces:
             if synapse is not None:
                 constant = constant + synapse.bias.double() * factor
-        if alone:
-            (self.alone, factor), *_ = pieces
-            self.scale, self.added = (factor / step).float(), ((constant + 0.5) / step + 0.5).float()
-            return
         repeats = max(1, TILE // len(step))
         self.row, self.steps = (t.to(kind).repeat(repeats) for t in (constant + step, step))
         none = torch.zeros(len(step))
@@ -759,8 +850,6 @@ class _Chain:
                 self.terms.append((place, partial(synapse.sums, scale=None, bias=none), factors))
 
     def __call__(self, args: tuple[Any, ...]) -> Tensor:
-        if self.alone is not None:
-            return self.alone.sums(args[0], self.scale, self.added, clip=self.levels)
         return self._added([(args[at] if made is None else made(args[at]), f) for at, made, f in self.terms])
 
     def _added(self, values: list[tuple[Tensor, Tensor | None]]) -> Tensor:
