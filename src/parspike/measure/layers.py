@@ -336,8 +336,8 @@ class _Meter:
         return self._once("shares", node, args, make)
 
     def _once(self, what: str, node: Node, args: Any, make: Callable[[], Any]) -> Any:
-        """Compute a value that depends on shapes alone once for each set of shapes. Where it depends on the samples too,
-        it is not kept: those of all layers of a language model came to more than ten times its weights."""
+        """Compute a value that depends on shapes alone once for each set of shapes. Where it depends on the samples
+        too, it is not kept: those of all layers of a language model came to more than ten times its weights."""
         if not self.steady:
             return make()
         key = (what, node.name, *(leaf.shape for leaf in leaves(args) if isinstance(leaf, Tensor)))
