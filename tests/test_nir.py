@@ -932,6 +932,34 @@ def test_wrong_values(path: str, value: Any, word: str, good: Path) -> None:
     assert word in refused(good)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "word"),
+    [
+        ("node/type", "Conv2d", "its 'node' is no NIRGraph"),
+        ("node/nodes", np.arange(3), "the graph has no group 'nodes'"),
+        ("node/nodes/lif", np.arange(3), "node 'lif' is no group"),
+        ("node/nodes/" + "n" * 1001, None, "a name longer than"),
+        ("node/nodes/affine/bias", None, "is no array"),
+        ("node/nodes/affine/type", np.arange(1)[0], "is no short text"),
+        ("node/edges", None, "'edges' of the graph are no table of names"),
+        ("node/edges", np.array(["input", "lif"], dtype=object), "have the shape (2,), expected at most"),
+        ("node/edges", np.arange(4).reshape(2, 2), "'edges' of the graph are no texts"),
+    ],
+)
+def test_what_is_of_another_kind_than_nir_has_there(path: str, value: Any, word: str, good: Path) -> None:
+    """Would catch a part of a file that is taken for what its name says, whatever it is."""
+    with h5py.File(good, "a") as file:
+        if path in file:
+            del file[path]
+        if value is None:
+            file.create_group(path)
+        elif isinstance(value, np.ndarray) and value.dtype == object:
+            file.create_dataset(path, data=value, dtype=h5py.string_dtype())
+        else:
+            file[path] = value
+    assert word in refused(good)
+
+
 def test_missing_and_unknown_entries_and_edges(good: Path) -> None:
     content = good.read_bytes()
     names = h5py.string_dtype()
