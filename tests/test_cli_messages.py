@@ -399,6 +399,12 @@ def test_a_budget_that_nothing_can_spend(here: Path, options: str, says: str) ->
     assert says in error(f"{CONVERT} --shape 3,6,6 {options}")
 
 
+def test_text_is_cut_and_nothing_else(here: Path) -> None:
+    assert (
+        error(f"{CONVERT} --data data.npz --tokens 5") == "--tokens 5 cuts text, and data.npz holds none: leave it out"
+    )
+
+
 def test_an_input_that_nothing_tells(here: Path) -> None:
     assert "--data" not in error("plan net.py:small")
     said = error(CONVERT)

@@ -352,6 +352,50 @@ def test_what_nir_has_in_another_form_only_is_said_layer_by_layer(tmp_path: Path
         assert word in said
 
 
+def test_what_has_a_third_dimension_or_changes_shape_is_said(tmp_path: Path) -> None:
+    """Would catch a layer along three dimensions that is written as one along two, and values in another order."""
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.deep, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv3d(1, 2, 3), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.conv(x))
+            made = (
+                self.deep(x.unsqueeze(1)), F.avg_pool3d(x.unsqueeze(1), 2), x.reshape(-1, 8, 4, 8),
+                x @ x.transpose(2, 3), x.permute(0, 2, 1, 3), self.head(x.mean((1, 2))),
+            )  # fmt: skip
+            return torch.cat([value.flatten(1) for value in made], 1)
+
+    said = str(refusal(Deep, tmp_path))
+    for word in (
+        "deep: NIR has convolutions along one and two dimensions, this one has three",
+        "avg_pool3d: NIR has no average pool for (1, 4, 8, 8)",
+        "reshape: it makes (8, 4, 8) of (4, 8, 8), and NIR can flatten only",
+        "matmul: ", "permute: ",
+    ):  # fmt: skip
+        assert word in said
+
+
+def test_a_number_less_a_value_and_a_sum_over_places_are_written(tmp_path: Path) -> None:
+    """Would catch `1 - y` written as `y - 1`, and a sum written as the average that it is made of."""
+
+    class Less(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.two(1.0 - torch.relu(self.one(x)))).sum((2, 3)))
+
+    torch.manual_seed(0)
+    snn = parspike.convert(Less().eval(), calibration=X, T=T, neuron=IF(), recipe=Thresholds())
+    result = parspike.export(snn, tmp_path / "net.nir", example=X)
+    assert result.file.unlike == 0
+    assert result.file.error < 1e-4
+
+
 class BatchElsewhere(nn.Module):
     """The batch stands second, as in ensembles and in torch's attention; then one of two values is read."""
 
@@ -885,6 +929,34 @@ def test_wrong_values(path: str, value: Any, word: str, good: Path) -> None:
             nodes.create_dataset(path, data=value, dtype=h5py.string_dtype())
         else:
             nodes.create_dataset(path, data=value)
+    assert word in refused(good)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "word"),
+    [
+        ("node/type", "Conv2d", "its 'node' is no NIRGraph"),
+        ("node/nodes", np.arange(3), "the graph has no group 'nodes'"),
+        ("node/nodes/lif", np.arange(3), "node 'lif' is no group"),
+        ("node/nodes/" + "n" * 1001, None, "a name longer than"),
+        ("node/nodes/affine/bias", None, "is no array"),
+        ("node/nodes/affine/type", np.arange(1)[0], "is no short text"),
+        ("node/edges", None, "'edges' of the graph are no table of names"),
+        ("node/edges", np.array(["input", "lif"], dtype=object), "have the shape (2,), expected at most"),
+        ("node/edges", np.arange(4).reshape(2, 2), "'edges' of the graph are no texts"),
+    ],
+)
+def test_what_is_of_another_kind_than_nir_has_there(path: str, value: Any, word: str, good: Path) -> None:
+    """Would catch a part of a file that is taken for what its name says, whatever it is."""
+    with h5py.File(good, "a") as file:
+        if path in file:
+            del file[path]
+        if value is None:
+            file.create_group(path)
+        elif isinstance(value, np.ndarray) and value.dtype == object:
+            file.create_dataset(path, data=value, dtype=h5py.string_dtype())
+        else:
+            file[path] = value
     assert word in refused(good)
 
 

@@ -817,6 +817,21 @@ ON_CONSTANTS: list[tuple[str, list[Array], dict[str, Any]]] = [
     ("Range", [np.array(5), np.array(0), np.array(-2)], {}),
     ("Expand", [np.array([[1], [2]]), np.array([2, 1, 3])], {}),
     ("Where", [np.array([True, False]), np.array([1, 2]), np.array([3, 4])], {}),
+    ("And", [np.array([True, False]), np.array([True, True])], {}),
+    ("Or", [np.array([True, False]), np.array([False, False])], {}),
+    ("Xor", [np.array([True, False]), np.array([True, True])], {}),
+    ("Identity", [np.array([3, 4])], {}),
+    ("Neg", [np.array([-3, 4])], {}),
+    ("Abs", [np.array([-3, 4])], {}),
+    ("Ceil", [np.array([-1.5, 1.5], np.float32)], {}),
+    ("Squeeze", [np.arange(3).reshape(1, 3, 1), np.array([-1])], {}),
+    ("Squeeze", [np.arange(3).reshape(1, 3, 1)], {}),
+    ("Reshape", [np.arange(6).reshape(2, 3), np.array([0, -1, 1])], {}),
+    ("Transpose", [np.arange(24).reshape(2, 3, 4)], {}),
+    ("Transpose", [np.arange(24).reshape(2, 3, 4)], {"perm": [0, 2, 1]}),
+    ("ReduceSum", [np.arange(4)], {"noop_with_empty_axes": 1}),
+    ("ReduceMax", [np.arange(6).reshape(2, 3), np.array([1])], {}),
+    ("Split", [np.arange(6)], {"num_outputs": 2}),
 ]
 
 
@@ -834,6 +849,127 @@ def test_constants_are_folded_to_what_onnxruntime_computes(
     x = np.zeros(2, np.float32)
     for got, wanted in zip(network(torch.from_numpy(x)), by_onnxruntime(model, {"x": x}), strict=True):
         np.testing.assert_array_equal(got.detach().numpy(), wanted)
+
+
+X3, X4 = (
+    np.arange(12.0, dtype=np.float32).reshape(3, 4) - 5,
+    np.arange(120.0, dtype=np.float32).reshape(1, 2, 6, 10) % 7,
+)
+W4 = np.linspace(-1, 1, 54, dtype=np.float32).reshape(3, 2, 3, 3)
+RARE_FORMS: dict[str, tuple[str, list[Array], dict[str, Any]]] = {
+    "Selu's own numbers": ("Selu", [X3], {}),
+    "a shrink with another bias": ("Shrink", [X3], {"lambd": 1.5, "bias": 0.5}),
+    "a clip that clips nothing": ("Clip", [X3, np.float32(-3.5e38).reshape(()), np.float32(3.5e38).reshape(())], {}),
+    "the mean of whole numbers": ("ReduceMean", [X3.astype(np.int32), np.array([1])], {}),
+    "the maximum of no numbers": ("ReduceMax", [X3 > 0, np.array([1])], {}),
+    "nothing to reduce": ("ReduceSum", [X3, np.zeros(0, np.int64)], {"noop_with_empty_axes": 1}),
+    "scales of blocks": (
+        "DequantizeLinear", [X3.astype(np.int8), np.array([[1, 2]] * 3, np.float32)], {"axis": 1, "block_size": 2}
+    ),
+    "a type without a zero": ("QuantizeLinear", [X3, np.float32(0.5).reshape(())], {"output_dtype": TensorProto.INT8}),
+    "all in one row": ("Flatten", [X3], {"axis": 0}),
+    "sizes of one, not named": ("Squeeze", [X3[:, None]], {}),
+    "places from the end": ("Gather", [X3, np.array([[0, -1]])], {"axis": 1}),
+    "windows beyond the end": (
+        "MaxPool", [X4[..., :5, :9]], {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, 1, 1]}
+    ),
+    "larger by corners": ("Resize", [X4, np.array([1, 1, 2, 2], np.float32)],
+                          {"mode": "linear", "coordinate_transformation_mode": "align_corners"}),
+    "a scale of one": ("Resize", [X4, np.ones(4, np.float32)], {"mode": "linear"}),
+    "a leaky convolution": ("FusedConv", [X4, W4], {"activation": "LeakyRelu", "activation_params": [0.1]}),
+    "a clipped convolution": ("FusedConv", [X4, W4], {"activation": "Clip", "activation_params": [-1.0, 2.0]}),
+    "a sigmoid convolution": ("FusedConv", [X4, W4], {"activation": "Sigmoid"}),
+    "a tanh convolution": ("FusedConv", [X4, W4], {"activation": "Tanh"}),
+    "an output made larger": (
+        "ConvTranspose", [X4, W4.reshape(2, 3, 3, 3)], {"output_shape": [14, 22], "strides": [2, 2]}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RARE_FORMS)
+def test_rare_forms_compute_what_onnxruntime_does(name: str, tmp_path: Path) -> None:
+    """Would catch a branch of a rule that no draw reaches: an activation of a convolution, a block of scales."""
+    op, inputs, attributes = RARE_FORMS[name]
+    given_ = [*inputs[:1], None, *inputs[1:]] if op == "Resize" else inputs
+    compare(op, given_, tmp_path, attributes, constant=range(1, len(given_)), opset=20 if "Fused" in op else NEWEST,
+            domain="com.microsoft" if "Fused" in op else "", tolerance=1e-4)  # fmt: skip
+
+
+REFUSED_FORMS: list[tuple[str, list[Array | None], dict[str, Any], int, str]] = [
+    ("Conv", [X4, W4], {"pads": [-1, 0, 0, 0]}, 13, r"negative pads \[-1, 0, 0, 0\] are not supported"),
+    ("AveragePool", [X3], {"kernel_shape": [1]}, 13, "its input has 2 axes; supported are 3 to 5"),
+    ("AveragePool", [X4], {"kernel_shape": [2, 2], "dilations": [2, 1]}, 19, r"dilations \[2, 1\] are not supported"),
+    ("ConvTranspose", [X4, W4.reshape(2, 3, 3, 3)], {"output_padding": [3, 3]}, 13, "not below its strides"),
+    ("BatchNormalization", [X4, *[np.ones(2, np.float32)] * 4], {"training_mode": 1}, 15, "training mode"),
+    ("BatchNormalization", [X4, *[np.ones(2, np.float32)] * 4], {"spatial": 0}, 7, "spatial=0 is not supported"),
+    ("Resize", [X4], {}, 19, "neither scales nor sizes"),
+    ("Resize", [X4, None, np.array([1, 1, 0, 1], np.float32)], {}, 19, "a scale of 0"),
+    ("Resize", [X4, None, None, np.array([1, 2, 3, 3])], {"mode": "spline"}, 19, "mode 'spline' is not supported"),
+    ("Resize", [X4, None, None, np.array([1, 2, 3, 3])], {"keep_aspect_ratio_policy": "not_larger"}, 19, "keep_aspect"),
+    (
+        "Resize",
+        [X4, None, None, np.array([1, 2, 3, 3])],
+        {"coordinate_transformation_mode": "tf_crop_and_resize"},
+        19,
+        "coordinate_transformation_mode 'tf_crop_and_resize' is not supported",
+    ),
+    ("GridSample", [X4, np.zeros((1, 2, 2, 2), np.float32)], {"mode": "cubic"}, 20, "mode 'cubic' is not supported"),
+    ("Slice", [X3, np.array([0]), np.array([2]), np.array([0]), np.array([0])], {}, 13, "a step of 0"),
+    ("GatherND", [X3, np.array([[0], [1], [2]])], {"batch_dims": 1}, 13, "batch_dims above 0 is not supported"),
+    ("ScatterND", [X3, np.array([[0]]), X3[:1]], {"reduction": "max"}, 18, "reduction 'max' is not supported"),
+    ("Pad", [X3, np.array([0, 1, 0, 1])], {"mode": "mirror"}, 18, "mode 'mirror' is not supported"),
+    ("Pad", [X3, np.array([0, -1, 0, 1])], {"mode": "reflect"}, 18, "in mode 'reflect': not supported"),
+    ("Dropout", [X3, np.array(0.5, np.float32), np.array(True)], {}, 13, "training mode"),
+    ("Dropout", [X3, np.array(0.5, np.float32), np.array([True, False])], {}, 13, "has 2 numbers instead of one"),
+    ("Cast", [X3], {"to": TensorProto.FLOAT8E4M3FN}, 19, "the type .* is not supported"),
+    ("DequantizeLinear", [X3.astype(np.int8), np.ones((2, 2), np.float32)], {}, 19, r"a scale of shape \(2, 2\)"),
+    ("com.microsoft.FusedConv", [X4, W4], {"activation": "HardSigmoid"}, 13, "activation 'HardSigmoid' is not"),
+    ("com.microsoft.FusedMatMul", [X4, X4], {"transBatchA": 1}, 13, "transposed batches are not supported"),
+]
+
+
+@pytest.mark.parametrize(("op", "inputs", "attributes", "opset", "says"), REFUSED_FORMS)
+def test_forms_without_a_rule_are_refused_with_the_node(
+    op: str, inputs: list[Array | None], attributes: dict[str, Any], opset: int, says: str, tmp_path: Path
+) -> None:
+    """Would catch a form that is computed as if it were another one."""
+    domain, _, name = op.rpartition(".")
+    names = ["" if a is None else f"x{i}" for i, a in enumerate(inputs)]
+    node = helper.make_node(name, names, ["y"], name="n", domain=domain, **attributes)
+    constants = {n: a for n, a in zip(names[1:], inputs[1:], strict=True) if a is not None}
+    first = inputs[0]
+    assert first is not None
+    model = file_of([node], [info("x0", first)], [onnx.ValueInfoProto(name="y")], constants, opset)
+    with pytest.raises(UnsupportedError, match=rf"node 'n' \({re.escape(op)}\).*{says}"):
+        parspike.from_onnx(save(model, tmp_path))(torch.from_numpy(first))
+
+
+def test_sizes_that_a_file_multiplies_and_divides_stay_free(tmp_path: Path) -> None:
+    """Would catch a product, a largest size or half of a size that is fixed to the example's."""
+    n, rng = helper.make_node, np.random.default_rng(2)
+    nodes = [
+        n("Conv", ["x", "w"], ["a"]), n("Relu", ["a"], ["b"]), n("Shape", ["b"], ["s"]),
+        n("Slice", ["s", "two", "four"], ["hw"]), n("ReduceProd", ["hw"], ["places"]),
+        n("ReduceMax", ["hw"], ["most"]), n("ReduceSum", ["hw"], ["all"]), n("Sub", ["all", "most"], ["least"]),
+        n("Slice", ["s", "zero", "two"], ["front"]), n("Concat", ["front", "places"], ["flat.shape"], axis=0),
+        n("Reshape", ["b", "flat.shape"], ["flat"]),
+        n("Div", ["places", "halves"], ["half"]), n("Slice", ["flat", "zero", "half", "two"], ["first"]),
+        n("ReduceMean", ["first", "two"], ["mean"], keepdims=0),
+        n("Concat", ["front", "least", "most"], ["turned.shape"], axis=0),
+        n("Reshape", ["b", "turned.shape"], ["turned"]), n("ReduceMax", ["turned", "two"], ["tops"], keepdims=0),
+        n("ReduceMean", ["tops", "two"], ["top"], keepdims=0), n("Add", ["mean", "top"], ["y"]),
+    ]  # fmt: skip
+    constants = {"w": values(rng, 4, 3, 1, 1), "zero": np.array([0]), "two": np.array([2]), "four": np.array([4]),
+                 "halves": np.array([2])}  # fmt: skip
+    inputs, outputs = [info("x", shape=["B", 3, "H", "W"], dtype=1)], [onnx.ValueInfoProto(name="y")]
+    model = file_of(nodes, inputs, outputs, constants, 18)
+    network = parspike.from_onnx(save(model, tmp_path))
+    snn = parspike.convert(network, torch.from_numpy(values(rng, 8, 3, 7, 10)), T=512, recipe="max")
+    for size in ((7, 10), (12, 5)):
+        one = values(rng, 2, 3, *size)
+        wanted = by_onnxruntime(model, {"x": one})[0]
+        np.testing.assert_allclose(network(torch.from_numpy(one)).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(snn(torch.from_numpy(one)).numpy(), wanted, rtol=0.05, atol=0.05)
 
 
 def test_constants_may_stand_in_nodes_of_every_form(tmp_path: Path) -> None:
@@ -1609,6 +1745,26 @@ def test_what_a_file_leaves_out_is_said(tmp_path: Path) -> None:
     model = simple(helper.make_node("Add", ["x", "c"], ["y"]), c=np.zeros(3, np.float32))
     model.graph.initializer.append(model.graph.initializer[0])
     assert "there are two tensors 'c'" in line_of(model, tmp_path)
+
+
+def test_what_only_functions_and_training_have_is_refused(tmp_path: Path) -> None:
+    model = simple()
+    entries = (
+        helper.make_tensor("s", TensorProto.FLOAT, [1], [2.0]),
+        helper.make_tensor("p", TensorProto.INT64, [1], [0]),
+    )
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(*entries, [3]))
+    assert "holds sparse tensors: export the network with dense weights" in line_of(model, tmp_path, UnsupportedError)
+    model = simple(helper.make_node("LeakyRelu", ["x"], ["y"], name="r", alpha=0.5))
+    model.graph.node[0].attribute[0].ref_attr_name = "slope"
+    assert "node 'r' reads the attribute of a function outside of one" in line_of(model, tmp_path)
+    model = simple(helper.make_node("Relu", ["x"], ["y"], name="r"))
+    model.graph.node[0].attribute.append(helper.make_attribute("of", helper.make_tensor_type_proto(1, [3])))
+    assert "the attribute 'of' of node 'r' is of a kind" in line_of(model, tmp_path, UnsupportedError)
+    # Names that are left out at the end are as good as none, and words of a node that no rule reads are no fault.
+    model = simple(helper.make_node("Clip", ["x", "", ""], ["y", ""], name="r", words=["a", "b"]))
+    x = torch.randn(2, 3)
+    assert torch.equal(parspike.from_onnx(save(model, tmp_path))(x), x)
 
 
 @pytest.mark.parametrize(

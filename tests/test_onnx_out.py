@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 import parspike
 from parspike import IF
 from parspike.cli import app
-from parspike.errors import FileError, OptionError, UnsupportedError
+from parspike.errors import FileError, InputError, MissingExtraError, OptionError, UnsupportedError
 from parspike.lower import integers
 
 onnx = pytest.importorskip("onnx")
@@ -308,6 +309,62 @@ def test_what_it_cannot_hold_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="exists"):
         parspike.export(snn, tmp_path / "net.onnx", example=x)
     assert (tmp_path / "net.onnx").read_text() == "mine"
+
+
+def test_without_onnxruntime_the_reference_runs_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a file that is taken unseen where onnxruntime is not installed, and an extra that is not named."""
+    snn, x = network(Quantised, T=3)
+    wanted = parspike.export(snn, tmp_path / "a.onnx", example={"x" if i else "input": x for i in range(2)})
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    made = parspike.export(snn, tmp_path / "b.onnx", example=x)
+    assert [row.counts for row in made.file.layers] == [row.counts for row in wanted.file.layers]
+    assert made.file.unlike <= sum(row.counts for row in made.file.layers) / 1000
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingExtraError, match=r"'onnx' is not installed: run  pip install 'parspike\[export\]'"):
+        parspike.export(snn, tmp_path / "c.onnx", example=x)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
+
+
+def test_examples_and_options_that_a_file_cannot_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snn, x = network(Quantised, T=3)
+    path = tmp_path / "net.onnx"
+    for option in ("as_if", "as_convolutions"):
+        with pytest.raises(OptionError, match=rf"{option}=True is of NIR files: name one, net\.nir, or leave it out"):
+            parspike.export(snn, path, example=x, **{option: True})
+    with pytest.raises(InputError, match=r"example has 2 inputs, this network takes"):
+        parspike.export(snn, path, example=(x, x))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, text = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).eval(), tokens()
+    speaks = parspike.convert(model, text, T=3, recipe="max")
+    with pytest.raises(InputError, match=r"is torch\.int32, for which noise has no meaning: give example="):
+        parspike.export(speaks, path)
+    assert parspike.export(speaks, path, example=text).file.unlike == 0  # whole numbers of 32 bits are cast in the file
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].type == "tensor(int32)"
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such operator\nat all")
+
+    monkeypatch.setattr(ort, "InferenceSession", refuses)
+    with pytest.raises(UnsupportedError, match=r"onnxruntime refuses the file \(no such operator\): please report it"):
+        parspike.export(snn, tmp_path / "other.onnx", example=x)
+
+
+def tokens() -> Tensor:
+    return torch.randint(0, 20, (12, 5), generator=torch.Generator().manual_seed(0)).int()
+
+
+def test_circular_padding_stands_in_the_file(tmp_path: Path) -> None:
+    """Would catch a border that is taken from the wrong side."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        conv = nn.Conv2d(2, 4, 3, padding=(2, 1), padding_mode="circular")
+        model, x = nn.Sequential(conv, nn.ReLU(), nn.Conv2d(4, 3, 1)).eval(), torch.randn(8, 2, 5, 6)
+    snn = parspike.convert(model, x, T=6, recipe="max")
+    made = parspike.export(snn, tmp_path / "net.onnx", example=x)
+    assert made.file.unlike <= 2
+    assert made.file.error < 1e-3
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:

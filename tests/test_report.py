@@ -528,6 +528,7 @@ def test_the_command(here):
         ("--data test.npz -o none/page.html", "there is no folder none"),
         ("--data test.npz --weights w.safetensors", "--weights belongs to the network of --against SPEC"),
         ("--data test.npz --sweep 1,2", "give it with --against SPEC"),
+        ("--data test.npz --sweep 1,x", "--sweep 1,x: 'x' is no whole number"),
         ("--data test.npz --calibration train.npz", "--calibration is for --sweep"),
         ("--data test.npz --classes no.txt", "--classes no.txt: there is no file"),
         ("--data test.npz --layers nope", "'nope' is no layer of neurons"),

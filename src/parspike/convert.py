@@ -126,7 +126,8 @@ def convert(
             warnings.warn(
                 f"{len(curves)} layers of neurons stand for activations that are no clipped line, '{curves[0]}' "
                 "first; an IF or LIF neuron can only send such a line, which costs accuracy at every T: "
-                f"layers={{'{curves[0]}': parspike.Keep()}} computes the activation exactly, without spikes",
+                f"layers={{'{curves[0]}': parspike.Keep()}} (--keep {curves[0]}) computes the activation exactly, "
+                "without spikes",
                 ParspikeWarning,
                 stacklevel=2,
             )

@@ -85,7 +85,8 @@ class Baseline(Recipe):
                 + (
                     "train with parspike.train.with_qcfs, or take another recipe"
                     if self.needs_qcfs
-                    else f"layers={{'{odd[0]}': parspike.Keep()}} computes it without spikes; recipe=None knows all"
+                    else f"layers={{'{odd[0]}': parspike.Keep()}} (--keep {odd[0]}) computes it without spikes, and "
+                    "where no recipe is named all are known"
                 )
             )
         if batches is None and not all(isinstance(a, Quantised) for a in draft.activations.values()):

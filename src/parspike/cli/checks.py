@@ -84,15 +84,15 @@ def writable(path: Path, force: bool, option: str, name: str) -> None:
         raise FileError(f"{path}: the folder {path.parent} cannot be written to")
 
 
-def steps(text: str) -> list[int]:
-    """The numbers of --T; refuses what is no whole number of at least 1, and repeats."""
+def steps(text: str, option: str = "--T") -> list[int]:
+    """The numbers of --T, or of another option; refuses what is no whole number of at least 1, and repeats."""
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if not re.fullmatch(r"[0-9]+", part) or not 1 <= int(part) <= MAX_T:
-            raise OptionError(f"--T {text}: '{part}' is no whole number from 1 to {MAX_T}; give such as 1,2,4,8")
+            raise OptionError(f"{option} {text}: '{part}' is no whole number from 1 to {MAX_T}; give such as 1,2,4,8")
     numbers = [int(part) for part in parts]
     if twice := next((T for T in numbers if numbers.count(T) > 1), None):
-        raise OptionError(f"--T {text}: {twice} stands there more than once; give each number once")
+        raise OptionError(f"{option} {text}: {twice} stands there more than once; give each number once")
     return numbers
 
 

@@ -239,6 +239,8 @@ class ImageOptions:
         images = open_images(
             data, preprocess, batch_size=self.batch_size, seed=self.seed, skip_broken=self.skip_broken, **chosen
         )
+        if self.tokens is not None and not images.written:
+            raise OptionError(f"--tokens {self.tokens} cuts text, and {data} holds none: leave it out")
         if self.batch_size is not None or -(-len(images) // images.batch_size) >= parts:
             return images
         return replace(images, batch_size=max(1, len(images) // parts))

@@ -111,7 +111,7 @@ def report(
         raise OptionError("--weights belongs to the network of --against SPEC; the spiking network has its own")
     if against is not None:
         checks.network(against, weights)
-    steps = None if sweep is None else checks.steps(sweep)
+    steps = None if sweep is None else checks.steps(sweep, "--sweep")
     if steps is not None and against is None:
         raise OptionError(f"--sweep {sweep} converts the network again: give it with --against SPEC")
     if steps is None and calibration is not None:

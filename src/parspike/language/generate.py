@@ -38,7 +38,7 @@ def generate(
     whole text again.
     Raises `InputError` for an empty prompt and where the text would become longer than the context.
     """
-    if not isinstance(tokenizer, Tokenizer):
+    if not callable(getattr(tokenizer, "encode", None)):
         raise InputError(f"generate takes a tokenizer second, got {type(tokenizer).__name__}: model.tokenizer is one")
     return "".join(pieces(network, tokenizer, tokenizer.encode(prompt), tokens=tokens, temperature=temperature,
                           seed=seed, context=context, cache=cache))  # fmt: skip

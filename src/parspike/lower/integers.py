@@ -53,7 +53,8 @@ ROOM = 1 << 20
 """Largest sum up to which a grid is made finer for the sake of precision: float32 then still holds the sums behind."""
 SUMS = {"aten.add.Tensor": (1, 1), "aten.sub.Tensor": (1, -1), "aten.rsub.Tensor": (-1, 1)}
 CONSTANTS = {"aten.add.Scalar": (1, 1), "aten.sub.Scalar": (1, -1), "aten.rsub.Scalar": (-1, 1)}
-CASTS = ("aten.to.dtype", "aten._to_copy.default")
+CASTS = ("aten._to_copy.default", "aten.to.dtype")
+"""The first is the one that is written: the integer engine and exports know it."""
 CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default")
 """Operators that may read a tensor of the network without changing values: places."""
 MIX = ("aten.lerp.Scalar",)
