@@ -643,6 +643,22 @@ def batch_norm(op: str, rng: Rng, folder: Path) -> None:
     )
 
 
+@draw("LSTM GRU RNN")
+def recurrent(op: str, rng: Rng, folder: Path) -> None:
+    direction = either(rng, "forward", "reverse", "bidirectional")
+    ways, gates, outputs = 1 + (direction == "bidirectional"), {"LSTM": 4, "GRU": 3, "RNN": 1}[op], 2 + (op == "LSTM")
+    start = [values(rng, ways, 2, 3) if rng.random() < 0.5 else None for _ in range(outputs - 1)]
+    bias = values(rng, ways, 2 * gates * 3) if rng.random() < 0.7 else None
+    lengths = np.full(2, 4, np.int32) if rng.random() < 0.3 else None
+    given_ = [values(rng, 4, 2, 5), values(rng, ways, gates * 3, 5), values(rng, ways, gates * 3, 3), bias, lengths]
+    more = {"linear_before_reset": int(rng.integers(2))} if op == "GRU" else {}
+    more |= {"activations": ["Relu"] * ways} if op == "RNN" and rng.random() < 0.5 else {}
+    compare(
+        op, [*given_, *start], folder, {"hidden_size": 3, "direction": direction, **more}, constant=(1, 2, 3, 4),
+        outputs=outputs, opset=either(rng, 7, 14),
+    )  # fmt: skip
+
+
 @draw("InstanceNormalization")
 def instance_norm(op: str, rng: Rng, folder: Path) -> None:
     compare(op, [values(rng, 2, 3, 4, 5), values(rng, 3), values(rng, 3)], folder, {"epsilon": 1e-2}, constant=(1, 2),
@@ -1416,7 +1432,7 @@ def simple(*nodes: Any, opset: int = 13, **constants: Array) -> Any:
 
 def test_all_unsupported_operators_are_named_at_once(tmp_path: Path) -> None:
     nodes = [
-        helper.make_node("LSTM", ["x"], ["a"], name="cell", hidden_size=3),
+        helper.make_node("Loop", ["x"], ["a"], name="cell"),
         helper.make_node("Det", ["a"], ["b"], name="d1"),
         helper.make_node("Det", ["b"], ["c"], name="d2"),
         helper.make_node("Odd", ["c"], ["e"], name="odd", domain="my"),
@@ -1427,7 +1443,7 @@ def test_all_unsupported_operators_are_named_at_once(tmp_path: Path) -> None:
     said = line_of(simple(*nodes), tmp_path, UnsupportedError)
     assert "4 operators are not supported" in said
     for part in (
-        "LSTM (a recurrent cell carries a state",
+        "Loop (it runs a part of the graph by a value",
         "Det: d1, d2",
         "my.Odd: odd",
         "MaxPool with 2 outputs: pool",
