@@ -326,7 +326,8 @@ def groups(size: int = 12) -> list[list[str]]:
 
 @pytest.mark.parametrize("names", groups(), ids=lambda names: names[0].removeprefix("aten."))
 def test_every_row_computes_what_the_network_does(names, monkeypatch):
-    """Would catch an operator whose arguments are read wrongly, in any engine."""
+    """Would catch an operator whose arguments are read wrongly, in any engine, and one without a gradient, which ended
+    the gradient steps of the default recipe."""
     model = Network([CALLS[name] for name in names]).eval().double()
     x = torch.randn(3, 2, 6, 6, dtype=torch.float64)
     graph = trace(model, (x,))
@@ -335,6 +336,8 @@ def test_every_row_computes_what_the_network_does(names, monkeypatch):
     assert not [node.target for node in graph.nodes if node.role is Role.UNKNOWN or node.reason == ACROSS_BATCH]
     for found, wanted in zip(leaves(graph.run(x)), leaves(model(x)), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+    given = x.clone().requires_grad_()
+    sum(leaf.sum() for leaf in leaves(graph.run(given)) if leaf.requires_grad).backward()
     # What was just read is not traced once more.
     monkeypatch.setattr(importlib.import_module("parspike.plan"), "trace", lambda *given, **options: graph)
     snn = parspike.convert(model, x, T=2, recipe="max")

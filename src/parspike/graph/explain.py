@@ -45,8 +45,9 @@ def explain(model: nn.Module, error: Exception) -> str:
         )
     if "exported program constant's list" in text:
         return (
-            f"{name} computes with a tensor that changes while forward runs, such as a weight whose .data it assigns: "
-            "do that in training only (if self.training), or once before it is converted"
+            f"{name} computes with a tensor that tracing cannot follow: a weight whose .data forward assigns (do that in "
+            "training only, if self.training, or once before it is converted), or one inside torch.vmap (write its "
+            "products with torch.einsum or bmm)"
         )
     if "is mutated in the forward" in text:
         return f"{name} writes into a tensor of its own in forward ({first}): a spiking network keeps no state"

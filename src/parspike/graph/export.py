@@ -23,7 +23,7 @@ from parspike.graph.kept import Kept
 from parspike.graph.python import ASKED, Flags, left_to_torch, observe_nothing, sizes_kept, without_branches
 from parspike.graph.quiet import quiet
 from parspike.graph.read import known
-from parspike.graph.recurrent import UNROLLED
+from parspike.graph.recurrent import unroll
 from parspike.graph.writes import pure, without_writes
 
 __all__ = ["export"]
@@ -116,11 +116,11 @@ def _in_known_operators(exported: Any) -> Any:
     """Remove in-place operators, and replace operators that the table lacks by torch's decompositions into others:
     `clip` is a `clamp`, `hstack` a `cat`, `mT` a `transpose`. Each decomposition traces the whole network again."""
     tried: set[Any] = set()
+    unroll(exported)
     writes = not (pure(exported) or without_writes(exported))
     while (lacking := _lacking(exported) - tried) or writes:
         said = torch.export.default_decompositions()
-        own = {**said, **UNROLLED}
-        table = {operator_: own[operator_] for operator_ in lacking if operator_ in own}
+        table = {operator_: said[operator_] for operator_ in lacking if operator_ in said}
         for operator_ in lacking - table.keys():
             if torch._C._dispatch_has_kernel_for_dispatch_key(operator_.name(), "CompositeImplicitAutograd"):
                 table[operator_] = operator_.decompose
@@ -136,8 +136,6 @@ def _lacking(exported: Any) -> set[Any]:
     found = set()
     for fx in exported.graph.nodes:
         if fx.op != "call_function" or not any(node.name in varying for node in fx.all_input_nodes):
-            if fx.target in UNROLLED:
-                found.add(fx.target)  # it counts as random, for its dropout, and is not computed once
             continue  # what depends on weights alone is computed once, by the operator itself
         varying.add(fx.name)
         size = isinstance(fx.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))

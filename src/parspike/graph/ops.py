@@ -484,6 +484,13 @@ for _reason, _names in _analog.items():
 for _name in ("bilinear", "scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"):
     TABLE[f"aten.{_name}.default"] = replace(TABLE[f"aten.{_name}.default"], weighs=True)
 TABLE["aten._conj.default"] = replace(TABLE["aten._conj.default"], run=torch.conj_physical)  # a copy
+# These two have no gradient, which gradient steps of a calibration need.
+TABLE["aten.copy.default"] = replace(
+    TABLE["aten.copy.default"], run=lambda x, source, non_blocking=False: source.to(x).expand_as(x)
+)
+TABLE["aten.floor_divide.default"] = replace(
+    TABLE["aten.floor_divide.default"], run=lambda x, y: torch.div(x, y, rounding_mode="floor")
+)
 
 for _names, _macs in {
     "softmax.int _softmax.default log_softmax.int _log_softmax.default layer_norm.default native_layer_norm.default "

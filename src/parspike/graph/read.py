@@ -21,7 +21,6 @@ from parspike.graph.features import with_channels
 from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves
 from parspike.graph.ops import Role
 from parspike.graph.python import ASKED
-from parspike.graph.recurrent import UNROLLED
 from parspike.graph.refusals import REFUSED, judge
 from parspike.graph.sizes import size_tree
 from parspike.graph.wide import implied_eps
@@ -421,8 +420,6 @@ def _kinds(found: Sequence[Any]) -> str:
 
 def known(operator_: Any) -> bool:
     """Whether the reader needs no decomposition of an operator: it has a row or a refusal of its own, or is random."""
-    if operator_ in UNROLLED:
-        return False
     target = ops.target_of(operator_)
     groups = (ops.TABLE, IDENTITIES, SQUEEZES, CASTS, RESHAPES, BLANKS, WITH_PLACES, BATCH_NORMS)
     return (
