@@ -427,7 +427,7 @@ def test_a_network_that_makes_places_in_a_table_of_its_values(example):
 def test_columns_of_one_input_may_be_places_in_unlike_tables():
     """Catches noise within the range of the whole example: an hour as a day of the week, an IndexError of torch's."""
     torch.manual_seed(0)
-    x = torch.cat([torch.arange(64)[:, None] % n for n in (7, 24)] + [X[:, :1].repeat(8, 6)], 1)
+    x = torch.cat([torch.arange(64)[:, None] % n for n in (7, 24)] + [X[:, :1].repeat(8, 6)], 1).flip(0)
     days, hours = nn.Embedding(7, 1), nn.Embedding(24, 1)
     model = net(lambda s, x: s.n(torch.cat([s.days(x[:, 0].long()), s.hours(x[:, 1].long()), x[:, 2:]], 1)),
                 days=days, hours=hours)  # fmt: skip
