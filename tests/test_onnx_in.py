@@ -1469,7 +1469,7 @@ def last_state(rng: Rng, rows: int = 12, width: int = 4) -> Any:
 
 
 def test_a_recurrent_layer_of_a_file_spikes(tmp_path: Path) -> None:
-    """Catches an LSTM that runs as a layer and is not unrolled, and weights that torch's kernel reads past their end."""
+    """Catches an LSTM that runs and is not unrolled, and weights that torch's kernel reads past their end."""
     model, x = last_state(np.random.default_rng(0)), values(np.random.default_rng(1), 32, 3, 4, low=-1, high=1)
     snn = parspike.convert(parspike.from_onnx(save(model, tmp_path)), torch.from_numpy(x), T=256, recipe="max")
     assert len(snn.neurons()) == 12

@@ -45,8 +45,8 @@ def explain(model: nn.Module, error: Exception) -> str:
         )
     if "exported program constant's list" in text:
         return (
-            f"{name} computes with a tensor that tracing cannot follow: a weight whose .data forward assigns (do that in "
-            "training only, if self.training, or once before it is converted), or one inside torch.vmap (write its "
+            f"{name} computes with a tensor that tracing cannot follow: a weight whose .data forward assigns (do that "
+            "in training only, if self.training, or once before it is converted), or one inside torch.vmap (write its "
             "products with torch.einsum or bmm)"
         )
     if "is mutated in the forward" in text:

@@ -1,7 +1,7 @@
 """Recurrent layers, unrolled: one copy of the cell for every step of the sequence that was traced.
 
-    LSTM    i, f, g, o = W x + U h + b        c' = σ(f) c + σ(i) tanh g        h' = σ(o) tanh c', times a matrix if given
-    GRU     r, z = σ(W x + U h + b)           n = tanh(W x + b + r (U h + b))  h' = n + z (h − n)
+    LSTM    i, f, g, o = W x + U h + b    c' = σ(f) c + σ(i) tanh g          h' = σ(o) tanh c', times a matrix if given
+    GRU     r, z = σ(W x + U h + b)       n = tanh(W x + b + r (U h + b))    h' = n + z (h − n)
     RNN     h' = tanh(W x + U h + b), or ReLU
 
 The equations are those of torch.nn.LSTM, GRU and RNN. What comes of it has no state: synapses, neurons (σ, tanh, ReLU)

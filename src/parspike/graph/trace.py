@@ -89,8 +89,8 @@ def _check_recurrent(model: nn.Module, error: TraceError) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.RNNBase) and not module.batch_first and f"layer '{name}" in str(error):
             raise TraceError(
-                f"{error}. {type(module).__name__} in layer '{name}' takes sequences as (steps, batch, …): make it with "
-                "batch_first=True, or transpose what it reads and returns"
+                f"{error}. {type(module).__name__} in layer '{name}' takes sequences as (steps, batch, …): make it "
+                "with batch_first=True, or transpose what it reads and returns"
             ) from error
 
 

@@ -56,9 +56,7 @@ def _run(
     x = x.transpose(0, 1) if inside else x
     if lengths is not None and any(n != x.shape[0] for n in site.ints(lengths, "the lengths of its sequences")):
         raise site.refuse("sequences of unlike lengths (sequence_lens) are not supported: pad them")
-    begin = [
-        x.new_zeros(ways, x.shape[1], size) if s is None else s.transpose(0, 1) if inside else s for s in start
-    ]
+    begin = [x.new_zeros(ways, x.shape[1], size) if s is None else s.transpose(0, 1) if inside else s for s in start]
     if any(s.dim() != 3 or s.shape[0] != ways or s.shape[2] != size for s in begin):
         raise site.refuse(f"its first states have shapes {', '.join(str(tuple(s.shape)) for s in begin)}")
     begin = [s.expand(-1, x.shape[1], -1) for s in begin]
