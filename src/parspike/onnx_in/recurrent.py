@@ -93,14 +93,15 @@ def _reset_first(x: Tensor, start: Tensor, params: Sequence[Tensor], biased: boo
     each = len(params) // ways
     made, last = [], []
     for way in range(ways):
-        w, u, b_w, b_u = (*params[way * each : (way + 1) * each], *(() if biased else (None, None)))
-        (u_gates, u_new), (b_gates, b_new) = (
-            (None, None) if t is None else t.split([2 * start.shape[2], start.shape[2]]) for t in (u, b_u)
-        )
+        w, u, *more = params[way * each : (way + 1) * each]
+        b_w, b_u = more if biased else (None, None)
+        cut = [2 * start.shape[2], start.shape[2]]
+        u_gates, u_new = u.split(cut)
+        b_gates, b_new = (None, None) if b_u is None else b_u.split(cut)
         currents = F.linear(x, w, b_w).unbind(0)
         state, found = start[way], []
         for current in reversed(currents) if way else currents:
-            gates, new = current.split([2 * state.shape[-1], state.shape[-1]], -1)
+            gates, new = current.split(cut, -1)
             reset, keep = (gates + F.linear(state, u_gates, b_gates)).sigmoid().chunk(2, -1)
             new = (new + F.linear(reset * state, u_new, b_new)).tanh()
             state = new + keep * (state - new)
