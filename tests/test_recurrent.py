@@ -116,6 +116,25 @@ def test_the_length_is_that_of_the_example_and_the_plan_says_so():
         snn(torch.cat([X, X[:, :1]], 1))
 
 
+class Casts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.head(self.layer(x)[0][:, -1]).float()
+
+
+def test_a_layer_inside_of_autocast_is_unrolled_too():
+    """Catches a layer in the part of the program that torch keeps as a graph of its own: told as packed sequences."""
+    torch.manual_seed(0)
+    model = Casts().eval()
+    graph = trace(model, (X,), free_sizes=False)
+    assert len(graph.neurons) == 12
+    torch.testing.assert_close(graph.run(X), model(X), rtol=0.02, atol=0.005)
+
+
 class Packed(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -126,6 +126,7 @@ def _in_known_operators(exported: Any) -> Any:
                 table[operator_] = operator_.decompose
         tried |= lacking
         exported = exported.run_decompositions(table) if table or writes else exported
+        unroll(exported)  # those inside of torch.autocast, whose part of the program was a graph of its own
         writes = False
     return exported
 
