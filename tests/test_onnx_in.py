@@ -643,6 +643,22 @@ def batch_norm(op: str, rng: Rng, folder: Path) -> None:
     )
 
 
+@draw("LSTM GRU RNN")
+def recurrent(op: str, rng: Rng, folder: Path) -> None:
+    direction = either(rng, "forward", "reverse", "bidirectional")
+    ways, gates, outputs = 1 + (direction == "bidirectional"), {"LSTM": 4, "GRU": 3, "RNN": 1}[op], 2 + (op == "LSTM")
+    start = [values(rng, ways, 2, 3) if rng.random() < 0.5 else None for _ in range(outputs - 1)]
+    bias = values(rng, ways, 2 * gates * 3) if rng.random() < 0.7 else None
+    lengths = np.full(2, 4, np.int32) if rng.random() < 0.3 else None
+    given_ = [values(rng, 4, 2, 5), values(rng, ways, gates * 3, 5), values(rng, ways, gates * 3, 3), bias, lengths]
+    more = {"linear_before_reset": int(rng.integers(2))} if op == "GRU" else {}
+    more |= {"activations": ["Relu"] * ways} if op == "RNN" and rng.random() < 0.5 else {}
+    compare(
+        op, [*given_, *start], folder, {"hidden_size": 3, "direction": direction, **more}, constant=(1, 2, 3, 4),
+        outputs=outputs, opset=either(rng, 7, 14),
+    )  # fmt: skip
+
+
 @draw("InstanceNormalization")
 def instance_norm(op: str, rng: Rng, folder: Path) -> None:
     compare(op, [values(rng, 2, 3, 4, 5), values(rng, 3), values(rng, 3)], folder, {"epsilon": 1e-2}, constant=(1, 2),
@@ -779,7 +795,7 @@ def test_every_rule_has_a_draw() -> None:
     assert names - WITHOUT_ORACLE == set(DRAWS)
 
 
-MANY = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Slice", "Pad")
+MANY = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Slice", "Pad", "LSTM", "GRU", "RNN")
 """Operators with more rules than a few draws reach."""
 
 
@@ -1552,7 +1568,7 @@ def simple(*nodes: Any, opset: int = 13, **constants: Array) -> Any:
 
 def test_all_unsupported_operators_are_named_at_once(tmp_path: Path) -> None:
     nodes = [
-        helper.make_node("LSTM", ["x"], ["a"], name="cell", hidden_size=3),
+        helper.make_node("Loop", ["x"], ["a"], name="cell"),
         helper.make_node("Det", ["a"], ["b"], name="d1"),
         helper.make_node("Det", ["b"], ["c"], name="d2"),
         helper.make_node("Odd", ["c"], ["e"], name="odd", domain="my"),
@@ -1563,7 +1579,7 @@ def test_all_unsupported_operators_are_named_at_once(tmp_path: Path) -> None:
     said = line_of(simple(*nodes), tmp_path, UnsupportedError)
     assert "4 operators are not supported" in said
     for part in (
-        "LSTM (a recurrent cell carries a state",
+        "Loop (it runs a part of the graph by a value",
         "Det: d1, d2",
         "my.Odd: odd",
         "MaxPool with 2 outputs: pool",
@@ -1573,6 +1589,32 @@ def test_all_unsupported_operators_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
         parspike.from_onnx(save(simple(*nodes), tmp_path))
     assert caught.value.details["Det"] == ["d1", "d2"]
+
+
+def last_state(rng: Rng, rows: int = 12, width: int = 4) -> Any:
+    """The last state of an LSTM, and a layer behind it."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["s"], name="steps", perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["s", "w", "r", "b"], ["", "h"], name="cell", hidden_size=3),
+        helper.make_node("Squeeze", ["h", "axis"], ["q"], name="last"),
+        helper.make_node("Gemm", ["q", "hw", "hb"], ["y"], name="head", transB=1),
+    ]
+    weights = {"w": values(rng, 1, rows, width), "r": values(rng, 1, 12, 3), "b": values(rng, 1, 24)}
+    weights |= {"axis": np.array([0]), "hw": values(rng, 2, 3), "hb": values(rng, 2)}
+    return file_of(nodes, [info("x", shape=["B", 3, 4], dtype=1)], [info("y", shape=["B", 2], dtype=1)], weights, 14)
+
+
+def test_a_recurrent_layer_of_a_file_spikes(tmp_path: Path) -> None:
+    """Catches an LSTM that runs and is not unrolled, and weights that torch's kernel reads past their end."""
+    model, x = last_state(np.random.default_rng(0)), values(np.random.default_rng(1), 32, 3, 4, low=-1, high=1)
+    snn = parspike.convert(parspike.from_onnx(save(model, tmp_path)), torch.from_numpy(x), T=256, recipe="max")
+    assert len(snn.neurons()) == 12
+    wanted = by_onnxruntime(model, {"x": x})[0]
+    assert np.linalg.norm(snn(torch.from_numpy(x)).numpy() - wanted) < 0.01 * np.linalg.norm(wanted)
+    for rows, width in ((0, 4), (10, 4), (12, 5)):
+        network = parspike.from_onnx(save(last_state(np.random.default_rng(0), rows, width), tmp_path))
+        with pytest.raises(UnsupportedError, match=rf"'cell' \(LSTM\): its weights have shapes \(1, {rows}, {width}\)"):
+            network(torch.from_numpy(x))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

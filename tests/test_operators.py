@@ -326,7 +326,8 @@ def groups(size: int = 12) -> list[list[str]]:
 
 @pytest.mark.parametrize("names", groups(), ids=lambda names: names[0].removeprefix("aten."))
 def test_every_row_computes_what_the_network_does(names, monkeypatch):
-    """Would catch an operator whose arguments are read wrongly, in any engine."""
+    """Would catch an operator whose arguments are read wrongly, in any engine, and one without a gradient, which ended
+    the gradient steps of the default recipe."""
     model = Network([CALLS[name] for name in names]).eval().double()
     x = torch.randn(3, 2, 6, 6, dtype=torch.float64)
     graph = trace(model, (x,))
@@ -335,6 +336,9 @@ def test_every_row_computes_what_the_network_does(names, monkeypatch):
     assert not [node.target for node in graph.nodes if node.role is Role.UNKNOWN or node.reason == ACROSS_BATCH]
     for found, wanted in zip(leaves(graph.run(x)), leaves(model(x)), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+    given = x.clone().requires_grad_()
+    moved = [leaf.sum() for leaf in leaves(graph.run(given)) if leaf.requires_grad]
+    torch.stack([given.sum(), *moved]).sum().backward()  # comparisons have none
     # What was just read is not traced once more.
     monkeypatch.setattr(importlib.import_module("parspike.plan"), "trace", lambda *given, **options: graph)
     snn = parspike.convert(model, x, T=2, recipe="max")
@@ -466,25 +470,6 @@ def test_a_squashing_at_the_output_is_a_readout(last):
     assert [row.role for row in plan.rows] == ["synapse", "neuron", "synapse", "readout"]
     assert "1 read-out" in str(plan)
     torch.testing.assert_close(parspike.convert(plan, x, T=1024)(x), model(x), atol=2e-3, rtol=0)
-
-
-class Recurrent(nn.Module):
-    def __init__(self, cell: nn.Module) -> None:
-        super().__init__()
-        self.cell, self.head = cell, nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.cell(x)[0][..., -1, :])
-
-
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_cells_are_refused_by_name(kind):
-    plan = parspike.plan(Recurrent(kind(4, 5, batch_first=True)).eval(), torch.randn(2, 6, 4))
-    assert not plan.ok
-    (row,) = plan.refusals
-    assert "recurrent cell" in row.becomes
-    assert "attention along the sequence" in row.remedy
-    assert "layer 'cell" in str(plan)
 
 
 def test_maxima_say_where_they_are_exact():
@@ -700,6 +685,27 @@ def test_bags_of_tokens(learnt, tmp_path):
         assert torch.equal(again(tokens[:4, :3]), snn(tokens[:4, :3]))
 
 
+def test_bags_of_one_token_of_a_table(tmp_path):
+    """Catches a bag's kernel that reads a column of a table as if it lay in memory in one piece (DLRM)."""
+    torch.manual_seed(0)
+    bags = nn.ModuleList(nn.EmbeddingBag(20, 4, mode="sum") for _ in range(3))
+    model = Columns(bags, nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3))).eval()
+    tokens = torch.randint(0, 20, (6, 3))
+    snn = parspike.convert(model, [tokens], T=1024, recipe="max")
+    with torch.no_grad():
+        assert torch.allclose(snn(tokens), model(tokens), atol=0.01)
+        assert torch.allclose(snn.run(tokens, engine="serial").logits, snn(tokens), atol=1e-5)
+
+
+class Columns(nn.Module):
+    def __init__(self, bags: nn.ModuleList, head: nn.Module) -> None:
+        super().__init__()
+        self.bags, self.head = bags, head
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(torch.cat([bag(tokens[:, i : i + 1]) for i, bag in enumerate(self.bags)], 1))
+
+
 class Causal(nn.Module):
     """One head of attention with a causal mask of −∞ in a buffer, then a perceptron."""
 
@@ -725,6 +731,29 @@ def test_a_mask_may_be_infinite(tmp_path):
         assert torch.allclose(snn.run(x, engine="serial").logits, snn(x))
         again = parspike.load(snn.save(tmp_path / "causal.parspike"))
         assert torch.equal(again(x), snn(x))
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        return self.head(self.attention(x, x, x, attn_mask=mask)[0])
+
+
+@pytest.mark.parametrize("encode", ["none", "all"])
+def test_the_attention_of_torch_adds_its_mask_to_a_product(encode):
+    """Catches "holds NaN or Inf" for the first argument of baddbmm, which nothing multiplies by."""
+    model, x = Attending().eval().double(), torch.randn(4, 5, 8, dtype=torch.float64)
+    snn = parspike.convert(model, x, T=1024, recipe="max", encode=encode)
+    with torch.no_grad():
+        wanted = model(x)
+        assert float((snn(x) - wanted).norm() / wanted.norm()) < 0.005
+        assert torch.allclose(snn.run(x, engine="serial").logits, snn(x), atol=1e-4)
 
 
 class Bounds(nn.Module):

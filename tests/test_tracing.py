@@ -424,6 +424,16 @@ def test_a_network_that_makes_places_in_a_table_of_its_values(example):
     same(plan.graph, model, X.clamp(max=1))
 
 
+def test_columns_of_one_input_may_be_places_in_unlike_tables():
+    """Catches noise within the range of the whole example: an hour as a day of the week, an IndexError of torch's."""
+    torch.manual_seed(0)
+    x = torch.cat([torch.arange(64)[:, None] % n for n in (7, 24)] + [X[:, :1].repeat(8, 6)], 1).flip(0)
+    days, hours = nn.Embedding(7, 1), nn.Embedding(24, 1)
+    model = net(lambda s, x: s.n(torch.cat([s.days(x[:, 0].long()), s.hours(x[:, 1].long()), x[:, 2:]], 1)),
+                days=days, hours=hours)  # fmt: skip
+    same(parspike.plan(model, x).graph, model, x)
+
+
 def test_a_branch_on_values_prints_nothing(capfd):
     with pytest.raises(TraceError, match="branches on the values of a tensor"):
         parspike.plan(net(lambda s, x: s.n(x) if x.sum() > 3 else s.n(2 * x)), X)
@@ -692,6 +702,10 @@ INFINITE = {
     "parameter": net(lambda s, x: torch.maximum(s.low, s.n(x)), low=nn.Parameter(torch.tensor(float("-inf")))),
     "mask": net(
         lambda s, x: s.n(x).masked_fill(s.m, float("-inf")).amax(1, True), m=torch.tensor([True, False, False])
+    ),
+    "added to a product": net(
+        lambda s, x: F.softmax(torch.baddbmm(s.m.expand(len(x), 1, 3), s.n(x)[:, :1, None], s.n(x)[:, None]), -1)[:, 0],
+        m=torch.tensor([[[float("-inf"), 0.0, 0.0]]]),
     ),
     "softmax": net(lambda s, x: F.softmax(s.n(x) + s.m, 1), m=torch.tensor([float("-inf"), 0.0, 0.0])),
 }

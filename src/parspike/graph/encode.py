@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from parspike.graph.features import with_channels
 from parspike.graph.ir import Graph, Node, Ref
-from parspike.graph.ops import ENCODE, HELD, HOLD, TABLE, TIMES, WEIGHTS, Role
+from parspike.graph.ops import ENCODE, HELD, HOLD, SUMS, TABLE, TIMES, WEIGHTS, Role
 from parspike.graph.order import nested
 
 __all__ = [
@@ -39,8 +39,6 @@ Encode = Literal["none", "hidden", "all"]
 """Where neurons for the identity stand: nowhere; where synapses read real values other than the network's inputs; where
 they read any real values."""
 PRODUCTS = ("aten.matmul.default", "aten.bmm.default", "aten.mm.default", "aten.einsum.default")
-SUMS = ("aten.addmm.default", "aten.addmv.default", "aten.baddbmm.default")
-"""Products that are added to their first argument."""
 MOVERS = ("aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.expand.default",
           "aten.repeat_interleave.self_int", "aten.repeat.default", "aten.unsqueeze.default", "aten.squeeze.dims",
           "aten.movedim.int", "aten.swapaxes.default")  # fmt: skip

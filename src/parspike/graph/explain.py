@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from parspike.graph import ops
 from parspike.graph.ops import Role
 from parspike.graph.quiet import outputs
-from parspike.graph.refusals import EXPERTS
+from parspike.graph.refusals import EXPERTS, PADDED
 
 __all__ = ["asks_values", "explain", "frames", "seen", "user_line"]
 
@@ -29,6 +29,13 @@ def explain(model: nn.Module, error: Exception) -> str:
     place = f" at {line}" if line else ""
     first = next((part.strip() for part in text.splitlines() if part.strip()), type(error).__name__)
     name = type(model).__name__
+    if "pack_padded_sequence" in line or ("'size'" in text and any("modules/rnn.py" in f for f in frames(error))):
+        return f"{name} packs sequences{place}, whose lengths are numbers in a tensor: {PADDED}"
+    if ".numpy() is not supported" in text:
+        return (
+            f"{name}: the code takes numbers out of a tensor{place}, which would be the example's for every input: "
+            "compute with the tensor itself, without .numpy()"
+        )
     if asks_values(error):
         if "expert" in line and any(hasattr(module, "set_experts_implementation") for module in model.modules()):
             return f"{name}: the code loops over the experts that its values choose{place}: {EXPERTS} first"
@@ -38,8 +45,9 @@ def explain(model: nn.Module, error: Exception) -> str:
         )
     if "exported program constant's list" in text:
         return (
-            f"{name} computes with a tensor that changes while forward runs, such as a weight whose .data it assigns: "
-            "do that in training only (if self.training), or once before it is converted"
+            f"{name} computes with a tensor that tracing cannot follow: a weight whose .data forward assigns (do that "
+            "in training only, if self.training, or once before it is converted), or one inside torch.vmap (write its "
+            "products with torch.einsum or bmm)"
         )
     if "is mutated in the forward" in text:
         return f"{name} writes into a tensor of its own in forward ({first}): a spiking network keeps no state"

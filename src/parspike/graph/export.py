@@ -23,6 +23,7 @@ from parspike.graph.kept import Kept
 from parspike.graph.python import ASKED, Flags, left_to_torch, observe_nothing, sizes_kept, without_branches
 from parspike.graph.quiet import quiet
 from parspike.graph.read import known
+from parspike.graph.recurrent import unroll
 from parspike.graph.writes import pure, without_writes
 
 __all__ = ["export"]
@@ -115,6 +116,7 @@ def _in_known_operators(exported: Any) -> Any:
     """Remove in-place operators, and replace operators that the table lacks by torch's decompositions into others:
     `clip` is a `clamp`, `hstack` a `cat`, `mT` a `transpose`. Each decomposition traces the whole network again."""
     tried: set[Any] = set()
+    unroll(exported)
     writes = not (pure(exported) or without_writes(exported))
     while (lacking := _lacking(exported) - tried) or writes:
         said = torch.export.default_decompositions()
@@ -124,6 +126,7 @@ def _in_known_operators(exported: Any) -> Any:
                 table[operator_] = operator_.decompose
         tried |= lacking
         exported = exported.run_decompositions(table) if table or writes else exported
+        unroll(exported)  # those inside of torch.autocast, whose part of the program was a graph of its own
         writes = False
     return exported
 

@@ -216,10 +216,14 @@ class Node:
         return replace(self, args=map_tree(function, self.args), kwargs=map_tree(function, self.kwargs))
 
     @property
-    def multiplies(self) -> bool:
-        """Whether the operator multiplies what it reads."""
+    def factors(self) -> tuple[str, ...]:
+        """Paths of the tensors that the operator multiplies by, or takes as those of an activation."""
         row = ops.TABLE.get(self.target)
-        return row is not None and (row.weighted or row.product or row.run in (ops.batch_norm, ops.scale_shift))
+        multiplies = row is not None and (row.weighted or row.product or row.run in (ops.batch_norm, ops.scale_shift))
+        if not multiplies and self.role is not ops.Role.NEURON:
+            return ()
+        read = self.args[1:] if self.target in ops.SUMS else self.args
+        return tuple(leaf.path for leaf in leaves((read, self.kwargs)) if isinstance(leaf, Param))
 
     @property
     def batch_dim(self) -> int | None:
@@ -319,9 +323,7 @@ class Graph:
     def unfit(self) -> str | None:
         """The first tensor that no spiking network can compute with: it holds NaN, or Inf where a product or a neuron
         reads it. Masks of attention and the bounds of a clamp may be infinite."""
-        finite = {
-            path for node in self.nodes for path in node.params if node.role is ops.Role.NEURON or node.multiplies
-        }
+        finite = {path for node in self.nodes for path in node.factors}
         return next(
             (
                 path

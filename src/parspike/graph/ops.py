@@ -27,6 +27,7 @@ __all__ = [
     "FRESH",
     "HOLD",
     "SHARES",
+    "SUMS",
     "TABLE",
     "TIMES",
     "WEIGHTS",
@@ -352,6 +353,8 @@ _rows(Role.SYNAPSE, "conv1d.default conv2d.default conv3d.default conv2d.padding
       varying=(0,), weighted=True)  # fmt: skip
 _rows(Role.SYNAPSE, "matmul.default mm.default bmm.default einsum.default addmm.default addmv.default "
       "baddbmm.default", product=True, weighted=True)  # fmt: skip
+SUMS = ("aten.addmm.default", "aten.addmv.default", "aten.baddbmm.default")
+"""Products to which the first argument is added, such as a mask of −∞ by nn.MultiheadAttention."""
 _rows(Role.SYNAPSE, "mul.Tensor mul.Scalar addcmul.default", product=True)
 _rows(Role.SYNAPSE, "div.Tensor div.Scalar", varying=(0,))
 _rows(Role.SYNAPSE, "add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar rsub.Tensor neg.default cat.default "
@@ -389,6 +392,19 @@ _rows(Role.SYNAPSE, "where.self where.ScalarOther where.ScalarSelf", varying=(1,
 # Looked up by tokens: a constant current.
 _rows(Role.SYNAPSE, "embedding.default _embedding_bag.default _embedding_bag_forward_only.default",
       varying=(1, 2), sources="many", weighs=True)  # fmt: skip
+
+
+def _bag(name: str) -> Callable[..., Any]:
+    """Its kernel reads tokens one behind the other in memory, where a column of a table does not lie."""
+
+    def run(table: Tensor, tokens: Tensor, *rest: Any) -> Any:
+        return _aten(name)(table, tokens.contiguous(), *rest)
+
+    return run
+
+
+for _name in ("aten._embedding_bag.default", "aten._embedding_bag_forward_only.default"):
+    TABLE[_name] = replace(TABLE[_name], run=_bag(_name))
 _rows(Role.SYNAPSE, "zeros.default ones.default full.default arange.default arange.start arange.start_step",
       varying=())  # fmt: skip
 
@@ -468,6 +484,13 @@ for _reason, _names in _analog.items():
 for _name in ("bilinear", "scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"):
     TABLE[f"aten.{_name}.default"] = replace(TABLE[f"aten.{_name}.default"], weighs=True)
 TABLE["aten._conj.default"] = replace(TABLE["aten._conj.default"], run=torch.conj_physical)  # a copy
+# These two have no gradient, which gradient steps of a calibration need.
+TABLE["aten.copy.default"] = replace(
+    TABLE["aten.copy.default"], run=lambda x, source, non_blocking=False: source.to(x).expand_as(x)
+)
+TABLE["aten.floor_divide.default"] = replace(
+    TABLE["aten.floor_divide.default"], run=lambda x, y: torch.div(x, y, rounding_mode="floor")
+)
 
 for _names, _macs in {
     "softmax.int _softmax.default log_softmax.int _log_softmax.default layer_norm.default native_layer_norm.default "

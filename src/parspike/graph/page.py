@@ -37,6 +37,12 @@ makes of it is refused.
 it was. A network may write into buffers that its output does not read (a count of calls, an average of what it saw);
 one whose output reads them, or that remembers one batch in the next, is refused. Casts and `torch.autocast` inside
 forward stay where they are.
+
+**Recurrent layers** (`nn.LSTM`, `nn.GRU`, `nn.RNN` and their cells, also in both directions, in several layers, with a
+projection or a start of your own) are unrolled: one copy of the cell for every step of the example's sequence, whose
+length is fixed by that. Gates are neurons (sigmoid and tanh as staircases, or ReLU), products of a gate and a state are
+analog, and no neuron keeps a state. Each step of a cell is four layers of neurons for an LSTM, two for a GRU, so long
+sequences take long to plan and to fit. Packed sequences are refused: give the layer the padded batch.
 """
 SYNAPSE = """## Synapses
 

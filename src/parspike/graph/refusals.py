@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from parspike.graph.ops import TABLE, Role
 
-__all__ = ["REFUSED", "judge", "remedy"]
+__all__ = ["EXPERTS", "PADDED", "REFUSED", "judge", "remedy"]
 
 RANDOM = "it draws random numbers, and a converted network computes the same every time"
-RECURRENT = "a recurrent cell carries a state along the sequence, and a parallel neuron has none"
+PACKED = "the lengths of packed sequences are numbers in a tensor, and a spiking network has one fixed graph"
 REFUSED: dict[str, str] = {name: reason for reason, names in {
-    RECURRENT: "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell _thnn_fused_lstm_cell "
-               "_thnn_fused_gru_cell mkldnn_rnn_layer",
+    PACKED: "lstm gru rnn_tanh rnn_relu _pack_padded_sequence",
     RANDOM: "rand randn randint rand_like randn_like randint_like randperm bernoulli multinomial normal poisson "
             "dropout native_dropout alpha_dropout feature_dropout feature_alpha_dropout rrelu fractional_max_pool2d "
             "fractional_max_pool3d",
@@ -22,6 +21,11 @@ MIXED = "it takes all dimensions together, the batch too, and so mixes the sampl
 WHOLE = frozenset(f"aten.{name}.default" for name in ("mean", "max", "min", "prod", "any", "all", "median"))
 """Operators that make one number of a whole tensor, and have another form for some of its dimensions."""
 
+PADDED = (
+    "give the recurrent layer the padded batch, without pack_padded_sequence, and take each sequence's last output by "
+    "its length (gather)"
+)
+"""What networks with packed sequences need."""
 EXPERTS = "call model.set_experts_implementation('batched_mm')"
 """What a mixture of experts of transformers needs, whose other forms loop over experts or sort by them."""
 
@@ -57,7 +61,7 @@ def remedy(target: str, role: Role) -> str:
     if REFUSED.get(packet) == RANDOM:
         return "draw no random numbers in evaluation, or make them an input of the network"
     if packet in REFUSED:
-        return "use convolutions or attention along the sequence, or convert the parts before and after the cell"
+        return PADDED
     return (
         "replace it by an operator of the table (docs/operators.md), or keep the part of the network that needs it "
         "outside the model that is converted"

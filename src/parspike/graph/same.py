@@ -110,7 +110,8 @@ def check_rewritten(
     in a network whose output hardly depends on it, and no rounding grows on its way through later layers.
     Of four samples two have noise added, so that a tie of the example's values cannot decide. Inputs are small, to save
     time: a rewriting is right for all sizes or for none. Where the network does not take the size or the values (it
-    makes places in a table of them), the example's size is taken, then noise within the example's range.
+    makes places in a table of them), the example's size is taken, then noise within the range that the example has at
+    each place (columns of a table are not alike), then the example itself.
     """
     if any(node.role is Role.UNKNOWN for node in source.nodes):
         return
@@ -119,12 +120,13 @@ def check_rewritten(
         noisy = {name: _with_noise(x, seed) for name, x in example.items()}
         within = {name: _within(x, example[name]) for name, x in noisy.items()}
         smaller = {name: _with_noise(x, seed) for name, x in _smaller(source, example).items()}
-        for given in (smaller, noisy, within):
+        itself = {name: _with_noise(x, seed, 0.0) for name, x in example.items()}
+        for given in (smaller, noisy, within, itself):
             try:
                 differs = _first_difference(source, made, means, {name: wide(x) for name, x in given.items()})
                 break
             except (RuntimeError, IndexError):
-                if given is within:
+                if given is itself:
                     raise
         if differs is None:
             return
@@ -200,19 +202,20 @@ def _smaller(graph: Graph, env: dict[str, Tensor]) -> dict[str, Tensor]:
     return env
 
 
-def _with_noise(x: Tensor, seed: int) -> Tensor:
-    """Two samples as they are, then two with noise; inputs of whole numbers get no noise."""
+def _with_noise(x: Tensor, seed: int, much: float = 1.0) -> Tensor:
+    """Two samples as they are, then two with noise; inputs of whole numbers get no noise. much: the noise's deviation,
+    of the values' own."""
     x = x[:2]
     if not x.is_floating_point():
         return torch.cat([x, x])
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
-    spread = x.std() if x.numel() > 1 and bool(x.std() > 0) else 1.0
+    spread = much * (x.std() if x.numel() > 1 and bool(x.std() > 0) else 1.0)
     return torch.cat([x if seed == 0 else x + 1e-3 * spread * noise.flip(0), x + spread * noise])
 
 
 def _within(x: Tensor, example: Tensor) -> Tensor:
-    """Values moved into the range of an example's."""
-    return x.clamp(*(float(end) for end in example.aminmax())) if example.is_floating_point() else x
+    """Values moved into the range that an example has at their place in a sample."""
+    return x.clamp(example.amin(0), example.amax(0)) if example.is_floating_point() else x
 
 
 def tensors_of(tree: Any) -> list[Tensor]:

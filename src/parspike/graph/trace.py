@@ -47,6 +47,7 @@ def trace(
                 raise InputError(f"'{name}' {said}") from error
         # Not before tracing: a network that can be traced takes its example, so the check would be wasted.
         _check_example(model, args, kwargs)
+        _check_recurrent(model, error)
         raise
     if (name := graph.unfit()) is not None:
         raise _unfit(name)
@@ -81,6 +82,16 @@ def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str
             f"{type(model).__name__} fails on the example, {', '.join(given)}{f' at {line}' if line else ''}: "
             f"{said}. {_remedy(said)}"
         ) from error
+
+
+def _check_recurrent(model: nn.Module, error: TraceError) -> None:
+    """Raise the error with its remedy where a recurrent layer takes the batch for the steps of a sequence."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase) and not module.batch_first and f"layer '{name}" in str(error):
+            raise TraceError(
+                f"{error}. {type(module).__name__} in layer '{name}' takes sequences as (steps, batch, …): make it "
+                "with batch_first=True, or transpose what it reads and returns"
+            ) from error
 
 
 def _remedy(said: str) -> str:
@@ -124,7 +135,8 @@ def check_model(model: nn.Module) -> None:
                        if not isinstance(tensor, nn.Parameter)
                        or (not torch.nn.parameter.is_lazy(tensor) and tensor.numel() == 1)}  # fmt: skip
         stateful = nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd
-        if isinstance(module, stateful) and module.training:
+        between = isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1
+        if (isinstance(module, stateful) or between) and module.training:
             raise InputError(
                 f"layer '{name}' ({type(module).__name__}) is in train mode, where its output depends on the rest of "
                 "the batch or on chance: call model.eval() first, then convert"

@@ -30,7 +30,7 @@ from parspike.errors import (
     meant,
 )
 from parspike.foreign import identifier
-from parspike.onnx_in import elementwise, layers, shapes  # noqa: F401 - they register the rules
+from parspike.onnx_in import elementwise, layers, recurrent, shapes  # noqa: F401 - they register the rules
 from parspike.onnx_in.file import Call, File, Given, check_order, read
 from parspike.onnx_in.rules import MOST, REFUSED, RULES, TORCH, Rule, Site, as_tensor
 from parspike.onnx_in.sizes import LARGEST, ON_SIZES, NotHere

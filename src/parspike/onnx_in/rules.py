@@ -24,14 +24,12 @@ __all__ = ["MOST", "REFUSED", "RULES", "Rule", "Site", "as_tensor", "dtype_of", 
 
 MOST = 1 << 31
 """Elements at most of a tensor whose size a number in the file says."""
-RECURRENT = "a recurrent cell carries a state along the sequence, and a parallel neuron has none"
 INTEGERS = (
     "it computes with whole numbers: export the network of floating numbers; parspike quantises by its time-steps"
 )
 BRANCH = "it runs a part of the graph by a value that is not constant"
 RANDOM = "it draws random numbers, and a converted network computes the same every time"
 REFUSED: dict[str, str] = {name: reason for reason, names in {
-    RECURRENT: "LSTM GRU RNN",
     INTEGERS: "ConvInteger MatMulInteger QLinearConv QLinearMatMul DynamicQuantizeLinear QLinearAdd QLinearMul "
               "QLinearGlobalAveragePool QLinearSigmoid QLinearLeakyRelu QLinearConcat QLinearAveragePool QGemm "
               "DynamicQuantizeMatMul MatMulNBits",
