@@ -704,7 +704,7 @@ INFINITE = {
         lambda s, x: s.n(x).masked_fill(s.m, float("-inf")).amax(1, True), m=torch.tensor([True, False, False])
     ),
     "added to a product": net(
-        lambda s, x: F.softmax(torch.baddbmm(s.m.expand(len(x), 1, 3), s.n(x)[:, :1, None], s.n(x)[:, None]), -1)[:, 0],
+        lambda s, x: F.softmax(torch.baddbmm(s.m, s.n(x)[:, :1, None], s.n(x)[:, None]), -1)[:, 0],
         m=torch.tensor([[[float("-inf"), 0.0, 0.0]]]),
     ),
     "softmax": net(lambda s, x: F.softmax(s.n(x) + s.m, 1), m=torch.tensor([float("-inf"), 0.0, 0.0])),
