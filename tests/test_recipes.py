@@ -682,6 +682,17 @@ def test_the_automatic_choice_steps_on_from_the_nearest_closed_form(weigh, free)
     assert [(type(recipe), recipe.weigh, recipe.free) for recipe in ran] == [(parspike.Reconstruct, weigh, free)]
 
 
+def test_no_gradient_steps_are_taken_where_the_outputs_are_near_enough():
+    """Would catch two minutes of them on a small network whose closed form is all but exact."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    snn = parspike.convert(model, torch.randn(256, 6).split(64), T=256)
+    *tried, last = snn.provenance["search"]["tried"]
+    assert min(note["distance"] for note in tried) <= auto.ENOUGH
+    assert last["recipe"]["name"] == "reconstruct"
+    assert last["skipped"] == "the distance is 0.001 or less"
+
+
 class Ten(nn.Module):
     def __init__(self, answer=None):
         super().__init__()

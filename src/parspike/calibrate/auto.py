@@ -30,13 +30,16 @@ __all__ = ["Auto", "Part"]
 
 FEW = 64
 """With fewer calibration images, the part held out is too small to choose a recipe by."""
-PASSES, UNFITTED, STEP_PASSES = 10.0, 4.0, 4.0
+PASSES, UNFITTED, STEP_PASSES = 8.0, 4.0, 4.0
 """Time of a closed form in forward passes of its images, with and without re-fitted synapses, and of a gradient step in
 those of its batch: estimates, until the first closed form was timed (benchmarks/fit_cost.py)."""
 MANY = 10
 """Outputs from which on (B, K) is taken to be scores of classes, whose largest should not always be the same one."""
 MARGIN = 1.3
 """Estimates are multiplied by it."""
+ENOUGH = 1e-3
+"""A distance from which no gradient steps are taken: some 3 % of the outputs. They are what takes most of the seconds,
+and at many levels they bring nothing (docs/results.md): on a small network they went on for two minutes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Auto(Recipe):
     form that was chosen is fitted again on all images, which is kept if it is nearer still.
 
     budget: seconds for the search. Where they do not suffice for the first closed form, it is fitted on fewer images,
-    64 at least. A later recipe is left out if it would exceed them, as estimated from the times before it. The seconds
+    64 at least. A later recipe is left out if it would exceed them, as estimated from the times before it, and gradient
+    steps where the outputs are as near as `ENOUGH` without them. The seconds
     are the smaller of wall time and processor time, so that other work on the machine hardly changes the choice. What
     was tried, on how many images, its distance, and what was left out, goes into the provenance under "search". With
     fewer than 64 calibration images: Algorithm 1, or, with encoders, the closed form without re-fitted synapses.
@@ -167,8 +171,12 @@ class _Search:
     def improve(self) -> None:
         """Gradient steps from the best closed form."""
         closed = [note for note in self.done if note["recipe"]["name"] == ClosedForm.name]
-        start = min(closed, key=_nearness)["recipe"]
+        nearest = min(closed, key=_nearness)
+        start = nearest["recipe"]
         recipe = Reconstruct(weigh=start["weigh"], free=start["free"])
+        if nearest["distance"] <= ENOUGH:
+            self.tried.append({"recipe": recipe_to_json(recipe), "skipped": f"the distance is {ENOUGH:g} or less"})
+            return
         passes = STEP_PASSES * recipe.steps * recipe.batch_size / max(1, self.fitted.images())
         if self._fits(recipe, self.closed * (1 + passes / PASSES)):
             self._run(recipe)

@@ -197,8 +197,12 @@ def _chosen(provenance: dict[str, Any]) -> str:
     text = f"{made['name']} ({options})" if options else made["name"]
     if tried:
         text = f"{text}; distance of the outputs on held-out images: {', '.join(tried)}"
-    if left := [_named(t) for t in notes if "skipped" in t]:
-        text = f"{text}; no time for {', '.join(left)}: --best, or --budget with more seconds, tries them"
+    left = [(_named(t), t["skipped"]) for t in notes if "skipped" in t]
+    if late := [name for name, why in left if "budget" in why]:
+        text = f"{text}; no time for {', '.join(late)}: --best, or --budget with more seconds, tries them"
+    for name, why in left:
+        if name not in late:
+            text = f"{text}; {name} was left out, since {why}"
     return text
 
 

@@ -72,9 +72,11 @@ def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str
         said = (str(error).splitlines() or [type(error).__name__])[0]
         whole = {x.dtype for x in (*args, *kwargs.values()) if not x.is_floating_point()}
         if len(weights) == 1 and whole and ("same dtype" in said or "should be the same" in said):
+            given = whole.pop()
+            such = "torch.view_as_real(x)" if given.is_complex else "x.float() / 255 of images"
             raise InputError(
-                f"the example input is {whole.pop()}, the network's weights are {weights.pop()}, and it fails on this "
-                "input: give it as in training, such as x.float() / 255 of images"
+                f"the example input is {given}, the network's weights are {weights.pop()}, and it fails on this input: "
+                f"give it as in training, such as {such}"
             ) from error
         given = [f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in (*args, *kwargs.values())]
         line = user_line("".join(frames(error)))

@@ -101,7 +101,7 @@ def write_spikes(
     return path
 
 
-def _checked(snn: object, path: Path, form: object, dt: object, force: bool) -> type[Sink]:
+def _checked(snn: SNN, path: Path, form: object, dt: object, force: bool) -> type[Sink]:
     """What writes a file of this name. Refuses what can be refused before the network runs."""
     check_converted(snn, "write_spikes")
     kind = next((kind for ending, kind in SINKS.items() if path.name.lower().endswith(ending)), None)
