@@ -112,6 +112,19 @@ def draw(names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return register
 
 
+def agree_at_another_size(nodes: list[Any], constants: dict[str, Array], rng: Rng, folder: Path) -> None:
+    """Check a file of images x (B, 3, H, W) and its SNN beside onnxruntime, at the traced size and at another."""
+    inputs, outputs = [info("x", shape=["B", 3, "H", "W"], dtype=1)], [onnx.ValueInfoProto(name="y")]
+    model = file_of(nodes, inputs, outputs, constants, 18)
+    network = parspike.from_onnx(save(model, folder))
+    snn = parspike.convert(network, torch.from_numpy(values(rng, 8, 3, 7, 10)), T=512, recipe="max")
+    for size in ((7, 10), (12, 5)):
+        one = values(rng, 2, 3, *size)
+        wanted = by_onnxruntime(model, {"x": one})[0]
+        np.testing.assert_allclose(network(torch.from_numpy(one)).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(snn(torch.from_numpy(one)).numpy(), wanted, rtol=0.05, atol=0.05)
+
+
 def values(rng: Rng, *shape: int, low: float = -3, high: float = 3) -> Array:
     return rng.uniform(low, high, shape).astype(np.float32)
 
@@ -977,15 +990,7 @@ def test_sizes_that_a_file_multiplies_and_divides_stay_free(tmp_path: Path) -> N
     ]  # fmt: skip
     constants = {"w": values(rng, 4, 3, 1, 1), "zero": np.array([0]), "two": np.array([2]), "four": np.array([4]),
                  "halves": np.array([2])}  # fmt: skip
-    inputs, outputs = [info("x", shape=["B", 3, "H", "W"], dtype=1)], [onnx.ValueInfoProto(name="y")]
-    model = file_of(nodes, inputs, outputs, constants, 18)
-    network = parspike.from_onnx(save(model, tmp_path))
-    snn = parspike.convert(network, torch.from_numpy(values(rng, 8, 3, 7, 10)), T=512, recipe="max")
-    for size in ((7, 10), (12, 5)):
-        one = values(rng, 2, 3, *size)
-        wanted = by_onnxruntime(model, {"x": one})[0]
-        np.testing.assert_allclose(network(torch.from_numpy(one)).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(snn(torch.from_numpy(one)).numpy(), wanted, rtol=0.05, atol=0.05)
+    agree_at_another_size(nodes, constants, rng, tmp_path)
 
 
 def test_constants_may_stand_in_nodes_of_every_form(tmp_path: Path) -> None:
@@ -1137,15 +1142,7 @@ def test_what_a_file_computes_of_free_sizes_stays_free(tmp_path: Path) -> None:
         "w": values(rng, 4, 3, 3, 3), "two": np.array(2), "three": np.array(3), "part": np.array(2, np.float32),
         "zero": np.array([0]), "first": np.array([0, 1]), "last": np.array([2, 3]),
     }  # fmt: skip
-    inputs, outputs = [info("x", shape=["B", 3, "H", "W"], dtype=1)], [onnx.ValueInfoProto(name="y")]
-    model = file_of(nodes, inputs, outputs, constants, 18)
-    network = parspike.from_onnx(save(model, tmp_path))
-    snn = parspike.convert(network, torch.from_numpy(values(rng, 8, 3, 7, 10)), T=512, recipe="max")
-    for size in ((7, 10), (12, 5)):
-        one = values(rng, 2, 3, *size)
-        wanted = by_onnxruntime(model, {"x": one})[0]
-        np.testing.assert_allclose(network(torch.from_numpy(one)).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(snn(torch.from_numpy(one)).numpy(), wanted, rtol=0.05, atol=0.05)
+    agree_at_another_size(nodes, constants, rng, tmp_path)
 
 
 def test_a_batch_of_one_that_the_file_fixes_is_opened(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from parspike.calibrate.channels import spread
 from parspike.calibrate.distance import relative_error
 from parspike.calibrate.recipe import Draft
 from parspike.calibrate.reconstruct import _augmented
-from parspike.calibrate.refit import RIDGES, Refit, _Solver, branches
+from parspike.calibrate.refit import NARROW, RIDGES, Refit, _gram, _Solver, branches
 from parspike.calibrate.staircase import free_steps
 from parspike.calibrate.thresholds import COARSE, Above, choose
 from parspike.errors import CalibrationError, OptionError
@@ -357,6 +357,13 @@ def test_before_a_relu_only_what_passes_it_is_fitted():
         new, shift = refit.solve(weight, bias, 1e-6)
         errors.append(float((F.linear(rows, new, shift).relu() - truth.relu()).square().mean()))
     assert errors[1] < 0.2 * errors[0]
+
+
+@pytest.mark.parametrize("features", [3, NARROW + 1, 2 * NARROW + 3])
+def test_the_gram_matrix_of_a_wide_layer_is_put_together_from_parts(features):
+    """Would catch a part that stands in the wrong place, or is not mirrored."""
+    x = torch.rand(2, 5, features, dtype=torch.float64)
+    torch.testing.assert_close(_gram(x), x.mT @ x)
 
 
 @pytest.mark.parametrize("fraction", [1e-3, 1e-1])

@@ -55,10 +55,10 @@ class Auto(Recipe):
 
     budget: seconds for the search. Where they do not suffice for the first closed form, it is fitted on fewer images,
     64 at least. A later recipe is left out if it would exceed them, as estimated from the times before it, and gradient
-    steps where the outputs are as near as `ENOUGH` without them. The seconds
-    are the smaller of wall time and processor time, so that other work on the machine hardly changes the choice. What
-    was tried, on how many images, its distance, and what was left out, goes into the provenance under "search". With
-    fewer than 64 calibration images: Algorithm 1, or, with encoders, the closed form without re-fitted synapses.
+    steps where the outputs are as near as `ENOUGH` without them. The seconds are the smaller of wall time and processor
+    time, so that other work on the machine hardly changes the choice. What was tried, on how many images, its distance,
+    and what was left out, goes into the provenance under "search". With fewer than 64 calibration images: Algorithm 1,
+    or, with encoders, the closed form without re-fitted synapses.
 
     Neurons with a state (IF, LIF) get one recipe, the closed form with weigh="own", which was nearer than "next"
     wherever both were run (docs/results.md); with fewer than 64 images its synapses stay as they are.

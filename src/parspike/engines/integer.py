@@ -40,7 +40,7 @@ from parspike.engines import filtered, tensor_cores
 from parspike.engines.base import Network, Record, Run, kept_of, recorded
 from parspike.engines.replay import Replay
 from parspike.graph import Graph, Node, Param, Ref, Role, Schedule, Stream, map_tree, walk
-from parspike.graph.ops import TABLE, call
+from parspike.graph.ops import CASTS, TABLE, call
 from parspike.graph.signature import Conv, Linear, arguments, named
 from parspike.neurons import PackedTrains, WholeNeuron
 
@@ -56,7 +56,6 @@ PARTS = 3
 WHOLE = 1 << 24
 """Whole numbers below it, and their sums, are exact in float32."""
 CLIP = "aten.clamp.Tensor"
-CASTS = ("aten.to.dtype", "aten._to_copy.default")
 MOVERS = {
     "aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.movedim.int", "aten.swapaxes.default",
     "aten.cat.default", "aten.slice.Tensor", "aten.narrow.default", "aten.select.int", "aten.unsqueeze.default",

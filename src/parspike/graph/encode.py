@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from parspike.graph.features import with_channels
 from parspike.graph.ir import Graph, Node, Ref
-from parspike.graph.ops import ENCODE, HELD, HOLD, SUMS, TABLE, TIMES, WEIGHTS, Role
+from parspike.graph.ops import CASTS, ENCODE, HELD, HOLD, SUMS, TABLE, TIMES, WEIGHTS, Role
 from parspike.graph.order import nested
 
 __all__ = [
@@ -43,7 +43,7 @@ MOVERS = ("aten.reshape.default", "aten.permute.default", "aten.transpose.int", 
           "aten.repeat_interleave.self_int", "aten.repeat.default", "aten.unsqueeze.default", "aten.squeeze.dims",
           "aten.movedim.int", "aten.swapaxes.default")  # fmt: skip
 """Operators that only move values: an encoder goes before them, where there are fewest values to encode."""
-PASSED = ("aten.to.dtype", "aten._to_copy.default", "aten.reshape.default", "aten.expand.default")
+PASSED = (*CASTS, "aten.reshape.default", "aten.expand.default")
 """Operators between a softmax and the product that it weighs."""
 SMALL = 2**-4
 """Up to here the weights of a softmax have neurons of their own, with as many levels as those above. Many small weights

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from parspike.graph.encode import SMALL
 from parspike.graph.ir import Graph, Node, Param, Ref
 from parspike.graph.ops import (
+    CASTS,
     EXP,
     FLOOR,
     LARGEST,
@@ -50,7 +51,7 @@ LOOKED_UP = (EXP, RECIPROCAL, RSQRT)
 SOFTMAX = ("aten.softmax.int", "aten._softmax.default")
 NORMS = ("aten.layer_norm.default", "aten.rms_norm.default")
 GROUPED = ("aten.group_norm.default", "aten.instance_norm.default")
-PASSED = ("aten.to.dtype", "aten._to_copy.default", "aten.reshape.default", "aten.expand.default",
+PASSED = (*CASTS, "aten.reshape.default", "aten.expand.default",
           "aten.unsqueeze.default", "aten.permute.default", "aten.transpose.int", "aten.slice.Tensor")  # fmt: skip
 """Operators behind which a value that was above 0 is above 0."""
 ADDED = ("aten.sum.dim_IntList", "aten.mean.dim", "aten.cumsum.default", "aten.amax.default", LARGEST)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from parspike.graph.ir import Node
 
 __all__ = [
+    "CASTS",
     "ENCODE",
     "FRESH",
     "HOLD",
@@ -353,6 +354,8 @@ _rows(Role.SYNAPSE, "conv1d.default conv2d.default conv3d.default conv2d.padding
       varying=(0,), weighted=True)  # fmt: skip
 _rows(Role.SYNAPSE, "matmul.default mm.default bmm.default einsum.default addmm.default addmv.default "
       "baddbmm.default", product=True, weighted=True)  # fmt: skip
+CASTS = ("aten._to_copy.default", "aten.to.dtype")
+"""Casts to another type. The first is the one that lowering writes, and exports know."""
 SUMS = ("aten.addmm.default", "aten.addmv.default", "aten.baddbmm.default")
 """Products to which the first argument is added, such as a mask of −∞ by nn.MultiheadAttention."""
 _rows(Role.SYNAPSE, "mul.Tensor mul.Scalar addcmul.default", product=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from parspike.graph.ir import BATCH, Device, Graph, Node, Param, Ref, Size, leaves, map_tree
-from parspike.graph.ops import ACROSS_BATCH, COMPLEX, FAKE_QUANTISE, POINTWISE, TABLE, WHOLE, Curve, Op, Role
+from parspike.graph.ops import ACROSS_BATCH, CASTS, COMPLEX, FAKE_QUANTISE, POINTWISE, TABLE, WHOLE, Curve, Op, Role
 
 __all__ = ["Written", "evaluate", "functions_of", "numbers", "polynomial", "steps", "uncast"]
 
@@ -32,7 +32,6 @@ TENSORS = _aten("""
 """Operators that take no numbers in place of tensors."""
 FILLED = {"aten.zeros.default": 0, "aten.ones.default": 1, "aten.full.default": None}
 SPREAD = ("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default", "aten.reshape.default")
-CASTS = ("aten.to.dtype", "aten._to_copy.default")
 PRODUCTS = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar")
 AFFINE = _aten("""
     add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar rsub.Tensor neg.default type_as.default

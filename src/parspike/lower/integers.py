@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, Stream, map_tree
-from parspike.graph.ops import REAL, TABLE, call
+from parspike.graph.ops import CASTS, REAL, TABLE, call
 from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
 from parspike.lower.rounding import Fitting, finest, one_by_one
 from parspike.lower.unit import unit
@@ -53,8 +53,6 @@ ROOM = 1 << 20
 """Largest sum up to which a grid is made finer for the sake of precision: float32 then still holds the sums behind."""
 SUMS = {"aten.add.Tensor": (1, 1), "aten.sub.Tensor": (1, -1), "aten.rsub.Tensor": (-1, 1)}
 CONSTANTS = {"aten.add.Scalar": (1, 1), "aten.sub.Scalar": (1, -1), "aten.rsub.Scalar": (-1, 1)}
-CASTS = ("aten._to_copy.default", "aten.to.dtype")
-"""The first is the one that is written: the integer engine and exports know it."""
 CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default")
 """Operators that may read a tensor of the network without changing values: places."""
 MIX = ("aten.lerp.Scalar",)

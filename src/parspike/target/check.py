@@ -12,7 +12,7 @@ from parspike.errors import OptionError, meant
 from parspike.graph import Node, Role, Size
 from parspike.graph.encode import input_encoders
 from parspike.graph.ir import BATCH
-from parspike.graph.ops import ENCODE, TABLE
+from parspike.graph.ops import CASTS, ENCODE, TABLE
 from parspike.graph.roles import reached_by
 from parspike.graph.signature import Conv, Linear, Pool, arguments
 from parspike.neurons import IntegrateFire, Neuron, ParallelNeuron, SignedNeuron, SortedTrain
@@ -23,7 +23,7 @@ from parspike.target.tables import table, targets
 __all__ = ["check"]
 
 SAME = ("aten.reshape.default", "aten.squeeze.dim", "aten.squeeze.dims", "aten.unsqueeze.default", "getitem",
-        "aten.expand.default", "aten.to.dtype", "aten._to_copy.default")  # fmt: skip
+        "aten.expand.default", *CASTS)  # fmt: skip
 """Wires that only rename elements."""
 SUMS = ("aten.add.Tensor",)
 CATS = ("aten.cat.default", "aten.stack.default")

@@ -9,9 +9,9 @@ from typing import Any
 
 from parspike.errors import OptionError, meant
 
-WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-
 __all__ = ["above", "among", "at_least", "read", "within"]
+
+WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
 def read(cls: Any, values: Any, where: str) -> Any:
