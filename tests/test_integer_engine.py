@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from networks import Dense, PreActivation, Quantised, Residual, planned
+from networks import SHAPES, Dense, PreActivation, Quantised, Residual, planned
 from torch import Tensor, nn
 
 import parspike
@@ -23,6 +23,7 @@ from parspike.engines.integer import Integer
 from parspike.errors import OptionError
 from parspike.export.onnx import session, write
 from parspike.graph import Node, Role
+from parspike.graph.encode import Encode
 from parspike.graph.signature import Conv, Linear
 from parspike.lower import integers
 from parspike.neurons import WholeNeuron
@@ -105,18 +106,20 @@ def network(kind: type[nn.Module], **options: Any) -> tuple[SNN, Tensor]:
 
 
 @functools.cache
-def _planned(kind: type[nn.Module]) -> tuple[nn.Module, Tensor, parspike.Plan]:
-    if kind not in SIZES:
+def _planned(kind: type[nn.Module], encode: Encode = "none") -> tuple[nn.Module, Tensor, parspike.Plan]:
+    if kind not in SIZES and encode == "none":
         return planned(kind, batch=9)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, x = kind().eval(), torch.randn(9, *SIZES[kind])
-    return model, x, parspike.plan(model, x)
+        model, x = kind().eval(), torch.randn(9, *{**SHAPES, **SIZES}[kind])
+    return model, x, parspike.plan(model, x, encode=encode)
 
 
 @functools.cache
-def _network(kind: type[nn.Module], weights: int = 8, inputs: int = 8, **options: Any) -> tuple[SNN, Tensor]:
-    _, x, plan = _planned(kind)
+def _network(
+    kind: type[nn.Module], weights: int = 8, inputs: int = 8, encode: Encode = "none", **options: Any
+) -> tuple[SNN, Tensor]:
+    _, x, plan = _planned(kind, encode)
     snn = parspike.convert(plan, x, recipe="max", **options)
     return integers(snn, x, weights=weights, inputs=inputs), x
 
@@ -141,6 +144,11 @@ CASES: list[tuple[type[nn.Module], dict[str, Any]]] = [
     (Padded, {"T": 300}),  # pads and moves of 16 bits
     (Bottlenecks, {"T": 32}),
     (Bottlenecks, {"T": 300}),
+    (Bottlenecks, {"T": 32, "encode": "hidden"}),  # pairs, in bytes with a sign
+    (Bottlenecks, {"T": 127, "encode": "all"}),
+    (Bottlenecks, {"T": 128, "encode": "hidden"}),  # in 16 bits
+    (Padded, {"T": 7, "code": "weighted", "encode": "all"}),
+    (Residual, {"T": 8, "code": "weighted", "encode": "all"}),
 ]
 
 
@@ -160,6 +168,9 @@ def test_most_of_the_work_is_done_by_integer_kernels(kind: type[nn.Module]) -> N
     filters = [step for step in made if isinstance(step, filtered.Pointwise)]
     assert how.synapses[0] + len(filters) == how.synapses[1] >= 3
     assert len(filters) == (4 if kind is Bottlenecks else 0)
+    paired, y = network(kind, T=5, encode="all")  # then every synapse reads counts, some below 0
+    assert unlike(paired, y) == []
+    assert Integer.of(paired).synapses[0] == Integer.of(paired).synapses[1]
     chains = [step for step in made if isinstance(step, (MODULE._Chain, filtered.Settled, filtered.Pointwise))]
     assert len(chains) == len(snn.neurons())
 

@@ -42,7 +42,7 @@ from parspike.engines.replay import Replay
 from parspike.graph import Graph, Node, Param, Ref, Role, Schedule, Stream, map_tree, walk
 from parspike.graph.ops import CASTS, TABLE, call
 from parspike.graph.signature import Conv, Linear, arguments, named
-from parspike.neurons import PackedTrains, WholeNeuron
+from parspike.neurons import PackedTrains, WholeNeuron, WholePair
 
 __all__ = ["Integer", "exact", "exactly", "integer"]
 
@@ -300,6 +300,8 @@ def _below(x: Tensor) -> Tensor:
 
 
 def _around_half(x: Tensor) -> Tensor:
+    if x.dtype == torch.int8:
+        return x.bitwise_xor(-HALF).view(torch.uint8)
     return (x + HALF).to(torch.uint8)
 
 
@@ -402,7 +404,7 @@ class _Maker:
         found: tuple[float, float] = infinite
         neuron = self.neurons.get(node.name)
         if isinstance(neuron, WholeNeuron):
-            found = 0.0, float(neuron.levels)
+            found = float(neuron.lowest), float(neuron.levels)
         elif node.target == CLIP and all(isinstance(arg, Param) for arg in node.args[1:]) and len(node.args) == 3:
             low, high = (self.tensors[arg.path] for arg in node.args[1:])
             found = float(low.min()), float(high.max())
@@ -415,6 +417,9 @@ class _Maker:
             found = (min(ends), max(ends)) if all(end == end for end in ends) else infinite
         elif node.target == "aten.add.Tensor" and len(node.refs) == 2 and not node.kwargs:
             found = given[0][0] + given[1][0], given[0][1] + given[1][1]
+        elif node.target == "aten.add.Tensor" and len(given) == 1 and isinstance(node.args[1], Param):
+            added = self.tensors[node.args[1].path]
+            found = given[0][0] + float(added.min()), given[0][1] + float(added.max())
         elif node.target == "aten.sum.dim_IntList" and len(given) == 1:
             sizes = self._shape(node.refs[0])
             summed = [sizes[d] for d in cast(list[int], node.args[1])] if sizes and node.args[1] else [None]
@@ -547,11 +552,13 @@ class _Maker:
     # Neurons, with what is before them.
 
     def _neuron(self, node: Node) -> tuple[Step, list[str], list[str]]:
-        """What gives a neuron's counts as bytes; the values it reads, and the nodes it stands for besides its own."""
+        """What gives a neuron's counts as bytes; the values it reads, and the nodes it stands for besides its own.
+        Kernels count from 0 on; what a pair counts is moved there, and back at the end."""
         neuron = cast(WholeNeuron, self.neurons[node.name])  # others send no bytes
         fused = self._before_pool(node, neuron) or self._fused(node, neuron)
         if fused is not None:
-            return fused
+            step, reads, gone = fused
+            return _Centred(step, neuron.levels) if isinstance(neuron, WholePair) else step, reads, gone
         return _counted(neuron, self.dtype), [node.refs[0]], []
 
     def _before_pool(self, node: Node, neuron: WholeNeuron) -> tuple[Step, list[str], list[str]] | None:
@@ -567,7 +574,7 @@ class _Maker:
         if fused is None:
             return None
         step, reads, gone = fused
-        return _Pooled(step, _pooled(pool, neuron.levels), pool.args[1:]), reads, [*gone, pool.name]
+        return _Pooled(step, _pooled(pool, neuron.levels - neuron.lowest), pool.args[1:]), reads, [*gone, pool.name]
 
     def _fused(self, node: Node, neuron: WholeNeuron) -> tuple[Step, list[str], list[str]] | None:
         axis = self._axis(node)
@@ -582,22 +589,22 @@ class _Maker:
             terms, gone, constant = [_Term(node.refs[0], torch.ones(1).double())], [], torch.zeros(1).double()
         # Of every term the largest magnitude; what a count depends on lies where the largest is bounded by the others.
         sizes = torch.stack([self._most(term).expand(width) for term in terms]).sort(0).values
-        constant = constant - first
-        spiking = (neuron.levels + 2) * step
+        constant, levels = constant - first - neuron.lowest * step, neuron.levels - neuron.lowest
+        spiking = (levels + 2) * step
         near = sizes[:-1].sum(0) + constant.abs() + step + spiking
         pieces = [(self._only(term.name), term.factor.expand(width)) for term in terms]
         all_whole = all(torch.equal(f, f.round()) for _, f in pieces)
         if self.gpu is not None:
             if not all_whole or not bool((sizes.sum(0) + near + step < tensor_cores.LARGEST).all()):
                 return None
-            made = _Behind.of(pieces, constant.expand(width), step.expand(width), neuron.levels, axis, self.gpu)
+            made = _Behind.of(pieces, constant.expand(width), step.expand(width), levels, axis, self.gpu)
             if made is None:
                 return None
             return self._reading(terms, pieces, gone, made)
         pieces = cast("list[tuple[_Synapse | None, Tensor]]", pieces)
         sums = sizes.sum(0) + near < 2.0**52
         if len(terms) == 1 and all_whole and bool(sums.all()):
-            alone = self._alone(terms[0], pieces[0][1], constant.expand(width), step.expand(width), neuron.levels, axis)
+            alone = self._alone(terms[0], pieces[0][1], constant.expand(width), step.expand(width), levels, axis)
             if alone is not None:
                 step_of_all, read = alone
                 return step_of_all, [read], [*gone, terms[0].name]
@@ -607,7 +614,7 @@ class _Maker:
             bound, kind = sums, torch.float64
         if not all_whole or not bool(bound.all()):
             return None
-        chain = _Chain(pieces, constant.expand(width), step.expand(width), neuron.levels, axis, kind)
+        chain = _Chain(pieces, constant.expand(width), step.expand(width), levels, axis, kind)
         return self._reading(terms, pieces, gone, chain)
 
     def _alone(
@@ -783,7 +790,7 @@ def _widened(node: Node, kwargs: dict[str, Any], dtype: torch.dtype, result: tor
     def wide(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        held = leaf.dtype in (torch.uint8, torch.int16)
+        held = leaf.dtype in (torch.uint8, torch.int8, torch.int16)
         return leaf.to(dtype) if held or (result is not None and leaf.is_floating_point()) else leaf
 
     def step(args: tuple[Any, ...]) -> Any:
@@ -809,7 +816,7 @@ def _counted(neuron: WholeNeuron, dtype: torch.dtype) -> Step:
     def step(args: tuple[Any, ...]) -> Tensor:
         z = args[0].to(dtype)
         # NaN has no count in whole numbers, and none arises: inputs are finite.
-        return neuron.count(z).to(tensor_cores.narrow(neuron.levels))
+        return neuron.count(z).to(tensor_cores.narrow(neuron.levels, neuron.lowest))
 
     return step
 
@@ -883,6 +890,18 @@ class _Pooled:
 
     def __call__(self, args: tuple[Any, ...]) -> Tensor:
         return self.pool((self.step(args), *self.rest))
+
+
+@dataclass(frozen=True)
+class _Centred:
+    """Counts −half … half of a step that gives them 0 … 2 · half, which are whole numbers without a sign or 16 bits."""
+
+    step: Step
+    half: int
+
+    def __call__(self, args: tuple[Any, ...]) -> Tensor:
+        count = self.step(args).sub_(self.half)  # bytes go around, to the bits of the number below 0
+        return count.view(torch.int8) if count.dtype == torch.uint8 else count
 
 
 class _Behind:

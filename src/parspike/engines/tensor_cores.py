@@ -49,8 +49,10 @@ def kind_of(low: float, high: float) -> Kind | None:
     return None
 
 
-def narrow(levels: int) -> torch.dtype:
-    """The type that counts are held in."""
+def narrow(levels: int, lowest: int = 0) -> torch.dtype:
+    """The type that counts lowest … levels are held in."""
+    if lowest < 0:
+        return torch.int8 if levels <= 127 else torch.int16
     return torch.uint8 if levels <= 255 else torch.int16
 
 

@@ -378,11 +378,12 @@ class Model:
             above = self.op("Sub", z, self.constant(neuron.first.detach().float().cpu()))
             steps = self.op("Div", above, self.constant(neuron.step.detach().float().cpu()))
             steps = self.op("Add", self.op("Floor", steps), self.constant(1.0))
-            self.counted(steps, neuron.levels, count)
-            if neuron.levels > 65535:
+            self.counted(steps, neuron.levels, count, neuron.lowest)
+            kinds = (np.int8, np.int16) if neuron.lowest < 0 else (np.uint8, np.uint16)
+            dtype = next((kind for kind in kinds if neuron.levels <= np.iinfo(kind).max), None)
+            if dtype is None:
                 value = self.op("Identity", count)
             else:
-                dtype = np.uint8 if neuron.levels < 256 else np.uint16
                 one, zero = self.constant(1.0), self.constant(0, dtype)
                 value = self.op("DequantizeLinear", self.op("QuantizeLinear", count, one, zero), one, zero)
                 self.kinds[value] = "float"

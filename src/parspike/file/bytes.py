@@ -19,7 +19,7 @@ from parspike.errors import FileError
 
 __all__ = ["DTYPES", "VERSION", "container", "contents", "parse"]
 
-VERSION = 6
+VERSION = 7
 """The newest version that is read."""
 
 # The file starts with the header's length, this, 64 hexadecimal digits, and the version.

@@ -17,7 +17,8 @@ from parspike.graph.ops import HOLD
 from parspike.neurons import MAX_T, Simulation, SpikingLayer, neuron_from
 from parspike.snn import SNN
 
-KINDS = {2: {"parallel", "staircase"}, 3: {"integrate-fire", "sorted-train"}, 5: {"current-based"}, 6: {"signed"}}
+KINDS = {2: {"parallel", "staircase"}, 3: {"integrate-fire", "sorted-train"}, 5: {"current-based"}, 6: {"signed"},
+         7: {"whole-pair"}}  # fmt: skip
 """Kinds of neurons that a version of the format brought; all others came with version 4."""
 
 SAID: dict[str, Any] = {
@@ -35,7 +36,8 @@ def network_to_json(snn: SNN) -> tuple[dict[str, Any], dict[str, Tensor], int]:
 
     Parallel neurons are written as version 2, IF and LIF neurons as version 3, and those of published methods as
     version 4, so that their files stay as they were, and older readers read them. Version 6 brought neurons whose
-    channels run along several dimensions, pairs of neurons for values of both signs, and values held as their mean.
+    channels run along several dimensions, pairs of neurons for values of both signs, and values held as their mean;
+    version 7 such pairs in whole numbers.
     """
     tensors = {f"synapses.{name}": tensor for name, tensor in snn.tensors().items()}
     for name, neuron in snn.neurons().items():
@@ -44,6 +46,8 @@ def network_to_json(snn: SNN) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     version = 5 if kinds & KINDS[5] else 2 if kinds <= KINDS[2] else 3 if kinds <= KINDS[3] else 4
     if kinds & KINDS[6] or any(len(node.channel_dims) > 1 or node.target == HOLD for node in snn.graph.nodes):
         version = 6
+    if kinds & KINDS[7]:
+        version = 7
     body = {
         **({"simulation": asdict(snn.simulation)} if version > 2 else {"T": snn.T}),
         "graph": graph_to_json(snn.graph),

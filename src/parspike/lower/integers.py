@@ -30,13 +30,25 @@ from parspike.graph.ops import CASTS, REAL, TABLE, call
 from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
 from parspike.lower.rounding import Fitting, finest, one_by_one
 from parspike.lower.unit import unit
-from parspike.neurons import IntegrateFire, ParallelNeuron, SpikingLayer, Staircase, WholeNeuron
+from parspike.neurons import (
+    IntegrateFire,
+    ParallelNeuron,
+    SignedNeuron,
+    SpikingLayer,
+    Staircase,
+    WholeNeuron,
+    WholePair,
+)
 from parspike.snn import SNN, check_converted
 
 __all__ = ["integers"]
 
+EVEN = (ParallelNeuron, SignedNeuron, IntegrateFire)
+"""Neurons whose thresholds are evenly spaced."""
 EXACT = {torch.float32: 1 << 24, torch.float64: 1 << 53}
 """Whole numbers below these, and their sums, are exact."""
+ROUNDED = 1e-6
+"""By how much, as a share, a constant may differ from a whole number: it was held in float32."""
 USEFUL = 1 << 12
 """Parts of one count of a neuron that a weight, times the largest number that it is given, is rounded to, at most:
 finer weights would only make sums larger."""
@@ -77,9 +89,9 @@ def integers(
     rounding (`parspike.lower.rounding`); without it they are rounded to the nearest. Input sizes are those of the
     example that was traced.
 
-    Returns a network of `WholeNeuron`s (or of IF neurons whose parameters are whole), which runs, saves and loads like
-    any other; its outputs are real again. Raises `UnsupportedError` that lists every operator and neuron that whole
-    numbers cannot carry, `OptionError` on bits out of range.
+    Returns a network of `WholeNeuron`s and `WholePair`s (or of IF neurons whose parameters are whole), which runs,
+    saves and loads like any other; its outputs are real again. Raises `UnsupportedError` that lists every operator and
+    neuron that whole numbers cannot carry, `OptionError` on bits out of range.
     """
     check_converted(snn, "integers")
     for name, bits in (("weights", weights), ("inputs", inputs)):
@@ -93,7 +105,7 @@ def integers(
         moved = [{name: x.cpu() for name, x in env.items()} for env in batches]
         here = copy.deepcopy(snn).cpu()
         return integers(here, cast(Any, moved), weights=weights, inputs=inputs, refit=refit).to(device)
-    made = _Whole(unit(snn).double(), weights, snn.graph.at_example(FIXED).inputs)
+    made = _Whole(_aligned(snn).double(), weights, snn.graph.at_example(FIXED).inputs)
     made.read(_largest(batches), inputs)
     if refit:
         made.follow(batches)
@@ -331,13 +343,13 @@ class _Whole:
         along = 1 if isinstance(arguments(node), Conv) else len(node.shape) - 1
         return [size if d == along else 1 for d, size in enumerate(_sample(node))]
 
-    def _goes_to(self, node: Node) -> ParallelNeuron | IntegrateFire | None:
+    def _goes_to(self, node: Node) -> ParallelNeuron | SignedNeuron | IntegrateFire | None:
         """The neurons that alone read a value, or a sum or a maximum of it."""
         while len(readers := self.readers[node.name]) == 1 and node.name not in self.source.outputs:
             (node,) = readers
             neuron = self.neurons.get(node.name)
             if neuron is not None:
-                return neuron if isinstance(neuron, (ParallelNeuron, IntegrateFire)) else None
+                return neuron if isinstance(neuron, EVEN) else None
             if node.target not in SUMS and node.role is not Role.ORDER:
                 return None
         return None
@@ -360,7 +372,7 @@ class _Whole:
         if any(n not in (1, size) for n, size in zip(number.shape, _sample(node), strict=True)):
             raise _Refused("it adds a constant of another shape")
         whole = number / value.grid
-        if bool((whole != whole.round()).any()):
+        if bool(((whole - whole.round()).abs() > ROUNDED * whole.abs()).any()):
             finer = self._bits_of_room(max(value.most, float(whole.abs().max())))
             value = self.times(
                 value, torch.full([1] * len(node.shape), finer, dtype=number.dtype), f"_finer_for_{node.name}"
@@ -584,7 +596,7 @@ class _Whole:
 
     def _neuron(self, node: Node) -> _Value:
         value, neuron = self.values[node.refs[0]], self.neurons[node.name]
-        if isinstance(neuron, (ParallelNeuron, IntegrateFire)):
+        if isinstance(neuron, EVEN):
             step = (neuron.v_threshold / _levels(neuron)).double() / value.grid[0]
             if float(step.min()) < COARSE and not torch.equal(step, step.round()):
                 finer = self._bits_of_room(value.most)
@@ -646,8 +658,28 @@ class _Whole:
                 self.emit(node, "_wide", CASTS[0], Ref(node.name), kwargs={"dtype": dtype})
 
 
-def _levels(neuron: ParallelNeuron | IntegrateFire) -> int:
-    return neuron.levels if isinstance(neuron, ParallelNeuron) else 1
+def _aligned(snn: SNN) -> SNN:
+    """`unit(snn)`, with the middle of a pair of neurons moved to a multiple of what one spike is worth where a synapse
+    behind it cannot take the middle into its bias: a convolution that puts in zeros beside the values. What it reads
+    are then whole numbers of spikes, 0 among them. Its thresholds move along, by half a spike at most."""
+    made = unit(snn)
+    stay = {node.refs[0] for node in made.graph.nodes if node.name not in snn.graph.by_name and node.refs}
+    neurons = {name: n for name, n in snn.neurons().items() if isinstance(n, SignedNeuron) and name in stay}
+    if not any(bool(neuron.offset.any()) for neuron in neurons.values()):
+        return made
+    moved = copy.deepcopy(snn)
+    for name in neurons:
+        neuron = cast(SignedNeuron, moved.neurons()[name])
+        theta, full = neuron.v_threshold.detach().double(), neuron.v_post.detach().double()
+        middle = (neuron.offset.double() * neuron.levels / full).round() * full / neuron.levels
+        # Levels lie so much higher. Input that much higher reaches them, where θ of input makes a full count.
+        shift = neuron.shift.detach().double() + (middle - neuron.offset.double()) * (1 - theta / full)
+        neuron.shift.data, neuron.offset = shift.to(neuron.shift), middle.to(neuron.offset)
+    return unit(moved)
+
+
+def _levels(neuron: ParallelNeuron | SignedNeuron | IntegrateFire) -> int:
+    return 1 if isinstance(neuron, IntegrateFire) else neuron.levels
 
 
 def _without_casts(graph: Graph) -> Graph:
@@ -671,12 +703,13 @@ def _without_casts(graph: Graph) -> Graph:
 
 def _neuron(neuron: SpikingLayer, grid: Tensor, most: float, T: int) -> tuple[SpikingLayer, float, float, float]:
     """Neurons on whole numbers; the grid and the largest of what they send; the largest number inside them."""
-    if isinstance(neuron, ParallelNeuron):
+    if isinstance(neuron, (ParallelNeuron, SignedNeuron)):
         quantum = neuron.v_threshold.double() / neuron.levels
         step = (quantum / grid).round().clamp(min=1)
         # A hair less than the exact quotient: a threshold on a whole number is reached by it.
         first = ((quantum / 2 - neuron.shift.double()) / grid - 1e-9).ceil()
-        made = WholeNeuron(neuron.T, first, step, code=neuron.code)
+        kind = WholeNeuron if isinstance(neuron, ParallelNeuron) else WholePair
+        made = kind(neuron.T, first, step, code=neuron.code)
         return made, 1 / neuron.levels, neuron.levels, most + float(first.abs().max() + step.max())
     if isinstance(neuron, IntegrateFire):
         if neuron.decay != 1:

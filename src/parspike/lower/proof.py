@@ -18,7 +18,7 @@ from torch import Tensor
 from parspike.errors import UnsupportedError
 from parspike.graph import Node, Role, Stream, nested
 from parspike.graph.ops import REAL, TABLE, call
-from parspike.neurons import Dynamics, Neuron
+from parspike.neurons import Dynamics, Neuron, Pair
 from parspike.snn import SNN, check_converted
 
 __all__ = ["Proof", "Synapse", "prove"]
@@ -26,7 +26,8 @@ __all__ = ["Proof", "Synapse", "prove"]
 
 @dataclass(frozen=True)
 class Synapse:
-    """A synapse as it was seen at work. reads: "spikes", 0/1 tensors; "sums of spikes", whole numbers that are sums of
+    """A synapse as it was seen at work. reads: "spikes", 0/1 tensors (−1 on the second
+    line of a pair); "sums of spikes", whole numbers that are sums of
     spikes without a threshold between; or "the input". weight, sum: the largest magnitude of a weight and of a sum."""
 
     layer: str
@@ -160,7 +161,9 @@ class _Watched:
             spikes = cast(Neuron, neuron).spikes(count).to(count.dtype)
         if not torch.equal(count, self.counts[node.layer].to(count.dtype)):
             raise UnsupportedError(f"{node.layer}: its counts differ from the network's own run: please report it")
-        if not bool(((spikes == 0) | (spikes == 1)).all()):
+        # Of a pair, 1 and −1 are a spike of 1 on either of its two lines.
+        on_lines = spikes.abs() if isinstance(neuron, Pair) else spikes
+        if not bool(((on_lines == 0) | (on_lines == 1)).all()):
             raise UnsupportedError(f"{node.layer}: it sends more than 0 or 1 in a step")
         steps = list(spikes) + [torch.zeros_like(count)] * (self.T - len(spikes))
         return _Value(steps, torch.zeros_like(count), "spikes")
@@ -178,7 +181,7 @@ class _Watched:
         if TABLE[node.target].weighted:
             kind = _kind(moving) if moving else "the input"
             spikes = [step for value in moving for step in value.steps or ()]
-            if kind == "spikes" and not all(bool(((s == 0) | (s == 1)).all()) for s in spikes):
+            if kind == "spikes" and not all(bool(((s == 0) | (s.abs() == 1)).all()) for s in spikes):
                 kind = "sums of spikes"
             self.synapses.append(Synapse(node.layer, kind, int(weights[0].abs().max()), most))
 

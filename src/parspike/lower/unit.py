@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from parspike.errors import UnsupportedError
 from parspike.graph import Graph, Node, Param, Ref, Role, map_tree
 from parspike.graph.rewrite import merge_scales
-from parspike.neurons import IntegrateFire, ParallelNeuron, SortedTrain, SpikingLayer, Staircase
+from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, SortedTrain, SpikingLayer, Staircase
 from parspike.snn import SNN, check_converted
 
 __all__ = ["refusal", "unit"]
@@ -29,9 +29,10 @@ def unit(snn: SNN) -> SNN:
 
     Its outputs are equal up to the rounding of the weights; so are its counts, but for currents within rounding of a
     threshold. A scale that no weight can take, such as that of a branch of a sum, stays as a node
-    `parspike.scale_shift` (`aten.mul.Tensor`, `aten.add.Tensor` where it does not run along dimension 1). Spikes of the
-    weighted and the onset code keep the weights of their steps. Raises `UnsupportedError` that lists the layers whose
-    spikes carry another amplitude at every step.
+    `parspike.scale_shift` (`aten.mul.Tensor`, `aten.add.Tensor` where it does not run along dimension 1). A pair of
+    neurons for both signs sends 1 on one of its two lines, which count +1 and −1. Spikes of the weighted and the onset
+    code keep the weights of their steps. Raises `UnsupportedError` that lists the layers whose spikes carry another
+    amplitude at every step.
     """
     check_converted(snn, "unit")
     neurons = snn.neurons()
@@ -56,7 +57,7 @@ def refusal(neuron: SpikingLayer) -> str | None:
             "its levels are unevenly spaced, so its spikes carry another amplitude at every step: convert with "
             "code='weighted', whose levels are even"
         )
-    if isinstance(neuron, (ParallelNeuron, IntegrateFire, SortedTrain)):
+    if isinstance(neuron, (ParallelNeuron, SignedNeuron, IntegrateFire, SortedTrain)):
         return None
     return f"neurons of the kind '{neuron.kind}' send more than spikes of one amplitude"
 
@@ -72,11 +73,14 @@ def _taken_out(neuron: SpikingLayer) -> tuple[SpikingLayer, Tensor, Tensor]:
         levels = torch.arange(neuron.levels + 1, dtype=lowest.dtype, device=lowest.device) / neuron.levels
         outputs = levels.reshape(-1, *[1] * lowest.dim()).expand_as(neuron.outputs)
         return Staircase(neuron.T, neuron.thresholds, outputs, code=neuron.code), highest - lowest, lowest
-    neuron = cast(ParallelNeuron | IntegrateFire, neuron)  # all others are refused before
+    neuron = cast(ParallelNeuron | SignedNeuron | IntegrateFire, neuron)  # all others are refused before
     theta = neuron.v_threshold.detach()
     shift = torch.as_tensor(neuron.offset).to(theta)
     if isinstance(neuron, ParallelNeuron):
-        made: ParallelNeuron | IntegrateFire = ParallelNeuron(neuron.T, theta, code=neuron.code)
+        made: ParallelNeuron | SignedNeuron | IntegrateFire = ParallelNeuron(neuron.T, theta, code=neuron.code)
+        made.shift = _parameter(neuron.shift - shift)
+    elif isinstance(neuron, SignedNeuron):
+        made = SignedNeuron(neuron.T, theta, offset=torch.zeros_like(theta), code=neuron.code)
         made.shift = _parameter(neuron.shift - shift)
     else:
         options = {name: getattr(neuron, name) for name in ("reset", "decay", "refractory", "signed")}

@@ -37,10 +37,10 @@ from .parallel import (
 )
 from .quantised import QCFS, da_qcfs, qcfs, spike_count
 from .serial import average_rate, if_neuron, lif_neuron, soft_reset_step
-from .signed import SignedNeuron
+from .signed import Pair, SignedNeuron
 from .staircase import Staircase, joined
 from .trains import count_of, first_spike, sorted_train
-from .whole import WholeNeuron
+from .whole import WholeNeuron, WholePair
 
 __all__ = [
     "CODES",
@@ -55,6 +55,7 @@ __all__ = [
     "Kind",
     "Neuron",
     "PackedTrains",
+    "Pair",
     "Parallel",
     "ParallelNeuron",
     "Serial",
@@ -65,6 +66,7 @@ __all__ = [
     "Staircase",
     "State",
     "WholeNeuron",
+    "WholePair",
     "average_rate",
     "bisect_count",
     "charge",

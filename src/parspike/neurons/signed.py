@@ -13,10 +13,41 @@ from .layer import Code, Neuron, even_amplitudes, even_values
 from .packed import PackedTrains
 from .quantised import counts, line_of
 
-__all__ = ["SignedNeuron"]
+__all__ = ["Pair", "SignedNeuron"]
 
 
-class SignedNeuron(Neuron):
+class Pair(Neuron):
+    """Base of pairs of neurons: a count −levels … levels, which the upper neuron sends where it is above 0 and the
+    lower one, as |count| spikes, where it is below. Spikes are +1 and −1 (int8): the line they arrive on."""
+
+    lines = 2
+
+    @property
+    def lowest(self) -> int:
+        return -self.levels
+
+    def spikes(self, count: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Spikes of steps start … stop − 1: int8 (stop − start, B, …), −1 those of the lower neuron."""
+        return super().spikes(count.abs(), start, stop).to(torch.int8) * count.sign().to(torch.int8)
+
+    def sent(self, count: Tensor) -> Tensor:
+        return super().sent(count.abs())
+
+    def pack(self, count: Tensor) -> PackedTrains:
+        return PackedTrains(super().pack(count.abs()).words, self.T, count < 0)
+
+    def counted(self, trains: PackedTrains) -> Tensor:
+        count = super().counted(trains)
+        return count if trains.negative is None else torch.where(trains.negative, -count, count)
+
+    def levels_in(self, T: int) -> int:
+        return 2 * self.levels
+
+    def bits_in(self, steps: int) -> float:
+        return self.lines * self.T
+
+
+class SignedNeuron(Pair):
     """A pair of parallel spiking neurons for every value, at most one of which fires.
 
     v_threshold: θ, the distance from the middle that makes a full count. shift: δ. v_post: θ + φ, what a full count
@@ -24,11 +55,10 @@ class SignedNeuron(Neuron):
     (C, 1, 1). A count is positive where the upper neuron fires, negative where the lower one does: −levels … levels,
     k = clip(⌊(z − offset + δ) · levels/θ + 1/2⌋, −levels, levels), and stands for offset + k · v_post/levels. So T
     steps tell 2 · levels + 1 values apart, where one neuron with an offset tells levels + 1, and a value in the middle
-    costs no spike, where that neuron sends half of its count. Spikes are +1 and −1 (int8): the line they arrive on.
+    costs no spike, where that neuron sends half of its count.
     """
 
     kind = "signed"
-    lines = 2
 
     def __init__(self, T: int, v_threshold: Tensor, *, offset: Tensor, code: Code = "sorted") -> None:
         super().__init__(T, code)
@@ -38,10 +68,6 @@ class SignedNeuron(Neuron):
         self.register_buffer("offset", offset.detach().to(v_threshold).clone())
 
     offset: Tensor
-
-    @property
-    def lowest(self) -> int:
-        return -self.levels
 
     def count(self, z: Tensor) -> Tensor:
         theta, shift = self.v_threshold.detach(), (self.shift - self.offset).detach()
@@ -70,31 +96,11 @@ class SignedNeuron(Neuron):
         through = torch.where((z >= low) & (z < high), z, z.detach())
         return self.value(self.count(z)) + through - through.detach()
 
-    def spikes(self, count: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Spikes of steps start … stop − 1: int8 (stop − start, B, …), −1 those of the lower neuron."""
-        return super().spikes(count.abs(), start, stop).to(torch.int8) * count.sign().to(torch.int8)
-
-    def sent(self, count: Tensor) -> Tensor:
-        return super().sent(count.abs())
-
-    def pack(self, count: Tensor) -> PackedTrains:
-        return PackedTrains(super().pack(count.abs()).words, self.T, count < 0)
-
     def _kernel(self, z: Tensor, trains: bool) -> tuple[Tensor, PackedTrains | None] | None:
         line = *line_of(self.v_threshold, self.levels, self.shift - self.offset), self.v_post.detach() / self.levels
         return fused.even(
             z, *line, self.offset, levels=self.levels, T=self.T, code=self.code, lowest=self.lowest, trains=trains
         )
-
-    def counted(self, trains: PackedTrains) -> Tensor:
-        count = super().counted(trains)
-        return count if trains.negative is None else torch.where(trains.negative, -count, count)
-
-    def levels_in(self, T: int) -> int:
-        return 2 * self.levels
-
-    def bits_in(self, steps: int) -> float:
-        return self.lines * self.T
 
     def amplitudes(self) -> Tensor:
         return even_amplitudes(self.v_post, self.T, self.code)

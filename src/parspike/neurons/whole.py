@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .layer import Code, Neuron
+from .signed import Pair
 
-__all__ = ["WholeNeuron"]
+__all__ = ["WholeNeuron", "WholePair"]
 
 
 class WholeNeuron(Neuron):
@@ -37,7 +38,7 @@ class WholeNeuron(Neuron):
         self.step = nn.Parameter(step.detach().clone(), requires_grad=False)
 
     def count(self, z: Tensor) -> Tensor:
-        return ((z - self.first) / self.step).floor_().add_(1).clamp_(0, self.levels)
+        return ((z - self.first) / self.step).floor_().add_(1).clamp_(self.lowest, self.levels)
 
     def value(self, count: Tensor) -> Tensor:
         return count
@@ -66,3 +67,13 @@ class WholeNeuron(Neuron):
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> WholeNeuron:
         return cls(config["T"], tensors["first"], tensors["step"], code=config["code"])
+
+
+class WholePair(Pair, WholeNeuron):
+    """Pairs of neurons for a value of both signs, in whole numbers: k = clip(⌊(z − first) / step⌋ + 1, −L, L).
+
+    The upper neuron sends k spikes where k is above 0, the lower one −k where it is below. first: the smallest z with a
+    spike of the upper neuron. Below first − step the lower one fires.
+    """
+
+    kind = "whole-pair"

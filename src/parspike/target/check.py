@@ -15,7 +15,7 @@ from parspike.graph.ir import BATCH
 from parspike.graph.ops import CASTS, ENCODE, TABLE
 from parspike.graph.roles import reached_by
 from parspike.graph.signature import Conv, Linear, Pool, arguments
-from parspike.neurons import IntegrateFire, Neuron, ParallelNeuron, SignedNeuron, SortedTrain
+from parspike.neurons import IntegrateFire, Neuron, Pair, ParallelNeuron, SignedNeuron, SortedTrain
 from parspike.snn import SNN, check_converted
 from parspike.target.result import GRADES, Finding, TargetCheck
 from parspike.target.tables import table, targets
@@ -403,8 +403,8 @@ def _kind(neuron: Any) -> str:
         return ("if" if neuron.decay == 1 else "lif") + ("" if neuron.reset == "subtract" else "-zero")
     if isinstance(neuron, ParallelNeuron):
         return "quantised"
-    if isinstance(neuron, SignedNeuron):
-        return neuron.kind
+    if isinstance(neuron, Pair):
+        return SignedNeuron.kind
     return "staircase" if isinstance(neuron, Neuron) else neuron.kind
 
 
@@ -412,6 +412,6 @@ def _words(neuron: Any) -> str:
     if isinstance(neuron, IntegrateFire):
         leak = "integrate-and-fire" if neuron.decay == 1 else "leaky"
         return f"{leak} (reset {'by θ' if neuron.reset == 'subtract' else 'to 0'})"
-    if isinstance(neuron, SignedNeuron):
+    if isinstance(neuron, Pair):
         return "pairs of parallel"
     return "parallel" if isinstance(neuron, (Neuron, SortedTrain)) else neuron.kind
