@@ -42,7 +42,7 @@ from parspike.engines.replay import Replay
 from parspike.graph import Graph, Node, Param, Ref, Role, Schedule, Stream, map_tree, walk
 from parspike.graph.ops import CASTS, TABLE, call
 from parspike.graph.signature import Conv, Linear, arguments, named
-from parspike.neurons import PackedTrains, WholeNeuron, WholePair
+from parspike.neurons import PackedTrains, Whole, WholeNeuron, WholePair
 
 __all__ = ["Integer", "exact", "exactly", "integer"]
 
@@ -341,7 +341,8 @@ class _Maker:
         self.light: set[str] = set()
         """Other values that float32 holds exactly where the network's numbers are float64."""
         self.synapses: dict[str, _Synapse | _OnGPU] = {}
-        self.dtype = next((n.first.dtype for n in self.neurons.values() if isinstance(n, WholeNeuron)), torch.float32)
+        kinds = (next(n.parameters()).dtype for n in self.neurons.values() if isinstance(n, Whole))
+        self.dtype = next(kinds, torch.float32)
         devices = {t.device for t in self.placed.values()}
         self.gpu = devices.pop() if len(devices) == 1 and all(map(_is_gpu, devices)) else None
         self.here = self.gpu is not None or ({d.type for d in devices} <= {"cpu"} and exact())
@@ -403,7 +404,7 @@ class _Maker:
         given = [self.ranges.get(ref, infinite) for ref in node.refs]
         found: tuple[float, float] = infinite
         neuron = self.neurons.get(node.name)
-        if isinstance(neuron, WholeNeuron):
+        if isinstance(neuron, Whole):
             found = float(neuron.lowest), float(neuron.levels)
         elif node.target == CLIP and all(isinstance(arg, Param) for arg in node.args[1:]) and len(node.args) == 3:
             low, high = (self.tensors[arg.path] for arg in node.args[1:])
@@ -447,7 +448,7 @@ class _Maker:
 
     def _is_narrow(self, node: Node) -> None:
         neuron = self.neurons.get(node.name)
-        if isinstance(neuron, WholeNeuron):
+        if isinstance(neuron, Whole):
             if self.here and neuron.levels <= tensor_cores.SMALL:
                 self.narrow.add(node.name)
         elif (_moves(node) or node.target == POOL) and node.refs and self.narrow.issuperset(node.refs):
@@ -554,8 +555,10 @@ class _Maker:
     def _neuron(self, node: Node) -> tuple[Step, list[str], list[str]]:
         """What gives a neuron's counts as bytes; the values it reads, and the nodes it stands for besides its own.
         Kernels count from 0 on; what a pair counts is moved there, and back at the end."""
-        neuron = cast(WholeNeuron, self.neurons[node.name])  # others send no bytes
-        fused = self._before_pool(node, neuron) or self._fused(node, neuron)
+        neuron = cast(Whole, self.neurons[node.name])  # others send no bytes
+        fused = None
+        if isinstance(neuron, WholeNeuron):
+            fused = self._before_pool(node, neuron) or self._fused(node, neuron)
         if fused is not None:
             step, reads, gone = fused
             return _Centred(step, neuron.levels) if isinstance(neuron, WholePair) else step, reads, gone
@@ -795,7 +798,7 @@ def _widened(node: Node, kwargs: dict[str, Any], dtype: torch.dtype, result: tor
 
     def step(args: tuple[Any, ...]) -> Any:
         made = call(node.target, map_tree(wide, args), map_tree(wide, kwargs))
-        return made if result is None else made.to(result)
+        return made if result is None else map_tree(lambda leaf: leaf.to(result), made)
 
     return step
 
@@ -812,7 +815,7 @@ def _pooled(node: Node, most: float) -> Step:
     return step
 
 
-def _counted(neuron: WholeNeuron, dtype: torch.dtype) -> Step:
+def _counted(neuron: Whole, dtype: torch.dtype) -> Step:
     def step(args: tuple[Any, ...]) -> Tensor:
         z = args[0].to(dtype)
         # NaN has no count in whole numbers, and none arises: inputs are finite.

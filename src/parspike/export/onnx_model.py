@@ -22,7 +22,16 @@ from torch import Tensor
 from parspike.errors import MissingExtraError, UnsupportedError
 from parspike.graph import Graph, Node, Param, Ref, Size
 from parspike.graph.signature import named
-from parspike.neurons import Neuron, ParallelNeuron, SignedNeuron, Staircase, WholeNeuron
+from parspike.neurons import (
+    Neuron,
+    ParallelNeuron,
+    SignedNeuron,
+    Staircase,
+    Whole,
+    WholeCurve,
+    WholeNeuron,
+    WholeStaircase,
+)
 from parspike.version import __version__
 
 __all__ = ["Kind", "Model", "Refused", "Rule", "Value", "Written", "onnx_package"]
@@ -379,32 +388,50 @@ class Model:
             steps = self.op("Div", above, self.constant(neuron.step.detach().float().cpu()))
             steps = self.op("Add", self.op("Floor", steps), self.constant(1.0))
             self.counted(steps, neuron.levels, count, neuron.lowest)
-            kinds = (np.int8, np.int16) if neuron.lowest < 0 else (np.uint8, np.uint16)
-            dtype = next((kind for kind in kinds if neuron.levels <= np.iinfo(kind).max), None)
-            if dtype is None:
-                value = self.op("Identity", count)
-            else:
-                one, zero = self.constant(1.0), self.constant(0, dtype)
-                value = self.op("DequantizeLinear", self.op("QuantizeLinear", count, one, zero), one, zero)
-                self.kinds[value] = "float"
+            value = self.as_counts(neuron, count)
+        elif isinstance(neuron, WholeStaircase):
+            self.reached(node, z, neuron.thresholds, count)
+            value = self.as_counts(neuron, count)
+        elif isinstance(neuron, WholeCurve):
+            down, up = f"{count}/falling", f"{count}/rising"
+            self.reached(node, z, neuron.falling, down)
+            self.reached(node, z, neuron.rising, up)
+            fallen = self.op("Sub", self.constant(neuron.start.detach().float().cpu()), down)
+            self.counted(self.op("Add", fallen, up), neuron.levels, count, neuron.lowest)
+            value = self.as_counts(neuron, count)
         elif isinstance(neuron, Staircase):
-            rank = len(node.shape)
-
-            def each(table: Tensor) -> str:
-                """(S, …) against (S, B, …)"""
-                rest = table.detach().cpu().float()
-                return self.constant(rest.reshape(len(rest), *[1] * (rank - rest.dim() + 1), *rest.shape[1:]))
-
-            many = self.op("Unsqueeze", z, self.constant(np.array([0])))
-            reached = self.op("Cast", self.op("GreaterOrEqual", many, each(neuron.thresholds)), to=1)
-            axes = self.constant(np.array([0]))
-            self.op("ReduceSum", reached, axes, out=count, keepdims=0)
-            worth = self.op("ReduceSum", self.op("Mul", reached, each(neuron.outputs.diff(dim=0))), axes, keepdims=0)
+            reached = self.reached(node, z, neuron.thresholds, count)
+            worth = self.op("Mul", reached, self.constant(self.each(node, neuron.outputs.diff(dim=0))))
+            worth = self.op("ReduceSum", worth, self.constant(np.array([0])), keepdims=0)
             lowest = neuron.outputs[0].detach().cpu().float()
             value = self.op("Add", worth, self.constant(lowest))
         else:
             raise Refused(f"neurons of the kind '{neuron.kind}' have no rule")
         self.counts[node.name] = count
+        return value
+
+    def each(self, node: Node, table: Tensor) -> Tensor:
+        """A table (S, …) of a node's neurons against (S, B, …)."""
+        rest = table.detach().cpu().float()
+        return rest.reshape(len(rest), *[1] * (len(node.shape) - rest.dim() + 1), *rest.shape[1:])
+
+    def reached(self, node: Node, z: str, thresholds: Tensor, count: str) -> str:
+        """Which of the thresholds (S, …) each z reaches, as numbers (S, B, …); count: the name of their sum."""
+        axes = self.constant(np.array([0]))
+        many = self.op("Unsqueeze", z, axes)
+        reached = self.op("Cast", self.op("GreaterOrEqual", many, self.constant(self.each(node, thresholds))), to=1)
+        self.op("ReduceSum", reached, axes, out=count, keepdims=0)
+        return reached
+
+    def as_counts(self, neuron: Whole, count: str) -> str:
+        """Counts as the whole numbers of few bits that they are, where the file has a type for them."""
+        kinds = (np.int8, np.int16) if neuron.lowest < 0 else (np.uint8, np.uint16)
+        dtype = next((kind for kind in kinds if neuron.levels <= np.iinfo(kind).max), None)
+        if dtype is None:
+            return self.op("Identity", count)
+        one, zero = self.constant(1.0), self.constant(0, dtype)
+        value = self.op("DequantizeLinear", self.op("QuantizeLinear", count, one, zero), one, zero)
+        self.kinds[value] = "float"
         return value
 
     def counted(self, value: str, most: float, out: str, least: float = 0.0) -> None:

@@ -18,7 +18,7 @@ from parspike.neurons import MAX_T, Simulation, SpikingLayer, neuron_from
 from parspike.snn import SNN
 
 KINDS = {2: {"parallel", "staircase"}, 3: {"integrate-fire", "sorted-train"}, 5: {"current-based"}, 6: {"signed"},
-         7: {"whole-pair"}}  # fmt: skip
+         7: {"whole-pair", "whole-staircase", "whole-curve"}}  # fmt: skip
 """Kinds of neurons that a version of the format brought; all others came with version 4."""
 
 SAID: dict[str, Any] = {
@@ -37,7 +37,7 @@ def network_to_json(snn: SNN) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     Parallel neurons are written as version 2, IF and LIF neurons as version 3, and those of published methods as
     version 4, so that their files stay as they were, and older readers read them. Version 6 brought neurons whose
     channels run along several dimensions, pairs of neurons for values of both signs, and values held as their mean;
-    version 7 such pairs in whole numbers.
+    version 7 such pairs, staircases and curves in whole numbers.
     """
     tensors = {f"synapses.{name}": tensor for name, tensor in snn.tensors().items()}
     for name, neuron in snn.neurons().items():

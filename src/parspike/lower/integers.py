@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, Stream, map_tree
-from parspike.graph.ops import CASTS, REAL, TABLE, call
+from parspike.graph.ops import CASTS, FLOOR, HOLD, REAL, TABLE, TIMES, WHOLE, call
 from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
+from parspike.lower.curve import curve
 from parspike.lower.rounding import Fitting, finest, one_by_one
 from parspike.lower.unit import unit
 from parspike.neurons import (
@@ -38,6 +39,7 @@ from parspike.neurons import (
     Staircase,
     WholeNeuron,
     WholePair,
+    WholeStaircase,
 )
 from parspike.snn import SNN, check_converted
 
@@ -69,6 +71,9 @@ CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default
 """Operators that may read a tensor of the network without changing values: places."""
 MIX = ("aten.lerp.Scalar",)
 """Operators that are no layer, and move no values either."""
+ELEMENTS = ("aten.mul.Tensor", TIMES)
+MATRICES = ("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
+"""Products of two values: element by element, and of matrices."""
 FACTORS = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar", "aten.neg.default")
 
 
@@ -89,9 +94,9 @@ def integers(
     rounding (`parspike.lower.rounding`); without it they are rounded to the nearest. Input sizes are those of the
     example that was traced.
 
-    Returns a network of `WholeNeuron`s and `WholePair`s (or of IF neurons whose parameters are whole), which runs,
-    saves and loads like any other; its outputs are real again. Raises `UnsupportedError` that lists every operator and
-    neuron that whole numbers cannot carry, `OptionError` on bits out of range.
+    Returns a network of `Whole` neurons (or of IF neurons whose parameters are whole), which runs, saves and loads like
+    any other; its outputs are real again. Raises `UnsupportedError` that lists every operator and neuron that whole
+    numbers cannot carry, `OptionError` on bits out of range.
     """
     check_converted(snn, "integers")
     for name, bits in (("weights", weights), ("inputs", inputs)):
@@ -119,13 +124,15 @@ def integers(
 class _Value:
     """Real value = grid · whole number. name: the node that holds the whole number. like: the node of the real value.
     grid: float64, above 0, broadcasts against (1, one sample). most: the largest magnitude of the whole number. parts:
-    the grids of the results of an operator that has several, whole (1, one sample); its grid is that of the first."""
+    the grids of the results of an operator that has several, whole (1, one sample); its grid is that of the first.
+    function: a node that is still to be computed of it, by the neurons behind."""
 
     name: str
     like: Node
     grid: Tensor
     most: float
     parts: tuple[Tensor, ...] = ()
+    function: Node | None = None
 
 
 class _Refused(Exception):  # noqa: N818 (control flow, never seen outside)
@@ -249,6 +256,8 @@ class _Whole:
             return self._neuron
         if not node.refs:
             return self._unknown
+        if node.role is Role.NEURON and node.target != "aten.relu.default" and self._only_neurons_read(node):
+            return self._computed
         if node.target in SUMS and len(node.refs) == 2:
             return self._sum
         if node.target in SUMS or node.target in CONSTANTS:
@@ -264,9 +273,11 @@ class _Whole:
             return self._average
         if node.target in ("aten.mean.dim", "aten.sum.dim_IntList"):
             return self._total
-        if node.role is Role.ORDER:
+        if node.role is Role.ORDER and node.target != FLOOR:
             return self._order
-        if node.target == "aten.relu.default":
+        if node.target == FLOOR:
+            return self._floor
+        if node.target in ("aten.relu.default", HOLD):
             return self._unchanged
         row = TABLE[node.target]
         if (
@@ -281,7 +292,10 @@ class _Whole:
 
     def _unknown(self, node: Node) -> _Value:
         if node.role is Role.NEURON:
-            raise _Refused("the activation was kept, and only ReLU has a form in whole numbers")
+            raise _Refused(
+                "the activation was kept, and only ReLU has a form in whole numbers where no neurons alone read it: "
+                "convert without Keep(), or with encode='hidden', analog='lookup'"
+            )
         raise _Refused(node.reason or "whole numbers have no form of it")
 
     def _sum(self, node: Node) -> _Value:
@@ -293,7 +307,14 @@ class _Whole:
 
     def _on_one_grid(self, node: Node, values: list[_Value]) -> list[_Value]:
         """The branches on one grid. The grid is finer than the finest of them, so that the factors of the others, which
-        are rounded, are large."""
+        are rounded, are large. Where one branch has a single value for many of another's, the grid cannot vary."""
+        shapes = [_sample(value.like)[::-1] for value in values]
+        for d, size in enumerate(_sample(node)[::-1]):
+            if size > 1 and any(len(shape) <= d or shape[d] == 1 for shape in shapes):
+                values = [
+                    self._even(node, value, [-1 - d], f"branch{i}_{d}") if len(shape) > d else value
+                    for i, (value, shape) in enumerate(zip(values, shapes, strict=True))
+                ]
         finest = values[0].grid
         for value in values[1:]:
             finest = torch.minimum(finest, value.grid)
@@ -384,7 +405,7 @@ class _Whole:
 
     def _scaled(self, node: Node) -> _Value:
         if len(node.refs) != 1:
-            raise _Refused("it multiplies two values that both depend on the input")
+            return self._product(node)
         value = self.values[node.refs[0]]
         if node.target == "parspike.scale_shift":
             scale, shift = (self.source.tensors[param.path].double() for param in node.args[1:3])
@@ -404,9 +425,56 @@ class _Whole:
         return self._factor(node, value, 1 / number if node.target.startswith("aten.div") else number)
 
     def _product(self, node: Node) -> _Value:
-        raise _Refused(
-            "it multiplies two values that both depend on the input" if len(node.refs) > 1 else "it is no layer"
+        """A product of whole numbers is whole, on the product of their grids; one of matrices where each operand has
+        one grid for all that is added up."""
+        if node.target not in (*ELEMENTS, *MATRICES) or not all(isinstance(arg, Ref) for arg in node.args):
+            raise _Refused("a product of this form has none in whole numbers")
+        if self.over_time:
+            raise _Refused("a product of values that change over time is no whole number")
+        left, right = (
+            self._coarse(node, self.values[arg.name], side)
+            for arg, side in zip(node.args, ("left", "right"), strict=True)
         )
+        number = 1
+        if node.target in MATRICES:
+            if min(len(value.like.shape) for value in (left, right)) < 2:
+                raise _Refused("a product with a vector has no form in whole numbers")
+            number = _sample(left.like)[-1]
+            left, right = self._even(node, left, [-1], "left"), self._even(node, right, [-2], "right")
+        grid = left.grid @ right.grid if node.target in MATRICES else left.grid * right.grid
+        name = self.emit(node, "", node.target, Ref(left.name), Ref(right.name), role=node.role, reason=node.reason)
+        return _Value(name, node, grid, left.most * right.most * number)
+
+    def _coarse(self, node: Node, value: _Value, what: str = "") -> _Value:
+        """The value without the last bits of a larger one than `ROOM`, rounded, before it is multiplied."""
+        by = 2.0 ** max(0, math.ceil(math.log2(max(value.most, 1) / ROOM)))
+        if by == 1:
+            return value
+        suffix = f"_coarse_for_{node.name}{what and '_'}{what}"
+        half = self.put(value.like, f"half{suffix}", torch.full([1] * len(value.like.shape), by / 2).double())
+        added = self.emit(value.like, f"_half{suffix}", "aten.add.Tensor", Ref(value.name), half)
+        name = self.emit(
+            value.like, suffix, "aten.div.Scalar_mode", Ref(added), by, kwargs={"rounding_mode": "floor"}, reason=WHOLE
+        )
+        return replace(value, name=name, grid=value.grid * by, most=value.most / by + 1)
+
+    def _even(self, node: Node, value: _Value, dims: list[int], what: str = "") -> _Value:
+        """The value on a grid that does not vary along these dimensions, finer than the finest there, since the factors
+        of the others are rounded."""
+        if torch.equal(value.grid.amin(dims, keepdim=True), value.grid.amax(dims, keepdim=True)):
+            return replace(value, grid=value.grid.amin(dims, keepdim=True))
+        value = self._coarse(node, value, what)
+        least, most = value.grid.amin(dims, keepdim=True), value.grid.amax(dims, keepdim=True)
+        room = self._bits_of_room(value.most * float((most / least).max()))
+        grid = least / max(PRECISE, min(ALIKE, room))
+        factors = (value.grid / grid).round().clamp(min=1)
+        return replace(self.times(value, factors, f"_even_for_{node.name}{what and '_'}{what}"), grid=grid)
+
+    def _floor(self, node: Node) -> _Value:
+        value = self.values[node.refs[0]]
+        least = self.put(node, "floor", (cast(float, node.args[1]) / value.grid).round())
+        name = self.emit(node, "", "aten.clamp_min.Tensor", Ref(value.name), least)
+        return _Value(name, node, value.grid, value.most)
 
     def _factor(self, node: Node, value: _Value, factor: Tensor) -> _Value:
         """A factor goes into the grid; its sign, or 0, stays a factor."""
@@ -527,8 +595,7 @@ class _Whole:
         dims = [d % len(sizes) for d in (given or range(len(sizes)))]
         if 0 in dims or node.kwargs.get("dtype") is not None:
             raise _Refused("it sums over the batch" if 0 in dims else "it changes the type")
-        if any(value.grid.shape[d] != 1 for d in dims):
-            raise _Refused("what it sums up has other grids at other places")
+        value = self._even(node, value, dims)
         keepdim = bool((*node.args[2:3], node.kwargs.get("keepdim", False))[0])
         number = math.prod(sizes[d] for d in dims)
         name = self.emit(node, "", "aten.sum.dim_IntList", Ref(value.name), dims, keepdim)
@@ -559,7 +626,7 @@ class _Whole:
     def _moved(self, node: Node) -> _Value:
         values = [self.values[ref] for ref in dict.fromkeys(node.refs)]
         if node.target == "aten.pixel_shuffle.default":  # channels become places, which have one grid
-            values = [self._on_grid_of_all(node, value) for value in values]
+            values = [self._even(node, value, list(range(len(node.shape)))) for value in values]
         grids = self._run(node, *(value.parts or value.grid.expand(_sample(value.like)) for value in values))
         if not isinstance(grids, Tensor):
             parts = tuple(part.clone() for part in grids)
@@ -581,21 +648,44 @@ class _Whole:
         instead = dict(zip(dict.fromkeys(node.refs), values, strict=True))
         return _Value(self.keep(node, instead), node, _squeezed(grids), max(value.most for value in values))
 
-    def _on_grid_of_all(self, node: Node, value: _Value) -> _Value:
-        """The value on one grid for all channels, finer than the finest of theirs, since their factors are rounded."""
-        least, most = value.grid.min(), value.grid.max()
-        if bool(least == most):
-            return value
-        grid = least / min(ALIKE, self._bits_of_room(value.most * float(most / least)))
-        factors = (value.grid / grid).round().clamp(min=1)
-        return replace(self.times(value, factors, f"_even_for_{node.name}"), grid=grid.expand_as(value.grid).clone())
-
     def _unchanged(self, node: Node) -> _Value:
         """On the same grid: a ReLU that was kept."""
         return replace(self.values[node.refs[0]], name=self.keep(node), like=node)
 
+    def _only_neurons_read(self, node: Node) -> bool:
+        made = [self.neurons.get(reader.name) for reader in self.readers[node.name]]
+        fit = all(isinstance(neuron, (ParallelNeuron, SignedNeuron)) for neuron in made)
+        return fit and len(node.refs) == 1 and node.name not in self.source.outputs and not self.over_time
+
+    def _computed(self, node: Node) -> _Value:
+        """Neurons alone read the activation: they count what it computes."""
+        value = self.values[node.refs[0]]
+        if value.function is not None:
+            raise _Refused("an activation of an activation, both kept")
+        return replace(value, function=node)
+
+    def _curve(self, node: Node, value: _Value) -> _Value:
+        """Neurons that count what a function makes of a value, as steps of the value itself."""
+        neuron, function = cast(ParallelNeuron | SignedNeuron, self.neurons[node.name]), cast(Node, value.function)
+
+        def count(whole: Tensor) -> Tensor:
+            """Of whole numbers (N, …), which broadcast against the grid of one sample."""
+            return neuron.count(self._run(function, whole * value.grid))
+
+        turn = TABLE[function.target].turn
+        lowest = None if turn is None else (turn(dict(function.kwargs))[0] / value.grid[0]).floor()
+        shape = count(torch.zeros_like(value.grid))[0].shape
+        made = curve(count, shape, int(value.most), lowest, neuron)
+        if made is None:
+            raise _Refused("neurons behind it would need thresholds of more than one turn")
+        self.made[node.name] = made
+        name = self.keep(node, {node.refs[0]: replace(value, function=None)})
+        return _Value(name, node, torch.full([1] * len(node.shape), 1 / neuron.levels).double(), neuron.levels)
+
     def _neuron(self, node: Node) -> _Value:
         value, neuron = self.values[node.refs[0]], self.neurons[node.name]
+        if value.function is not None:
+            return self._curve(node, value)
         if isinstance(neuron, EVEN):
             step = (neuron.v_threshold / _levels(neuron)).double() / value.grid[0]
             if float(step.min()) < COARSE and not torch.equal(step, step.round()):
@@ -729,13 +819,8 @@ def _neuron(neuron: SpikingLayer, grid: Tensor, most: float, T: int) -> tuple[Sp
     if isinstance(neuron, Staircase):
         own = neuron.thresholds.double()  # (S,), or (S, …) where neurons differ; grid: (…) of one sample
         own = own.reshape(len(own), *[1] * (grid.dim() - own.dim() + 1), *own.shape[1:])
-        thresholds = (own / grid - 1e-9).ceil()
-        outputs = torch.arange(neuron.levels + 1).double().reshape(-1, *[1] * (thresholds.dim() - 1))
-        made = Staircase(neuron.T, thresholds, outputs.expand(-1, *thresholds.shape[1:]), code=neuron.code)
-        if not torch.equal(made.thresholds, thresholds):
-            raise _Refused(
-                "its thresholds are too far apart for a table of whole numbers: give fewer bits (weights=4, inputs=4)"
-            )
+        thresholds = (own / grid - 1e-9).ceil().clamp(-most, most + 1)  # beyond it no sum reaches
+        made = WholeStaircase(neuron.T, thresholds, code=neuron.code)
         return made, 1 / neuron.levels, neuron.levels, most + float(thresholds.abs().max())
     raise _Refused(f"neurons of the kind '{neuron.kind}' have no form in whole numbers")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from parspike.errors import UnsupportedError
-from parspike.graph import Node, Role, Stream, nested
+from parspike.graph import Node, Role, Stream, leaves, map_tree, nested
 from parspike.graph.ops import REAL, TABLE, call
 from parspike.neurons import Dynamics, Neuron, Pair
 from parspike.snn import SNN, check_converted
@@ -77,10 +77,11 @@ def prove(snn: SNN, *args: Tensor, **kwargs: Tensor) -> Proof:
 
 @dataclass
 class _Value:
-    """What each step brings (`steps`, None: nothing changes over time), and what is there once, before the first."""
+    """What each step brings (`steps`, None: nothing changes over time), and what is there once, before the first. Each
+    is a tensor, or a list of tensors where an operator has several results."""
 
-    steps: list[Tensor] | None
-    once: Tensor
+    steps: list[Any] | None
+    once: Any
     kind: str
 
 
@@ -108,45 +109,55 @@ class _Watched:
         layers = tuple(self.graph.by_name[name].layer for name in self.neurons)
         return Proof(tuple(self.synapses), layers, self.T, self.most)
 
-    def _call(self, node: Node, pick: Callable[[_Value], Tensor]) -> Tensor:
+    def _call(self, node: Node, pick: Callable[[_Value], Any]) -> Any:
         env = {ref: pick(self.values[ref]) for ref in node.refs}
         return call(node.target, *Stream(env, self.tensors, self.sizes).arguments(node))
 
     def _run(self, node: Node) -> _Value:
         read = [self.values[ref] for ref in node.refs]
         moving = [value for value in read if value.steps is not None]
-        kind = "the input" if not moving else "sums of spikes" if TABLE[node.target].weighted else _kind(moving)
+        kind = "sums of spikes" if TABLE[node.target].weighted else _kind(moving or read)
+        if all(value.kind == "the input" for value in read):
+            kind = "the input"
         if not moving:
             made = _Value(None, self._call(node, lambda value: value.once), kind)
         elif node.role is Role.SYNAPSE:
             made = _Value(*self._affine(node), kind)
         elif node.role is Role.ORDER and nested(self.graph, node, self.sorted):
             steps = [self._call(node, lambda value, t=t: _at(value, t)) for t in range(self.T)]
-            made = _Value(steps, torch.zeros_like(steps[0]), kind)
+            made = _Value(steps, _zeros(steps[0]), kind)
         else:
             made = _Value(None, self._call(node, self._total), "sums of spikes")
-        self._check(node, moving, made)
+        self._check(node, read, made)
         return made
 
-    def _affine(self, node: Node) -> tuple[list[Tensor], Tensor]:
+    def _affine(self, node: Node) -> tuple[list[Any], Any]:
         """What a synapse makes of every step; and of its bias, once: a chip puts it into the potential at the start."""
         if self.snn.over_time:
             steps = [self._call(node, lambda value, t=t: _at(value, t)) for t in range(self.T)]
-            return steps, torch.zeros_like(steps[0])
-        silent = self._call(node, lambda value: torch.zeros_like(value.once))
+            return steps, _zeros(steps[0])
+        if (
+            TABLE[node.target].product and len(node.refs) > 1
+        ):  # at each spike of one it adds up what is held of the other
+            steps = [self._call(node, lambda value, t=t: _at(value, t)) for t in range(self.T)]
+            return steps, self._call(node, lambda value: value.once)
+        silent = self._call(node, lambda value: _zeros(value.once))
 
-        def moved(value: _Value, t: int) -> Tensor:
-            return torch.zeros_like(value.once) if value.steps is None else value.steps[t]
+        def moved(value: _Value, t: int) -> Any:
+            return _zeros(value.once) if value.steps is None else value.steps[t]
 
-        steps = [self._call(node, lambda value, t=t: moved(value, t)) - silent for t in range(self.T)]
+        steps = [_added(self._call(node, lambda value, t=t: moved(value, t)), silent, -1) for t in range(self.T)]
         return steps, self._call(node, lambda value: value.once)
 
-    def _total(self, value: _Value) -> Tensor:
+    def _total(self, value: _Value) -> Any:
         """Everything that a value brings in T steps."""
         if value.steps is None:
             return value.once
         worth = next((worth for _, worth in self.steps), ()) or (1,) * self.T
-        return sum((step * w for step, w in zip(value.steps, worth, strict=False)), value.once)
+        total = value.once
+        for step, times in zip(value.steps, worth, strict=False):
+            total = _added(total, step, times)
+        return total
 
     def _fire(self, node: Node) -> _Value:
         value, neuron = self.values[node.refs[0]], self.neurons[node.name]
@@ -168,22 +179,25 @@ class _Watched:
         steps = list(spikes) + [torch.zeros_like(count)] * (self.T - len(spikes))
         return _Value(steps, torch.zeros_like(count), "spikes")
 
-    def _check(self, node: Node, moving: Sequence[_Value], made: _Value) -> None:
+    def _check(self, node: Node, read: Sequence[_Value], made: _Value) -> None:
+        moving = [value for value in read if value.steps is not None]
         weights = [self.tensors[path] for path in node.params if not path.endswith(".grid")]
         rounds = any(path.endswith(".grid") for path in node.params)  # the input on its way to whole numbers
-        tensors = [*weights, *(made.steps or ()), made.once]
+        tensors = [*weights, *leaves((made.steps or (), made.once))]
         if not rounds and not all(torch.equal(t, t.round()) for t in tensors if t.is_floating_point()):
             raise UnsupportedError(f"{node.layer} ({node.target}): its numbers are not whole")
         most = max(
-            (int(t.abs().max()) for t in (*(made.steps or ()), self._total(made)) if t.is_floating_point()), default=0
+            (int(t.abs().max()) for t in leaves((made.steps or (), self._total(made))) if t.is_floating_point()),
+            default=0,
         )
         self.most = max(self.most, most)
         if TABLE[node.target].weighted:
-            kind = _kind(moving) if moving else "the input"
+            kind = _kind(moving or read)
             spikes = [step for value in moving for step in value.steps or ()]
             if kind == "spikes" and not all(bool(((s == 0) | (s.abs() == 1)).all()) for s in spikes):
                 kind = "sums of spikes"
-            self.synapses.append(Synapse(node.layer, kind, int(weights[0].abs().max()), most))
+            held = weights or [value.once for value in read if value.steps is None] or [made.once]
+            self.synapses.append(Synapse(node.layer, kind, int(held[0].abs().max()), most))
 
 
 def _worth(neuron: Neuron) -> tuple[str, tuple[int, ...]]:
@@ -195,8 +209,20 @@ def _worth(neuron: Neuron) -> tuple[str, tuple[int, ...]]:
 
 
 def _kind(values: Sequence[_Value]) -> str:
-    return "spikes" if all(value.kind == "spikes" for value in values) else "sums of spikes"
+    kinds = {value.kind for value in values}
+    return kinds.pop() if len(kinds) == 1 else "sums of spikes"
 
 
-def _at(value: _Value, t: int) -> Tensor:
+def _zeros(value: Any) -> Any:
+    return map_tree(torch.zeros_like, value)
+
+
+def _added(one: Any, two: Any, times: int = 1) -> Any:
+    """one + times · two, of tensors or of each of a list."""
+    if isinstance(one, Tensor):
+        return one + times * two
+    return [_added(a, b, times) for a, b in zip(one, two, strict=True)]
+
+
+def _at(value: _Value, t: int) -> Any:
     return value.once if value.steps is None else value.steps[t]

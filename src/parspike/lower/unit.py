@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from parspike.errors import UnsupportedError
 from parspike.graph import Graph, Node, Param, Ref, Role, map_tree
 from parspike.graph.rewrite import merge_scales
+from parspike.graph.signature import Linear, arguments, with_weights
 from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, SortedTrain, SpikingLayer, Staircase
 from parspike.snn import SNN, check_converted
 
@@ -119,6 +120,9 @@ def _before_readers(graph: Graph, node: Node, scale: Tensor, shift: Tensor) -> G
         if node.name not in reader.refs:
             nodes[reader.name] = reader
             continue
+        if (taken := _into_weights(reader, node, scale, shift, tensors)) is not None:
+            nodes[reader.name] = taken
+            continue
         before = put(reader.name)
         nodes |= {n.name: n for n in before}
         nodes[reader.name] = reader.mapped(_instead(node.name, before[-1].name))
@@ -128,6 +132,23 @@ def _before_readers(graph: Graph, node: Node, scale: Tensor, shift: Tensor) -> G
         nodes |= {n.name: n for n in before}
         output = map_tree(_instead(node.name, before[-1].name), output)
     return replace(graph, nodes=tuple(nodes.values()), output=output, tensors=tensors)
+
+
+def _into_weights(reader: Node, node: Node, scale: Tensor, shift: Tensor, tensors: dict[str, Tensor]) -> Node | None:
+    """A linear layer on scale · value + shift, which its weights and bias take up; None where the reader is none, or
+    these differ elsewhere than between what it adds up. `merge_scales` does it along dimension 1."""
+    found = arguments(reader)
+    if not isinstance(found, Linear) or reader.target != "aten.linear.default" or not isinstance(found.weight, Param):
+        return None
+    if any(size != 1 for value in (scale, shift) for size in value.shape[:-1]) or len(node.shape) < 3:
+        return None
+    weight = tensors[found.weight.path]
+    bias = tensors[found.bias.path] if isinstance(found.bias, Param) else weight.new_zeros(())
+    wide, scale, shift = (t.double().to(weight.device) for t in (weight, scale.reshape(-1), shift.reshape(-1)))
+    room = f"constants.{node.name}.{reader.name}"
+    tensors[f"{room}.weight"] = (wide * scale).to(weight.dtype)
+    tensors[f"{room}.bias"] = ((wide * shift).sum(1) + bias.double()).to(weight.dtype)
+    return with_weights(reader, Param(f"{room}.weight"), Param(f"{room}.bias"))
 
 
 def _vector(node: Node, value: Tensor) -> Tensor | None:

@@ -40,7 +40,7 @@ from .serial import average_rate, if_neuron, lif_neuron, soft_reset_step
 from .signed import Pair, SignedNeuron
 from .staircase import Staircase, joined
 from .trains import count_of, first_spike, sorted_train
-from .whole import WholeNeuron, WholePair
+from .whole import Whole, WholeCurve, WholeNeuron, WholePair, WholeStaircase
 
 __all__ = [
     "CODES",
@@ -65,8 +65,11 @@ __all__ = [
     "SpikingLayer",
     "Staircase",
     "State",
+    "Whole",
+    "WholeCurve",
     "WholeNeuron",
     "WholePair",
+    "WholeStaircase",
     "average_rate",
     "bisect_count",
     "charge",

@@ -1,0 +1,204 @@
+"""Whole numbers beyond ReLU: gates, products of two values, norms, softmax and GELU of networks that spikes drive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import parspike
+from parspike import IF, SNN
+from parspike.errors import UnsupportedError
+from parspike.lower import integers, prove
+from parspike.lower.curve import curve
+from parspike.neurons import ParallelNeuron, SignedNeuron, WholeCurve, WholeStaircase
+
+
+class Squeeze(nn.Module):
+    """Squeeze and excitation (Hu et al., 2018): a gate for every channel, which multiplies it."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor], gate: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.act, self.gate = nn.Conv2d(3, 8, 3), act, gate
+        self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.back, self.head = nn.Conv2d(8, 6, 3, padding=1), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem(x))
+        g = self.gate(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
+        return self.head(F.relu(self.back(x * g)).mean((2, 3)))
+
+
+class Transformer(nn.Module):
+    """A block of a vision transformer, as timm writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.one, self.two = nn.Linear(6, 12), nn.LayerNorm(12), nn.LayerNorm(12)
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
+        self.up, self.down, self.head = nn.Linear(12, 20), nn.Linear(20, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        q, k, v = self.qkv(self.one(x)).unflatten(2, (3, 2, 6)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.down(F.gelu(self.up(self.two(x))))
+        return self.head(x.mean(1))
+
+
+LOOKUP: dict[str, Any] = {"encode": "all", "analog": "lookup"}
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
+    "gate": (lambda: Squeeze(F.relu, F.hardsigmoid), (3, 7, 7), {}),
+    "hardswish": (lambda: Squeeze(F.hardswish, F.sigmoid), (3, 7, 7), {}),
+    "gate, encoders": (lambda: Squeeze(F.relu, F.sigmoid), (3, 7, 7), LOOKUP),
+    "transformer": (Transformer, (5, 6), LOOKUP),
+}
+
+
+def network(name: str) -> tuple[nn.Module, SNN, Tensor]:
+    made, shape, options = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = made().eval(), torch.randn(32, *shape)
+    recipe = parspike.ClosedForm(refit=False)
+    return model, parspike.convert(model, x, T=4, code="weighted", recipe=recipe, **options), x
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_products_norms_and_curves_stay_whole_in_every_engine(name: str, tmp_path: Path) -> None:
+    """Would catch an operand whose grid varies along what is added up, a value that is cut to fewer bits without its
+    grid, a norm of channels on unlike grids, thresholds of a curve that are not the neuron's."""
+    model, snn, x = network(name)
+    lowered = integers(snn, x, weights=12, inputs=12)
+    wanted = lowered.run(x, record=True)
+    with torch.no_grad():
+        right = model(x)
+    before, after = (float((answer - right).norm() / right.norm()) for answer in (snn(x), wanted.logits))
+    assert after < 1.3 * before + 0.005
+    assert not any(node.reason.startswith("a normalisation") for node in lowered.graph.nodes)
+    for engine in ("parallel", "serial", "integer"):
+        run = lowered.run(x, engine=cast(Any, engine), record=True)
+        assert torch.equal(run.logits, wanted.logits), engine
+        assert all(torch.equal(run.counts[layer], count) for layer, count in wanted.counts.items()), engine
+    proof = prove(lowered, x[:3])
+    assert len(proof.neurons) == len(lowered.neurons())
+    if NETWORKS[name][2]:
+        assert not any(synapse.reads == "the input" for synapse in proof.synapses)
+    path = lowered.save(tmp_path / "net.parspike")
+    assert b'"version":"7"' in path.read_bytes()[:200]
+    assert torch.equal(parspike.load(path)(x), wanted.logits)
+
+
+def test_a_gate_and_a_curve_have_the_same_bits_in_onnxruntime(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3)).eval(), torch.randn(64, 5)
+    snn = parspike.convert(model, x, T=3, code="weighted", recipe="max", encode="all")
+    made = parspike.export(snn, tmp_path / "net.onnx", example=x, weights=8)
+    assert made.file.equal
+    assert {type(neuron) for neuron in integers(snn, x).neurons().values()} >= {WholeCurve}
+
+
+@pytest.mark.parametrize("code", ["sorted", "weighted"])
+@pytest.mark.parametrize(
+    ("function", "turn"),
+    [(F.gelu, -0.7517915), (F.silu, -1.2784645), (F.hardswish, -1.5), (torch.abs, 0.0), (torch.sigmoid, None)],
+    ids=["gelu", "silu", "hardswish", "abs", "sigmoid"],
+)
+def test_thresholds_of_a_curve_are_where_the_neuron_counts_otherwise(
+    function: Callable[[Tensor], Tensor], turn: float | None, code: Any
+) -> None:
+    """Would catch a step of the falling side that is counted as one of the rising side, or lies one number off."""
+    grid = torch.tensor([0.003, 0.0011, 0.02]).double()
+    most = 4000
+    theta = torch.tensor([0.4, 1.5, 3.0]).double()
+    pair = SignedNeuron(4, theta, offset=torch.tensor([0.1, 0.7, 0.0]).double(), code=code)
+    lowest = None if turn is None else (turn / grid).floor()
+    z = torch.arange(-most, most + 1.0).double()[:, None].expand(-1, 3)
+
+    def count(whole: Tensor) -> Tensor:
+        return pair.count(function(whole * grid))
+
+    made = curve(count, torch.Size([3]), most, lowest, pair)
+    assert isinstance(made, WholeCurve)
+    assert torch.equal(made.count(z), count(z))
+    assert len(made.count(z).unique()) > 4
+    again = WholeCurve.restore(made.config(), made.state_dict())
+    assert torch.equal(again.count(z), count(z))
+    # One that wiggles has no such form.
+    assert curve(lambda w: pair.count(torch.sin(w * grid)), torch.Size([3]), most, None, pair) is None
+
+
+def test_neurons_above_zero_behind_a_curve_that_rises_are_a_staircase() -> None:
+    neuron = ParallelNeuron(6, torch.tensor(0.9).double())
+    grid, z = 0.01, torch.arange(-700, 701.0).double()
+
+    def count(whole: Tensor) -> Tensor:
+        return neuron.count(torch.sigmoid(whole * grid))
+
+    made = curve(count, torch.Size([]), 700, None, neuron)
+    assert isinstance(made, WholeStaircase)
+    assert torch.equal(made.count(z), count(z))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 1), (2, 1, 4)])
+def test_whole_staircases_count_the_thresholds_reached(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tau = torch.randint(-50, 50, (6, *shape), generator=generator).double().sort(0).values
+    neuron = WholeStaircase(6, tau)
+    z = torch.randint(-60, 60, (5, 2, 3, 4) if len(shape) == 3 else (5, 3, 3), generator=generator).double()
+    wanted = (z >= tau.reshape(6, *[1] * (z.dim() - len(shape)), *shape)).double().sum(0)
+    assert torch.equal(neuron.count(z), wanted)
+    assert torch.equal(neuron.count(z.movedim(0, -1).contiguous().movedim(-1, 0)), wanted)
+    assert torch.equal(neuron.current(wanted).mean(0), wanted)
+    assert torch.equal(WholeStaircase.restore(neuron.config(), neuron.state_dict()).count(z), wanted)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: WholeStaircase(2, torch.tensor([1.0, 0.5])), "whole numbers"),
+        (lambda: WholeStaircase(2, torch.tensor([1.0, torch.inf])), "whole numbers"),
+        (lambda: WholeStaircase(2, torch.tensor(1.0)), "a threshold at least"),
+        (lambda: WholeStaircase(2, torch.tensor([1.0])), "as many thresholds"),
+        (lambda: WholeStaircase(2, torch.tensor([1.0, 0.0])), "must not fall"),
+        (lambda: WholeCurve(2, torch.tensor(0.0), torch.tensor(1.0), torch.tensor([1.0])), "a threshold at least"),
+        (lambda: WholeCurve(2, torch.zeros(2), torch.zeros(1, 2), torch.zeros(1, 3)), "unlike shapes"),
+        (lambda: WholeCurve(2, torch.zeros(2), torch.zeros(1, 2), torch.zeros(1, 2).double()), "unlike dtypes"),
+        (lambda: WholeCurve(2, torch.tensor(0.0), torch.tensor([1.0, 0.0]), torch.tensor([1.0])), "must not fall"),
+    ],
+)
+def test_tables_that_are_none_are_refused(make: Callable[[], Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+def test_what_products_cannot_be_is_refused_by_name() -> None:
+    class Times(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(F.relu(self.a(x)) * F.relu(self.b(x)))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Times().eval(), torch.randn(64, 4)
+    made = integers(parspike.convert(model, x, T=4, recipe="max"), x)
+    with torch.no_grad():
+        assert float((made(x) - model(x)).norm() / model(x).norm()) < 0.3
+    with pytest.raises(UnsupportedError, match="change over time"):
+        integers(parspike.convert(model, x, T=4, recipe="max", neuron=IF()), x)
+    kept = parspike.convert(nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)), x, T=4, recipe="max",
+                            layers={"1": parspike.Keep()})  # fmt: skip
+    with pytest.raises(UnsupportedError, match="no neurons alone read it"):
+        integers(kept, x)
+    assert np.isfinite(made.provenance["largest"])
