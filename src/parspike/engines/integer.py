@@ -409,7 +409,7 @@ class _Maker:
         elif node.target == CLIP and all(isinstance(arg, Param) for arg in node.args[1:]) and len(node.args) == 3:
             low, high = (self.tensors[arg.path] for arg in node.args[1:])
             found = float(low.min()), float(high.max())
-        elif _moves(node) or node.target in CASTS or node.role is Role.ORDER:
+        elif node.refs and (_moves(node) or node.target in CASTS or node.role is Role.ORDER):
             zero = [(0.0, 0.0)] if node.target in PADS else []
             found = min(low for low, _ in given + zero), max(high for _, high in given + zero)
         elif node.target == "aten.mul.Tensor" and isinstance(node.args[1], Param) and len(given) == 1:

@@ -63,8 +63,13 @@ PRECISE = 1 << 4
 """Fineness of a grid from which on the factors of a sum's branches may be rounded."""
 ALIKE = 1 << 6
 """Fineness of a grid for all channels against the finest of theirs: factors are rounded as weights of 7 bits are."""
+UNLIKE = 1 << 16
+"""Parts of the largest of several values below which the grid of another one is not looked at."""
 ROOM = 1 << 20
 """Largest sum up to which a grid is made finer for the sake of precision: float32 then still holds the sums behind."""
+FACTOR_ROOMS = tuple(2.0**bits for bits in (44, 38, 34, 30, 27, 24, 22, 20, 18, 16))
+"""Largest values that are multiplied, by weights or by each other, the first under which all sums are exact: what
+weights prove of a value is often some hundred times what arises, so few of its bits are left out where any are."""
 SUMS = {"aten.add.Tensor": (1, 1), "aten.sub.Tensor": (1, -1), "aten.rsub.Tensor": (-1, 1)}
 CONSTANTS = {"aten.add.Scalar": (1, 1), "aten.sub.Scalar": (1, -1), "aten.rsub.Scalar": (-1, 1)}
 CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default")
@@ -110,12 +115,18 @@ def integers(
         moved = [{name: x.cpu() for name, x in env.items()} for env in batches]
         here = copy.deepcopy(snn).cpu()
         return integers(here, cast(Any, moved), weights=weights, inputs=inputs, refit=refit).to(device)
-    made = _Whole(_aligned(snn).double(), weights, snn.graph.at_example(FIXED).inputs)
-    made.read(_largest(batches), inputs)
-    if refit:
+    source, largest = _aligned(snn).double(), _largest(batches)
+    for room in FACTOR_ROOMS:
+        made = _Whole(source, weights, snn.graph.at_example(FIXED).inputs, room)
+        made.read(largest, inputs)
+        made.add_all()
+        if made.refused or made.most * snn.T < EXACT[torch.float64]:
+            break
+    if refit and not made.refused:
+        made = _Whole(source, weights, snn.graph.at_example(FIXED).inputs, room)
+        made.read(largest, inputs)
         made.follow(batches)
-    for node in made.source.nodes:
-        made.add(node)
+        made.add_all()
     about = {"lowered": "integers", "weights": weights, "inputs": inputs, "refit": refit}
     return made.finished({**snn.provenance, **about})
 
@@ -142,8 +153,8 @@ class _Refused(Exception):  # noqa: N818 (control flow, never seen outside)
 class _Whole:
     """The network in the making, node by node."""
 
-    def __init__(self, snn: SNN, bits: int, given: tuple[Input, ...]) -> None:
-        self.given = given
+    def __init__(self, snn: SNN, bits: int, given: tuple[Input, ...], room: float) -> None:
+        self.given, self.room = given, room
         self.source = _without_casts(replace(snn.graph.at_example(FIXED), tensors=dict(snn.tensors())))
         self.neurons, self.simulation, self.over_time = snn.neurons(), snn.simulation, snn.over_time
         self.top = 2 ** (bits - 1) - 1
@@ -223,6 +234,10 @@ class _Whole:
 
     # Nodes.
 
+    def add_all(self) -> None:
+        for node in self.source.nodes:
+            self.add(node)
+
     def add(self, node: Node) -> None:
         """Put what a node computes into the new graph; or note why that cannot be done. What follows from a refused
         node is not refused again."""
@@ -255,7 +270,7 @@ class _Whole:
         if node.name in self.neurons:
             return self._neuron
         if not node.refs:
-            return self._unknown
+            return self._constant if self._one_tensor(node) else self._unknown
         if node.role is Role.NEURON and node.target != "aten.relu.default" and self._only_neurons_read(node):
             return self._computed
         if node.target in SUMS and len(node.refs) == 2:
@@ -290,6 +305,12 @@ class _Whole:
             return self._moved
         return self._unknown
 
+    def _one_tensor(self, node: Node) -> bool:
+        """Whether a node that reads no value only moves or repeats real numbers of the network."""
+        real = len(node.params) == 1 and self.source.tensors[node.params[0]].is_floating_point()
+        row = TABLE[node.target]
+        return real and row.role is Role.SYNAPSE and row.sources == "one" and not (row.weighted or row.product)
+
     def _unknown(self, node: Node) -> _Value:
         if node.role is Role.NEURON:
             raise _Refused(
@@ -308,6 +329,7 @@ class _Whole:
     def _on_one_grid(self, node: Node, values: list[_Value]) -> list[_Value]:
         """The branches on one grid. The grid is finer than the finest of them, so that the factors of the others, which
         are rounded, are large. Where one branch has a single value for many of another's, the grid cannot vary."""
+        values = [self._coarse(node, value, f"branch{i}") for i, value in enumerate(values)]
         shapes = [_sample(value.like)[::-1] for value in values]
         for d, size in enumerate(_sample(node)[::-1]):
             if size > 1 and any(len(shape) <= d or shape[d] == 1 for shape in shapes):
@@ -446,8 +468,8 @@ class _Whole:
         return _Value(name, node, grid, left.most * right.most * number)
 
     def _coarse(self, node: Node, value: _Value, what: str = "") -> _Value:
-        """The value without the last bits of a larger one than `ROOM`, rounded, before it is multiplied."""
-        by = 2.0 ** max(0, math.ceil(math.log2(max(value.most, 1) / ROOM)))
+        """The value, rounded to fewer bits where it may be larger than there is room for before it is multiplied."""
+        by = 2.0 ** max(0, math.ceil(math.log2(max(value.most, 1) / self.room)))
         if by == 1:
             return value
         suffix = f"_coarse_for_{node.name}{what and '_'}{what}"
@@ -460,14 +482,15 @@ class _Whole:
 
     def _even(self, node: Node, value: _Value, dims: list[int], what: str = "") -> _Value:
         """The value on a grid that does not vary along these dimensions, finer than the finest there, since the factors
-        of the others are rounded."""
+        of the others are rounded; but for what is so small beside the largest that it does not count."""
         if torch.equal(value.grid.amin(dims, keepdim=True), value.grid.amax(dims, keepdim=True)):
             return replace(value, grid=value.grid.amin(dims, keepdim=True))
-        value = self._coarse(node, value, what)
-        least, most = value.grid.amin(dims, keepdim=True), value.grid.amax(dims, keepdim=True)
+        value = self._coarse(node, value, f"even{what and '_'}{what}")
+        most = value.grid.amax(dims, keepdim=True)
+        least = torch.maximum(value.grid.amin(dims, keepdim=True), most / UNLIKE)
         room = self._bits_of_room(value.most * float((most / least).max()))
         grid = least / max(PRECISE, min(ALIKE, room))
-        factors = (value.grid / grid).round().clamp(min=1)
+        factors = (value.grid / grid).round()
         return replace(self.times(value, factors, f"_even_for_{node.name}{what and '_'}{what}"), grid=grid)
 
     def _floor(self, node: Node) -> _Value:
@@ -486,7 +509,8 @@ class _Whole:
         found = cast("Conv | Linear", arguments(node))
         if not isinstance(found.input, Ref) or not isinstance(found.weight, Param):
             raise _Refused("its weights are no tensor of the network")
-        value, weight = self.values[found.input.name], self.source.tensors[found.weight.path].double()
+        value = self._coarse(node, self.values[found.input.name])
+        weight = self.source.tensors[found.weight.path].double()
         bias = None if found.bias is None else self.source.tensors[found.bias.path].double()
         rows = None
         if self.fitting is not None and not self.refused:
@@ -595,7 +619,7 @@ class _Whole:
         dims = [d % len(sizes) for d in (given or range(len(sizes)))]
         if 0 in dims or node.kwargs.get("dtype") is not None:
             raise _Refused("it sums over the batch" if 0 in dims else "it changes the type")
-        value = self._even(node, value, dims)
+        value = self._even(node, self._coarse(node, value), dims)
         keepdim = bool((*node.args[2:3], node.kwargs.get("keepdim", False))[0])
         number = math.prod(sizes[d] for d in dims)
         name = self.emit(node, "", "aten.sum.dim_IntList", Ref(value.name), dims, keepdim)
@@ -622,6 +646,15 @@ class _Whole:
     def _run(self, node: Node, *values: Tensor | tuple[Tensor, ...]) -> Any:
         env = dict(zip(dict.fromkeys(node.refs), values, strict=True))
         return call(node.target, *Stream(env, self.source.tensors, {"batch": 1}).arguments(node))
+
+    def _constant(self, node: Node) -> _Value:
+        """A constant of the network, such as a class token, on a grid of its own."""
+        (path,) = node.params
+        number = self.source.tensors[path].double()
+        top = float(number.abs().max()) or 1.0
+        whole = self.put(node, "constant", (number * (ALIKE**2 / top)).round())
+        self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
+        return _Value(node.name, node, torch.full([1] * len(node.shape), top / ALIKE**2).double(), ALIKE**2)
 
     def _moved(self, node: Node) -> _Value:
         values = [self.values[ref] for ref in dict.fromkeys(node.refs)]
