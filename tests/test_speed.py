@@ -52,10 +52,10 @@ def test_every_engine_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert answer["rows"][0]["ratio"] == 1
     assert len(Path("s.csv").read_text().splitlines()) == 5
     assert "| integer | 5 |" in Path("s.md").read_text()
-    how = ["--engines", "count", "--cpu-time", "--precision", "bfloat16", "--channels-last"]
+    how = ["--engines", "count", "--cpu-time", "--precision", "bfloat16", "--channels-last", "--encode", "hidden"]
     done = CliRunner().invoke(app, [*command, *how])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["machine"].endswith("seconds of the process, bfloat16, channels last")
+    assert json.loads(done.stdout)["machine"].endswith("bfloat16, channels last, encode='hidden'")
 
 
 def test_what_is_asked_wrongly_is_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from parspike.bench.run import Memory
 from parspike.calibrate import Thresholds
 from parspike.convert import convert
 from parspike.errors import OptionError, UnsupportedError
+from parspike.graph.encode import Encode
 from parspike.lower import integers
 from parspike.notebook import html_table
 from parspike.snn import SNN
@@ -157,7 +158,8 @@ class Speed:
 def speed(
     model: nn.Module, x: Tensor, *, T: Sequence[int] = (4, 32, 256), engines: Sequence[str] = ("count",),
     compiled: bool = False, rounds: int = 7, cpu_time: bool = False, precision: str = "float32",
-    channels_last: bool = False, beside: Mapping[tuple[str, int], Callable[[Tensor], object]] | None = None,
+    channels_last: bool = False, encode: Encode = "none",
+    beside: Mapping[tuple[str, int], Callable[[Tensor], object]] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Speed:  # fmt: skip
     """Time, latency, memory, and on a GPU energy, of a network and of its conversions, in one run.
@@ -169,8 +171,9 @@ def speed(
     compiled: also the network under torch.compile. cpu_time: seconds are those that this process computed, all threads
     together: on a machine that others use too, with one thread. precision: "bfloat16" or "float16" runs all under
     `torch.autocast`, the network too; whole numbers are as before. channels_last: images in memory as (B, H, W, C), for
-    all. beside: more calls, by name and T (0 for none), such as another library's network; each takes the batch, and is
-    measured in every third round where T is above 0.
+    all. encode: as for `convert`: neurons also where synapses read real values. beside: more calls, by name and T (0
+    for none), such as another library's network; each takes the batch, and is measured in every third round where T is
+    above 0.
     Raises `OptionError` on an unknown engine or precision, a T or a number of rounds below 1.
     """
     for engine in engines:
@@ -191,7 +194,7 @@ def speed(
         calls["network, compiled", 0] = torch.compile(model)
     left_out: list[str] = []
     for steps in T:
-        snn = convert(model, x, T=steps, recipe=Thresholds(mode="max"))
+        snn = convert(model, x, T=steps, recipe=Thresholds(mode="max"), encode=encode)
         calls |= _engines(_channels_last(snn) if channels_last else snn, x, engines, left_out)
     slow = [key for key in calls if key[0] in SLOW] + [key for key in beside or () if key[1]]
     calls |= beside or {}
@@ -210,7 +213,12 @@ def speed(
             SpeedRow(*key, seconds, statistics.median(ratios), ratios[0], ratios[-1], len(x) / seconds,
                      statistics.median(single[key].values()), statistics.median(own) if own else None, *cost[key])
         )  # fmt: skip
-    how = [word for word, said in ((precision, precision != "float32"), ("channels last", channels_last)) if said]
+    words = (
+        (precision, precision != "float32"),
+        ("channels last", channels_last),
+        (f"encode={encode!r}", encode != "none"),
+    )
+    how = [word for word, said in words if said]
     machine = ", ".join((_machine(x.device, cpu_time), *how))
     return Speed(tuple(rows), len(x), tuple(x.shape[1:]), rounds, machine, tuple(left_out))
 

@@ -103,6 +103,10 @@ def bench(
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="images in memory as (B, H, W, C)", rich_help_panel=SPEED)
     ] = False,
+    encode: Annotated[
+        Literal["none", "hidden", "all"],
+        typer.Option(help="neurons also where synapses read real values, as for convert", rich_help_panel=SPEED),
+    ] = "none",
     device: DeviceOption = "auto",
     force: Force = False,
     json: Json = False,
@@ -114,7 +118,8 @@ def bench(
     check_device(device)
     if network is not None:
         files = list(dict.fromkeys(out or ()))
-        how = {"rounds": rounds, "cpu_time": cpu_time, "precision": precision, "channels_last": channels_last}
+        how = {"rounds": rounds, "cpu_time": cpu_time, "precision": precision, "channels_last": channels_last,
+               "encode": encode}  # fmt: skip
         _speed(network, shape, T, engines, batch, how, device, files, force, json)
         return
     files, pages = list(dict.fromkeys(out or ())), list(dict.fromkeys(render or ()))
