@@ -16,7 +16,7 @@ import parspike
 from parspike import IF, SNN
 from parspike.errors import UnsupportedError
 from parspike.lower import integers, prove
-from parspike.lower.curve import curve
+from parspike.lower.neurons import curve
 from parspike.neurons import ParallelNeuron, SignedNeuron, WholeCurve, WholeStaircase
 
 

@@ -21,32 +21,25 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, Stream, map_tree
 from parspike.graph.ops import CASTS, FLOOR, HOLD, REAL, TABLE, TIMES, WHOLE, call
 from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
-from parspike.lower.curve import curve
+from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
 from parspike.lower.rounding import Fitting, finest, one_by_one
-from parspike.lower.unit import unit
 from parspike.neurons import (
     IntegrateFire,
     ParallelNeuron,
     SignedNeuron,
     SpikingLayer,
-    Staircase,
-    WholeNeuron,
-    WholePair,
-    WholeStaircase,
 )
 from parspike.snn import SNN, check_converted
 
 __all__ = ["integers"]
 
-EVEN = (ParallelNeuron, SignedNeuron, IntegrateFire)
-"""Neurons whose thresholds are evenly spaced."""
 EXACT = {torch.float32: 1 << 24, torch.float64: 1 << 53}
 """Whole numbers below these, and their sums, are exact."""
 ROUNDED = 1e-6
@@ -115,7 +108,7 @@ def integers(
         moved = [{name: x.cpu() for name, x in env.items()} for env in batches]
         here = copy.deepcopy(snn).cpu()
         return integers(here, cast(Any, moved), weights=weights, inputs=inputs, refit=refit).to(device)
-    source, largest = _aligned(snn).double(), _largest(batches)
+    source, largest = aligned(snn).double(), _largest(batches)
     for room in FACTOR_ROOMS:
         made = _Whole(source, weights, snn.graph.at_example(FIXED).inputs, room)
         made.read(largest, inputs)
@@ -144,10 +137,6 @@ class _Value:
     most: float
     parts: tuple[Tensor, ...] = ()
     function: Node | None = None
-
-
-class _Refused(Exception):  # noqa: N818 (control flow, never seen outside)
-    """Why whole numbers cannot carry a node."""
 
 
 class _Whole:
@@ -201,7 +190,7 @@ class _Whole:
         if bool((factor == 1).all()):
             return value
         if any(n not in (1, size) for n, size in zip(factor.shape, _sample(value.like), strict=True)):
-            raise _Refused("its branches have grids that no factor of one branch can bring together")
+            raise Refused("its branches have grids that no factor of one branch can bring together")
         name = self.emit(
             value.like, suffix, "aten.mul.Tensor", Ref(value.name), self.put(value.like, suffix[1:], factor)
         )
@@ -246,7 +235,7 @@ class _Whole:
         before = set(self.nodes)
         try:
             value = self._rule(node)(node)
-        except _Refused as error:
+        except Refused as error:
             self.refused.append(f"  {node.layer or node.name} ({node.target}): {error}")
             return
         self.values[node.name] = value
@@ -313,15 +302,15 @@ class _Whole:
 
     def _unknown(self, node: Node) -> _Value:
         if node.role is Role.NEURON:
-            raise _Refused(
+            raise Refused(
                 "the activation was kept, and only ReLU has a form in whole numbers where no neurons alone read it: "
                 "convert without Keep(), or with encode='hidden', analog='lookup'"
             )
-        raise _Refused(node.reason or "whole numbers have no form of it")
+        raise Refused(node.reason or "whole numbers have no form of it")
 
     def _sum(self, node: Node) -> _Value:
         if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
-            raise _Refused("a sum with a factor")
+            raise Refused("a sum with a factor")
         left, right = self._on_one_grid(node, [self.values[ref] for ref in node.refs])
         name = self.emit(node, "", node.target, Ref(left.name), Ref(right.name))
         return _Value(name, node, left.grid, left.most + right.most)
@@ -362,7 +351,7 @@ class _Whole:
         neuron = self._goes_to(node)
         if neuron is None:
             return grid
-        quantum = (neuron.v_threshold / _levels(neuron)).double()
+        quantum = (neuron.v_threshold / quanta(neuron)).double()
         quantum = quantum.reshape([1] * (grid.dim() - quantum.dim()) + list(quantum.shape))
         if any(n > m for n, m in zip(quantum.shape, grid.shape, strict=True)):
             return grid
@@ -399,7 +388,7 @@ class _Whole:
 
     def _shifted(self, node: Node) -> _Value:
         if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
-            raise _Refused("a sum with a factor")
+            raise Refused("a sum with a factor")
         signs, args = {**SUMS, **CONSTANTS}[node.target], list(node.args)
         left, right = args[:2]
         first = isinstance(left, Ref)
@@ -413,7 +402,7 @@ class _Whole:
     def _plus(self, node: Node, value: _Value, number: Tensor) -> _Value:
         number = number.reshape([1] * (len(node.shape) - number.dim()) + list(number.shape))
         if any(n not in (1, size) for n, size in zip(number.shape, _sample(node), strict=True)):
-            raise _Refused("it adds a constant of another shape")
+            raise Refused("it adds a constant of another shape")
         whole = number / value.grid
         if bool(((whole - whole.round()).abs() > ROUNDED * whole.abs()).any()):
             finer = self._bits_of_room(max(value.most, float(whole.abs().max())))
@@ -437,7 +426,7 @@ class _Whole:
         if node.target == "aten.neg.default":
             return self._factor(node, value, torch.tensor(-1.0).double())
         if not isinstance(node.args[0], Ref) and node.target.startswith("aten.div"):
-            raise _Refused("it divides by a value that depends on the input")
+            raise Refused("it divides by a value that depends on the input")
         other = node.args[1] if isinstance(node.args[0], Ref) else node.args[0]
         number = (
             self.source.tensors[other.path].double()
@@ -450,9 +439,9 @@ class _Whole:
         """A product of whole numbers is whole, on the product of their grids; one of matrices where each operand has
         one grid for all that is added up."""
         if node.target not in (*ELEMENTS, *MATRICES) or not all(isinstance(arg, Ref) for arg in node.args):
-            raise _Refused("a product of this form has none in whole numbers")
+            raise Refused("a product of this form has none in whole numbers")
         if self.over_time:
-            raise _Refused("a product of values that change over time is no whole number")
+            raise Refused("a product of values that change over time is no whole number")
         left, right = (
             self._coarse(node, self.values[arg.name], side)
             for arg, side in zip(node.args, ("left", "right"), strict=True)
@@ -460,7 +449,7 @@ class _Whole:
         number = 1
         if node.target in MATRICES:
             if min(len(value.like.shape) for value in (left, right)) < 2:
-                raise _Refused("a product with a vector has no form in whole numbers")
+                raise Refused("a product with a vector has no form in whole numbers")
             number = _sample(left.like)[-1]
             left, right = self._even(node, left, [-1], "left"), self._even(node, right, [-2], "right")
         grid = left.grid @ right.grid if node.target in MATRICES else left.grid * right.grid
@@ -508,7 +497,7 @@ class _Whole:
     def _synapse(self, node: Node) -> _Value:
         found = cast("Conv | Linear", arguments(node))
         if not isinstance(found.input, Ref) or not isinstance(found.weight, Param):
-            raise _Refused("its weights are no tensor of the network")
+            raise Refused("its weights are no tensor of the network")
         value = self._coarse(node, self.values[found.input.name])
         weight = self.source.tensors[found.weight.path].double()
         bias = None if found.bias is None else self.source.tensors[found.bias.path].double()
@@ -520,7 +509,7 @@ class _Whole:
             weight, bias = rows.solve(weight, bias)
         along = 1 if isinstance(found, Conv) else value.grid.dim() - 1
         if value.grid.numel() != value.grid.shape[along]:
-            raise _Refused("what it reads has other grids at other places")
+            raise Refused("what it reads has other grids at other places")
         inputs = value.grid.flatten()
         if isinstance(found, Linear):
             weight = weight.T if found.transposed else weight
@@ -600,13 +589,13 @@ class _Whole:
         if pool.output_size:
             wanted = [sizes[d] if n is None else n for d, n in zip(spatial, pool.output_size, strict=True)]
             if any(sizes[d] % n for d, n in zip(spatial, wanted, strict=True)):
-                raise _Refused("its windows are of unlike sizes")
+                raise Refused("its windows are of unlike sizes")
             kernel = stride = tuple(sizes[d] // n for d, n in zip(spatial, wanted, strict=True))
             padding = (0,) * pool.rank
         elif pool.ceil_mode or (any(padding) and not pool.count_include_pad):
-            raise _Refused("its windows at the edge are divided by another number")
+            raise Refused("its windows at the edge are divided by another number")
         if len(node.shape) != pool.rank + 2 or any(value.grid.shape[d] != 1 for d in spatial):
-            raise _Refused("what it sums up has other grids at other places")
+            raise Refused("what it sums up has other grids at other places")
         # A sum is a convolution with ones, exact, where an average pool would divide and round.
         ones = self.put(node, "weight", torch.ones(sizes[1], 1, *kernel).double())
         args = (Ref(value.name), ones, None, list(stride), list(padding), [1] * pool.rank, sizes[1])
@@ -618,7 +607,7 @@ class _Whole:
         given = node.args[1] if len(node.args) > 1 else None
         dims = [d % len(sizes) for d in (given or range(len(sizes)))]
         if 0 in dims or node.kwargs.get("dtype") is not None:
-            raise _Refused("it sums over the batch" if 0 in dims else "it changes the type")
+            raise Refused("it sums over the batch" if 0 in dims else "it changes the type")
         value = self._even(node, self._coarse(node, value), dims)
         keepdim = bool((*node.args[2:3], node.kwargs.get("keepdim", False))[0])
         number = math.prod(sizes[d] for d in dims)
@@ -628,9 +617,9 @@ class _Whole:
 
     def _order(self, node: Node) -> _Value:
         if node.params:
-            raise _Refused("it compares with a constant")
+            raise Refused("it compares with a constant")
         if self.over_time:
-            raise _Refused("a maximum of currents that change over time is no whole number")
+            raise Refused("a maximum of currents that change over time is no whole number")
         values = [self.values[ref] for ref in node.refs]
         if len(values) == 2:
             values = self._on_one_grid(node, values)
@@ -640,7 +629,7 @@ class _Whole:
         grids = value.grid.expand(_sample(value.like))
         largest, smallest = self._run(node, grids), -self._run(node, -grids)
         if not torch.equal(largest, smallest):
-            raise _Refused("what it compares has other grids at other places")
+            raise Refused("what it compares has other grids at other places")
         return _Value(name, node, _squeezed(largest), value.most)
 
     def _run(self, node: Node, *values: Tensor | tuple[Tensor, ...]) -> Any:
@@ -665,7 +654,7 @@ class _Whole:
             parts = tuple(part.clone() for part in grids)
             return _Value(self.keep(node), node, parts[0], max(value.most for value in values), parts)
         if bool((grids < 0).any()):
-            raise _Refused("it changes values")
+            raise Refused("it changes values")
         # Where zeros are put in, any grid is right: that of the channel.
         if grids.dim() > 2:
             grids = torch.where(
@@ -677,7 +666,7 @@ class _Whole:
             mode = node.args[2] if place == 3 and len(node.args) > 2 else node.kwargs.get("mode", "constant")
             value = node.args[place] if len(node.args) > place else node.kwargs.get("value")
             if mode == "constant" and value:
-                raise _Refused("it puts in values other than 0")
+                raise Refused("it puts in values other than 0")
         instead = dict(zip(dict.fromkeys(node.refs), values, strict=True))
         return _Value(self.keep(node, instead), node, _squeezed(grids), max(value.most for value in values))
 
@@ -694,7 +683,7 @@ class _Whole:
         """Neurons alone read the activation: they count what it computes."""
         value = self.values[node.refs[0]]
         if value.function is not None:
-            raise _Refused("an activation of an activation, both kept")
+            raise Refused("an activation of an activation, both kept")
         return replace(value, function=node)
 
     def _curve(self, node: Node, value: _Value) -> _Value:
@@ -710,7 +699,7 @@ class _Whole:
         shape = count(torch.zeros_like(value.grid))[0].shape
         made = curve(count, shape, int(value.most), lowest, neuron)
         if made is None:
-            raise _Refused("neurons behind it would need thresholds of more than one turn")
+            raise Refused("neurons behind it would need thresholds of more than one turn")
         self.made[node.name] = made
         name = self.keep(node, {node.refs[0]: replace(value, function=None)})
         return _Value(name, node, torch.full([1] * len(node.shape), 1 / neuron.levels).double(), neuron.levels)
@@ -720,13 +709,13 @@ class _Whole:
         if value.function is not None:
             return self._curve(node, value)
         if isinstance(neuron, EVEN):
-            step = (neuron.v_threshold / _levels(neuron)).double() / value.grid[0]
+            step = (neuron.v_threshold / quanta(neuron)).double() / value.grid[0]
             if float(step.min()) < COARSE and not torch.equal(step, step.round()):
                 finer = self._bits_of_room(value.most)
                 ones = torch.ones([1] * len(node.shape), dtype=step.dtype)
                 value = self.times(value, finer * ones, f"_finer_for_{node.name}")
                 value = replace(value, grid=value.grid / finer)
-        made, grid, most, reach = _neuron(neuron, value.grid[0], value.most, self.simulation.T)
+        made, grid, most, reach = on_whole(neuron, value.grid[0], value.most, self.simulation.T)
         self.made[node.name] = made
         self.most = max(self.most, reach)
         name = self.keep(node, {node.refs[0]: value})
@@ -781,30 +770,6 @@ class _Whole:
                 self.emit(node, "_wide", CASTS[0], Ref(node.name), kwargs={"dtype": dtype})
 
 
-def _aligned(snn: SNN) -> SNN:
-    """`unit(snn)`, with the middle of a pair of neurons moved to a multiple of what one spike is worth where a synapse
-    behind it cannot take the middle into its bias: a convolution that puts in zeros beside the values. What it reads
-    are then whole numbers of spikes, 0 among them. Its thresholds move along, by half a spike at most."""
-    made = unit(snn)
-    stay = {node.refs[0] for node in made.graph.nodes if node.name not in snn.graph.by_name and node.refs}
-    neurons = {name: n for name, n in snn.neurons().items() if isinstance(n, SignedNeuron) and name in stay}
-    if not any(bool(neuron.offset.any()) for neuron in neurons.values()):
-        return made
-    moved = copy.deepcopy(snn)
-    for name in neurons:
-        neuron = cast(SignedNeuron, moved.neurons()[name])
-        theta, full = neuron.v_threshold.detach().double(), neuron.v_post.detach().double()
-        middle = (neuron.offset.double() * neuron.levels / full).round() * full / neuron.levels
-        # Levels lie so much higher. Input that much higher reaches them, where θ of input makes a full count.
-        shift = neuron.shift.detach().double() + (middle - neuron.offset.double()) * (1 - theta / full)
-        neuron.shift.data, neuron.offset = shift.to(neuron.shift), middle.to(neuron.offset)
-    return unit(moved)
-
-
-def _levels(neuron: ParallelNeuron | SignedNeuron | IntegrateFire) -> int:
-    return 1 if isinstance(neuron, IntegrateFire) else neuron.levels
-
-
 def _without_casts(graph: Graph) -> Graph:
     """The graph without casts from floating numbers to floating numbers: the types of whole numbers are chosen anew."""
     instead: dict[str, Ref] = {}
@@ -822,40 +787,6 @@ def _without_casts(graph: Graph) -> Graph:
         else:
             nodes.append(node)
     return replace(graph, nodes=tuple(nodes), output=map_tree(passed, graph.output))
-
-
-def _neuron(neuron: SpikingLayer, grid: Tensor, most: float, T: int) -> tuple[SpikingLayer, float, float, float]:
-    """Neurons on whole numbers; the grid and the largest of what they send; the largest number inside them."""
-    if isinstance(neuron, (ParallelNeuron, SignedNeuron)):
-        quantum = neuron.v_threshold.double() / neuron.levels
-        step = (quantum / grid).round().clamp(min=1)
-        # A hair less than the exact quotient: a threshold on a whole number is reached by it.
-        first = ((quantum / 2 - neuron.shift.double()) / grid - 1e-9).ceil()
-        kind = WholeNeuron if isinstance(neuron, ParallelNeuron) else WholePair
-        made = kind(neuron.T, first, step, code=neuron.code)
-        return made, 1 / neuron.levels, neuron.levels, most + float(first.abs().max() + step.max())
-    if isinstance(neuron, IntegrateFire):
-        if neuron.decay != 1:
-            raise _Refused("a leak makes fractions of whole potentials")
-        theta = (neuron.v_threshold.double() / grid).round().clamp(min=1)
-        options = {name: getattr(neuron, name) for name in ("reset", "refractory", "signed")}
-        made = IntegrateFire(theta, **options)
-        made.v_init = nn.Parameter((neuron.v_init.double() / grid).round(), requires_grad=False)
-        made.v_post = nn.Parameter(torch.ones_like(theta), requires_grad=False)
-        # Rounded so that their sum up to each step is right within half a unit.
-        bias = (neuron.bias.double() / grid).expand(T, *torch.broadcast_shapes(neuron.bias.shape[1:], grid.shape))
-        whole = bias.cumsum(0).round().diff(dim=0, prepend=torch.zeros_like(bias[:1]))
-        even = bool((whole == whole[:1]).all())
-        made.bias = nn.Parameter(whole[:1].clone() if even else whole, requires_grad=False)
-        inside = T * (most + float(whole.abs().max())) + float(theta.max() + made.v_init.abs().max())
-        return made, 1.0, 1.0, inside
-    if isinstance(neuron, Staircase):
-        own = neuron.thresholds.double()  # (S,), or (S, …) where neurons differ; grid: (…) of one sample
-        own = own.reshape(len(own), *[1] * (grid.dim() - own.dim() + 1), *own.shape[1:])
-        thresholds = (own / grid - 1e-9).ceil().clamp(-most, most + 1)  # beyond it no sum reaches
-        made = WholeStaircase(neuron.T, thresholds, code=neuron.code)
-        return made, 1 / neuron.levels, neuron.levels, most + float(thresholds.abs().max())
-    raise _Refused(f"neurons of the kind '{neuron.kind}' have no form in whole numbers")
 
 
 def _chooses(tensor: Tensor) -> bool:
