@@ -41,6 +41,9 @@ def small():
 def wide():
     return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(180, 3))
 
+def batched():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+
 class Zoo:
     tiny = staticmethod(lambda: nn.Linear(4, 2))
 """
@@ -372,7 +375,7 @@ def test_a_foreign_name_is_warned_of(here: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("net.py:nope", "net.py has no 'nope': it has small, wide"),
+        ("net.py:nope", "net.py has no 'nope': it has small, wide, batched"),
         ("net.py:smal", "net.py has no 'smal' (did you mean 'small'?)"),
         ("net.py:Zoo.nope", "net.py has no 'Zoo.nope': it has tiny"),
         ("none.py:net", "there is no file none.py"),
@@ -411,6 +414,46 @@ def test_an_input_that_nothing_tells(here: Path) -> None:
     assert "--data" in said
     assert "--shape 3,224,224" in said
     assert "QCFS" in said
+
+
+@pytest.mark.filterwarnings("ignore:behind the first batch norm")
+def test_weights_that_were_forgotten(here: Path) -> None:
+    """Would catch a random network that is converted, or compared with, as if it were the trained one."""
+    module: dict[str, Any] = {}
+    exec(NET, module)
+    torch.manual_seed(0)
+    for name in ("batched", "small"):
+        model = module[name]()
+        model(torch.randn(8, 3, 6, 6))  # its norms have seen a batch
+        save_file(model.state_dict(), f"{name}.safetensors")
+    common = "--data data.npz --recipe max --force -o n.parspike".split()
+    forgotten = run("convert", "net.py:batched", *common)
+    assert "warning: net.py:batched looks untrained, its norms are those of a new network" in forgotten.stderr
+    assert "those of net.py:batched" in forgotten.stdout
+    for name in ("batched", "small"):
+        given = ["--weights", f"{name}.safetensors"]
+        made = run("convert", f"net.py:{name}", *given, *common)
+        assert "untrained" not in made.stderr
+        assert f"{name}.safetensors" in made.stdout
+        against = ("eval", "n.parspike", "--data", "data.npz", "--against", f"net.py:{name}")
+        said = f"the spiking network was made from net.py:{name} with --weights {name}.safetensors"
+        assert said in run(*against).stderr
+        assert run(*against, *given).stderr == ""
+    assert run(*against[:-1], "net.py:wide").stderr == ""  # another network, which may have no file
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_what_was_done_with_the_data_is_said(here: Path, kind: Any) -> None:
+    """Would catch "x/255" where floats are taken as they are."""
+    x = np.random.default_rng(0).integers(0, 256, (12, 3, 6, 6))
+    np.savez("data.npz", images=(x.transpose(0, 2, 3, 1) if kind is np.uint8 else x).astype(kind))
+    assert run(*CONVERT.split(), "--data", "data.npz", "--recipe", "max").exit_code == 0
+    common = ("--data", "data.npz", "-o")
+    said = run("spikes", "write", "n.parspike", *common, "n.npz").stdout
+    assert run("report", "n.parspike", *common, "n.html").exit_code == 0
+    done = "x/255" if kind is np.uint8 else "none"
+    assert said.split("preprocessing")[1].split() == [done]
+    assert f"12 images of data.npz, preprocessing: {done}" in Path("n.html").read_text()
 
 
 class Harmful:

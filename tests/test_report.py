@@ -505,7 +505,7 @@ def test_the_command(here):
         "Accuracy against T",
         "To blame: 1.",
         "owl",
-        "12 images of test.npz, x/255, mean (0.5,)",
+        "12 images of test.npz, preprocessing: x/255, mean (0.5,)",
     ):
         assert text in page.text
     # The commands of the page make the same network and the same page again.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from parspike import Tokenizer
 
-__all__ = ["FILTERS", "Preprocessing", "Text", "noted", "remember", "remembered"]
+__all__ = ["FILTERS", "Preprocessing", "Text", "noted", "noted_weights", "remember", "remembered"]
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -213,6 +213,12 @@ def noted(snn: Any) -> str | None:
     said = snn.provenance.get("command_line")
     spec = said.get("spec") if isinstance(said, Mapping) else None
     return spec if isinstance(spec, str) else None
+
+
+def noted_weights(snn: Any, spec: str) -> str | None:
+    """The file of weights that a converted network was made with, where it was made from this SPEC."""
+    weights = snn.provenance["command_line"].get("weights") if noted(snn) == spec else None
+    return weights if isinstance(weights, str) else None
 
 
 def _short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
