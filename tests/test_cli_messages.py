@@ -121,7 +121,7 @@ def test_the_version() -> None:
         (f"{CONVERT} --code fast", ["--code must be sorted, weighted or onset, got fast"]),
         (f"{CONVERT} --data data.npz --split exam", ["--split must be train, test or val, got exam"]),
         ("tune net.py:small --data data.npz --code fast", ["--code must be sorted, weighted or onset, got fast"]),
-        ("tune net.py:small --data data.npz --drop nan", ["--drop must be a number of at least 0, got nan"]),
+        ("tune net.py:small --data data.npz --drop nan", ["--drop must be a number from 0 to 100, got nan"]),
         (
             "eval n.parspike --data data.npz --engine warp",
             ["--engine must be count, integer, parallel, serial, serial-if or over-time"],
@@ -426,7 +426,7 @@ def test_weights_that_were_forgotten(here: Path) -> None:
         model = module[name]()
         model(torch.randn(8, 3, 6, 6))  # its norms have seen a batch
         save_file(model.state_dict(), f"{name}.safetensors")
-    common = "--data data.npz --recipe max --force -o n.parspike".split()
+    common = ["--data", "data.npz", "--recipe", "max", "--force", "-o", "n.parspike"]
     forgotten = run("convert", "net.py:batched", *common)
     assert "warning: net.py:batched looks untrained, its norms are those of a new network" in forgotten.stderr
     assert "those of net.py:batched" in forgotten.stdout
@@ -635,6 +635,17 @@ X = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def test_numpy_is_told_the_way(given: Any) -> None:
     with pytest.raises(errors.CalibrationError, match=r"calibration.*is a numpy array: pass torch\.from_numpy\(x\)"):
         parspike.convert(SMALL, given, T=2, recipe="max")
+
+
+@pytest.mark.parametrize("together", [tuple, list])
+def test_inputs_and_labels_without_a_list_around_them(together: Any) -> None:
+    """They were read as two batches: "batch 1 has shape (8,)"."""
+    snn, given = parspike.convert(SMALL, X, T=2, recipe="max"), together((X, torch.arange(8) % 3))
+    for call in (lambda: parspike.convert(SMALL, given, T=2), lambda: parspike.measure(snn, given)):
+        with pytest.raises(errors.CalibrationError, match=r"one batch: put it into a list, \[\(x, y\)\]"):
+            call()
+    assert parspike.measure(snn, [given]).accuracy is not None
+    assert parspike.measure(snn, together((X, X))).samples == 16
 
 
 def test_numpy_is_told_the_way_everywhere() -> None:

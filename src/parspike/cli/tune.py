@@ -46,7 +46,7 @@ def tune(
     spec: Spec,
     data: DataOption,
     drop: Annotated[
-        float, typer.Option(min=0, help="per cent points of the measure that may be lost", rich_help_panel=HOW)
+        float, typer.Option(min=0, max=100, help="per cent points of the measure that may be lost", rich_help_panel=HOW)
     ] = 1.0,
     measure: Annotated[
         Literal["agreement", "accuracy", "values", "both"] | None,
