@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from parspike.errors import UnsupportedError
 from parspike.export.onnx_model import Model
 from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, leaves, map_tree
 from parspike.graph.ops import TABLE, USER
@@ -1302,6 +1303,45 @@ def test_the_file_computes_what_torch_does_on_more_draws(op: str) -> None:
     """As above, for the forms of arguments that one draw does not meet."""
     for seed in range(8):
         DRAWS[op](np.random.default_rng(seed))
+
+
+X = Given(torch.arange(7 * 2 * 4 * 4).reshape(7, 2, 4, 4).float())
+ROWS = Given(torch.arange(7 * 4).reshape(7, 4).float())
+PLACES = Given(torch.arange(7 * 4).reshape(7, 4) % 4)
+REFUSED = {
+    "an alpha below 0": (("celu.default", ROWS, -1.0), "its alpha is not above 0"),
+    "a variance of one": (("var.correction", Given(torch.ones(7, 3, 1)), [2], {"correction": 1}), "divides by 0"),
+    "the largest of all": (("argmax.default", ROWS, None), "one place of the whole batch"),
+    "classes that values tell": (("one_hot.default", PLACES, -1), "how many classes there are"),
+    "a half": (("to.dtype", ROWS, torch.float16), "the file computes in float32"),
+    "complex": (("to.dtype", ROWS, torch.complex64), "complex numbers"),
+    "bytes": (("to.dtype", PLACES, torch.int8), "do not run over as torch.int8 does"),
+    "an inverse": (("matrix_power.default", Given(torch.eye(4).repeat(7, 1, 1)), -1), "no inverse of a matrix"),
+    "flat repeats": (("repeat_interleave.self_int", ROWS, 2), "works along the batch"),
+    "a flat roll": (("roll.default", ROWS, [1]), "works along the batch"),
+    "a mask": (("index.Tensor", ROWS, [None, torch.tensor([True, False, True, True])]), "how many values a mask"),
+    "a mean of what meets": (("scatter_reduce.two", ROWS, 1, PLACES, ROWS, "mean"), "this form of it"),
+    "patches of one image": (
+        ("im2col.default", Given(torch.ones(7, 4, 4)), [2, 2], [1, 1], [0, 0], [1, 1]),
+        "no batch",
+    ),
+    "weights that depend on the input": (("conv2d.default", X, Given(torch.ones(7, 2, 1, 1))), "weights are no tensor"),
+    "a divisor over the edge": (("avg_pool2d.default", X, [3], [2], [0], True, True, 5), "reaches over the edge"),
+    "unlike windows": (("adaptive_max_pool2d.places", X, [3, 3]), "windows are of unlike sizes"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_form_that_the_file_cannot_hold_is_refused(what: str) -> None:
+    """Would catch a file that computes something near."""
+    (op, *args), says = REFUSED[what]
+    options = args.pop() if isinstance(args[-1], dict) else {}
+    graph = graph_of(f"aten.{op}", tuple(args), options)
+    model = Model(graph, graph.tensors, {}, RULES)
+    for node in graph.nodes:
+        model.add(node)
+    with pytest.raises(UnsupportedError, match=says):
+        model.finished()
 
 
 NO_FORM = """
