@@ -456,6 +456,24 @@ def test_what_was_done_with_the_data_is_said(here: Path, kind: Any) -> None:
     assert f"12 images of data.npz, preprocessing: {done}" in Path("n.html").read_text()
 
 
+def test_values_of_another_size_than_those_fitted_on(here: Path) -> None:
+    """Would catch floats of 0 … 255 given to a network that was fitted on 0 … 1: an accuracy by chance, and no word."""
+    x = np.random.default_rng(0).random((12, 3, 6, 6), dtype=np.float32)
+    for name, factor in {"one": 1.0, "near": 3.0, "large": 255.0, "small": 0.01}.items():
+        np.savez(f"{name}.npz", x=factor * x)
+    assert run(*CONVERT.split(), "--data", "one.npz", "--recipe", "max").exit_code == 0
+    for name, said in {"one": "", "near": "", "large": "values up to 255", "small": "values up to 0.01"}.items():
+        warned = run("eval", "n.parspike", "--data", f"{name}.npz").stderr
+        assert (f"{said}, and the network was fitted on values up to 1: are they prepared alike" in warned) is bool(said)
+        assert bool(warned) is bool(said)
+    assert run("eval", "n.parspike", "--data", "data.npz").stderr == ""  # of bytes, which are prepared as ever
+    snn = parspike.load("n.parspike")
+    for wrong in ("1", 0.0, -1.0, True, None):  # anybody's file
+        snn.provenance["command_line"]["largest"] = wrong
+        snn.save("n.parspike", force=True)
+        assert run("eval", "n.parspike", "--data", "large.npz").stderr == ""
+
+
 class Harmful:
     """Runs code when unpickled."""
 

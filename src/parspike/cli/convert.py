@@ -159,7 +159,7 @@ def convert(
     seconds = time.perf_counter() - start
     if together.rank:
         return
-    remember(snn, spec, weights, data, preprocess)
+    remember(snn, spec, weights, data, preprocess, images.largest if images else None)
     snn.save(output, force=force)
     answer = {
         "output": output,

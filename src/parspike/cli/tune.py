@@ -116,7 +116,7 @@ def tune(
             progress=progress,
         )
     if output is not None and found.snn is not None:
-        remember(found.snn, spec, weights, data, preprocess)
+        remember(found.snn, spec, weights, data, preprocess, images.largest)
         found.snn.save(output, force=force)
     console.result(json, found.to_dict(), str(found))
     if found.chosen is None:
