@@ -464,8 +464,8 @@ def test_values_of_another_size_than_those_fitted_on(here: Path) -> None:
     assert run(*CONVERT.split(), "--data", "one.npz", "--recipe", "max").exit_code == 0
     for name, said in {"one": "", "near": "", "large": "values up to 255", "small": "values up to 0.01"}.items():
         warned = run("eval", "n.parspike", "--data", f"{name}.npz").stderr
-        assert (f"{said}, and the network was fitted on values up to 1: are they prepared alike" in warned) is bool(said)
         assert bool(warned) is bool(said)
+        assert f"{said}, and the network was fitted on values up to 1: are they prepared alike" in warned or not said
     assert run("eval", "n.parspike", "--data", "data.npz").stderr == ""  # of bytes, which are prepared as ever
     snn = parspike.load("n.parspike")
     for wrong in ("1", 0.0, -1.0, True, None):  # anybody's file
