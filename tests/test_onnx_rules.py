@@ -1305,6 +1305,30 @@ def test_the_file_computes_what_torch_does_on_more_draws(op: str) -> None:
         DRAWS[op](np.random.default_rng(seed))
 
 
+def forms() -> dict[str, tuple[Any, ...]]:
+    """Forms of arguments that the one draw of an operator does not meet, each of which has code of its own."""
+    rng = np.random.default_rng(0)
+    x, row = given(rng, 3, 4, 5), Given(halves(rng, 7, 6))
+    norm = (values(rng, 3), values(rng, 3), values(rng, 3), values(rng, 3, low=0.2))
+    q, k, v = given(rng, 2, 3, 4), given(rng, 2, 5, 4), given(rng, 2, 5, 6)
+    return {
+        "a steeper ELU": ("elu.default", x, 0.5, 1.5, 2.0),
+        "from the end": ("narrow.default", x, 2, -3, 2),
+        "kept statistics": ("instance_norm.default", x, *norm, False, 0.1, 1e-4, False),
+        "a mask of numbers": ("scaled_dot_product_attention.default", q, k, v, values(rng, 3, 5)),
+        "a mask": ("scaled_dot_product_attention.default", q, k, v, values(rng, 3, 5) > -2),
+        "how many are not 0": ("linalg_vector_norm.default", row, 0, [1]),
+        "the sum of magnitudes": ("linalg_vector_norm.default", row, 1, [1]),
+        "the smallest magnitude": ("linalg_vector_norm.default", row, -math.inf, [1]),
+        "beside a vector": ("cosine_similarity.default", x, values(rng, 5), -1, 1e-8),
+        "a mean in other numbers": ("mean.dim", PLACES, [1], True, {"dtype": torch.float32}),
+        "a whole slice": ("slice_scatter.default", row, row, 1, 0, 6),
+        "copied": ("_to_copy.default", row),
+        "the conjugate of a real number": ("_conj.default", row),
+        "clipped at the top": ("parspike.exp", x, -1.0, 0.0, 2.0),
+    }
+
+
 X = Given(torch.arange(7 * 2 * 4 * 4).reshape(7, 2, 4, 4).float())
 ROWS = Given(torch.arange(7 * 4).reshape(7, 4).float())
 PLACES = Given(torch.arange(7 * 4).reshape(7, 4) % 4)
@@ -1325,10 +1349,32 @@ REFUSED = {
         ("im2col.default", Given(torch.ones(7, 4, 4)), [2, 2], [1, 1], [0, 0], [1, 1]),
         "no batch",
     ),
+    "patches of one image, back": (
+        ("col2im.default", Given(torch.ones(7, 8)), [1, 9], [1, 2], [1, 1], [0, 0], [1, 1]),
+        "no batch",
+    ),
+    "channels that are samples": (("pixel_shuffle.default", Given(torch.ones(7, 2, 2)), 1), "works along the batch"),
+    "made complex": (("full.default", [BATCH, 2], 1.0, {"dtype": torch.complex64}), "complex numbers"),
+    "another order": (
+        ("searchsorted.Tensor", torch.arange(4.0), ROWS, {"sorter": torch.arange(4)}),
+        "this form of it",
+    ),
+    "rows that depend on the input": (("linear.default", ROWS, ROWS), "weights are no tensor"),
     "weights that depend on the input": (("conv2d.default", X, Given(torch.ones(7, 2, 1, 1))), "weights are no tensor"),
     "a divisor over the edge": (("avg_pool2d.default", X, [3], [2], [0], True, True, 5), "reaches over the edge"),
     "unlike windows": (("adaptive_max_pool2d.places", X, [3, 3]), "windows are of unlike sizes"),
 }
+
+
+FORMS = forms()
+
+
+@pytest.mark.parametrize("what", FORMS)
+def test_other_forms_of_arguments(what: str) -> None:
+    """Would catch an argument that is passed over where it is not the usual one."""
+    op, *args = FORMS[what]
+    options = args.pop() if isinstance(args[-1], dict) else {}
+    check(op if op.startswith("parspike") else f"aten.{op}", *args, **options)
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -534,9 +534,12 @@ def test_the_command(here):
         ("--data test.npz --layers nope", "'nope' is no layer of neurons"),
         ("--data test.npz --against mynet.py:net --sweep 1", "images are in both"),
         ("--data nope.npz", "no such file or folder"),
+        ("--data test.npz --classes n.parspike", "--classes n.parspike: no text ("),
+        ("--data test.npz --classes empty.txt", "--classes empty.txt: the file is empty"),
     ],
 )
 def test_wrong_options(here, options, says):
+    Path("empty.txt").write_text("\n\n")
     done = run("report", "n.parspike", *options.split())
     assert done.exit_code == 1
     assert says in done.stderr
