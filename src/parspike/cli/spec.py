@@ -105,11 +105,17 @@ def load(spec: str, weights: str | None, beside: Any = None) -> Network:
 def _untrained(model: nn.Module) -> bool:
     """Whether there are norms, and none of them has seen a batch or a gradient. Training moves them all."""
     from torch.nn.modules import batchnorm, normalization
+    from torch.nn.parameter import is_lazy
 
     kinds = (batchnorm._NormBase, normalization.LayerNorm, normalization.GroupNorm, normalization.RMSNorm)
     start = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}
     norms = [dict(m.named_parameters()) | dict(m.named_buffers()) for m in model.modules() if isinstance(m, kinds)]
-    known = [(tensor, start[name]) for state in norms for name, tensor in state.items() if name in start]
+    known = [
+        (tensor, start[name])
+        for state in norms
+        for name, tensor in state.items()
+        if name in start and not is_lazy(tensor) and not tensor.is_meta  # which have no values
+    ]
     return bool(known) and all(bool((tensor == value).all()) for tensor, value in known)
 
 
