@@ -225,7 +225,8 @@ def test_import_is_quiet_and_brings_no_extra() -> None:
         f"import sys, parspike\n"
         f"[sys.exit(m) for m in ('torch', 'numpy') if m in sys.modules]\n"
         f"[getattr(parspike, name) for name in parspike.__all__]\n"
-        f"[sys.exit(m) for m in {unwanted} if m in sys.modules]"
+        f"[sys.exit(m) for m in {unwanted} if m in sys.modules]\n"
+        f"parspike.lower.prove, parspike.baselines.TBC, parspike.train.with_qcfs"  # as pages write them
     )
     env = {**os.environ, "PYTHONPATH": str(SOURCE.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 import parspike
 from parspike.cli import app
+from parspike.cli.spec import load
 from parspike.errors import CalibrationError
 
 NET = """
@@ -272,11 +273,15 @@ def test_eval_tells_the_time_of_the_smallest_network(converted: Path, monkeypatc
     assert "0.00100 ms an image" in run("eval", converted, "--data", "data.npz").stdout
 
 
-def test_random_weights_are_said_on_stderr_only(here: Path) -> None:
+def test_random_weights_are_said_on_stderr_only(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("timm")
-    outcome = run("plan", "timm:resnet18", "--json")
-    assert "random weights" in outcome.stderr
+    outcome = run("plan", "timm:resnet18", "--json")  # which does not look at them
+    assert outcome.stderr == ""
     assert json.loads(outcome.stdout)["ok"]
+    load("timm:resnet18", None)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "timm:resnet18 has random weights: give trained ones with --weights FILE" in err
 
 
 def test_interrupted_leaves_no_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

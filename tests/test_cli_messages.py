@@ -41,6 +41,9 @@ def small():
 def wide():
     return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(180, 3))
 
+def batched():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+
 class Zoo:
     tiny = staticmethod(lambda: nn.Linear(4, 2))
 """
@@ -118,7 +121,7 @@ def test_the_version() -> None:
         (f"{CONVERT} --code fast", ["--code must be sorted, weighted or onset, got fast"]),
         (f"{CONVERT} --data data.npz --split exam", ["--split must be train, test or val, got exam"]),
         ("tune net.py:small --data data.npz --code fast", ["--code must be sorted, weighted or onset, got fast"]),
-        ("tune net.py:small --data data.npz --drop nan", ["--drop must be a number of at least 0, got nan"]),
+        ("tune net.py:small --data data.npz --drop nan", ["--drop must be a number from 0 to 100, got nan"]),
         (
             "eval n.parspike --data data.npz --engine warp",
             ["--engine must be count, integer, parallel, serial, serial-if or over-time"],
@@ -372,7 +375,7 @@ def test_a_foreign_name_is_warned_of(here: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("net.py:nope", "net.py has no 'nope': it has small, wide"),
+        ("net.py:nope", "net.py has no 'nope': it has small, wide, batched"),
         ("net.py:smal", "net.py has no 'smal' (did you mean 'small'?)"),
         ("net.py:Zoo.nope", "net.py has no 'Zoo.nope': it has tiny"),
         ("none.py:net", "there is no file none.py"),
@@ -411,6 +414,64 @@ def test_an_input_that_nothing_tells(here: Path) -> None:
     assert "--data" in said
     assert "--shape 3,224,224" in said
     assert "QCFS" in said
+
+
+@pytest.mark.filterwarnings("ignore:behind the first batch norm")
+def test_weights_that_were_forgotten(here: Path) -> None:
+    """Would catch a random network that is converted, or compared with, as if it were the trained one."""
+    module: dict[str, Any] = {}
+    exec(NET, module)
+    torch.manual_seed(0)
+    for name in ("batched", "small"):
+        model = module[name]()
+        model(torch.randn(8, 3, 6, 6))  # its norms have seen a batch
+        save_file(model.state_dict(), f"{name}.safetensors")
+    common = ["--data", "data.npz", "--recipe", "max", "--force", "-o", "n.parspike"]
+    forgotten = run("convert", "net.py:batched", *common)
+    assert "warning: net.py:batched looks untrained, its norms are those of a new network" in forgotten.stderr
+    assert "those of net.py:batched" in forgotten.stdout
+    for name in ("batched", "small"):
+        given = ["--weights", f"{name}.safetensors"]
+        made = run("convert", f"net.py:{name}", *given, *common)
+        assert "untrained" not in made.stderr
+        assert f"{name}.safetensors" in made.stdout
+        against = ("eval", "n.parspike", "--data", "data.npz", "--against", f"net.py:{name}")
+        said = f"the spiking network was made from net.py:{name} with --weights {name}.safetensors"
+        assert said in run(*against).stderr
+        assert run(*against, *given).stderr == ""
+    assert run(*against[:-1], "net.py:wide").stderr == ""  # another network, which may have no file
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_what_was_done_with_the_data_is_said(here: Path, kind: Any) -> None:
+    """Would catch "x/255" where floats are taken as they are."""
+    x = np.random.default_rng(0).integers(0, 256, (12, 3, 6, 6))
+    np.savez("data.npz", images=(x.transpose(0, 2, 3, 1) if kind is np.uint8 else x).astype(kind))
+    assert run(*CONVERT.split(), "--data", "data.npz", "--recipe", "max").exit_code == 0
+    common = ("--data", "data.npz", "-o")
+    said = run("spikes", "write", "n.parspike", *common, "n.npz").stdout
+    assert run("report", "n.parspike", *common, "n.html").exit_code == 0
+    done = "x/255" if kind is np.uint8 else "none"
+    assert said.split("preprocessing")[1].split() == [done]
+    assert f"12 images of data.npz, preprocessing: {done}" in Path("n.html").read_text()
+
+
+def test_values_of_another_size_than_those_fitted_on(here: Path) -> None:
+    """Would catch floats of 0 … 255 given to a network that was fitted on 0 … 1: an accuracy by chance, and no word."""
+    x = np.random.default_rng(0).random((12, 3, 6, 6), dtype=np.float32)
+    for name, factor in {"one": 1.0, "near": 3.0, "large": 255.0, "small": 0.01}.items():
+        np.savez(f"{name}.npz", x=factor * x)
+    assert run(*CONVERT.split(), "--data", "one.npz", "--recipe", "max").exit_code == 0
+    for name, said in {"one": "", "near": "", "large": "values up to 255", "small": "values up to 0.01"}.items():
+        warned = run("eval", "n.parspike", "--data", f"{name}.npz").stderr
+        assert bool(warned) is bool(said)
+        assert f"{said}, and the network was fitted on values up to 1: are they prepared alike" in warned or not said
+    assert run("eval", "n.parspike", "--data", "data.npz").stderr == ""  # of bytes, which are prepared as ever
+    snn = parspike.load("n.parspike")
+    for wrong in ("1", 0.0, -1.0, True, None):  # anybody's file
+        snn.provenance["command_line"]["largest"] = wrong
+        snn.save("n.parspike", force=True)
+        assert run("eval", "n.parspike", "--data", "large.npz").stderr == ""
 
 
 class Harmful:
@@ -592,6 +653,17 @@ X = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def test_numpy_is_told_the_way(given: Any) -> None:
     with pytest.raises(errors.CalibrationError, match=r"calibration.*is a numpy array: pass torch\.from_numpy\(x\)"):
         parspike.convert(SMALL, given, T=2, recipe="max")
+
+
+@pytest.mark.parametrize("together", [tuple, list])
+def test_inputs_and_labels_without_a_list_around_them(together: Any) -> None:
+    """They were read as two batches: "batch 1 has shape (8,)"."""
+    snn, given = parspike.convert(SMALL, X, T=2, recipe="max"), together((X, torch.arange(8) % 3))
+    for call in (lambda: parspike.convert(SMALL, given, T=2), lambda: parspike.measure(snn, given)):
+        with pytest.raises(errors.CalibrationError, match=r"one batch: put it into a list, \[\(x, y\)\]"):
+            call()
+    assert parspike.measure(snn, [given]).accuracy is not None
+    assert parspike.measure(snn, together((X, X))).samples == 16
 
 
 def test_numpy_is_told_the_way_everywhere() -> None:

@@ -479,6 +479,34 @@ def test_arithmetic_between_neurons_stays_near(name: str) -> None:
     assert all(torch.equal(two.counts[layer], count) for layer, count in one.counts.items())
 
 
+class TwoBranches(nn.Module):
+    """A sum of two layers, the second of which needs a grid one and a half times as coarse as the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Linear(3, 5), nn.Linear(5, 4), nn.Linear(5, 4)
+        with torch.no_grad():
+            self.b.weight.copy_(1.5 * self.a.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).relu()
+        return self.a(y) + self.b(y)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_weights_of_a_branch_keep_their_bits_where_a_sum_has_no_room(bits: int) -> None:
+    """Would catch a grid that becomes a multiple of the other branch's by rounding down: weights of 17 bits then."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = TwoBranches().eval(), torch.randn(32, 3)
+    snn = parspike.convert(model, x, T=4, recipe="max")
+    chip = integers(snn, x, weights=bits, inputs=bits, refit=False)
+    weights = [value.abs().max() for path, value in chip.tensors().items() if path.endswith("weight")]
+    assert len(weights) == 3
+    assert max(weights) < 2 ** (bits - 1)
+    assert float((chip(x) - snn(x)).norm()) < 0.02 * float(snn(x).norm())
+
+
 @pytest.mark.parametrize(
     ("made", "says"),
     [

@@ -20,6 +20,7 @@ import parspike
 from parspike import IF
 from parspike.cli import app
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, UnsupportedError
+from parspike.export.result import Compared
 from parspike.lower import integers
 
 onnx = pytest.importorskip("onnx")
@@ -379,10 +380,18 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert "to the bit" in done.stdout
 
 
+@pytest.mark.parametrize(("error", "shown"), [(0.0, "0 %"), (8.9e-8, "8.9e-06 %"), (0.0312, "3.1 %"), (1.1, "110 %")])
+def test_an_error_is_shown_in_two_digits_and_without_a_power_of_ten_above_a_hundred(error: float, shown: str) -> None:
+    assert Compared(16, (), error, None).text == f"outputs differ by {shown}"
+
+
 @pytest.mark.slow
-def test_a_package_of_compiled_code(tmp_path: Path) -> None:
+def test_a_package_of_compiled_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warned: list[Any] = []
+    monkeypatch.setattr("torch.export.pt2_archive._package.logger.warning", lambda *said: warned.append(said))
     snn, x = network(Residual, T=5)
     made = parspike.export(snn, tmp_path / "net.pt2", example=x)
+    assert warned == []  # torch warns of a package whose name has not its ending yet
     assert made.file.error < 1e-3
     run = torch._inductor.aoti_load_package(str(tmp_path / "net.pt2"))
     for batch in (1, 5, 12):

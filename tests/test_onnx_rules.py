@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from parspike.errors import UnsupportedError
 from parspike.export.onnx_model import Model
 from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, leaves, map_tree
 from parspike.graph.ops import TABLE, USER
@@ -1302,6 +1303,91 @@ def test_the_file_computes_what_torch_does_on_more_draws(op: str) -> None:
     """As above, for the forms of arguments that one draw does not meet."""
     for seed in range(8):
         DRAWS[op](np.random.default_rng(seed))
+
+
+def forms() -> dict[str, tuple[Any, ...]]:
+    """Forms of arguments that the one draw of an operator does not meet, each of which has code of its own."""
+    rng = np.random.default_rng(0)
+    x, row = given(rng, 3, 4, 5), Given(halves(rng, 7, 6))
+    norm = (values(rng, 3), values(rng, 3), values(rng, 3), values(rng, 3, low=0.2))
+    q, k, v = given(rng, 2, 3, 4), given(rng, 2, 5, 4), given(rng, 2, 5, 6)
+    return {
+        "a steeper ELU": ("elu.default", x, 0.5, 1.5, 2.0),
+        "from the end": ("narrow.default", x, 2, -3, 2),
+        "kept statistics": ("instance_norm.default", x, *norm, False, 0.1, 1e-4, False),
+        "a mask of numbers": ("scaled_dot_product_attention.default", q, k, v, values(rng, 3, 5)),
+        "a mask": ("scaled_dot_product_attention.default", q, k, v, values(rng, 3, 5) > -2),
+        "how many are not 0": ("linalg_vector_norm.default", row, 0, [1]),
+        "the sum of magnitudes": ("linalg_vector_norm.default", row, 1, [1]),
+        "the smallest magnitude": ("linalg_vector_norm.default", row, -math.inf, [1]),
+        "beside a vector": ("cosine_similarity.default", x, values(rng, 5), -1, 1e-8),
+        "a mean in other numbers": ("mean.dim", PLACES, [1], True, {"dtype": torch.float32}),
+        "a whole slice": ("slice_scatter.default", row, row, 1, 0, 6),
+        "copied": ("_to_copy.default", row),
+        "the conjugate of a real number": ("_conj.default", row),
+        "clipped at the top": ("parspike.exp", x, -1.0, 0.0, 2.0),
+    }
+
+
+X = Given(torch.arange(7 * 2 * 4 * 4).reshape(7, 2, 4, 4).float())
+ROWS = Given(torch.arange(7 * 4).reshape(7, 4).float())
+PLACES = Given(torch.arange(7 * 4).reshape(7, 4) % 4)
+REFUSED = {
+    "an alpha below 0": (("celu.default", ROWS, -1.0), "its alpha is not above 0"),
+    "a variance of one": (("var.correction", Given(torch.ones(7, 3, 1)), [2], {"correction": 1}), "divides by 0"),
+    "the largest of all": (("argmax.default", ROWS, None), "one place of the whole batch"),
+    "classes that values tell": (("one_hot.default", PLACES, -1), "how many classes there are"),
+    "a half": (("to.dtype", ROWS, torch.float16), "the file computes in float32"),
+    "complex": (("to.dtype", ROWS, torch.complex64), "complex numbers"),
+    "bytes": (("to.dtype", PLACES, torch.int8), "do not run over as torch.int8 does"),
+    "an inverse": (("matrix_power.default", Given(torch.eye(4).repeat(7, 1, 1)), -1), "no inverse of a matrix"),
+    "flat repeats": (("repeat_interleave.self_int", ROWS, 2), "works along the batch"),
+    "a flat roll": (("roll.default", ROWS, [1]), "works along the batch"),
+    "a mask": (("index.Tensor", ROWS, [None, torch.tensor([True, False, True, True])]), "how many values a mask"),
+    "a mean of what meets": (("scatter_reduce.two", ROWS, 1, PLACES, ROWS, "mean"), "this form of it"),
+    "patches of one image": (
+        ("im2col.default", Given(torch.ones(7, 4, 4)), [2, 2], [1, 1], [0, 0], [1, 1]),
+        "no batch",
+    ),
+    "patches of one image, back": (
+        ("col2im.default", Given(torch.ones(7, 8)), [1, 9], [1, 2], [1, 1], [0, 0], [1, 1]),
+        "no batch",
+    ),
+    "channels that are samples": (("pixel_shuffle.default", Given(torch.ones(7, 2, 2)), 1), "works along the batch"),
+    "made complex": (("full.default", [BATCH, 2], 1.0, {"dtype": torch.complex64}), "complex numbers"),
+    "another order": (
+        ("searchsorted.Tensor", torch.arange(4.0), ROWS, {"sorter": torch.arange(4)}),
+        "this form of it",
+    ),
+    "rows that depend on the input": (("linear.default", ROWS, ROWS), "weights are no tensor"),
+    "weights that depend on the input": (("conv2d.default", X, Given(torch.ones(7, 2, 1, 1))), "weights are no tensor"),
+    "a divisor over the edge": (("avg_pool2d.default", X, [3], [2], [0], True, True, 5), "reaches over the edge"),
+    "unlike windows": (("adaptive_max_pool2d.places", X, [3, 3]), "windows are of unlike sizes"),
+}
+
+
+FORMS = forms()
+
+
+@pytest.mark.parametrize("what", FORMS)
+def test_other_forms_of_arguments(what: str) -> None:
+    """Would catch an argument that is passed over where it is not the usual one."""
+    op, *args = FORMS[what]
+    options = args.pop() if isinstance(args[-1], dict) else {}
+    check(op if op.startswith("parspike") else f"aten.{op}", *args, **options)
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_form_that_the_file_cannot_hold_is_refused(what: str) -> None:
+    """Would catch a file that computes something near."""
+    (op, *args), says = REFUSED[what]
+    options = args.pop() if isinstance(args[-1], dict) else {}
+    graph = graph_of(f"aten.{op}", tuple(args), options)
+    model = Model(graph, graph.tensors, {}, RULES)
+    for node in graph.nodes:
+        model.add(node)
+    with pytest.raises(UnsupportedError, match=says):
+        model.finished()
 
 
 NO_FORM = """

@@ -608,6 +608,8 @@ def test_tune_says_when_nothing_reaches_it():
         parspike.tune(model, x.split(160))
     with pytest.raises(CalibrationError, match="labels"):
         parspike.tune(model, x.split(40), measure="accuracy")
+    with pytest.raises(OptionError, match="a drop of 0 to 100"):
+        parspike.tune(model, x.split(40), drop=101.0)
 
 
 @torch.no_grad()

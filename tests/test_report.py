@@ -505,7 +505,7 @@ def test_the_command(here):
         "Accuracy against T",
         "To blame: 1.",
         "owl",
-        "12 images of test.npz, x/255, mean (0.5,)",
+        "12 images of test.npz, preprocessing: x/255, mean (0.5,)",
     ):
         assert text in page.text
     # The commands of the page make the same network and the same page again.
@@ -534,9 +534,12 @@ def test_the_command(here):
         ("--data test.npz --layers nope", "'nope' is no layer of neurons"),
         ("--data test.npz --against mynet.py:net --sweep 1", "images are in both"),
         ("--data nope.npz", "no such file or folder"),
+        ("--data test.npz --classes n.parspike", "--classes n.parspike: no text ("),
+        ("--data test.npz --classes empty.txt", "--classes empty.txt: the file is empty"),
     ],
 )
 def test_wrong_options(here, options, says):
+    Path("empty.txt").write_text("\n\n")
     done = run("report", "n.parspike", *options.split())
     assert done.exit_code == 1
     assert says in done.stderr

@@ -62,7 +62,13 @@ KINDS: dict[str, tuple[Any, Tensor | None, tuple[int, ...] | None]] = {
 
 @pytest.mark.parametrize(
     ("output", "network"),
-    [((of(B, K), of(B)), of(B, K)), (of(B, K), (of(B, K), of(B))), (of(B, 1), of(B)), (of(B, 3, 5, 5), of(B, 3, 6, 6))],
+    [
+        ((of(B, K), of(B)), of(B, K)),
+        (of(B, K), (of(B, K), of(B))),
+        (of(B, 1), of(B)),
+        (of(B, 3, 5, 5), of(B, 3, 6, 6)),
+        (of(B, K), of(B, K + 1)),
+    ],
 )
 def test_outputs_that_cannot_be_compared_are_refused(output: Any, network: Any) -> None:
     """They were left out of the error and of the agreement without a word."""

@@ -136,6 +136,10 @@ def work(folder: Path) -> None:
             parspike.convert(planned(Residual), data, T=3, recipe="thresholds", group=world)
         except (ParspikeError, RuntimeError) as error:
             said[name] = [type(error).__name__, str(error)]
+    try:
+        said["outside"] = Together(dist.new_group([0])).size
+    except ParspikeError as error:
+        said["outside"] = str(error)
     few(setattr)
     for name in CASES:
         convert(name, folder / f"{name} {rank}", world)
@@ -248,6 +252,12 @@ def test_what_one_process_cannot_read_stops_both(said: list[dict[str, Any]]) -> 
     for each in said:
         assert "without DistributedSampler" in each["sampler"][1]
         assert "the calibration set is empty" in each["empty"][1]
+
+
+def test_a_process_outside_the_group_is_told(said: list[dict[str, Any]]) -> None:
+    """It has the rank -1, whose share of a list would be every item, read from its end."""
+    assert said[0]["outside"] == 1
+    assert "this process is not in the group" in said[1]["outside"]
 
 
 def test_a_process_that_is_gone_is_not_waited_for(said: list[dict[str, Any]]) -> None:

@@ -248,7 +248,7 @@ def test_hugging_face_rows_checked_and_streamed(tmp_path, monkeypatch):
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
     said = answer("data", "check", f"hf:{tmp_path}/train.parquet")
     assert said["splits"][""] | {"broken": []} == {
-        "images": 20, "classes": {"0": 10, "1": 10}, "sizes": {"3×8×8": 20}, "broken": []
+        "images": 20, "classes": {"0": 10, "1": 10}, "sizes": {"3×8×8": 20}, "broken": [], "not_finite": []
     }  # fmt: skip
     (tmp_path / "net.py").write_text(
         "from torch import nn\ndef net():\n"
@@ -265,3 +265,16 @@ def test_hugging_face_rows_checked_and_streamed(tmp_path, monkeypatch):
 def test_data_check_of_good_data():
     text = run("data", "check", "digits")
     assert "1437 images, 10 classes with" in text
+
+
+def test_data_check_of_values_and_labels_that_a_network_would_stumble_over(tmp_path):
+    """Would catch NaN, and classes that are not counted from 0, of which nothing was said."""
+    x = np.random.default_rng(0).random((6, 3), dtype=np.float32)
+    labels = np.array([5, 6, 7] * 2)
+    np.savez(tmp_path / "late.npz", x=x, y=labels)
+    assert "6 images, 3 classes, numbered 5 … 7, with 2 to 2 images each" in run("data", "check", tmp_path / "late.npz")
+    x[[1, 4], 2] = np.nan, np.inf
+    np.savez(tmp_path / "nan.npz", x=x, y=labels - 5)
+    assert answer("data", "check", tmp_path / "nan.npz", code=1)["problems"] == [
+        "2 hold NaN or Inf, nan.npz:x[1] first; leave them out"
+    ]

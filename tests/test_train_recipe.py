@@ -44,6 +44,7 @@ def test_a_users_file(tmp_path):
         ("[optimiser]\nepochs = 3", "network is missing"),
         ('network = "digits"\n[optimizer]\nepochs = 3', "unknown optimizer; known are .*optimiser"),
         ('network = "digits"\n[optimiser]\nepoch = 3', r"\[optimiser\]: unknown epoch; known are epochs"),
+        ('network = "digits"\nepochs = 3', r"unknown epochs; known are .* \(it stands in optimiser\.epochs\)"),
         ('network = "digits"\n[optimiser]\nepochs = "3"', "epochs = '3': expected a whole number"),
         ('network = "digits"\n[optimiser]\nepochs = true', "epochs = True: expected a whole number"),
         ('network = "digits"\n[optimiser]\nepochs = 0', "epochs = 0: it must be at least 1"),
@@ -67,6 +68,8 @@ def test_what_is_wrong_is_said(tmp_path, text, message):
 def test_no_such_recipe(tmp_path):
     with pytest.raises(OptionError, match=r"choose .*cifar10-resnet20"):
         load_recipe("cifar10")
+    with pytest.raises(OptionError, match=r"'digts' \(did you mean 'digits'\?\): choose"):
+        load_recipe("digts")
     with pytest.raises(FileError, match="cannot be read"):
         load_recipe(tmp_path / "none.toml")
     with pytest.raises(OptionError, match=r"no table \[optimizer\]"):

@@ -112,6 +112,7 @@ __all__ = [
 look_up_later(
     __name__,
     {
+        "baselines": (),
         "bench": ("Bench", "BenchNetwork", "Benched", "Speed", "bench", "speed"),
         "calibrate": (
             "DAQCFS", "Auto", "ClosedForm", "Recipe", "Reconstruct", "Thresholds", "recipe_from_json", "recipe_to_json",
@@ -123,6 +124,7 @@ look_up_later(
         "file": ("load",),
         "graph": ("register",),
         "language": ("LanguageModel", "Tokenizer", "generate", "language"),
+        "lower": (),
         "measure": ("Energy", "NeuroBench", "Perplexity", "Report", "Scores", "measure", "neurobench", "perplexity"),
         "neurons": ("IF", "LIF", "PackedTrains", "Parallel", "QCFS", "Simulation", "kind_from_text"),
         "onnx_in": ("from_onnx",),

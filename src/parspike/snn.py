@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from parspike import engines
 from parspike.engines import PACKED, Record, Run
 from parspike.engines.stages import Stages, check_chunk
-from parspike.errors import InputError, OptionError, ParspikeWarning, UnsupportedError
+from parspike.errors import InputError, OptionError, ParspikeWarning, UnsupportedError, meant
 from parspike.graph import Graph, Input, leaves
 from parspike.graph.cache import token_dims, with_cache
 from parspike.graph.ir import BATCH
@@ -237,7 +237,8 @@ class SNN(nn.Module):
         """
         engine = engine or (engines.OVER_TIME if self.over_time else "count")
         if engine not in (*engines.ENGINES, engines.OVER_TIME):
-            raise OptionError(f"engine '{engine}' is unknown: choose one of {', '.join(engines.ENGINES)}")
+            near = meant(engine, engines.ENGINES)
+            raise OptionError(f"engine '{engine}' is unknown{near}: choose one of {', '.join(engines.ENGINES)}")
         if self.over_time != (engine == engines.OVER_TIME):
             raise OptionError(
                 f"engine '{engine}' runs parallel neurons, and this network's fire step by step: leave engine= out, or "

@@ -44,7 +44,16 @@ def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibratio
         one = ": give tensors; the command line reads files (--data)" if isinstance(source, (str, Path)) else one
         one = ": the network comes first" if isinstance(source, nn.Module) else one
         raise CalibrationError(f"{name} must be an iterable of batches, got {type(source).__name__}{one}")
+    if isinstance(source, (tuple, list)) and len(source) == 2 and _labelled(*source):
+        raise CalibrationError(f"{name} is inputs and labels, which are one batch: put it into a list, [(x, y)]")
     return list(source) if iter(source) is source else source
+
+
+def _labelled(inputs: Any, labels: Any) -> bool:
+    """Whether the second tensor holds a whole number for each row of the first."""
+    if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor):
+        return False
+    return inputs.dim() > 1 and labels.shape == inputs.shape[:1] and not labels.is_floating_point()
 
 
 def signature_of(

@@ -159,7 +159,7 @@ def convert(
     seconds = time.perf_counter() - start
     if together.rank:
         return
-    remember(snn, spec, weights, data, preprocess)
+    remember(snn, spec, weights, data, preprocess, images.largest if images else None)
     snn.save(output, force=force)
     answer = {
         "output": output,
@@ -182,6 +182,7 @@ def convert(
         "recipe": _chosen(snn.provenance),
         "calibrated on": f"{answer['images']} {items} of {data}" if images else "nothing: no data given",
         "preprocessing": images.prepared if images else str(preprocess),
+        "weights": weights or ("random" if network.random_weights else f"those of {spec}"),
         "time": f"{seconds:.1f} s",
     }
     console.result(json, answer, console.table(text))

@@ -47,7 +47,9 @@ def check(
     for name, split in splits.items():
         counts = split["classes"].values()
         rows[name or data] = f"{split['images']} images" + (
-            f", {len(counts)} classes with {min(counts)} to {max(counts)} images each" if counts else ", no labels"
+            f", {len(counts)} classes{_numbers(split['classes'])} with {min(counts)} to {max(counts)} images each"
+            if counts
+            else ", no labels"
         )
         rows[f"{name} sizes".strip()] = ", ".join(f"{size} ({n})" for size, n in split["sizes"].items())
         rows[f"{name} broken".strip()] = ", ".join(split["broken"]) or None
@@ -83,19 +85,30 @@ def _look(images: Images, progress: Any) -> dict[str, Any]:
     """Every image read once, one at a time."""
     from parspike.broken import BROKEN, reason
 
-    source, sizes, classes, broken = images.source, Counter(), Counter(), []
+    source, sizes, classes, broken, wrong = images.source, Counter(), Counter(), [], []
     for index, name in enumerate(source.names):
         try:
-            shape = source.read(index, images.preprocess).shape
+            x = source.read(index, images.preprocess)
         except BROKEN as error:
             broken.append(f"{name} ({reason(error)})")
             continue
-        sizes["×".join(map(str, shape))] += 1
+        sizes["×".join(map(str, x.shape))] += 1
+        if not bool(x.isfinite().all()):
+            wrong.append(name)
         if source.labels is not None:
             classes[str(source.labels[index])] += 1
         progress("", index + 1, len(source.names))
     ordered = sorted(classes.items(), key=lambda item: int(item[0]))
-    return {"images": sizes.total(), "classes": dict(ordered), "sizes": dict(sizes.most_common()), "broken": broken}
+    return {
+        "images": sizes.total(), "classes": dict(ordered), "sizes": dict(sizes.most_common()), "broken": broken,
+        "not_finite": wrong,
+    }  # fmt: skip
+
+
+def _numbers(classes: dict[str, int]) -> str:
+    """The numbers of the classes, where they are not 0, 1, 2, …: a network has an output for each number from 0 on."""
+    names = list(classes)
+    return "" if names == [str(n) for n in range(len(names))] else f", numbered {names[0]} … {names[-1]},"
 
 
 def _problems(name: str, split: dict[str, Any], skip_broken: bool) -> list[str]:
@@ -103,6 +116,8 @@ def _problems(name: str, split: dict[str, Any], skip_broken: bool) -> list[str]:
     problems = []
     if split["broken"] and not skip_broken:
         problems.append(f"{where}{len(split['broken'])} images cannot be decoded; replace them, or use --skip-broken")
+    if wrong := split["not_finite"]:
+        problems.append(f"{where}{len(wrong)} hold NaN or Inf, {wrong[0]} first; leave them out")
     if len(split["sizes"]) > 1:
         problems.append(f"{where}images of {len(split['sizes'])} sizes; give size and crop")
     if not split["classes"]:

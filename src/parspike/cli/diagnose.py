@@ -61,7 +61,7 @@ def diagnose(
     from parspike.cli.spec import load
 
     snn = options.placed(parspike.load(file))
-    network = load(spec, weights) if spec else None
+    network = load(spec, weights, snn) if spec else None
     if network is not None:
         options.placed(network.model)
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))

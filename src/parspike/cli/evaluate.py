@@ -133,7 +133,7 @@ def evaluate(
     engine = engine or ("over-time" if snn.over_time else "count")
     if compiled:
         snn.compile()
-    network = load(against, weights) if against else None
+    network = load(against, weights, snn) if against else None
     if network is not None:
         options.placed(network.model)
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))

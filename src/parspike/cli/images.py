@@ -21,7 +21,7 @@ import numpy as np
 
 from parspike.broken import BROKEN, decoded
 from parspike.cli import console
-from parspike.cli.preprocess import Preprocessing
+from parspike.cli.preprocess import Preprocessing, noted_largest
 from parspike.cli.sources import Inputs, NamedSource, Source, TextSource, check_data, open_source
 from parspike.errors import InputError, OptionError, TraceError
 
@@ -45,7 +45,9 @@ __all__ = [
 LABELS = "labels"
 """Their key in a batch of several inputs, as `parspike.measure` reads it."""
 LOOK = 1000
-"""Images that are looked at to say how many are broken."""
+"""Images that are looked at to say how many are broken, or how large their values are."""
+UNLIKE = 8
+"""Times that arrays of floats may differ in size before they seem to be prepared in another way: 0 … 1 and 0 … 255."""
 
 
 @dataclass
@@ -122,6 +124,14 @@ class Images:
             return how if norm == "none" else f"{how}, {norm}"
         kind = images.dtype.kind if isinstance(images, np.ndarray) and images.dtype != np.uint8 else ""
         return self.preprocess.of({"f": "inputs", "i": "numbers"}.get(kind, "images"))
+
+    @property
+    def largest(self) -> float | None:
+        """The largest magnitude of some of the items, where they are rows of an array of floats."""
+        images = getattr(self.source, "images", None)
+        if not isinstance(images, np.ndarray) or images.dtype.kind != "f" or not self._order:
+            return None
+        return float(max(np.abs(images[place]).max(initial=0) for place in self._order[:LOOK]))
 
     @property
     def layout(self) -> str:
@@ -246,7 +256,7 @@ def taken(item: Any) -> tuple[Any, Tensor | None]:
 
 def inputs_of(snn: Any) -> Inputs:
     """The names of a converted network's inputs."""
-    return Inputs(tuple(i.name for i in snn.graph.inputs))
+    return Inputs(tuple(i.name for i in snn.graph.inputs), largest=noted_largest(snn))
 
 
 def inputs_over_time(snn: Any) -> Inputs:
@@ -284,7 +294,7 @@ def open_images(
     preprocess = preprocess or Preprocessing()
     source = open_source(data, split, prefer, preprocess.text, inputs)
     written = isinstance(source, TextSource)
-    return Images(
+    images = Images(
         source,
         # What was stated for text says nothing about images.
         preprocess if written else replace(preprocess, text=None),
@@ -294,6 +304,13 @@ def open_images(
         seed=seed,
         skip_broken=skip_broken,
     )
+    fitted, found = inputs.largest if inputs else None, images.largest
+    if fitted is not None and found is not None and (found >= fitted * UNLIKE or found <= fitted / UNLIKE):
+        console.warn(
+            f"{data} holds values up to {found:.3g}, and the network was fitted on values up to {fitted:.3g}: are they "
+            "prepared alike (0 … 1 or 0 … 255, mean and standard deviation)?"
+        )
+    return images
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def lower(
         "written": f"{output} ({answer['bytes'] / 1e3:,.0f} kB)",
         "compared with": f"the network before, {answer['images']} images",
         "agreement": None if scores.agreement is None else f"{100 * scores.agreement:.1f} %",
-        "relative error": None if scores.error is None else f"{100 * scores.error:.2g} %",
+        "relative error": None if scores.error is None else f"{float(f'{100 * scores.error:.2g}'):g} %",
     }
     if to == "integers":
         answer |= {"weights": weights, "inputs": inputs, "refit": refit, "largest": made.provenance["largest"]}

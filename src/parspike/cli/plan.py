@@ -63,9 +63,9 @@ def plan(
     checks.neuron(neuron)
     checks.analog(analog, encode)
     import parspike
-    from parspike.cli.spec import load
+    from parspike.cli.spec import load_network
 
-    network = load(spec, weights)
+    network = load_network(spec, weights)  # whose weights a plan does not look at
     example = network.zeros(shape) if data is None else _example(network, data)
     table = parspike.plan(
         network.model, example, layers=kept(keep), strict=strict, neuron=kind_of(neuron), encode=encode,

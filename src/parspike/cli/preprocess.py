@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from parspike import Tokenizer
 
-__all__ = ["FILTERS", "Preprocessing", "Text", "noted", "remember", "remembered"]
+__all__ = ["FILTERS", "Preprocessing", "Text", "noted", "noted_largest", "noted_weights", "remember", "remembered"]
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -185,8 +185,13 @@ class Preprocessing:
         return (x - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
 
 
-def remember(snn: Any, spec: str, weights: str | None, data: str | None, preprocess: Preprocessing) -> None:
-    """Note in a converted network how its images were prepared: `eval` prepares them in the same way by default."""
+def remember(
+    snn: Any, spec: str, weights: str | None, data: str | None, preprocess: Preprocessing, largest: float | None = None
+) -> None:
+    """Note in a converted network how its images were prepared: `eval` prepares them in the same way by default.
+
+    largest: magnitude in an array of floats, which is taken as it is; other arrays are compared with it.
+    """
     if preprocess.text is not None and (found := re.fullmatch(r"hf:.+?(:\w+)?", spec)):
         spec = f"hf:{preprocess.text.tokenizer}{found[1] or ''}"  # its place from wherever the file is read
     snn.provenance["command_line"] = {
@@ -195,6 +200,8 @@ def remember(snn: Any, spec: str, weights: str | None, data: str | None, preproc
         "data": data,
         "preprocessing": preprocess.to_json(),
     }
+    if largest is not None:
+        snn.provenance["command_line"]["largest"] = largest
 
 
 def remembered(snn: Any) -> Preprocessing | None:
@@ -213,6 +220,19 @@ def noted(snn: Any) -> str | None:
     said = snn.provenance.get("command_line")
     spec = said.get("spec") if isinstance(said, Mapping) else None
     return spec if isinstance(spec, str) else None
+
+
+def noted_weights(snn: Any, spec: str) -> str | None:
+    """The file of weights that a converted network was made with, where it was made from this SPEC."""
+    weights = snn.provenance["command_line"].get("weights") if noted(snn) == spec else None
+    return weights if isinstance(weights, str) else None
+
+
+def noted_largest(snn: Any) -> float | None:
+    """The `largest` of `remember`, where it is one."""
+    said = snn.provenance.get("command_line")
+    found = said.get("largest") if isinstance(said, Mapping) else None
+    return found if isinstance(found, float) and 0 < found < float("inf") else None
 
 
 def _short_side(size: tuple[int, int], short: int) -> tuple[int, int]:

@@ -128,7 +128,7 @@ def report(
 
     snn = parspike.load(file)
     inputs = inputs_of(snn)
-    network = load(against, weights) if against else None
+    network = load(against, weights, snn) if against else None
     preprocess = options.preprocessing(remembered(snn) or (network and network.preprocess))
     images = options.open(data, preprocess, inputs=inputs, split=split, prefer="test", limit=limit)
     start, found = time.perf_counter(), None
@@ -298,7 +298,7 @@ def _about(file: str) -> str:
 
 
 def _measured_on(images: Images, data: str) -> str:
-    return f"{len(images) - len(images.broken):,} images of {data}, {images.preprocess}"
+    return f"{len(images) - len(images.broken):,} images of {data}, preprocessing: {images.prepared}"
 
 
 def _commands(

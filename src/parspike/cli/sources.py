@@ -72,6 +72,7 @@ class Inputs:
     frames: what recordings (N, T, …) become: "steps", another input at every time-step of neurons that have a state;
     "mean", one input, what the network itself gets; "" where the command takes none. T: the network's time-steps, of
     "steps". ranks: dimensions of one sample of the inputs, where they are known; an array with one more is a recording.
+    largest: the largest magnitude of the array of floats that a converted network was fitted on, where that is noted.
     """
 
     needed: tuple[str, ...] = ()
@@ -79,6 +80,7 @@ class Inputs:
     frames: Literal["steps", "mean", ""] = ""
     T: int | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
+    largest: float | None = None
 
 
 @dataclass

@@ -24,7 +24,7 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from parspike.cli.console import FEW, few, warn
-from parspike.cli.preprocess import FILTERS, Preprocessing
+from parspike.cli.preprocess import FILTERS, Preprocessing, noted_weights
 from parspike.cli.sources import CLASSES, Inputs
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, meant
 from parspike.foreign import call_users, users_module
@@ -87,12 +87,36 @@ class Network:
         return torch.zeros(2, *(one or ()))  # `checks.network` has seen to it that there is one
 
 
-def load(spec: str, weights: str | None) -> Network:
-    """The network of a SPEC, with a warning where its weights are random."""
+def load(spec: str, weights: str | None, beside: Any = None) -> Network:
+    """The network of a SPEC, with a warning where its weights are random.
+
+    beside: the converted network that it is compared with. A warning, too, where that one had a file of weights.
+    """
     network = load_network(spec, weights)
     if network.random_weights:
         warn(f"{spec} has random weights: give trained ones with --weights FILE")
+    elif weights is None and beside is not None and (file := noted_weights(beside, spec)):
+        warn(f"the spiking network was made from {spec} with --weights {file}, and no --weights is given here")
+    elif weights is None and network.example is None and _untrained(network.model):
+        warn(f"{spec} looks untrained, its norms are those of a new network: give trained weights with --weights FILE")
     return network
+
+
+def _untrained(model: nn.Module) -> bool:
+    """Whether there are norms, and none of them has seen a batch or a gradient. Training moves them all."""
+    from torch.nn.modules import batchnorm, normalization
+    from torch.nn.parameter import is_lazy
+
+    kinds = (batchnorm._NormBase, normalization.LayerNorm, normalization.GroupNorm, normalization.RMSNorm)
+    start = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}
+    norms = [dict(m.named_parameters()) | dict(m.named_buffers()) for m in model.modules() if isinstance(m, kinds)]
+    known = [
+        (tensor, start[name])
+        for state in norms
+        for name, tensor in state.items()
+        if name in start and not is_lazy(tensor) and not tensor.is_meta  # which have no values
+    ]
+    return bool(known) and all(bool((tensor == value).all()) for tensor, value in known)
 
 
 def load_network(spec: str, weights: str | None = None) -> Network:

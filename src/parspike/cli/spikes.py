@@ -75,7 +75,7 @@ def write(
         "preprocessing": preprocess.to_json(),
         "skipped": skipped,
     }
-    text = {"file": output, "images": answer["images"], "bytes": size, "preprocessing": preprocess}
+    text = {"file": output, "images": answer["images"], "bytes": size, "preprocessing": images.prepared}
     console.result(json, answer, console.table(text))
 
 

@@ -133,6 +133,7 @@ def train(
             test = _on_demand(held_out, 0)
         else:
             test = _arrays(held_out, test_data or data, "test", cache, progress)
+        progress("first step", 0, 0)  # which may compile the activation for a minute
         model = _network(made, weights, training)
         result = fit(
             made, model, training, test, output,

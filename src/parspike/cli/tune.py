@@ -46,7 +46,7 @@ def tune(
     spec: Spec,
     data: DataOption,
     drop: Annotated[
-        float, typer.Option(min=0, help="per cent points of the measure that may be lost", rich_help_panel=HOW)
+        float, typer.Option(min=0, max=100, help="per cent points of the measure that may be lost", rich_help_panel=HOW)
     ] = 1.0,
     measure: Annotated[
         Literal["agreement", "accuracy", "values", "both"] | None,
@@ -116,7 +116,7 @@ def tune(
             progress=progress,
         )
     if output is not None and found.snn is not None:
-        remember(found.snn, spec, weights, data, preprocess)
+        remember(found.snn, spec, weights, data, preprocess, images.largest)
         found.snn.save(output, force=force)
     console.result(json, found.to_dict(), str(found))
     if found.chosen is None:

@@ -90,7 +90,7 @@ def view(
 
     networks = dict(zip(_names(files), map(parspike.load, files), strict=True))
     inputs = inputs_of(next(iter(networks.values())))
-    network = load(against, weights) if against else None
+    network = load(against, weights, next(iter(networks.values()))) if against else None
     base = next((found for snn in networks.values() if (found := remembered(snn))), None)
     preprocess = options.preprocessing(base or (network and network.preprocess))
     images = options.open(data, preprocess, inputs=inputs, split=split, prefer="test", limit=limit)

@@ -53,10 +53,12 @@ def write(snn: SNN, path: Path, env: Mapping[str, Tensor]) -> None:
 
 def load(path: Path) -> Callable[..., Any]:
     """The compiled network of a package."""
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        named = Path(folder) / "network.pt2"  # torch warns of other names, and what is not finished has one
         try:
-            return torch._inductor.aoti_load_package(str(path))
+            named.symlink_to(path.absolute())
+            return torch._inductor.aoti_load_package(str(named))
         except Exception as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise FileError(f"the package that was written cannot be loaded: {said}") from error

@@ -67,7 +67,7 @@ class Compared:
         said = f"{self.unlike:,} of {counts:,} spike counts differ" if self.unlike else "the same spike counts"
         parts = [said] if counts else []
         if self.error is not None:
-            parts.append(f"outputs differ by {100 * self.error:.2g} %")
+            parts.append(f"outputs differ by {float(f'{100 * self.error:.2g}'):g} %")
         if self.agreement is not None:
             parts.append(f"the same class for {100 * self.agreement:.1f} % of the samples")
         return ", ".join(parts)

@@ -208,10 +208,12 @@ def _node(item: Any, known: set[str]) -> Node:
         args=list, kwargs=dict, shape=list,
     )  # fmt: skip
     new_name(name, "a node", known)
-    if target not in TABLE:
-        own = target.startswith("parspike.")
-        hint = ": register the activation first, with parspike.register" if own else ""
-        raise FileError(f"node '{name}' uses the operator '{target[:80]}', which is not in the table{hint}")
+    parts = [arg for arg in args if isinstance(arg, str) and arg.startswith("parspike.")]  # of an activation that turns
+    for used in (target, *parts):
+        if used not in TABLE:
+            own = used.startswith("parspike.")
+            hint = ": register the activation first, with parspike.register" if own else ""
+            raise FileError(f"node '{name}' uses the operator '{used[:80]}', which is not in the table{hint}")
     if role not in list(Role):
         raise FileError(f"node '{name}' has the unknown role '{role[:80]}'")
     shape = _shape(shape, f"the shape of node '{name}'")

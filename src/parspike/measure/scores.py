@@ -110,7 +110,8 @@ class Scores:
         if network is None:
             return
         wanted = answers_of(network, labels if labelled else None, sure=sure)
-        if wanted is None:
+        theirs = class_scores(network)
+        if wanted is None or (scores is not None and theirs is not None and scores.shape[1] != theirs.shape[1]):
             raise InputError(_unlike(output, network))
         if wanted.shape != said.shape:
             raise InputError(f"against= answers in the shape {tuple(wanted.shape)}, this network {tuple(said.shape)}")

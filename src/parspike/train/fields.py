@@ -23,7 +23,7 @@ def read(cls: Any, values: Any, where: str) -> Any:
         raise OptionError(f"{where}: expected a table, got {repr(values)[:80]}")
     known = {f.name: f for f in fields(cls)}
     if unknown := [name for name in values if name not in known]:
-        near = "".join(meant(name, known) for name in unknown)
+        near = "".join(meant(name, known) or _elsewhere(name, known) for name in unknown)
         raise OptionError(f"{where}: unknown {', '.join(unknown)[:200]}; known are {', '.join(known)}{near}")
     if missing := [
         n for n, f in known.items() if n not in values and f.default is f.default_factory is dataclasses.MISSING
@@ -39,6 +39,13 @@ def read(cls: Any, values: Any, where: str) -> Any:
         else:
             made[name] = _typed(value, known[name], f"{where}: {name}")
     return cls(**made)
+
+
+def _elsewhere(name: str, known: Mapping[str, Any]) -> str:
+    """What a message adds where a table of this one has the entry."""
+    tables = {table: f.default_factory for table, f in known.items() if dataclasses.is_dataclass(f.default_factory)}
+    homes = [table for table, cls in tables.items() if name in {f.name for f in fields(cls)}]
+    return f" (it stands in {' or '.join(f'{table}.{name}' for table in homes)})" if homes else ""
 
 
 def _typed(value: Any, known: Any, where: str) -> Any:

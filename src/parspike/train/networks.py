@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parspike.errors import OptionError
+from parspike.errors import OptionError, meant
 
 __all__ = ["NETWORKS", "VGG", "ResNet", "build"]
 
@@ -231,7 +231,9 @@ def build(name: str, classes: int) -> nn.Module:
     269722
     """
     if name not in NETWORKS:
-        raise OptionError(f"there is no network {name!r}: choose one of {', '.join(NETWORKS)}, or give a SPEC")
+        raise OptionError(
+            f"there is no network {name!r}{meant(name, NETWORKS)}: choose one of {', '.join(NETWORKS)}, or give a SPEC"
+        )
     if classes < 2:
         raise OptionError(f"a classifier needs at least 2 classes, got {classes}")
     return NETWORKS[name](classes)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parspike.errors import FileError, OptionError, ParspikeError
+from parspike.errors import FileError, OptionError, ParspikeError, meant
 from parspike.train.fields import among, at_least, read
 
 if TYPE_CHECKING:
@@ -180,7 +180,10 @@ def load_recipe(name: str | Path) -> TrainingRecipe:
     if path.suffix != ".toml":
         path = FOLDER / f"{name}.toml"
         if not path.is_file():
-            raise OptionError(f"there is no recipe {str(name)!r}: choose {', '.join(recipe_names())} or a .toml file")
+            known = recipe_names()
+            raise OptionError(
+                f"there is no recipe {str(name)!r}{meant(name, known)}: choose {', '.join(known)} or a .toml file"
+            )
     try:
         return TrainingRecipe.from_json(tomllib.loads(path.read_text("utf-8")), str(path))
     except ParspikeError:
