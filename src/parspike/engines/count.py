@@ -21,7 +21,8 @@ from parspike.graph.encode import halves
 from parspike.graph.ir import Hook, Ref
 from parspike.graph.ops import FRESH, TABLE, call, call_over
 from parspike.neurons import PackedTrains, joined
-from parspike.neurons.quantised import Line, compiled_for_cpu, lines_at
+from parspike.neurons.pieces import compiled_for_cpu
+from parspike.neurons.quantised import Line, lines_at
 
 __all__ = ["Pass", "count", "counted"]
 

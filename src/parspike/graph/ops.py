@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parspike import neurons
-from parspike.neurons.pieces import in_pieces, runs_here
+from parspike.neurons.pieces import compiled_for_cpu, in_pieces, runs_here
 
 if TYPE_CHECKING:
     from parspike.graph.ir import Node
@@ -183,7 +183,7 @@ def rotate(x: Tensor) -> Tensor:
     The matrix's entries are 1 and −1, and it is made of sums and differences of two values, of two of these, and so on
     (Sylvester 1867): log2 n additions for each value.
     """
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type == "cpu":
+    if compiled_for_cpu(x):
         # A compiler that fuses the pieces' reshapes into loops finds each place by two divisions, and vectorises none.
         return _rotate_node(x)
     return _rotate(x)
@@ -196,7 +196,8 @@ def _rotate(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("parspike::rotate", mutates_args=())
 def _rotate_node(x: Tensor) -> Tensor:
-    return _rotate(x.contiguous())
+    size = x.shape[-1] & -x.shape[-1]
+    return _rotated(x.contiguous().reshape(-1, size)).mul_(size**-0.5).reshape(x.shape)
 
 
 @_rotate_node.register_fake
@@ -248,7 +249,22 @@ def reciprocal_root(negative: Tensor, least: float) -> Tensor:
 
 def masked(scores: Tensor, mask: Tensor) -> Tensor:
     """The scores of an attention with its mask: −∞ where a mask of true and false is false; one of numbers is added."""
-    return torch.where(mask, scores, -math.inf) if mask.dtype == torch.bool else scores + mask
+    if mask.dtype != torch.bool:
+        return scores + mask
+    if compiled_for_cpu(scores):
+        # Else the compiler puts what makes the mask into the loops over every head, twice, in 64-bit integers.
+        mask = torch.ops.parspike.written(mask.to(scores.dtype)) > 0
+    return torch.where(mask, scores, -math.inf)
+
+
+_written = torch.library.Library("parspike", "FRAGMENT")
+_written.define("written(Tensor value) -> Tensor")
+_written.impl("written", lambda value: value.clone(memory_format=torch.contiguous_format), "CPU")
+torch.library.register_fake(
+    "parspike::written",
+    lambda value: torch.empty_like(value, memory_format=torch.contiguous_format),
+    lib=_written,
+)
 
 
 def _masked_into(scores: Tensor, mask: Tensor, *, out: Tensor) -> Tensor:

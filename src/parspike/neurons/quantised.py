@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_choice, check_floating, check_positive, check_steps, like, threshold_like
+from .pieces import compiled_for_cpu
 
 if TYPE_CHECKING:  # jaxtyping is a development tool, not a dependency
     from jaxtyping import Float
@@ -39,11 +40,6 @@ def line_at(T: int, theta: Tensor, shift: Tensor, post: Tensor) -> Line:
         # Else the compiler puts the divisions of every channel into its loops, and divides at every neuron.
         return torch.ops.parspike.line(theta, T, shift, post)
     return *line_of(theta, T, shift), post / T
-
-
-def compiled_for_cpu(tensor: Tensor) -> bool:
-    """Whether torch.compile is tracing what this tensor goes into, for the CPU."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and tensor.device.type == "cpu"
 
 
 def lines_at(made_of: Mapping[str, tuple[int, Line]]) -> dict[str, Line]:
