@@ -183,21 +183,17 @@ def rotate(x: Tensor) -> Tensor:
     The matrix's entries are 1 and −1, and it is made of sums and differences of two values, of two of these, and so on
     (Sylvester 1867): log2 n additions for each value.
     """
+    size = x.shape[-1] & -x.shape[-1]
     if compiled_for_cpu(x):
         # A compiler that fuses the pieces' reshapes into loops finds each place by two divisions, and vectorises none.
-        return _rotate_node(x)
-    return _rotate(x)
-
-
-def _rotate(x: Tensor) -> Tensor:
-    size = x.shape[-1] & -x.shape[-1]
+        # The factor it does fuse.
+        return _rotate_node(x) * size**-0.5
     return (_rotated(x.reshape(-1, size)) * size**-0.5).reshape(x.shape)
 
 
 @torch.library.custom_op("parspike::rotate", mutates_args=())
 def _rotate_node(x: Tensor) -> Tensor:
-    size = x.shape[-1] & -x.shape[-1]
-    return _rotated(x.contiguous().reshape(-1, size)).mul_(size**-0.5).reshape(x.shape)
+    return _rotated(x.reshape(-1, x.shape[-1] & -x.shape[-1])).reshape(x.shape)
 
 
 @_rotate_node.register_fake
