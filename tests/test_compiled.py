@@ -14,6 +14,7 @@ from networks import Dense, Residual, planned
 import parspike
 from parspike.errors import InputError, OptionError
 from parspike.graph.ir import Ref
+from parspike.graph.ops import masked
 from parspike.lower import integers
 from parspike.neurons import ParallelNeuron
 from parspike.neurons.signed import SignedNeuron
@@ -77,8 +78,8 @@ def test_under_autocast_few_neurons_count_otherwise(dtype: torch.dtype, share: f
 
 
 def test_compiled_code_follows_the_network() -> None:
-    """Would catch code that keeps a threshold, an offset, a kind of neurons or a graph of the time it was compiled: most
-    of the compiler's own questions about the graph are left out."""
+    """Would catch code that keeps a threshold, an offset, a kind of neurons or a graph of when it was compiled: what
+    the compiler asks about the graph is left out."""
     _, x, plan = planned(Residual, batch=9)
     snn = parspike.convert(plan, x, T=4, recipe="max")
     compiled = copy.deepcopy(snn).compile(backend="aot_eager")
@@ -135,7 +136,9 @@ def test_many_networks_are_compiled_each_by_itself() -> None:
         assert torch.equal(snn.compile(backend="eager")(x), wanted)
 
 
-@pytest.mark.parametrize("how", [{"mode": "default"}, {"mode": "reduce-overhead"}, {"options": {"trace.enabled": False}}])
+@pytest.mark.parametrize(
+    "how", [{"mode": "default"}, {"mode": "reduce-overhead"}, {"options": {"trace.enabled": False}}]
+)
 def test_options_of_the_compiler_reach_it(how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a mode that is lost, since torch takes none together with options."""
     _, x, plan = planned(Residual, batch=3)
@@ -167,6 +170,18 @@ def test_a_bias_is_added_where_neurons_read_it_alone() -> None:
         torch.testing.assert_close(snn(x), wanted, rtol=0.02, atol=0.02)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(snn(x), short)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_compiled_mask_hides_what_the_mask_hides(dtype: torch.dtype) -> None:
+    """Would catch a mask that is added, which leaves NaN of an infinite score, and one of another head or sample."""
+    scores = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    scores[0, :, 0, 4], scores[1, :, 2, 3] = torch.inf, torch.nan
+    hidden = torch.ones(5, 5).tril().bool() & torch.tensor([1, 1, 0]).bool().reshape(3, 1, 1, 1)
+    torch._dynamo.reset()
+    compiled = torch.compile(masked, backend="aot_eager", fullgraph=True)
+    for mask in (hidden, hidden.expand(scores.shape), scores > 0, hidden.to(dtype)):
+        torch.testing.assert_close(compiled(scores, mask), masked(scores, mask), rtol=0, atol=0, equal_nan=True)
 
 
 def test_channels_last_stays() -> None:

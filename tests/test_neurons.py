@@ -615,7 +615,13 @@ def test_the_lines_of_many_layers_are_those_of_each() -> None:
     """Would catch a layer that gets the line of another one, of another T, or in another shape."""
     layers = {}
     for number, (T, *shapes) in enumerate(
-        [(4, (3, 1), (3, 1), (3, 1)), (7, (), (), ()), (4, (), (2, 1, 1), ()), (4, (5,), (), (5,)), (7, (1,), (2, 1), (1,))]
+        [
+            (4, (3, 1), (3, 1), (3, 1)),
+            (7, (), (), ()),
+            (4, (), (2, 1, 1), ()),
+            (4, (5,), (), (5,)),
+            (7, (1,), (2, 1), (1,)),
+        ]
     ):
         for dtype in (torch.float32, torch.float64):
             theta, shift, post = (torch.rand(shape, dtype=dtype) + 0.1 for shape in shapes)

@@ -462,8 +462,11 @@ def _watching(options: Mapping[str, Any]) -> dict[str, Any]:
     mode, given = options.get("mode"), options.get("options")
     if mode is not None and (given or options.get("backend", "inductor") != "inductor"):
         return {"fullgraph": True, **options}  # torch takes no mode together with options, which this would be one of
-    chosen = torch._inductor.list_mode_options(mode, options.get("dynamic")) if mode not in (None, "default") else {}
-    chosen = {"guard_filter_fn": _changeable, **chosen, **(given or {})}
+    chosen = {"guard_filter_fn": _changeable, **(given or {})}
+    if mode not in (None, "default"):
+        from torch._inductor import list_mode_options
+
+        chosen |= list_mode_options(mode, options.get("dynamic"))
     return {"fullgraph": True, **options, "mode": None, "options": chosen}
 
 

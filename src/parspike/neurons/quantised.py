@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # jaxtyping is a development tool, not a dependency
 Window = Literal["inner", "outer"]
 WINDOWS = ("inner", "outer")
 Line = tuple[Tensor, Tensor, Tensor]
-"""Slope and start of the line whose floor is the count, and what one count is worth; or θ, δ and θ + φ, which make it."""
+"""Slope and start of the line whose floor is the count, and what one count is worth; or what makes it: θ, δ, θ + φ."""
 
 
 def line_of(theta: Tensor, T: int, shift: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -51,10 +51,14 @@ def lines_at(made_of: Mapping[str, tuple[int, Line]]) -> dict[str, Line]:
         groups.setdefault((T, own[0].dtype), {})[name] = list(alike)
     found: dict[str, Line] = {}
     for (T, _), group in groups.items():
-        theta, shift, post = (torch.cat([one.reshape(-1) for one in ones]) for ones in zip(*group.values(), strict=True))
+        theta, shift, post = (
+            torch.cat([one.reshape(-1) for one in ones]) for ones in zip(*group.values(), strict=True)
+        )
         line = torch.ops.parspike.line(theta, T, shift, post)
         sizes = [own[0].numel() for own in group.values()]
-        for (name, own), parts in zip(group.items(), zip(*(one.split(sizes) for one in line), strict=True), strict=True):
+        for (name, own), parts in zip(
+            group.items(), zip(*(one.split(sizes) for one in line), strict=True), strict=True
+        ):
             ratio, start, scale = (part.view(own[0].shape) for part in parts)
             found[name] = ratio, start, scale
     return found
