@@ -1,7 +1,7 @@
 """The compiled count engine beside the compiled network, many interleaved pairs: ratio of times, and memory.
 
     OMP_NUM_THREADS=1 python benchmarks/compiled.py lite0 --batch 1 --pairs 150
-    OMP_NUM_THREADS=1 python benchmarks/compiled.py smollm2 --layers 2 --pairs 40        # after language_files.py
+    OMP_NUM_THREADS=1 python benchmarks/compiled.py smollm2 --pairs 40                   # after language_files.py
 
 Seconds are those of the process. smollm2: the first layers of SmolLM2-135M, 4 × 256 tokens, encoders, weighted 6 steps;
 its head is cut to 64 words, for it has all of the network's words and would be most of two layers' time.
