@@ -95,6 +95,13 @@ def test_input(engine: str, x: Any, parts: list[str]) -> None:
     says(lambda: snn.run(x, engine=engine), errors.InputError, *parts)
 
 
+def test_large_inputs_are_taken_whose_sum_is_infinite() -> None:
+    """Would catch a sum that stands for its values: it is infinite here, and NaN of both signs."""
+    snn = parspike.convert(small(), X, T=2)
+    for signs in (torch.ones(2, 4), torch.tensor([[1.0, -1, 1, -1], [1, 1, -1, -1]])):
+        assert snn(signs * 3e38).shape == snn(X[:2]).shape
+
+
 def test_number_of_inputs() -> None:
     snn = parspike.convert(small(), X, T=2)
     says(lambda: snn(), errors.InputError, "takes the inputs (input), got 0 without a name")

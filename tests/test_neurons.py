@@ -48,6 +48,7 @@ from parspike.neurons import (
 )
 from parspike.neurons.arguments import like
 from parspike.neurons.parallel import VARIANTS
+from parspike.neurons.quantised import line_at, lines_at
 
 f64 = torch.float64
 law = settings(max_examples=60, deadline=None)
@@ -596,6 +597,7 @@ def test_custom_op_obeys_torch_library_rules():
     torch.library.opcheck(torch.ops.parspike.qcfs.default, args)
     line = torch.rand(3, 1) + 0.5, 4, torch.randn(3, 1), torch.ones(3, 1)
     torch.library.opcheck(torch.ops.parspike.line.default, line)
+    torch.library.opcheck(torch.ops.parspike.written.default, (torch.rand(2, 3).T,))
     torch.library.opcheck(torch.ops.parspike.rotate.default, (torch.randn(2, 3, 24, requires_grad=True),))
 
 
@@ -607,6 +609,29 @@ def test_compiled_neurons_have_the_numbers_of_eager_ones(dtype: torch.dtype) -> 
         wanted = T / theta, shift * (T / theta) + 0.5, post / T
         found = torch.ops.parspike.line(theta, T, shift, post)
         assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_the_lines_of_many_layers_are_those_of_each() -> None:
+    """Would catch a layer that gets the line of another one, of another T, or in another shape."""
+    layers = {}
+    for number, (T, *shapes) in enumerate(
+        [
+            (4, (3, 1), (3, 1), (3, 1)),
+            (7, (), (), ()),
+            (4, (), (2, 1, 1), ()),
+            (4, (5,), (), (5,)),
+            (7, (1,), (2, 1), (1,)),
+        ]
+    ):
+        for dtype in (torch.float32, torch.float64):
+            theta, shift, post = (torch.rand(shape, dtype=dtype) + 0.1 for shape in shapes)
+            layers[f"{number} {dtype}"] = T, (theta, shift, post)
+    torch._dynamo.reset()
+    found = torch.compile(lambda layers: lines_at(layers), backend="aot_eager", fullgraph=True)(layers)
+    assert found.keys() == layers.keys()
+    for name, (T, own) in layers.items():
+        for one, other in zip(found[name], line_at(T, *own), strict=True):
+            torch.testing.assert_close(one, other.expand_as(one), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

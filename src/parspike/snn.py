@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from parspike.report import Plots
 
 __all__ = ["SNN", "check_converted"]
+
+_NUMBERS = itertools.count()
+_WATCHED = ("self.graph", "self._pass.", "self._layers", "self._paths")
+"""Of an `SNN`: its graph, what is made of it, and what never changes."""
 
 
 def check_converted(snn: object, called: str) -> None:
@@ -55,6 +61,7 @@ class SNN(nn.Module):
         super().__init__()
         self.simulation, self.provenance = simulation, dict(provenance or {})
         self._compiled: Callable[..., tuple[Any, Any]] | None = None
+        self._compiled_from: Any = None
         self._parts: dict[Any, int] = {}
         self.over_time = any(isinstance(neuron, Dynamics) for neuron in neurons.values())
         """Whether the neurons have a state, so that the network runs step by step."""
@@ -147,7 +154,12 @@ class SNN(nn.Module):
                 "compile is for parallel neurons, which run in one pass, and this network's fire step by step: leave "
                 "it out, or convert without neuron="
             )
-        self._compiled = torch.compile(self._count, **{"fullgraph": True, **options})
+        # Code of its own, for torch keeps what it compiled with the code that it came from: networks would be looked up
+        # among all others, of which it holds eight, and the sizes that one met would be free in the next one.
+        own = SNN._count.__code__
+        own = types.FunctionType(own.replace(co_name=f"{own.co_name}_{next(_NUMBERS)}"), globals())
+        self._compiled = torch.compile(types.MethodType(own, self), **_watching(options))
+        self._compiled_from = self.graph, self._pass, options
         return self
 
     @property
@@ -162,13 +174,16 @@ class SNN(nn.Module):
         """A run of the count engine, compiled if `compile` was called."""
         if self._compiled is None or torch.compiler.is_compiling():
             return engines.count(self, env, self._pass, record=record)
+        graph, how, options = self._compiled_from
+        if graph is not self.graph or how is not self._pass:
+            self.compile(**options)
         for x in env.values():
             torch._dynamo.maybe_mark_dynamic(x, 0)
         logits, kept = self._compiled(env, record)
         return engines.recorded(logits, self, "count", kept)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_compiled": None, "_parts": {}}  # of this process alone
+        return {**super().__getstate__(), "_compiled": None, "_compiled_from": None, "_parts": {}}  # of this process
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
         """Logits for a batch (B, …): parallel neurons in one pass for any T, neurons with a state in T steps. To these
@@ -440,6 +455,25 @@ def _is_causal(first: SNN, then: SNN) -> bool:
     pairs = [(a[:, -1], b[:, -1]) for a, b in zip(*both, strict=True) if isinstance(a, Tensor)]
     # Sums are rounded otherwise, and a current on a threshold may count one more.
     return all(float((a - b).norm()) <= 0.1 * float(b.norm()) for a, b in pairs)
+
+
+def _watching(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of torch.compile with which its code doesn't ask at every call whether the graph is still the same: that
+    is a thousand values of a network, takes longer than all its other questions, and `SNN` watches it."""
+    mode, given = options.get("mode"), options.get("options")
+    if mode is not None and (given or options.get("backend", "inductor") != "inductor"):
+        return {"fullgraph": True, **options}  # torch takes no mode together with options, which this would be one of
+    chosen = {"guard_filter_fn": _changeable, **(given or {})}
+    if mode not in (None, "default"):
+        from torch._inductor import list_mode_options
+
+        chosen |= list_mode_options(mode, options.get("dynamic"))
+    return {"fullgraph": True, **options, "mode": None, "options": chosen}
+
+
+def _changeable(guards: Sequence[Any]) -> list[bool]:
+    """Which of the compiler's questions are not of what `SNN._compiled_from` watches."""
+    return [not guard.name.replace("L['self']", "self").startswith(_WATCHED) for guard in guards]
 
 
 def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:

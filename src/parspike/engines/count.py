@@ -19,8 +19,10 @@ from parspike.engines.base import PACKED, Network, Record, Run, recorded
 from parspike.graph import Graph, Node, Schedule, Stream, walk
 from parspike.graph.encode import halves
 from parspike.graph.ir import Hook, Ref
-from parspike.graph.ops import FRESH, TABLE, call_over
+from parspike.graph.ops import FRESH, TABLE, call, call_over
 from parspike.neurons import PackedTrains, joined
+from parspike.neurons.pieces import compiled_for_cpu
+from parspike.neurons.quantised import Line, lines_at
 
 __all__ = ["Pass", "count", "counted"]
 
@@ -31,13 +33,15 @@ class Pass:
 
     schedule: every node. short: the same with every pair of neurons in one node. pairs: by the name of that node, the
     right and the left neurons and what is added to their sum. over: of nodes of `short` that may write their result
-    over an argument, which nobody else reads, its place.
+    over an argument, which nobody else reads, its place. biased: convolutions with a bias that only neurons and
+    elementwise operators read: a compiler adds it with what they do, where the kernel of the CPU writes it out first.
     """
 
     schedule: Schedule
     short: Schedule
     pairs: Mapping[str, tuple[str, str, float]]
     over: Mapping[str, int]
+    biased: frozenset[str]
 
     @classmethod
     def of(cls, graph: Graph, spiking: Collection[str]) -> Pass:
@@ -59,7 +63,22 @@ class Pass:
             nodes[last.name] = replace(last, args=(Ref(right.refs[0]),))
             pairs[last.name] = right.name, left.name, lowest
         whole, short = (Schedule.of(list(part), graph.outputs) for part in (graph.nodes, nodes.values()))
-        return cls(whole, short, pairs, _over([*nodes.values()], graph.outputs, {*spiking, *pairs}))
+        over = _over([*nodes.values()], graph.outputs, {*spiking, *pairs})
+        return cls(whole, short, pairs, over, _biased([*nodes.values()], graph.outputs, {*spiking, *pairs}))
+
+
+def _biased(nodes: Sequence[Node], outputs: Collection[str], firing: Collection[str]) -> frozenset[str]:
+    """The convolutions with a bias that nothing but neurons and elementwise operators reads."""
+    elsewhere = {*outputs}
+    for node in nodes:
+        if node.name not in firing and TABLE[node.target].out is None:
+            elsewhere.update(node.refs)
+    return frozenset(
+        node.name
+        for node in nodes
+        if node.target.startswith("aten.conv") and not node.kwargs and len(node.args) > 2 and node.args[2] is not None
+        and node.name not in elsewhere
+    )  # fmt: skip
 
 
 def _over(nodes: Sequence[Node], outputs: Collection[str], firing: Collection[str]) -> dict[str, int]:
@@ -98,9 +117,12 @@ def counted(
     What `count` makes a run of, for compilers."""
     neurons = net.counting()
     kept: dict[str, Tensor | PackedTrains] = {}
+    lines: dict[str, Line] = {}
 
     def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         neuron = neurons[node.name]
+        if node.name in lines:
+            return [neuron.along(args[0], lines[node.name])]
         if not record:
             spare = node.name in how.over and not args[0].requires_grad
             return [neuron.over(args[0]) if spare else neuron(args[0])]
@@ -118,8 +140,19 @@ def counted(
     def overwrite(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         return [call_over(node.target, args, how.over[node.name])]
 
+    def beside(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
+        x, weight, bias, *rest = args
+        made = call(node.target, (x, weight, None, *rest), {})
+        if made.dtype is not bias.dtype:  # under autocast the kernel rounds once, behind the bias
+            return [call(node.target, args, {})]
+        return [made + bias.reshape(-1, *[1] * (made.dim() - 2))]
+
     stream = Stream(env, net.tensors(), net.graph.sizes(env))
     at: dict[str, Hook] = dict.fromkeys(neurons, fire)
+    if not record and all(map(compiled_for_cpu, env.values())):
+        made_of = {name: (neuron.levels, neuron.line()) for name, neuron in neurons.items()}
+        lines = lines_at({name: (T, line) for name, (T, line) in made_of.items() if line is not None})
+        at |= dict.fromkeys(how.biased, beside)
     if not record:
         at = dict.fromkeys(how.over, overwrite) | at | dict.fromkeys(how.pairs, fire_both)
     walk(how.schedule if record else how.short, [stream], at)

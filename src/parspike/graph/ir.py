@@ -407,7 +407,9 @@ class Graph:
                     f"{place}: input '{i.name}' is {x.dtype}, this network takes {i.dtype}: pass x.to({i.dtype}), "
                     "prepared as for the network"
                 )
-            if x.is_floating_point() and not (finite := torch.isfinite(x)).all():
+            # The sum first: it takes a thirtieth of the time, and is finite only where all values are. Where it is not,
+            # large values may have left the range of numbers.
+            if x.is_floating_point() and not math.isfinite(x.detach().sum()) and not (finite := x.isfinite()).all():
                 first = int(finite.flatten(1).all(1).logical_not().nonzero()[0]) if x.dim() > 1 else 0
                 raise InputError(
                     f"{place}: input '{i.name}' holds NaN or Inf, in sample {first} first: leave such samples out"

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parspike import neurons
-from parspike.neurons.pieces import in_pieces, runs_here
+from parspike.neurons.pieces import compiled_for_cpu, in_pieces, runs_here
 
 if TYPE_CHECKING:
     from parspike.graph.ir import Node
@@ -183,20 +183,17 @@ def rotate(x: Tensor) -> Tensor:
     The matrix's entries are 1 and −1, and it is made of sums and differences of two values, of two of these, and so on
     (Sylvester 1867): log2 n additions for each value.
     """
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type == "cpu":
-        # A compiler that fuses the pieces' reshapes into loops finds each place by two divisions, and vectorises none.
-        return _rotate_node(x)
-    return _rotate(x)
-
-
-def _rotate(x: Tensor) -> Tensor:
     size = x.shape[-1] & -x.shape[-1]
+    if compiled_for_cpu(x):
+        # A compiler that fuses the pieces' reshapes into loops finds each place by two divisions, and vectorises none.
+        # The factor it does fuse.
+        return _rotate_node(x) * size**-0.5
     return (_rotated(x.reshape(-1, size)) * size**-0.5).reshape(x.shape)
 
 
 @torch.library.custom_op("parspike::rotate", mutates_args=())
 def _rotate_node(x: Tensor) -> Tensor:
-    return _rotate(x.contiguous())
+    return _rotated(x.reshape(-1, x.shape[-1] & -x.shape[-1])).reshape(x.shape)
 
 
 @_rotate_node.register_fake
@@ -248,7 +245,22 @@ def reciprocal_root(negative: Tensor, least: float) -> Tensor:
 
 def masked(scores: Tensor, mask: Tensor) -> Tensor:
     """The scores of an attention with its mask: −∞ where a mask of true and false is false; one of numbers is added."""
-    return torch.where(mask, scores, -math.inf) if mask.dtype == torch.bool else scores + mask
+    if mask.dtype != torch.bool:
+        return scores + mask
+    if compiled_for_cpu(scores):
+        # Else the compiler puts what makes the mask into the loops over every head, twice, in 64-bit integers.
+        mask = torch.ops.parspike.written(mask.to(scores.dtype)) > 0
+    return torch.where(mask, scores, -math.inf)
+
+
+_written = torch.library.Library("parspike", "FRAGMENT")
+_written.define("written(Tensor value) -> Tensor")
+_written.impl("written", lambda value: value.clone(memory_format=torch.contiguous_format), "CPU")
+torch.library.register_fake(
+    "parspike::written",
+    lambda value: torch.empty_like(value, memory_format=torch.contiguous_format),
+    lib=_written,
+)
 
 
 def _masked_into(scores: Tensor, mask: Tensor, *, out: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from . import fused
 from .arguments import check_choice, check_steps
 from .packed import PackedTrains, counts_of, words_of
 from .pieces import in_pieces, runs_here
-from .quantised import line_at, line_of, reached, spike_count
+from .quantised import Line, line_at, line_of, reached, spike_count
 from .trains import first_spike, sorted_train
 
 __all__ = ["CODES", "Code", "Neuron", "ParallelNeuron", "SpikingLayer", "levels_of", "neuron_from"]
@@ -177,6 +177,16 @@ class Neuron(SpikingLayer):
         """The same, which may be written over z: nobody else reads the current."""
         return self(z)
 
+    def line(self) -> Line | None:
+        """θ, δ from the smallest output on, and θ + φ, which `line_at` takes, of neurons that count evenly spaced
+        levels; None of other kinds."""
+        return None
+
+    def along(self, z: Tensor, line: Line) -> Tensor:
+        """`forward`, with what `line_at` made of `line()`."""
+        del line
+        return self(z)
+
     def spikes(self, count: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Spikes of steps start … stop − 1: bool (stop − start, B, …)."""
         stop = self.T if stop is None else stop
@@ -249,14 +259,12 @@ def _fixed(name: str, value: Any) -> AttributeError:
 
 
 def even_values(
-    z: Tensor, v_threshold: Tensor, shift: Tensor, v_post: Tensor, offset: float | Tensor | None, levels: int, *,
-    lowest: int = 0, over: bool = False,
-) -> Tensor:  # fmt: skip
+    z: Tensor, line: Line, offset: float | Tensor | None, levels: int, *, lowest: int = 0, over: bool = False
+) -> Tensor:
     """Mean outputs of neurons with evenly spaced counts lowest … levels for z (B, …), of the parameters' dtype.
 
-    shift: counted from the offset on. offset: None for 0. over: on the CPU they are written over z.
+    line: of `line_at`. offset: None for 0. over: on the CPU they are written over z.
     """
-    line = line_at(v_threshold, levels, shift, v_post)
     if not runs_here(z):
         mean = reached(z, *line[:2]).floor_().clamp_(lowest, levels).mul_(line[2])
         return mean if offset is None else mean.add_(offset)
@@ -330,14 +338,20 @@ class ParallelNeuron(Neuron):
     def over(self, z: Tensor) -> Tensor:
         return self._forward(z, over=True)
 
-    def _forward(self, z: Tensor, over: bool = False) -> Tensor:
+    def along(self, z: Tensor, line: Line) -> Tensor:
+        return self._forward(z, line=line)
+
+    def line(self) -> Line:
+        return self.v_threshold, self._shift(), self.v_post
+
+    def _forward(self, z: Tensor, over: bool = False, line: Line | None = None) -> Tensor:
         if made := self._at_once(z, trains=False):
             return made[0]
         if z.dtype != self.v_threshold.dtype:
             mean = self.count(z).mul_(self.v_post.detach() / self.levels)
             return mean.add_(self.offset) if self.offsets else mean
         offset = self.offset if self.offsets else None
-        return even_values(z, self.v_threshold, self._shift(), self.v_post, offset, self.levels, over=over)
+        return even_values(z, line or line_at(self.levels, *self.line()), offset, self.levels, over=over)
 
     def _kernel(self, z: Tensor, trains: bool) -> tuple[Tensor, PackedTrains | None] | None:
         offset = self.offset if self.offsets else None

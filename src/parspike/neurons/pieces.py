@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["PIECE", "in_pieces", "runs_here"]
+__all__ = ["PIECE", "compiled_for_cpu", "in_pieces", "runs_here"]
 
 PIECE = 1 << 18
 """Elements of a piece: 1 MiB of float32, a second-level cache. Smaller ones pay more for calls than they save."""
@@ -20,6 +20,11 @@ PIECE = 1 << 18
 def runs_here(z: Tensor) -> bool:
     """Whether operators on z run at once, on the CPU: z is neither traced nor a stand-in for a tensor."""
     return not torch.compiler.is_compiling() and z.device.type == "cpu" and type(z) in (Tensor, torch.nn.Parameter)
+
+
+def compiled_for_cpu(tensor: Tensor) -> bool:
+    """Whether torch.compile is tracing what this tensor goes into, for the CPU."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and tensor.device.type == "cpu"
 
 
 def in_pieces(

@@ -6,6 +6,7 @@ made of it round in the same place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_choice, check_floating, check_positive, check_steps, like, threshold_like
+from .pieces import compiled_for_cpu
 
 if TYPE_CHECKING:  # jaxtyping is a development tool, not a dependency
     from jaxtyping import Float
 
 Window = Literal["inner", "outer"]
 WINDOWS = ("inner", "outer")
+Line = tuple[Tensor, Tensor, Tensor]
+"""Slope and start of the line whose floor is the count, and what one count is worth; or what makes it: θ, δ, θ + φ."""
 
 
 def line_of(theta: Tensor, T: int, shift: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -29,13 +33,35 @@ def line_of(theta: Tensor, T: int, shift: Tensor | None) -> tuple[Tensor, Tensor
     return ratio, torch.full_like(ratio, 0.5) if shift is None else torch.add(shift.detach() * ratio, 0.5)
 
 
-def line_at(theta: Tensor, T: int, shift: Tensor, post: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def line_at(T: int, theta: Tensor, shift: Tensor, post: Tensor) -> Line:
     """`line_of`, and post/T: what one count is worth."""
     theta, shift, post = theta.detach(), shift.detach(), post.detach()
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and theta.device.type == "cpu":
+    if compiled_for_cpu(theta):
         # Else the compiler puts the divisions of every channel into its loops, and divides at every neuron.
         return torch.ops.parspike.line(theta, T, shift, post)
     return *line_of(theta, T, shift), post / T
+
+
+def lines_at(made_of: Mapping[str, tuple[int, Line]]) -> dict[str, Line]:
+    """`line_at` of many layers by name, compiled for the CPU: one call for all of one T and dtype, for a call takes
+    longer than what it computes."""
+    groups: dict[tuple[int, torch.dtype], dict[str, list[Tensor]]] = {}
+    for name, (T, own) in made_of.items():
+        alike = torch.broadcast_tensors(*(one.detach() for one in own))
+        groups.setdefault((T, own[0].dtype), {})[name] = list(alike)
+    found: dict[str, Line] = {}
+    for (T, _), group in groups.items():
+        theta, shift, post = (
+            torch.cat([one.reshape(-1) for one in ones]) for ones in zip(*group.values(), strict=True)
+        )
+        line = torch.ops.parspike.line(theta, T, shift, post)
+        sizes = [own[0].numel() for own in group.values()]
+        for (name, own), parts in zip(
+            group.items(), zip(*(one.split(sizes) for one in line), strict=True), strict=True
+        ):
+            ratio, start, scale = (part.view(own[0].shape) for part in parts)
+            found[name] = ratio, start, scale
+    return found
 
 
 @cache
@@ -44,7 +70,7 @@ def _number(value: float, dtype: torch.dtype) -> Tensor:
     return torch.tensor(value, dtype=dtype)
 
 
-def _lines(theta: Tensor, T: int, shift: Tensor, post: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _lines(theta: Tensor, T: int, shift: Tensor, post: Tensor) -> Line:
     """`line_at` in as few calls as it takes, for there is one a layer, whatever the layer's size."""
     if theta.dtype not in (torch.float32, torch.float64):  # others hold no large T
         return *line_of(theta, T, shift), post / T

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import fused
 from .layer import Code, Neuron, even_amplitudes, even_values
 from .packed import PackedTrains
-from .quantised import counts, line_of
+from .quantised import Line, counts, line_at, line_of
 
 __all__ = ["Pair", "SignedNeuron"]
 
@@ -82,13 +82,19 @@ class SignedNeuron(Pair):
     def over(self, z: Tensor) -> Tensor:
         return self._forward(z, over=True)
 
-    def _forward(self, z: Tensor, over: bool = False) -> Tensor:
+    def along(self, z: Tensor, line: Line) -> Tensor:
+        return self._forward(z, line=line)
+
+    def line(self) -> Line:
+        return self.v_threshold, self.shift - self.offset, self.v_post
+
+    def _forward(self, z: Tensor, over: bool = False, line: Line | None = None) -> Tensor:
         if made := self._at_once(z, trains=False):
             return made[0]
         if z.dtype != self.v_threshold.dtype:
             return self.value(self.count(z))
-        shift, ends = self.shift - self.offset, {"lowest": self.lowest, "over": over}
-        return even_values(z, self.v_threshold, shift, self.v_post, self.offset, self.levels, **ends)
+        line = line or line_at(self.levels, *self.line())
+        return even_values(z, line, self.offset, self.levels, lowest=self.lowest, over=over)
 
     def soft(self, z: Tensor) -> Tensor:
         """`value(count(z))`, with the gradient of a clipped line for z."""
