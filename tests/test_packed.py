@@ -22,7 +22,10 @@ from parspike.neurons import (
     ParallelNeuron,
     SignedNeuron,
     Staircase,
+    WholeCurve,
     WholeNeuron,
+    WholePair,
+    WholeStaircase,
     joined_trains,
     levels_of,
 )
@@ -41,6 +44,11 @@ def made(T: int, code: Any) -> dict[str, Neuron]:
         "signed": SignedNeuron(T, ONE * levels, offset=ONE, code=code),
         "staircase": Staircase(T, steps, torch.arange(levels + 1.0), code=code),
         "whole": WholeNeuron(T, ONE, ONE, code=code),
+        "whole-pair": WholePair(T, ONE, ONE, code=code),
+        "whole-staircase": WholeStaircase(T, steps + 1, code=code),
+        "whole-curve": WholeCurve(
+            T, -levels * ONE, torch.tensor([levels + 1.0]), torch.arange(1.0 - levels, levels + 1), code=code
+        ),
     }
     if code == "weighted":
         found["phase"] = PhaseNeuron(T, ONE * levels, 2 * ONE)

@@ -162,7 +162,7 @@ class WholeCurve(Pair, Whole):
 
 
 def _reached(thresholds: Tensor, z: Tensor) -> Tensor:
-    """How many of the thresholds (S, …) are at most z, in its dtype."""
+    """How many of the thresholds (S, …) are at most z, in its dtype; NaN of NaN."""
     tau = thresholds.detach().to(z.dtype)
     shape = [1] * (z.dim() - tau.dim() + 1) + list(tau.shape[1:])
     apart = [d for d, size in enumerate(shape) if size > 1]
@@ -170,4 +170,4 @@ def _reached(thresholds: Tensor, z: Tensor) -> Tensor:
     rows = z.movedim(apart, list(range(len(apart))))
     flat = rows.reshape(math.prod(tau.shape[1:]), -1).contiguous()
     found = torch.searchsorted(tau.reshape(len(tau), -1).T.contiguous(), flat, right=True)
-    return found.to(z.dtype).view(rows.shape).movedim(list(range(len(apart))), apart)
+    return torch.where(rows.isnan(), rows, found.view(rows.shape)).movedim(list(range(len(apart))), apart)
