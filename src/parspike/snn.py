@@ -492,7 +492,10 @@ def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:
 
 
 def _find(root: nn.Module, path: str) -> Any:
-    found: Any = root
-    for name in path.split("."):
-        found = next(t[name] for t in (found._modules, found._parameters, found._buffers) if name in t)
-    return found
+    *rooms, name = path.split(".")
+    for room in rooms:
+        root = cast(nn.Module, root._modules[room])
+    for held in (root._parameters, root._buffers, root._modules):
+        if name in held:
+            return held[name]
+    raise KeyError(path)

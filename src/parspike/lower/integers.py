@@ -461,6 +461,8 @@ class _Whole:
         by = 2.0 ** max(0, math.ceil(math.log2(max(value.most, 1) / self.room)))
         if by == 1:
             return value
+        if self.over_time:
+            raise Refused("its sums reach beyond 2^53, and a part of a value that changes over time is no whole number")
         suffix = f"_coarse_for_{node.name}{what and '_'}{what}"
         half = self.put(value.like, f"half{suffix}", torch.full([1] * len(value.like.shape), by / 2).double())
         added = self.emit(value.like, f"_half{suffix}", "aten.add.Tensor", Ref(value.name), half)
@@ -483,6 +485,8 @@ class _Whole:
         return replace(self.times(value, factors, f"_even_for_{node.name}{what and '_'}{what}"), grid=grid)
 
     def _floor(self, node: Node) -> _Value:
+        if self.over_time:
+            raise Refused("a maximum of currents that change over time is no whole number")
         value = self.values[node.refs[0]]
         least = self.put(node, "floor", (cast(float, node.args[1]) / value.grid).round())
         name = self.emit(node, "", "aten.clamp_min.Tensor", Ref(value.name), least)
