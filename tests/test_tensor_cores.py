@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from networks import Dense, PreActivation, Residual
-from test_integer_engine import Signal, Wide, network, unlike
+from test_integer_engine import Bottlenecks, Signal, Wide, network, unlike
 from torch import nn
 
 import parspike
@@ -52,6 +52,8 @@ CASES: list[tuple[type[nn.Module], dict[str, Any]]] = [
     (Wide, {"T": 200}),
     (Wide, {"T": 1000}),
     (Signal, {"T": 100}),
+    (Wide, {"T": 40, "encode": "all"}),  # counts below 0
+    (Bottlenecks, {"T": 100, "encode": "hidden"}),
 ]
 
 
