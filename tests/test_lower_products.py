@@ -36,10 +36,11 @@ class Squeeze(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A block of a vision transformer, as timm writes it."""
+    """A block of a vision transformer, as timm writes it; or of one that sees the tokens before alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, causal: bool = False) -> None:
         super().__init__()
+        self.causal = causal
         self.embed, self.one, self.two = nn.Linear(6, 12), nn.LayerNorm(12), nn.LayerNorm(12)
         self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
         self.up, self.down, self.head = nn.Linear(12, 20), nn.Linear(20, 12), nn.Linear(12, 4)
@@ -47,9 +48,26 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
         q, k, v = self.qkv(self.one(x)).unflatten(2, (3, 2, 6)).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
         x = x + self.down(F.gelu(self.up(self.two(x))))
         return self.head(x.mean(1))
+
+
+class Groups(nn.Module):
+    """A class token's kind of constant, a norm over groups of channels, a pool of places by a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8)
+        nn.init.normal_(self.norm.weight, 1.0, 0.5)
+        nn.init.normal_(self.norm.bias)
+        self.place = nn.Parameter(torch.randn(1, 1, 8))
+        self.score, self.head = nn.Linear(8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.stem(x)).relu().flatten(2).transpose(1, 2)
+        y = torch.cat([self.place.expand(len(x), -1, -1), y], 1)
+        return self.head((torch.softmax(3 * self.score(y), 1) * y).sum(1))
 
 
 LOOKUP: dict[str, Any] = {"encode": "all", "analog": "lookup"}
@@ -58,6 +76,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, An
     "hardswish": (lambda: Squeeze(F.hardswish, F.sigmoid), (3, 7, 7), {}),
     "gate, encoders": (lambda: Squeeze(F.relu, F.sigmoid), (3, 7, 7), LOOKUP),
     "transformer": (Transformer, (5, 6), LOOKUP),
+    "causal": (lambda: Transformer(causal=True), (5, 6), LOOKUP),
+    "groups": (Groups, (3, 6, 6), LOOKUP),
 }
 
 

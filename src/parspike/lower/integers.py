@@ -25,8 +25,8 @@ from torch import Tensor
 
 from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.errors import OptionError, UnsupportedError
-from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, Stream, map_tree
-from parspike.graph.ops import CASTS, FLOOR, HOLD, REAL, TABLE, TIMES, WHOLE, call
+from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, Stream, leaves, map_tree
+from parspike.graph.ops import CASTS, FLOOR, HOLD, LARGEST, LOWEST, MASKED, REAL, TABLE, TIMES, WHOLE, call
 from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
 from parspike.lower.rounding import Fitting, finest, one_by_one
@@ -144,7 +144,8 @@ class _Whole:
 
     def __init__(self, snn: SNN, bits: int, given: tuple[Input, ...], room: float) -> None:
         self.given, self.room = given, room
-        self.source = _without_casts(replace(snn.graph.at_example(FIXED), tensors=dict(snn.tensors())))
+        fixed = replace(snn.graph.at_example(FIXED), tensors=dict(snn.tensors()))
+        self.source = _without_constants(_without_casts(fixed))
         self.neurons, self.simulation, self.over_time = snn.neurons(), snn.simulation, snn.over_time
         self.top = 2 ** (bits - 1) - 1
         self.readers = self.source.consumers()
@@ -281,6 +282,8 @@ class _Whole:
             return self._order
         if node.target == FLOOR:
             return self._floor
+        if node.target == MASKED:
+            return self._masked
         if node.target in ("aten.relu.default", HOLD):
             return self._unchanged
         row = TABLE[node.target]
@@ -479,10 +482,27 @@ class _Whole:
         value = self._coarse(node, value, f"even{what and '_'}{what}")
         most = value.grid.amax(dims, keepdim=True)
         least = torch.maximum(value.grid.amin(dims, keepdim=True), most / UNLIKE)
-        room = self._bits_of_room(value.most * float((most / least).max()))
-        grid = least / max(PRECISE, min(ALIKE, room))
+        grid = least / ALIKE
         factors = (value.grid / grid).round()
         return replace(self.times(value, factors, f"_even_for_{node.name}{what and '_'}{what}"), grid=grid)
+
+    def _masked(self, node: Node) -> _Value:
+        """Scores of an attention, so far below all others where a constant mask hides them that their weight is 0."""
+        mask = node.args[1]
+        if not isinstance(mask, Param):
+            raise Refused("its mask depends on the input")
+        value, hidden = self.values[node.refs[0]], self.source.tensors[mask.path]
+        keep = hidden if hidden.dtype == torch.bool else hidden == 0
+        numbers = hidden.dtype != torch.bool and not bool((keep | (hidden == -math.inf)).all())
+        if numbers or not bool(keep.any(-1).all()):
+            raise Refused("its mask adds numbers, or hides all of a row")
+        if keep.dim() > len(node.shape):
+            raise Refused("its mask is of another shape")
+        keep = keep.reshape([1] * (len(node.shape) - keep.dim()) + list(keep.shape)).double()
+        shown = self.times(value, keep, f"_shown_for_{node.name}")
+        low = (2 * value.most + (-2 * LOWEST / value.grid).ceil()) * (keep - 1)
+        name = self.emit(node, "", "aten.add.Tensor", Ref(shown.name), self.put(node, "hidden", low))
+        return replace(value, name=name, like=node, most=value.most + float(low.abs().max()))
 
     def _floor(self, node: Node) -> _Value:
         if self.over_time:
@@ -512,8 +532,8 @@ class _Whole:
         if rows is not None:
             weight, bias = rows.solve(weight, bias)
         along = 1 if isinstance(found, Conv) else value.grid.dim() - 1
-        if value.grid.numel() != value.grid.shape[along]:
-            raise Refused("what it reads has other grids at other places")
+        if others := [d for d, size in enumerate(value.grid.shape) if size > 1 and d != along]:
+            value = self._even(node, value, others, "places")
         inputs = value.grid.flatten()
         if isinstance(found, Linear):
             weight = weight.T if found.transposed else weight
@@ -629,7 +649,10 @@ class _Whole:
             values = self._on_one_grid(node, values)
             name = self.emit(node, "", node.target, *(Ref(value.name) for value in values))
             return _Value(name, node, values[0].grid, max(value.most for value in values))
-        name, (value,) = self.keep(node), values
+        (value,) = values
+        if node.target == LARGEST:
+            value = self._even(node, value, [cast(int, node.args[1])])
+        name = self.keep(node, {node.refs[0]: value})
         grids = value.grid.expand(_sample(value.like))
         largest, smallest = self._run(node, grids), -self._run(node, -grids)
         if not torch.equal(largest, smallest):
@@ -772,6 +795,34 @@ class _Whole:
             )
             if name == node.name:
                 self.emit(node, "_wide", CASTS[0], Ref(node.name), kwargs={"dtype": dtype})
+
+
+def _without_constants(graph: Graph) -> Graph:
+    """The graph with tensors in the places of nodes that read no value and that arithmetic alone reads: the weights of
+    a norm in another shape, a mask that is made of sizes."""
+    tensors = dict(graph.tensors)
+    constant: dict[str, Param] = {}
+    for node in graph.nodes:
+        made = node.mapped(lambda leaf: constant.get(leaf.name, leaf) if isinstance(leaf, Ref) else leaf)
+        if not made.refs and not any(isinstance(leaf, Size) for leaf in leaves((made.args, made.kwargs, made.shape))):
+            value = call(made.target, *Stream({}, tensors, {}).arguments(made))
+            path = f"constant.{node.name}"
+            if isinstance(value, Tensor) and node.name not in graph.outputs:
+                constant[node.name], tensors[path] = Param(path), value
+    # Others, such as a token that is joined to the rest, stay nodes.
+    kept = {
+        ref
+        for node in graph.nodes
+        if node.target not in (*SUMS, *FACTORS, MASKED) and node.name not in constant
+        for ref in node.refs
+    }
+    found = {name: param for name, param in constant.items() if name not in kept}
+    nodes = [
+        node.mapped(lambda leaf: found.get(leaf.name, leaf) if isinstance(leaf, Ref) else leaf)
+        for node in graph.nodes
+        if node.name not in found
+    ]
+    return replace(graph, nodes=tuple(nodes), tensors=tensors)
 
 
 def _without_casts(graph: Graph) -> Graph:
