@@ -618,8 +618,9 @@ class _Whole:
             padding = (0,) * pool.rank
         elif pool.ceil_mode or (any(padding) and not pool.count_include_pad):
             raise Refused("its windows at the edge are divided by another number")
-        if len(node.shape) != pool.rank + 2 or any(value.grid.shape[d] != 1 for d in spatial):
-            raise Refused("what it sums up has other grids at other places")
+        if len(node.shape) != pool.rank + 2:
+            raise Refused("what it sums up has no dimension of the batch")
+        value = self._even(node, value, spatial)
         # A sum is a convolution with ones, exact, where an average pool would divide and round.
         ones = self.put(node, "weight", torch.ones(sizes[1], 1, *kernel).double())
         args = (Ref(value.name), ones, None, list(stride), list(padding), [1] * pool.rank, sizes[1])
