@@ -115,6 +115,42 @@ def test_products_norms_and_curves_stay_whole_in_every_engine(name: str, tmp_pat
     assert torch.equal(parspike.load(path)(x), wanted.logits)
 
 
+class Deep(nn.Module):
+    """Gates behind gates, with no neurons on the way of what they multiply: numbers grow with every product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.on, self.gates = (nn.ModuleList(nn.Linear(12, 12) for _ in range(6)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        for on, gate in zip(self.on, self.gates, strict=True):
+            y = on(y) * torch.sigmoid(gate(y)) + y
+        return self.head(y)
+
+
+def test_numbers_that_grow_are_cut_to_as_many_bits_as_fit() -> None:
+    """Would catch a refusal where fewer bits do, and a cut whose grid is not told to what follows."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Deep().eval(), torch.randn(64, 6)
+    snn = parspike.convert(model, x, T=6, code="weighted", recipe=parspike.ClosedForm(refit=False))
+    lowered = integers(snn, x, weights=10, inputs=10)
+    cut = [node for node in lowered.graph.nodes if node.target == "aten.div.Scalar_mode"]
+    assert len(cut) >= 3
+    assert 2**40 < lowered.provenance["largest"] * 6 < 2**53
+    with torch.no_grad():
+        right = model(x)
+    before, after = (float((made(x) - right).norm() / right.norm()) for made in (snn, lowered))
+    assert after < 1.3 * before + 0.005
+    runs = [lowered.run(x, engine=engine, record=True) for engine in ("count", "parallel", "serial", "integer")]
+    assert all(torch.equal(run.logits, runs[0].logits) for run in runs)
+    assert prove(lowered, x[:2]).sums < 2**53
+    with pytest.raises(UnsupportedError, match="change over time"):
+        integers(parspike.convert(model, x, T=6, recipe="max", neuron=IF()), x)
+
+
 def test_a_gate_and_a_curve_have_the_same_bits_in_onnxruntime(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     with torch.random.fork_rng():

@@ -113,7 +113,8 @@ def integers(
         made = _Whole(source, weights, snn.graph.at_example(FIXED).inputs, room)
         made.read(largest, inputs)
         made.add_all()
-        if made.refused or made.most * snn.T < EXACT[torch.float64]:
+        spare = 8 if refit else 1  # fitted weights make other grids
+        if made.refused or made.most * snn.T * spare < EXACT[torch.float64]:
             break
     if refit and not made.refused:
         made = _Whole(source, weights, snn.graph.at_example(FIXED).inputs, room)

@@ -58,6 +58,7 @@ def aligned(snn: SNN) -> SNN:
     for name in neurons:
         neuron = cast(SignedNeuron, moved.neurons()[name])
         theta, full = neuron.v_threshold.detach().double(), neuron.v_post.detach().double()
+        full = torch.where(full == 0, theta, full)
         middle = (neuron.offset.double() * neuron.levels / full).round() * full / neuron.levels
         # Levels lie so much higher. Input that much higher reaches them, where θ of input makes a full count.
         shift = neuron.shift.detach().double() + (middle - neuron.offset.double()) * (1 - theta / full)
