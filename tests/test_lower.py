@@ -192,7 +192,7 @@ class Streams(Bottleneck):
 
 
 PAIRED: dict[str, dict[str, Any]] = {
-    "sorted": {"T": 9}, "weighted": {"T": 5, "code": "weighted"}, "onset": {"T": 7, "code": "onset"},
+    "sorted": {"T": 5}, "weighted": {"T": 5, "code": "weighted"}, "onset": {"T": 7, "code": "onset"},
 }  # fmt: skip
 
 
@@ -248,7 +248,7 @@ def test_a_middle_before_zeros_moves_by_half_a_spike_at_most() -> None:
     pair = cast(SignedNeuron, snn.neurons()[name])
     assert bool((pair.offset.abs() > 0.1 * pair.v_post).any())
     lowered = integers(snn, x, weights=16, inputs=16, refit=False)
-    assert float((lowered(x) - snn(x)).norm() / snn(x).norm()) < 0.02
+    assert float((lowered(x) - snn(x)).norm() / snn(x).norm()) < 0.006  # 0.003; 0.011 where thresholds stay
 
 
 @pytest.mark.parametrize(("bits", "most"), [(8, 0.06), (12, 0.006)])

@@ -44,6 +44,12 @@ class Transformer(nn.Module):
         self.embed, self.one, self.two = nn.Linear(6, 12), nn.LayerNorm(12), nn.LayerNorm(12)
         self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
         self.up, self.down, self.head = nn.Linear(12, 20), nn.Linear(20, 12), nn.Linear(12, 4)
+        unlike = 2.0 ** torch.tensor(
+            [-3, 2, 0, 3, -2, 1] * 2
+        )  # features of queries are large where those of keys are small
+        with torch.no_grad():
+            for part, factor in zip(self.qkv.weight.view(3, 12, 12), (3 * unlike, 3 / unlike, unlike), strict=True):
+                part.mul_(factor[:, None])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -70,6 +76,20 @@ class Groups(nn.Module):
         return self.head((torch.softmax(3 * self.score(y), 1) * y).sum(1))
 
 
+class Experts(nn.Module):
+    """A mixture of linear layers, by a softmax over the outputs of another one, whose weights differ in size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts, self.head = nn.Linear(6, 4), nn.Linear(6, 20), nn.Linear(5, 3)
+        with torch.no_grad():
+            self.gate.weight.mul_(torch.tensor([0.3, 4.0, 1.0, 8.0])[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (torch.softmax(self.gate(x), 1)[..., None] * self.experts(x).unflatten(1, (4, 5))).sum(1)
+        return self.head(y.relu())
+
+
 LOOKUP: dict[str, Any] = {"encode": "all", "analog": "lookup"}
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
     "gate": (lambda: Squeeze(F.relu, F.hardsigmoid), (3, 7, 7), {}),
@@ -78,6 +98,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, An
     "transformer": (Transformer, (5, 6), LOOKUP),
     "causal": (lambda: Transformer(causal=True), (5, 6), LOOKUP),
     "groups": (Groups, (3, 6, 6), LOOKUP),
+    "experts": (Experts, (6,), LOOKUP),
 }
 
 
@@ -106,6 +127,11 @@ def test_products_norms_and_curves_stay_whole_in_every_engine(name: str, tmp_pat
         run = lowered.run(x, engine=cast(Any, engine), record=True)
         assert torch.equal(run.logits, wanted.logits), engine
         assert all(torch.equal(run.counts[layer], count) for layer, count in wanted.counts.items()), engine
+    if name == "causal":  # what a mask hides has no weight
+        hidden = torch.ones(5, 5).triu(1).bool()
+        weights = [count for layer, count in wanted.counts.items() if "softmax" in layer]
+        assert len(weights) == 2
+        assert not any(bool(count[..., hidden].any()) for count in weights)
     proof = prove(lowered, x[:3])
     assert len(proof.neurons) == len(lowered.neurons())
     if NETWORKS[name][2]:
