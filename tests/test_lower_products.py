@@ -67,7 +67,7 @@ class Groups(nn.Module):
         self.stem, self.norm = nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8)
         nn.init.normal_(self.norm.weight, 1.0, 0.5)
         nn.init.normal_(self.norm.bias)
-        self.place = nn.Parameter(torch.randn(1, 1, 8))
+        self.place = nn.Parameter(5 * torch.randn(1, 1, 8))
         self.score, self.head = nn.Linear(8, 1), nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ def test_thresholds_of_a_curve_are_where_the_neuron_counts_otherwise(
 
 
 def test_neurons_above_zero_behind_a_curve_that_rises_are_a_staircase() -> None:
-    neuron = ParallelNeuron(6, torch.tensor(0.9).double())
+    neuron = ParallelNeuron(6, torch.tensor(1.7).double())  # two of its levels are never reached
     grid, z = 0.01, torch.arange(-700, 701.0).double()
 
     def count(whole: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ Every value between two layers of neurons is held as a whole number and a *grid*
 grid a constant of each channel that is known beforehand. Neurons send counts, whole by themselves; a synapse takes the
 grid of what it reads into its weights, which are then rounded to `weights` bits on a grid of each of its outputs; a
 sum brings its branches to one grid by whole factors; an average is a sum on a grid as many times finer; a threshold is
-divided by the grid and rounded. What a user sees is still a network from real inputs to real outputs: the first nodes
-round the input to its grid, the last ones multiply by theirs.
+divided by the grid and rounded (`parspike.lower.neurons`); a product of two values has the product of their grids.
+Values that are added up along a dimension in which their grid varies are brought to one grid first. Where sums would
+reach 2^53, what is multiplied is rounded to fewer bits. What a user sees is still a network from real inputs to real
+outputs: the first nodes round the input to its grid, the last ones multiply by theirs.
 
 The nodes are those that every engine runs, on whole numbers in float32 where no sum can reach 2^24, else in float64
 (2^53): addition of such numbers is exact in any order, so results are equal to the bit on every machine. What could

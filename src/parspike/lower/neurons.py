@@ -131,7 +131,7 @@ def curve(
     if isinstance(neuron, ParallelNeuron) and not bool(start.any()) and not bool(base.any()):
         rest = end.expand(neuron.levels - len(up), *shape) + 1
         made = WholeStaircase(neuron.T, torch.cat([up, rest]), code=neuron.code)
-    for z in (places.round(), down, down - 1, up, up - 1):
+    for z in (places.round(), down, down - 1, up, up - 1, end[None], -end[None]):
         z = z.clamp(-most, most)
         if not torch.equal(made.count(z), count(z)):
             return None
