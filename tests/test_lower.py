@@ -446,7 +446,8 @@ def between(made: Any, **how: Any) -> tuple[SNN, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, x = Between(made).eval(), torch.randn(12, 3, 6)
-    return parspike.convert(model, x, recipe="max", **(how or {"T": 6})).double(), x.double()
+    options: dict[str, Any] = how or {"T": 6}
+    return parspike.convert(model, x, recipe="max", **options).double(), x.double()
 
 
 TAKEN: dict[str, Any] = {
