@@ -347,6 +347,7 @@ def test_finer_grids_where_the_largest_weight_reads_nothing() -> None:
     weight = torch.tensor([[[8.0, 1.0, -0.7, 0.3]]]).double()
     assert finest(weight, None, 7).item() == pytest.approx(8 / 7)
     assert finest(weight, torch.tensor([[0.0, 1.0, 1.0, 1.0]]).double(), 7).item() == pytest.approx(0.4 * 8 / 7)
+    assert finest(weight / 100, torch.tensor([[0.0, 1.0, 1.0, 1.0]]).double(), 7).item() == pytest.approx(0.4 * 8 / 700)
     assert finest(weight, torch.tensor([[100.0, 1.0, 1.0, 1.0]]).double(), 7).item() == pytest.approx(8 / 7)
 
 
@@ -364,6 +365,18 @@ def test_a_proof_of_the_larger_of_two_trains(code: Any) -> None:
     assert torch.equal(lowered.run(x, engine="parallel").logits, lowered(x))
     proof = prove(lowered, x)
     assert [synapse.reads == "the input" for synapse in proof.synapses] == [True, True, False, False]
+
+
+def test_a_proof_says_what_a_synapse_reads() -> None:
+    """Would catch sums of the input that are called sums of spikes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = (
+            nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).eval(),
+            torch.randn(64, 4),
+        )
+    proof = prove(integers(parspike.convert(model, x, T=4, recipe="max"), x), x[:4])
+    assert [synapse.reads for synapse in proof.synapses] == ["the input", "the input", "spikes"]
 
 
 def test_a_proof_refuses_what_is_not_whole() -> None:
