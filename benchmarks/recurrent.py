@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,11 +43,11 @@ class Reader(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])
 
 
-def trained(name: str, seed: int, x: Tensor, y: Tensor) -> nn.Module:
+def trained(make: Callable[[], nn.Module], seed: int, x: Tensor, y: Tensor, epochs: int = EPOCHS) -> nn.Module:
     torch.manual_seed(seed)
-    model = Reader(*KINDS[name])
+    model = make()
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(64):
             optimiser.zero_grad()
             F.cross_entropy(model(x[rows]), y[rows]).backward()
@@ -60,6 +60,14 @@ def shown(values: Sequence[float]) -> str:
     return f"{mean:.1f} ± {max(abs(v - mean) for v in values):.1f}"
 
 
+def parts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Digits (B, 8, 8) and classes to train on, and others to count."""
+    digits: Any = load_digits()
+    images, labels = torch.tensor(digits.images).float() / 16, torch.tensor(digits.target)
+    test = torch.arange(len(images)) % 5 == 4
+    return images[~test], labels[~test], images[test], labels[test]
+
+
 @torch.no_grad()
 def row(name: str, seeds: Sequence[int], data: tuple[Tensor, Tensor, Tensor, Tensor]) -> str:
     x, y, others, answers = data
@@ -67,7 +75,7 @@ def row(name: str, seeds: Sequence[int], data: tuple[Tensor, Tensor, Tensor, Ten
     own: list[float] = []
     for seed in seeds:
         with torch.enable_grad():
-            model = trained(name, seed, x, y)
+            model = trained(lambda: Reader(*KINDS[name]), seed, x, y)
         said = model(others).argmax(1)
         own.append(100 * float((said == answers).float().mean()))
         for column in COLUMNS:
@@ -89,10 +97,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    digits: Any = load_digits()
-    images, labels = torch.tensor(digits.images).float() / 16, torch.tensor(digits.target)
-    test = torch.arange(len(images)) % 5 == 4
-    data = images[~test], labels[~test], images[test], labels[test]
+    data = parts()
     heads = [f"T={T}" if code == "sorted" else f"{code}, {T}" for T, code in COLUMNS]
     lines = [f"| layer | network | {' | '.join(heads)} |", "|---" * (2 + len(COLUMNS)) + "|"]
     print("\n".join([*lines, *(row(name, options.seeds, data) for name in KINDS)]))

@@ -15,14 +15,14 @@ import argparse
 import json
 import statistics
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import few_steps
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
+from recurrent import parts, shown, trained
 from torch import Tensor, nn
 
 import parspike
@@ -86,18 +86,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 }
 
 
-def trained(make: Callable[[], nn.Module], seed: int, x: Tensor, y: Tensor) -> nn.Module:
-    torch.manual_seed(seed)
-    model = make()
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(len(x)).split(64):
-            optimiser.zero_grad()
-            F.cross_entropy(model(x[rows]), y[rows]).backward()
-            optimiser.step()
-    return model.eval()
-
-
 def share(one: Tensor, two: Tensor) -> float:
     return 100 * float((one == two).float().mean())
 
@@ -113,7 +101,7 @@ def measure(name: str, seed: int, data: tuple[Tensor, Tensor, Tensor, Tensor]) -
     if not missing:
         return
     make, options = NETWORKS[name]
-    model, calibration = trained(make, seed, x, y), x[:CALIBRATION].split(64)
+    model, calibration = trained(make, seed, x, y, EPOCHS), x[:CALIBRATION].split(64)
     for T in missing:
         snn = parspike.convert(model, calibration, T=T, code="weighted", recipe="closed-form", **options)
         chip = integers(snn, calibration)
@@ -128,11 +116,6 @@ def measure(name: str, seed: int, data: tuple[Tensor, Tensor, Tensor, Tensor]) -
         with FIGURES.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(line, flush=True)
-
-
-def shown(values: Sequence[float]) -> str:
-    mean = statistics.mean(values)
-    return f"{mean:.1f} ± {max(abs(v - mean) for v in values):.1f}"
 
 
 def table() -> str:
@@ -159,10 +142,7 @@ def main() -> None:
         few_steps.put(options.render, "whole digits", lambda _: table())
         return
     warnings.simplefilter("ignore")
-    digits: Any = load_digits()
-    images, labels = torch.tensor(digits.images).float() / 16, torch.tensor(digits.target)
-    test = torch.arange(len(images)) % 5 == 4
-    data = images[~test], labels[~test], images[test], labels[test]
+    data = parts()
     for seed in options.seeds:
         for name in NETWORKS:
             measure(name, seed, data)
