@@ -357,10 +357,12 @@ def test_neurons_that_send_more_than_one_amplitude_are_refused() -> None:
         unit(parspike.convert(plan, x, T=4, recipe="burst"))
 
 
+@pytest.mark.parametrize("alike", [True, False], ids=["a pool", "two values"])
 @pytest.mark.parametrize("code", ["sorted", "weighted"])
-def test_a_proof_of_the_larger_of_two_trains(code: Any) -> None:
+def test_a_proof_of_the_largest_of_trains(code: Any, alike: bool) -> None:
     """Would catch a maximum of spikes that is not one of counts: step by step it is, for sorted trains alone."""
-    snn, x = between(torch.maximum, T=4, code=code)
+    made = (lambda y, z: F.max_pool1d(y, 3, 1, 1) + y + z) if alike else torch.maximum
+    snn, x = between(made, T=4, code=code)
     lowered = integers(snn, x)
     assert torch.equal(lowered.run(x, engine="parallel").logits, lowered(x))
     proof = prove(lowered, x)
