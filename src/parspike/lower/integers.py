@@ -281,10 +281,10 @@ class _Whole:
             return self._average
         if node.target in ("aten.mean.dim", "aten.sum.dim_IntList"):
             return self._total
-        if node.role is Role.ORDER and node.target != FLOOR:
-            return self._order
         if node.target == FLOOR:
             return self._floor
+        if node.role is Role.ORDER:
+            return self._order
         if node.target == MASKED:
             return self._masked
         if node.target in ("aten.relu.default", HOLD):
