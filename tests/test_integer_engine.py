@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 import parspike
 from parspike import SNN
-from parspike.engines import filtered
+from parspike.engines import filtered, int8
 from parspike.engines.integer import Integer
+from parspike.engines.whole_steps import Chain
 from parspike.errors import OptionError
 from parspike.export.onnx import session, write
 from parspike.graph import Node, Role
@@ -171,7 +172,7 @@ def test_most_of_the_work_is_done_by_integer_kernels(kind: type[nn.Module]) -> N
     paired, y = network(kind, T=5, encode="all")  # then every synapse reads counts, some below 0
     assert unlike(paired, y) == []
     assert Integer.of(paired).synapses[0] == Integer.of(paired).synapses[1]
-    chains = [step for step in made if isinstance(step, (MODULE._Chain, filtered.Settled, filtered.Pointwise))]
+    chains = [step for step in made if isinstance(step, (Chain, filtered.Settled, filtered.Pointwise))]
     assert len(chains) == len(snn.neurons())
 
 
@@ -200,7 +201,7 @@ def test_sums_on_a_threshold_are_counted_exactly(
     bits: int, least: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Would catch an error bound that is too small, parts of a number that are lost, blocks put together wrongly."""
-    if bits == 8 and not MODULE.exact(pairs=True):
+    if bits == 8 and not int8.exact(pairs=True):
         pytest.skip("two products of 8 bits saturate on this processor")
     generator = torch.Generator().manual_seed(bits)
     weight = torch.randint(-127, 128, (52, 19), generator=generator)
@@ -250,9 +251,9 @@ def test_convolutions_count_sums_on_a_threshold_exactly(found: Conv, monkeypatch
     x = torch.randint(0, 129, (2, 12, 9, 11), generator=generator).to(torch.uint8)
     weight = torch.randint(-127, 128, (12, 12 // found.groups, 3, 2), generator=generator)
     behind, counts = on_thresholds(found, weight, x, seed=1)
-    synapse = MODULE._Synapse(
+    synapse = int8.Synapse(
         Node("conv", "", (), {}, Role.SYNAPSE, "", "", ()), found, weight.double(), torch.zeros(12), torch.zeros(12),
-        ((MODULE._bytes, 1),),
+        ((int8.as_bytes, 1),),
     )  # fmt: skip
     again = filtered.Behind.settled
     anew = []
@@ -264,7 +265,7 @@ def test_convolutions_count_sums_on_a_threshold_exactly(found: Conv, monkeypatch
     monkeypatch.setattr(filtered.Behind, "settled", settled)
     for ulp in (filtered.ULP, 2.0**-13):  # with the second bound many are computed anew
         monkeypatch.setattr(filtered, "ULP", ulp)
-        step = filtered.Settled(behind, MODULE._bytes, functools.partial(synapse.counting, 30))
+        step = filtered.Settled(behind, int8.as_bytes, functools.partial(synapse.counting, 30))
         assert torch.equal(step((x,)).movedim(1, -1).double(), counts)
     assert max(anew) > 50
 
@@ -338,7 +339,8 @@ def test_the_order_of_channels_does_not_matter() -> None:
 def test_processors_without_the_kernels_get_the_same_bits(
     able: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MODULE, "exact", able)
+    for room in (MODULE, int8):
+        monkeypatch.setattr(room, "exact", able)
     snn, x = network(Wide, T=200)
     assert unlike(snn, 3 * x) == []
     maker = MODULE._Maker(snn)

@@ -16,6 +16,7 @@ from torch import nn
 import parspike
 from parspike.engines import tensor_cores
 from parspike.engines.integer import Integer
+from parspike.engines.whole_steps import Behind
 from parspike.graph.signature import Conv, Linear
 
 KERNELS = "parspike.engines.gpu_kernels"
@@ -65,7 +66,7 @@ def test_it_has_the_bits_of_count(kind: type[nn.Module], options: dict[str, Any]
     assert unlike(snn, 3 * x[:1]) == []
     how = Integer.of(snn)
     assert how.synapses[0] >= how.synapses[1] - 2
-    behind = sum(isinstance(getattr(step, "step", step), MODULE._Behind) for step in how.steps.values())
+    behind = sum(isinstance(getattr(step, "step", step), Behind) for step in how.steps.values())
     assert behind >= (0 if kind is PreActivation else 2)  # whose streams of sums go beyond 32 bits
 
 

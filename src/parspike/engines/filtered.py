@@ -18,9 +18,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from parspike.engines.int8 import PLAIN, Kernel, ops
 from parspike.graph.signature import Conv, Linear
 
-__all__ = ["Behind", "Kernel", "Pointwise", "Settled", "works"]
+__all__ = ["Behind", "Pointwise", "Settled", "works"]
 
 ULP = 2.0**-24
 BLOCK = 1 << 20
@@ -32,7 +33,6 @@ WORD = 1 << 26
 OFFSETS = 4
 """Bits of an offset, of those of the range that it is chosen for."""
 EIGHT = torch.arange(8)
-_PLAIN: tuple[Any, ...] = ("none", [], "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,10 +125,6 @@ class Behind:
         return (read * inside[:, None]).flatten(1)
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of what it reads, the scale and what is added, the counts (B, C, …)."""
-
-
 class Settled:
     """Counts of neurons behind a convolution whose kernel computes them itself."""
 
@@ -190,7 +186,7 @@ class Pointwise:
     def __init__(self, behind: Behind, axis: int, bits: int, largest: float) -> None:
         flat = behind.weight.flatten(1)
         self.behind, self.axis, self.bits = replace(behind, found=Linear(None, None, None), weight=flat), axis, bits
-        self.packed = _ops().qlinear_prepack(flat.to(torch.int8), None)
+        self.packed = ops().qlinear_prepack(flat.to(torch.int8), None)
         self.total, self.most = flat.sum(1), flat.abs().sum(1)
         self.zeros, self.none = torch.zeros(len(flat), dtype=torch.int32), torch.zeros(len(flat))
         self.kind = torch.int32 if largest <= WORD else torch.int64
@@ -252,8 +248,8 @@ class Pointwise:
         """scale · Σ weight · x + bias + other."""
         given = x, 1.0, 0, self.packed, scale, self.zeros
         if other is None:
-            return _ops().qlinear_pointwise(*given, bias, 1.0, 0, kind, *_PLAIN)
-        return _ops().qlinear_pointwise.binary(*given, other, bias, 1.0, 0, kind, 1.0, 0, "add", 1.0, *_PLAIN)
+            return ops().qlinear_pointwise(*given, bias, 1.0, 0, kind, *PLAIN)
+        return ops().qlinear_pointwise.binary(*given, other, bias, 1.0, 0, kind, 1.0, 0, "add", 1.0, *PLAIN)
 
 
 @cache
@@ -282,7 +278,3 @@ def works(bits: int) -> bool:
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
     return True
-
-
-def _ops() -> Any:
-    return torch.ops.onednn

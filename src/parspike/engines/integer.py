@@ -6,18 +6,11 @@ which add in 32 bits: oneDNN's on a CPU, those of `parspike.engines.tensor_cores
 sums that no neuron cuts, the answer) runs as in `count`, on a CPU in float32 where that holds it exactly; on a GPU its
 weighted layers in float64, where no sum rounds.
 
-On a CPU three things could make a result differ from exact arithmetic; none is left to chance:
-
-- Processors without VNNI add pairs of products of 8 bits in 16 bits, which saturate. Where two such products may not
-  fit, the input is split into two parts of 7 bits, whose sums are added. And before the first run the library has to
-  reproduce exact sums on this machine (`exact`); where it does not, its kernels are not used.
-- A kernel gives its sums as float32. Where they may reach 2^24, the counts go through it in parts of a few bits, whose
-  sums are below 2^24 each; the neurons behind are computed from these parts in float64.
-- Neurons behind one synapse are computed in the kernel's last step: k = round((z − first + ½) / step + ½) in float32. z
-  and first are whole, so the exact quotient is at least ½ / step away from every point where the rounding changes.
-  Where the weights do not prove that float32 errs by less, `parspike.engines.filtered` finds the counts that may be
-  wrong. Neurons behind a sum of several values are computed piece by piece, where the weights prove that every sum
-  near a threshold is below 2^24, so exact in float32. Elsewhere `WholeNeuron.count` runs on all of the sum.
+On a CPU neurons behind one synapse are computed in the kernel's last step: k = round((z − first + ½) / step + ½) in
+float32. z and first are whole, so the exact quotient is at least ½ / step away from every point where the rounding
+changes. Where the weights do not prove that float32 errs by less, `parspike.engines.filtered` finds the counts that may
+be wrong. What keeps sums exact says `parspike.engines.int8`; what is computed of several sums, and on wider numbers,
+`parspike.engines.whole_steps`. Elsewhere `WholeNeuron.count` runs on all of the sum.
 
 What could prove this wrong: a count that differs from that of engine "count" (tests/test_integer_engine.py).
 """
@@ -26,35 +19,27 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from parspike.engines import filtered, tensor_cores
 from parspike.engines.base import Network, Record, Run, kept_of, recorded
+from parspike.engines.int8 import BYTE, WHOLE, OnGPU, Synapse, bytes_of, digits, exact
 from parspike.engines.replay import Replay
+from parspike.engines.whole_steps import Behind, Centred, Chain, Pooled, Step, counted, pooled, single, sums_of, widened
 from parspike.graph import Graph, Node, Param, Ref, Role, Schedule, Stream, map_tree, walk
-from parspike.graph.ops import CASTS, TABLE, call
+from parspike.graph.ops import CASTS, TABLE
 from parspike.graph.signature import Conv, Linear, arguments, named
 from parspike.neurons import PackedTrains, Whole, WholeNeuron, WholePair
 
-__all__ = ["Integer", "exact", "exactly", "integer"]
+__all__ = ["Integer", "exactly", "integer"]
 
-BYTE, HALF = 255, 128
-PAIR = (1 << 15) - 1
-"""The largest sum of two products that a processor without VNNI holds."""
-TILE = 1 << 15
-"""Elements of a piece of an elementwise chain: 128 KiB of float32, a part of the second-level cache."""
-PARTS = 3
-"""Passes through an integer kernel that cost less than one in float64."""
-WHOLE = 1 << 24
-"""Whole numbers below it, and their sums, are exact in float32."""
 CLIP = "aten.clamp.Tensor"
 MOVERS = {
     "aten.reshape.default", "aten.permute.default", "aten.transpose.int", "aten.movedim.int", "aten.swapaxes.default",
@@ -100,10 +85,6 @@ def integer(net: Network, env: dict[str, Any], *, record: Record = False) -> Run
     return recorded(logits, net, "integer", kept if record else None)
 
 
-Step = Callable[[tuple[Any, ...]], Any]
-"""A node's value from its arguments, of which those that are counts may be bytes."""
-Parts = tuple[tuple[Callable[[Tensor], Tensor], int], ...]
-"""What makes the bytes of each part of an input, and the factor that the part has in it."""
 _made: WeakKeyDictionary[Any, tuple[list[tuple[Any, ...]], Integer]] = WeakKeyDictionary()
 
 
@@ -136,190 +117,6 @@ class Integer:
 
 
 @dataclass
-class _Synapse:
-    """A convolution or linear layer with weights of at most 8 bits that reads whole numbers.
-
-    most: the largest |sum|, for every output. parts: the input as bytes, each with the factor that its sum has. zero:
-    what stands for 0 in these bytes. wide: its sums may reach 2^24, those of its parts may not.
-    """
-
-    node: Node
-    found: Conv | Linear
-    weight: Tensor
-    bias: Tensor
-    most: Tensor
-    parts: Parts
-    zero: int = 0
-    wide: bool = False
-
-    def __post_init__(self) -> None:
-        whole = self.weight.detach().to(torch.int8)
-        self.ones = torch.ones(len(self.bias))
-        self.zeros = torch.zeros(len(self.bias), dtype=torch.int32)
-        if isinstance(self.found, Conv):
-            pads = [before for before, _ in self.found.padded(list(self.weight.shape[2:]))]
-            self.how = list(self.found.stride), pads, list(self.found.dilation), self.found.groups
-            self.packed = _ops().qconv_prepack(whole, self.ones, 1.0, self.zero, *self.how, None)
-        else:
-            self.packed = _ops().qlinear_prepack(whole, None)
-
-    @property
-    def clips(self) -> bool:
-        """Whether its kernel can also clip, which those of two spatial dimensions alone do."""
-        return isinstance(self.found, Conv) and len(self.found.stride) == 2
-
-    def sums(self, x: Tensor, scale: Tensor | None, bias: Tensor) -> Tensor:
-        """scale · (sum of the products) + bias in float32. Scales are above 0. Not of wide ones."""
-        factor = self.ones if scale is None else scale
-        (first, _), *others = self.parts
-        total = self._run(first(x), factor, bias, torch.float32, _PLAIN)
-        for part, sign in others:
-            total.add_(self._run(part(x), factor, torch.zeros_like(bias), torch.float32, _PLAIN), alpha=sign)
-        return total
-
-    def clipped(self, x: Tensor, scale: Tensor, bias: Tensor, *, levels: int) -> Tensor:
-        """scale · (sum of the products of the bytes x) + bias, rounded, as bytes 0 … levels."""
-        return self._run(x, scale, bias, torch.uint8, ("hardtanh", [0.0, float(levels)], ""))
-
-    def counting(self, levels: int, found: Conv, outputs: Tensor) -> filtered.Kernel:
-        """`clipped` for some of the outputs, which `found` makes."""
-        of = [t[outputs] for t in (self.weight, self.bias, self.most)]
-        return partial(replace(self, found=found, weight=of[0], bias=of[1], most=of[2]).clipped, levels=levels)
-
-    def part(self, number: int, x: Tensor) -> Tensor:
-        """The sum of the products of one part, in float32, without its factor."""
-        return self._run(self.parts[number][0](x), self.ones, torch.zeros_like(self.ones), torch.float32, _PLAIN)
-
-    def whole(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Sum of the products + bias, exact in `dtype`."""
-        if not self.wide:
-            return self.sums(x, None, self.bias).to(dtype)
-        like = [1, -1] + [1] * (x.dim() - 2) if isinstance(self.found, Conv) else [-1]
-        total = self.bias.double().reshape(like)
-        for number, (_, factor) in enumerate(self.parts):
-            total = total + factor * self.part(number, x).double()
-        return total.to(dtype)
-
-    def _run(self, x: Tensor, scale: Tensor, bias: Tensor, kind: torch.dtype, post: tuple[Any, ...]) -> Tensor:
-        if isinstance(self.found, Conv):
-            return _ops().qconv_pointwise(
-                x, 1.0, self.zero, self.packed, scale, self.zeros, bias, *self.how, 1.0, 0, kind, *post
-            )
-        flat = x.reshape(-1, x.shape[-1])
-        made = _ops().qlinear_pointwise(flat, 1.0, self.zero, self.packed, scale, self.zeros, bias, 1.0, 0, kind, *post)
-        return made.view(*x.shape[:-1], -1)
-
-
-_PLAIN: tuple[Any, ...] = ("none", [], "")
-
-
-@dataclass
-class _OnGPU:
-    """The same on a GPU. last: what makes sums of the products, with the bias, in the type of the network."""
-
-    found: Conv | Linear
-    bias: Tensor
-    most: Tensor
-    core: tensor_cores.Synapse
-    last: tensor_cores.Last
-
-    def whole(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Sum of the products + bias, exact in `dtype`."""
-        return self.core(x, self.last).to(dtype)
-
-
-def _ops() -> Any:
-    return torch.ops.onednn
-
-
-@cache
-def exact(pairs: bool = False) -> bool:
-    """Whether the kernels of this machine reproduce exact sums; pairs: also of two products beyond 16 bits, and of
-    numbers below 0, which are held as bytes with 128 for 0.
-
-    Convolutions (plain, grouped, depthwise, 1×1, of 1 and 3 dimensions) and products with the largest and with random
-    numbers are compared with float64.
-    """
-    generator = torch.Generator().manual_seed(0)
-    most = BYTE if pairs else HALF
-    try:
-        for rank, channels, outputs, kernel, groups in (
-            (2, 48, 32, 3, 1), (2, 64, 32, 1, 1), (2, 32, 32, 3, 32), (2, 16, 16, 3, 2), (2, 3, 8, 3, 1),
-            (1, 5, 7, 3, 1), (3, 4, 3, 3, 1), (0, 64, 10, 1, 1), (0, 7, 5, 1, 1),
-        ):  # fmt: skip
-            shape = (outputs, channels // groups, *[kernel] * rank)
-            for weight, x in (
-                (torch.full(shape, 127), torch.full((2, channels, *[9] * rank), most)),
-                (torch.randint(-127, 128, shape, generator=generator),
-                 torch.randint(0, most + 1, (2, channels, *[9] * rank), generator=generator)),
-            ):  # fmt: skip
-                weight, x, bias = weight.double(), x.double(), torch.arange(outputs).double() - 3
-                conv = (F.conv1d, F.conv1d, F.conv2d, F.conv3d)[rank]
-                if rank:
-                    right = conv(x, weight, bias, 1, kernel // 2, 1, groups)
-                    found: Conv | Linear = Conv(
-                        None, None, None, (1,) * rank, (kernel // 2,) * rank, (1,) * rank, groups
-                    )
-                else:
-                    right, found = F.linear(x, weight, bias), Linear(None, None, None)
-                like = Node("probe", "", (), {}, Role.SYNAPSE, "", "", tuple(right.shape))
-                made = _Synapse(like, found, weight, bias, bias, ((_bytes, 1),))
-                if not torch.equal(made.sums(x, None, bias.float()).double(), right):
-                    return False
-                if pairs:
-                    turned = _Synapse(like, found, weight, bias, bias, ((_bytes, 1),), zero=HALF)
-                    signed = (
-                        conv(x - HALF, weight, bias, 1, kernel // 2, 1, groups)
-                        if rank
-                        else F.linear(x - HALF, weight, bias)
-                    )
-                    if not torch.equal(turned.sums(x, None, bias.float()).double(), signed):
-                        return False
-                if rank != 2:
-                    continue
-                step = 1001.0
-                wanted = ((right + 5) / step).floor().add(1).clamp(0, 40)
-                scale, added = torch.full((outputs,), 1 / step), ((bias + 5.5) / step + 0.5).float()
-                if not torch.equal(made.clipped(_bytes(x), scale, added, levels=40).double(), wanted):
-                    return False
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return False
-    return True
-
-
-def _bytes(x: Tensor) -> Tensor:
-    return x.to(torch.uint8)
-
-
-def _above(x: Tensor) -> Tensor:
-    return x.clamp(min=0).to(torch.uint8)
-
-
-def _below(x: Tensor) -> Tensor:
-    return x.neg().clamp_(min=0).to(torch.uint8)
-
-
-def _around_half(x: Tensor) -> Tensor:
-    if x.dtype == torch.int8:
-        return x.bitwise_xor(-HALF).view(torch.uint8)
-    return (x + HALF).to(torch.uint8)
-
-
-def _digit(x: Tensor, bits: int, number: int) -> Tensor:
-    """Bits number · bits … of counts, as bytes."""
-    whole = x if not x.is_floating_point() else x.to(torch.int16)
-    return ((whole >> (bits * number)) & ((1 << bits) - 1)).to(torch.uint8)
-
-
-def _first_half(x: Tensor) -> Tensor:
-    return x.clamp(max=HALF).to(torch.uint8)
-
-
-def _second_half(x: Tensor) -> Tensor:
-    return (x.clamp(min=HALF) - HALF).to(torch.uint8)
-
-
-@dataclass
 class _Term:
     """factor · value, one part of what a neuron reads; factor: for every channel, or one number."""
 
@@ -340,7 +137,7 @@ class _Maker:
         """Values that are held in 8 or 16 bits."""
         self.light: set[str] = set()
         """Other values that float32 holds exactly where the network's numbers are float64."""
-        self.synapses: dict[str, _Synapse | _OnGPU] = {}
+        self.synapses: dict[str, Synapse | OnGPU] = {}
         kinds = (next(n.parameters()).dtype for n in self.neurons.values() if isinstance(n, Whole))
         self.dtype = next(kinds, torch.float32)
         devices = {t.device for t in self.placed.values()}
@@ -371,22 +168,22 @@ class _Maker:
                 continue
             if node.name in self.synapses:
                 kind = torch.float32 if node.name in self.light else self.dtype
-                steps[node.name] = _sums_of(self.synapses[node.name], kind)
+                steps[node.name] = sums_of(self.synapses[node.name], kind)
                 nodes[node.name] = replace(node, args=(self.synapses[node.name].found.input,), kwargs={})
             elif node.name in self.neurons:
                 continue
             elif self.gpu is not None and TABLE[node.target].weighted:
-                steps[node.name] = _widened(node, self._given(node), torch.float64, self.dtype)
+                steps[node.name] = widened(node, self._given(node), torch.float64, self.dtype)
             elif node.target == POOL and node.name in self.narrow:
-                steps[node.name] = _pooled(node, self.ranges[node.name][1])
+                steps[node.name] = pooled(node, self.ranges[node.name][1])
             elif node.name in self.light and node.target in CASTS:
-                steps[node.name] = _single
+                steps[node.name] = single
             elif node.name in self.light:
-                steps[node.name] = _widened(node, self._given(node), torch.float32, torch.float32)
+                steps[node.name] = widened(node, self._given(node), torch.float32, torch.float32)
             elif node.target not in CASTS and not self.light.isdisjoint(node.refs):
-                steps[node.name] = _widened(node, self._given(node), self.dtype, self.dtype)
+                steps[node.name] = widened(node, self._given(node), self.dtype, self.dtype)
             elif node.name not in self.narrow and not self.narrow.isdisjoint(node.refs):
-                steps[node.name] = _widened(node, self._given(node), self.dtype)
+                steps[node.name] = widened(node, self._given(node), self.dtype)
         read = {ref for node in nodes.values() for ref in node.refs} | set(self.graph.outputs)
         kept = [node for node in nodes.values() if node.target not in PADS or node.name in read]
         schedule = Schedule.of(kept, self.graph.outputs)
@@ -463,7 +260,7 @@ class _Maker:
             return len(node.args) == 1 and node.kwargs == {"dtype": self.dtype}
         synapse = self.synapses.get(node.name)
         if synapse is not None:
-            return isinstance(synapse, _Synapse) and not synapse.wide
+            return isinstance(synapse, Synapse) and not synapse.wide
         if _moves(node) and node.refs:
             return self.light.issuperset(node.refs)
         if (
@@ -475,7 +272,7 @@ class _Maker:
         # A product or sum of whole numbers below 2^24 is exact where it is below 2^24 itself.
         return all(float(self.tensors[path].abs().max()) < WHOLE for path in node.params)
 
-    def _synapse(self, node: Node) -> _Synapse | _OnGPU | None:
+    def _synapse(self, node: Node) -> Synapse | OnGPU | None:
         """The synapse, where integer kernels compute it exactly."""
         found = self._with_pad(arguments(node))
         if not isinstance(found, (Conv, Linear)) or found.transposed or not isinstance(found.weight, Param):
@@ -498,16 +295,16 @@ class _Maker:
             if kind is None or float(most.max()) >= tensor_cores.LARGEST or len(getattr(found, "stride", ())) > 2:
                 return None
             core = tensor_cores.Synapse(found, weight, kind, self.gpu)
-            return _OnGPU(found, bias.double(), most, core, core.last(torch.ones(1), bias, dtype=self.dtype))
+            return OnGPU(found, bias.double(), most, core, core.last(torch.ones(1), bias, dtype=self.dtype))
         wide = float(most.max()) >= WHOLE or (low >= 0 and high > BYTE)
         largest = float(weight.abs().max())
         if wide:
             each = weight.double().flatten(1).abs().sum(1)
-            parts, zero = self._digits(low, high, float(each.max()), largest)
+            parts, zero = digits(low, high, float(each.max()), largest)
         else:
-            parts, zero = self._bytes_of(low, high, largest)
+            parts, zero = bytes_of(low, high, largest)
         bias = bias.double() if wide else bias.float()
-        return None if parts is None else _Synapse(node, found, weight, bias, most, parts, zero, wide)
+        return None if parts is None else Synapse(node, found, weight, bias, most, parts, zero, wide)
 
     def _with_pad(self, found: Any) -> Any:
         """A convolution that puts in the zeros itself which a pad before it puts in, where they are as many on both
@@ -526,30 +323,6 @@ class _Maker:
         padding = tuple(int(a) + int(b) for a, b in zip(before, found.padding, strict=True))
         return replace(found, input=Ref(pad.refs[0]), padding=padding)
 
-    def _bytes_of(self, low: float, high: float, largest: float) -> tuple[Parts | None, int]:
-        """How an input goes through the kernel as bytes, and what stands for 0 in them; largest: the largest weight."""
-        if low >= 0 and high <= BYTE:
-            if 2 * high * largest <= PAIR or exact(pairs=True):
-                return ((_bytes, 1),), 0
-            return ((_first_half, 1), (_second_half, 1)), 0
-        if low >= -HALF and high < HALF and exact(pairs=True):
-            return ((_around_half, 1),), HALF
-        return (((_above, 1), (_below, -1)) if low >= -HALF and high <= HALF else None), 0
-
-    def _digits(self, low: float, high: float, most: float, largest: float) -> tuple[Parts | None, int]:
-        """Whole numbers in parts of a few bits, whose sums are below 2^24, and what stands for 0 in them; most: the
-        largest sum of an input of 1."""
-        if low < 0:
-            return self._bytes_of(low, high, largest) if HALF * most < WHOLE else (None, 0)
-        if high > tensor_cores.SMALL or largest == 0:
-            return None, 0
-        end = min((WHOLE - 1) / most, BYTE, BYTE if exact(pairs=True) else PAIR / (2 * largest))
-        bits = int(end + 1).bit_length() - 1  # 2^bits − 1 is the largest part
-        number = -(-int(high).bit_length() // bits) if bits else PARTS + 1
-        if number > PARTS:
-            return None, 0
-        return tuple((partial(_digit, bits=bits, number=i), 1 << (bits * i)) for i in range(number)), 0
-
     # Neurons, with what is before them.
 
     def _neuron(self, node: Node) -> tuple[Step, list[str], list[str]]:
@@ -561,8 +334,8 @@ class _Maker:
             fused = self._before_pool(node, neuron) or self._fused(node, neuron)
         if fused is not None:
             step, reads, gone = fused
-            return _Centred(step, neuron.levels) if isinstance(neuron, WholePair) else step, reads, gone
-        return _counted(neuron, self.dtype), [node.refs[0]], []
+            return Centred(step, neuron.levels) if isinstance(neuron, WholePair) else step, reads, gone
+        return counted(neuron, self.dtype), [node.refs[0]], []
 
     def _before_pool(self, node: Node, neuron: WholeNeuron) -> tuple[Step, list[str], list[str]] | None:
         """Neurons behind a maximum over windows count before it, and the maximum is one of counts: a larger sum has no
@@ -577,7 +350,7 @@ class _Maker:
         if fused is None:
             return None
         step, reads, gone = fused
-        return _Pooled(step, _pooled(pool, neuron.levels - neuron.lowest), pool.args[1:]), reads, [*gone, pool.name]
+        return Pooled(step, pooled(pool, neuron.levels - neuron.lowest), pool.args[1:]), reads, [*gone, pool.name]
 
     def _fused(self, node: Node, neuron: WholeNeuron) -> tuple[Step, list[str], list[str]] | None:
         axis = self._axis(node)
@@ -600,11 +373,11 @@ class _Maker:
         if self.gpu is not None:
             if not all_whole or not bool((sizes.sum(0) + near + step < tensor_cores.LARGEST).all()):
                 return None
-            made = _Behind.of(pieces, constant.expand(width), step.expand(width), levels, axis, self.gpu)
+            made = Behind.of(pieces, constant.expand(width), step.expand(width), levels, axis, self.gpu)
             if made is None:
                 return None
             return self._reading(terms, pieces, gone, made)
-        pieces = cast("list[tuple[_Synapse | None, Tensor]]", pieces)
+        pieces = cast("list[tuple[Synapse | None, Tensor]]", pieces)
         sums = sizes.sum(0) + near < 2.0**52
         if len(terms) == 1 and all_whole and bool(sums.all()):
             alone = self._alone(terms[0], pieces[0][1], constant.expand(width), step.expand(width), levels, axis)
@@ -617,7 +390,7 @@ class _Maker:
             bound, kind = sums, torch.float64
         if not all_whole or not bool(bound.all()):
             return None
-        chain = _Chain(pieces, constant.expand(width), step.expand(width), levels, axis, kind)
+        chain = Chain(pieces, constant.expand(width), step.expand(width), levels, axis, kind)
         return self._reading(terms, pieces, gone, chain)
 
     def _alone(
@@ -641,7 +414,7 @@ class _Maker:
         behind = filtered.Behind(
             found, weight, factor, constant + factor * bias, step, levels, reach[0] - bias, reach[1] - bias
         )
-        if isinstance(synapse, _Synapse) and synapse.clips and [sign for _, sign in synapse.parts] == [1]:
+        if isinstance(synapse, Synapse) and synapse.clips and [sign for _, sign in synapse.parts] == [1]:
             return filtered.Settled(behind, synapse.parts[0][0], partial(synapse.counting, levels)), found.input.name
         most = float(weight.abs().max())
         if synapse is not None or not self._pointwise(node, found) or not torch.equal(weight, weight.round()):
@@ -665,7 +438,7 @@ class _Maker:
         return set(ones) == {1} and not any(map(any, found.padded(list(kernel))))
 
     def _reading(
-        self, terms: list[_Term], pieces: Sequence[tuple[_Synapse | _OnGPU | None, Tensor]], gone: list[str], step: Step
+        self, terms: list[_Term], pieces: Sequence[tuple[Synapse | OnGPU | None, Tensor]], gone: list[str], step: Step
     ) -> tuple[Step, list[str], list[str]]:
         """A step with the values that it reads, and the nodes it stands for."""
         reads: list[str] = []
@@ -680,7 +453,7 @@ class _Maker:
         most = torch.tensor(max(-low, high)).double() if synapse is None else synapse.most
         return most * term.factor.abs()
 
-    def _only(self, name: str) -> _Synapse | _OnGPU | None:
+    def _only(self, name: str) -> Synapse | OnGPU | None:
         """The integer synapse of this name, if one node alone reads it."""
         if len(self.readers[name]) != 1 or name in self.graph.outputs:
             return None
@@ -773,183 +546,3 @@ def _set_precision(cudnn: bool, products: str) -> None:
 
 def _is_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
-
-
-def _single(args: tuple[Any, ...]) -> Tensor:
-    return args[0].to(torch.float32)
-
-
-def _sums_of(synapse: _Synapse | _OnGPU, dtype: torch.dtype) -> Step:
-    def step(args: tuple[Any, ...]) -> Tensor:
-        return synapse.whole(args[0], dtype)
-
-    return step
-
-
-def _widened(node: Node, kwargs: dict[str, Any], dtype: torch.dtype, result: torch.dtype | None = None) -> Step:
-    """The node itself, on numbers where it reads bytes; with a result all that it reads is of `dtype`, and what it
-    makes of `result`."""
-
-    def wide(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        held = leaf.dtype in (torch.uint8, torch.int8, torch.int16)
-        return leaf.to(dtype) if held or (result is not None and leaf.is_floating_point()) else leaf
-
-    def step(args: tuple[Any, ...]) -> Any:
-        made = call(node.target, map_tree(wide, args), map_tree(wide, kwargs))
-        return made if result is None else map_tree(lambda leaf: leaf.to(result), made)
-
-    return step
-
-
-def _pooled(node: Node, most: float) -> Step:
-    """A maximum over windows of counts up to `most`, in a type that torch takes maxima of: of bytes it does not, beyond
-    255 places."""
-
-    def step(args: tuple[Any, ...]) -> Tensor:
-        x = args[0]
-        kind = torch.float16 if x.device.type == "cuda" and most <= 2048 else torch.float32
-        return call(node.target, (x.to(kind), *args[1:]), dict(node.kwargs)).to(x.dtype)
-
-    return step
-
-
-def _counted(neuron: Whole, dtype: torch.dtype) -> Step:
-    def step(args: tuple[Any, ...]) -> Tensor:
-        z = args[0].to(dtype)
-        # NaN has no count in whole numbers, and none arises: inputs are finite.
-        return neuron.count(z).to(tensor_cores.narrow(neuron.levels, neuron.lowest))
-
-    return step
-
-
-class _Chain:
-    """clip(⌊(Σ factor · value + constant) / step⌋ + 1, 0, levels) as bytes.
-
-    pieces: of every term the synapse that makes its value, None where the value is there, and its factor. All numbers
-    are whole; constant: −first is in it.
-    """
-
-    def __init__(
-        self, pieces: list[tuple[_Synapse | None, Tensor]], constant: Tensor, step: Tensor, levels: int, axis: int,
-        kind: torch.dtype,
-    ) -> None:  # fmt: skip
-        self.levels, self.axis, self.kind = levels, axis, kind
-        for synapse, factor in pieces:
-            if synapse is not None:
-                constant = constant + synapse.bias.double() * factor
-        repeats = max(1, TILE // len(step))
-        self.row, self.steps = (t.to(kind).repeat(repeats) for t in (constant + step, step))
-        none = torch.zeros(len(step))
-        # A kernel's factor is above 0, and the sums of two parts are exact before they are multiplied. All other values
-        # are multiplied piece by piece.
-        self.terms: list[tuple[int, Callable[[Tensor], Tensor] | None, Tensor | None]] = []
-        for place in sorted(range(len(pieces)), key=lambda i: pieces[i][0] is None):
-            synapse, factor = pieces[place]
-            factors = None if bool((factor == 1).all()) else factor.to(kind).repeat(repeats)
-            if synapse is None:
-                self.terms.append((place, None, factor.to(kind).repeat(repeats)))
-            elif synapse.wide:
-                for number, (_, times) in enumerate(synapse.parts):
-                    self.terms.append((place, partial(synapse.part, number), (factor * times).to(kind).repeat(repeats)))
-            elif len(synapse.parts) == 1 and kind == torch.float32 and bool((factor > 0).all()):
-                self.terms.append((place, partial(synapse.sums, scale=factor.float(), bias=none), None))
-            else:
-                self.terms.append((place, partial(synapse.sums, scale=None, bias=none), factors))
-
-    def __call__(self, args: tuple[Any, ...]) -> Tensor:
-        return self._added([(args[at] if made is None else made(args[at]), f) for at, made, f in self.terms])
-
-    def _added(self, values: list[tuple[Tensor, Tensor | None]]) -> Tensor:
-        """Elementwise, piece by piece, channels innermost."""
-        flat = [(value.movedim(self.axis, -1).contiguous(), factors) for value, factors in values]
-        out = torch.empty(flat[0][0].shape, dtype=tensor_cores.narrow(self.levels))
-        target, size = out.view(-1), len(self.row)
-        pieces = [(value.view(-1), factors) for value, factors in flat]
-        spare, wide = torch.empty(size, dtype=self.kind), torch.empty(size, dtype=self.kind)
-        for start in range(0, len(target), size):
-            number = min(size, len(target) - start)
-            total, other, before = spare[:number], wide[:number], self.row[:number]
-            for value, factors in pieces:
-                piece = value[start : start + number]
-                if factors is None:
-                    torch.add(before, piece, out=total)
-                else:
-                    piece = piece if piece.dtype == self.kind else other.copy_(piece)
-                    torch.addcmul(before, piece, factors[:number], out=total)
-                before = total
-            target[start : start + number].copy_(total.div_(self.steps[:number]).clamp_(0, self.levels + 0.5))
-        return out.movedim(-1, self.axis)
-
-
-@dataclass(frozen=True)
-class _Pooled:
-    """Maxima over windows of the counts that a step gives. rest: the arguments of the pool."""
-
-    step: Step
-    pool: Step
-    rest: tuple[Any, ...]
-
-    def __call__(self, args: tuple[Any, ...]) -> Tensor:
-        return self.pool((self.step(args), *self.rest))
-
-
-@dataclass(frozen=True)
-class _Centred:
-    """Counts −half … half of a step that gives them 0 … 2 · half, which are whole numbers without a sign or 16 bits."""
-
-    step: Step
-    half: int
-
-    def __call__(self, args: tuple[Any, ...]) -> Tensor:
-        count = self.step(args).sub_(self.half)  # bytes go around, to the bits of the number below 0
-        return count.view(torch.int8) if count.dtype == torch.uint8 else count
-
-
-class _Behind:
-    """`_Chain` on a GPU: the synapse of most weights, with all else in its kernel's last step."""
-
-    def __init__(
-        self, place: int, core: tensor_cores.Synapse, last: tensor_cores.Last,
-        others: list[tuple[int, _OnGPU | None, tensor_cores.Last | None, Tensor]],
-    ) -> None:  # fmt: skip
-        self.place, self.core, self.last, self.others = place, core, last, others
-
-    @classmethod
-    def of(
-        cls, pieces: Sequence[tuple[_Synapse | _OnGPU | None, Tensor]], constant: Tensor, step: Tensor, levels: int,
-        axis: int, device: torch.device,
-    ) -> _Behind | None:  # fmt: skip
-        """None where no term is a synapse of its own."""
-        made = [(place, s) for place, (s, _) in enumerate(pieces) if isinstance(s, _OnGPU)]
-        if not made:
-            return None
-        place, main = max(made, key=lambda found: found[1].core.whole.numel())
-        others = []
-        for at, (synapse, factor) in enumerate(pieces):
-            if isinstance(synapse, _OnGPU):
-                constant = constant + synapse.bias * factor
-            if at != place:
-                last = synapse.core.last(torch.ones(1), torch.zeros(1)) if isinstance(synapse, _OnGPU) else None
-                others.append((at, synapse, last, factor))
-        beside = others[0][3] if len(others) == 1 else None
-        last = main.core.last(
-            pieces[place][1], constant, other_factor=beside, step=step, levels=levels,
-            dtype=tensor_cores.narrow(levels),
-        )  # fmt: skip
-        # Several are added up before, each with its factor.
-        shape = [-1] if isinstance(main.found, Linear) else [-1] + [1] * len(main.found.stride)
-        others = [(at, s, last_, f.to(torch.int32).reshape(shape).to(device)) for at, s, last_, f in others]
-        return cls(place, main.core, last, others)
-
-    def __call__(self, args: tuple[Any, ...]) -> Tensor:
-        total = None
-        for at, synapse, last, factor in self.others:
-            value = args[at] if synapse is None or last is None else synapse.core(args[at], last)
-            if len(self.others) > 1:
-                value = value.to(torch.int32) * factor
-                total = value if total is None else total.add_(value)
-            else:
-                total = value
-        return self.core(args[self.place], self.last, total)
