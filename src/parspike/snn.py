@@ -123,11 +123,13 @@ class SNN(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """The synapses' tensors by the names that the graph uses."""
-        return {path: _find(self.synapses, path) for path in self._paths}
+        root = self.synapses
+        return {path: _find(root, path) for path in self._paths}
 
     def neurons(self) -> dict[str, SpikingLayer]:
         """The spiking neurons by node name, in order."""
-        return {name: _find(self.spiking, layer) for name, layer in self._layers.items()}
+        root = self.spiking
+        return {name: _find(root, layer) for name, layer in self._layers.items()}
 
     def counting(self) -> dict[str, Neuron]:
         """The neurons whose counts follow from their mean input: all of them, or none where they have a state."""

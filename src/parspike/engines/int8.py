@@ -28,7 +28,7 @@ from parspike.graph import Node, Role
 from parspike.graph.signature import Conv, Linear
 
 __all__ = [
-    "BYTE", "PLAIN", "WHOLE", "Kernel", "OnGPU", "Synapse", "as_bytes", "bytes_of", "digits", "exact", "ops",
+    "BYTE", "HALF", "PLAIN", "WHOLE", "Kernel", "OnGPU", "Synapse", "as_bytes", "bytes_of", "digits", "exact", "ops",
 ]  # fmt: skip
 
 BYTE, HALF = 255, 128

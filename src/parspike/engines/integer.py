@@ -28,11 +28,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from parspike.engines import filtered, tensor_cores
+from parspike.engines import filtered, tensor_cores, whole_steps
 from parspike.engines.base import Network, Record, Run, kept_of, recorded
-from parspike.engines.int8 import BYTE, WHOLE, OnGPU, Synapse, bytes_of, digits, exact
+from parspike.engines.int8 import BYTE, HALF, WHOLE, OnGPU, Synapse, bytes_of, digits, exact
 from parspike.engines.replay import Replay
-from parspike.engines.whole_steps import Behind, Centred, Chain, Pooled, Step, counted, pooled, single, sums_of, widened
+from parspike.engines.whole_steps import Step
 from parspike.graph import Graph, Node, Param, Ref, Role, Schedule, Stream, map_tree, walk
 from parspike.graph.ops import CASTS, TABLE
 from parspike.graph.signature import Conv, Linear, arguments, named
@@ -168,22 +168,26 @@ class _Maker:
                 continue
             if node.name in self.synapses:
                 kind = torch.float32 if node.name in self.light else self.dtype
-                steps[node.name] = sums_of(self.synapses[node.name], kind)
+                steps[node.name] = whole_steps.sums_of(self.synapses[node.name], kind)
                 nodes[node.name] = replace(node, args=(self.synapses[node.name].found.input,), kwargs={})
             elif node.name in self.neurons:
                 continue
             elif self.gpu is not None and TABLE[node.target].weighted:
-                steps[node.name] = widened(node, self._given(node), torch.float64, self.dtype)
+                steps[node.name] = whole_steps.widened(node, self._given(node), torch.float64, self.dtype)
+            elif node.target == CLIP and node.name in self.narrow:
+                steps[node.name] = whole_steps.as_int8(*self.ranges[node.name])
+            elif node.target in CASTS and node.name in self.narrow:
+                steps[node.name] = whole_steps.as_it_is
             elif node.target == POOL and node.name in self.narrow:
-                steps[node.name] = pooled(node, self.ranges[node.name][1])
+                steps[node.name] = whole_steps.pooled(node, self.ranges[node.name][1])
             elif node.name in self.light and node.target in CASTS:
-                steps[node.name] = single
+                steps[node.name] = whole_steps.single
             elif node.name in self.light:
-                steps[node.name] = widened(node, self._given(node), torch.float32, torch.float32)
+                steps[node.name] = whole_steps.widened(node, self._given(node), torch.float32, torch.float32)
             elif node.target not in CASTS and not self.light.isdisjoint(node.refs):
-                steps[node.name] = widened(node, self._given(node), self.dtype, self.dtype)
+                steps[node.name] = whole_steps.widened(node, self._given(node), self.dtype, self.dtype)
             elif node.name not in self.narrow and not self.narrow.isdisjoint(node.refs):
-                steps[node.name] = widened(node, self._given(node), self.dtype)
+                steps[node.name] = whole_steps.widened(node, self._given(node), self.dtype)
         read = {ref for node in nodes.values() for ref in node.refs} | set(self.graph.outputs)
         kept = [node for node in nodes.values() if node.target not in PADS or node.name in read]
         schedule = Schedule.of(kept, self.graph.outputs)
@@ -248,8 +252,17 @@ class _Maker:
         if isinstance(neuron, Whole):
             if self.here and neuron.levels <= tensor_cores.SMALL:
                 self.narrow.add(node.name)
-        elif (_moves(node) or node.target == POOL) and node.refs and self.narrow.issuperset(node.refs):
+        elif node.target == CLIP:
+            single_ends = all(self.tensors[path].numel() == 1 for path in node.params)
+            if self.here and single_ends and max(map(abs, self.ranges[node.name])) < HALF:
+                self.narrow.add(node.name)
+        elif self._keeps(node) and node.refs and self.narrow.issuperset(node.refs):
             self.narrow.add(node.name)
+
+    def _keeps(self, node: Node) -> bool:
+        """Whether a node hands bytes on as they are held; a cast to what whole numbers are of elsewhere does."""
+        same = node.target in CASTS and node.kwargs == {"dtype": self.dtype}
+        return _moves(node) or node.target == POOL or same
 
     def _is_light(self, node: Node) -> bool:
         if self.gpu is not None or self.dtype is not torch.float64 or node.name in self.graph.outputs:
@@ -334,8 +347,8 @@ class _Maker:
             fused = self._before_pool(node, neuron) or self._fused(node, neuron)
         if fused is not None:
             step, reads, gone = fused
-            return Centred(step, neuron.levels) if isinstance(neuron, WholePair) else step, reads, gone
-        return counted(neuron, self.dtype), [node.refs[0]], []
+            return whole_steps.Centred(step, neuron.levels) if isinstance(neuron, WholePair) else step, reads, gone
+        return whole_steps.counted(neuron, self.dtype), [node.refs[0]], []
 
     def _before_pool(self, node: Node, neuron: WholeNeuron) -> tuple[Step, list[str], list[str]] | None:
         """Neurons behind a maximum over windows count before it, and the maximum is one of counts: a larger sum has no
@@ -350,7 +363,8 @@ class _Maker:
         if fused is None:
             return None
         step, reads, gone = fused
-        return Pooled(step, pooled(pool, neuron.levels - neuron.lowest), pool.args[1:]), reads, [*gone, pool.name]
+        maxima = whole_steps.pooled(pool, neuron.levels - neuron.lowest)
+        return whole_steps.Pooled(step, maxima, pool.args[1:]), reads, [*gone, pool.name]
 
     def _fused(self, node: Node, neuron: WholeNeuron) -> tuple[Step, list[str], list[str]] | None:
         axis = self._axis(node)
@@ -373,7 +387,7 @@ class _Maker:
         if self.gpu is not None:
             if not all_whole or not bool((sizes.sum(0) + near + step < tensor_cores.LARGEST).all()):
                 return None
-            made = Behind.of(pieces, constant.expand(width), step.expand(width), levels, axis, self.gpu)
+            made = whole_steps.Behind.of(pieces, constant.expand(width), step.expand(width), levels, axis, self.gpu)
             if made is None:
                 return None
             return self._reading(terms, pieces, gone, made)
@@ -390,7 +404,7 @@ class _Maker:
             bound, kind = sums, torch.float64
         if not all_whole or not bool(bound.all()):
             return None
-        chain = Chain(pieces, constant.expand(width), step.expand(width), levels, axis, kind)
+        chain = whole_steps.Chain(pieces, constant.expand(width), step.expand(width), levels, axis, kind)
         return self._reading(terms, pieces, gone, chain)
 
     def _alone(

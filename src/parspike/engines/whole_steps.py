@@ -21,7 +21,10 @@ from parspike.graph.ops import call
 from parspike.graph.signature import Linear
 from parspike.neurons import Whole
 
-__all__ = ["Behind", "Centred", "Chain", "Pooled", "Step", "counted", "pooled", "single", "sums_of", "widened"]
+__all__ = [
+    "Behind", "Centred", "Chain", "Pooled", "Step", "as_int8", "as_it_is", "counted", "pooled", "single",
+    "sums_of", "widened",
+]  # fmt: skip
 
 TILE = 1 << 15
 """Elements of a piece of an elementwise chain: 128 KiB of float32, a part of the second-level cache."""
@@ -32,6 +35,20 @@ Step = Callable[[tuple[Any, ...]], Any]
 def single(args: tuple[Any, ...]) -> Tensor:
     """A cast to float32, of numbers that it holds."""
     return args[0].to(torch.float32)
+
+
+def as_it_is(args: tuple[Any, ...]) -> Tensor:
+    """A cast of bytes that all who read them take as bytes."""
+    return args[0]
+
+
+def as_int8(low: float, high: float) -> Step:
+    """Whole numbers, clipped to these ends within −127 … 127, as bytes with a sign."""
+
+    def step(args: tuple[Any, ...]) -> Tensor:
+        return args[0].clamp(low, high).to(torch.int8)
+
+    return step
 
 
 def sums_of(synapse: Synapse | OnGPU, dtype: torch.dtype) -> Step:
