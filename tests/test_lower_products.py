@@ -38,6 +38,9 @@ class Squeeze(nn.Module):
 class Transformer(nn.Module):
     """A block of a vision transformer, as timm writes it; or of one that sees the tokens before alone."""
 
+    mask: Callable[[Tensor], Tensor] | None = None
+    """A mask by hand, of scores (B, heads, 5, 5)."""
+
     def __init__(self, causal: bool = False) -> None:
         super().__init__()
         self.causal = causal
@@ -54,7 +57,11 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
         q, k, v = self.qkv(self.one(x)).unflatten(2, (3, 2, 6)).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
+        if self.mask is None:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        else:
+            mixed = self.mask(q @ k.transpose(2, 3) / 6**0.5).softmax(-1) @ v
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
         x = x + self.down(F.gelu(self.up(self.two(x))))
         return self.head(x.mean(1))
 
@@ -139,6 +146,78 @@ def test_products_norms_and_curves_stay_whole_in_every_engine(name: str, tmp_pat
     path = lowered.save(tmp_path / "net.parspike")
     assert b'"version":"7"' in path.read_bytes()[:200]
     assert torch.equal(parspike.load(path)(x), wanted.logits)
+
+
+HIDDEN = torch.ones(5, 5, dtype=torch.bool).triu(1)
+LAST = torch.finfo(torch.float32).min
+MASKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "filled with -inf": lambda scores: scores.masked_fill(HIDDEN, -torch.inf),
+    "filled with the smallest number": lambda scores: scores.masked_fill(HIDDEN.float() == 1, LAST),
+    "chosen": lambda scores: torch.where(HIDDEN, torch.tensor(LAST), scores),
+    "chosen, else -inf": lambda scores: torch.where(~HIDDEN, scores, -torch.inf),
+    "added": lambda scores: scores + torch.zeros(5, 5).masked_fill(HIDDEN, -torch.inf),
+    "added, a large number": lambda scores: scores + -1e9 * HIDDEN,
+    "scores far below 0": lambda scores: (scores - 300.0).masked_fill(HIDDEN, -torch.inf),
+}
+
+
+def masked(mask: Callable[[Tensor], Tensor]) -> tuple[nn.Module, SNN, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Transformer().eval(), torch.randn(32, 5, 6)
+    model.mask = mask
+    recipe = parspike.ClosedForm(refit=False)
+    return model, parspike.convert(model, x, T=4, code="weighted", recipe=recipe, **LOOKUP), x
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_scores_that_a_mask_hides_have_no_weight_however_it_is_written(name: str) -> None:
+    """Would catch a hidden score that is not below all others, and one that takes all bits away from the others."""
+    model, snn, x = masked(MASKS[name])
+    lowered = integers(snn, x, weights=12, inputs=12)
+    with torch.no_grad():
+        right = model(x)
+    before, after = (float((made(x) - right).norm() / right.norm()) for made in (snn, lowered))
+    assert after < 1.3 * before + 0.005
+    later = x.clone()
+    later[:, 4] = -x[:, 4]
+    mixed = [
+        lowered.run(given, engine="integer", record=True).counts["matmul@2.divided@spikes"] for given in (x, later)
+    ]
+    assert torch.equal(mixed[0][:, :, :4], mixed[1][:, :, :4])
+    assert not torch.equal(mixed[0][:, :, 4], mixed[1][:, :, 4])
+
+
+NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "added": lambda scores: scores + torch.linspace(-3, 3, 5),
+    "filled": lambda scores: scores.masked_fill(HIDDEN, 0.5),
+    "chosen of two": lambda scores: torch.where(HIDDEN, scores, 0.3 * scores.transpose(2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_masks_of_numbers_stay_numbers(name: str) -> None:
+    """Would catch numbers that are taken for a mask, and a chosen value on the grid of the other one."""
+    model, snn, x = masked(NUMBERS[name])
+    lowered = integers(snn, x, weights=12, inputs=12)
+    with torch.no_grad():
+        right = model(x)
+    before, after = (float((made(x) - right).norm() / right.norm()) for made in (snn, lowered))
+    assert after < 1.3 * before + 0.005
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (lambda scores: torch.relu(scores.masked_fill(HIDDEN, -torch.inf)), "no softmax alone reads"),
+        (lambda scores: torch.where(scores > 0, scores, -1.0), "a comparison"),
+    ],
+    ids=["no softmax", "of the input"],
+)
+def test_masks_that_whole_numbers_cannot_carry_are_named(mask: Callable[[Tensor], Tensor], said: str) -> None:
+    _, snn, x = masked(mask)
+    with pytest.raises(UnsupportedError, match=said):
+        integers(snn, x)
 
 
 class Deep(nn.Module):

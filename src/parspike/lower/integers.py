@@ -28,7 +28,7 @@ from torch import Tensor
 from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, Stream, leaves, map_tree
-from parspike.graph.ops import CASTS, FLOOR, HOLD, LARGEST, LOWEST, MASKED, REAL, TABLE, TIMES, WHOLE, call
+from parspike.graph.ops import CASTS, FLOOR, HOLD, LARGEST, LOWEST, MASKED, REAL, TABLE, TIMES, WEIGHTS, WHOLE, call
 from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
 from parspike.lower.rounding import Fitting, finest, one_by_one
@@ -72,6 +72,14 @@ CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default
 MIX = ("aten.lerp.Scalar",)
 """Operators that are no layer, and move no values either."""
 ELEMENTS = ("aten.mul.Tensor", TIMES)
+FILLS = {
+    "aten.masked_fill.Scalar": (1, 2, 0), "aten.masked_fill.Tensor": (1, 2, 0),
+    "aten.where.self": (0, 1, 2), "aten.where.ScalarOther": (0, 1, 2), "aten.where.ScalarSelf": (0, 1, 2),
+}  # fmt: skip
+"""Operators that choose one of two values by a condition: the places of it, of what stands where it is true, and where
+it is not."""
+SOFTMAX = (LARGEST, "aten.softmax.int", "aten._softmax.default", WEIGHTS)
+"""Operators of a softmax that read its scores."""
 MATRICES = ("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
 """Products of two values: element by element, and of matrices."""
 FACTORS = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar", "aten.neg.default")
@@ -287,6 +295,8 @@ class _Whole:
             return self._order
         if node.target == MASKED:
             return self._masked
+        if node.target in FILLS:
+            return self._filled
         if node.target in ("aten.relu.default", HOLD):
             return self._unchanged
         row = TABLE[node.target]
@@ -409,6 +419,10 @@ class _Whole:
         number = number.reshape([1] * (len(node.shape) - number.dim()) + list(number.shape))
         if any(n not in (1, size) for n, size in zip(number.shape, _sample(node), strict=True)):
             raise Refused("it adds a constant of another shape")
+        hidden = self._hidden(node, value, number)
+        if hidden is not None:
+            value = self.times(value, (~hidden).to(value.grid), f"_shown_for_{node.name}")
+            number = number.masked_fill(hidden, 0.0)
         whole = number / value.grid
         if bool(((whole - whole.round()).abs() > ROUNDED * whole.abs()).any()):
             finer = self._bits_of_room(max(value.most, float(whole.abs().max())))
@@ -417,8 +431,56 @@ class _Whole:
             )
             value = replace(value, grid=value.grid / finer)
         whole = (number / value.grid).round()
+        if hidden is not None:
+            largest = _reach(value) + float(number.abs().max())
+            whole = torch.where(hidden, ((2 * LOWEST - 2 * largest) / value.grid).floor(), whole)
         name = self.emit(node, "", "aten.add.Tensor", Ref(value.name), self.put(node, "bias", whole))
         return _Value(name, node, value.grid, value.most + float(whole.abs().max()))
+
+    def _hidden(self, node: Node, value: _Value, number: Tensor) -> Tensor | None:
+        """Where a constant that is added to scores hides them from the softmax behind: −∞, or so far below all others
+        that their weight is 0 (−10^9, the smallest number of a type). None where it hides nothing."""
+        hidden = number == -math.inf
+        least = 2 * _reach(value) - 2 * LOWEST
+        while True:
+            shown = number.masked_fill(hidden, 0.0).abs()
+            more = number < -(least + shown.masked_fill(number < -least, 0.0).max())
+            if torch.equal(more | hidden, hidden):
+                break
+            hidden = hidden | more
+        if not bool(hidden.any()):
+            return None
+        softmax = next((reader for reader in self.readers[node.name] if reader.target in SOFTMAX), None)
+        alone = softmax is not None and all(
+            reader is softmax or softmax.name in reader.refs for reader in self.readers[node.name]
+        )
+        dim = -1 if softmax is None or len(softmax.args) < 2 else cast(int, softmax.args[1])
+        if alone and not bool(hidden.expand(_sample(node)).all(dim).any()):
+            return hidden
+        if bool((number == -math.inf).any()):
+            raise Refused("its mask hides all of a row" if alone else "it adds −∞ to what no softmax alone reads")
+        return None
+
+    def _filled(self, node: Node) -> _Value:
+        """Values of which a mask of the network's replaces some, by a constant or by other values."""
+        condition, *places = FILLS[node.target]
+        chosen = [node.args[place] for place in places]
+        true = self.source.tensors[cast(Param, node.args[condition]).path]  # no value is a truth value
+        true = true.reshape([1] * (len(node.shape) - true.dim()) + list(true.shape)).bool()
+        kept: list[_Value] = []
+        number = torch.zeros([1] * len(node.shape)).double()
+        for place, (leaf, here) in enumerate(zip(chosen, (true, ~true), strict=True)):
+            if isinstance(leaf, Ref):
+                shown = self.times(self.values[leaf.name], here.double(), f"_{place}_of_{node.name}")
+                kept.append(replace(shown, like=node))
+            else:
+                other = self.source.tensors[leaf.path] if isinstance(leaf, Param) else torch.tensor(cast(float, leaf))
+                number = torch.where(here, other.double(), number)
+        if len(kept) == 1:
+            return self._plus(node, kept[0], number)
+        left, right = self._on_one_grid(node, kept)
+        name = self.emit(node, "", "aten.add.Tensor", Ref(left.name), Ref(right.name))
+        return _Value(name, node, left.grid, max(left.most, right.most))
 
     def _scaled(self, node: Node) -> _Value:
         if len(node.refs) != 1:
@@ -444,6 +506,8 @@ class _Whole:
     def _product(self, node: Node) -> _Value:
         """A product of whole numbers is whole, on the product of their grids; one of matrices where each operand has
         one grid for all that is added up."""
+        if node.target.startswith("aten.div"):
+            raise Refused("it divides by a value that depends on the input")
         if node.target not in (*ELEMENTS, *MATRICES) or not all(isinstance(arg, Ref) for arg in node.args):
             raise Refused("a product of this form has none in whole numbers")
         if self.over_time:
@@ -490,22 +554,16 @@ class _Whole:
         return replace(self.times(value, factors, f"_even_for_{node.name}{what and '_'}{what}"), grid=grid)
 
     def _masked(self, node: Node) -> _Value:
-        """Scores of an attention, so far below all others where a constant mask hides them that their weight is 0."""
+        """Scores of an attention with a constant mask: one of true and false, or of numbers that are added."""
         mask = node.args[1]
         if not isinstance(mask, Param):
             raise Refused("its mask depends on the input")
-        value, hidden = self.values[node.refs[0]], self.source.tensors[mask.path]
-        keep = hidden if hidden.dtype == torch.bool else hidden == 0
-        numbers = hidden.dtype != torch.bool and not bool((keep | (hidden == -math.inf)).all())
-        if numbers or not bool(keep.any(-1).all()):
-            raise Refused("its mask adds numbers, or hides all of a row")
-        if keep.dim() > len(node.shape):
+        number = self.source.tensors[mask.path]
+        if number.dtype == torch.bool:
+            number = torch.zeros(number.shape).masked_fill(~number, -math.inf)
+        if number.dim() > len(node.shape):
             raise Refused("its mask is of another shape")
-        keep = keep.reshape([1] * (len(node.shape) - keep.dim()) + list(keep.shape)).double()
-        shown = self.times(value, keep, f"_shown_for_{node.name}")
-        low = (2 * value.most + (-2 * LOWEST / value.grid).ceil()) * (keep - 1)
-        name = self.emit(node, "", "aten.add.Tensor", Ref(shown.name), self.put(node, "hidden", low))
-        return replace(value, name=name, like=node, most=value.most + float(low.abs().max()))
+        return self._plus(node, self.values[node.refs[0]], number.double())
 
     def _floor(self, node: Node) -> _Value:
         if self.over_time:
@@ -817,7 +875,7 @@ def _without_constants(graph: Graph) -> Graph:
     kept = {
         ref
         for node in graph.nodes
-        if node.target not in (*SUMS, *FACTORS, MASKED) and node.name not in constant
+        if node.target not in (*SUMS, *FACTORS, *FILLS, MASKED) and node.name not in constant
         for ref in node.refs
     }
     found = {name: param for name, param in constant.items() if name not in kept}
@@ -851,6 +909,11 @@ def _without_casts(graph: Graph) -> Graph:
 def _chooses(tensor: Tensor) -> bool:
     """Whether a tensor holds places, not truth values or numbers."""
     return not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype is not torch.bool
+
+
+def _reach(value: _Value) -> float:
+    """The largest magnitude of the real value."""
+    return float((value.most * value.grid).max())
 
 
 def _sample(node: Node) -> list[int]:
