@@ -222,6 +222,9 @@ class _Maker:
         elif node.target == "aten.add.Tensor" and len(given) == 1 and isinstance(node.args[1], Param):
             added = self.tensors[node.args[1].path]
             found = given[0][0] + float(added.min()), given[0][1] + float(added.max())
+        elif node.target == "aten.embedding.default" and isinstance(node.args[0], Param):
+            table = self.tensors[node.args[0].path]
+            found = float(table.min()), float(table.max())
         elif node.target == "aten.sum.dim_IntList" and len(given) == 1:
             sizes = self._shape(node.refs[0])
             summed = [sizes[d] for d in cast(list[int], node.args[1])] if sizes and node.args[1] else [None]

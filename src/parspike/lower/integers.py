@@ -69,6 +69,7 @@ SUMS = {"aten.add.Tensor": (1, 1), "aten.sub.Tensor": (1, -1), "aten.rsub.Tensor
 CONSTANTS = {"aten.add.Scalar": (1, 1), "aten.sub.Scalar": (1, -1), "aten.rsub.Scalar": (-1, 1)}
 CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default")
 """Operators that may read a tensor of the network without changing values: places."""
+EMBEDDING = "aten.embedding.default"
 MIX = ("aten.lerp.Scalar",)
 """Operators that are no layer, and move no values either."""
 ELEMENTS = ("aten.mul.Tensor", TIMES)
@@ -164,6 +165,8 @@ class _Whole:
         self.tensors: dict[str, Tensor] = {}
         self.made: dict[str, SpikingLayer] = {}
         self.values: dict[str, _Value] = {}
+        self.tokens: set[str] = set()
+        """Values that are whole by themselves: inputs of a whole type, and what only moves them."""
         self.refused: list[str] = []
         self.most = 1.0
         self.fitting: Fitting | None = None
@@ -189,7 +192,7 @@ class _Whole:
         read = {**self.values, **(instead or {})}
 
         def renamed(leaf: Any) -> Any:
-            return Ref(read[leaf.name].name) if isinstance(leaf, Ref) else leaf
+            return Ref(read[leaf.name].name) if isinstance(leaf, Ref) and leaf.name in read else leaf
 
         self.nodes[node.name] = node.mapped(renamed)
         self.tensors |= {
@@ -214,9 +217,7 @@ class _Whole:
         top = 2 ** (bits - 1) - 1
         for i in self.source.inputs:
             if not i.dtype.is_floating_point:
-                self.refused.append(
-                    f"  input {i.name}: it holds {str(i.dtype).removeprefix('torch.')}, no real numbers"
-                )
+                self.tokens.add(i.name)
                 continue
             most = largest[i.name]
             if not all(isinstance(arguments(reader), Conv) for reader in self.readers[i.name]):
@@ -242,16 +243,18 @@ class _Whole:
     def add(self, node: Node) -> None:
         """Put what a node computes into the new graph; or note why that cannot be done. What follows from a refused
         node is not refused again."""
-        if not all(ref in self.values for ref in node.refs):
+        if not all(ref in self.values or ref in self.tokens for ref in node.refs):
             return
         before = set(self.nodes)
         try:
-            value = self._rule(node)(node)
+            if node.refs and self.tokens.issuperset(node.refs) and self._moves(node):
+                self.tokens.add(self.keep(node))
+            else:
+                self.values[node.name] = value = self._rule(node)(node)
+                self.most = max(self.most, value.most)
         except Refused as error:
             self.refused.append(f"  {node.layer or node.name} ({node.target}): {error}")
             return
-        self.values[node.name] = value
-        self.most = max(self.most, value.most)
         if self.fitting is not None and not self.refused:
             self._passed(node, before)
 
@@ -264,10 +267,12 @@ class _Whole:
         new = [made for name, made in self.nodes.items() if name not in before]
         later = self.source.nodes[self.source.nodes.index(node) + 1 :]
         read = {ref for other in later for ref in other.refs} | set(self.source.outputs)
-        kept = {self.values[name].name for name in read if name in self.values}
+        kept = {self.values[name].name for name in read if name in self.values} | (self.tokens & read)
         cast(Fitting, self.fitting).passed(node, new, self.tensors, self.made, kept)
 
     def _rule(self, node: Node) -> Callable[[Node], _Value]:
+        if not self.tokens.isdisjoint(node.refs):
+            return self._looked_up
         if node.name in self.neurons:
             return self._neuron
         if not node.refs:
@@ -299,16 +304,18 @@ class _Whole:
             return self._filled
         if node.target in ("aten.relu.default", HOLD):
             return self._unchanged
+        return self._moved if self._moves(node) else self._unknown
+
+    def _moves(self, node: Node) -> bool:
+        """Whether a node leaves values as they are, at other places."""
         row = TABLE[node.target]
-        if (
+        return (
             row.role is Role.SYNAPSE
             and row.sources == "one"
             and not (row.weighted or row.product or row.weighs)
             and all(node.target in CHOOSE and _chooses(self.source.tensors[path]) for path in node.params)
             and node.target not in MIX
-        ):
-            return self._moved
-        return self._unknown
+        )
 
     def _one_tensor(self, node: Node) -> bool:
         """Whether a node that reads no value only moves or repeats real numbers of the network."""
@@ -734,6 +741,20 @@ class _Whole:
         self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
         return _Value(node.name, node, torch.full([1] * len(node.shape), top / ALIKE**2).double(), ALIKE**2)
 
+    def _looked_up(self, node: Node) -> _Value:
+        """A row of a table for every token, rounded as weights are, on a grid of each of its features."""
+        table = node.args[0]
+        if node.target != EMBEDDING or not isinstance(table, Param):
+            if not self.tokens.issuperset(node.refs):
+                raise Refused("its mask depends on the input" if node.target == MASKED else "it chooses by tokens")
+            raise Refused("it computes with tokens, which whole numbers only look up in tables")
+        number = self.source.tensors[table.path].double()
+        largest = number.abs().amax(0)
+        grid = torch.where(largest > 0, largest / self.top, 1.0)
+        whole = self.put(node, "weight", (number / grid).round())
+        self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
+        return _Value(node.name, node, grid.reshape([1] * (len(node.shape) - 1) + [-1]), self.top)
+
     def _moved(self, node: Node) -> _Value:
         values = [self.values[ref] for ref in dict.fromkeys(node.refs)]
         if node.target == "aten.pixel_shuffle.default":  # channels become places, which have one grid
@@ -821,7 +842,8 @@ class _Whole:
         wide = dtype is torch.float64  # inside alone: the input is rounded, and the answer made, in float32
         if wide:
             for i in self.source.inputs:
-                self._widened(self.nodes[f"{i.name}_whole"], dtype)
+                if i.name not in self.tokens:
+                    self._widened(self.nodes[f"{i.name}_whole"], dtype)
         names: dict[str, str] = {}
         how = {"role": Role.ANALOG, "reason": REAL}  # once, on the mean over time: at every step it would round
         for name in dict.fromkeys(self.source.outputs):

@@ -57,7 +57,7 @@ class Fitting:
         for batch in batches:
             if left <= 0:
                 break
-            env = {name: x[:left].detach().float() for name, x in batch.items()}
+            env = {name: _float(x[:left].detach()) for name, x in batch.items()}
             left -= len(next(iter(env.values())))
             self.teachers.append(Stream(dict(env), tensors, graph.sizes(env)))
             self.students.append(Stream(dict(env), {}, graph.sizes(env)))
