@@ -588,3 +588,90 @@ def test_the_output_of_neurons_has_its_scale_behind_them(how: str) -> None:
     assert len(snn.neurons()) == 2
     assert float(answer.max()) > 0
     assert torch.allclose(lowered(x.double()), answer, rtol=1e-9, atol=1e-9)
+
+
+class Answers(nn.Module):
+    """Images of bytes, or real ones; what `answer` makes of the last layer's output."""
+
+    def __init__(self, answer: Any, read: Any = lambda x: x) -> None:
+        super().__init__()
+        self.answer, self.read = answer, read
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.answer(self.head(self.conv(self.read(x)).relu().mean((2, 3))))
+
+
+def answered(answer: Any, read: Any = lambda x: x, x: Tensor | None = None) -> tuple[Any, SNN, SNN, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Answers(answer, read).eval()
+        x = torch.randn(32, 3, 8, 8) if x is None else x
+    with torch.no_grad():
+        right = model(x)
+    snn = parspike.convert(model, x, T=16, recipe=parspike.ClosedForm(refit=False))
+    return right, snn, integers(snn, x), x
+
+
+ANSWERS: dict[str, Any] = {
+    "softmax": lambda y: y.softmax(1),
+    "log-softmax": lambda y: F.log_softmax(y, 1),
+    "length 1": lambda y: F.normalize(y, dim=1),
+    "a norm": lambda y: F.layer_norm(y, [5]),
+    "a division": lambda y: y / (1 + y.abs().sum(1, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_comes_behind_the_last_layer_is_computed_of_the_answer(name: str, tmp_path: Path) -> None:
+    """Would catch a network that is refused for its last softmax, and one that computes it at every step."""
+    right, snn, lowered, x = answered(ANSWERS[name])
+    before, after = (float((made(x) - right).norm() / right.norm()) for made in (snn, lowered))
+    assert after < 1.2 * before + 0.01
+    wanted = lowered(x)
+    assert wanted.dtype == torch.float32
+    for engine in ("parallel", "serial", "integer"):
+        assert torch.equal(lowered.run(x, engine=cast(Any, engine)).logits, wanted), engine
+    assert [synapse.layer for synapse in prove(lowered, x[:4]).synapses] == ["conv", "head"]
+    assert torch.equal(parspike.load(lowered.save(tmp_path / "net.parspike"))(x), wanted)
+
+
+def test_of_several_answers_each_is_made_of_the_same_whole_numbers() -> None:
+    """Would catch an answer that is lost, or made of another value than the one beside it."""
+    right, _, lowered, x = answered(lambda y: {"logits": y, "p": y.softmax(1), "top": y.argmax(1)})
+    made = lowered(x)
+    assert made["top"].dtype == torch.int64
+    assert torch.allclose(made["p"], made["logits"].softmax(1))
+    assert torch.equal(made["top"], made["logits"].argmax(1))
+    assert float((made["top"] == right["top"]).float().mean()) > 0.8
+    assert lowered.provenance["real"] == ["softmax", "argmax"]
+
+
+def test_a_layer_behind_what_is_no_whole_number_is_no_part_of_the_answer() -> None:
+    """Would catch a linear layer that is left in real numbers."""
+    head = nn.Linear(5, 2)
+    with pytest.raises(UnsupportedError, match=r"layer_norm.*deviation"):
+        answered(lambda y: head(F.layer_norm(y, [5])))
+
+
+BYTES = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+READ: dict[str, tuple[Any, Tensor]] = {
+    "divided": (lambda x: x.float() / 255, BYTES),
+    "channels last": (lambda x: (x.permute(0, 3, 1, 2).float() / 255 - 0.45) / 0.22, BYTES.movedim(1, -1).contiguous()),
+    "true and false": (lambda x: x.float(), BYTES > 127),
+    "16 bits": (lambda x: x.to(torch.float32) * 0.01, BYTES.to(torch.int16) * 3 - 300),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_inputs_that_are_whole_are_taken_as_they_are(name: str) -> None:
+    """Would catch a byte that is rounded to fewer bits, taken for a signed one, or refused."""
+    read, x = READ[name]
+    right, snn, lowered, x = answered(lambda y: y, read, x)
+    before, after = (float((made(x) - right).norm() / right.norm()) for made in (snn, lowered))
+    assert after < 1.2 * before + 0.01
+    wanted = lowered.run(x, record=True)
+    run = lowered.run(x, engine="integer", record=True)
+    assert torch.equal(run.logits, wanted.logits)
+    assert all(torch.equal(run.counts[layer], count) for layer, count in wanted.counts.items())
+    assert prove(lowered, x[:4]).synapses[0].reads == "the input"

@@ -220,6 +220,78 @@ def test_masks_that_whole_numbers_cannot_carry_are_named(mask: Callable[[Tensor]
         integers(snn, x)
 
 
+class Language(nn.Module):
+    """A block of a language model of today: tokens, RMS norms, turned queries and keys, two queries for each key, a
+    gated feed-forward layer; and the positions of an older one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(20, 12), nn.Embedding(7, 12)
+        self.one, self.two, self.last = nn.RMSNorm(12), nn.RMSNorm(12), nn.RMSNorm(12)
+        self.q, self.kv, self.out = (nn.Linear(12, n, bias=False) for n in (12, 12, 12))
+        self.gate, self.up, self.down = nn.Linear(12, 16), nn.Linear(12, 16), nn.Linear(16, 12)
+        self.head = nn.Linear(12, 20, bias=False)
+
+    @staticmethod
+    def turned(x: Tensor) -> Tensor:
+        angle = torch.outer(torch.arange(float(x.shape[2])), torch.tensor([1.0])).repeat(1, 2)
+        one, two = x.chunk(2, -1)
+        return x * angle.cos() + torch.cat([-two, one], -1) * angle.sin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.tokens(x) + self.places(torch.arange(x.shape[1]))
+        read = self.one(y)
+        q = self.turned(self.q(read).unflatten(2, (6, 2)).transpose(1, 2))
+        k, v = self.kv(read).unflatten(2, (6, 2)).transpose(1, 2).split(3, 1)
+        k, v = self.turned(k).repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = y + self.out(mixed.transpose(1, 2).flatten(2))
+        read = self.two(y)
+        y = y + self.down(F.silu(self.gate(read)) * self.up(read))
+        return F.log_softmax(self.head(self.last(y)), -1)
+
+
+def test_a_language_model_runs_on_whole_numbers_from_tokens_on(tmp_path: Path) -> None:
+    """Would catch a table on a grid of another feature, a token that is taken for a value, a turn on unlike grids."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Language().eval(), torch.randint(0, 20, (32, 7))
+    recipe = parspike.ClosedForm(refit=False)
+    snn = parspike.convert(model, x, T=6, code="weighted", recipe=recipe, **LOOKUP)
+    with torch.no_grad():
+        right = model(x)
+    errors = []
+    for refit in (False, True):
+        lowered = integers(snn, x, weights=12, inputs=12, refit=refit)
+        errors.append(float((lowered(x) - right).norm() / right.norm()))
+        wanted = lowered.run(x, record=True)
+        for engine in ("parallel", "serial", "integer"):
+            run = lowered.run(x, engine=cast(Any, engine), record=True)
+            assert all(torch.equal(run.counts[layer], count) for layer, count in wanted.counts.items()), engine
+    assert max(errors) < 1.3 * float((snn(x) - right).norm() / right.norm()) + 0.005
+    assert lowered.provenance["real"] == ["log_softmax"]
+    assert not any(synapse.reads == "the input" for synapse in prove(lowered, x[:3]).synapses)
+    assert torch.equal(parspike.load(lowered.save(tmp_path / "net.parspike"))(x), wanted.logits)
+
+
+class Counted(nn.Module):
+    """Adds to tokens how often they were met."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x.cumsum(1) % 20).mean(1)
+
+
+def test_what_is_computed_with_tokens_is_refused() -> None:
+    made, x = nn.Sequential(nn.Embedding(20, 12), nn.ReLU(), nn.Linear(12, 3)), torch.randint(0, 20, (32, 7))
+    snn = parspike.convert(Counted(made).eval(), x, T=4, recipe="max")
+    with pytest.raises(UnsupportedError, match="computes with tokens"):
+        integers(snn, x)
+
+
 class Deep(nn.Module):
     """Gates behind gates, with no neurons on the way of what they multiply: numbers grow with every product."""
 

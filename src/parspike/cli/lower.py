@@ -104,6 +104,9 @@ def lower(
         answer |= {"weights": weights, "inputs": inputs, "refit": refit, "largest": made.provenance["largest"]}
         kept = "float32" if all(t.dtype != torch.float64 for t in made.tensors().values()) else "float64"
         text["sums"] = f"below {made.provenance['largest'] + 1:,}; {kept} holds them exactly"
+        answer["real"] = made.provenance.get("real", [])
+        if answer["real"]:
+            text["in real numbers"] = f"{', '.join(answer['real'])}, of the answer"
     if seen is not None:
         answer["proof"] = {"steps": seen.steps, "largest": seen.sums, "synapses": [vars(s) for s in seen.synapses]}
     console.result(json, answer, console.table(text) + ("" if seen is None else f"\n{seen}"))

@@ -175,7 +175,7 @@ class _Maker:
             elif self.gpu is not None and TABLE[node.target].weighted:
                 steps[node.name] = whole_steps.widened(node, self._given(node), torch.float64, self.dtype)
             elif node.target == CLIP and node.name in self.narrow:
-                steps[node.name] = whole_steps.as_int8(*self.ranges[node.name])
+                steps[node.name] = whole_steps.as_bytes(*self.ranges[node.name])
             elif node.target in CASTS and node.name in self.narrow:
                 steps[node.name] = whole_steps.as_it_is
             elif node.target == POOL and node.name in self.narrow:
@@ -257,7 +257,8 @@ class _Maker:
                 self.narrow.add(node.name)
         elif node.target == CLIP:
             single_ends = all(self.tensors[path].numel() == 1 for path in node.params)
-            if self.here and single_ends and max(map(abs, self.ranges[node.name])) < HALF:
+            low, high = self.ranges[node.name]
+            if self.here and single_ends and ((low >= -HALF and high < HALF) or (low >= 0 and high <= BYTE)):
                 self.narrow.add(node.name)
         elif self._keeps(node) and node.refs and self.narrow.issuperset(node.refs):
             self.narrow.add(node.name)

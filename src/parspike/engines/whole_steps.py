@@ -22,7 +22,7 @@ from parspike.graph.signature import Linear
 from parspike.neurons import Whole
 
 __all__ = [
-    "Behind", "Centred", "Chain", "Pooled", "Step", "as_int8", "as_it_is", "counted", "pooled", "single",
+    "Behind", "Centred", "Chain", "Pooled", "Step", "as_bytes", "as_it_is", "counted", "pooled", "single",
     "sums_of", "widened",
 ]  # fmt: skip
 
@@ -42,11 +42,12 @@ def as_it_is(args: tuple[Any, ...]) -> Tensor:
     return args[0]
 
 
-def as_int8(low: float, high: float) -> Step:
-    """Whole numbers, clipped to these ends within −127 … 127, as bytes with a sign."""
+def as_bytes(low: float, high: float) -> Step:
+    """Whole numbers, clipped to these ends, as bytes, with a sign where some are below 0."""
+    kind = torch.int8 if low < 0 else torch.uint8
 
     def step(args: tuple[Any, ...]) -> Tensor:
-        return args[0].clamp(low, high).to(torch.int8)
+        return args[0].clamp(low, high).to(kind)
 
     return step
 

@@ -70,6 +70,8 @@ CONSTANTS = {"aten.add.Scalar": (1, 1), "aten.sub.Scalar": (1, -1), "aten.rsub.S
 CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default")
 """Operators that may read a tensor of the network without changing values: places."""
 EMBEDDING = "aten.embedding.default"
+WHOLE_TYPES = {torch.bool: (0.0, 1.0), torch.uint8: (0.0, 255.0), torch.int8: (-128.0, 127.0)}
+"""What numbers of the small whole types may be; of the others what images hold decides."""
 MIX = ("aten.lerp.Scalar",)
 """Operators that are no layer, and move no values either."""
 ELEMENTS = ("aten.mul.Tensor", TIMES)
@@ -104,8 +106,10 @@ def integers(
     example that was traced.
 
     Returns a network of `Whole` neurons (or of IF neurons whose parameters are whole), which runs, saves and loads like
-    any other; its outputs are real again. Raises `UnsupportedError` that lists every operator and neuron that whole
-    numbers cannot carry, `OptionError` on bits out of range.
+    any other; its outputs are real again. What stands behind the last layer and has no form in whole numbers, such as a
+    softmax, is computed of the answer in real numbers (`provenance["real"]` names it). Inputs of a whole type, such as
+    uint8 images or tokens, are taken as they are. Raises `UnsupportedError` that lists every operator and neuron that
+    whole numbers cannot carry, `OptionError` on bits out of range.
     """
     check_converted(snn, "integers")
     for name, bits in (("weights", weights), ("inputs", inputs)):
@@ -165,11 +169,24 @@ class _Whole:
         self.tensors: dict[str, Tensor] = {}
         self.made: dict[str, SpikingLayer] = {}
         self.values: dict[str, _Value] = {}
-        self.tokens: set[str] = set()
-        """Values that are whole by themselves: inputs of a whole type, and what only moves them."""
+        self.tokens: dict[str, tuple[float, float]] = {}
+        """Values that are whole by themselves, inputs of a whole type and what only moves them, with the smallest and
+        the largest number that they hold as real ones."""
+        self.tail: dict[str, Node] = {}
+        """What is computed of the answer in real numbers: no neuron and no synapse comes behind it."""
+        self.entries: list[str] = []
+        """Nodes of float32 where real numbers have become whole."""
+        self.ahead: set[str] = set()
+        """Nodes of the network in front of a neuron or a synapse."""
+        for node in reversed(self.source.nodes):
+            if any(r.name in self.ahead or self._computes(r) for r in self.readers[node.name]):
+                self.ahead.add(node.name)
         self.refused: list[str] = []
         self.most = 1.0
         self.fitting: Fitting | None = None
+
+    def _computes(self, node: Node) -> bool:
+        return node.name in self.neurons or TABLE[node.target].weighted
 
     # What is put into the new graph.
 
@@ -217,7 +234,8 @@ class _Whole:
         top = 2 ** (bits - 1) - 1
         for i in self.source.inputs:
             if not i.dtype.is_floating_point:
-                self.tokens.add(i.name)
+                most = float(largest[i.name].max())
+                self.tokens[i.name] = WHOLE_TYPES.get(i.dtype, (-most, most))
                 continue
             most = largest[i.name]
             if not all(isinstance(arguments(reader), Conv) for reader in self.readers[i.name]):
@@ -232,6 +250,7 @@ class _Whole:
                 for end, value in (("least", -top), ("most", top))
             )
             name = self.emit(like, "_whole", "aten.clamp.Tensor", Ref(name), *ends)
+            self.entries.append(name)
             self.values[i.name] = _Value(name, like, grid, top)
 
     # Nodes.
@@ -243,17 +262,23 @@ class _Whole:
     def add(self, node: Node) -> None:
         """Put what a node computes into the new graph; or note why that cannot be done. What follows from a refused
         node is not refused again."""
-        if not all(ref in self.values or ref in self.tokens for ref in node.refs):
+        if not all(ref in self.values or ref in self.tokens or ref in self.tail for ref in node.refs):
+            return
+        if not self.tail.keys().isdisjoint(node.refs):
+            self.tail[node.name] = node
             return
         before = set(self.nodes)
         try:
-            if node.refs and self.tokens.issuperset(node.refs) and self._moves(node):
-                self.tokens.add(self.keep(node))
+            if node.refs and self._moves(node) and self.tokens.keys() >= {*node.refs} and not _is_real(node):
+                self.tokens[self.keep(node)] = self.tokens[node.refs[0]]
             else:
                 self.values[node.name] = value = self._rule(node)(node)
                 self.most = max(self.most, value.most)
         except Refused as error:
-            self.refused.append(f"  {node.layer or node.name} ({node.target}): {error}")
+            if node.name in self.ahead or self._computes(node) or not node.refs:
+                self.refused.append(f"  {node.layer or node.name} ({node.target}): {error}")
+            else:
+                self.tail[node.name] = node
             return
         if self.fitting is not None and not self.refused:
             self._passed(node, before)
@@ -267,12 +292,12 @@ class _Whole:
         new = [made for name, made in self.nodes.items() if name not in before]
         later = self.source.nodes[self.source.nodes.index(node) + 1 :]
         read = {ref for other in later for ref in other.refs} | set(self.source.outputs)
-        kept = {self.values[name].name for name in read if name in self.values} | (self.tokens & read)
+        kept = {self.values[name].name for name in read if name in self.values} | (self.tokens.keys() & read)
         cast(Fitting, self.fitting).passed(node, new, self.tensors, self.made, kept)
 
     def _rule(self, node: Node) -> Callable[[Node], _Value]:
-        if not self.tokens.isdisjoint(node.refs):
-            return self._looked_up
+        if not self.tokens.keys().isdisjoint(node.refs):
+            return self._of_tokens
         if node.name in self.neurons:
             return self._neuron
         if not node.refs:
@@ -741,11 +766,18 @@ class _Whole:
         self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
         return _Value(node.name, node, torch.full([1] * len(node.shape), top / ALIKE**2).double(), ALIKE**2)
 
-    def _looked_up(self, node: Node) -> _Value:
-        """A row of a table for every token, rounded as weights are, on a grid of each of its features."""
+    def _of_tokens(self, node: Node) -> _Value:
+        """What becomes of numbers that are whole by themselves: real ones, or a row of a table for each, rounded as
+        weights are, on a grid of each of its features."""
+        if _is_real(node):
+            low, high = self.tokens[node.refs[0]]
+            name = self.emit(node, "", CASTS[0], Ref(node.refs[0]), kwargs={"dtype": torch.float32})
+            ends = (self.put(node, end, torch.tensor(n).double()) for end, n in (("least", low), ("most", high)))
+            self.entries.append(self.emit(node, "_whole", "aten.clamp.Tensor", Ref(name), *ends))
+            return _Value(self.entries[-1], node, torch.ones([1] * len(node.shape)).double(), max(-low, high))
         table = node.args[0]
         if node.target != EMBEDDING or not isinstance(table, Param):
-            if not self.tokens.issuperset(node.refs):
+            if not self.tokens.keys() >= {*node.refs}:
                 raise Refused("its mask depends on the input" if node.target == MASKED else "it chooses by tokens")
             raise Refused("it computes with tokens, which whole numbers only look up in tables")
         number = self.source.tensors[table.path].double()
@@ -840,22 +872,30 @@ class _Whole:
         if self.most * self.simulation.T >= EXACT[torch.float64]:
             raise UnsupportedError(f"its sums reach {self.most:.3g}, more than 2^53: give fewer bits")
         wide = dtype is torch.float64  # inside alone: the input is rounded, and the answer made, in float32
-        if wide:
-            for i in self.source.inputs:
-                if i.name not in self.tokens:
-                    self._widened(self.nodes[f"{i.name}_whole"], dtype)
+        for name in self.entries if wide else ():
+            self._widened(self.nodes[name], dtype)
         names: dict[str, str] = {}
         how = {"role": Role.ANALOG, "reason": REAL}  # once, on the mean over time: at every step it would round
-        for name in dict.fromkeys(self.source.outputs):
+        of_tail = (ref for node in self.tail.values() for ref in node.refs)
+        for name in dict.fromkeys((*self.source.outputs, *of_tail)):
+            if name not in self.values:
+                continue
             value = self.values[name]
             like, whole = replace(value.like, name=name), value.name
             if wide:
                 whole = self.emit(like, "_narrow", CASTS[0], Ref(whole), kwargs={"dtype": torch.float32}, **how)
             grid = self.put(like, "real.grid", value.grid)
             names[name] = self.emit(like, "_real", "aten.mul.Tensor", Ref(whole), grid, **how)
-        output = map_tree(lambda leaf: Ref(names[leaf.name]) if isinstance(leaf, Ref) else leaf, self.source.output)
+
+        def real(leaf: Any) -> Any:
+            return Ref(names.get(leaf.name, leaf.name)) if isinstance(leaf, Ref) else leaf
+
+        for node in self.tail.values():
+            self.nodes[node.name] = replace(node.mapped(real), **how)
+            self.tensors |= {path: self.source.tensors[path] for path in node.params}
+        output = map_tree(real, self.source.output)
         read = {path for node in self.nodes.values() for path in node.params}
-        narrow = (".grid", ".least", ".most")
+        narrow = (".grid", ".least", ".most", *(path for node in self.tail.values() for path in node.params))
         tensors = {
             path: tensor
             if _chooses(tensor)
@@ -867,7 +907,10 @@ class _Whole:
             self.source, inputs=self.given, nodes=tuple(self.nodes.values()), output=output, tensors=tensors, norm=None
         )
         made = {name: neuron.to(dtype) for name, neuron in self.made.items()}
-        return SNN(graph, made, simulation=self.simulation, provenance={**provenance, "largest": int(self.most)})
+        about = {**provenance, "largest": int(self.most)}
+        if self.tail:
+            about["real"] = list(dict.fromkeys(node.layer or node.name for node in self.tail.values()))
+        return SNN(graph, made, simulation=self.simulation, provenance=about)
 
     def _widened(self, node: Node, dtype: torch.dtype) -> None:
         """Put a cast between a node and all that read it."""
@@ -917,15 +960,24 @@ def _without_casts(graph: Graph) -> Graph:
     def passed(leaf: Any) -> Any:
         return instead.get(leaf.name, leaf) if isinstance(leaf, Ref) else leaf
 
+    def single(leaf: Any) -> Any:
+        return torch.float32 if isinstance(leaf, torch.dtype) else leaf
+
     nodes = []
     for node in (node.mapped(passed) for node in graph.nodes):
-        dtype = node.args[1] if len(node.args) > 1 else node.kwargs.get("dtype")
-        floats = node.target in CASTS and isinstance(dtype, torch.dtype) and dtype.is_floating_point
-        if floats and node.refs[0] not in others:
+        if _is_real(node) and node.refs[0] not in others:
             instead[node.name] = Ref(node.refs[0])
-        else:
-            nodes.append(node)
+            continue
+        nodes.append(node.mapped(single) if _is_real(node) else node)
+        if node.refs and others.issuperset(node.refs) and not _is_real(node) and not TABLE[node.target].weighs:
+            others.add(node.name)
     return replace(graph, nodes=tuple(nodes), output=map_tree(passed, graph.output))
+
+
+def _is_real(node: Node) -> bool:
+    """Whether a node is a cast to floating numbers."""
+    dtype = node.args[1] if len(node.args) > 1 else node.kwargs.get("dtype")
+    return node.target in CASTS and isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
 def _chooses(tensor: Tensor) -> bool:
