@@ -274,21 +274,89 @@ def test_a_language_model_runs_on_whole_numbers_from_tokens_on(tmp_path: Path) -
     assert torch.equal(parspike.load(lowered.save(tmp_path / "net.parspike"))(x), wanted.logits)
 
 
-class Counted(nn.Module):
-    """Adds to tokens how often they were met."""
+class Padded(nn.Module):
+    """An encoder of texts of several lengths: what is padded is hidden, and the mean is of the others."""
 
-    def __init__(self, inside: nn.Module) -> None:
+    def __init__(self, mask: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.inside = inside
+        self.mask = mask
+        self.tokens, self.one, self.two = nn.Embedding(20, 12, padding_idx=0), nn.LayerNorm(12), nn.LayerNorm(12)
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inside(x.cumsum(1) % 20).mean(1)
+        there = x != 0
+        y = self.one(self.tokens(x))
+        q, k, v = self.qkv(y).unflatten(2, (3, 2, 6)).permute(2, 0, 3, 1, 4)
+        scores = self.mask(8 * q @ k.transpose(2, 3) / 6**0.5, there[:, None, None])
+        y = self.two(y + self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2)))
+        weights = there.float()[..., None]
+        return F.normalize((y * weights).sum(1) / weights.sum(1), dim=1)
+
+
+PADDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "filled": lambda scores, there: scores.masked_fill(~there, LAST),
+    "chosen": lambda scores, there: torch.where(there, scores, -torch.inf),
+    "added": lambda scores, there: scores + (1 - there.float()) * LAST,
+    "added, a number": lambda scores, there: scores + (1 - there.long()) * -1e4,
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_texts_of_several_lengths_hide_what_is_padded(name: str) -> None:
+    """Would catch a padded token that weighs on the others, and one that is shown in place of them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Padded(PADDED[name]).eval()
+        x = torch.randint(1, 20, (32, 6)) * (torch.arange(6) < torch.randint(2, 7, (32, 1)))
+    snn = parspike.convert(model, x, T=6, code="weighted", recipe=parspike.ClosedForm(refit=False), **LOOKUP)
+    lowered = integers(snn, x, weights=12, inputs=12)
+    with torch.no_grad():
+        right = model(x)
+    before, after = (float((made(x) - right).norm() / right.norm()) for made in (snn, lowered))
+    assert after < 1.3 * before + 0.005
+    wanted = lowered.run(x, record=True)
+    for engine in ("parallel", "serial", "integer"):
+        run = lowered.run(x, engine=cast(Any, engine), record=True)
+        assert all(torch.equal(run.counts[layer], count) for layer, count in wanted.counts.items()), engine
+    for layer in ("softmax.small", "softmax.large"):
+        count = wanted.counts[layer]
+        hidden = (x == 0)[:, None, None].expand_as(count)
+        least = count.amin((0, 2, 3), keepdim=True).expand_as(count)  # of a head: exp(-50)
+        assert torch.equal(count[hidden], least[hidden]), layer
+        assert float(count[~hidden].max()) == 63, layer
+    prove(lowered, x[:3])
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (lambda scores, there: scores.masked_fill(~there, 0.5), "chooses by tokens"),
+        (lambda scores, there: torch.relu(scores.masked_fill(~there, -torch.inf)), "no softmax alone reads"),
+    ],
+)
+def test_masks_of_tokens_that_hide_nothing_are_refused(mask: Callable[[Tensor, Tensor], Tensor], said: str) -> None:
+    x = torch.randint(0, 20, (32, 6), generator=torch.Generator().manual_seed(0))
+    recipe = parspike.ClosedForm(refit=False)
+    snn = parspike.convert(Padded(mask).eval(), x, T=6, code="weighted", recipe=recipe, **LOOKUP)
+    with pytest.raises(UnsupportedError, match=said):
+        integers(snn, x)
+
+
+class Counted(nn.Module):
+    """Adds a wave of its number to every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(20, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.tokens(x) + torch.sin(x)[..., None]).relu()).mean(1)
 
 
 def test_what_is_computed_with_tokens_is_refused() -> None:
-    made, x = nn.Sequential(nn.Embedding(20, 12), nn.ReLU(), nn.Linear(12, 3)), torch.randint(0, 20, (32, 7))
-    snn = parspike.convert(Counted(made).eval(), x, T=4, recipe="max")
-    with pytest.raises(UnsupportedError, match="computes with tokens"):
+    x = torch.randint(0, 20, (32, 7), generator=torch.Generator().manual_seed(0))
+    snn = parspike.convert(Counted().eval(), x, T=4, recipe="max")
+    with pytest.raises(UnsupportedError, match="makes real numbers of tokens"):
         integers(snn, x)
 
 

@@ -62,9 +62,13 @@ UNLIKE = 1 << 16
 """Parts of the largest of several values below which the grid of another one is not looked at."""
 ROOM = 1 << 20
 """Largest sum up to which a grid is made finer for the sake of precision: float32 then still holds the sums behind."""
-FACTOR_ROOMS = tuple(2.0**bits for bits in (44, 38, 34, 30, 27, 24, 22, 20, 18, 16))
+ROOMS = (
+    *((2.0**bits, False) for bits in (44, 38, 34, 30, 27, 24, 22, 20, 18, 16)),
+    *((2.0**bits, True) for bits in (38, 34, 30, 27, 24, 22, 20, 18)),
+)
 """Largest values that are multiplied, by weights or by each other, the first under which all sums are exact: what
-weights prove of a value is often some hundred times what arises, so few of its bits are left out where any are."""
+weights prove of a value is often some hundred times what arises, so few of its bits are left out where any are. Last
+those that also hold for values on one grid for all channels, where small channels may lose all bits."""
 SUMS = {"aten.add.Tensor": (1, 1), "aten.sub.Tensor": (1, -1), "aten.rsub.Tensor": (-1, 1)}
 CONSTANTS = {"aten.add.Scalar": (1, 1), "aten.sub.Scalar": (1, -1), "aten.rsub.Scalar": (-1, 1)}
 CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default")
@@ -83,6 +87,8 @@ FILLS = {
 it is not."""
 SOFTMAX = (LARGEST, "aten.softmax.int", "aten._softmax.default", WEIGHTS)
 """Operators of a softmax that read its scores."""
+SHUT = -1e4
+"""A number that scores are replaced by to hide them; no larger one is taken for that."""
 MATRICES = ("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
 """Products of two values: element by element, and of matrices."""
 FACTORS = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar", "aten.neg.default")
@@ -123,17 +129,17 @@ def integers(
         moved = [{name: x.cpu() for name, x in env.items()} for env in batches]
         here = copy.deepcopy(snn).cpu()
         return integers(here, cast(Any, moved), weights=weights, inputs=inputs, refit=refit).to(device)
-    source, largest = aligned(snn).double(), _largest(batches)
-    for room in FACTOR_ROOMS:
+    source = aligned(snn).double()
+    for room in ROOMS:
         made = _Whole(source, weights, snn.graph.at_example(FIXED).inputs, room)
-        made.read(largest, inputs)
+        made.read(batches, inputs)
         made.add_all()
         spare = 8 if refit else 1  # fitted weights make other grids
         if made.refused or made.most * snn.T * spare < EXACT[torch.float64]:
             break
     if refit and not made.refused:
         made = _Whole(source, weights, snn.graph.at_example(FIXED).inputs, room)
-        made.read(largest, inputs)
+        made.read(batches, inputs)
         made.follow(batches)
         made.add_all()
     about = {"lowered": "integers", "weights": weights, "inputs": inputs, "refit": refit}
@@ -158,8 +164,9 @@ class _Value:
 class _Whole:
     """The network in the making, node by node."""
 
-    def __init__(self, snn: SNN, bits: int, given: tuple[Input, ...], room: float) -> None:
-        self.given, self.room = given, room
+    def __init__(self, snn: SNN, bits: int, given: tuple[Input, ...], room: tuple[float, bool]) -> None:
+        self.given = given
+        self.room, self.tight = room
         fixed = replace(snn.graph.at_example(FIXED), tensors=dict(snn.tensors()))
         self.source = _without_constants(_without_casts(fixed))
         self.neurons, self.simulation, self.over_time = snn.neurons(), snn.simulation, snn.over_time
@@ -169,9 +176,11 @@ class _Whole:
         self.tensors: dict[str, Tensor] = {}
         self.made: dict[str, SpikingLayer] = {}
         self.values: dict[str, _Value] = {}
-        self.tokens: dict[str, tuple[float, float]] = {}
-        """Values that are whole by themselves, inputs of a whole type and what only moves them, with the smallest and
-        the largest number that they hold as real ones."""
+        self.tokens: set[str] = set()
+        """Values that are whole by themselves: inputs of a whole type, and what is computed of them alone and is of
+        such a type too."""
+        self.met: list[Stream] = []
+        """These values for the images given."""
         self.tail: dict[str, Node] = {}
         """What is computed of the answer in real numbers: no neuron and no synapse comes behind it."""
         self.entries: list[str] = []
@@ -230,12 +239,14 @@ class _Whole:
 
     # Inputs.
 
-    def read(self, largest: Mapping[str, Tensor], bits: int) -> None:
-        top = 2 ** (bits - 1) - 1
+    def read(self, batches: list[dict[str, Tensor]], bits: int) -> None:
+        top, largest = 2 ** (bits - 1) - 1, _largest(batches)
+        self.met = [Stream({}, self.source.tensors, self.source.sizes(env)) for env in batches]
         for i in self.source.inputs:
             if not i.dtype.is_floating_point:
-                most = float(largest[i.name].max())
-                self.tokens[i.name] = WHOLE_TYPES.get(i.dtype, (-most, most))
+                for met, env in zip(self.met, batches, strict=True):
+                    met.env[i.name] = env[i.name]
+                self.tokens.add(i.name)
                 continue
             most = largest[i.name]
             if not all(isinstance(arguments(reader), Conv) for reader in self.readers[i.name]):
@@ -269,8 +280,8 @@ class _Whole:
             return
         before = set(self.nodes)
         try:
-            if node.refs and self._moves(node) and self.tokens.keys() >= {*node.refs} and not _is_real(node):
-                self.tokens[self.keep(node)] = self.tokens[node.refs[0]]
+            if node.refs and self.tokens.issuperset(node.refs) and self._stays_whole(node):
+                self.tokens.add(self.keep(node))
             else:
                 self.values[node.name] = value = self._rule(node)(node)
                 self.most = max(self.most, value.most)
@@ -292,11 +303,11 @@ class _Whole:
         new = [made for name, made in self.nodes.items() if name not in before]
         later = self.source.nodes[self.source.nodes.index(node) + 1 :]
         read = {ref for other in later for ref in other.refs} | set(self.source.outputs)
-        kept = {self.values[name].name for name in read if name in self.values} | (self.tokens.keys() & read)
+        kept = {self.values[name].name for name in read if name in self.values} | (self.tokens & read)
         cast(Fitting, self.fitting).passed(node, new, self.tensors, self.made, kept)
 
     def _rule(self, node: Node) -> Callable[[Node], _Value]:
-        if not self.tokens.keys().isdisjoint(node.refs):
+        if not self.tokens.isdisjoint(node.refs):
             return self._of_tokens
         if node.name in self.neurons:
             return self._neuron
@@ -304,12 +315,8 @@ class _Whole:
             return self._constant if self._one_tensor(node) else self._unknown
         if node.role is Role.NEURON and node.target != "aten.relu.default" and self._only_neurons_read(node):
             return self._computed
-        if node.target in SUMS and len(node.refs) == 2:
-            return self._sum
-        if node.target in SUMS or node.target in CONSTANTS:
-            return self._shifted
-        if node.target in FACTORS or node.target == "parspike.scale_shift":
-            return self._scaled
+        if arithmetic := self._arithmetic(node):
+            return arithmetic
         found = arguments(node)
         if isinstance(found, (Conv, Linear)):
             return self._synapse
@@ -330,6 +337,13 @@ class _Whole:
         if node.target in ("aten.relu.default", HOLD):
             return self._unchanged
         return self._moved if self._moves(node) else self._unknown
+
+    def _arithmetic(self, node: Node) -> Callable[[Node], _Value] | None:
+        if node.target in SUMS and len(node.refs) == 2:
+            return self._sum
+        if node.target in SUMS or node.target in CONSTANTS:
+            return self._shifted
+        return self._scaled if node.target in FACTORS or node.target == "parspike.scale_shift" else None
 
     def _moves(self, node: Node) -> bool:
         """Whether a node leaves values as they are, at other places."""
@@ -359,9 +373,21 @@ class _Whole:
     def _sum(self, node: Node) -> _Value:
         if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
             raise Refused("a sum with a factor")
-        left, right = self._on_one_grid(node, [self.values[ref] for ref in node.refs])
+        left, right = self._on_one_grid(node, self._no_further_than_hidden(node))
         name = self.emit(node, "", node.target, Ref(left.name), Ref(right.name))
         return _Value(name, node, left.grid, left.most + right.most)
+
+    def _no_further_than_hidden(self, node: Node) -> list[_Value]:
+        """The branches of a sum. Where a softmax alone reads it, one step of a branch that outweighs all of the other
+        branch is made as small as still does: (1 − mask) times the smallest number of a type."""
+        one, two = (self.values[ref] for ref in node.refs)
+        if self._softmax_reads(node)[0]:
+            ends = [2 * _reach(value) - 2 * LOWEST for value in (two, one)]
+            if bool((one.grid > ends[0]).all()):
+                one = replace(one, grid=torch.full_like(one.grid, ends[0]))
+            elif bool((two.grid > ends[1]).all()):
+                two = replace(two, grid=torch.full_like(two.grid, ends[1]))
+        return [one, two]
 
     def _on_one_grid(self, node: Node, values: list[_Value]) -> list[_Value]:
         """The branches on one grid. The grid is finer than the finest of them, so that the factors of the others, which
@@ -453,6 +479,7 @@ class _Whole:
             raise Refused("it adds a constant of another shape")
         hidden = self._hidden(node, value, number)
         if hidden is not None:
+            value = self._coarse(node, value, "hidden")
             value = self.times(value, (~hidden).to(value.grid), f"_shown_for_{node.name}")
             number = number.masked_fill(hidden, 0.0)
         whole = number / value.grid
@@ -482,16 +509,63 @@ class _Whole:
             hidden = hidden | more
         if not bool(hidden.any()):
             return None
-        softmax = next((reader for reader in self.readers[node.name] if reader.target in SOFTMAX), None)
-        alone = softmax is not None and all(
-            reader is softmax or softmax.name in reader.refs for reader in self.readers[node.name]
-        )
-        dim = -1 if softmax is None or len(softmax.args) < 2 else cast(int, softmax.args[1])
+        alone, dim = self._softmax_reads(node)
         if alone and not bool(hidden.expand(_sample(node)).all(dim).any()):
             return hidden
         if bool((number == -math.inf).any()):
             raise Refused("its mask hides all of a row" if alone else "it adds −∞ to what no softmax alone reads")
         return None
+
+    def _real_of(self, tokens: str, like: Node) -> _Value:
+        """Tokens as a value that is computed with, on a grid of 1. like: with the name and the layer it gets."""
+        known = self.source.by_name.get(tokens) or next(i for i in self.source.inputs if i.name == tokens)
+        like, met = replace(like, shape=known.shape), [met.env[tokens] for met in self.met]
+        most = max(float(one.double().abs().max()) for one in met)
+        low, high = WHOLE_TYPES.get(met[0].dtype, (-most, most))
+        name = self.emit(like, "", CASTS[0], Ref(tokens), kwargs={"dtype": torch.float32})
+        ends = (self.put(like, end, torch.tensor(number).double()) for end, number in (("least", low), ("most", high)))
+        self.entries.append(self.emit(like, "_whole", "aten.clamp.Tensor", Ref(name), *ends))
+        return _Value(self.entries[-1], like, torch.ones([1] * len(like.shape)).double(), max(-low, high))
+
+    def _softmax_reads(self, node: Node) -> tuple[bool, int]:
+        """Whether a softmax alone reads a value, and along which dimension."""
+        softmax = next((reader for reader in self.readers[node.name] if reader.target in SOFTMAX), None)
+        if softmax is None:
+            return False, -1
+        alone = all(reader is softmax or softmax.name in reader.refs for reader in self.readers[node.name])
+        return alone, cast(int, softmax.args[1]) if len(softmax.args) > 1 else -1
+
+    def _hidden_by_tokens(self, node: Node) -> _Value:
+        """Scores of an attention of which truth values, computed of tokens, hide some."""
+        if node.target == MASKED:
+            scores, mask, shows = node.args[0], node.args[1], True
+        else:
+            condition, true, false = (node.args[place] for place in FILLS[node.target])
+            shows = isinstance(true, Ref) and true.name in self.values
+            scores, mask, number = (true, condition, false) if shows else (false, condition, true)
+            number = self.source.tensors[number.path] if isinstance(number, Param) else number
+            if isinstance(number, Ref) or float(cast(float, number)) > SHUT:
+                raise Refused("it chooses by tokens")
+        if not isinstance(scores, Ref) or scores.name not in self.values or not isinstance(mask, Ref):
+            raise Refused("it makes real numbers of tokens, which whole numbers only look up in tables")
+        if self.met[0].env[mask.name].dtype != torch.bool:
+            raise Refused("its mask of numbers depends on the input: give one of true and false")
+        if not self._softmax_reads(node)[0]:
+            raise Refused("it hides values from what no softmax alone reads")
+        value, like = self._coarse(node, self.values[scores.name], "hidden"), self.source.by_name[mask.name]
+        like = replace(like, name=f"{mask.name}_for_{node.name}")
+        if not shows:
+            mask = Ref(self.emit(like, "_turned", "aten.logical_not.default", mask))
+        shown = self.emit(like, "", CASTS[0], mask, kwargs={"dtype": torch.float32})
+        self.entries.append(shown)
+        less = self.emit(like, "_less", "aten.add.Tensor", Ref(shown), self.put(like, "less", torch.tensor([-1.0])))
+        low = float(((2 * _reach(value) - 2 * LOWEST) / value.grid.min()).ceil())
+        low_ = self.emit(
+            like, "_low", "aten.mul.Tensor", Ref(less), self.put(like, "low", torch.tensor([low]).double())
+        )
+        kept = self.emit(node, "_kept", "aten.mul.Tensor", Ref(value.name), Ref(shown))
+        name = self.emit(node, "", "aten.add.Tensor", Ref(kept), Ref(low_))
+        return replace(value, name=name, like=node, most=max(value.most, low))
 
     def _filled(self, node: Node) -> _Value:
         """Values of which a mask of the network's replaces some, by a constant or by other values."""
@@ -558,9 +632,9 @@ class _Whole:
         name = self.emit(node, "", node.target, Ref(left.name), Ref(right.name), role=node.role, reason=node.reason)
         return _Value(name, node, grid, left.most * right.most * number)
 
-    def _coarse(self, node: Node, value: _Value, what: str = "") -> _Value:
+    def _coarse(self, node: Node, value: _Value, what: str = "", room: float | None = None) -> _Value:
         """The value, rounded to fewer bits where it may be larger than there is room for before it is multiplied."""
-        by = 2.0 ** max(0, math.ceil(math.log2(max(value.most, 1) / self.room)))
+        by = 2.0 ** max(0, math.ceil(math.log2(max(value.most, 1) / (room or self.room))))
         if by == 1:
             return value
         if self.over_time:
@@ -578,10 +652,13 @@ class _Whole:
         of the others are rounded; but for what is so small beside the largest that it does not count."""
         if torch.equal(value.grid.amin(dims, keepdim=True), value.grid.amax(dims, keepdim=True)):
             return replace(value, grid=value.grid.amin(dims, keepdim=True))
-        value = self._coarse(node, value, f"even{what and '_'}{what}")
+        room = self.room / ALIKE if self.tight else self.room
+        value = self._coarse(node, value, f"even{what and '_'}{what}", room)
         most = value.grid.amax(dims, keepdim=True)
         least = torch.maximum(value.grid.amin(dims, keepdim=True), most / UNLIKE)
         grid = least / ALIKE
+        if self.tight:
+            grid = torch.maximum(grid, most * max(value.most, 1) / self.room)
         factors = (value.grid / grid).round()
         return replace(self.times(value, factors, f"_even_for_{node.name}{what and '_'}{what}"), grid=grid)
 
@@ -766,20 +843,34 @@ class _Whole:
         self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
         return _Value(node.name, node, torch.full([1] * len(node.shape), top / ALIKE**2).double(), ALIKE**2)
 
+    def _stays_whole(self, node: Node) -> bool:
+        """Whether what a node makes of tokens is of a whole type; it is then computed as in the network."""
+        made = [call(node.target, *met.arguments(node)) for met in self.met]
+        if not all(isinstance(one, Tensor) and not one.is_floating_point() and not one.is_complex() for one in made):
+            return False
+        for met, one in zip(self.met, made, strict=True):
+            met.env[node.name] = one
+        return True
+
     def _of_tokens(self, node: Node) -> _Value:
         """What becomes of numbers that are whole by themselves: real ones, or a row of a table for each, rounded as
         weights are, on a grid of each of its features."""
+        if node.target == MASKED or node.target in FILLS:
+            return self._hidden_by_tokens(node)
         if _is_real(node):
-            low, high = self.tokens[node.refs[0]]
-            name = self.emit(node, "", CASTS[0], Ref(node.refs[0]), kwargs={"dtype": torch.float32})
-            ends = (self.put(node, end, torch.tensor(n).double()) for end, n in (("least", low), ("most", high)))
-            self.entries.append(self.emit(node, "_whole", "aten.clamp.Tensor", Ref(name), *ends))
-            return _Value(self.entries[-1], node, torch.ones([1] * len(node.shape)).double(), max(-low, high))
+            return self._real_of(node.refs[0], node)
+        arithmetic, given = self._arithmetic(node), self.tokens.intersection(node.refs)
+        if arithmetic is not None:
+            self.values |= {name: self._real_of(name, replace(node, name=f"{name}_for_{node.name}")) for name in given}
+            made = arithmetic(node)
+            for name in given:
+                del self.values[name]
+            return made
         table = node.args[0]
+        if not self.tokens.issuperset(node.refs):
+            raise Refused("it chooses by tokens")
         if node.target != EMBEDDING or not isinstance(table, Param):
-            if not self.tokens.keys() >= {*node.refs}:
-                raise Refused("its mask depends on the input" if node.target == MASKED else "it chooses by tokens")
-            raise Refused("it computes with tokens, which whole numbers only look up in tables")
+            raise Refused("it makes real numbers of tokens, which whole numbers only look up in tables")
         number = self.source.tensors[table.path].double()
         largest = number.abs().amax(0)
         grid = torch.where(largest > 0, largest / self.top, 1.0)
