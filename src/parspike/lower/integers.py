@@ -19,49 +19,33 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.errors import OptionError, UnsupportedError
-from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, Stream, leaves, map_tree
-from parspike.graph.ops import CASTS, FLOOR, HOLD, LARGEST, LOWEST, MASKED, REAL, TABLE, TIMES, WEIGHTS, WHOLE, call
+from parspike.graph import Node, Param, Ref, Role, Stream, map_tree
+from parspike.graph.ops import CASTS, FLOOR, HOLD, LARGEST, MASKED, REAL, TABLE, TIMES
 from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
+from parspike.lower.grids import ALIKE, FIXED, PRECISE, Value, chooses, sample, squeezed
+from parspike.lower.masks import Masks
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
+from parspike.lower.prepared import FACTORS, FILLS, SUMS, batches_of, is_real, largest_of
 from parspike.lower.rounding import Fitting, finest, one_by_one
-from parspike.neurons import (
-    IntegrateFire,
-    ParallelNeuron,
-    SignedNeuron,
-    SpikingLayer,
-)
+from parspike.neurons import ParallelNeuron, SignedNeuron
 from parspike.snn import SNN, check_converted
 
 __all__ = ["integers"]
 
 EXACT = {torch.float32: 1 << 24, torch.float64: 1 << 53}
 """Whole numbers below these, and their sums, are exact."""
-ROUNDED = 1e-6
-"""By how much, as a share, a constant may differ from a whole number: it was held in float32."""
 USEFUL = 1 << 12
 """Parts of one count of a neuron that a weight, times the largest number that it is given, is rounded to, at most:
 finer weights would only make sums larger."""
 COARSE = 1 << 8
 """Parts of one count below which a threshold that is no whole number of them would be rounded too much."""
-FIXED = "whole numbers are made for the sizes of the example"
-FINEST = 10
-"""Bits by which the grid of a sum may be finer than that of its finer branch."""
-PRECISE = 1 << 4
-"""Fineness of a grid from which on the factors of a sum's branches may be rounded."""
-ALIKE = 1 << 6
-"""Fineness of a grid for all channels against the finest of theirs: factors are rounded as weights of 7 bits are."""
-UNLIKE = 1 << 16
-"""Parts of the largest of several values below which the grid of another one is not looked at."""
-ROOM = 1 << 20
-"""Largest sum up to which a grid is made finer for the sake of precision: float32 then still holds the sums behind."""
 ROOMS = (
     *((2.0**bits, False) for bits in (44, 38, 34, 30, 27, 24, 22, 20, 18, 16)),
     *((2.0**bits, True) for bits in (38, 34, 30, 27, 24, 22, 20, 18)),
@@ -69,29 +53,15 @@ ROOMS = (
 """Largest values that are multiplied, by weights or by each other, the first under which all sums are exact: what
 weights prove of a value is often some hundred times what arises, so few of its bits are left out where any are. Last
 those that also hold for values on one grid for all channels, where small channels may lose all bits."""
-SUMS = {"aten.add.Tensor": (1, 1), "aten.sub.Tensor": (1, -1), "aten.rsub.Tensor": (-1, 1)}
 CONSTANTS = {"aten.add.Scalar": (1, 1), "aten.sub.Scalar": (1, -1), "aten.rsub.Scalar": (-1, 1)}
 CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default")
 """Operators that may read a tensor of the network without changing values: places."""
 EMBEDDING = "aten.embedding.default"
-WHOLE_TYPES = {torch.bool: (0.0, 1.0), torch.uint8: (0.0, 255.0), torch.int8: (-128.0, 127.0)}
-"""What numbers of the small whole types may be; of the others what images hold decides."""
 MIX = ("aten.lerp.Scalar",)
 """Operators that are no layer, and move no values either."""
 ELEMENTS = ("aten.mul.Tensor", TIMES)
-FILLS = {
-    "aten.masked_fill.Scalar": (1, 2, 0), "aten.masked_fill.Tensor": (1, 2, 0),
-    "aten.where.self": (0, 1, 2), "aten.where.ScalarOther": (0, 1, 2), "aten.where.ScalarSelf": (0, 1, 2),
-}  # fmt: skip
-"""Operators that choose one of two values by a condition: the places of it, of what stands where it is true, and where
-it is not."""
-SOFTMAX = (LARGEST, "aten.softmax.int", "aten._softmax.default", WEIGHTS)
-"""Operators of a softmax that read its scores."""
-SHUT = -1e4
-"""A number that scores are replaced by to hide them; no larger one is taken for that."""
 MATRICES = ("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
 """Products of two values: element by element, and of matrices."""
-FACTORS = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar", "aten.neg.default")
 
 
 def integers(
@@ -123,7 +93,7 @@ def integers(
             raise OptionError(f"{name} must be a number of bits from 2 to 16, got {bits!r}")
     if snn.provenance.get("lowered") == "integers":
         raise OptionError("this network is in whole numbers already: lower the one that it was made from")
-    batches = _batches(snn.graph, images)
+    batches = batches_of(snn.graph, images)
     device = next((t.device for t in snn.tensors().values()), torch.device("cpu"))
     if device.type != "cpu":  # rounded there, so that a network has the same numbers wherever it was made
         moved = [{name: x.cpu() for name, x in env.items()} for env in batches]
@@ -146,101 +116,13 @@ def integers(
     return made.finished({**snn.provenance, **about})
 
 
-@dataclass(frozen=True)
-class _Value:
-    """Real value = grid · whole number. name: the node that holds the whole number. like: the node of the real value.
-    grid: float64, above 0, broadcasts against (1, one sample). most: the largest magnitude of the whole number. parts:
-    the grids of the results of an operator that has several, whole (1, one sample); its grid is that of the first.
-    function: a node that is still to be computed of it, by the neurons behind."""
-
-    name: str
-    like: Node
-    grid: Tensor
-    most: float
-    parts: tuple[Tensor, ...] = ()
-    function: Node | None = None
-
-
-class _Whole:
+class _Whole(Masks):
     """The network in the making, node by node."""
 
-    def __init__(self, snn: SNN, bits: int, given: tuple[Input, ...], room: tuple[float, bool]) -> None:
-        self.given = given
-        self.room, self.tight = room
-        fixed = replace(snn.graph.at_example(FIXED), tensors=dict(snn.tensors()))
-        self.source = _without_constants(_without_casts(fixed))
-        self.neurons, self.simulation, self.over_time = snn.neurons(), snn.simulation, snn.over_time
-        self.top = 2 ** (bits - 1) - 1
-        self.readers = self.source.consumers()
-        self.nodes: dict[str, Node] = {}
-        self.tensors: dict[str, Tensor] = {}
-        self.made: dict[str, SpikingLayer] = {}
-        self.values: dict[str, _Value] = {}
-        self.tokens: set[str] = set()
-        """Values that are whole by themselves: inputs of a whole type, and what is computed of them alone and is of
-        such a type too."""
-        self.met: list[Stream] = []
-        """These values for the images given."""
-        self.tail: dict[str, Node] = {}
-        """What is computed of the answer in real numbers: no neuron and no synapse comes behind it."""
-        self.entries: list[str] = []
-        """Nodes of float32 where real numbers have become whole."""
-        self.ahead: set[str] = set()
-        """Nodes of the network in front of a neuron or a synapse."""
-        for node in reversed(self.source.nodes):
-            if any(r.name in self.ahead or self._computes(r) for r in self.readers[node.name]):
-                self.ahead.add(node.name)
-        self.refused: list[str] = []
-        self.most = 1.0
-        self.fitting: Fitting | None = None
-
-    def _computes(self, node: Node) -> bool:
-        return node.name in self.neurons or TABLE[node.target].weighted
-
-    # What is put into the new graph.
-
-    def put(self, node: Node, suffix: str, value: Tensor) -> Param:
-        path = f"whole.{node.name}.{suffix}"
-        self.tensors[path] = value.detach().clone()
-        return Param(path)
-
-    def emit(self, like: Node, suffix: str, target: str, *args: Any, **changes: Any) -> str:
-        row = TABLE[target]
-        node = replace(
-            like, name=like.name + suffix, target=target, args=args, kwargs={}, role=row.role, reason=row.reason
-        )
-        node = replace(node, **changes)
-        self.nodes[node.name] = node
-        return node.name
-
-    def keep(self, node: Node, instead: Mapping[str, _Value] | None = None) -> str:
-        """The node itself on the whole numbers of what it reads; instead: on these in place of them, by name."""
-        read = {**self.values, **(instead or {})}
-
-        def renamed(leaf: Any) -> Any:
-            return Ref(read[leaf.name].name) if isinstance(leaf, Ref) and leaf.name in read else leaf
-
-        self.nodes[node.name] = node.mapped(renamed)
-        self.tensors |= {
-            path: self.source.tensors[path] for path in self.nodes[node.name].params if path not in self.tensors
-        }
-        return node.name
-
-    def times(self, value: _Value, factor: Tensor, suffix: str) -> _Value:
-        """The value on a grid that is finer by whole factors, which may be negative or 0."""
-        if bool((factor == 1).all()):
-            return value
-        if any(n not in (1, size) for n, size in zip(factor.shape, _sample(value.like), strict=True)):
-            raise Refused("its branches have grids that no factor of one branch can bring together")
-        name = self.emit(
-            value.like, suffix, "aten.mul.Tensor", Ref(value.name), self.put(value.like, suffix[1:], factor)
-        )
-        return replace(value, name=name, most=value.most * float(factor.abs().max()))
-
-    # Inputs.
+    fitting: Fitting | None = None
 
     def read(self, batches: list[dict[str, Tensor]], bits: int) -> None:
-        top, largest = 2 ** (bits - 1) - 1, _largest(batches)
+        top, largest = 2 ** (bits - 1) - 1, largest_of(batches)
         self.met = [Stream({}, self.source.tensors, self.source.sizes(env)) for env in batches]
         for i in self.source.inputs:
             if not i.dtype.is_floating_point:
@@ -262,9 +144,7 @@ class _Whole:
             )
             name = self.emit(like, "_whole", "aten.clamp.Tensor", Ref(name), *ends)
             self.entries.append(name)
-            self.values[i.name] = _Value(name, like, grid, top)
-
-    # Nodes.
+            self.values[i.name] = Value(name, like, grid, top)
 
     def add_all(self) -> None:
         for node in self.source.nodes:
@@ -280,13 +160,13 @@ class _Whole:
             return
         before = set(self.nodes)
         try:
-            if node.refs and self.tokens.issuperset(node.refs) and self._stays_whole(node):
+            if node.refs and self.tokens.issuperset(node.refs) and self.stays_whole(node):
                 self.tokens.add(self.keep(node))
             else:
                 self.values[node.name] = value = self._rule(node)(node)
                 self.most = max(self.most, value.most)
         except Refused as error:
-            if node.name in self.ahead or self._computes(node) or not node.refs:
+            if node.name in self.ahead or self.computes(node) or not node.refs:
                 self.refused.append(f"  {node.layer or node.name} ({node.target}): {error}")
             else:
                 self.tail[node.name] = node
@@ -306,7 +186,7 @@ class _Whole:
         kept = {self.values[name].name for name in read if name in self.values} | (self.tokens & read)
         cast(Fitting, self.fitting).passed(node, new, self.tensors, self.made, kept)
 
-    def _rule(self, node: Node) -> Callable[[Node], _Value]:
+    def _rule(self, node: Node) -> Callable[[Node], Value]:
         if not self.tokens.isdisjoint(node.refs):
             return self._of_tokens
         if node.name in self.neurons:
@@ -331,14 +211,14 @@ class _Whole:
         if node.role is Role.ORDER:
             return self._order
         if node.target == MASKED:
-            return self._masked
+            return self.masked
         if node.target in FILLS:
-            return self._filled
+            return self.filled
         if node.target in ("aten.relu.default", HOLD):
             return self._unchanged
         return self._moved if self._moves(node) else self._unknown
 
-    def _arithmetic(self, node: Node) -> Callable[[Node], _Value] | None:
+    def _arithmetic(self, node: Node) -> Callable[[Node], Value] | None:
         if node.target in SUMS and len(node.refs) == 2:
             return self._sum
         if node.target in SUMS or node.target in CONSTANTS:
@@ -352,7 +232,7 @@ class _Whole:
             row.role is Role.SYNAPSE
             and row.sources == "one"
             and not (row.weighted or row.product or row.weighs)
-            and all(node.target in CHOOSE and _chooses(self.source.tensors[path]) for path in node.params)
+            and all(node.target in CHOOSE and chooses(self.source.tensors[path]) for path in node.params)
             and node.target not in MIX
         )
 
@@ -362,7 +242,7 @@ class _Whole:
         row = TABLE[node.target]
         return real and row.role is Role.SYNAPSE and row.sources == "one" and not (row.weighted or row.product)
 
-    def _unknown(self, node: Node) -> _Value:
+    def _unknown(self, node: Node) -> Value:
         if node.role is Role.NEURON:
             raise Refused(
                 "the activation was kept, and only ReLU has a form in whole numbers where no neurons alone read it: "
@@ -370,97 +250,14 @@ class _Whole:
             )
         raise Refused(node.reason or "whole numbers have no form of it")
 
-    def _sum(self, node: Node) -> _Value:
+    def _sum(self, node: Node) -> Value:
         if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
             raise Refused("a sum with a factor")
-        left, right = self._on_one_grid(node, self._no_further_than_hidden(node))
+        left, right = self.on_one_grid(node, self.no_further_than_hidden(node))
         name = self.emit(node, "", node.target, Ref(left.name), Ref(right.name))
-        return _Value(name, node, left.grid, left.most + right.most)
+        return Value(name, node, left.grid, left.most + right.most)
 
-    def _no_further_than_hidden(self, node: Node) -> list[_Value]:
-        """The branches of a sum. Where a softmax alone reads it, one step of a branch that outweighs all of the other
-        branch is made as small as still does: (1 − mask) times the smallest number of a type."""
-        one, two = (self.values[ref] for ref in node.refs)
-        if self._softmax_reads(node)[0]:
-            ends = [2 * _reach(value) - 2 * LOWEST for value in (two, one)]
-            if bool((one.grid > ends[0]).all()):
-                one = replace(one, grid=torch.full_like(one.grid, ends[0]))
-            elif bool((two.grid > ends[1]).all()):
-                two = replace(two, grid=torch.full_like(two.grid, ends[1]))
-        return [one, two]
-
-    def _on_one_grid(self, node: Node, values: list[_Value]) -> list[_Value]:
-        """The branches on one grid. The grid is finer than the finest of them, so that the factors of the others, which
-        are rounded, are large. Where one branch has a single value for many of another's, the grid cannot vary."""
-        values = [self._coarse(node, value, f"branch{i}") for i, value in enumerate(values)]
-        shapes = [_sample(value.like)[::-1] for value in values]
-        for d, size in enumerate(_sample(node)[::-1]):
-            if size > 1 and any(len(shape) <= d or shape[d] == 1 for shape in shapes):
-                values = [
-                    self._even(node, value, [-1 - d], f"branch{i}_{d}") if len(shape) > d else value
-                    for i, (value, shape) in enumerate(zip(values, shapes, strict=True))
-                ]
-        finest = values[0].grid
-        for value in values[1:]:
-            finest = torch.minimum(finest, value.grid)
-        if all(torch.equal(value.grid.expand_as(finest), finest) for value in values):
-            return values
-        finer = self._bits_of_room(max(value.most * float((value.grid / finest).max()) for value in values))
-        if finer < PRECISE and not all(_whole(value.grid / finest) for value in values):
-            finer = PRECISE  # whatever it costs: a factor of 1.4 is not 1
-        grid = self._fitted(node, finest / finer, round_up=False) if finer >= PRECISE else finest
-        return [
-            replace(
-                self.times(value, (value.grid / grid).round().clamp(min=1), f"_branch{i}_of_{node.name}"), grid=grid
-            )
-            for i, value in enumerate(values)
-        ]
-
-    def _bits_of_room(self, most: float) -> float:
-        return 2.0 ** max(0, min(FINEST, math.floor(math.log2(ROOM / max(most, 1)))))
-
-    def _fitted(self, node: Node, grid: Tensor, most: float = math.inf, *, round_up: bool) -> Tensor:
-        """The grid, changed a little so that one count of the neurons that the value goes to is a whole number of it,
-        at most `most`. round_up: to a coarser grid, never to a finer one."""
-        neuron = self._goes_to(node)
-        if neuron is None:
-            return grid
-        quantum = (neuron.v_threshold / quanta(neuron)).double()
-        quantum = quantum.reshape([1] * (grid.dim() - quantum.dim()) + list(quantum.shape))
-        if any(n > m for n, m in zip(quantum.shape, grid.shape, strict=True)):
-            return grid
-        parts = (quantum / grid).clamp(max=most)
-        parts = (parts.floor() if round_up else parts.round()).clamp(min=1)
-        return torch.where(quantum >= grid, quantum / parts, grid)
-
-    def _beside(self, node: Node) -> _Value | None:
-        """The other branch of the sum that alone reads a value, where its grid is known already and broadcasts."""
-        readers = self.readers[node.name]
-        if len(readers) != 1 or readers[0].target not in SUMS or node.name in self.source.outputs:
-            return None
-        others = [self.values[ref] for ref in readers[0].refs if ref in self.values]
-        fits = bool(others) and all(
-            n in (1, dim) for n, dim in zip(others[0].grid.shape, self._channels_alone(node), strict=False)
-        )
-        return others[0] if fits and others[0].grid.dim() == len(node.shape) else None
-
-    def _channels_alone(self, node: Node) -> list[int]:
-        """The shape of a synapse's grid: a number a channel."""
-        along = 1 if isinstance(arguments(node), Conv) else len(node.shape) - 1
-        return [size if d == along else 1 for d, size in enumerate(_sample(node))]
-
-    def _goes_to(self, node: Node) -> ParallelNeuron | SignedNeuron | IntegrateFire | None:
-        """The neurons that alone read a value, or a sum or a maximum of it."""
-        while len(readers := self.readers[node.name]) == 1 and node.name not in self.source.outputs:
-            (node,) = readers
-            neuron = self.neurons.get(node.name)
-            if neuron is not None:
-                return neuron if isinstance(neuron, EVEN) else None
-            if node.target not in SUMS and node.role is not Role.ORDER:
-                return None
-        return None
-
-    def _shifted(self, node: Node) -> _Value:
+    def _shifted(self, node: Node) -> Value:
         if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
             raise Refused("a sum with a factor")
         signs, args = {**SUMS, **CONSTANTS}[node.target], list(node.args)
@@ -471,124 +268,9 @@ class _Whole:
         value = self.values[node.refs[0]]
         mine, other = signs if first else signs[::-1]
         value = self.times(value, torch.full([1] * len(node.shape), float(mine), dtype=value.grid.dtype), "_turned")
-        return self._plus(node, value, other * number.to(value.grid))
+        return self.plus(node, value, other * number.to(value.grid))
 
-    def _plus(self, node: Node, value: _Value, number: Tensor) -> _Value:
-        number = number.reshape([1] * (len(node.shape) - number.dim()) + list(number.shape))
-        if any(n not in (1, size) for n, size in zip(number.shape, _sample(node), strict=True)):
-            raise Refused("it adds a constant of another shape")
-        hidden = self._hidden(node, value, number)
-        if hidden is not None:
-            value = self._coarse(node, value, "hidden")
-            value = self.times(value, (~hidden).to(value.grid), f"_shown_for_{node.name}")
-            number = number.masked_fill(hidden, 0.0)
-        whole = number / value.grid
-        if bool(((whole - whole.round()).abs() > ROUNDED * whole.abs()).any()):
-            finer = self._bits_of_room(max(value.most, float(whole.abs().max())))
-            value = self.times(
-                value, torch.full([1] * len(node.shape), finer, dtype=number.dtype), f"_finer_for_{node.name}"
-            )
-            value = replace(value, grid=value.grid / finer)
-        whole = (number / value.grid).round()
-        if hidden is not None:
-            largest = _reach(value) + float(number.abs().max())
-            whole = torch.where(hidden, ((2 * LOWEST - 2 * largest) / value.grid).floor(), whole)
-        name = self.emit(node, "", "aten.add.Tensor", Ref(value.name), self.put(node, "bias", whole))
-        return _Value(name, node, value.grid, value.most + float(whole.abs().max()))
-
-    def _hidden(self, node: Node, value: _Value, number: Tensor) -> Tensor | None:
-        """Where a constant that is added to scores hides them from the softmax behind: −∞, or so far below all others
-        that their weight is 0 (−10^9, the smallest number of a type). None where it hides nothing."""
-        hidden = number == -math.inf
-        least = 2 * _reach(value) - 2 * LOWEST
-        while True:
-            shown = number.masked_fill(hidden, 0.0).abs()
-            more = number < -(least + shown.masked_fill(number < -least, 0.0).max())
-            if torch.equal(more | hidden, hidden):
-                break
-            hidden = hidden | more
-        if not bool(hidden.any()):
-            return None
-        alone, dim = self._softmax_reads(node)
-        if alone and not bool(hidden.expand(_sample(node)).all(dim).any()):
-            return hidden
-        if bool((number == -math.inf).any()):
-            raise Refused("its mask hides all of a row" if alone else "it adds −∞ to what no softmax alone reads")
-        return None
-
-    def _real_of(self, tokens: str, like: Node) -> _Value:
-        """Tokens as a value that is computed with, on a grid of 1. like: with the name and the layer it gets."""
-        known = self.source.by_name.get(tokens) or next(i for i in self.source.inputs if i.name == tokens)
-        like, met = replace(like, shape=known.shape), [met.env[tokens] for met in self.met]
-        most = max(float(one.double().abs().max()) for one in met)
-        low, high = WHOLE_TYPES.get(met[0].dtype, (-most, most))
-        name = self.emit(like, "", CASTS[0], Ref(tokens), kwargs={"dtype": torch.float32})
-        ends = (self.put(like, end, torch.tensor(number).double()) for end, number in (("least", low), ("most", high)))
-        self.entries.append(self.emit(like, "_whole", "aten.clamp.Tensor", Ref(name), *ends))
-        return _Value(self.entries[-1], like, torch.ones([1] * len(like.shape)).double(), max(-low, high))
-
-    def _softmax_reads(self, node: Node) -> tuple[bool, int]:
-        """Whether a softmax alone reads a value, and along which dimension."""
-        softmax = next((reader for reader in self.readers[node.name] if reader.target in SOFTMAX), None)
-        if softmax is None:
-            return False, -1
-        alone = all(reader is softmax or softmax.name in reader.refs for reader in self.readers[node.name])
-        return alone, cast(int, softmax.args[1]) if len(softmax.args) > 1 else -1
-
-    def _hidden_by_tokens(self, node: Node) -> _Value:
-        """Scores of an attention of which truth values, computed of tokens, hide some."""
-        if node.target == MASKED:
-            scores, mask, shows = node.args[0], node.args[1], True
-        else:
-            condition, true, false = (node.args[place] for place in FILLS[node.target])
-            shows = isinstance(true, Ref) and true.name in self.values
-            scores, mask, number = (true, condition, false) if shows else (false, condition, true)
-            number = self.source.tensors[number.path] if isinstance(number, Param) else number
-            if isinstance(number, Ref) or float(cast(float, number)) > SHUT:
-                raise Refused("it chooses by tokens")
-        if not isinstance(scores, Ref) or scores.name not in self.values or not isinstance(mask, Ref):
-            raise Refused("it makes real numbers of tokens, which whole numbers only look up in tables")
-        if self.met[0].env[mask.name].dtype != torch.bool:
-            raise Refused("its mask of numbers depends on the input: give one of true and false")
-        if not self._softmax_reads(node)[0]:
-            raise Refused("it hides values from what no softmax alone reads")
-        value, like = self._coarse(node, self.values[scores.name], "hidden"), self.source.by_name[mask.name]
-        like = replace(like, name=f"{mask.name}_for_{node.name}")
-        if not shows:
-            mask = Ref(self.emit(like, "_turned", "aten.logical_not.default", mask))
-        shown = self.emit(like, "", CASTS[0], mask, kwargs={"dtype": torch.float32})
-        self.entries.append(shown)
-        less = self.emit(like, "_less", "aten.add.Tensor", Ref(shown), self.put(like, "less", torch.tensor([-1.0])))
-        low = float(((2 * _reach(value) - 2 * LOWEST) / value.grid.min()).ceil())
-        low_ = self.emit(
-            like, "_low", "aten.mul.Tensor", Ref(less), self.put(like, "low", torch.tensor([low]).double())
-        )
-        kept = self.emit(node, "_kept", "aten.mul.Tensor", Ref(value.name), Ref(shown))
-        name = self.emit(node, "", "aten.add.Tensor", Ref(kept), Ref(low_))
-        return replace(value, name=name, like=node, most=max(value.most, low))
-
-    def _filled(self, node: Node) -> _Value:
-        """Values of which a mask of the network's replaces some, by a constant or by other values."""
-        condition, *places = FILLS[node.target]
-        chosen = [node.args[place] for place in places]
-        true = self.source.tensors[cast(Param, node.args[condition]).path]  # no value is a truth value
-        true = true.reshape([1] * (len(node.shape) - true.dim()) + list(true.shape)).bool()
-        kept: list[_Value] = []
-        number = torch.zeros([1] * len(node.shape)).double()
-        for place, (leaf, here) in enumerate(zip(chosen, (true, ~true), strict=True)):
-            if isinstance(leaf, Ref):
-                shown = self.times(self.values[leaf.name], here.double(), f"_{place}_of_{node.name}")
-                kept.append(replace(shown, like=node))
-            else:
-                other = self.source.tensors[leaf.path] if isinstance(leaf, Param) else torch.tensor(cast(float, leaf))
-                number = torch.where(here, other.double(), number)
-        if len(kept) == 1:
-            return self._plus(node, kept[0], number)
-        left, right = self._on_one_grid(node, kept)
-        name = self.emit(node, "", "aten.add.Tensor", Ref(left.name), Ref(right.name))
-        return _Value(name, node, left.grid, max(left.most, right.most))
-
-    def _scaled(self, node: Node) -> _Value:
+    def _scaled(self, node: Node) -> Value:
         if len(node.refs) != 1:
             return self._product(node)
         value = self.values[node.refs[0]]
@@ -596,7 +278,7 @@ class _Whole:
             scale, shift = (self.source.tensors[param.path].double() for param in node.args[1:3])
             along = [1, -1] + [1] * (len(node.shape) - 2)
             scaled = self._factor(node, value, scale.reshape(along))
-            return self._plus(node, scaled, shift.reshape(along)) if bool(shift.any()) else scaled
+            return self.plus(node, scaled, shift.reshape(along)) if bool(shift.any()) else scaled
         if node.target == "aten.neg.default":
             return self._factor(node, value, torch.tensor(-1.0).double())
         if not isinstance(node.args[0], Ref) and node.target.startswith("aten.div"):
@@ -609,7 +291,7 @@ class _Whole:
         )
         return self._factor(node, value, 1 / number if node.target.startswith("aten.div") else number)
 
-    def _product(self, node: Node) -> _Value:
+    def _product(self, node: Node) -> Value:
         """A product of whole numbers is whole, on the product of their grids; one of matrices where each operand has
         one grid for all that is added up."""
         if node.target.startswith("aten.div"):
@@ -619,80 +301,38 @@ class _Whole:
         if self.over_time:
             raise Refused("a product of values that change over time is no whole number")
         left, right = (
-            self._coarse(node, self.values[arg.name], side)
+            self.coarse(node, self.values[arg.name], side)
             for arg, side in zip(node.args, ("left", "right"), strict=True)
         )
         number = 1
         if node.target in MATRICES:
             if min(len(value.like.shape) for value in (left, right)) < 2:
                 raise Refused("a product with a vector has no form in whole numbers")
-            number = _sample(left.like)[-1]
-            left, right = self._even(node, left, [-1], "left"), self._even(node, right, [-2], "right")
+            number = sample(left.like)[-1]
+            left, right = self.even(node, left, [-1], "left"), self.even(node, right, [-2], "right")
         grid = left.grid @ right.grid if node.target in MATRICES else left.grid * right.grid
         name = self.emit(node, "", node.target, Ref(left.name), Ref(right.name), role=node.role, reason=node.reason)
-        return _Value(name, node, grid, left.most * right.most * number)
+        return Value(name, node, grid, left.most * right.most * number)
 
-    def _coarse(self, node: Node, value: _Value, what: str = "", room: float | None = None) -> _Value:
-        """The value, rounded to fewer bits where it may be larger than there is room for before it is multiplied."""
-        by = 2.0 ** max(0, math.ceil(math.log2(max(value.most, 1) / (room or self.room))))
-        if by == 1:
-            return value
-        if self.over_time:
-            raise Refused("its sums reach beyond 2^53, and a part of a value that changes over time is no whole number")
-        suffix = f"_coarse_for_{node.name}{what and '_'}{what}"
-        half = self.put(value.like, f"half{suffix}", torch.full([1] * len(value.like.shape), by / 2).double())
-        added = self.emit(value.like, f"_half{suffix}", "aten.add.Tensor", Ref(value.name), half)
-        name = self.emit(
-            value.like, suffix, "aten.div.Scalar_mode", Ref(added), by, kwargs={"rounding_mode": "floor"}, reason=WHOLE
-        )
-        return replace(value, name=name, grid=value.grid * by, most=value.most / by + 1)
-
-    def _even(self, node: Node, value: _Value, dims: list[int], what: str = "") -> _Value:
-        """The value on a grid that does not vary along these dimensions, finer than the finest there, since the factors
-        of the others are rounded; but for what is so small beside the largest that it does not count."""
-        if torch.equal(value.grid.amin(dims, keepdim=True), value.grid.amax(dims, keepdim=True)):
-            return replace(value, grid=value.grid.amin(dims, keepdim=True))
-        room = self.room / ALIKE if self.tight else self.room
-        value = self._coarse(node, value, f"even{what and '_'}{what}", room)
-        most = value.grid.amax(dims, keepdim=True)
-        least = torch.maximum(value.grid.amin(dims, keepdim=True), most / UNLIKE)
-        grid = least / ALIKE
-        if self.tight:
-            grid = torch.maximum(grid, most * max(value.most, 1) / self.room)
-        factors = (value.grid / grid).round()
-        return replace(self.times(value, factors, f"_even_for_{node.name}{what and '_'}{what}"), grid=grid)
-
-    def _masked(self, node: Node) -> _Value:
-        """Scores of an attention with a constant mask: one of true and false, or of numbers that are added."""
-        mask = node.args[1]
-        if not isinstance(mask, Param):
-            raise Refused("its mask depends on the input")
-        number = self.source.tensors[mask.path]
-        if number.dtype == torch.bool:
-            number = torch.zeros(number.shape).masked_fill(~number, -math.inf)
-        if number.dim() > len(node.shape):
-            raise Refused("its mask is of another shape")
-        return self._plus(node, self.values[node.refs[0]], number.double())
-
-    def _floor(self, node: Node) -> _Value:
+    def _floor(self, node: Node) -> Value:
         if self.over_time:
             raise Refused("a maximum of currents that change over time is no whole number")
         value = self.values[node.refs[0]]
         least = self.put(node, "floor", (cast(float, node.args[1]) / value.grid).round())
         name = self.emit(node, "", "aten.clamp_min.Tensor", Ref(value.name), least)
-        return _Value(name, node, value.grid, value.most)
+        return Value(name, node, value.grid, value.most)
 
-    def _factor(self, node: Node, value: _Value, factor: Tensor) -> _Value:
+    def _factor(self, node: Node, value: Value, factor: Tensor) -> Value:
         """A factor goes into the grid; its sign, or 0, stays a factor."""
         factor = factor.reshape([1] * (len(node.shape) - factor.dim()) + list(factor.shape))
         value = self.times(value, factor.sign(), f"_signs_of_{node.name}")
         return replace(value, like=node, grid=value.grid * torch.where(factor == 0, 1.0, factor.abs()))
 
-    def _synapse(self, node: Node) -> _Value:
+    def _synapse(self, node: Node) -> Value:
         found = cast("Conv | Linear", arguments(node))
         if not isinstance(found.input, Ref) or not isinstance(found.weight, Param):
             raise Refused("its weights are no tensor of the network")
-        value = self._coarse(node, self.values[found.input.name])
+        value = self.coarse(node, self.values[found.input.name])
         weight = self.source.tensors[found.weight.path].double()
         bias = None if found.bias is None else self.source.tensors[found.bias.path].double()
         rows = None
@@ -703,7 +343,7 @@ class _Whole:
             weight, bias = rows.solve(weight, bias)
         along = 1 if isinstance(found, Conv) else value.grid.dim() - 1
         if others := [d for d, size in enumerate(value.grid.shape) if size > 1 and d != along]:
-            value = self._even(node, value, others, "places")
+            value = self.even(node, value, others, "places")
         inputs = value.grid.flatten()
         if isinstance(found, Linear):
             weight = weight.T if found.transposed else weight
@@ -743,11 +383,11 @@ class _Whole:
         least = finest(by_output(scaled).unflatten(0, (groups, -1)), power, self.top)
         shape = [1, -1] + [1] * (len(node.shape) - 2) if isinstance(found, Conv) else [1] * (len(node.shape) - 1) + [-1]
         grid = least.reshape(shape)
-        grid = self._fitted(node, grid, USEFUL * value.most, round_up=True)
+        grid = self.fitted(node, grid, USEFUL * value.most, round_up=True)
         shape_of_grid = grid.shape
-        if (beside := self._beside(node)) is not None:
+        if (beside := self.beside(node)) is not None:
             reach = beside.most * float((beside.grid / grid).max())
-            if self._bits_of_room(max(reach, self.top * value.most * by_output(scaled).shape[1])) < PRECISE:
+            if self.bits_of_room(max(reach, self.top * value.most * by_output(scaled).shape[1])) < PRECISE:
                 # The sum behind has no room for a finer grid: this one becomes a whole part or multiple of the other.
                 grid = torch.where(
                     beside.grid >= grid,
@@ -773,12 +413,12 @@ class _Whole:
             self.nodes[node.name] = with_weights(read, args[1], args[2])
             name = node.name
         most = float((by_output(whole).abs().sum(1) * value.most + added.abs()).max())
-        return _Value(name, node, grid, most)
+        return Value(name, node, grid, most)
 
-    def _average(self, node: Node) -> _Value:
+    def _average(self, node: Node) -> Value:
         pool = cast(Pool, arguments(node))
         value = self.values[node.refs[0]]
-        sizes, spatial = _sample(value.like), list(range(len(node.shape) - pool.rank, len(node.shape)))
+        sizes, spatial = sample(value.like), list(range(len(node.shape) - pool.rank, len(node.shape)))
         kernel, stride, padding = pool.kernel, pool.stride, pool.padding
         if pool.output_size:
             wanted = [sizes[d] if n is None else n for d, n in zip(spatial, pool.output_size, strict=True)]
@@ -790,78 +430,65 @@ class _Whole:
             raise Refused("its windows at the edge are divided by another number")
         if len(node.shape) != pool.rank + 2:
             raise Refused("what it sums up has no dimension of the batch")
-        value = self._even(node, value, spatial)
+        value = self.even(node, value, spatial)
         # A sum is a convolution with ones, exact, where an average pool would divide and round.
         ones = self.put(node, "weight", torch.ones(sizes[1], 1, *kernel).double())
         args = (Ref(value.name), ones, None, list(stride), list(padding), [1] * pool.rank, sizes[1])
         name = self.emit(node, "", f"aten.conv{pool.rank}d.default", *args)
-        return _Value(name, node, value.grid / (pool.divisor or math.prod(kernel)), value.most * math.prod(kernel))
+        return Value(name, node, value.grid / (pool.divisor or math.prod(kernel)), value.most * math.prod(kernel))
 
-    def _total(self, node: Node) -> _Value:
-        value, sizes = self.values[node.refs[0]], _sample(self.values[node.refs[0]].like)
+    def _total(self, node: Node) -> Value:
+        value, sizes = self.values[node.refs[0]], sample(self.values[node.refs[0]].like)
         given = node.args[1] if len(node.args) > 1 else None
         dims = [d % len(sizes) for d in (given or range(len(sizes)))]
         if 0 in dims or node.kwargs.get("dtype") is not None:
             raise Refused("it sums over the batch" if 0 in dims else "it changes the type")
-        value = self._even(node, self._coarse(node, value), dims)
+        value = self.even(node, self.coarse(node, value), dims)
         keepdim = bool((*node.args[2:3], node.kwargs.get("keepdim", False))[0])
         number = math.prod(sizes[d] for d in dims)
         name = self.emit(node, "", "aten.sum.dim_IntList", Ref(value.name), dims, keepdim)
         grid = value.grid.sum(dims, keepdim) / (number if "mean" in node.target else 1)
-        return _Value(name, node, grid, value.most * number)
+        return Value(name, node, grid, value.most * number)
 
-    def _order(self, node: Node) -> _Value:
+    def _order(self, node: Node) -> Value:
         if node.params:
             raise Refused("it compares with a constant")
         if self.over_time:
             raise Refused("a maximum of currents that change over time is no whole number")
         values = [self.values[ref] for ref in node.refs]
         if len(values) == 2:
-            values = self._on_one_grid(node, values)
+            values = self.on_one_grid(node, values)
             name = self.emit(node, "", node.target, *(Ref(value.name) for value in values))
-            return _Value(name, node, values[0].grid, max(value.most for value in values))
+            return Value(name, node, values[0].grid, max(value.most for value in values))
         (value,) = values
         if node.target == LARGEST:
-            value = self._even(node, value, [cast(int, node.args[1])])
+            value = self.even(node, value, [cast(int, node.args[1])])
         name = self.keep(node, {node.refs[0]: value})
-        grids = value.grid.expand(_sample(value.like))
-        largest, smallest = self._run(node, grids), -self._run(node, -grids)
+        grids = value.grid.expand(sample(value.like))
+        largest, smallest = self.run(node, grids), -self.run(node, -grids)
         if not torch.equal(largest, smallest):
             raise Refused("what it compares has other grids at other places")
-        return _Value(name, node, _squeezed(largest), value.most)
+        return Value(name, node, squeezed(largest), value.most)
 
-    def _run(self, node: Node, *values: Tensor | tuple[Tensor, ...]) -> Any:
-        env = dict(zip(dict.fromkeys(node.refs), values, strict=True))
-        return call(node.target, *Stream(env, self.source.tensors, {"batch": 1}).arguments(node))
-
-    def _constant(self, node: Node) -> _Value:
+    def _constant(self, node: Node) -> Value:
         """A constant of the network, such as a class token, on a grid of its own."""
         (path,) = node.params
         number = self.source.tensors[path].double()
         top = float(number.abs().max()) or 1.0
         whole = self.put(node, "constant", (number * (ALIKE**2 / top)).round())
         self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
-        return _Value(node.name, node, torch.full([1] * len(node.shape), top / ALIKE**2).double(), ALIKE**2)
+        return Value(node.name, node, torch.full([1] * len(node.shape), top / ALIKE**2).double(), ALIKE**2)
 
-    def _stays_whole(self, node: Node) -> bool:
-        """Whether what a node makes of tokens is of a whole type; it is then computed as in the network."""
-        made = [call(node.target, *met.arguments(node)) for met in self.met]
-        if not all(isinstance(one, Tensor) and not one.is_floating_point() and not one.is_complex() for one in made):
-            return False
-        for met, one in zip(self.met, made, strict=True):
-            met.env[node.name] = one
-        return True
-
-    def _of_tokens(self, node: Node) -> _Value:
+    def _of_tokens(self, node: Node) -> Value:
         """What becomes of numbers that are whole by themselves: real ones, or a row of a table for each, rounded as
         weights are, on a grid of each of its features."""
         if node.target == MASKED or node.target in FILLS:
-            return self._hidden_by_tokens(node)
-        if _is_real(node):
-            return self._real_of(node.refs[0], node)
+            return self.hidden_by_tokens(node)
+        if is_real(node):
+            return self.real_of(node.refs[0], node)
         arithmetic, given = self._arithmetic(node), self.tokens.intersection(node.refs)
         if arithmetic is not None:
-            self.values |= {name: self._real_of(name, replace(node, name=f"{name}_for_{node.name}")) for name in given}
+            self.values |= {name: self.real_of(name, replace(node, name=f"{name}_for_{node.name}")) for name in given}
             made = arithmetic(node)
             for name in given:
                 del self.values[name]
@@ -876,16 +503,16 @@ class _Whole:
         grid = torch.where(largest > 0, largest / self.top, 1.0)
         whole = self.put(node, "weight", (number / grid).round())
         self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
-        return _Value(node.name, node, grid.reshape([1] * (len(node.shape) - 1) + [-1]), self.top)
+        return Value(node.name, node, grid.reshape([1] * (len(node.shape) - 1) + [-1]), self.top)
 
-    def _moved(self, node: Node) -> _Value:
+    def _moved(self, node: Node) -> Value:
         values = [self.values[ref] for ref in dict.fromkeys(node.refs)]
         if node.target == "aten.pixel_shuffle.default":  # channels become places, which have one grid
-            values = [self._even(node, value, list(range(len(node.shape)))) for value in values]
-        grids = self._run(node, *(value.parts or value.grid.expand(_sample(value.like)) for value in values))
+            values = [self.even(node, value, list(range(len(node.shape)))) for value in values]
+        grids = self.run(node, *(value.parts or value.grid.expand(sample(value.like)) for value in values))
         if not isinstance(grids, Tensor):
             parts = tuple(part.clone() for part in grids)
-            return _Value(self.keep(node), node, parts[0], max(value.most for value in values), parts)
+            return Value(self.keep(node), node, parts[0], max(value.most for value in values), parts)
         if bool((grids < 0).any()):
             raise Refused("it changes values")
         # Where zeros are put in, any grid is right: that of the channel.
@@ -901,9 +528,9 @@ class _Whole:
             if mode == "constant" and value:
                 raise Refused("it puts in values other than 0")
         instead = dict(zip(dict.fromkeys(node.refs), values, strict=True))
-        return _Value(self.keep(node, instead), node, _squeezed(grids), max(value.most for value in values))
+        return Value(self.keep(node, instead), node, squeezed(grids), max(value.most for value in values))
 
-    def _unchanged(self, node: Node) -> _Value:
+    def _unchanged(self, node: Node) -> Value:
         """On the same grid: a ReLU that was kept."""
         return replace(self.values[node.refs[0]], name=self.keep(node), like=node)
 
@@ -912,20 +539,20 @@ class _Whole:
         fit = all(isinstance(neuron, (ParallelNeuron, SignedNeuron)) for neuron in made)
         return fit and len(node.refs) == 1 and node.name not in self.source.outputs and not self.over_time
 
-    def _computed(self, node: Node) -> _Value:
+    def _computed(self, node: Node) -> Value:
         """Neurons alone read the activation: they count what it computes."""
         value = self.values[node.refs[0]]
         if value.function is not None:
             raise Refused("an activation of an activation, both kept")
         return replace(value, function=node)
 
-    def _curve(self, node: Node, value: _Value) -> _Value:
+    def _curve(self, node: Node, value: Value) -> Value:
         """Neurons that count what a function makes of a value, as steps of the value itself."""
         neuron, function = cast(ParallelNeuron | SignedNeuron, self.neurons[node.name]), cast(Node, value.function)
 
         def count(whole: Tensor) -> Tensor:
             """Of whole numbers (N, …), which broadcast against the grid of one sample."""
-            return neuron.count(self._run(function, whole * value.grid))
+            return neuron.count(self.run(function, whole * value.grid))
 
         turn = TABLE[function.target].turn
         lowest = None if turn is None else (turn(dict(function.kwargs))[0] / value.grid[0]).floor()
@@ -935,16 +562,16 @@ class _Whole:
             raise Refused("neurons behind it would need thresholds of more than one turn")
         self.made[node.name] = made
         name = self.keep(node, {node.refs[0]: replace(value, function=None)})
-        return _Value(name, node, torch.full([1] * len(node.shape), 1 / neuron.levels).double(), neuron.levels)
+        return Value(name, node, torch.full([1] * len(node.shape), 1 / neuron.levels).double(), neuron.levels)
 
-    def _neuron(self, node: Node) -> _Value:
+    def _neuron(self, node: Node) -> Value:
         value, neuron = self.values[node.refs[0]], self.neurons[node.name]
         if value.function is not None:
             return self._curve(node, value)
         if isinstance(neuron, EVEN):
             step = (neuron.v_threshold / quanta(neuron)).double() / value.grid[0]
             if float(step.min()) < COARSE and not torch.equal(step, step.round()):
-                finer = self._bits_of_room(value.most)
+                finer = self.bits_of_room(value.most)
                 ones = torch.ones([1] * len(node.shape), dtype=step.dtype)
                 value = self.times(value, finer * ones, f"_finer_for_{node.name}")
                 value = replace(value, grid=value.grid / finer)
@@ -952,7 +579,7 @@ class _Whole:
         self.made[node.name] = made
         self.most = max(self.most, reach)
         name = self.keep(node, {node.refs[0]: value})
-        return _Value(name, node, torch.full([1] * len(node.shape), grid).double(), most)
+        return Value(name, node, torch.full([1] * len(node.shape), grid).double(), most)
 
     def finished(self, provenance: Mapping[str, Any]) -> SNN:
         """The network, its outputs real again."""
@@ -989,7 +616,7 @@ class _Whole:
         narrow = (".grid", ".least", ".most", *(path for node in self.tail.values() for path in node.params))
         tensors = {
             path: tensor
-            if _chooses(tensor)
+            if chooses(tensor)
             else tensor.to(torch.float32 if path.endswith(narrow) or not wide else dtype)
             for path, tensor in self.tensors.items()
             if path in read
@@ -1013,107 +640,3 @@ class _Whole:
             )
             if name == node.name:
                 self.emit(node, "_wide", CASTS[0], Ref(node.name), kwargs={"dtype": dtype})
-
-
-def _without_constants(graph: Graph) -> Graph:
-    """The graph with tensors in the places of nodes that read no value and that arithmetic alone reads: the weights of
-    a norm in another shape, a mask that is made of sizes."""
-    tensors = dict(graph.tensors)
-    constant: dict[str, Param] = {}
-    for node in graph.nodes:
-        made = node.mapped(lambda leaf: constant.get(leaf.name, leaf) if isinstance(leaf, Ref) else leaf)
-        if not made.refs and not any(isinstance(leaf, Size) for leaf in leaves((made.args, made.kwargs, made.shape))):
-            value = call(made.target, *Stream({}, tensors, {}).arguments(made))
-            path = f"constant.{node.name}"
-            if isinstance(value, Tensor) and node.name not in graph.outputs:
-                constant[node.name], tensors[path] = Param(path), value
-    # Others, such as a token that is joined to the rest, stay nodes.
-    kept = {
-        ref
-        for node in graph.nodes
-        if node.target not in (*SUMS, *FACTORS, *FILLS, MASKED) and node.name not in constant
-        for ref in node.refs
-    }
-    found = {name: param for name, param in constant.items() if name not in kept}
-    nodes = [
-        node.mapped(lambda leaf: found.get(leaf.name, leaf) if isinstance(leaf, Ref) else leaf)
-        for node in graph.nodes
-        if node.name not in found
-    ]
-    return replace(graph, nodes=tuple(nodes), tensors=tensors)
-
-
-def _without_casts(graph: Graph) -> Graph:
-    """The graph without casts from floating numbers to floating numbers: the types of whole numbers are chosen anew."""
-    instead: dict[str, Ref] = {}
-    others = {i.name for i in graph.inputs if not i.dtype.is_floating_point}
-
-    def passed(leaf: Any) -> Any:
-        return instead.get(leaf.name, leaf) if isinstance(leaf, Ref) else leaf
-
-    def single(leaf: Any) -> Any:
-        return torch.float32 if isinstance(leaf, torch.dtype) else leaf
-
-    nodes = []
-    for node in (node.mapped(passed) for node in graph.nodes):
-        if _is_real(node) and node.refs[0] not in others:
-            instead[node.name] = Ref(node.refs[0])
-            continue
-        nodes.append(node.mapped(single) if _is_real(node) else node)
-        if node.refs and others.issuperset(node.refs) and not _is_real(node) and not TABLE[node.target].weighs:
-            others.add(node.name)
-    return replace(graph, nodes=tuple(nodes), output=map_tree(passed, graph.output))
-
-
-def _is_real(node: Node) -> bool:
-    """Whether a node is a cast to floating numbers."""
-    dtype = node.args[1] if len(node.args) > 1 else node.kwargs.get("dtype")
-    return node.target in CASTS and isinstance(dtype, torch.dtype) and dtype.is_floating_point
-
-
-def _chooses(tensor: Tensor) -> bool:
-    """Whether a tensor holds places, not truth values or numbers."""
-    return not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype is not torch.bool
-
-
-def _reach(value: _Value) -> float:
-    """The largest magnitude of the real value."""
-    return float((value.most * value.grid).max())
-
-
-def _sample(node: Node) -> list[int]:
-    """The shape of a node's value for one sample, (1, …)."""
-    return [dim({"batch": 1}) if isinstance(dim, Size) else dim for dim in node.shape]
-
-
-def _whole(ratio: Tensor) -> bool:
-    """Whether ratios are whole numbers, up to the rounding of float64."""
-    return bool(((ratio - ratio.round()).abs() <= 1e-9 * ratio).all())
-
-
-def _squeezed(grid: Tensor) -> Tensor:
-    """The same grid with one entry along each dimension in which it does not vary."""
-    for dim in range(grid.dim()):
-        if bool((grid == grid.narrow(dim, 0, 1)).all()):
-            grid = grid.narrow(dim, 0, 1)
-    return grid.clone()
-
-
-def _batches(graph: Graph, images: Any) -> list[dict[str, Tensor]]:
-    """Inputs by name, batch by batch."""
-    batches = [images] if isinstance(images, (Tensor, Mapping)) else list(readable_again(images, name="images"))
-    found = [inputs_of(batch, f"images, batch {number}", graph) for number, batch in enumerate(batches)]
-    if not found:
-        raise OptionError("images holds no batch: give some that the network was calibrated with")
-    return found
-
-
-def _largest(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The largest magnitude of every channel (dimension 1) of every input, as (1, C, 1, …)."""
-    found: dict[str, Tensor] = {}
-    for env in batches:
-        for name, x in env.items():
-            rest = [d for d in range(x.dim()) if d != 1]
-            now = x.detach().double().abs().amax(rest, keepdim=True)
-            found[name] = torch.maximum(found[name], now) if name in found else now
-    return found
