@@ -30,6 +30,7 @@ import parspike.baselines  # noqa: F401 (their names become known)
 from parspike.baselines import Baseline
 from parspike.calibrate import RECIPES, Recipe, recipe_from_json, recipe_to_json
 from parspike.errors import FileError, OptionError, meant
+from parspike.foreign import digest_of
 from parspike.neurons import CODES, MAX_T, Kind, Parallel, kind_from_text
 
 __all__ = ["ALL", "Bench", "Cell", "Method", "NetworkTable", "Published", "Training", "bench_names", "kind_named"]
@@ -37,12 +38,16 @@ __all__ = ["ALL", "Bench", "Cell", "Method", "NetworkTable", "Published", "Train
 ALL = "all"
 """The word in `methods` for every table [method.…] of the file and every published method of `parspike.baselines`."""
 FOLDER = Path(__file__).parent / "benches"
+CODE = "SHA-256 of its file"
+"""The entry beside a recipe's options that says which code of a user's was measured, so that figures of a file that was
+changed since are not taken for its own. No option: options are names of Python."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One conversion of a bench, and the key of its line in the result file. recipe: as `recipe_to_json` writes it.
-    neuron: the code of parallel neurons, or the word for neurons with a state."""
+    """One conversion of a bench, and the key of its line in the result file. recipe: as `recipe_to_json` writes it,
+    and, of a recipe that is not of this package, `CODE`. neuron: the code of parallel neurons, or the word for neurons
+    with a state."""
 
     network: str
     method: str
@@ -131,14 +136,16 @@ class Published:
 @dataclass(frozen=True)
 class Training:
     """Measured rows of direct training for the tables: a file of JSON lines. Each other entry names the field of a line
-    that holds it, with dots for fields of fields. seconds: of the training. memory: its largest, MiB. ratio: time of an
-    inference pass, as a multiple of the network's without spikes."""
+    that holds it, with dots for fields of fields. share: whether the accuracy is a share of 1 and no percentage, as in
+    what `parspike train --json` prints. seconds: of the training. memory: its largest, MiB. ratio: time of an inference
+    pass, as a multiple of the network's without spikes."""
 
     file: str
     method: str = "method"
     network: str = "network"
     T: str = "T"
     accuracy: str = "accuracy"
+    share: bool = False
     seconds: str = "seconds"
     memory: str = "memory_mib"
     ratio: str = "ratio"
@@ -279,7 +286,7 @@ class Bench:
         for network in self.networks if networks is None else networks:
             table = self.networks.get(network)
             for name in self.methods_of(network):
-                method, recipe = self.method.get(name, Method()), _sorted(recipe_to_json(self.recipe(name)))
+                method, recipe = self.method.get(name, Method()), _key(self.recipe(name))
                 for kind in self.kinds(name):
                     for T in method.T or (table.T if table else ()) or self.T:
                         for seed in method.seeds or self.seeds:
@@ -327,6 +334,13 @@ def kind_named(word: str) -> Kind:
         raise OptionError(f"'{word}' are no neurons: choose {', '.join(CODES)}, if, if-zero or lif:0.9") from error
 
 
+def _key(recipe: Recipe) -> str:
+    """What a recipe is, as text: its name, its options, and which code it is where it is the user's."""
+    cls = type(recipe)
+    digest = None if cls.__module__.partition(".")[0] == "parspike" else digest_of(cls)
+    return _sorted(recipe_to_json(recipe) | ({} if digest is None else {CODE: digest}))
+
+
 def _sorted(recipe: Mapping[str, Any]) -> str:
     return json.dumps(recipe, sort_keys=True)
 
@@ -371,12 +385,12 @@ class _Reader:
             value = [value]  # methods = "all"
         one = wanted.removeprefix("tuple[").removesuffix(", ...]")
         kinds: dict[str, Any] = {
-            "str": str, "int": int, "float": (int, float), "str | None": str, "int | None": int,
+            "str": str, "int": int, "float": (int, float), "bool": bool, "str | None": str, "int | None": int,
             "str | Mapping[str, Any] | None": (str, Mapping),
         }  # fmt: skip
         for item in value if wanted.startswith("tuple[") else [value]:
-            if not isinstance(item, kinds[one]) or isinstance(item, bool):
-                words = {"str": "text", "int": "a whole number", "float": "a number"}
+            if not isinstance(item, kinds[one]) or isinstance(item, bool) != (one == "bool"):
+                words = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
                 said = words.get(one.partition(" ")[0], one)
                 raise self.error(place, f"{place[-1]} = {repr(value)[:200]}: give {said}")
         return tuple(value) if wanted.startswith("tuple[") else value
