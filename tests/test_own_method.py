@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import parspike
 from parspike.calibrate import RECIPES
 from parspike.cli import app
-from parspike.errors import FileError, InputError, OptionError
+from parspike.errors import CalibrationError, FileError, InputError, OptionError
 from parspike.foreign import users_module
 from parspike.train import METHODS, TrainingRecipe, load_recipe, load_trained
 
@@ -281,3 +281,66 @@ def test_a_method_of_training_from_a_package(tmp_path: Path, monkeypatch: pytest
     made = TrainingRecipe("digits").replace({"activation.method": "theirs", "activation.tau": 1})
     assert made.to_json()["activation"] == {"method": "theirs", "T": 4, "tau": 1.0}
     sys.modules.pop("their_methods")
+
+
+class Wrong(parspike.Recipe):
+    """Fits as it should, then does something to the draft. Without a name of the class, so that nobody knows it."""
+
+    def __init__(self, wrong: Any) -> None:
+        object.__setattr__(self, "name", "wrong")
+        object.__setattr__(self, "wrong", wrong)
+
+    def fit(self, draft: Any, batches: Any) -> None:
+        parspike.Thresholds().fit(draft, batches)
+        self.wrong(draft)
+
+
+def no_neurons(draft: Any) -> None:
+    draft.neurons.pop(next(iter(draft.activations)))
+
+
+def a_module(draft: Any) -> None:
+    draft.neurons[next(iter(draft.activations))] = nn.ReLU()
+
+
+def no_numbers(draft: Any) -> None:
+    for neuron in draft.neurons.values():
+        neuron.v_threshold.data.fill_(float("nan"))
+
+
+def another_shape(draft: Any) -> None:
+    draft.tensors["2.weight"] = draft.tensors["2.weight"][:, :5]
+
+
+def another_name(draft: Any) -> None:
+    draft.tensors["3.weight"] = torch.zeros(2)
+
+
+def in_place(draft: Any) -> None:
+    draft.tensors["0.weight"].data.zero_()
+
+
+def in_place_and_raises(draft: Any) -> None:
+    in_place(draft)
+    raise KeyError("in the middle")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (no_neurons, r"'wrong' left no neurons for layer '1': draft.neurons\['relu'\] must be"),
+        (a_module, "left a ReLU, which is no layer of neurons, for layer '1'"),
+        (no_numbers, "left NaN in the neurons of layer '1'"),
+        (another_shape, r"put \(3, 5\) into draft.tensors\['2.weight'\], whose shape is \(3, 8\)"),
+        (another_name, r"draft.tensors\['3.weight'\], a name that the network does not have"),
+        (in_place, r"changed the network's own '0.weight': put a new tensor into draft.tensors\['0.weight'\]"),
+        (in_place_and_raises, "in the middle"),
+    ],
+)
+def test_what_a_recipe_leaves_is_checked(wrong: Any, said: str) -> None:
+    """Would catch: a recipe that spoils the network, so that every later cell of a bench measures another one."""
+    model: Any = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises((OptionError, CalibrationError, KeyError), match=said):
+        parspike.convert(model, images().split(16), T=4, recipe=Wrong(wrong))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
