@@ -276,6 +276,15 @@ def test_figures_of_something_else_are_refused_and_kept(
     assert path.read_bytes() == text
 
 
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="no devices in this system")
+def test_a_device_is_no_result_file() -> None:
+    """Would catch: /dev/zero, /dev/full or a terminal read until memory is full."""
+    with pytest.raises(FileError, match="/dev/null is no file to keep results in"):
+        parspike.bench(BENCH, {"net": net()}, "/dev/null")
+    with pytest.raises(FileError, match="is no file to keep results in"):
+        Benched.read(BENCH, "/dev/zero")
+
+
 def test_files_of_two_machines_are_joined(done: tuple[Path, Benched], tmp_path: Path) -> None:
     """Would catch: a second header taken for damage, figures of other data mixed in without a word, and a figure lost
     because the other machine failed."""

@@ -58,6 +58,8 @@ class Lines:
     def read(cls, path: Path, bench: str) -> Lines:
         """The lines of a file that a bench of this name wrote. Raises `FileError` for a file of another kind, format or
         bench, and for a damaged line."""
+        if path.exists() and not path.is_file():  # a device may never end
+            raise FileError(f"{path} is no file to keep results in: give another name")
         try:
             text = path.read_bytes()
         except OSError as error:
@@ -157,7 +159,7 @@ class ResultFile:
         """Cut off what a kill left, and write or check the first line."""
         with suppress(OSError):
             self._claims_path.unlink()
-        text, found = self.path.read_bytes(), Lines.read(self.path, self.bench)
+        found, text = Lines.read(self.path, self.bench), self.path.read_bytes()
         if not found.header and not text.startswith(BEGINS[: len(text)]):
             raise FileError(f"{self.path} is no result file of a bench: give another name")
         os.truncate(self.path, text.rfind(b"\n") + 1)
