@@ -77,8 +77,8 @@ def checked_class(found: Any, base: type, said: str) -> Any:
 def place_of(cls: type) -> str:
     """Where a class stands, as `users_class` takes it: `file.py:Class` of a file that was run, else `module:Class`."""
     module = sys.modules.get(cls.__module__)
-    run = module is not None and hasattr(module, DIGEST)
-    return f"{module.__file__ if run else cls.__module__}:{cls.__qualname__}"
+    file = getattr(module, "__file__", None) if hasattr(module, DIGEST) else None
+    return f"{file or cls.__module__}:{cls.__qualname__}"
 
 
 def digest_of(cls: type) -> str | None:
