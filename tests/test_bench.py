@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,37 @@ def test_figures_of_something_else_are_refused_and_kept(
     assert path.read_bytes() == text
 
 
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="no devices in this system")
+def test_a_device_is_no_result_file() -> None:
+    """Would catch: /dev/zero, /dev/full or a terminal read until memory is full."""
+    with pytest.raises(FileError, match="/dev/null is no file to keep results in"):
+        parspike.bench(BENCH, {"net": net()}, "/dev/null")
+    with pytest.raises(FileError, match="is no file to keep results in"):
+        Benched.read(BENCH, "/dev/zero")
+
+
+def test_files_of_two_machines_are_joined(done: tuple[Path, Benched], tmp_path: Path) -> None:
+    """Would catch: a second header taken for damage, figures of other data mixed in without a word, and a figure lost
+    because the other machine failed."""
+    path, text = tmp_path / "b.jsonl", done[0].read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    failed = [{"cell": line["cell"], "failed": "no memory"} if "cell" in line else line for line in lines]
+    for rest in (text, "".join(json.dumps(line) + "\n" for line in failed)):
+        path.write_text(text + rest)
+        assert Benched.read(BENCH, path).rows == done[1].rows
+        path.write_text(rest + text)
+        assert Benched.read(BENCH, path).rows == done[1].rows
+    for line in lines:
+        if "data" in line:
+            line["data"] = {"data": "another"}
+    path.write_text(text + "".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(FileError, match=r"figures of another network 'net': data was .*, is 'another'"):
+        Benched.read(BENCH, path)
+    path.write_text(text + text.replace(f'"bench": "{BENCH.name}"', '"bench": "other"'))
+    with pytest.raises(FileError, match="holds results of the bench 'other'"):
+        Benched.read(BENCH, path)
+
+
 def test_a_file_of_an_earlier_version_goes_on_and_lines_say_theirs(done: tuple[Path, Benched], tmp_path: Path) -> None:
     """Would catch figures of an earlier version that are lost, measured again, or shown as this version's."""
     path, before = tmp_path / "b.jsonl", [json.loads(line) for line in done[0].read_text().splitlines()]
@@ -388,12 +420,16 @@ def test_a_line_of_before_a_recipe_had_an_option_is_of_the_same_cell() -> None:
         ("T = [2, 4]", "T = [2, true]", r"line 2: T = \[2, True\]: give a whole number"),
         ("T = [2, 4]", "T = [2, 0]", r"line 2: T holds 0: give whole numbers from 1"),
         ("T = [2, 4]", "T = [2, 2]", r"line 2: T = \[2, 2\] holds a number twice"),
-        ("T = [2, 4]", "T = []", "T, seeds and methods each hold one entry"),
+        ("T = [2, 4]", "T = []", "line 2: T holds nothing: give one entry at least"),
         ('"weighted"]', '"wieghted"]', "method 'short': 'wieghted' are no neurons: choose sorted, weighted"),
         ('"closed-form", refit = false', '"max-norm"', "method 'short': its recipe makes neurons of its own"),
-        ("accuracy = 50.5", "acuracy = 50.5", r"line 20: unknown key 'acuracy' in \[published.0\]"),
+        ("accuracy = 50.5", "acuracy = 50.5", r"line 20: unknown key 'acuracy' in \[\[published\]\]"),
+        ("calibration_images = 16", "limit = 0", "line 8: network 'tiny': limit is 0: give 1 at least"),
+        ("calibration_images = 16", "T = [0]", "line 8: network 'tiny': T holds 0: give whole numbers from 1"),
+        ('name = "closed-form"', 'name = "no.py:X"', "line 12: recipe no.py:X: there is no file .*no.py"),
+        ('"max-norm", "short"', '"no.py:X"', "line 3: recipe no.py:X: there is no file .*no.py"),
         ("[networks.tiny]", "[network.tiny]", r"line 5: unknown key 'network' \(did you mean 'networks'"),
-        ("calibration_images = 16", "calibration_images = 0", "calibration_images and limit are at least 1"),
+        ("calibration_images = 16", "calibration_images = 0", "line 8: network 'tiny': calibration_images is 0"),
         ('name = "closed-form", ', "", "method 'short': its recipe has no name: give recipe"),
         ('"weighted"]', '"weighted", "weighted"]', "method 'short': neurons holds 'weighted' twice: give each once"),
         ("T = [3]", 'networks = ["tini"]', r"line 14: method 'short': there is no network 'tini' \(did you"),
@@ -401,7 +437,7 @@ def test_a_line_of_before_a_recipe_had_an_option_is_of_the_same_cell() -> None:
 )  # fmt: skip
 def test_a_typo_is_told_with_its_line_and_remedy(old: str, new: str, says: str) -> None:
     assert old in TOML
-    with pytest.raises(OptionError, match=says):
+    with pytest.raises((OptionError, FileError), match=says):
         Bench.from_toml(TOML.replace(old, new, 1), "b.toml")
 
 
@@ -497,6 +533,8 @@ def test_direct_training_stands_beside(done: tuple[Path, Benched], tmp_path: Pat
         stream.write('{"how": {"method": "relu"}, "steps": null, "top1": 99.0}\n')
     (several,) = Benched.read(replace(BENCH, training=training, folder=tmp_path), done[0]).trained
     assert (several.shown, several.seconds, several.memory, several.runs) == ("89.25 ± 1.41", 62.0, 512, 2)
+    shares = replace(training, share=True)
+    assert Benched.read(replace(BENCH, training=shares, folder=tmp_path), done[0]).trained[0].accuracy == 8925
     wrong = replace(BENCH, training=Training("t.jsonl", accuracy="best"), folder=tmp_path)
     with pytest.raises(FileError, match="line 1: no row of training"):
         Benched.read(wrong, done[0]).table("kinds")
@@ -548,6 +586,36 @@ def test_the_figure_shows_the_rows(done: tuple[Path, Benched]) -> None:
     with pytest.raises(InputError, match="no measured cell to draw"):
         Benched(BENCH, Lines()).figure()
     assert set(PANELS) == {"accuracy", "levels", "speed", "time"}
+
+
+def test_a_figure_of_many_methods_can_be_read(done: tuple[Path, Benched]) -> None:
+    """Would catch: a legend that the figure cuts off, numbers of an axis on top of one another, a method in the colour
+    of the network itself, and two methods that look alike."""
+    pytest.importorskip("matplotlib")
+    bench = Bench("many", T=(2, 4), methods=("all",))
+    figure, lines = dict(done[1].lines[0].figures[0]), Lines()
+    for number, cell in enumerate(bench.cells(["net"])):
+        more = {"levels": 2 ** (1 + number % 16), "ratio": 1.5 + number / 60, "steps": cell.T}
+        lines.cells[cell] = {**figure, "cell": cell.to_json(), **more}
+    made = Benched(bench, lines).figure()
+    made.canvas.draw()
+    (legend,) = made.legends
+    box, whole = legend.get_window_extent(), made.bbox
+    assert whole.y0 <= box.y0
+    assert box.x1 <= whole.x1
+    assert [text.get_text() for text in legend.get_texts()][-1] == "network"
+    looks = [(line.get_color(), line.get_marker()) for line in made.axes[0].get_lines() if line.get_marker() != "None"]
+    assert len(looks) == len(set(looks)) >= 20
+    assert "#000000" not in dict(looks)
+    for axes in made.axes:
+        for axis, sides in ((axes.xaxis, ("x0", "x1")), (axes.yaxis, ("y0", "y1"))):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [(place, text) for place, text in zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
+                     if low <= place <= high]  # fmt: skip
+            shown = [text.get_window_extent() for _, text in sorted(ticks, key=lambda tick: tick[0])]
+            assert len(shown) >= 2
+            assert all(getattr(a, sides[1]) <= getattr(b, sides[0]) for a, b in pairwise(shown))
+            assert not any(text.get_text() for text in axis.get_ticklabels(minor=True))
 
 
 @pytest.mark.parametrize(("suffix", "begins"), [("svg", b"<?xml"), ("pdf", b"%PDF")])

@@ -60,7 +60,8 @@ def test_a_file_with_a_factory(file: str) -> None:
 def test_a_network_object_is_copied(file: str) -> None:
     network = load_network(f"{file}:ready")
     assert not network.model.training
-    assert sys.modules["parspike_user_mynet"].ready.training
+    (module,) = (m for name, m in sys.modules.items() if getattr(m, "__file__", None) == file)
+    assert module.ready.training
 
 
 def test_a_package(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 import parspike
 from parspike.calibrate import RECIPES
 from parspike.cli import app
-from parspike.errors import FileError, InputError, OptionError
+from parspike.errors import CalibrationError, FileError, InputError, OptionError
+from parspike.foreign import users_module
+from parspike.train import METHODS, TrainingRecipe, load_recipe, load_trained
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = f"{ROOT / 'examples' / 'own_method.py'}:MeanAndDeviation"
@@ -129,7 +131,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
 
     good = CLASS.format(name="mine")
     assert "did you mean 'Mine'" in refused(good, "Mien")
-    assert "no subclass of parspike.Recipe" in refused("Mine = 3")
+    assert "no subclass of parspike.calibrate.recipe.Recipe" in refused("Mine = 3")
     assert "lacks fit" in refused(good.split("    def fit")[0])
     assert "@dataclass" in refused(good.replace("@dataclass(frozen=True)", "").replace("share: float = 1.0", ""))
     assert "there is a recipe 'max-norm' already" in refused(CLASS.format(name="max-norm"))
@@ -145,3 +147,200 @@ def test_a_file_that_is_read_twice_gives_the_same_recipe(tmp_path: Path) -> None
     path.write_text(CLASS.format(name="mine"))
     one, two = (parspike.recipe_from_json(f"{path}:Mine") for _ in range(2))
     assert parspike.recipe_to_json(one) == parspike.recipe_to_json(two)
+
+
+def test_two_files_of_one_name_are_two_methods(tmp_path: Path) -> None:
+    """Would catch: a class of one file taken for that of another with the same file name, class and recipe name."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(CLASS.format(name="mine"))
+    first = parspike.recipe_from_json(f"{tmp_path / 'a' / 'mine.py'}:Mine")
+    with pytest.raises(InputError, match=r"b.mine\.py:Mine: there is a recipe 'mine' already, .*a.mine\.py:Mine"):
+        parspike.recipe_from_json(f"{tmp_path / 'b' / 'mine.py'}:Mine")
+    (tmp_path / "b" / "mine.py").write_text(CLASS.format(name="theirs"))
+    second = parspike.recipe_from_json(f"{tmp_path / 'b' / 'mine.py'}:Mine")
+    assert type(first) is not type(second)
+    assert parspike.recipe_from_json("mine") == first
+
+
+def test_a_file_that_was_changed_is_measured_anew(tmp_path: Path) -> None:
+    """Would catch: figures of an earlier text of the user's file shown as those of the present one."""
+    path, results = tmp_path / "mine.py", tmp_path / "b.jsonl"
+    path.write_text(CLASS.format(name="mine") + "\nprint('run')\n")
+    x = images()
+    network_of = parspike.BenchNetwork(network, lambda seed: x.split(16), lambda seed: [x], {"data": "here"})
+
+    def figures() -> list[float | None]:
+        bench = parspike.Bench.from_toml('T = 4\nmethods = ["mine.py:Mine"]', tmp_path / "b.toml")
+        return [line.mean("spikes") for line in parspike.bench(bench, {"net": network_of}, results).lines]
+
+    before = figures()
+    cells = results.read_text().count('{"cell"')
+    assert figures() == before
+    assert results.read_text().count('{"cell"') == cells == 1
+    path.write_text(path.read_text().replace("Thresholds()", 'Thresholds("50%")'))
+    after = figures()
+    assert len(after) == 1
+    assert after != before
+    assert results.read_text().count('{"cell"') == 2
+
+
+def test_a_file_is_run_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(CLASS.format(name="mine") + "\nprint('run')\n")
+    bench = parspike.Bench.from_toml('T = [2, 4]\nmethods = ["mine.py:Mine", "max-norm"]', tmp_path / "b.toml")
+    assert len(bench.chosen((), ["net"])) == 4
+    assert capsys.readouterr().out == "run\n"
+
+
+def test_a_class_that_inherits_its_name_is_refused(tmp_path: Path) -> None:
+    """Would catch: a class without a name of its own that is written down, and then run, as the one it extends."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom parspike.baselines import MaxNorm\n\n"
+        "@dataclass(frozen=True)\nclass Mine(MaxNorm):\n    share: float = 1.0\n"
+    )
+    with pytest.raises(OptionError, match="needs name"):
+        parspike.recipe_from_json(f"{tmp_path / 'mine.py'}:Mine")
+
+
+METHOD = """
+from dataclasses import dataclass
+from typing import ClassVar
+from parspike.train.direct import LIF
+from parspike.train.methods import Direct
+
+@dataclass(frozen=True)
+class Mine(Direct):
+    name: ClassVar[str] = "{name}"
+    tau: float = 0.5
+
+    def neurons(self, start):
+        return LIF(self.T, self.tau)
+"""
+
+
+@pytest.fixture
+def _forget_methods() -> Any:
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+
+@pytest.mark.usefixtures("_forget_methods", "not_compiled")
+def test_a_method_of_training_by_its_file(tmp_path: Path) -> None:
+    """`activation.method=file.py:Class` trains; what is written names the class, and network.py runs its file."""
+    pytest.importorskip("lightning_fabric")
+    pytest.importorskip("sklearn")
+    place = f"{tmp_path / 'mine.py'}:Mine"
+    (tmp_path / "mine.py").write_text(METHOD.format(name="mine"))
+    (tmp_path / "r.toml").write_text(f'network = "digits"\n[activation]\nmethod = {json.dumps(place)}\ntau = 0.25\n')
+    assert load_recipe(tmp_path / "r.toml").to_json()["activation"] == {"method": "mine", "T": 4, "tau": 0.25}
+    found = CliRunner().invoke(
+        app,
+        ["train", "digits", "--data", "digits", "-o", str(tmp_path / "run"), "--cache", str(tmp_path), "--devices", "1",
+         "--accelerator", "cpu", "--set", "optimiser.epochs=1", "--set", f"activation.method={place}",
+         "--set", "activation.T=2"],
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    del sys.modules[METHODS.pop("mine").__module__]  # as in another process
+    with pytest.raises(FileError, match=r"'mine'.*import its file"):
+        load_trained(tmp_path / "run")  # weights.json holds a name; nothing in it is run
+    made = users_module(str(tmp_path / "run" / "network.py"), "network").network()
+    assert made(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+    with pytest.raises(InputError, match="has spiking neurons already"):
+        parspike.convert(made, torch.zeros(3, 1, 8, 8), T=2)
+
+
+@pytest.mark.usefixtures("_forget_methods")
+def test_what_is_wrong_with_a_method_of_training(tmp_path: Path) -> None:
+    def refused(text: str, name: str = "Mine", **options: Any) -> str:
+        (tmp_path / "mine.py").write_text(text)
+        asked = {"activation.method": f"{tmp_path / 'mine.py'}:{name}"} | options
+        with pytest.raises((OptionError, InputError)) as caught:
+            TrainingRecipe("digits").replace(asked)
+        return str(caught.value)
+
+    good = METHOD.format(name="mine")
+    assert "did you mean 'Mine'" in refused(good, "Mien")
+    assert "no subclass of parspike.train.methods.base.Method" in refused(good, "LIF")
+    assert "there is a method 'stbp' already" in refused(METHOD.format(name="stbp"))
+    assert "tau = 'no': expected a number" in refused(good, **{"activation.tau": "no"})
+    assert "needs name" in refused(good.replace('    name: ClassVar[str] = "mine"\n', ""))
+
+
+@pytest.mark.usefixtures("_forget_methods")
+def test_a_method_of_training_from_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_methods.py").write_text(METHOD.format(name="theirs"))
+    about = tmp_path / "their_methods-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: their-methods\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[parspike.methods]\ntheirs = their_methods:Mine\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(OptionError, match="did you mean 'theirs'"):
+        TrainingRecipe("digits").replace({"activation.method": "their"})
+    made = TrainingRecipe("digits").replace({"activation.method": "theirs", "activation.tau": 1})
+    assert made.to_json()["activation"] == {"method": "theirs", "T": 4, "tau": 1.0}
+    sys.modules.pop("their_methods")
+
+
+class Wrong(parspike.Recipe):
+    """Fits as it should, then does something to the draft. Without a name of the class, so that nobody knows it."""
+
+    def __init__(self, wrong: Any) -> None:
+        object.__setattr__(self, "name", "wrong")
+        object.__setattr__(self, "wrong", wrong)
+
+    def fit(self, draft: Any, batches: Any) -> None:
+        parspike.Thresholds().fit(draft, batches)
+        self.wrong(draft)
+
+
+def no_neurons(draft: Any) -> None:
+    draft.neurons.pop(next(iter(draft.activations)))
+
+
+def a_module(draft: Any) -> None:
+    draft.neurons[next(iter(draft.activations))] = nn.ReLU()
+
+
+def no_numbers(draft: Any) -> None:
+    for neuron in draft.neurons.values():
+        neuron.v_threshold.data.fill_(float("nan"))
+
+
+def another_shape(draft: Any) -> None:
+    draft.tensors["2.weight"] = draft.tensors["2.weight"][:, :5]
+
+
+def another_name(draft: Any) -> None:
+    draft.tensors["3.weight"] = torch.zeros(2)
+
+
+def in_place(draft: Any) -> None:
+    draft.tensors["0.weight"].data.zero_()
+
+
+def in_place_and_raises(draft: Any) -> None:
+    in_place(draft)
+    raise KeyError("in the middle")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (no_neurons, r"'wrong' left no neurons for layer '1': draft.neurons\['relu'\] must be"),
+        (a_module, "left a ReLU, which is no layer of neurons, for layer '1'"),
+        (no_numbers, "left NaN in the neurons of layer '1'"),
+        (another_shape, r"put \(3, 5\) into draft.tensors\['2.weight'\], whose shape is \(3, 8\)"),
+        (another_name, r"draft.tensors\['3.weight'\], a name that the network does not have"),
+        (in_place, r"changed the network's own '0.weight': put a new tensor into draft.tensors\['0.weight'\]"),
+        (in_place_and_raises, "in the middle"),
+    ],
+)
+def test_what_a_recipe_leaves_is_checked(wrong: Any, said: str) -> None:
+    """Would catch: a recipe that spoils the network, so that every later cell of a bench measures another one."""
+    model: Any = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises((OptionError, CalibrationError, KeyError), match=said):
+        parspike.convert(model, images().split(16), T=4, recipe=Wrong(wrong))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

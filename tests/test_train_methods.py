@@ -21,7 +21,7 @@ import parspike.train.methods as methods
 from parspike.errors import InputError, OptionError, ParspikeWarning
 from parspike.neurons import fused_matrix, optimal_shift, parallel_neuron, pc_matrix
 from parspike.train import METHODS, TrainingRecipe, fit, load_recipe, load_trained, make_network, with_qcfs
-from parspike.train.direct import LIF, OverTime
+from parspike.train.direct import LIF, OverTime, lif
 from parspike.train.loop import _mix as mixed
 from parspike.train.methods.dspike import DspikeSurrogate
 from parspike.train.methods.glif import GLIFNeuron
@@ -97,6 +97,17 @@ def test_leaky_neurons_spike_by_spike(method, tau, theta, reaches):
     assert 0.05 < float(spikes.detach().mean()) < 0.95
     tie = torch.full((6, 1), theta)
     assert bool(method.neurons(8.0)(tie)[0]) == reaches
+
+
+def test_gradients_pass_through_the_reset():
+    """Would catch: a reset that is left out of the gradient, which the published code of STBP has in it."""
+    tau, theta, slope = 0.25, 0.5, Triangle(1.0)
+    x = torch.tensor([[0.4, 0.7], [0.45, 0.3]], dtype=torch.float64, requires_grad=True)  # (T, neurons)
+    spikes, (first, second) = lif(x, tau, theta, slope)
+    spikes[1].sum().backward()
+    wanted = slope(second - theta) * tau * (1 - spikes[0] - first * slope(first - theta))
+    assert torch.allclose(x.grad[0], wanted)
+    assert not torch.allclose(wanted, slope(second - theta) * tau * (1 - spikes[0]))
 
 
 def test_gated_neurons_spike_by_spike():

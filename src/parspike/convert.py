@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Unpack, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.utils.data import DistributedSampler
 
@@ -22,7 +22,7 @@ from parspike.engines import memory_of
 from parspike.errors import CalibrationError, InputError, OptionError, ParspikeWarning, TraceError, meant
 from parspike.graph import Curve, Graph, Schedule, Stream, walk
 from parspike.graph.ops import ENCODE
-from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation, check_kind
+from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation, SpikingLayer, check_kind
 from parspike.plan import Example, Plan, Planning, check_whole, plan, with_encoders
 from parspike.snn import SNN
 from parspike.together import Together
@@ -137,7 +137,7 @@ def convert(
             graph, activations, T, _code(kind), dict(graph.tensors), {}, progress or (lambda what, done, total: None),
             steps=_steps(made, T), student=OverTime(kind, input) if isinstance(kind, Serial) else ByCount(),
         )  # fmt: skip
-        chosen.fit(draft, batches)
+        _fit(chosen, draft, batches)
         _agree(draft, together)
         if batches is not None and together.rank == 0:
             _warn_of_other_preparation(graph, batches)
@@ -195,6 +195,46 @@ def _warn_of_other_preparation(graph: Graph, batches: Batches) -> None:
         ParspikeWarning,
         stacklevel=3,
     )
+
+
+def _fit(recipe: Recipe, draft: Draft, batches: Batches | None) -> None:
+    """Run a recipe and check what it has left. A recipe of the user's that changed the network itself is refused, and
+    the network is as it was."""
+    own = type(recipe).__module__.partition(".")[0] != "parspike"
+    before = {path: tensor.detach().clone() for path, tensor in draft.graph.tensors.items()} if own else {}
+    changed: list[str] = []
+    try:
+        recipe.fit(draft, batches)
+    finally:
+        for path, kept in before.items():
+            now = draft.graph.tensors[path].detach()
+            if not torch.equal(now, kept) and not torch.equal(now.nan_to_num(), kept.nan_to_num()):
+                now.copy_(kept)
+                changed.append(path)
+    said = f"recipe '{recipe.name}'"
+    if changed:
+        raise OptionError(
+            f"{said} changed the network's own '{changed[0]}': put a new tensor into "
+            f"draft.tensors['{changed[0]}'] instead"
+        )
+    for name in draft.activations:
+        neuron, layer = draft.neurons.get(name), draft.graph.by_name[name].layer
+        if not isinstance(neuron, SpikingLayer):
+            found = "no neurons" if neuron is None else f"a {type(neuron).__name__}, which is no layer of neurons,"
+            raise OptionError(
+                f"{said} left {found} for layer '{layer}': draft.neurons['{name}'] must be one, as "
+                "draft.student.neuron(…) makes it"
+            )
+        if any(bool(x.isnan().any()) for x in neuron.state_dict().values() if x.is_floating_point()):
+            raise CalibrationError(f"{said} left NaN in the neurons of layer '{layer}'")
+    for path, tensor in draft.tensors.items() if own else ():
+        shape = draft.graph.tensors[path].shape if path in draft.graph.tensors else None
+        if getattr(tensor, "shape", None) != shape:
+            raise OptionError(
+                f"{said} put {tuple(tensor.shape) if isinstance(tensor, Tensor) else repr(tensor)[:80]} into "
+                f"draft.tensors['{path}'], "
+                + ("a name that the network does not have" if shape is None else f"whose shape is {tuple(shape)}")
+            )
 
 
 def _agree(draft: Draft, together: Together) -> None:

@@ -7,8 +7,9 @@ S1). Times are multiples of the network's own, run in turn on the same images, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from parspike.bench.result import Benched, Line
 from parspike.errors import InputError, OptionError, meant
@@ -27,6 +28,8 @@ PANELS = {
     "time": ("time of a pass (× network)", "accuracy (%)"),
 }
 """The panels, with what stands along x and y."""
+BLACK, OWN = "#000000", ("network", "quantised network")
+"""The colour of the network itself, which no method gets, and its two labels."""
 NAMES = {"steps in total": "steps", "levels": "levels", "time of a pass (× network)": "ratio"}
 
 
@@ -42,25 +45,25 @@ def figure(found: Benched, panels: Sequence[str] | None = None, networks: Sequen
         for name in names:
             if name not in among:
                 raise OptionError(f"there is no '{name}' to draw{meant(name, among)}: choose among {', '.join(among)}")
-    made = new_figure(4.5 * len(wanted), 3.6 * len(shown))
-    grid = made.subplots(len(shown), len(wanted), squeeze=False)
     styles: dict[tuple[str, str], dict[str, Any]] = {}
+    colours = [colour for colour in COLOURS if colour != BLACK]
     for line in found.lines:  # one style for a method in all panels
         styles.setdefault((line.method, line.neuron), {
-            "color": COLOURS[len(styles) % len(COLOURS)], "marker": MARKERS[len(styles) % len(MARKERS)],
-            "linestyle": ("-", "--", ":")[len(styles) // len(COLOURS) % 3],
+            "color": colours[len(styles) % len(colours)], "marker": MARKERS[len(styles) % len(MARKERS)],
+            "linestyle": ("-", "--", ":")[len(styles) // len(colours) % 3],
         })  # fmt: skip
+    entries = len({(line.method, line.neuron) for line in found.lines if line.network in shown}) + len(OWN)
+    made = new_figure(4.5 * len(wanted) + 1.8, max(3.6 * len(shown), 0.19 * entries + 0.2))  # as high as the legend
+    grid = made.subplots(len(shown), len(wanted), squeeze=False)
     for network, row in zip(shown, grid, strict=True):
         lines = [line for line in found.lines if line.network == network]
         for name, axes in zip(wanted, row, strict=True):
             _panel(found, name, network, lines, axes, styles)
-    handles, labels = [], []
-    for axes in grid.flat:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            if label not in labels:
-                handles.append(handle)
-                labels.append(label)
-    made.legend(handles, labels, loc="outside right upper", fontsize="small")
+    by_label = {
+        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    labels = sorted(by_label, key=OWN.__contains__)  # the network itself behind the methods of all networks
+    made.legend([by_label[label] for label in labels], labels, loc="outside right upper", fontsize="small")
     return made
 
 
@@ -74,24 +77,35 @@ def _panel(found: Benched, name: str, network: str, lines: Sequence[Line], axes:
         axes.plot(*zip(*points, strict=True), label=", ".join(key), markersize=5, **styles[key])
     own = lines[0].mean("network_accuracy") if up.startswith("accuracy") else 1.0
     if own is not None:
-        axes.axhline(own, color="black", linewidth=1, label="network")
+        axes.axhline(own, color=BLACK, linewidth=1, label=OWN[0])
     if name == "levels":
         rivals = sorted(
             (key.levels, line["accuracy"]) for key, line in found.references.items()
             if key.network == network and line.get("accuracy") is not None
         )  # fmt: skip
         if rivals:
-            axes.plot(*zip(*rivals, strict=True), "x", color="black", markersize=9, label="quantised network")
+            axes.plot(*zip(*rivals, strict=True), "x", color=BLACK, markersize=9, label=OWN[1])
     axes.set_title(network, fontsize="medium")
     axes.set_xlabel(along)
     axes.set_ylabel(up)
     if along.startswith("time of"):
-        axes.set_xscale("log")
-    else:
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
+        axes.axvline(1.0, color=BLACK, linewidth=1)
+    _scale(axes, "x", 10 if along.startswith("time of") else 2)
     if up.startswith("time of"):
-        axes.set_yscale("log")
+        _scale(axes, "y", 10)
+
+
+def _scale(axes: Axes, letter: Literal["x", "y"], base: int) -> None:
+    """Give an axis its logarithm, with plain numbers at a few places, which do not run into one another."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    (axes.set_xscale if letter == "x" else axes.set_yscale)("log", base=base)
+    axis = axes.xaxis if letter == "x" else axes.yaxis
+    low, high = sorted(axis.get_view_interval())
+    decades = math.log(high / low, base)
+    axis.set_major_locator(LogLocator(base, subs=(1, 2, 5) if base == 10 and decades < 2 else (1,), numticks=6))
+    axis.set_major_formatter(lambda value, place: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _along(line: Line, axis: str) -> float:

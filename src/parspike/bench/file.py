@@ -22,6 +22,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from typing import Any
 import parspike.baselines  # noqa: F401 (their names become known)
 from parspike.baselines import Baseline
 from parspike.calibrate import RECIPES, Recipe, recipe_from_json, recipe_to_json
-from parspike.errors import FileError, OptionError, meant
+from parspike.errors import FileError, InputError, OptionError, ParspikeError, meant
+from parspike.foreign import digest_of
 from parspike.neurons import CODES, MAX_T, Kind, Parallel, kind_from_text
 
 __all__ = ["ALL", "Bench", "Cell", "Method", "NetworkTable", "Published", "Training", "bench_names", "kind_named"]
@@ -37,12 +39,16 @@ __all__ = ["ALL", "Bench", "Cell", "Method", "NetworkTable", "Published", "Train
 ALL = "all"
 """The word in `methods` for every table [method.…] of the file and every published method of `parspike.baselines`."""
 FOLDER = Path(__file__).parent / "benches"
+CODE = "SHA-256 of its file"
+"""The entry beside a recipe's options that says which code of a user's was measured, so that figures of a file that was
+changed since are not taken for its own. No option: options are names of Python."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One conversion of a bench, and the key of its line in the result file. recipe: as `recipe_to_json` writes it.
-    neuron: the code of parallel neurons, or the word for neurons with a state."""
+    """One conversion of a bench, and the key of its line in the result file. recipe: as `recipe_to_json` writes it,
+    and, of a recipe that is not of this package, `CODE`. neuron: the code of parallel neurons, or the word for neurons
+    with a state."""
 
     network: str
     method: str
@@ -131,14 +137,16 @@ class Published:
 @dataclass(frozen=True)
 class Training:
     """Measured rows of direct training for the tables: a file of JSON lines. Each other entry names the field of a line
-    that holds it, with dots for fields of fields. seconds: of the training. memory: its largest, MiB. ratio: time of an
-    inference pass, as a multiple of the network's without spikes."""
+    that holds it, with dots for fields of fields. share: whether the accuracy is a share of 1 and no percentage, as in
+    what `parspike train --json` prints. seconds: of the training. memory: its largest, MiB. ratio: time of an inference
+    pass, as a multiple of the network's without spikes."""
 
     file: str
     method: str = "method"
     network: str = "network"
     T: str = "T"
     accuracy: str = "accuracy"
+    share: bool = False
     seconds: str = "seconds"
     memory: str = "memory_mib"
     ratio: str = "ratio"
@@ -164,26 +172,35 @@ class Bench:
     folder: Path = field(default=Path(), compare=False)
 
     def __post_init__(self) -> None:
-        for table in (self, *self.networks.values(), *self.method.values()):
+        networks = [(("networks", name), table) for name, table in self.networks.items()]
+        methods = [(("method", name), table) for name, table in self.method.items()]
+        for place, table in [((), self), *networks, *methods]:
             for name, least, most in (("T", 1, MAX_T), ("seeds", 0, 2**63 - 1)):
                 values = getattr(table, name, ())
                 if bad := [n for n in values if not least <= n <= most]:
-                    raise OptionError(f"{name} holds {bad[0]}: give whole numbers from {least} to {most}")
+                    raise _wrong(f"{name} holds {bad[0]}: give whole numbers from {least} to {most}", *place, name)
                 if len(set(values)) < len(values):
-                    raise OptionError(f"{name} = {list(values)} holds a number twice: give each once")
-        if not self.T or not self.seeds or not self.methods:
-            raise OptionError("T, seeds and methods each hold one entry at least")
-        for names in (self.methods, *(table.methods for table in self.networks.values())):
-            for name in names:
+                    raise _wrong(f"{name} = {list(values)} holds a number twice: give each once", *place, name)
+        for name in ("T", "seeds", "methods"):
+            if not getattr(self, name):
+                raise _wrong(f"{name} holds nothing: give one entry at least", name)
+        for place, table in [((), self), *networks]:
+            for name in table.methods:
                 if name != ALL:
-                    self.recipe(name)
+                    with _at(*(("method", name, "recipe") if name in self.method else (*place, "methods"))):
+                        self.recipe(name)
         for name, method in self.method.items():
-            self.kinds(name)
+            with _at("method", name, "recipe"):
+                self.recipe(name)
+            with _at("method", name, "neurons"):
+                self.kinds(name)
             if self.networks and (odd := [n for n in method.networks if n not in self.networks]):
-                raise OptionError(f"method '{name}': there is no network '{odd[0]}'{meant(odd[0], self.networks)}")
-        for table in self.networks.values():
-            if table.batch_size < 1 or table.calibration_images < 1 or (table.limit is not None and table.limit < 1):
-                raise OptionError("batch_size, calibration_images and limit are at least 1")
+                said = f"there is no network '{odd[0]}'{meant(odd[0], self.networks)}"
+                raise _wrong(said, "method", name, "networks")
+        for place, table in networks:
+            for name in ("batch_size", "calibration_images", "limit"):
+                if (value := getattr(table, name)) is not None and value < 1:
+                    raise _wrong(f"{name} is {value}: give 1 at least", *place, name)
 
     @classmethod
     def read(cls, path: str | Path) -> Bench:
@@ -218,8 +235,8 @@ class Bench:
         made = reader.read(Bench, values, (), hidden=("folder",))
         try:
             return cls(**made, folder=path.parent)
-        except OptionError as error:
-            raise OptionError(f"{path}{reader.place_of(str(error))}: {str(error)[:1000]}") from error
+        except (OptionError, FileError, InputError) as error:
+            raise reader.error(getattr(error, PLACE, ()), str(error), type(error)) from error
 
     def path(self, text: str) -> Path:
         """A path of the file, from its folder."""
@@ -234,10 +251,10 @@ class Bench:
         """The recipe of a method. Raises `OptionError` with near names for an unknown one."""
         method = self.method.get(name)
         asked = name if method is None or method.recipe is None else method.recipe
-        if method is None and name not in RECIPES and not name.lstrip().startswith("{"):
+        if method is None and name not in RECIPES and not name.lstrip().startswith("{") and ":" not in name:
             near = meant(name, [*RECIPES, *self.method])
             try:
-                return recipe_from_json(self.code(name))  # "max", "99.9%", file.py:Class
+                return recipe_from_json(self.code(name))  # "max", "99.9%"
             except OptionError as error:
                 raise OptionError(
                     f"there is no method '{name}'{near}: give a recipe ({', '.join(sorted(RECIPES))}), the name of a "
@@ -279,7 +296,7 @@ class Bench:
         for network in self.networks if networks is None else networks:
             table = self.networks.get(network)
             for name in self.methods_of(network):
-                method, recipe = self.method.get(name, Method()), _sorted(recipe_to_json(self.recipe(name)))
+                method, recipe = self.method.get(name, Method()), _key(self.recipe(name))
                 for kind in self.kinds(name):
                     for T in method.T or (table.T if table else ()) or self.T:
                         for seed in method.seeds or self.seeds:
@@ -327,8 +344,37 @@ def kind_named(word: str) -> Kind:
         raise OptionError(f"'{word}' are no neurons: choose {', '.join(CODES)}, if, if-zero or lif:0.9") from error
 
 
+def _key(recipe: Recipe) -> str:
+    """What a recipe is, as text: its name, its options, and which code it is where it is the user's."""
+    cls = type(recipe)
+    digest = None if cls.__module__.partition(".")[0] == "parspike" else digest_of(cls)
+    return _sorted(recipe_to_json(recipe) | ({} if digest is None else {CODE: digest}))
+
+
 def _sorted(recipe: Mapping[str, Any]) -> str:
     return json.dumps(recipe, sort_keys=True)
+
+
+PLACE = "place_in_bench"
+"""The attribute of an error of a bench that says where it is: the names of tables, then of the entry."""
+
+
+def _wrong(text: str, *place: str) -> OptionError:
+    """An error at a place, which is said in words too: a bench may be made without a file."""
+    words = {"networks": "network", "method": "method"}
+    error = OptionError(f"{words[place[0]]} '{place[1]}': {text}" if len(place) > 2 else text)
+    setattr(error, PLACE, place)
+    return error
+
+
+@contextmanager
+def _at(*place: str) -> Iterator[None]:
+    """Errors within are at this place."""
+    try:
+        yield
+    except (OptionError, FileError, InputError) as error:
+        setattr(error, PLACE, place)
+        raise
 
 
 class _Reader:
@@ -344,13 +390,13 @@ class _Reader:
         known = {f.name: f for f in fields(cls) if f.name not in hidden}
         for name in values:
             if name not in known:
-                where = f" in [{'.'.join(table)}]" if table else ""
+                where = f" in {_header(table)}" if table else ""
                 raise self.error(
                     (*table, name), f"unknown key '{name}'{where}{meant(name, known)}; known are {', '.join(known)}"
                 )
         need = [f.name for f in known.values() if f.default is f.default_factory is dataclasses.MISSING]
         if missing := [name for name in need if name not in values]:
-            raise self.error(table, f"[{'.'.join(table)}] has no {', '.join(missing)}: add it")
+            raise self.error(table, f"{_header(table)} has no {', '.join(missing)}: add it")
         made = {name: self.value(str(known[name].type), value, (*table, name)) for name, value in values.items()}
         return cls(**made) if table else made
 
@@ -371,20 +417,20 @@ class _Reader:
             value = [value]  # methods = "all"
         one = wanted.removeprefix("tuple[").removesuffix(", ...]")
         kinds: dict[str, Any] = {
-            "str": str, "int": int, "float": (int, float), "str | None": str, "int | None": int,
+            "str": str, "int": int, "float": (int, float), "bool": bool, "str | None": str, "int | None": int,
             "str | Mapping[str, Any] | None": (str, Mapping),
         }  # fmt: skip
         for item in value if wanted.startswith("tuple[") else [value]:
-            if not isinstance(item, kinds[one]) or isinstance(item, bool):
-                words = {"str": "text", "int": "a whole number", "float": "a number"}
+            if not isinstance(item, kinds[one]) or isinstance(item, bool) != (one == "bool"):
+                words = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
                 said = words.get(one.partition(" ")[0], one)
                 raise self.error(place, f"{place[-1]} = {repr(value)[:200]}: give {said}")
         return tuple(value) if wanted.startswith("tuple[") else value
 
-    def error(self, place: tuple[str, ...], text: str) -> OptionError:
+    def error(self, place: tuple[str, ...], text: str, kind: type[ParspikeError] = OptionError) -> ParspikeError:
         """An error at a place in the file."""
-        line = self.line(place)
-        return OptionError(f"{self.path}{'' if line is None else f', line {line}'}: {text[:1000]}")
+        line = self.line(place) if place else None
+        return kind(f"{self.path}{'' if line is None else f', line {line}'}: {text[:1000]}")
 
     def line(self, place: tuple[str, ...]) -> int | None:
         """The line of an entry, of its table where the entry is not found."""
@@ -405,11 +451,7 @@ class _Reader:
                 return number
         return best
 
-    def place_of(self, message: str) -> str:
-        """For an error of a value: the first line that holds the last word that the message quotes."""
-        said = message.partition(" (did you mean")[0]
-        quoted = re.findall(r"'([^']+)'", said)[-1:] or re.findall(r"^(\w+)", said)
-        for number, line in enumerate(self.text.splitlines(), 1):
-            if any(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", line.partition("#")[0]) for word in quoted):
-                return f", line {number}"
-        return ""
+
+def _header(table: tuple[str, ...]) -> str:
+    """A table as its header in the file."""
+    return "[[published]]" if table[0] == "published" else f"[{'.'.join(table)}]"

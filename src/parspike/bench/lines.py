@@ -1,10 +1,10 @@
 """The result file of a bench: JSON lines, one a cell, which several processes write and a kill does not break.
 
 The first line says which bench the file belongs to, in which format, and which version began it, a line for each
-network what it was measured on; neither is ever changed, so figures of other data are refused and never mixed. Each
-line of figures says its own version and commit, so a file goes on under a later version. Every line is appended by one
-write. A line that a kill cut short is the last one, without its end of line; it is left out when the file is read, and
-cut off before the next is written.
+network what it was measured on; neither is ever changed, so figures of other data are refused and never mixed. They may
+come again, as where the files of two machines were put together. Each line of figures says its own version and commit,
+so a file goes on under a later version. Every line is appended by one write. A line that a kill cut short is the last
+one, without its end of line; it is left out when the file is read, and cut off before the next is written.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Lines:
     def read(cls, path: Path, bench: str) -> Lines:
         """The lines of a file that a bench of this name wrote. Raises `FileError` for a file of another kind, format or
         bench, and for a damaged line."""
+        if path.exists() and not path.is_file():  # a device may never end
+            raise FileError(f"{path} is no file to keep results in: give another name")
         try:
             text = path.read_bytes()
         except OSError as error:
@@ -72,20 +74,22 @@ class Lines:
         return found
 
     def _add(self, line: dict[str, Any], path: Path, bench: str) -> None:
-        if not self.header:
+        if not self.header or "parspike-bench" in line:  # files of several machines, one behind the other
             if line["parspike-bench"] != FORMAT:
                 found = str(line["parspike-bench"])[:40]
                 raise FileError(f"{path}: the file has format {found}, this parspike writes {FORMAT}: give another")
             if line["bench"] != bench:
                 found = str(line["bench"])[:80]
                 raise FileError(f"{path} holds results of the bench '{found}', not of '{bench}': give another")
-            self.header = line
+            self.header = self.header or line
         elif "data" in line:
-            self.networks.setdefault(line["network"], line["data"])
+            before = self.networks.setdefault(line["network"], line["data"])
+            if before != line["data"]:
+                raise _other_data(path, line["network"], before, line["data"])
         elif "cell" in line:
-            self.cells[Cell.from_json(line["cell"])] = line
+            _keep(self.cells, Cell.from_json(line["cell"]), line)
         elif "quantised" in line:
-            self.references[Reference(**line["quantised"])] = line
+            _keep(self.references, Reference(**line["quantised"]), line)
         else:
             raise KeyError("cell")
 
@@ -155,7 +159,7 @@ class ResultFile:
         """Cut off what a kill left, and write or check the first line."""
         with suppress(OSError):
             self._claims_path.unlink()
-        text, found = self.path.read_bytes(), Lines.read(self.path, self.bench)
+        found, text = Lines.read(self.path, self.bench), self.path.read_bytes()
         if not found.header and not text.startswith(BEGINS[: len(text)]):
             raise FileError(f"{self.path} is no result file of a bench: give another name")
         os.truncate(self.path, text.rfind(b"\n") + 1)
@@ -180,12 +184,7 @@ class ResultFile:
         if before is None:
             self.write({"network": network, "data": told})
         elif before != told:
-            unlike = [f"{name} was {before.get(name)!r}, is {told.get(name)!r}" for name in {**before, **told}
-                      if before.get(name) != told.get(name)]  # fmt: skip
-            raise FileError(
-                f"{self.path} has figures of another network '{network}': {'; '.join(unlike)}. Give another file, or "
-                "the network another name, so that they are not mixed"
-            )
+            raise _other_data(self.path, network, before, told)
 
     def claim(self, key: str) -> bool:
         """Whether this process is the first of its group to ask for a cell, which it then measures."""
@@ -195,6 +194,21 @@ class ResultFile:
         _append(self._claims_path, self._claims, (mine + "\n").encode())
         lines = self._claims_path.read_text().splitlines()
         return next(line for line in lines if json.loads(line)[0] == key) == mine
+
+
+def _keep(lines: dict[Any, dict[str, Any]], key: Cell | Reference, line: dict[str, Any]) -> None:
+    """The last line of a key counts, but where it failed and an earlier one did not, as on another machine."""
+    if "failed" not in line or "failed" in lines.get(key, line):
+        lines[key] = line
+
+
+def _other_data(path: Path, network: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> FileError:
+    unlike = [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in {**before, **now}
+              if before.get(name) != now.get(name)]  # fmt: skip
+    return FileError(
+        f"{path} has figures of another network '{network}': {'; '.join(unlike)}. Give another file, or the network "
+        "another name, so that they are not mixed"
+    )
 
 
 def _append(path: Path, stream: int, line: bytes) -> None:

@@ -186,7 +186,8 @@ class Benched:
                 if None in must:
                     raise KeyError((how.method, how.T, how.accuracy)[must.index(None)])
                 may = [_at(line, name) for name in (how.seconds, how.memory, how.ratio)]
-                made.append(TrainedRow(str(must[0]), str(_at(line, how.network) or ""), int(must[1]), must[2], *may))
+                accuracy = float(must[2]) * (100 if how.share else 1)
+                made.append(TrainedRow(str(must[0]), str(_at(line, how.network) or ""), int(must[1]), accuracy, *may))
             except (ValueError, KeyError, TypeError) as error:
                 raise FileError(
                     f"{path}, line {number}: no row of training ({type(error).__name__}: {error})"

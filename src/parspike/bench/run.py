@@ -22,7 +22,7 @@ from torch.distributed import ProcessGroup
 from parspike.bench.file import Bench, Cell, kind_named
 from parspike.bench.lines import Lines, Reference, ResultFile
 from parspike.bench.result import Benched
-from parspike.calibrate import DAQCFS, ClosedForm, recipe_from_json
+from parspike.calibrate import DAQCFS, ClosedForm, Recipe
 from parspike.calibrate.batches import readable_again
 from parspike.errors import CalibrationError, InputError, OptionError, ParspikeError, ParspikeWarning, meant
 from parspike.graph import Quantised
@@ -99,7 +99,7 @@ def bench(
             if together.rank == 0:
                 for name in dict.fromkeys(cell.network for cell in cells):
                     file.measured_on(name, networks[name].identity)
-        _Work(networks, cells, file, retry, progress, each).run()
+        _Work(bench, networks, cells, file, retry, progress, each).run()
         together.exchange(None)  # so that what is returned holds the cells of all processes
         return Benched(bench, file.lines())
 
@@ -108,10 +108,10 @@ class _Work:
     """The cells that are not done, one after the other, beside other processes of the group."""
 
     def __init__(
-        self, networks: Mapping[str, BenchNetwork], cells: Sequence[Cell], file: ResultFile, retry: bool,
+        self, bench: Bench, networks: Mapping[str, BenchNetwork], cells: Sequence[Cell], file: ResultFile, retry: bool,
         progress: Callable[[str, int, int], None] | None, each: Callable[[str], None] | None,
     ) -> None:  # fmt: skip
-        self.networks, self.cells, self.file, self.retry = networks, cells, file, retry
+        self.bench, self.networks, self.cells, self.file, self.retry = bench, networks, cells, file, retry
         self.progress = progress or (lambda what, done, total: None)
         self.each = each or (lambda line: None)
         self.tried: set[Cell | Reference] = set()
@@ -168,8 +168,9 @@ class _Work:
                 if self.loaded is None or self.loaded.name != key.network:
                     self.loaded = None  # before the next one is there
                     self.loaded = _Loaded(key.network, self.networks[key.network])
-                measure = self.loaded.cell if isinstance(key, Cell) else self.loaded.reference
-                return {**name, **_finite(measure(key))}  # pyright: ignore[reportArgumentType]
+                if isinstance(key, Cell):
+                    return {**name, **_finite(self.loaded.cell(key, self.bench.recipe(key.method)))}
+                return {**name, **_finite(self.loaded.reference(key))}
         except Exception as error:  # noqa: BLE001 (one cell that fails does not end the others)
             said = " ".join(str(error).split())
             return {**name, "failed": said if isinstance(error, ParspikeError) else f"{type(error).__name__}: {said}"}
@@ -204,10 +205,9 @@ class _Loaded:
             self.seed = seed
         return self.made, self.batches, self.held  # pyright: ignore[reportReturnType]
 
-    def cell(self, cell: Cell) -> dict[str, Any]:
+    def cell(self, cell: Cell, recipe: Recipe) -> dict[str, Any]:
         """The figures of a conversion."""
         made, batches, held = self._take(cell.seed)
-        recipe = recipe_from_json(cell.to_json()["recipe"])
         kind = recipe.makes or kind_named(cell.neuron)
         memory = Memory(self.device)
         ((snn, seconds),) = fitted(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from torch import Tensor
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.student import ByCount, Student
 from parspike.errors import OptionError, meant
-from parspike.foreign import RECIPES_OF_PACKAGES, call_users, users_module
+from parspike.foreign import RECIPES_OF_PACKAGES, class_of_package, place_of, users_class
 from parspike.graph import Graph, Hook, Node, Quantised
 from parspike.graph.ops import Activation, call
 from parspike.neurons import Code, Kind, ParallelNeuron, Simulation, SpikingLayer, levels_of
@@ -101,8 +100,7 @@ class Recipe(ABC):
         known = RECIPES.get(cls.name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise OptionError(
-                f"{cls.__module__}.{cls.__qualname__}: there is a recipe '{cls.name}' already, "
-                f"{known.__module__}.{known.__qualname__}: give yours another name"
+                f"{place_of(cls)}: there is a recipe '{cls.name}' already, {place_of(known)}: give yours another name"
             )
         RECIPES[cls.name] = cls
 
@@ -160,38 +158,15 @@ def _named(name: Any) -> type[Recipe]:
     """The class of a recipe by its name, or by its place in the user's code."""
     import parspike.baselines  # noqa: F401 (their names become known)
 
-    where, colon, wanted = str(name).rpartition(":")
     if name in RECIPES:
         return RECIPES[name]
-    if colon:
-        return _users(where, wanted)
-    points = entry_points(group=RECIPES_OF_PACKAGES)
-    if name in points.names:
-        found = call_users(f"recipe '{name}'", points[name].load)
-        return _checked(found, f"recipe '{name}' of the entry points '{RECIPES_OF_PACKAGES}'")
-    known = [*RECIPES, *points.names]
+    if ":" in str(name):
+        return users_class(str(name), Recipe, "recipe")
+    found = class_of_package(str(name), RECIPES_OF_PACKAGES, Recipe, "recipe")
+    if found is not None:
+        return found
+    known = [*RECIPES, *entry_points(group=RECIPES_OF_PACKAGES).names]
     raise OptionError(
         f"there is no recipe '{name}'{meant(name, known)}: choose one of {', '.join(sorted(known))}, or {MODES}, or "
         "file.py:Class for your own"
     )
-
-
-def _users(where: str, wanted: str) -> type[Recipe]:
-    said = f"recipe {where}:{wanted}"
-    module = users_module(where, said)
-    own = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Recipe) and "name" in vars(v)]
-    if wanted not in vars(module):
-        raise OptionError(
-            f"{said}: {where} has no '{wanted}'{meant(wanted, own)}; its recipes: {', '.join(own) or '–'}"
-        )
-    return _checked(vars(module)[wanted], said)
-
-
-def _checked(found: Any, said: str) -> type[Recipe]:
-    if not (isinstance(found, type) and issubclass(found, Recipe)):
-        raise OptionError(f"{said} is no subclass of parspike.Recipe")
-    if not isinstance(getattr(found, "name", None), str) or "__dataclass_fields__" not in vars(found):
-        raise OptionError(f'{said} needs name: ClassVar[str] = "…", and @dataclass(frozen=True) above the class')
-    if inspect.isabstract(found):
-        raise OptionError(f"{said} lacks {', '.join(sorted(found.__abstractmethods__))}")
-    return found

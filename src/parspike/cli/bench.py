@@ -6,6 +6,8 @@ torch is imported inside, so that `--help` answers at once, and after what can b
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -224,13 +226,13 @@ def _network(chosen: Bench, name: str, file: str, device: torch.device) -> Bench
     spec = chosen.code(table.spec)
     weights = None if table.weights is None else path(table.weights)
     data, calibration = path(table.data), path(table.calibration or table.data)
-    try:
+    with _at_place(place):
         checks.network(spec, weights)
         for one in dict.fromkeys((data, calibration)):
             checks.images(one, None, "data")
-    except (OptionError, FileError) as error:
-        raise type(error)(f"{place}: {error}") from error
     said = table.preprocessing()
+    with _at_place(place):
+        replace(Preprocessing(), **said)
     known: list[Network] = []
 
     def load() -> Any:
@@ -263,6 +265,15 @@ def _network(chosen: Bench, name: str, file: str, device: torch.device) -> Bench
         lambda seed: _kept(items(seed)),
         {**fixed, **digests, "preprocessing": said},
     )
+
+
+@contextmanager
+def _at_place(place: str) -> Iterator[None]:
+    """Errors within begin with their place in the bench."""
+    try:
+        yield
+    except (OptionError, FileError) as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def _kept(images: Images) -> Any:

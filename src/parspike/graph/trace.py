@@ -160,6 +160,11 @@ def _check_kind(name: str, module: nn.Module) -> None:
     # Tracing follows a part that torch.jit.trace made, and none that torch.jit.script made.
     if isinstance(module, torch.jit.ScriptModule) and (not name or isinstance(module, torch.jit.RecursiveScriptModule)):
         raise InputError(f"{place} is a TorchScript program, which has no Python code: give the network it was made of")
+    if getattr(module, "spikes_already", False):
+        raise InputError(
+            f"{place} has spiking neurons already, which it was trained with: run it as it is, or convert a network "
+            "without spikes, such as one of method qcfs"
+        )
     if room.startswith(("torch.ao.nn", "torch.nn")) and ".quantized" in room and ".qat" not in room:
         raise InputError(
             f"{place} computes with whole numbers (torch.ao.quantization): give the network of floating numbers that "

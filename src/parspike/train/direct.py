@@ -82,6 +82,9 @@ class OverTime(nn.Module):
     forward(x, per_step=True) gives the output of each step, (T, B, K): what some losses are computed of.
     """
 
+    spikes_already = True
+    """So that no conversion takes it for a network of real values."""
+
     def __init__(self, network: nn.Module, T: int) -> None:
         super().__init__()
         self.network, self.T = network, T

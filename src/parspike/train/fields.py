@@ -50,7 +50,9 @@ def _elsewhere(name: str, known: Mapping[str, Any]) -> str:
 
 def _typed(value: Any, known: Any, where: str) -> Any:
     """The value in the type of the field, told by the field's annotation."""
-    wanted = str(known.type)
+    wanted = (
+        known.type.__name__ if isinstance(known.type, type) else str(known.type)
+    )  # no `from __future__` in its file
     try:
         if isinstance(value, list | tuple):
             value = tuple(float(v) if isinstance(v, int | float) else v for v in value)

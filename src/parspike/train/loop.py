@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from parspike.errors import FileError, InputError, OptionError, ParspikeError
+from parspike.foreign import place_of
 from parspike.neurons import QCFS
 from parspike.train import log
 from parspike.train.augment import Augmentation
@@ -42,10 +43,10 @@ FACTORY = '''"""`network.py:network` is the SPEC of the network trained here."""
 
 from pathlib import Path
 
-from parspike.train import load_trained
+from parspike.train import load_trained{imported}
 
 
-def network():
+def network():{method}
     return load_trained(Path(__file__).parent)
 '''
 
@@ -329,6 +330,16 @@ class _Run:
         if self.fabric.is_global_zero:
             log.drop_after(self.folder / "log.csv", self.state["step"])
 
+    def _factory(self) -> str:
+        """The text of network.py, which runs the file of the user's method, where it is one."""
+        own = type(self.recipe.activation)
+        if own.__module__.partition(".")[0] in ("parspike", "__main__"):
+            return FACTORY.format(imported="", method="")
+        return FACTORY.format(
+            imported="\nfrom parspike.train.methods import method_name",
+            method=f"\n    method_name({place_of(own)!r})  # makes the method known that it was trained with",
+        )
+
     def _finish(self) -> Result:
         weights = self.folder / "weights.safetensors"
         if self.fabric.is_global_zero:
@@ -336,7 +347,7 @@ class _Run:
             saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
             save_weights(weights, saved["network"], self.recipe, self.state, self.train.digest)
             if self.recipe.network in NETWORKS:
-                write_whole(self.folder / "network.py", [FACTORY.encode()])
+                write_whole(self.folder / "network.py", [self._factory().encode()])
         self.fabric.barrier()
         state = self.state
         return Result(

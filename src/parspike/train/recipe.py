@@ -30,6 +30,12 @@ def _method(values: Any, where: str) -> Method:
     return method_from(values, where)
 
 
+def _method_name(asked: Any) -> Any:
+    from parspike.train.methods import method_name
+
+    return method_name(asked)
+
+
 def _default_method() -> Method:
     return _method({}, "")
 
@@ -149,6 +155,8 @@ class TrainingRecipe:
         3
         """
         values = self.to_json()
+        if "activation.method" in assignments:
+            assignments = {**assignments, "activation.method": _method_name(assignments["activation.method"])}
         if assignments.get("activation.method", self.activation.name) != self.activation.name:
             values["activation"] = {}
         for name, value in assignments.items():
@@ -185,7 +193,11 @@ def load_recipe(name: str | Path) -> TrainingRecipe:
                 f"there is no recipe {str(name)!r}{meant(name, known)}: choose {', '.join(known)} or a .toml file"
             )
     try:
-        return TrainingRecipe.from_json(tomllib.loads(path.read_text("utf-8")), str(path))
+        values = tomllib.loads(path.read_text("utf-8"))
+        table = values.get("activation")
+        if isinstance(table, dict) and "method" in table:
+            table["method"] = _method_name(table["method"])
+        return TrainingRecipe.from_json(values, str(path))
     except ParspikeError:
         raise
     except (OSError, UnicodeDecodeError) as error:

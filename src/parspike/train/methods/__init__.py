@@ -9,7 +9,7 @@
 
 # Methods are imported in the order in which messages list them.
 # isort: off
-from parspike.train.methods.base import METHODS, Direct, Group, Method, method_from
+from parspike.train.methods.base import METHODS, Direct, Group, Method, method_from, method_name
 from parspike.train.methods.qcfs import QCFSMethod
 from parspike.train.methods.relu import ReLUMethod
 from parspike.train.methods.stbp import STBP
@@ -40,4 +40,5 @@ __all__ = [
     "SlidingPSN",
     "TdBN",
     "method_from",
+    "method_name",
 ]

@@ -10,20 +10,34 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from parspike.errors import OptionError, ParspikeWarning, meant
+from parspike.foreign import METHODS_OF_PACKAGES, class_of_package, place_of, users_class
 from parspike.train.direct import LIF, OverTime
 from parspike.train.fields import above, at_least, read, within
 from parspike.train.replace import replace_activations
 
-__all__ = ["METHODS", "Batch", "Direct", "Group", "Leaky", "Method", "method_from", "shaped_by", "swapped"]
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Direct",
+    "Group",
+    "Leaky",
+    "Method",
+    "method_from",
+    "method_name",
+    "shaped_by",
+    "swapped",
+]
 
 METHODS: dict[str, type[Method]] = {}
-"""By name; a class that extends `Method` and has a `name` is entered here when it is defined."""
+"""By name; a class that extends `Method` and has a `name` is entered here when it is defined. Two of one name are
+refused."""
 
 Batch = Callable[[], tuple[Tensor, Tensor]]
 """Gives the first inputs and labels of the epoch, (B, …) and (B,), the same in every process."""
@@ -49,8 +63,14 @@ class Method(ABC):
     name: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        if "name" in vars(cls):
-            METHODS[cls.name] = cls
+        if "name" not in vars(cls):
+            return
+        known = METHODS.get(cls.name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise OptionError(
+                f"{place_of(cls)}: there is a method '{cls.name}' already, {place_of(known)}: give yours another name"
+            )
+        METHODS[cls.name] = cls
 
     @abstractmethod
     def network(self, base: nn.Module, example: Any) -> nn.Module:
@@ -155,10 +175,22 @@ def method_from(values: Any, where: str) -> Method:
         raise OptionError(f"{where}: expected a table, got {repr(values)[:80]}")
     options = {name: value for name, value in values.items() if name != "method"}
     name = values.get("method", "qcfs")
-    if not isinstance(name, str) or name not in METHODS:
-        said = f"activation.method = {repr(name)[:80]}{meant(name, METHODS)}"
-        raise OptionError(f"{said}: choose one of {', '.join(METHODS)}")
-    return read(METHODS[name], _of_earlier_versions(name, options), f"{where} of method {name}")
+    found = METHODS.get(name) if isinstance(name, str) else None
+    if found is None and isinstance(name, str):
+        found = class_of_package(name, METHODS_OF_PACKAGES, Method, "method")
+    if found is None:
+        known = [*METHODS, *entry_points(group=METHODS_OF_PACKAGES).names]
+        raise OptionError(
+            f"activation.method = {repr(name)[:80]}{meant(name, known)}: choose one of {', '.join(known)}, or "
+            "file.py:Class for your own (in Python, import its file)"
+        )
+    return read(found, _of_earlier_versions(name, options), f"{where} of method {name}")
+
+
+def method_name(asked: Any) -> Any:
+    """The name of the method that a recipe asks for: that of the class, whose file is run, for `file.py:Class` or
+    `package.module:Class`. Files that `parspike train` wrote hold names alone, so reading them runs no code."""
+    return users_class(asked, Method, "method").name if isinstance(asked, str) and ":" in asked else asked
 
 
 def _of_earlier_versions(name: str, options: dict[str, Any]) -> dict[str, Any]:
