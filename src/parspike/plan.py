@@ -222,9 +222,9 @@ def plan(
     neuron: the kind of neurons to plan for, as in `convert`; it changes the words of the table alone. encode: "all"
     puts encoders, spiking neurons for the identity, wherever a weighted synapse or a product of two values (attention)
     reads real values, so that spikes drive every product; "hidden" leaves the network's own inputs real
-    (`graph.encode`). analog:
-    "lookup", beside encode=, also takes softmax, norms and divisions apart and makes neurons of what is a function of
-    one number in them, exp, 1/b, 1/√b, so that a sum and a maximum are all of them that stays analog (`graph.lookup`).
+    (`graph.encode`). analog: "lookup", beside encode=, also takes softmax, norms and divisions apart and makes neurons
+    of what is a function of one number in them, exp, 1/b, 1/√b, so that a sum and a maximum are all of them that stays
+    analog (`graph.lookup`).
     layers: options by pattern of layer name, such as {"stem.*": Keep(), "head.*": Steps(4), "out": Spike()}: keep an
     activation analog, give it a number of time-steps, turn one into neurons that the plan would compute on the mean.
     Encoders have layers too, "norm1@spikes". strict: refuse analog operators too. free_sizes: leave height, width,
