@@ -432,6 +432,23 @@ def test_what_follows_from_a_refused_layer_ends_in_no_other_error(tmp_path: Path
     assert parspike.export(part, tmp_path / "part.nir", example=x).file.unlike == 0
 
 
+def test_a_table_looked_up_by_whole_numbers_is_refused_by_name(tmp_path: Path) -> None:
+    """Would catch torch's own error, of places that are real numbers, where the layer is tried."""
+
+    class Looked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.hidden, self.out = nn.Embedding(9, 6), nn.Linear(6, 4), nn.Linear(4, 2)
+
+        def forward(self, token: Tensor) -> Tensor:
+            return self.out(self.hidden(self.table(token)).relu())
+
+    tokens = torch.arange(9)
+    snn = parspike.convert(Looked().eval(), [tokens], T=4, neuron=IF(), recipe="max")
+    with pytest.raises(UnsupportedError, match="table: it reads whole numbers, and what NIR's edges carry is real"):
+        parspike.export(snn, tmp_path / "net.nir", example=tokens)
+
+
 @pytest.mark.parametrize(
     ("kind", "word"),
     [(IF(refractory=1), "refractory"), (IF(signed=True), "take spikes back"), (IF(bias="step"), "bias a step")],

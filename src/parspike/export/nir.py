@@ -147,6 +147,7 @@ class _Writer:
             self.pieces[name] = Piece("Input", {"shape": np.array(shape)}, shape)
             self.values[i.name] = Value((name,), shape)
         lost: set[str] = set()  # values that no node of the file has, of which even the shape may not be known
+        places = {i.name for i in self.graph.inputs if not i.dtype.is_floating_point}
         for node in self.graph.nodes:
             try:
                 value = self._written(node)
@@ -154,7 +155,9 @@ class _Writer:
                 self.refused[why.where or node.layer] = str(why)
                 value = self._lost(node, lost)
             except (RuntimeError, IndexError, TypeError, ValueError):
-                if lost.isdisjoint(node.refs):
+                if not places.isdisjoint(node.refs):
+                    self.refused[node.layer] = "it reads whole numbers, and what NIR's edges carry is real"
+                elif lost.isdisjoint(node.refs):
                     raise
                 value = self._lost(node, lost)
             alone = len(self.readers[node.name]) + (node.name in self.shown) == 1
