@@ -432,6 +432,23 @@ def test_what_follows_from_a_refused_layer_ends_in_no_other_error(tmp_path: Path
     assert parspike.export(part, tmp_path / "part.nir", example=x).file.unlike == 0
 
 
+def test_a_value_times_what_the_input_gives_is_refused_by_name(tmp_path: Path) -> None:
+    """Would catch Python's own error, of a factor that is no number: masks, and the first state of recurrent layers."""
+
+    class Weighed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.out = nn.Linear(6, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.out(self.hidden(x).relu() * mask + self.hidden(x) * torch.zeros(x.shape[0], 4))
+
+    x = torch.rand(9, 6), torch.ones(9, 4)
+    snn = parspike.convert(Weighed().eval(), [x], T=4, neuron=IF(), recipe="max")
+    with pytest.raises(UnsupportedError, match="mul: .*two values of the network(?s:.*)mul@2: "):
+        parspike.export(snn, tmp_path / "net.nir", example=x)
+
+
 def test_a_table_looked_up_by_whole_numbers_is_refused_by_name(tmp_path: Path) -> None:
     """Would catch torch's own error, of places that are real numbers, where the layer is tried."""
 

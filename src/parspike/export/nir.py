@@ -424,6 +424,8 @@ class _Writer:
         if target in ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar", "aten.neg.default"):
             factor = -1 if "neg" in target else args[1] if isinstance(node.args[0], Ref) else args[0]
             varies = node.args[0] if isinstance(node.args[0], Ref) else node.args[1]
+            if isinstance(factor, Ref):
+                raise RefusedError("it takes two values of the network times each other, which no NIR node does")
             scale = torch.as_tensor(factor, dtype=torch.float32)
             scale = 1 / scale if "div" in target else scale
             return self._scaled(self._value(varies), self._of_sample(scale, node), name)
