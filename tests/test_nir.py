@@ -445,7 +445,7 @@ def test_a_value_times_what_the_input_gives_is_refused_by_name(tmp_path: Path) -
 
     x = torch.rand(9, 6), torch.ones(9, 4)
     snn = parspike.convert(Weighed().eval(), [x], T=4, neuron=IF(), recipe="max")
-    with pytest.raises(UnsupportedError, match="mul: .*two values of the network(?s:.*)mul@2: "):
+    with pytest.raises(UnsupportedError, match=r"mul: .*two values of the network(?s:.*)mul@2: "):
         parspike.export(snn, tmp_path / "net.nir", example=x)
 
 
