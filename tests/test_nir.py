@@ -432,6 +432,14 @@ def test_what_follows_from_a_refused_layer_ends_in_no_other_error(tmp_path: Path
     assert parspike.export(part, tmp_path / "part.nir", example=x).file.unlike == 0
 
 
+def test_a_network_without_neurons_is_told_so(tmp_path: Path) -> None:
+    """Would catch the remedy for parallel neurons, to convert for IF, which had been followed."""
+    with pytest.warns(parspike.errors.ParspikeWarning, match="no activation"):
+        snn = parspike.convert(nn.Linear(6, 2).eval(), torch.rand(8, 6), T=4, neuron=IF())
+    with pytest.raises(UnsupportedError, match="it has no spiking neurons"):
+        parspike.export(snn, tmp_path / "net.nir")
+
+
 def test_a_value_times_what_the_input_gives_is_refused_by_name(tmp_path: Path) -> None:
     """Would catch Python's own error, of a factor that is no number: masks, and the first state of recurrent layers."""
 

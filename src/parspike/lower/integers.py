@@ -28,6 +28,7 @@ from torch import Tensor
 from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Graph, Input, Node, Param, Ref, Role, Size, Stream, leaves, map_tree
+from parspike.graph.lookup import TAKEN
 from parspike.graph.ops import CASTS, FLOOR, HOLD, LARGEST, LOWEST, MASKED, REAL, TABLE, TIMES, WEIGHTS, WHOLE, call
 from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
@@ -191,6 +192,7 @@ class _Whole:
             if any(r.name in self.ahead or self._computes(r) for r in self.readers[node.name]):
                 self.ahead.add(node.name)
         self.refused: list[str] = []
+        self.looked_up = False  # whether something was refused that look-ups would have stood for
         self.most = 1.0
         self.fitting: Fitting | None = None
 
@@ -288,6 +290,7 @@ class _Whole:
         except Refused as error:
             if node.name in self.ahead or self._computes(node) or not node.refs:
                 self.refused.append(f"  {node.layer or node.name} ({node.target}): {error}")
+                self.looked_up |= node.target in TAKEN
             else:
                 self.tail[node.name] = node
             return
@@ -958,7 +961,9 @@ class _Whole:
         """The network, its outputs real again."""
         if self.refused:
             said = "whole numbers cannot carry these parts of the network:"
-            raise UnsupportedError("\n".join((said, *self.refused)))
+            remedy = "norms and softmax: convert with code='weighted', encode='all', analog='lookup' (docs/lowering.md)"
+            looked_up = self.looked_up and provenance.get("analog") != "lookup"
+            raise UnsupportedError("\n".join((said, *self.refused, *([remedy] if looked_up else []))))
         dtype = torch.float32 if self.most * self.simulation.T < EXACT[torch.float32] else torch.float64
         if self.most * self.simulation.T >= EXACT[torch.float64]:
             raise UnsupportedError(f"its sums reach {self.most:.3g}, more than 2^53: give fewer bits")
