@@ -457,6 +457,25 @@ def test_a_value_times_what_the_input_gives_is_refused_by_name(tmp_path: Path) -
         parspike.export(snn, tmp_path / "net.nir", example=x)
 
 
+def test_a_value_repeated_by_a_factor_is_refused_by_name(tmp_path: Path) -> None:
+    """Would catch torch's own error, of a later reshape of what the file holds in another shape: positional features,
+    behind a layer that is refused and behind one that is not."""
+
+    class Waves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rates, self.hidden, self.out = nn.Parameter(torch.rand(4)), nn.Linear(24, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, column: Tensor) -> Tensor:
+            both = torch.cat([(x[..., None] * self.rates).flatten(1), (column * self.rates).flatten(1)], 1)
+            return self.out(self.hidden(both).relu())
+
+    x = torch.rand(9, 3), torch.rand(9, 3, 1)
+    snn = parspike.convert(Waves().eval(), [x], T=4, neuron=IF(), recipe="max")
+    with pytest.raises(UnsupportedError, match=r"unsqueeze: (?s:.*)mul@2: it makes \(3, 4\) of \(3, 1\)"):
+        parspike.export(snn, tmp_path / "net.nir", example=x)
+
+
 def test_a_table_looked_up_by_whole_numbers_is_refused_by_name(tmp_path: Path) -> None:
     """Would catch torch's own error, of places that are real numbers, where the layer is tried."""
 

@@ -151,6 +151,8 @@ class _Writer:
         for node in self.graph.nodes:
             try:
                 value = self._written(node)
+                if not lost.isdisjoint(node.refs):
+                    lost.add(node.name)
             except RefusedError as why:
                 self.refused[why.where or node.layer] = str(why)
                 value = self._lost(node, lost)
@@ -426,6 +428,8 @@ class _Writer:
             varies = node.args[0] if isinstance(node.args[0], Ref) else node.args[1]
             if isinstance(factor, Ref):
                 raise RefusedError("it takes two values of the network times each other, which no NIR node does")
+            if (read := self._value(varies).shape) != self._shape(node):
+                raise RefusedError(f"it makes {self._shape(node)} of {read} by repeating it, which no NIR node does")
             scale = torch.as_tensor(factor, dtype=torch.float32)
             scale = 1 / scale if "div" in target else scale
             return self._scaled(self._value(varies), self._of_sample(scale, node), name)
