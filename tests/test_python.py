@@ -116,6 +116,27 @@ def test_len_follows_the_batch_in_functions_that_are_kept_elsewhere(kind):
         torch.testing.assert_close(graph.run(x), model(x))
 
 
+class Translator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.out = nn.Embedding(9, 8), nn.Linear(8, 9)
+        self.transformer = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
+        return self.out(self.transformer(self.words(source), self.words(target), tgt_mask=mask))
+
+
+def test_a_transformer_does_not_ask_whether_its_mask_is_causal():
+    """Would catch the refusal of nn.Transformer with a mask, a branch on values, and a question left out for good."""
+    model, before = Translator().eval(), nn.modules.transformer._detect_is_causal_mask
+    graph = trace(model, (torch.arange(12).view(2, 6) % 9, torch.arange(8).view(2, 4) % 9))
+    assert nn.modules.transformer._detect_is_causal_mask is before
+    source, target = torch.arange(18).view(3, 6) % 9, torch.arange(12).view(3, 4) % 9
+    torch.testing.assert_close(graph.run(source, target), model(source, target))
+
+
 def test_a_module_of_the_users_may_have_its_own_len():
     """It would catch a user's function of that name that is replaced by one that counts rows."""
     room = {"__name__": "users", "torch": torch, "nn": nn}

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -156,15 +157,19 @@ def sizes_kept(model: nn.Module) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def without_branches() -> Iterator[None]:
-    """While a network is traced: distances are computed in one way, and distributions do not ask whether what they are
-    given is in their range, which would be a branch on values."""
+    """While a network is traced: distances are computed in one way, distributions do not ask whether what they are
+    given is in their range, and transformers do not ask whether a mask is the causal one, for which they would choose
+    another kernel of the same values: these would be branches on values."""
     check, checks = Distribution.__dict__["_validate_sample"], Distribution._validate_args
+    asks = transformer._detect_is_causal_mask
     try:
+        transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
         Distribution._validate_sample = lambda self, value: None
         Distribution.set_default_validate_args(False)
         with _ByProducts():
             yield
     finally:
+        transformer._detect_is_causal_mask = asks
         Distribution._validate_sample = check
         Distribution.set_default_validate_args(checks)
 
