@@ -432,6 +432,67 @@ def test_what_follows_from_a_refused_layer_ends_in_no_other_error(tmp_path: Path
     assert parspike.export(part, tmp_path / "part.nir", example=x).file.unlike == 0
 
 
+def test_a_network_without_neurons_is_told_so(tmp_path: Path) -> None:
+    """Would catch the remedy for parallel neurons, to convert for IF, which had been followed."""
+    with pytest.warns(parspike.errors.ParspikeWarning, match="no activation"):
+        snn = parspike.convert(nn.Linear(6, 2).eval(), torch.rand(8, 6), T=4, neuron=IF())
+    with pytest.raises(UnsupportedError, match="it has no spiking neurons"):
+        parspike.export(snn, tmp_path / "net.nir")
+
+
+def test_a_value_times_what_the_input_gives_is_refused_by_name(tmp_path: Path) -> None:
+    """Would catch Python's own error, of a factor that is no number: masks, and the first state of recurrent layers."""
+
+    class Weighed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.out = nn.Linear(6, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.out(self.hidden(x).relu() * mask + self.hidden(x) * torch.zeros(x.shape[0], 4))
+
+    x = torch.rand(9, 6), torch.ones(9, 4)
+    snn = parspike.convert(Weighed().eval(), [x], T=4, neuron=IF(), recipe="max")
+    with pytest.raises(UnsupportedError, match=r"mul: .*two values of the network(?s:.*)mul@2: "):
+        parspike.export(snn, tmp_path / "net.nir", example=x)
+
+
+def test_a_value_repeated_by_a_factor_is_refused_by_name(tmp_path: Path) -> None:
+    """Would catch torch's own error, of a later reshape of what the file holds in another shape: positional features,
+    behind a layer that is refused and behind one that is not."""
+
+    class Waves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rates, self.hidden, self.out = nn.Parameter(torch.rand(4)), nn.Linear(24, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, column: Tensor) -> Tensor:
+            both = torch.cat([(x[..., None] * self.rates).flatten(1), (column * self.rates).flatten(1)], 1)
+            return self.out(self.hidden(both).relu())
+
+    x = torch.rand(9, 3), torch.rand(9, 3, 1)
+    snn = parspike.convert(Waves().eval(), [x], T=4, neuron=IF(), recipe="max")
+    with pytest.raises(UnsupportedError, match=r"unsqueeze: (?s:.*)mul@2: it makes \(3, 4\) of \(3, 1\)"):
+        parspike.export(snn, tmp_path / "net.nir", example=x)
+
+
+def test_a_table_looked_up_by_whole_numbers_is_refused_by_name(tmp_path: Path) -> None:
+    """Would catch torch's own error, of places that are real numbers, where the layer is tried."""
+
+    class Looked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.hidden, self.out = nn.Embedding(9, 6), nn.Linear(6, 4), nn.Linear(4, 2)
+
+        def forward(self, token: Tensor) -> Tensor:
+            return self.out(self.hidden(self.table(token)).relu())
+
+    tokens = torch.arange(9)
+    snn = parspike.convert(Looked().eval(), [tokens], T=4, neuron=IF(), recipe="max")
+    with pytest.raises(UnsupportedError, match="table: it reads whole numbers, and what NIR's edges carry is real"):
+        parspike.export(snn, tmp_path / "net.nir", example=tokens)
+
+
 @pytest.mark.parametrize(
     ("kind", "word"),
     [(IF(refractory=1), "refractory"), (IF(signed=True), "take spikes back"), (IF(bias="step"), "bias a step")],

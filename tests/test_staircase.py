@@ -618,9 +618,11 @@ def test_one_look_up_for_two_staircases_is_used_and_follows_changes():
     assert torch.equal(after, right(z) + left(-z) - 0.1)
     assert not torch.equal(after, before)
     # Steps of another size than the other's: no grid is fine enough for one and small enough for both.
-    right.thresholds.data *= 1e-7
-    assert torch.equal(joined(right, left, -0.1, z), right(z) + left(-z) - 0.1)
-    assert right._joined[1] is None
+    # A side that no current reaches has its steps at the smallest number.
+    for factor in (1e-7, 1e-30):
+        right.thresholds.data *= factor
+        assert torch.equal(joined(right, left, -0.1, z), right(z) + left(-z) - 0.1)
+        assert right._joined[1] is None
     theta = ParallelNeuron(8, torch.tensor(1.0))
     assert torch.equal(joined(theta, left, 0.0, z), theta(z) + left(-z))
 

@@ -31,6 +31,7 @@ from torch.export import Dim
 import parspike
 from parspike.errors import InputError, ParspikeError, TraceError
 from parspike.graph import Graph, trace
+from parspike.graph.opened import taking
 from parspike.graph.refusals import MIXED
 
 X = torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) + 0.1
@@ -787,3 +788,85 @@ def test_weights_that_are_standardised_are_weights():
     moving = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval().double()
     with pytest.raises(TraceError, match="batch norm"):
         parspike.plan(moving, x)
+
+
+class Gathered(nn.Module):
+    """Two tensors in a dict, a tuple, or a list that forward takes apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.meta, self.head = nn.Linear(8, 16), nn.Linear(5, 16), nn.Linear(16, 3)
+
+    def forward(self, batch: Any) -> Tensor:
+        if isinstance(batch, list):
+            meta, image = batch.pop(), batch.pop()
+        else:
+            image, meta = (batch["image"], batch["meta"]) if isinstance(batch, dict) else batch
+        return self.head((self.image(image) + self.meta(meta)).relu())
+
+
+META = torch.rand(8, 5, generator=torch.Generator().manual_seed(1))
+LABELS = torch.arange(8) % 3
+WHOLE = {
+    "dict": ({"image": X, "meta": META}, lambda whole: whole),
+    "dict with labels": ({"image": X, "meta": META}, lambda whole: {**whole, "label": LABELS}),
+    "dict with y": ({"image": X, "meta": META}, lambda whole: {**whole, "y": LABELS}),
+    "dict beside labels": ({"image": X, "meta": META}, lambda whole: (whole, LABELS)),
+    "tuple": ((X, META), lambda whole: whole),
+    "tuple beside labels": ((X, META), lambda whole: (whole, LABELS)),
+    "list beside labels": ([X, META], lambda whole: (whole, LABELS)),
+    "list": ([X, META], lambda whole: whole),
+}
+
+
+def again(whole: Any) -> Any:
+    """The same, since forward may take a list apart."""
+    return list(whole) if isinstance(whole, list) else whole
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@torch.no_grad()
+def test_a_network_of_one_dict_tuple_or_list_is_converted_with_each_tensor_as_an_input(kind, tmp_path):
+    """Would catch labels that are taken for inputs, or inputs for labels, and layers under other names."""
+    whole, item = WHOLE[kind]
+    model = Gathered().eval()
+    items, wanted = [item(again(whole))] * 2, model(again(whole))
+    before = dict(vars(model))
+    snn = parspike.convert(model, items, T=64, recipe="max")
+    assert vars(model) == before
+    assert isinstance(model, Gathered)
+    assert [row.layer for row in parspike.plan(model, again(whole)).rows][-1] == "head"
+    assert apart(snn(again(whole)), wanted) < 0.05
+    separately = snn(**whole) if isinstance(whole, dict) else snn(*whole)
+    assert torch.equal(separately, snn(again(whole)))
+    loaded = parspike.load(snn.save(tmp_path / "net.parspike"))
+    assert torch.equal(loaded(again(whole)), separately)
+    report = parspike.measure(snn, items, against=model)
+    assert (report.accuracy is not None) == ("label" in kind)
+    assert report.error is not None
+    assert report.error < 0.05
+
+
+def test_entries_of_a_dict_that_the_network_lacks_are_said_unless_they_are_labels():
+    whole = {"image": X, "meta": META}
+    snn = parspike.convert(Gathered().eval(), [whole], T=4, recipe="max")
+    assert torch.equal(snn({**whole, "labels": LABELS, "y": LABELS}), snn(whole))
+    with pytest.raises(InputError, match="takes the inputs"):
+        snn({**whole, "mask": X})
+    with pytest.raises(InputError, match="takes the inputs"):
+        snn({"image": X})
+
+
+@torch.no_grad()
+def test_a_network_is_called_as_its_conversion_is():
+    model, given = Gathered().eval(), {"image": X, "meta": META}
+    network = taking(model, (), given)
+    assert torch.equal(network(**given), model(given))
+    assert network.head is model.head
+    plain = small()
+    assert taking(plain, (X,), {}) is plain

@@ -15,20 +15,21 @@ from torch.distributed import ProcessGroup
 from torch.utils.data import DistributedSampler
 
 from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, recipe_to_json
-from parspike.calibrate.batches import LABELS, SEEN, arguments_of, readable_again, signature_of
+from parspike.calibrate.batches import SEEN, arguments_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
 from parspike.calibrate.student import ByCount, Input, OverTime
 from parspike.engines import memory_of
 from parspike.errors import CalibrationError, InputError, OptionError, ParspikeWarning, TraceError, meant
 from parspike.graph import Curve, Graph, Schedule, Stream, walk
+from parspike.graph.opened import LABELS, opened
 from parspike.graph.ops import ENCODE
 from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation, SpikingLayer, check_kind
-from parspike.plan import Example, Plan, Planning, check_whole, plan, with_encoders
+from parspike.plan import Example, Plan, Planning, plan, with_encoders
 from parspike.snn import SNN
 from parspike.together import Together
 from parspike.version import __version__
 
-__all__ = ["convert"]
+__all__ = ["convert", "plan_of"]
 
 
 def convert(
@@ -54,8 +55,9 @@ def convert(
 
     model: the network, or its `Plan`. calibration: inputs without labels, as an iterable of tensors (B, …), (x, y)
     tuples or dicts, one tensor (N, …), or a `Dataset` of samples; of a tuple the first entries are taken, as many as
-    `forward` asks for, of a dict those that `forward` names, or one under a usual key; None where none are needed (QCFS
-    networks with T = T̃, given an `example`). inputs: a function from an item of calibration to the model's inputs.
+    `forward` asks for, of a dict those that `forward` names, or one under a usual key; where `forward` takes one dict,
+    tuple or list of tensors, all of it but labels; None where none are needed (QCFS networks with T = T̃, given an
+    `example`). inputs: a function from an item of calibration to the model's inputs.
 
     neuron: what the network is converted for: `Parallel(code)` (the default), `IF()` or `LIF()`. code: the short form
     of `Parallel(code)`: "sorted" as in the paper, "weighted" (2^T − 1 levels in T steps) or "onset" (one spike a
@@ -288,10 +290,24 @@ def _code(kind: Kind) -> Code:
 
 
 def _whole(item: Any) -> list[Any]:
-    """What of an item may be the one input of a network, a dict, a tuple or a list: with and without labels."""
+    """What of an item may be the one input of a network, a dict, a tuple or a list: without and with labels."""
     if isinstance(item, Mapping):
-        return [{key: x for key, x in item.items() if key not in LABELS}, dict(item)]
+        return [{key: x for key, x in item.items() if key not in labels} for labels in ((*LABELS, "y"), LABELS, ())]
     return [*_whole(item[0]), item] if isinstance(item, (tuple, list)) and item else []
+
+
+def plan_of(
+    model: nn.Module, first: Any, inputs: Callable[[Any], Any] | None = None, **planning: Unpack[Planning]
+) -> Plan:
+    """The plan of a network with the inputs in the first item of calibration. inputs, planning: see `convert`."""
+    try:
+        example = arguments_of(first, "calibration batch 0", inputs, signature_of(model, first, inputs))
+        return plan(model, example, **planning)
+    except (InputError, TraceError, CalibrationError):
+        # Of a dict or a tuple that is the network's one input, `arguments_of` chose some of the tensors, or none.
+        if inputs is not None or (found := opened(model, _whole(first))) is None:
+            raise
+        return plan(*found, **planning)
 
 
 def _plan(
@@ -304,11 +320,5 @@ def _plan(
             first = next(iter(source))
         except StopIteration:
             raise CalibrationError("the calibration set is empty: give at least one batch of inputs") from None
-        try:
-            example = arguments_of(first, "calibration batch 0", inputs, signature_of(model, first, inputs))
-            return plan(model, example, **how)
-        except (InputError, TraceError, CalibrationError):
-            # Of a dict or a tuple that is the network's one input, `arguments_of` chose some of the tensors, or none.
-            check_whole(model, _whole(first))
-            raise
+        return plan_of(model, first, inputs, **how)
     return plan(model, example, **how)

@@ -22,15 +22,15 @@ from parspike.graph import (
     check_same,
     encodable,
     leaves,
-    map_tree,
     rewrite,
     trace,
 )
 from parspike.graph import with_encoders as insert_encoders
 from parspike.graph.attention import taken_apart
 from parspike.graph.encode import Encode, computed, encoded, input_encoders, undivided
-from parspike.graph.ir import expected_tensor, flattened
+from parspike.graph.ir import expected_tensor
 from parspike.graph.lookup import LOOKED_UP, Analog
+from parspike.graph.opened import opened
 from parspike.graph.ops import ACROSS_BATCH, ENCODE, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE
 from parspike.graph.order import compared, unnested
 from parspike.graph.quiet import outputs
@@ -217,12 +217,14 @@ def plan(
 ) -> Plan:
     """What a conversion will do with a network, before any data are read.
 
-    example: a batch (B, …), a tuple of several inputs, or a dict of keyword inputs; values do not matter. neuron: the
-    kind of neurons to plan for, as in `convert`; it changes the words of the table alone. encode: "all" puts encoders,
-    spiking neurons for the identity, wherever a weighted synapse or a product of two values (attention) reads real
-    values, so that spikes drive every product; "hidden" leaves the network's own inputs real (`graph.encode`). analog:
-    "lookup", beside encode=, also takes softmax, norms and divisions apart and makes neurons of what is a function of
-    one number in them, exp, 1/b, 1/√b, so that a sum and a maximum are all of them that stays analog (`graph.lookup`).
+    example: a batch (B, …), a tuple of several inputs, or a dict of keyword inputs; values do not matter. A network
+    whose one input is a dict, a tuple or a list of tensors is given that, and each tensor is an input of the plan.
+    neuron: the kind of neurons to plan for, as in `convert`; it changes the words of the table alone. encode: "all"
+    puts encoders, spiking neurons for the identity, wherever a weighted synapse or a product of two values (attention)
+    reads real values, so that spikes drive every product; "hidden" leaves the network's own inputs real
+    (`graph.encode`). analog: "lookup", beside encode=, also takes softmax, norms and divisions apart and makes neurons
+    of what is a function of one number in them, exp, 1/b, 1/√b, so that a sum and a maximum are all of them that stays
+    analog (`graph.lookup`).
     layers: options by pattern of layer name, such as {"stem.*": Keep(), "head.*": Steps(4), "out": Spike()}: keep an
     activation analog, give it a number of time-steps, turn one into neurons that the plan would compute on the mean.
     Encoders have layers too, "norm1@spikes". strict: refuse analog operators too. free_sizes: leave height, width,
@@ -244,20 +246,7 @@ def plan(
             f"encode='{encode}' needs parallel neurons, which know the mean of their input before they fire: leave "
             "neuron= out"
         )
-    args, kwargs = arguments(example)
-    try:
-        read = trace(model, args, kwargs, free_sizes=free_sizes)
-        check_same(model, read, args, kwargs)
-        graph = rewrite(read, args, kwargs)
-    except (InputError, TraceError) as error:
-        check_whole(model, [example])
-        if not _one_sample(model, args, kwargs):
-            raise
-        given = ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()))
-        raise InputError(
-            f"{type(model).__name__} takes batches, (B, …), B ≥ 1, and the example, {given}, looks like one sample: "
-            "pass x[None]"
-        ) from error
+    graph, args, kwargs = _read(model, example, free_sizes=free_sizes)
     encodes = encode != "none"
     graph = taken_apart(graph, args, kwargs, lookup=analog == "lookup") if encodes else graph
     options = _options(graph, layers or {}, strict=not encodes)
@@ -286,6 +275,26 @@ def plan(
         graph, spiking, tuple(n.name for n in graph.neurons if n.name in kept), rows, strict, steps, neuron, encode,
         analog,
     )  # fmt: skip
+
+
+def _read(model: nn.Module, example: Any, *, free_sizes: bool) -> tuple[Graph, tuple[Tensor, ...], dict[str, Tensor]]:
+    """The rewritten graph of a network, and the inputs of its example."""
+    try:
+        args, kwargs = arguments(example)
+        read = trace(model, args, kwargs, free_sizes=free_sizes)
+        check_same(model, read, args, kwargs)
+        return rewrite(read, args, kwargs), args, kwargs
+    except (InputError, TraceError) as error:
+        if (found := opened(model, [example])) is not None:
+            return _read(*found, free_sizes=free_sizes)
+        args, kwargs = arguments(example)
+        if not _one_sample(model, args, kwargs):
+            raise
+        given = ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()))
+        raise InputError(
+            f"{type(model).__name__} takes batches, (B, …), B ≥ 1, and the example, {given}, looks like one sample: "
+            "pass x[None]"
+        ) from error
 
 
 def plan_again(model: nn.Module | Plan, example: Example, provenance: Mapping[str, Any]) -> Plan:
@@ -335,35 +344,6 @@ def _encoder(graph: Graph, node: Node) -> PlanRow:
     return PlanRow(
         node.layer, "encode", str(node.role), "neurons that make spikes of the input", "", graph.shape_of(node)
     )
-
-
-class _Whole(nn.Module):
-    """A network that is given its tensors in one dict, tuple or list."""
-
-    def __init__(self, network: nn.Module, example: Any) -> None:
-        super().__init__()
-        self.network, self.example = network, example
-
-    def forward(self, *tensors: Tensor) -> Any:
-        rest = iter(tensors)
-        return self.network(map_tree(lambda _: next(rest), self.example))
-
-
-def check_whole(model: nn.Module, candidates: Sequence[Any]) -> None:
-    """Raise `InputError` where a network that was refused takes one of the candidates as its one input, a dict, a tuple
-    or a list of tensors: a converted network takes each tensor by itself."""
-    for whole in candidates:
-        found = list(leaves(whole)) if isinstance(whole, (dict, tuple, list)) else []
-        if not found or not all(isinstance(leaf, Tensor) for leaf in found):
-            continue
-        try:
-            outputs(_Whole(model, whole), found, {})
-        except Exception:  # noqa: BLE001 (whatever it raises, it does not take them)
-            continue
-        raise InputError(
-            f"{type(model).__name__} takes its tensors in one {type(whole).__name__}, which a converted network does "
-            f"not: {flattened(whole)}"
-        )
 
 
 def _one_sample(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

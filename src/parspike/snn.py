@@ -21,6 +21,7 @@ from parspike.errors import InputError, OptionError, ParspikeWarning, Unsupporte
 from parspike.graph import Graph, Input, leaves
 from parspike.graph.cache import token_dims, with_cache
 from parspike.graph.ir import BATCH
+from parspike.graph.opened import LABELS
 from parspike.neurons import Dynamics, Neuron, Simulation, SpikingLayer, twin
 from parspike.notebook import html_table
 
@@ -188,7 +189,8 @@ class SNN(nn.Module):
         return {**super().__getstate__(), "_compiled": None, "_compiled_from": None, "_parts": {}}  # of this process
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        """Logits for a batch (B, …): parallel neurons in one pass for any T, neurons with a state in T steps. To these
+        """Logits for a batch (B, …): parallel neurons in one pass for any T, neurons with a state in T steps. Several
+        inputs come one by one, or in one dict by their names, or in one tuple or list. To neurons with a state
         an input may also be another one at every step, (T, B, …), such as events of a camera: see `run`."""
         env = self._inputs(args, kwargs)
         if torch.compiler.is_compiling():
@@ -395,6 +397,11 @@ class SNN(nn.Module):
     def _inputs(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Any]:
         graph = self.graph
         positional, names = graph.signature
+        if len(args) == 1 and not kwargs and isinstance(args[0], Mapping):
+            labels = {*LABELS, "y"}.difference(i.name for i in graph.inputs)
+            args, kwargs = (), {key: x for key, x in args[0].items() if key not in labels}
+        elif len(args) == 1 and not kwargs and isinstance(args[0], (tuple, list)):
+            args = tuple(args[0])
         own = [i.name for i in graph.inputs[:positional]]
         if len(args) > positional or set(kwargs) != {*own[len(args) :], *names}:
             wanted = ", ".join((*own, *(f"{name}=" for name in names)))

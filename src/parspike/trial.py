@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from parspike.calibrate import Recipe, recipe_from_json
-from parspike.calibrate.batches import arguments_of, inputs_of, labels_of, readable_again, signature_of
+from parspike.calibrate.batches import inputs_of, labels_of, readable_again
 from parspike.calibrate.recipe import Progress
-from parspike.convert import convert
+from parspike.convert import convert, plan_of
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning
 from parspike.measure import Report, Scores, measured
 from parspike.neurons import Code, Kind, Parallel, Serial, check_kind
-from parspike.plan import Plan, plan
+from parspike.plan import Plan
 from parspike.snn import SNN
 
 __all__ = ["Held", "Setting", "divided", "fitted", "kinds_of", "made_by", "planned"]
@@ -96,7 +96,7 @@ def planned(model: nn.Module | Plan, item: Any, inputs: Callable[[Any], Any] | N
     """The plan itself, or that of a network, made with the inputs in the first item of calibration."""
     if isinstance(model, Plan):
         return model
-    return plan(model, arguments_of(item, "calibration batch 0", inputs, signature_of(model, item, inputs)))
+    return plan_of(model, item, inputs)
 
 
 class Held:

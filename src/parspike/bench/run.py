@@ -27,6 +27,7 @@ from parspike.calibrate.batches import readable_again
 from parspike.errors import CalibrationError, InputError, OptionError, ParspikeError, ParspikeWarning, meant
 from parspike.graph import Quantised
 from parspike.graph.forget import release
+from parspike.graph.opened import taking
 from parspike.measure import Scores
 from parspike.neurons import Parallel
 from parspike.plan import Plan
@@ -263,14 +264,13 @@ class _Loaded:
         """Seconds an image of the network itself and of the conversion, run in turn on the first item, so that what
         else the machine does meets both. Both have just run on items of this size."""
         env = held.env(next(iter(held.items)))
-        positional, names = snn.graph.signature
-        values = [env[i.name] for i in snn.graph.inputs]
-        args, kwargs = values[:positional], dict(zip(names, values[positional:], strict=True))
-        images, start = len(values[0]), time.perf_counter()
+        args, kwargs = snn.graph.call_of(env)
+        model, images = taking(self.model, args, kwargs), len(next(iter(env.values())))
         pairs: list[tuple[float, float]] = []
-        self.model(*args, **kwargs)
+        model(*args, **kwargs)
+        start = time.perf_counter()
         while not pairs or (spent := time.perf_counter() - start) < LEAST or (len(pairs) < ROUNDS and spent < MOST):
-            pairs.append((_seconds(self.model, args, kwargs), _seconds(snn, args, kwargs)))
+            pairs.append((_seconds(model, args, kwargs), _seconds(snn, args, kwargs)))
         ratios = sorted(pairs, key=lambda pair: pair[1] / pair[0])
         network, own = ratios[(len(ratios) - 1) // 2]
         return network / images, own / images

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from parspike.errors import CalibrationError, InputError
 from parspike.graph import Graph
+from parspike.graph.opened import LABELS
 from parspike.together import Together
 
 __all__ = ["Batches", "arguments_of", "bound", "inputs_of", "labels_of", "readable_again", "signature_of"]
@@ -22,7 +23,6 @@ __all__ = ["Batches", "arguments_of", "bound", "inputs_of", "labels_of", "readab
 DICT_KEYS = ("input", "inputs", "image", "images", "x", "pixel_values")
 SEEN = 32
 """Samples of which the spread of a value is known well enough to see that they are prepared otherwise than others."""
-LABELS = ("label", "labels", "label_ids", "target", "targets")
 
 
 def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibration") -> Iterable[Any]:
@@ -109,6 +109,7 @@ def _chosen(item: Any, place: str, inputs: Callable[[Any], Any] | None, signatur
     positional, names = signature
     if inputs is not None:
         return inputs(item)
+    item = _opened(item)
     if isinstance(item, Mapping):
         if names and set(names) <= set(item):
             return {name: item[name] for name in names}
@@ -123,6 +124,15 @@ def _chosen(item: Any, place: str, inputs: Callable[[Any], Any] | None, signatur
     return item
 
 
+def _opened(item: Any) -> Any:
+    """Of an item whose first entry holds all the inputs, ({"image": x, "meta": m}, y), that entry."""
+    return item[0] if _holds(item) else item
+
+
+def _holds(item: Any) -> bool:
+    return isinstance(item, (tuple, list)) and bool(item) and isinstance(item[0], (Mapping, tuple, list))
+
+
 def labels_of(
     item: Any, inputs: Callable[[Any], Any] | None = None, signature: tuple[int, tuple[str, ...]] = (1, ())
 ) -> Tensor | None:
@@ -132,7 +142,7 @@ def labels_of(
     if isinstance(item, Mapping):
         found = next((item[key] for key in LABELS if key in item and key not in signature[1]), None)
     elif isinstance(item, (tuple, list)):
-        place = max(1, signature[0]) if inputs is None else max(1, len(item) - 1)
+        place = max(1, len(item) - 1) if inputs is not None else 1 if _holds(item) else max(1, signature[0])
         found = item[place] if len(item) > place else None
     return found if isinstance(found, Tensor) else None
 
@@ -247,6 +257,7 @@ def inputs_of(
 def bound(item: Any, place: str, graph: Graph, inputs: Callable[[Any], Any] | None = None) -> dict[str, Any]:
     """The same before they are checked: `SNN.checked` also takes inputs over time."""
     positional, names = graph.signature
+    item = item if inputs is not None else _opened(item)
     if inputs is None and isinstance(item, Mapping) and not names and all(i.name in item for i in graph.inputs):
         item = tuple(item[i.name] for i in graph.inputs)
     args: Any = arguments_of(item, place, inputs, graph.signature)

@@ -52,13 +52,16 @@ def refittable(graph: Graph, node: Node) -> bool:
 
 
 def branches(graph: Graph, node: Node) -> list[str]:
-    """Values, made before `node`, that are added to its output on the way to the next activation."""
+    """Values, made before `node`, that are added to its output on the way to the next activation. A sum that repeats
+    the output, such as a value and an advantage of each action, ends the way."""
     readers, index = graph.consumers(), {n.name: i for i, n in enumerate(graph.nodes)}
     found: list[str] = []
     here = node
     while len(readers[here.name]) == 1 and readers[here.name][0].target == "aten.add.Tensor":
         add = readers[here.name][0]
         if add.kwargs or len(add.args) != 2 or not all(isinstance(arg, Ref) for arg in add.args):
+            break
+        if add.shape != node.shape:
             break
         other = next((arg.name for arg in add.args if arg.name != here.name), here.name)
         if index.get(other, -1) >= index[node.name]:

@@ -85,7 +85,7 @@ def export(
 def _to_nir(snn: SNN, path: Path, example: Any, as_if: bool, dt: float, as_convolutions: bool) -> Exported:
     if isinstance(dt, bool) or not isinstance(dt, (int, float)) or not 0 < dt < float("inf"):
         raise OptionError(f"dt must be the seconds of a time-step, above 0, got {dt!r}")
-    written = snn if snn.over_time else _as_if(snn, as_if)
+    written = snn if snn.over_time or not snn.neurons() else _as_if(snn, as_if)  # without neurons `write` refuses it
     from parspike.export import nir
     from parspike.nir import read
 

@@ -147,14 +147,19 @@ class _Writer:
             self.pieces[name] = Piece("Input", {"shape": np.array(shape)}, shape)
             self.values[i.name] = Value((name,), shape)
         lost: set[str] = set()  # values that no node of the file has, of which even the shape may not be known
+        places = {i.name for i in self.graph.inputs if not i.dtype.is_floating_point}
         for node in self.graph.nodes:
             try:
                 value = self._written(node)
+                if not lost.isdisjoint(node.refs):
+                    lost.add(node.name)
             except RefusedError as why:
                 self.refused[why.where or node.layer] = str(why)
                 value = self._lost(node, lost)
             except (RuntimeError, IndexError, TypeError, ValueError):
-                if lost.isdisjoint(node.refs):
+                if not places.isdisjoint(node.refs):
+                    self.refused[node.layer] = "it reads whole numbers, and what NIR's edges carry is real"
+                elif lost.isdisjoint(node.refs):
                     raise
                 value = self._lost(node, lost)
             alone = len(self.readers[node.name]) + (node.name in self.shown) == 1
@@ -421,6 +426,10 @@ class _Writer:
         if target in ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar", "aten.neg.default"):
             factor = -1 if "neg" in target else args[1] if isinstance(node.args[0], Ref) else args[0]
             varies = node.args[0] if isinstance(node.args[0], Ref) else node.args[1]
+            if isinstance(factor, Ref):
+                raise RefusedError("it takes two values of the network times each other, which no NIR node does")
+            if (read := self._value(varies).shape) != self._shape(node):
+                raise RefusedError(f"it makes {self._shape(node)} of {read} by repeating it, which no NIR node does")
             scale = torch.as_tensor(factor, dtype=torch.float32)
             scale = 1 / scale if "div" in target else scale
             return self._scaled(self._value(varies), self._of_sample(scale, node), name)

@@ -12,6 +12,7 @@ import torch
 
 from parspike.export.onnx_model import Model, Refused, Rule, Value, arguments_of, kind_of, table_of
 from parspike.graph import Node, Param, Ref, Size
+from parspike.graph.ir import BATCH
 from parspike.graph.signature import named
 
 __all__ = ["LAYOUT"]
@@ -81,9 +82,9 @@ def _slice(model: Model, node: Node) -> Value:
 def _narrow(model: Model, node: Node) -> Value:
     x, dim, start, length = arguments_of(node, "self dim start length")
     axis = dim % model.rank(x)
-    if start < 0:
-        start += model.length(x, axis)
-    return model.cut(model.several(x)[0], axis, start, start + int(length))
+    if (start({BATCH: 1}) if isinstance(start, Size) else start) < 0:
+        start = _sum(start, model.shape(x)[axis])
+    return model.cut(model.several(x)[0], axis, start, _sum(start, length))
 
 
 def _select(model: Model, node: Node) -> Value:
@@ -95,18 +96,32 @@ def _pieces(model: Model, node: Node) -> Value:
     """split, chunk, tensor_split, unbind: their results one by one."""
     given = named(node)
     x, dim = given["self"], given["dim"] % model.rank(given["self"])
-    name, size = model.value(x), model.length(x, dim)
+    name, size = model.value(x), model.shape(x)[dim]
     if node.target == "aten.unbind.int":
-        return tuple(model.picked(name, place, dim) for place in range(size))
+        return tuple(model.picked(name, place, dim) for place in range(model.length(x, dim)))
+    read = [other.args[1] for other in model.graph.nodes if other.target == "getitem" and Ref(node.name) in other.args]
+    numbers = range(1 + max(read, default=0))  # along the batch their number is not in the graph
     if "split_sizes" in given or isinstance(given.get("split_size"), (list, tuple)):
-        lengths = [int(n) for n in given["split_sizes" if "split_sizes" in given else "split_size"]]
+        lengths = given["split_sizes" if "split_sizes" in given else "split_size"]
+        ends = list(itertools.accumulate(lengths, _sum, initial=0))
     elif "sections" in given:
-        lengths = [size // given["sections"] + (place < size % given["sections"]) for place in range(given["sections"])]
+        parts = given["sections"]
+        ends = [_sum(_size("*", place, _size("//", size, parts)), _size("min", place, _size("%", size, parts)))
+                for place in range(parts + 1)]  # fmt: skip
     else:
-        each = int(given["split_size"]) if "split_size" in given else max(1, -(-size // given["chunks"]))
-        lengths = [min(each, size - start) for start in range(0, size, each)]
-    ends = np.cumsum([0, *lengths]).tolist()
+        parts = given.get("chunks")
+        each = given["split_size"] if parts is None else _size("//", _sum(size, parts - 1), parts)
+        ends = [_size("*", place, each) for place in (*numbers, len(numbers))]  # a slice ends where its values do
     return tuple(model.cut(name, dim, start, end) for start, end in itertools.pairwise(ends))
+
+
+def _size(operation: str, *operands: int | Size) -> int | Size:
+    """A size computed from others; a number where none of them depends on the input."""
+    return Size((operation, *(n.tree if isinstance(n, Size) else int(n) for n in operands))).at({})
+
+
+def _sum(one: int | Size, other: int | Size) -> int | Size:
+    return _size("+", one, other)
 
 
 def _getitem(model: Model, node: Node) -> Value:

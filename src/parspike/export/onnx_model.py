@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from parspike.errors import MissingExtraError, UnsupportedError
-from parspike.graph import Graph, Node, Param, Ref, Size
+from parspike.graph import Graph, Node, Param, Ref, Size, leaves
 from parspike.graph.signature import named
 from parspike.neurons import (
     Neuron,
@@ -360,6 +360,10 @@ class Model:
                 self._bind(node.name, rule(self, node))
         except Refused as error:
             self.refused.append(f"  {node.layer or node.name} ({node.target}): {error}")
+        except TypeError:  # of int(size)
+            if not any(isinstance(leaf, Size) for leaf in leaves((node.args, node.kwargs))):
+                raise
+            self.refused.append(f"  {node.layer or node.name} ({node.target}): it takes a number from the batch")
 
     def _bind(self, name: str, value: Value) -> None:
         """Give a value the name of its node, where it is what was made last."""

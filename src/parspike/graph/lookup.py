@@ -23,6 +23,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from parspike.graph.encode import SMALL
+from parspike.graph.features import ATTENTION
 from parspike.graph.ir import Graph, Node, Param, Ref
 from parspike.graph.ops import (
     CASTS,
@@ -43,7 +44,7 @@ from parspike.graph.pointwise import floating
 from parspike.graph.roles import readouts
 from parspike.graph.signature import named
 
-__all__ = ["LOOKED_UP", "Analog", "looked_up"]
+__all__ = ["LOOKED_UP", "TAKEN", "Analog", "looked_up"]
 
 Analog = Literal["computed", "lookup"]
 """What becomes of softmax, norms and divisions: computed on the means over time; neurons, as the module says."""
@@ -51,6 +52,8 @@ LOOKED_UP = (EXP, RECIPROCAL, RSQRT)
 SOFTMAX = ("aten.softmax.int", "aten._softmax.default")
 NORMS = ("aten.layer_norm.default", "aten.rms_norm.default")
 GROUPED = ("aten.group_norm.default", "aten.instance_norm.default")
+TAKEN = (*SOFTMAX, *NORMS, *GROUPED, *ATTENTION, WEIGHTS, SHARES)
+"""Norms and the parts of attention, which look-ups stand for."""
 PASSED = (*CASTS, "aten.reshape.default", "aten.expand.default",
           "aten.unsqueeze.default", "aten.permute.default", "aten.transpose.int", "aten.slice.Tensor")  # fmt: skip
 """Operators behind which a value that was above 0 is above 0."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import functools
 import sys
 import types
 from collections.abc import Collection, Iterator, Mapping
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -69,24 +71,44 @@ def _renamed(code: types.CodeType, own: Collection[str]) -> types.CodeType:
 
 
 def _functions(model: nn.Module) -> Iterator[types.FunctionType]:
-    """The functions of the user's that the network's modules have, and those that these name."""
+    """The functions of the user's that the network's modules have, and those that these name; also those in containers
+    and of objects of the user's classes."""
     found = [value for module in model.modules() for kind in type(module).__mro__ if not _foreign(kind.__module__)
              for value in (*vars(kind).values(), *vars(module).values())]  # fmt: skip
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # what was seen is held, so that its id stays its own
     while found:
-        function = found.pop()
-        function = getattr(function, "__func__", function)
-        if not isinstance(function, types.FunctionType) or id(function) in seen or _foreign(function.__module__):
+        value = found.pop()
+        value = getattr(value, "__func__", value)
+        if id(value) in seen:
             continue
-        seen.add(id(function))
-        yield function
-        room, codes = function.__globals__, [function.__code__]
+        seen[id(value)] = value
+        if not isinstance(value, types.FunctionType):
+            found.extend(_held(value))
+            continue
+        if _foreign(value.__module__):
+            continue
+        yield value
+        room, codes = value.__globals__, [value.__code__]
         for code in codes:
             found.extend(room[name] for name in code.co_names if name in room)
             codes.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
-        for cell in function.__closure__ or ():
+        for cell in value.__closure__ or ():
             with contextlib.suppress(ValueError):  # one that holds nothing yet
                 found.append(cell.cell_contents)
+
+
+def _held(value: Any) -> Collection[Any]:
+    """What may be called through a value that is no function: a container, a partial, a class or an object of one."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return value
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, functools.partial):
+        return (value.func, *value.args, *value.keywords.values())
+    kind = value if isinstance(value, type) else type(value)
+    if isinstance(value, (nn.Module, Tensor)) or _foreign(kind.__module__):
+        return ()
+    return (*vars(kind).values(), *(() if value is kind else getattr(value, "__dict__", {}).values()))
 
 
 def _foreign(room: str | None) -> bool:
@@ -135,15 +157,19 @@ def sizes_kept(model: nn.Module) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def without_branches() -> Iterator[None]:
-    """While a network is traced: distances are computed in one way, and distributions do not ask whether what they are
-    given is in their range, which would be a branch on values."""
+    """While a network is traced: distances are computed in one way, distributions do not ask whether what they are
+    given is in their range, and transformers do not ask whether a mask is the causal one, for which they would choose
+    another kernel of the same values: these would be branches on values."""
     check, checks = Distribution.__dict__["_validate_sample"], Distribution._validate_args
+    asks = transformer._detect_is_causal_mask
     try:
+        transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
         Distribution._validate_sample = lambda self, value: None
         Distribution.set_default_validate_args(False)
         with _ByProducts():
             yield
     finally:
+        transformer._detect_is_causal_mask = asks
         Distribution._validate_sample = check
         Distribution.set_default_validate_args(checks)
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Node, Param, Ref, Role, Stream, map_tree
+from parspike.graph.lookup import TAKEN
 from parspike.graph.ops import CASTS, FLOOR, HOLD, LARGEST, MASKED, REAL, TABLE, TIMES
 from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
 from parspike.lower.grids import ALIKE, FIXED, PRECISE, Value, chooses, sample, squeezed
@@ -120,6 +121,8 @@ class _Whole(Masks):
     """The network in the making, node by node."""
 
     fitting: Fitting | None = None
+    looked_up = False
+    """Whether something was refused that look-ups would have stood for."""
 
     def read(self, batches: list[dict[str, Tensor]], bits: int) -> None:
         top, largest = 2 ** (bits - 1) - 1, largest_of(batches)
@@ -168,6 +171,7 @@ class _Whole(Masks):
         except Refused as error:
             if node.name in self.ahead or self.computes(node) or not node.refs:
                 self.refused.append(f"  {node.layer or node.name} ({node.target}): {error}")
+                self.looked_up |= node.target in TAKEN
             else:
                 self.tail[node.name] = node
             return
@@ -585,7 +589,9 @@ class _Whole(Masks):
         """The network, its outputs real again."""
         if self.refused:
             said = "whole numbers cannot carry these parts of the network:"
-            raise UnsupportedError("\n".join((said, *self.refused)))
+            remedy = "norms and softmax: convert with code='weighted', encode='all', analog='lookup' (docs/lowering.md)"
+            looked_up = self.looked_up and provenance.get("analog") != "lookup"
+            raise UnsupportedError("\n".join((said, *self.refused, *([remedy] if looked_up else []))))
         dtype = torch.float32 if self.most * self.simulation.T < EXACT[torch.float32] else torch.float64
         if self.most * self.simulation.T >= EXACT[torch.float64]:
             raise UnsupportedError(f"its sums reach {self.most:.3g}, more than 2^53: give fewer bits")

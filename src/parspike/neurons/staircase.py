@@ -240,9 +240,11 @@ class Staircase(Neuron):
         edges = torch.cat(
             [t.detach().double().reshape(t.shape[0], -1) * grid for t in (self.thresholds, -left.thresholds)]
         )
+        if float(edges.abs().max()) > 1 << FINEST:
+            return None
         first, last = edges.amin(0), edges.amax(0)
         cells = Cells(grid, first, last, shape, points=True)
-        if float(edges.abs().max()) > 1 << FINEST or len(grid) * cells.top > MOST_JOINED:
+        if len(grid) * cells.top > MOST_JOINED:
             return None
         # A point and the middle behind it, of every channel and from below the first point on.
         inside = torch.arange(-1, cells.top, dtype=grid.dtype, device=grid.device)[:, None] / 2

@@ -17,6 +17,7 @@ from parspike.engines import OVER_TIME, Pass, count, over_time, parallel, serial
 from parspike.engines.stages import Stages
 from parspike.errors import OptionError
 from parspike.graph import Graph
+from parspike.graph.opened import taking
 from parspike.neurons import MAX_T, Neuron, ParallelNeuron, Simulation, Staircase, levels_of
 from parspike.neurons.layer import MAX_WEIGHTED
 from parspike.snn import SNN
@@ -93,10 +94,9 @@ def times(
     samples = len(next(iter(env.values())))
     calls = _calls(snn, env)
     if model is not None:
-        positional, names = snn.graph.signature
-        values = [env[i.name] for i in snn.graph.inputs]
-        args, kwargs = values[:positional], dict(zip(names, values[positional:], strict=True))
-        calls = {(NETWORK, 0): lambda: model(*args, **kwargs), **calls}
+        args, kwargs = snn.graph.call_of(env)
+        network = taking(model, args, kwargs)
+        calls = {(NETWORK, 0): lambda: network(*args, **kwargs), **calls}
     cuda = any(x.is_cuda for x in env.values())
     before: dict[str, tuple[int, float]] = {}
     left_out = []

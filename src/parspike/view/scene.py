@@ -23,6 +23,7 @@ from parspike.engines import Run
 from parspike.engines.folded import fold, repeat
 from parspike.errors import InputError, OptionError
 from parspike.graph import Graph, Schedule, Stream, leaves, walk
+from parspike.graph.opened import taking
 from parspike.snn import SNN
 
 __all__ = ["Item", "Scene", "Shown", "answers_by_step"]
@@ -97,11 +98,9 @@ class Scene:
             return None
         snn = next(iter(next(iter(self.networks.values())).values()))
         env = inputs_of(self.items[item].given, f"input {item}", snn.graph)
-        names = [i.name for i in snn.graph.inputs]
-        count, keywords = snn.graph.signature
+        args, kwargs = snn.graph.call_of(env)
         with torch.inference_mode():
-            named = dict(zip(keywords, names[count:], strict=True))
-            output = self.model(*(env[n] for n in names[:count]), **{k: env[n] for k, n in named.items()})
+            output = taking(self.model, args, kwargs)(*args, **kwargs)
         found, classes = _flat(output)
         return int(found[0].argmax()) if classes else None
 
