@@ -13,6 +13,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import parspike
+import parspike.baselines  # its names are known before `_forget` looks which there are
 from parspike.calibrate import RECIPES
 from parspike.cli import app
 from parspike.errors import CalibrationError, FileError, InputError, OptionError

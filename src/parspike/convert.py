@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import platform
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Unpack, get_args
 
@@ -139,7 +140,8 @@ def convert(
             graph, activations, T, _code(kind), dict(graph.tensors), {}, progress or (lambda what, done, total: None),
             steps=_steps(made, T), student=OverTime(kind, input) if isinstance(kind, Serial) else ByCount(),
         )  # fmt: skip
-        _fit(chosen, draft, batches)
+        with _checked(chosen, draft):
+            chosen.fit(draft, batches)
         _agree(draft, together)
         if batches is not None and together.rank == 0:
             _warn_of_other_preparation(graph, batches)
@@ -199,14 +201,15 @@ def _warn_of_other_preparation(graph: Graph, batches: Batches) -> None:
     )
 
 
-def _fit(recipe: Recipe, draft: Draft, batches: Batches | None) -> None:
-    """Run a recipe and check what it has left. A recipe of the user's that changed the network itself is refused, and
-    the network is as it was."""
+@contextlib.contextmanager
+def _checked(recipe: Recipe, draft: Draft) -> Iterator[None]:
+    """Check what a recipe has left. One of the user's that changed the network itself is refused, and the network is as
+    it was."""
     own = type(recipe).__module__.partition(".")[0] != "parspike"
     before = {path: tensor.detach().clone() for path, tensor in draft.graph.tensors.items()} if own else {}
     changed: list[str] = []
     try:
-        recipe.fit(draft, batches)
+        yield
     finally:
         for path, kept in before.items():
             now = draft.graph.tensors[path].detach()

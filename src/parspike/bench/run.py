@@ -276,10 +276,10 @@ class _Loaded:
         return network / images, own / images
 
 
-def _seconds(network: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> float:
+def _seconds(network: Callable[..., Any], args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> float:
     start = time.perf_counter()
     network(*args, **kwargs)
-    if any(x.is_cuda for x in args):
+    if any(x.is_cuda for x in (*args, *kwargs.values())):
         torch.cuda.synchronize()
     return time.perf_counter() - start
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,10 +45,12 @@ def opened(model: nn.Module, candidates: Sequence[Any]) -> tuple[nn.Module, Any]
     return None
 
 
-def taking(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> nn.Module:
+def taking(model: Callable[..., Any], args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Callable[..., Any]:
     """A network that is called with these inputs one by one, as its conversion is: the network itself, or opened."""
     example = dict(kwargs) if kwargs else tuple(args)
-    found = None if _runs(model, tuple(args), kwargs) else opened(model, [example])
+    if not isinstance(model, nn.Module) or _runs(model, tuple(args), kwargs):
+        return model
+    found = opened(model, [example])
     return model if found is None else found[0]
 
 
