@@ -173,9 +173,9 @@ def test_arguments_in_another_form_are_told_with_the_form_that_helps():
     snn = parspike.convert(pair, [(X, X)], T=4, recipe="max")
     assert snn(X, X).shape == (len(X), 3)
     of_dict = Net(lambda s, batch: s.m[0](batch["x"]).relu(), nn.Linear(8, 3)).eval()
-    for given in ({"x": X}, X):
-        with pytest.raises(InputError, match=r"self\.network\(\{'x': x\}\)"):
-            parspike.plan(of_dict, given)
+    assert parspike.plan(of_dict, {"x": X}).graph.inputs[0].name == "x"
+    with pytest.raises(InputError, match=r"self\.network\(\{'x': x\}\)"):
+        parspike.plan(of_dict, X)
     with pytest.raises(CalibrationError, match=r"got dict: put one batch into a list, \[batch\]"):
         parspike.convert(pair, {"a": X, "b": X}, T=4)
 

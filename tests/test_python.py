@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -65,53 +63,6 @@ def test_len_and_int_of_the_batch_follow_the_batch(name):
     graph = trace(model, (torch.rand(4, 8),))
     assert (SIZES[name].__code__, windows_joined.__code__, set(globals())) == before
     for batch in (1, 2, 7):
-        x = torch.rand(batch, 8)
-        torch.testing.assert_close(graph.run(x), model(x))
-
-
-class Rows:
-    """An object of the user's that is no module."""
-
-    def ones(self, h: Tensor) -> Tensor:
-        return torch.ones(len(h), 1)
-
-    @staticmethod
-    def joined(h: Tensor) -> Tensor:
-        return h.view(len(h), -1)
-
-
-KEPT = {
-    "a dict": lambda function: {"view": function},
-    "a list in a tuple": lambda function: ([function],),
-    "a partial": functools.partial,
-    "a closure": lambda function: lambda h: function(h),
-}
-
-
-class Keeping(nn.Module):
-    def __init__(self, kept: Any) -> None:
-        super().__init__()
-        self.one, self.two, self.kept, self.rows = nn.Linear(8, 16), nn.Linear(16, 3), kept, Rows()
-
-    def forward(self, x: Tensor) -> Tensor:
-        function = self.kept
-        while not callable(function):
-            function = function["view"] if isinstance(function, dict) else function[0]
-        return self.two(function(F.relu(self.one(x))) * self.rows.ones(x) + Rows.joined(x).sum(1, keepdim=True))
-
-
-@pytest.mark.parametrize("kind", KEPT)
-def test_len_follows_the_batch_in_functions_that_are_kept_elsewhere(kind):
-    """Catches functions that only containers, partials and objects hold, whose batch was the example's."""
-
-    def view(h: Tensor) -> Tensor:
-        return h.view(len(h), 16)
-
-    model = Keeping(KEPT[kind](view)).eval()
-    before = view.__code__, Rows.ones.__code__, Rows.joined.__code__
-    graph = trace(model, (torch.rand(4, 8),))
-    assert (view.__code__, Rows.ones.__code__, Rows.joined.__code__) == before
-    for batch in (1, 7):
         x = torch.rand(batch, 8)
         torch.testing.assert_close(graph.run(x), model(x))
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dis
-import functools
 import sys
 import types
 from collections.abc import Collection, Iterator, Mapping
@@ -71,44 +70,24 @@ def _renamed(code: types.CodeType, own: Collection[str]) -> types.CodeType:
 
 
 def _functions(model: nn.Module) -> Iterator[types.FunctionType]:
-    """The functions of the user's that the network's modules have, and those that these name; also those in containers
-    and of objects of the user's classes."""
+    """The functions of the user's that the network's modules have, and those that these name."""
     found = [value for module in model.modules() for kind in type(module).__mro__ if not _foreign(kind.__module__)
              for value in (*vars(kind).values(), *vars(module).values())]  # fmt: skip
-    seen: dict[int, Any] = {}  # what was seen is held, so that its id stays its own
+    seen: set[int] = set()
     while found:
-        value = found.pop()
-        value = getattr(value, "__func__", value)
-        if id(value) in seen:
+        function = found.pop()
+        function = getattr(function, "__func__", function)
+        if not isinstance(function, types.FunctionType) or id(function) in seen or _foreign(function.__module__):
             continue
-        seen[id(value)] = value
-        if not isinstance(value, types.FunctionType):
-            found.extend(_held(value))
-            continue
-        if _foreign(value.__module__):
-            continue
-        yield value
-        room, codes = value.__globals__, [value.__code__]
+        seen.add(id(function))
+        yield function
+        room, codes = function.__globals__, [function.__code__]
         for code in codes:
             found.extend(room[name] for name in code.co_names if name in room)
             codes.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
-        for cell in value.__closure__ or ():
+        for cell in function.__closure__ or ():
             with contextlib.suppress(ValueError):  # one that holds nothing yet
                 found.append(cell.cell_contents)
-
-
-def _held(value: Any) -> Collection[Any]:
-    """What may be called through a value that is no function: a container, a partial, a class or an object of one."""
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return value
-    if isinstance(value, dict):
-        return value.values()
-    if isinstance(value, functools.partial):
-        return (value.func, *value.args, *value.keywords.values())
-    kind = value if isinstance(value, type) else type(value)
-    if isinstance(value, (nn.Module, Tensor)) or _foreign(kind.__module__):
-        return ()
-    return (*vars(kind).values(), *(() if value is kind else getattr(value, "__dict__", {}).values()))
 
 
 def _foreign(room: str | None) -> bool:
