@@ -170,15 +170,21 @@ def masked(mask: Callable[[Tensor], Tensor]) -> tuple[nn.Module, SNN, Tensor]:
     return model, parspike.convert(model, x, T=4, code="weighted", recipe=recipe, **LOOKUP), x
 
 
-@pytest.mark.parametrize("name", MASKS)
-def test_scores_that_a_mask_hides_have_no_weight_however_it_is_written(name: str) -> None:
-    """Would catch a hidden score that is not below all others, and one that takes all bits away from the others."""
-    model, snn, x = masked(MASKS[name])
+def stays_near(model: nn.Module, snn: SNN, x: Tensor) -> SNN:
+    """The network in whole numbers, which errs hardly more than the converted one."""
     lowered = integers(snn, x, weights=12, inputs=12)
     with torch.no_grad():
         right = model(x)
     before, after = (float((made(x) - right).norm() / right.norm()) for made in (snn, lowered))
     assert after < 1.3 * before + 0.005
+    return lowered
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_scores_that_a_mask_hides_have_no_weight_however_it_is_written(name: str) -> None:
+    """Would catch a hidden score that is not below all others, and one that takes all bits away from the others."""
+    model, snn, x = masked(MASKS[name])
+    lowered = stays_near(model, snn, x)
     later = x.clone()
     later[:, 4] = -x[:, 4]
     mixed = [
@@ -199,11 +205,7 @@ NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_masks_of_numbers_stay_numbers(name: str) -> None:
     """Would catch numbers that are taken for a mask, and a chosen value on the grid of the other one."""
     model, snn, x = masked(NUMBERS[name])
-    lowered = integers(snn, x, weights=12, inputs=12)
-    with torch.no_grad():
-        right = model(x)
-    before, after = (float((made(x) - right).norm() / right.norm()) for made in (snn, lowered))
-    assert after < 1.3 * before + 0.005
+    stays_near(model, snn, x)
 
 
 @pytest.mark.parametrize(
@@ -309,11 +311,7 @@ def test_texts_of_several_lengths_hide_what_is_padded(name: str) -> None:
         model = Padded(PADDED[name]).eval()
         x = torch.randint(1, 20, (32, 6)) * (torch.arange(6) < torch.randint(2, 7, (32, 1)))
     snn = parspike.convert(model, x, T=6, code="weighted", recipe=parspike.ClosedForm(refit=False), **LOOKUP)
-    lowered = integers(snn, x, weights=12, inputs=12)
-    with torch.no_grad():
-        right = model(x)
-    before, after = (float((made(x) - right).norm() / right.norm()) for made in (snn, lowered))
-    assert after < 1.3 * before + 0.005
+    lowered = stays_near(model, snn, x)
     wanted = lowered.run(x, record=True)
     for engine in ("parallel", "serial", "integer"):
         run = lowered.run(x, engine=cast(Any, engine), record=True)
@@ -325,6 +323,39 @@ def test_texts_of_several_lengths_hide_what_is_padded(name: str) -> None:
         assert torch.equal(count[hidden], least[hidden]), layer
         assert float(count[~hidden].max()) == 63, layer
     prove(lowered, x[:3])
+
+
+class Given(nn.Module):
+    """Attention whose mask is an input: what it shows, or what it hides."""
+
+    def __init__(self, hides: bool) -> None:
+        super().__init__()
+        self.hides = hides
+        self.qkv, self.head = nn.Linear(6, 18), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        scores = (q @ k.transpose(1, 2)).masked_fill(mask if self.hides else ~mask, -torch.inf)
+        return self.head(scores.softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("hides", [False, True])
+def test_a_mask_may_be_an_input(hides: bool) -> None:
+    """Would catch a mask that is looked for among the network's nodes alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Given(hides).eval(), torch.randn(32, 5, 6)
+        shown = torch.rand(32, 5, 5) < 0.6
+    shown |= torch.eye(5, dtype=torch.bool)
+    given = {"x": x, "mask": ~shown if hides else shown}
+    recipe = parspike.ClosedForm(refit=False)
+    snn = parspike.convert(model, [given], T=6, code="weighted", recipe=recipe, **LOOKUP)
+    lowered = integers(snn, [given], weights=12, inputs=12)
+    with torch.no_grad():
+        right = model(**given)
+    before, after = (float((made(**given) - right).norm() / right.norm()) for made in (snn, lowered))
+    assert after < 1.3 * before + 0.005
+    assert torch.equal(lowered.run(**given, engine="integer").logits, lowered(**given))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from parspike.errors import FileError, InputError, OptionError, meant
 
 __all__ = [
     "METHODS_OF_PACKAGES", "RECIPES_OF_PACKAGES", "call_users", "checked_class", "class_of_package", "digest_of",
-    "identifier", "place_of", "users_class", "users_module",
+    "identifier", "place_of", "registered", "users_class", "users_module",
 ]  # fmt: skip
 
 DIGEST = "__parspike_sha256__"
@@ -72,6 +72,19 @@ def checked_class(found: Any, base: type, said: str) -> Any:
     if inspect.isabstract(found):
         raise OptionError(f"{said} lacks {', '.join(sorted(found.__abstractmethods__))}")
     return found
+
+
+def registered(cls: Any, known: dict[str, Any], said: str) -> None:
+    """Put a class that has a name of its own among the others, by that name. Raises `OptionError` where another class
+    has it."""
+    if "name" not in vars(cls):
+        return
+    before = known.get(cls.name)
+    if before is not None and (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise OptionError(
+            f"{place_of(cls)}: there is a {said} '{cls.name}' already, {place_of(before)}: give yours another name"
+        )
+    known[cls.name] = cls
 
 
 def place_of(cls: type) -> str:

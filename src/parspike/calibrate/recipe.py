@@ -15,7 +15,7 @@ from torch import Tensor
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.student import ByCount, Student
 from parspike.errors import OptionError, meant
-from parspike.foreign import RECIPES_OF_PACKAGES, class_of_package, place_of, users_class
+from parspike.foreign import RECIPES_OF_PACKAGES, class_of_package, registered, users_class
 from parspike.graph import Graph, Hook, Node, Quantised
 from parspike.graph.ops import Activation, call
 from parspike.neurons import Code, Kind, ParallelNeuron, Simulation, SpikingLayer, levels_of
@@ -95,14 +95,7 @@ class Recipe(ABC):
     one_size: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        if "name" not in vars(cls):
-            return
-        known = RECIPES.get(cls.name)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise OptionError(
-                f"{place_of(cls)}: there is a recipe '{cls.name}' already, {place_of(known)}: give yours another name"
-            )
-        RECIPES[cls.name] = cls
+        registered(cls, RECIPES, "recipe")
 
     @abstractmethod
     def fit(self, draft: Draft, batches: Batches | None) -> None:

@@ -22,7 +22,7 @@ from parspike.lower.prepared import SUMS, without_casts, without_constants
 from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, SpikingLayer
 from parspike.snn import SNN
 
-__all__ = ["ALIKE", "FIXED", "PRECISE", "Grids", "Value", "chooses", "reach", "sample", "squeezed"]
+__all__ = ["ALIKE", "FIXED", "PRECISE", "Grids", "Value", "chooses", "input_node", "reach", "sample", "squeezed"]
 
 FIXED = "whole numbers are made for the sizes of the example"
 FINEST = 10
@@ -229,6 +229,11 @@ class Grids:
     def run(self, node: Node, *values: Tensor | tuple[Tensor, ...]) -> Any:
         env = dict(zip(dict.fromkeys(node.refs), values, strict=True))
         return call(node.target, *Stream(env, self.source.tensors, {"batch": 1}).arguments(node))
+
+
+def input_node(i: Input) -> Node:
+    """A node that stands for an input, to name what is made of it."""
+    return Node(i.name, "", (), {}, Role.SYNAPSE, i.name, "", i.shape)
 
 
 def chooses(tensor: Tensor) -> bool:

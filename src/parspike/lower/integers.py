@@ -30,7 +30,7 @@ from parspike.graph import Node, Param, Ref, Role, Stream, map_tree
 from parspike.graph.lookup import TAKEN
 from parspike.graph.ops import CASTS, FLOOR, HOLD, LARGEST, MASKED, REAL, TABLE, TIMES
 from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
-from parspike.lower.grids import ALIKE, FIXED, PRECISE, Value, chooses, sample, squeezed
+from parspike.lower.grids import ALIKE, FIXED, PRECISE, Value, chooses, input_node, sample, squeezed
 from parspike.lower.masks import Masks
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
 from parspike.lower.prepared import FACTORS, FILLS, SUMS, batches_of, is_real, largest_of
@@ -137,7 +137,7 @@ class _Whole(Masks):
             if not all(isinstance(arguments(reader), Conv) for reader in self.readers[i.name]):
                 most = most.amax(keepdim=True).reshape([1] * most.dim())  # dimension 1 may be anything
             grid = torch.where(most > 0, most / top, 1.0)
-            like = Node(i.name, "", (), {}, Role.SYNAPSE, i.name, "", i.shape)
+            like = input_node(i)
             # A product rounds alike on every machine, which not every runtime's division does.
             name = self.emit(like, "_on_grid", "aten.mul.Tensor", Ref(i.name), self.put(like, "parts.grid", 1 / grid))
             name = self.emit(like, "_rounded", "aten.round.default", Ref(name))
@@ -493,10 +493,11 @@ class _Whole(Masks):
         arithmetic, given = self._arithmetic(node), self.tokens.intersection(node.refs)
         if arithmetic is not None:
             self.values |= {name: self.real_of(name, replace(node, name=f"{name}_for_{node.name}")) for name in given}
-            made = arithmetic(node)
-            for name in given:
-                del self.values[name]
-            return made
+            try:
+                return arithmetic(node)
+            finally:  # elsewhere they are tokens still
+                for name in given:
+                    del self.values[name]
         table = node.args[0]
         if not self.tokens.issuperset(node.refs):
             raise Refused("it chooses by tokens")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from parspike.graph import Node, Param, Ref
 from parspike.graph.ops import CASTS, LARGEST, LOWEST, MASKED, WEIGHTS, call
-from parspike.lower.grids import Grids, Value, reach, sample
+from parspike.lower.grids import Grids, Value, input_node, reach, sample
 from parspike.lower.neurons import Refused
 from parspike.lower.prepared import FILLS
 
@@ -29,6 +29,11 @@ SOFTMAX = (LARGEST, "aten.softmax.int", "aten._softmax.default", WEIGHTS)
 """Operators of a softmax that read its scores."""
 SHUT = -1e4
 """A number that scores are replaced by to hide them; no larger one is taken for that."""
+
+
+def _outweighs(most: float) -> float:
+    """How far from 0 a number hides or outweighs, before a softmax, all scores of magnitudes up to `most`."""
+    return 2 * most - 2 * LOWEST
 
 
 class Masks(Grids):
@@ -53,7 +58,7 @@ class Masks(Grids):
         whole = (number / value.grid).round()
         if hidden is not None:
             largest = reach(value) + float(number.abs().max())
-            whole = torch.where(hidden, ((2 * LOWEST - 2 * largest) / value.grid).floor(), whole)
+            whole = torch.where(hidden, (-_outweighs(largest) / value.grid).floor(), whole)
         name = self.emit(node, "", "aten.add.Tensor", Ref(value.name), self.put(node, "bias", whole))
         return Value(name, node, value.grid, value.most + float(whole.abs().max()))
 
@@ -61,7 +66,7 @@ class Masks(Grids):
         """Where a constant that is added to scores hides them from the softmax behind: −∞, or so far below all others
         that their weight is 0 (−10^9, the smallest number of a type). None where it hides nothing."""
         hidden = number == -math.inf
-        least = 2 * reach(value) - 2 * LOWEST
+        least = _outweighs(reach(value))
         while True:
             shown = number.masked_fill(hidden, 0.0).abs()
             more = number < -(least + shown.masked_fill(number < -least, 0.0).max())
@@ -90,7 +95,7 @@ class Masks(Grids):
         branch is made as small as still does: (1 − mask) times the smallest number of a type."""
         one, two = (self.values[ref] for ref in node.refs)
         if self.softmax_reads(node)[0]:
-            ends = [2 * reach(value) - 2 * LOWEST for value in (two, one)]
+            ends = [_outweighs(reach(value)) for value in (two, one)]
             if bool((one.grid > ends[0]).all()):
                 one = replace(one, grid=torch.full_like(one.grid, ends[0]))
             elif bool((two.grid > ends[1]).all()):
@@ -106,7 +111,7 @@ class Masks(Grids):
             shows = isinstance(true, Ref) and true.name in self.values
             scores, mask, number = (true, condition, false) if shows else (false, condition, true)
             number = self.source.tensors[number.path] if isinstance(number, Param) else number
-            if isinstance(number, Ref) or float(cast(float, number)) > SHUT:
+            if isinstance(number, Ref) or float(torch.as_tensor(number).max()) > SHUT:
                 raise Refused("it chooses by tokens")
         if not isinstance(scores, Ref) or scores.name not in self.values or not isinstance(mask, Ref):
             raise Refused("it makes real numbers of tokens, which whole numbers only look up in tables")
@@ -114,19 +119,18 @@ class Masks(Grids):
             raise Refused("its mask of numbers depends on the input: give one of true and false")
         if not self.softmax_reads(node)[0]:
             raise Refused("it hides values from what no softmax alone reads")
-        value, like = self.coarse(node, self.values[scores.name], "hidden"), self.source.by_name[mask.name]
+        value, like = self.coarse(node, self.values[scores.name], "hidden"), self._made_of(mask.name)
         like = replace(like, name=f"{mask.name}_for_{node.name}")
         if not shows:
             mask = Ref(self.emit(like, "_turned", "aten.logical_not.default", mask))
         shown = self.emit(like, "", CASTS[0], mask, kwargs={"dtype": torch.float32})
         self.entries.append(shown)
         less = self.emit(like, "_less", "aten.add.Tensor", Ref(shown), self.put(like, "less", torch.tensor([-1.0])))
-        low = float(((2 * reach(value) - 2 * LOWEST) / value.grid.min()).ceil())
-        low_ = self.emit(
-            like, "_low", "aten.mul.Tensor", Ref(less), self.put(like, "low", torch.tensor([low]).double())
-        )
+        low = float((_outweighs(reach(value)) / value.grid.min()).ceil())
+        by = self.put(like, "low", torch.tensor([low]).double())
+        hidden = self.emit(like, "_low", "aten.mul.Tensor", Ref(less), by)
         kept = self.emit(node, "_kept", "aten.mul.Tensor", Ref(value.name), Ref(shown))
-        name = self.emit(node, "", "aten.add.Tensor", Ref(kept), Ref(low_))
+        name = self.emit(node, "", "aten.add.Tensor", Ref(kept), Ref(hidden))
         return replace(value, name=name, like=node, most=max(value.most, low))
 
     def filled(self, node: Node) -> Value:
@@ -164,8 +168,7 @@ class Masks(Grids):
 
     def real_of(self, tokens: str, like: Node) -> Value:
         """Tokens as a value that is computed with, on a grid of 1. like: with the name and the layer it gets."""
-        known = self.source.by_name.get(tokens) or next(i for i in self.source.inputs if i.name == tokens)
-        like, met = replace(like, shape=known.shape), [met.env[tokens] for met in self.met]
+        like, met = replace(like, shape=self._made_of(tokens).shape), [met.env[tokens] for met in self.met]
         most = max(float(one.double().abs().max()) for one in met)
         low, high = WHOLE_TYPES.get(met[0].dtype, (-most, most))
         name = self.emit(like, "", CASTS[0], Ref(tokens), kwargs={"dtype": torch.float32})
@@ -173,8 +176,15 @@ class Masks(Grids):
         self.entries.append(self.emit(like, "_whole", "aten.clamp.Tensor", Ref(name), *ends))
         return Value(self.entries[-1], like, torch.ones([1] * len(like.shape)).double(), max(-low, high))
 
+    def _made_of(self, tokens: str) -> Node:
+        """The node that makes a value; for an input one that stands for it."""
+        found = self.source.by_name.get(tokens)
+        return found or input_node(next(i for i in self.source.inputs if i.name == tokens))
+
     def stays_whole(self, node: Node) -> bool:
         """Whether what a node makes of tokens is of a whole type; it is then computed as in the network."""
+        if node.name in self.neurons:
+            return False
         made = [call(node.target, *met.arguments(node)) for met in self.met]
         if not all(isinstance(one, Tensor) and not one.is_floating_point() and not one.is_complex() for one in made):
             return False

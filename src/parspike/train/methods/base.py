@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from parspike.errors import OptionError, ParspikeWarning, meant
-from parspike.foreign import METHODS_OF_PACKAGES, class_of_package, place_of, users_class
+from parspike.foreign import METHODS_OF_PACKAGES, class_of_package, registered, users_class
 from parspike.train.direct import LIF, OverTime
 from parspike.train.fields import above, at_least, read, within
 from parspike.train.replace import replace_activations
@@ -63,14 +63,7 @@ class Method(ABC):
     name: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        if "name" not in vars(cls):
-            return
-        known = METHODS.get(cls.name)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise OptionError(
-                f"{place_of(cls)}: there is a method '{cls.name}' already, {place_of(known)}: give yours another name"
-            )
-        METHODS[cls.name] = cls
+        registered(cls, METHODS, "method")
 
     @abstractmethod
     def network(self, base: nn.Module, example: Any) -> nn.Module:
