@@ -5,7 +5,8 @@
     python benchmarks/speed.py --render docs/speed.md
 
 What `parspike bench speed --engines count,compiled,integer,serial-if -T 32 --cpu-time` measures, one JSON line a run in
-benchmarks/speed.jsonl, where benchmarks/gpu.py's older runs stand too. A run that stands there is not made again.
+benchmarks/speed.jsonl, where benchmarks/gpu.py's older runs stand too. A run that stands there is made again with
+--again alone.
 """
 
 from __future__ import annotations
@@ -72,10 +73,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", help="NETWORK-BATCH or NETWORK-BATCH-ENCODE, of " + ", ".join(NETWORKS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--again", action="store_true", help="also runs that the file has: their last line counts")
     parser.add_argument("--render", type=Path)
     options = parser.parse_args()
     for part in options.runs:
-        if f"cpu-{part}" not in known():
+        if f"cpu-{part}" in known() and not options.again:
+            print(f"{part} stands in {FIGURES.name}; --again measures it anew")
+        else:
             measure(part, options.rounds)
     if options.render:
         put(options.render, "speed", table)

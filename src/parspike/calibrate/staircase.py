@@ -162,11 +162,10 @@ def staircase(
     levels = levels_of(T, code)
     z = _filled(z, min(FILLED * levels, MOST_FILLED))
     a = function(z).double()
+    least, most = a[0] * (not zero), a[-1]
+    even = torch.linspace(0, 1, levels + 1, dtype=a.dtype, device=a.device) * (most - least) + least
     if above is not None:
-        z, a = _in_shares(z[None], a[None], above)
-        z, a = z[0], a[0]
-    least = a[0] * (not zero)
-    even = torch.linspace(0, 1, levels + 1, dtype=a.dtype, device=a.device) * (a[-1] - least) + least
+        a = _in_shares(z[None], a[None], above)[1][0]
     outputs, uniform_error = even, _error(a, even)
     if levels <= MOST_CLIPPED:
         thinned = a[torch.linspace(0, len(a) - 1, min(len(a), BINS), dtype=torch.float64, device=a.device).long()]
@@ -213,7 +212,7 @@ def staircase_between(
     z, a = (z, a) if shape is not None else (z.reshape(1, -1), a.reshape(1, -1))
     channels, number = z.shape
     z, order = in_order(z)
-    a = a.gather(1, order).double()
+    a, most = a.gather(1, order).double(), z[:, -1]
     if above is not None:
         z, a = _in_shares(z, a, above)
     bins = min(number, CHANNEL_BINS if shape is not None else max(BINS, 16 * levels))
@@ -236,7 +235,7 @@ def staircase_between(
         torch.where(least == 0, given[0], given[-1]).T.reshape(-1, *(shape or ())).to(z.dtype)
         for given in (choices, cuts)
     )
-    thresholds = torch.where(outputs[:1] == outputs[-1:], _beyond(z[:, -1]).reshape(thresholds[:1].shape), thresholds)
+    thresholds = torch.where(outputs[:1] == outputs[-1:], _beyond(most).reshape(thresholds[:1].shape), thresholds)
     neuron = Staircase(T, thresholds, outputs, code=code)
     got = neuron(z.T.reshape(number, *(shape or (1,)))).reshape(number, channels).T
     neuron.error = float((a - got).square().mean())
@@ -253,14 +252,14 @@ def _beyond(most: Tensor) -> Tensor:
 
 def _in_shares(z: Tensor, a: Tensor, above: float) -> tuple[Tensor, Tensor]:
     """As many pairs as there are of sorted currents z and outputs a, (C, N) each, each drawn 1/(a + above)² times as
-    often: the mean square of errors is then that of errors as shares. The first and the last stay."""
+    often: the mean square of errors is then that of errors as shares. An extreme that is hardly ever drawn is not kept: of
+    1/√ the output 316 of one row of zeros would cost more than all errors of the others."""
     number, whole = z.shape[1], a + above
     # What a tiny output asks for is bounded, so that a single one is not all that is drawn.
     share = whole.clamp(min=max(1e-4 * float(whole.abs().max()), 1e-30)).square().reciprocal()
     upto = share.cumsum(1) / share.sum(1, keepdim=True)
     at = (torch.arange(number, dtype=a.dtype, device=a.device) + 0.5) / number
     pick = torch.searchsorted(upto, at.expand(len(z), -1).contiguous()).clamp(max=number - 1)
-    pick[:, 0], pick[:, -1] = 0, number - 1
     return z.gather(1, pick), a.gather(1, pick)
 
 
