@@ -310,7 +310,7 @@ PADDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("recipe", ["closed-form", "max"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_norm_of_rows_of_zeros_is_as_near_as_without_them(seed: int, recipe: str) -> None:
-    """Would catch levels of 1/√ that are spread up to 1/√ε = 316, for padded rows that are 0 whatever they are times."""
+    """Would catch levels of 1/√ that are spread up to 1/√ε = 316, for padded rows that are 0 times whatever it is."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Padded(PADDED["filled"], placed=False).eval()

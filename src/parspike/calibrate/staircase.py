@@ -252,8 +252,8 @@ def _beyond(most: Tensor) -> Tensor:
 
 def _in_shares(z: Tensor, a: Tensor, above: float) -> tuple[Tensor, Tensor]:
     """As many pairs as there are of sorted currents z and outputs a, (C, N) each, each drawn 1/(a + above)² times as
-    often: the mean square of errors is then that of errors as shares. An extreme that is hardly ever drawn is not kept: of
-    1/√ the output 316 of one row of zeros would cost more than all errors of the others."""
+    often: the mean square of errors is then that of errors as shares. An extreme that is hardly ever drawn is not kept:
+    of 1/√ the output 316 of one row of zeros would cost more than all errors of the others."""
     number, whole = z.shape[1], a + above
     # What a tiny output asks for is bounded, so that a single one is not all that is drawn.
     share = whole.clamp(min=max(1e-4 * float(whole.abs().max()), 1e-30)).square().reciprocal()
