@@ -211,6 +211,8 @@ def test_any_error_of_a_cell_is_one_line(tmp_path: Path) -> None:
     found = parspike.bench(bench, {"a": broken, "b": net()}, tmp_path / "b.jsonl")
     assert found.left_out == ["a, max-norm, if: RuntimeError: no weights here (T=4)"]
     assert [row["network"] for row in found.rows] == ["b"]
+    ends = BenchNetwork(lambda: exit(3), lambda seed: FIT, lambda seed: TEST)
+    assert parspike.bench(bench, {"a": ends}, tmp_path / "x.jsonl").left_out == ["a, max-norm, if: SystemExit: 3 (T=4)"]
     empty = {name: BenchNetwork(lambda: MODEL, lambda seed, fit=fit: fit, lambda seed, test=test: test)
              for name, fit, test in (("c", [], TEST), ("d", FIT, []))}  # fmt: skip
     found = parspike.bench(bench, empty, tmp_path / "e.jsonl")

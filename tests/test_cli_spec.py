@@ -89,6 +89,17 @@ def test_a_wrong_factory(file: str, name: str, error: type, says: str) -> None:
         load_network(f"{file}:{name}")
 
 
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [("import argparse\nargparse.ArgumentParser().parse_args(['x'])\n", 2), ("def net():\n    exit(3)\n", 2)],
+)
+def test_a_file_that_ends_the_program_is_told_with_its_line(tmp_path: Path, source: str, line: int) -> None:
+    """Would catch a command that ends without a word of its own."""
+    (tmp_path / "net.py").write_text(source)
+    with pytest.raises(InputError, match=rf"SystemExit: \d: .*__name__ == '__main__' \(.*net\.py, line {line}\)$"):
+        load_network(f"{tmp_path / 'net.py'}:net")
+
+
 @pytest.mark.parametrize("spec", ["resnet18", "", ":net", "timm:", "file.py:"])
 def test_a_wrong_spec_shows_the_forms(spec: str) -> None:
     with pytest.raises(OptionError, match=r"expected package\.module:factory"):

@@ -10,6 +10,7 @@ import inspect
 import keyword
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -26,6 +27,9 @@ __all__ = [
 
 DIGEST = "__parspike_sha256__"
 """The attribute of a module from a file that says what was in the file when it was run."""
+
+LIBRARY = sysconfig.get_paths()["stdlib"]
+"""The folder of Python's own library."""
 
 RECIPES_OF_PACKAGES, METHODS_OF_PACKAGES = "parspike.recipes", "parspike.methods"
 """Entry points under which packages register recipes, and methods of training."""
@@ -105,13 +109,17 @@ def digest_of(cls: type) -> str | None:
 
 
 def call_users(said: str, call: Callable[[], Any]) -> Any:
-    """Call the user's code; any exception becomes one `InputError` with the line."""
+    """Call the user's code; any exception, and an end of the program, becomes one `InputError` with the line."""
     try:
         return call()
-    except Exception as error:  # any error of foreign code, told with its place
+    except (Exception, SystemExit) as error:  # any error of foreign code, told with its place
         places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)[1:]]
-        places = [place for place in places if "site-packages" not in place[0] and place[0][:1] != "<"] or places[-1:]
-        text = str(error)
+        own = [place for place in places if "site-packages" not in place[0] and not place[0].startswith(("<", LIBRARY))]
+        places, text = own or places[-1:], str(error)
+        if isinstance(error, SystemExit):
+            text += (
+                ": the code ends the program: put what only `python file.py` does under if __name__ == '__main__'"
+            )
         if isinstance(error, SyntaxError):
             text, places = error.msg, [(error.filename, error.lineno)] if error.filename else []
         place = " ({}, line {})".format(*places[-1]) if places else ""

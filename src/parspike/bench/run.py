@@ -172,7 +172,7 @@ class _Work:
                 if isinstance(key, Cell):
                     return {**name, **_finite(self.loaded.cell(key, self.bench.recipe(key.method)))}
                 return {**name, **_finite(self.loaded.reference(key))}
-        except Exception as error:  # noqa: BLE001 (one cell that fails does not end the others)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (one cell that fails does not end the others)
             said = " ".join(str(error).split())
             return {**name, "failed": said if isinstance(error, ParspikeError) else f"{type(error).__name__}: {said}"}
 
@@ -369,8 +369,8 @@ def made_by(device: torch.device | None = None) -> dict[str, Any]:
 
 @lru_cache
 def commit() -> str | None:
-    """The commit of the git checkout that this package runs from, with "-dirty" where files were changed; None where it
-    runs from no checkout."""
+    """The commit of the git checkout that this package runs from, with "-dirty" where files of the package were
+    changed; None where it runs from no checkout. Other files, such as one that results are written into, do not count."""
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -379,7 +379,8 @@ def commit() -> str | None:
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # a checkout may hold an installed package
-        return git("describe", "--always", "--dirty", "--exclude=*", "--abbrev=12")
+        named = git("describe", "--always", "--exclude=*", "--abbrev=12")
+        return f"{named}-dirty" if git("status", "--porcelain", "--", "..") else named
     except (OSError, subprocess.SubprocessError):
         return None
 
