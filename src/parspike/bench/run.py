@@ -370,7 +370,7 @@ def made_by(device: torch.device | None = None) -> dict[str, Any]:
 @lru_cache
 def commit() -> str | None:
     """The commit of the git checkout that this package runs from, with "-dirty" where files of the package were
-    changed; None where it runs from no checkout. Other files, such as one that results are written into, do not count."""
+    changed (others, such as one that results are written into, do not count); None where it runs from no checkout."""
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:
