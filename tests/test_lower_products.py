@@ -307,6 +307,52 @@ PADDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+class Placed(Padded):
+    """Counts places and hides what comes later by the length of the text, as models of the library transformers do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = torch.arange(x.shape[1])
+        there = (x != 0)[:, None, None] & (place[None] <= place[:, None])
+        y = self.one(self.tokens(x) + self.places(place)[None])
+        q, k, v = self.qkv(y).unflatten(2, (3, 2, 6)).permute(2, 0, 3, 1, 4)
+        y = self.two(y + self.out(F.scaled_dot_product_attention(q, k, v, there).transpose(1, 2).flatten(2)))
+        return y[:, 0]
+
+
+def test_places_that_are_counted_stay_as_they_are() -> None:
+    """Would catch numbers that depend on no input taken for a constant to be rounded, or refused."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Placed(PADDED["filled"]).eval()
+        x = torch.randint(1, 20, (32, 6)) * (torch.arange(6) < torch.randint(2, 7, (32, 1)))
+    snn = parspike.convert(model, x, T=6, code="weighted", recipe=parspike.ClosedForm(refit=False), **LOOKUP)
+    lowered = stays_near(model, snn, x)
+    wanted = lowered.run(x, record=True)
+    for engine in ("parallel", "serial", "integer"):
+        run = lowered.run(x, engine=cast(Any, engine), record=True)
+        assert all(torch.equal(run.counts[layer], count) for layer, count in wanted.counts.items()), engine
+
+
+def test_sums_that_no_float_holds_are_told_with_their_layer() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.ModuleList(nn.Linear(6, 6) for _ in range(20))
+            self.norm = nn.ModuleList(nn.LayerNorm(6) for _ in range(20))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for linear, norm in zip(self.linear, self.norm, strict=True):
+                x = norm(x + linear(x))
+            return self.linear[0](x)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Deep().eval(), torch.randn(16, 6)
+    snn = parspike.convert(model, x, T=6, code="weighted", recipe="max", **LOOKUP)
+    with pytest.raises(UnsupportedError, match=r"sums of layer '[\w.@]+' reach \d.*2\^53: give fewer bits"):
+        integers(snn, x, weights=8, inputs=8, refit=False)
+
+
 @pytest.mark.parametrize("recipe", ["closed-form", "max"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_norm_of_rows_of_zeros_is_as_near_as_without_them(seed: int, recipe: str) -> None:

@@ -117,9 +117,7 @@ def call_users(said: str, call: Callable[[], Any]) -> Any:
         own = [place for place in places if "site-packages" not in place[0] and not place[0].startswith(("<", LIBRARY))]
         places, text = own or places[-1:], str(error)
         if isinstance(error, SystemExit):
-            text += (
-                ": the code ends the program: put what only `python file.py` does under if __name__ == '__main__'"
-            )
+            text += ": the code ends the program: put what only `python file.py` does under if __name__ == '__main__'"
         if isinstance(error, SyntaxError):
             text, places = error.msg, [(error.filename, error.lineno)] if error.filename else []
         place = " ({}, line {})".format(*places[-1]) if places else ""

@@ -37,6 +37,8 @@ MANY = 10
 """Outputs from which on (B, K) is taken to be scores of classes, whose largest should not always be the same one."""
 MARGIN = 1.3
 """Estimates are multiplied by it."""
+ERRORS = 2.0
+"""Standard errors of the mean difference by which a later result must be nearer (benchmarks/choosing.py)."""
 ENOUGH = 1e-3
 """A distance from which no gradient steps are taken: some 3 % of the outputs. They are what takes most of the seconds,
 and at many levels they bring nothing (docs/results.md): on a small network they went on for two minutes."""
@@ -49,9 +51,11 @@ class Auto(Recipe):
     It begins with the variant that is best on most networks: free steps where the code and the number of levels allow
     them (`ClosedForm`), and synapses as they are where encoders stand everywhere (`encode=`). Then come re-fitted
     synapses there, synapses fitted to all rows, equal steps, the other weighing, and Algorithm 1, then `Reconstruct`
-    from the best of them. Every fourth calibration image is held out; the result whose outputs are nearest to the
-    network's on those is kept, so it is never farther there than Algorithm 1 where that was tried. At last a closed
-    form that was chosen is fitted again on all images, which is kept if it is nearer still.
+    from the best of them. Every fourth calibration image is held out. A later result takes the place of the one kept
+    where its outputs are nearer to the network's on those images by more than two standard errors of the difference,
+    image by image: on few images the nearest of several is often so by chance, and the first variants are better on
+    others (docs/results.md). At last a closed form that was chosen is fitted again on all images, which is kept if it
+    is nearer still.
 
     budget: seconds for the search. Where they do not suffice for the first closed form, it is fitted on fewer images,
     64 at least. A later recipe is left out if it would exceed them, as estimated from the times before it, and gradient
@@ -125,7 +129,9 @@ def _encoded(draft: Draft) -> bool:
 
 
 class _Search:
-    """Recipes tried one after the other on drafts of their own, within the budget. best: the nearest so far."""
+    """Recipes tried one after the other on drafts of their own, within the budget. best, kept, distances: the draft
+    that is kept so far, the notes on it, and how far every held-out image's outputs are (N,). start: the notes on the
+    closed form among those."""
 
     def __init__(self, draft: Draft, batches: Batches, budget: float) -> None:
         self.draft, self.best, self.budget, self.whole = draft, draft, budget, batches
@@ -133,14 +139,8 @@ class _Search:
         self.watch = _Stopwatch(batches.together)
         self.tried: list[dict[str, Any]] = []
         self.closed, self.images = 0.0, 0
-
-    @property
-    def done(self) -> list[dict[str, Any]]:
-        return [note for note in self.tried if "distance" in note]
-
-    def nearest(self) -> dict[str, Any]:
-        """The notes on the recipe closest to the network; empty if none was tried."""
-        return min(self.done, key=_nearness, default={})
+        self.kept, self.start = dict[str, Any](), dict[str, Any]()
+        self.distances: Tensor | None = None
 
     def begin(self, recipe: ClosedForm) -> None:
         """The first closed form, on as many images as the budget allows."""
@@ -170,11 +170,9 @@ class _Search:
 
     def improve(self) -> None:
         """Gradient steps from the best closed form."""
-        closed = [note for note in self.done if note["recipe"]["name"] == ClosedForm.name]
-        nearest = min(closed, key=_nearness)
-        start = nearest["recipe"]
+        start = self.start["recipe"]
         recipe = Reconstruct(weigh=start["weigh"], free=start["free"])
-        if nearest["distance"] <= ENOUGH:
+        if self.start["distance"] <= ENOUGH:
             self.tried.append({"recipe": recipe_to_json(recipe), "skipped": f"the distance is {ENOUGH:g} or less"})
             return
         passes = STEP_PASSES * recipe.steps * recipe.batch_size / max(1, self.fitted.images())
@@ -184,16 +182,15 @@ class _Search:
     def refit(self) -> None:
         """Fit the closed form that was chosen again, on the held-out images too, if there is time: kept where it is
         nearer on them than before."""
-        chosen = self.nearest()
-        recipe = recipe_from_json(chosen["recipe"])
+        recipe = recipe_from_json(self.kept["recipe"])
         if not isinstance(recipe, ClosedForm) or self.fitted.share < 1:
             return
         if not self._in_time(self.closed * _passes(recipe) / PASSES * 4 / 3):
             return
         attempt = self._fresh()
         recipe.fit(attempt, self.whole)
-        distance, _ = Distance(attempt).to_teacher(self.held)
-        if distance <= chosen["distance"]:
+        distances, _ = Distance(attempt).to_teacher(self.held)
+        if float(distances.mean()) <= self.kept["distance"]:
             self.best, self.images = attempt, self.whole.count
 
     def _in_time(self, expected: float) -> bool:
@@ -213,10 +210,12 @@ class _Search:
         self.tried.append(note)
         attempt = self._fresh()
         recipe.fit(attempt, self.fitted)
-        distance, agreement = Distance(attempt).to_teacher(self.held)
-        note |= {"images": self.fitted.images(), "distance": distance, "agreement": agreement}
-        if note is self.nearest():
-            self.best, self.images = attempt, note["images"]
+        distances, agreement = Distance(attempt).to_teacher(self.held)
+        note |= {"images": self.fitted.images(), "distance": float(distances.mean()), "agreement": agreement}
+        if self.distances is None or _nearer(distances, self.distances):
+            self.best, self.kept, self.distances, self.images = attempt, note, distances, note["images"]
+            if isinstance(recipe, ClosedForm):
+                self.start = note
 
     @torch.no_grad()
     def _pass(self) -> float:
@@ -233,7 +232,7 @@ class _Search:
 
     def finish(self, draft: Draft) -> None:
         """Copy the nearest recipe's result into the draft, and note what was tried."""
-        if not math.isfinite(self.nearest()["distance"]):
+        if not math.isfinite(self.kept["distance"]):
             raise CalibrationError(
                 "no recipe gives a finite output on the held-out calibration images: convert with recipe='max' and see "
                 "what parspike.measure says of the layers"
@@ -242,7 +241,7 @@ class _Search:
         draft.tensors.update(self.best.tensors)
         draft.neurons.update(self.best.neurons)
         draft.notes["tried"] = self.tried
-        draft.notes["chosen"], draft.notes["images"] = self.nearest()["recipe"], self.images
+        draft.notes["chosen"], draft.notes["images"] = self.kept["recipe"], self.images
 
     @torch.no_grad()
     def _warn_of_one_answer(self) -> None:
@@ -270,8 +269,14 @@ def _passes(recipe: ClosedForm) -> float:
     return PASSES if recipe.refit else UNFITTED
 
 
-def _nearness(note: dict[str, Any]) -> float:
-    return math.inf if math.isnan(note["distance"]) else note["distance"]
+def _nearer(distances: Tensor, kept: Tensor) -> bool:
+    """Whether distances (N,) of the same images are smaller than those of the result that is kept by more than
+    `ERRORS` standard errors of the mean difference."""
+    if not bool(kept.isfinite().all()) or not bool(distances.isfinite().all()):
+        return bool(distances.isfinite().sum() > kept.isfinite().sum())
+    gained = kept - distances
+    error = gained.std() / math.sqrt(len(gained)) if len(gained) > 1 else 0.0
+    return bool(gained.mean() > ERRORS * error)
 
 
 class _Stopwatch:

@@ -55,37 +55,46 @@ class Distance:
         return teacher, student
 
     @torch.no_grad()
-    def to_teacher(self, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, float | None]:
-        """Mean distance of the outputs (`judged`), and the share of samples whose largest class score is the teacher's;
-        None for the share where the outputs are no class scores.
+    def to_teacher(self, batches: Iterable[Mapping[str, Tensor]]) -> tuple[Tensor, float | None]:
+        """The distance of the outputs (`judged`) for every sample, (N,), and the share of samples whose largest class
+        score is the teacher's; None for the share where the outputs are no class scores. One distance of 0 without any.
 
         Of `Batches` that processes share: over those of all.
         """
         parts: list[tuple[Tensor, ...]] = []
         for env in batches:
             teacher, student = self.outputs(env)
-            size = student[0].shape[0]
-            distance = sum(float(judged(s, t)) for s, t in zip(student, teacher, strict=True)) * size
             agreeing = (
                 float((teacher[0].argmax(1) == student[0].argmax(1)).sum())
                 if len(teacher) == 1 and may_be_scores(teacher[0])
                 else float("nan")
             )
-            parts.append((torch.tensor([distance, agreeing, size], dtype=torch.float64),))
+            each = [judged(s, t).double() for s, t in zip(student, teacher, strict=True)]
+            # An output of another size, such as one number for a batch, counts alike for all samples.
+            rows = [d if len(d) == len(each[0]) else d.mean().expand(len(each[0])) for d in each]
+            parts.append((torch.stack(rows).sum(0).cpu(), torch.tensor([agreeing], dtype=torch.float64)))
         if isinstance(batches, Batches):
             parts = batches.gather(parts)
-        distance, agreeing, count = sum((part for (part,) in parts), torch.zeros(3, dtype=torch.float64)).tolist()
-        return distance / max(1, count), None if agreeing != agreeing else agreeing / max(1, count)
+        distances = torch.cat([part for part, _ in parts]) if parts else torch.zeros(1, dtype=torch.float64)
+        agreeing = float(sum(part for _, part in parts))
+        return distances, None if agreeing != agreeing else agreeing / max(1, len(distances))
 
 
 def relative_error(x: Tensor, target: Tensor) -> Tensor:
     """Squared error as a share of the target's mean square. Places where both are one infinity are no error."""
+    return _errors(x, target).mean()
+
+
+def _errors(x: Tensor, target: Tensor) -> Tensor:
+    """The same of every sample, (B,): their mean is that of all. One for an output without dimensions."""
     finite = torch.isfinite(target)
     if not finite.all():
         x, target = (torch.where(finite | (x != target), value, 0.0) for value in (x, target))
     unit = unit_of(target.detach().abs().max()) if target.numel() else 1.0
     x, target = x / unit, target / unit
-    return (x - target).square().mean() / target.square().mean().clamp(min=1e-12)
+    errors = (x - target).square()
+    errors = errors.flatten(1).mean(1) if errors.dim() > 1 else errors.reshape(-1)
+    return errors / target.square().mean().clamp(min=1e-12)
 
 
 def apart(student: Tensor, teacher: Tensor) -> Tensor:
@@ -100,13 +109,14 @@ def apart(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def judged(student: Tensor, teacher: Tensor) -> Tensor:
-    """Relative squared error of an output and, for logits (B, K), the total variation of their softmax (0 … 1).
+    """For every sample, (B,), the squared error of an output as a share of the mean square and, for logits (B, K), the
+    total variation of their softmax (0 … 1).
 
-    The latter is the mean share of the answers, drawn with the softmax as their probabilities, that would change.
+    The latter is the share of the answers, drawn with the softmax as their probabilities, that would change.
     """
-    error = relative_error(student, teacher)
+    error = _errors(student, teacher)
     if may_be_scores(teacher):
-        error = error + (student.softmax(1) - teacher.softmax(1)).abs().sum(1).mean() / 2
+        error = error + (student.softmax(1) - teacher.softmax(1)).abs().sum(1) / 2
     return error
 
 

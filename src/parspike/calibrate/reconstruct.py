@@ -289,7 +289,7 @@ class _Loss:
 
     def held_out(self, images: _Images) -> float:
         """Distance of the outputs on the held-out images, with the neurons as they will run."""
-        return self.distance.to_teacher(images.held_out())[0]
+        return float(self.distance.to_teacher(images.held_out())[0].mean())
 
 
 def _rms(tensor: Tensor, unit: float = 1.0) -> float:

@@ -82,7 +82,7 @@ class Grids:
             if any(r.name in self.ahead or self.computes(r) for r in self.readers[node.name]):
                 self.ahead.add(node.name)
         self.refused: list[str] = []
-        self.most = 1.0
+        self.most, self.widest = 1.0, ""
 
     def computes(self, node: Node) -> bool:
         return node.name in self.neurons or TABLE[node.target].weighted

@@ -163,11 +163,11 @@ class _Whole(Masks):
             return
         before = set(self.nodes)
         try:
-            if node.refs and self.tokens.issuperset(node.refs) and self.stays_whole(node):
+            if self.tokens.issuperset(node.refs) and self.stays_whole(node):
                 self.tokens.add(self.keep(node))
             else:
                 self.values[node.name] = value = self._rule(node)(node)
-                self.most = max(self.most, value.most)
+                self.reaches(node, value.most)
         except Refused as error:
             if node.name in self.ahead or self.computes(node) or not node.refs:
                 self.refused.append(f"  {node.layer or node.name} ({node.target}): {error}")
@@ -177,6 +177,11 @@ class _Whole(Masks):
             return
         if self.fitting is not None and not self.refused:
             self._passed(node, before)
+
+    def reaches(self, node: Node, most: float) -> None:
+        """Note how large a node's values may be."""
+        if most > self.most:
+            self.most, self.widest = most, node.layer or node.name
 
     def follow(self, batches: list[dict[str, Tensor]]) -> None:
         """Fit every synapse on these inputs."""
@@ -582,7 +587,7 @@ class _Whole(Masks):
                 value = replace(value, grid=value.grid / finer)
         made, grid, most, reach = on_whole(neuron, value.grid[0], value.most, self.simulation.T)
         self.made[node.name] = made
-        self.most = max(self.most, reach)
+        self.reaches(node, reach)
         name = self.keep(node, {node.refs[0]: value})
         return Value(name, node, torch.full([1] * len(node.shape), grid).double(), most)
 
@@ -595,7 +600,11 @@ class _Whole(Masks):
             raise UnsupportedError("\n".join((said, *self.refused, *([remedy] if looked_up else []))))
         dtype = torch.float32 if self.most * self.simulation.T < EXACT[torch.float32] else torch.float64
         if self.most * self.simulation.T >= EXACT[torch.float64]:
-            raise UnsupportedError(f"its sums reach {self.most:.3g}, more than 2^53: give fewer bits")
+            raise UnsupportedError(
+                f"as far as weights prove it, sums of layer '{self.widest}' reach {self.most:.3g}, and with T = "
+                f"{self.simulation.T} steps more than 2^53: give fewer bits. Where a norm adds to a sum that the next "
+                "norm reads (transformers of many layers), that grows from norm to norm"
+            )
         wide = dtype is torch.float64  # inside alone: the input is rounded, and the answer made, in float32
         for name in self.entries if wide else ():
             self._widened(self.nodes[name], dtype)
