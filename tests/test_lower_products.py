@@ -307,6 +307,22 @@ PADDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def texts(make: Callable[[], nn.Module], seed: int = 0) -> tuple[nn.Module, Tensor]:
+    """A network with random weights, and texts of two to six tokens, padded with 0."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make().eval(), torch.randint(1, 20, (32, 6)) * (torch.arange(6) < torch.randint(2, 7, (32, 1)))
+
+
+def counts_of(lowered: SNN, x: Tensor) -> dict[str, Tensor]:
+    """The spike counts of every layer, which all engines agree on."""
+    counts = lowered.run(x, record=True).counts
+    for engine in ("parallel", "serial", "integer"):
+        run = lowered.run(x, engine=cast(Any, engine), record=True)
+        assert all(torch.equal(run.counts[layer], count) for layer, count in counts.items()), engine
+    return counts
+
+
 class Placed(Padded):
     """Counts places and hides what comes later by the length of the text, as models of the library transformers do."""
 
@@ -321,16 +337,9 @@ class Placed(Padded):
 
 def test_places_that_are_counted_stay_as_they_are() -> None:
     """Would catch numbers that depend on no input taken for a constant to be rounded, or refused."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Placed(PADDED["filled"]).eval()
-        x = torch.randint(1, 20, (32, 6)) * (torch.arange(6) < torch.randint(2, 7, (32, 1)))
+    model, x = texts(lambda: Placed(PADDED["filled"]))
     snn = parspike.convert(model, x, T=6, code="weighted", recipe=parspike.ClosedForm(refit=False), **LOOKUP)
-    lowered = stays_near(model, snn, x)
-    wanted = lowered.run(x, record=True)
-    for engine in ("parallel", "serial", "integer"):
-        run = lowered.run(x, engine=cast(Any, engine), record=True)
-        assert all(torch.equal(run.counts[layer], count) for layer, count in wanted.counts.items()), engine
+    counts_of(stays_near(model, snn, x), x)
 
 
 def test_sums_that_no_float_holds_are_told_with_their_layer() -> None:
@@ -357,10 +366,7 @@ def test_sums_that_no_float_holds_are_told_with_their_layer() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_norm_of_rows_of_zeros_is_as_near_as_without_them(seed: int, recipe: str) -> None:
     """Would catch levels of 1/√ that are spread up to 1/√ε = 316, for padded rows that are 0 times whatever it is."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Padded(PADDED["filled"], placed=False).eval()
-        x = torch.randint(1, 20, (32, 6)) * (torch.arange(6) < torch.randint(2, 7, (32, 1)))
+    model, x = texts(lambda: Padded(PADDED["filled"], placed=False), seed)
     snn = parspike.convert(model, x, T=6, code="weighted", recipe=recipe, **LOOKUP)
     with torch.no_grad():
         assert float((snn(x) - model(x)).norm() / model(x).norm()) < 0.05  # without 0, by places, 0.01
@@ -370,18 +376,12 @@ def test_a_norm_of_rows_of_zeros_is_as_near_as_without_them(seed: int, recipe: s
 @pytest.mark.parametrize("name", PADDED)
 def test_texts_of_several_lengths_hide_what_is_padded(name: str) -> None:
     """Would catch a padded token that weighs on the others, and one that is shown in place of them."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Padded(PADDED[name]).eval()
-        x = torch.randint(1, 20, (32, 6)) * (torch.arange(6) < torch.randint(2, 7, (32, 1)))
+    model, x = texts(lambda: Padded(PADDED[name]))
     snn = parspike.convert(model, x, T=6, code="weighted", recipe=parspike.ClosedForm(refit=False), **LOOKUP)
     lowered = stays_near(model, snn, x)
-    wanted = lowered.run(x, record=True)
-    for engine in ("parallel", "serial", "integer"):
-        run = lowered.run(x, engine=cast(Any, engine), record=True)
-        assert all(torch.equal(run.counts[layer], count) for layer, count in wanted.counts.items()), engine
+    counts = counts_of(lowered, x)
     for layer in ("softmax.small", "softmax.large"):
-        count = wanted.counts[layer]
+        count = counts[layer]
         hidden = (x == 0)[:, None, None].expand_as(count)
         least = count.amin((0, 2, 3), keepdim=True).expand_as(count)  # of a head: exp(-50)
         assert torch.equal(count[hidden], least[hidden]), layer
