@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 import parspike
 from parspike.engines import ENGINES as EVERY
-from parspike.errors import OptionError
+from parspike.errors import OptionError, TraceError
 from parspike.graph import leaves
+from parspike.lower import integers
+from parspike.neurons import IF
 
 ENGINES = tuple(engine for engine in EVERY if engine != "integer")  # that one is for whole numbers
 
@@ -64,6 +66,38 @@ def test_every_engine_gives_every_output_once(kind):
                 assert float((a - b).norm() / b.norm()) < 0.05, engine
             else:
                 assert float((a == b).float().mean()) > 0.9, engine
+
+
+CONSTANTS = torch.tensor([[0.1, 0.7], [0.3, 0.2]]), torch.tensor(0.0), torch.arange(3), torch.eye(2).bool()
+
+
+@torch.no_grad()
+def test_what_depends_on_no_input_is_given_back_as_it_is(tmp_path):
+    """Such as a detector's anchors, or the loss of a mixture of experts, which is 0 in evaluation."""
+    model = Net(lambda x, h, y: {"logits": y, "constants": (*CONSTANTS, CONSTANTS[0])}).eval()
+    snn = parspike.convert(model, [X], T=4, recipe="closed-form")
+    networks = [
+        snn,
+        parspike.load(snn.save(tmp_path / "net.parspike")),
+        parspike.convert(model, [X], recipe="max", neuron=IF()),
+    ]
+    runs = [network.run(X, engine=engine) for network in networks[:2] for engine in ENGINES]
+    whole = integers(parspike.convert(model, [X], T=4, recipe="max"), X)
+    runs += [networks[2].run(X), whole.run(X), whole.run(X, engine="serial")]
+    for run in runs:
+        torch.testing.assert_close(run.logits["logits"], model(X)["logits"], atol=0.5, rtol=0)
+        for found, wanted in zip(run.logits["constants"], (*CONSTANTS, CONSTANTS[0]), strict=True):
+            assert found.dtype == wanted.dtype
+            assert torch.equal(found, wanted)
+    assert "real" not in whole.provenance
+    report = parspike.measure(snn, [(X, torch.zeros(32, dtype=torch.long))], against=model)
+    assert report.agreement is not None
+
+
+def test_a_size_as_output_is_refused():
+    model = Net(lambda x, h, y: (y, x.shape[0])).eval()
+    with pytest.raises(TraceError, match=r"Net returns a tensor, a size: .* none a size of it"):
+        parspike.plan(model, X)
 
 
 def test_a_run_without_record_says_how_to_get_the_spikes():

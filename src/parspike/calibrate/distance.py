@@ -46,7 +46,8 @@ class Distance:
         pair, graph = pair_of(self.draft, dict(env)), self.draft.graph
         walk(self.schedule, pair, self.course.hooks(pair, self.draft.teacher, seen=seen, soft=soft))
         means = {name: self.course.mean(name, pair[1].env[name]) for name in graph.outputs}
-        teacher, student = (values_of(graph.collect(env)) for env in (pair[0].env, means))
+        none = dict.fromkeys(graph.constant)  # an output that depends on no input says nothing
+        teacher, student = (values_of(graph.collect({**env, **none})) for env in (pair[0].env, means))
         if not teacher:
             raise CalibrationError(
                 "the network's outputs are whole numbers, which say too little of how near a spiking network is: "
@@ -129,7 +130,7 @@ def values_of(output: Any) -> list[Tensor]:
 def class_scores(output: Any) -> Tensor | None:
     """The output (B, K, …), K > 1, that may hold scores of K classes: the only one of real numbers, or the only one
     that is named so, as in {"logits": …, "states": …}. None where there is none, or where several may be meant."""
-    found = {id(leaf): leaf for _, leaf in named(output) if leaf.is_floating_point()}
+    found = {id(leaf): leaf for _, leaf in named(output) if leaf.is_floating_point() and leaf.dim()}
     called = {id(leaf): leaf for name, leaf in named(output) if name.endswith("logits") and id(leaf) in found}
     only = list((called if len(called) == 1 else found).values())
     return only[0] if len(only) == 1 and only[0].dim() > 1 and only[0].shape[1] > 1 else None

@@ -64,10 +64,11 @@ def in_parts(
 
 
 def _divides(graph: Graph, sizes: Mapping[str, int], part: int) -> bool:
-    """Whether the network takes parts of a batch, the last of which may be smaller, and every output has a batch."""
+    """Whether the network takes parts of a batch, the last of which may be smaller, and every output that depends on
+    an input has a batch."""
     rest = sizes[BATCH] % part or part
     takes = all(graph.allows({**sizes, BATCH: n}) for n in (part, rest))
-    return takes and all(_place(graph, name) is not None for name in graph.outputs)
+    return takes and all(_place(graph, name) is not None or name in graph.constant for name in graph.outputs)
 
 
 def _place(graph: Graph, name: str) -> int | None:
@@ -114,7 +115,9 @@ def _joined(runs: Sequence[Run], graph: Graph) -> Run:
 def _output(tree: Any, parts: Sequence[Any], graph: Graph) -> Any:
     """The outputs of parts one behind the other. tree: the graph's output, of the same form."""
     if isinstance(tree, Ref):
-        place = _place(graph, tree.name) or 0
+        place = _place(graph, tree.name)
+        if place is None:  # the same for each part
+            return parts[0]
         # Outputs after every step have time as their first dimension.
         return torch.cat(list(parts), place + parts[0].dim() - len(_shape(graph, tree.name)))
     if isinstance(tree, Mapping):

@@ -333,6 +333,16 @@ class Graph:
             None,
         )
 
+    @property
+    def constant(self) -> frozenset[str]:
+        """The nodes whose values depend on no input, nor on the size of the batch."""
+        found: set[str] = set()
+        for node in self.nodes:
+            sizes = (leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, Size))
+            if found.issuperset(node.refs) and not any(BATCH in size.symbols for size in sizes):
+                found.add(node.name)
+        return frozenset(found)
+
     def consumers(self) -> dict[str, list[Node]]:
         """For every value, the nodes that read it (a node that reads it twice stands there twice)."""
         table: dict[str, list[Node]] = {name: [] for name in (*(i.name for i in self.inputs), *self.by_name)}

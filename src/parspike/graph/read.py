@@ -18,7 +18,7 @@ from parspike.errors import InputError, TraceError
 from parspike.graph import ops
 from parspike.graph.explain import user_line
 from parspike.graph.features import with_channels
-from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves
+from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves, map_tree
 from parspike.graph.ops import Role
 from parspike.graph.python import ASKED
 from parspike.graph.refusals import REFUSED, judge
@@ -76,6 +76,7 @@ class Reader:
         self.nodes: list[Node] = []
         self.by_name: dict[str, Node] = {}
         self.inputs: list[Input] = []
+        self.returned: dict[str, Ref] = {}
         self.varying: set[str] = set()
         self.firsts: set[str] = set()
         self.used_layers: dict[str, int] = {}
@@ -101,11 +102,12 @@ class Reader:
                           if spec.kind is OutputKind.USER_OUTPUT]  # fmt: skip
         structure = plain(pytree.tree_unflatten(output, self.exported.call_spec.out_spec))
         found = list(leaves(structure))
-        if not any(isinstance(leaf, Ref) for leaf in found) or any(isinstance(leaf, (Param, Size)) for leaf in found):
+        if not any(isinstance(leaf, Ref) for leaf in found) or any(isinstance(leaf, Size) for leaf in found):
             raise TraceError(
-                f"{type(self.model).__name__} returns {_kinds(found)}: every output must be a tensor (B, …) that "
-                "depends on the input; return the others by another method"
+                f"{type(self.model).__name__} returns {_kinds(found)}: at least one output must be a tensor (B, …) "
+                "that depends on the input, and none a size of it; return the others by another method"
             )
+        structure = map_tree(lambda leaf: self._returned(leaf) if isinstance(leaf, Param) else leaf, structure)
         nodes = _live(self.nodes, structure)
         self._check_state(nodes)
         return with_channels(
@@ -354,6 +356,19 @@ class Reader:
         self.tensors[path] = tensor.contiguous()
         return Param(path)
 
+    def _returned(self, param: Param) -> Ref:
+        """A value that depends on no input, such as the anchors of a detector, as an output: a node that makes it."""
+        if param.path not in self.returned:
+            layer = param.path.removeprefix("constants.")
+            name = f"{layer.replace('.', '_')}_returned"
+            while name in self.value:
+                name += "_"
+            shape = self.tensors[param.path].shape
+            node = Node(name, "aten.reshape.default", (param, list(shape)), {}, Role.SYNAPSE, layer, "", tuple(shape))
+            self.nodes.append(node)
+            self.value[name] = self.returned[param.path] = Ref(name)
+        return self.returned[param.path]
+
     def _layer(self, fx: Any, target: str) -> str:
         stack = [path for path, _ in (fx.meta.get("nn_module_stack") or {}).values()]
         path = next((p for p in reversed(stack) if p in self.paths), "")
@@ -414,7 +429,7 @@ def plain(tree: Any) -> Any:
 
 
 def _kinds(found: Sequence[Any]) -> str:
-    names = {Ref: "a tensor", Param: "a parameter of its own", Size: "a size"}
+    names = {Ref: "a tensor", Param: "a constant", Size: "a size"}
     return ", ".join(names.get(type(leaf), repr(leaf)) for leaf in found) or "nothing"
 
 

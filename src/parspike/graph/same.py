@@ -309,8 +309,9 @@ def _across_batch_marked(graph: Graph, one: dict[str, Tensor]) -> Graph:
             if node.role is not Role.ANALOG and not alike(joined, both[node.name], NEARLY):
                 across.add(node.name)
             both[node.name] = joined
+    none = dict.fromkeys(graph.constant)
     for sample, twice in ((1, two), (0, other)):
-        _check_samples(graph.collect(one), graph.collect(twice), sample, mixing)
+        _check_samples(graph.collect({**one, **none}), graph.collect({**twice, **none}), sample, mixing)
     nodes = [replace(n, role=Role.ANALOG, reason=ops.ACROSS_BATCH) if n.name in across else n for n in graph.nodes]
     return replace(graph, nodes=tuple(nodes))
 

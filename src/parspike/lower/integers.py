@@ -158,7 +158,8 @@ class _Whole(Masks):
         node is not refused again."""
         if not all(ref in self.values or ref in self.tokens or ref in self.tail for ref in node.refs):
             return
-        if not self.tail.keys().isdisjoint(node.refs):
+        given_back = not node.refs and not self.readers[node.name] and self._one_tensor(node)  # a constant output
+        if given_back or not self.tail.keys().isdisjoint(node.refs):
             self.tail[node.name] = node
             return
         before = set(self.nodes)
@@ -632,7 +633,7 @@ class _Whole(Masks):
         narrow = (".grid", ".least", ".most", *(path for node in self.tail.values() for path in node.params))
         tensors = {
             path: tensor
-            if chooses(tensor)
+            if not tensor.is_floating_point()  # places and truth values
             else tensor.to(torch.float32 if path.endswith(narrow) or not wide else dtype)
             for path, tensor in self.tensors.items()
             if path in read
@@ -642,8 +643,8 @@ class _Whole(Masks):
         )
         made = {name: neuron.to(dtype) for name, neuron in self.made.items()}
         about = {**provenance, "largest": int(self.most)}
-        if self.tail:
-            about["real"] = list(dict.fromkeys(node.layer or node.name for node in self.tail.values()))
+        if computed := [node.layer or node.name for node in self.tail.values() if node.refs]:
+            about["real"] = list(dict.fromkeys(computed))
         return SNN(graph, made, simulation=self.simulation, provenance=about)
 
     def _widened(self, node: Node, dtype: torch.dtype) -> None:
