@@ -507,10 +507,10 @@ RARE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "momentum of text": (lambda: parspike.DAQCFS(momentum=cast(Any, "0.9")), errors.OptionError, "momentum"),
     "recipe of a list": (lambda: parspike.recipe_from_json(cast(Any, [1])), errors.OptionError, "recipe"),
     "network without an output": (network(lambda self, x: None), errors.TraceError, "output"),
-    "output that is a parameter": (
-        network(lambda self, x: (self.one(x).relu(), self.two.bias)),
+    "outputs that are parameters alone": (
+        network(lambda self, x: self.two.bias),
         errors.TraceError,
-        "output",
+        "a constant: at least one output must be a tensor (B, …) that depends on the input",
     ),
     "output that is a size": (
         network(lambda self, x: (self.one(x).relu(), x.shape[0])),

@@ -476,6 +476,21 @@ def test_a_value_repeated_by_a_factor_is_refused_by_name(tmp_path: Path) -> None
         parspike.export(snn, tmp_path / "net.nir", example=x)
 
 
+def test_an_output_that_depends_on_no_input_is_refused_by_name(tmp_path: Path) -> None:
+    class Anchored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.out = nn.Linear(6, 4), nn.Linear(4, 2)
+            self.register_buffer("anchors", torch.rand(5, 2))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+            return self.out(self.hidden(x).relu()), self.anchors
+
+    snn = parspike.convert(Anchored().eval(), [torch.rand(9, 6)], T=4, neuron=IF(), recipe="max")
+    with pytest.raises(UnsupportedError, match="anchors: this output depends on no input"):
+        parspike.export(snn, tmp_path / "net.nir")
+
+
 def test_a_table_looked_up_by_whole_numbers_is_refused_by_name(tmp_path: Path) -> None:
     """Would catch torch's own error, of places that are real numbers, where the layer is tried."""
 

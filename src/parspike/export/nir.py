@@ -206,6 +206,11 @@ class _Writer:
                 f"{_plain(node.target)} is computed on means over time ({node.reason}), which no NIR node does: end "
                 "the network before it, and apply it to the output"
             )
+        if node.name in self.shown and node.name in self.graph.constant:
+            return (
+                "this output depends on no input, and every value of NIR is a current: convert a module around the "
+                "network that leaves it out, and keep it beside the file"
+            )
         if not node.refs or (node.shape and not batch_first):
             return f"{_plain(node.target)} has no batch in its first dimension, which NIR nodes leave out"
         return None
