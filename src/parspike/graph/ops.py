@@ -647,9 +647,10 @@ ACROSS_BATCH = "it joins or splits values along the batch"
 """Why an operator cannot run on a batch that holds several time-steps; the words are part of the files."""
 WHOLE = "it rounds to whole numbers, or compares"
 REAL = "it makes a real number of a whole one"
-ON_MEANS = (ACROSS_BATCH, COMPLEX, WHOLE, REAL)
-"""Reasons for computing on the means over time that only tracing or lowering finds; the table of operators does not
-imply them."""
+COMPARED = "its values are compared, and equal counts would hide which is larger"
+ON_MEANS = (ACROSS_BATCH, COMPLEX, WHOLE, REAL, COMPARED)
+"""Reasons for computing on the means over time that only tracing, rewriting or lowering finds; the table of operators
+does not imply them."""
 WEIGHED_BY_SAMPLE = "its weights depend on the sample, and on no spike"
 """Why an operator is a synapse although what it multiplies by depends on the network's input."""
 HELD = "it adds up, at every spike of one operand, what is held of the other: its mean"

@@ -18,9 +18,14 @@ from parspike.graph.ir import Graph, Node
 from parspike.graph.ops import TABLE, Role
 from parspike.graph.signature import Pool, arguments
 
-__all__ = ["compared", "nested", "spans_channels", "unnested"]
+__all__ = ["PLACES", "compared", "nested", "spans_channels", "unnested", "values_alone"]
 
 EXTREMA = ("aten.amax.default", "aten.amin.default")
+PLACES = (
+    "aten.max.dim", "aten.min.dim", "aten.max_pool2d_with_indices.default", "aten.max_pool3d_with_indices.default",
+    *(f"aten.adaptive_max_pool{d}d.places" for d in "123"),
+)  # fmt: skip
+"""Operators that give maxima, or minima, and their places."""
 RESHAPES = ("aten.reshape.default", "aten.unsqueeze.default", "aten.squeeze.dim", "aten.squeeze.dims",
             "aten.squeeze.default")  # fmt: skip
 
@@ -97,3 +102,10 @@ def compared(before: Node, node: Node) -> set[int]:
 def spans_channels(before: Node, node: Node) -> bool:
     """Whether an order operator compares values of different channels, whose neurons have thresholds of their own."""
     return len(node.refs) != 1 or bool(compared(before, node).intersection(before.channel_dims))
+
+
+def values_alone(target: str, args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+    """One of `PLACES` without the places."""
+    if target in ("aten.max.dim", "aten.min.dim"):
+        return f"aten.a{target[5:8]}.default", (args[0], [args[1]], *args[2:])
+    return target.replace("_with_indices", "").replace(".places", ".default"), args

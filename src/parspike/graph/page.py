@@ -115,6 +115,11 @@ ANALOG = """## Analog
 
 Computed on the time-means, named in the plan and counted as such; `strict=True` refuses them. Behind the last neuron
 and synapse they are the read-out, which is no refusal.
+
+**Places and comparisons** (`topk`, `argmax`, `sort`, a max-pool that returns indices, `h1 > h2`) ask which value is
+larger, and at few steps the counts of most neurons are equal. So they read the activations themselves, computed beside
+the neurons from the same currents (`layer@compared` in the plan): a router that takes two of 24 experts by a sigmoid
+then errs by 0.12 in place of 0.49 at T = 8. What else reads the activation reads spikes.
 """
 UNKNOWN = """## Refused
 

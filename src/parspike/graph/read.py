@@ -20,6 +20,7 @@ from parspike.graph.explain import user_line
 from parspike.graph.features import with_channels
 from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves, map_tree
 from parspike.graph.ops import Role
+from parspike.graph.order import values_alone
 from parspike.graph.python import ASKED
 from parspike.graph.refusals import REFUSED, judge
 from parspike.graph.sizes import size_tree
@@ -303,11 +304,7 @@ class Reader:
         if asked != {0}:
             return WITH_PLACES[target], args
         self.firsts.add(fx.name)
-        if "with_indices" in target:
-            return target.replace("_with_indices", ""), args
-        if target in ("aten.max.dim", "aten.min.dim"):
-            return f"aten.a{target[5:8]}.default", (args[0], [args[1]], *args[2:])
-        return target, args
+        return values_alone(WITH_PLACES[target], args)
 
     def _blank(self, target: str, args: tuple[Any, ...], meta: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         shape = [self._size(dim) for dim in meta.shape]

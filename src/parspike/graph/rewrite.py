@@ -4,6 +4,8 @@
   those of the synapse after it (batch norm behind an activation), else stays, which is exact too;
 - a max-pool behind an activation goes before it: both are monotone, so they commute exactly, and the neurons
   are those of the pooled map (method.md, facts beyond the paper);
+- places of the largest values of an activation (max-pools that return indices, topk, argmax …), and comparisons, are
+  those of the activation itself, computed beside the neurons: counts are often equal where activations are not;
 - an activation that falls and then rises (SiLU, GELU …) becomes lowest + rising(x) + falling(−x), PReLU becomes
   ReLU(x) − w·ReLU(−x): two layers of neurons, each silent where the other fires;
 - an activation written by hand (x·σ(x), log(1 + exp(x)), where(x > 20, 20, x·(x > 0)) …) becomes one activation, a
@@ -28,8 +30,8 @@ from torch import Tensor
 from parspike.graph.course import Course, Turn, clip_of, course_of, turn_of
 from parspike.graph.ir import Graph, Node, Param, Ref, leaves, map_tree
 from parspike.graph.levels import Levels, levels_of
-from parspike.graph.ops import FAKE_QUANTISE, POINTWISE, TABLE, Role
-from parspike.graph.order import spans_channels
+from parspike.graph.ops import COMPARED, FAKE_QUANTISE, POINTWISE, TABLE, Role
+from parspike.graph.order import PLACES, spans_channels, values_alone
 from parspike.graph.pointwise import Written, evaluate, functions_of, numbers, polynomial, steps, uncast
 from parspike.graph.same import check_rewritten
 from parspike.graph.signature import Conv, Linear, arguments, with_weights
@@ -52,6 +54,13 @@ PIECE = 256
 """Channels of a quantiser looked at together."""
 AT_ONCE = 1 << 18
 """Elements of a weight that are multiplied in float64 at a time."""
+RANKS = ("aten.topk.default", "aten.sort.default", "aten.kthvalue.default", "aten.median.dim")
+"""Operators that give values in their order, and their places."""
+CHOICES = (
+    "aten.argmax.default", "aten.argmin.default", "aten.argsort.default",
+    *(f"aten.{name}.{kind}" for name in ("eq", "ne", "lt", "le", "gt", "ge") for kind in ("Scalar", "Tensor")),
+)  # fmt: skip
+"""Operators that give places, or truth values, alone."""
 KEEPS_CHANNELS = ("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default",
                   "aten.adaptive_avg_pool3d.default", "aten.mean.dim", "aten.reshape.default")  # fmt: skip
 
@@ -97,7 +106,7 @@ def _first_norm(draft: _Draft, made: Graph) -> tuple[str, Tensor] | None:
 
 
 def _rewrite(draft: _Draft) -> None:
-    for step in (_norms, _bounds, _merge_backward, _written, _monotone, _pool_first, _merge_forward):
+    for step in (_norms, _bounds, _merge_backward, _written, _places, _monotone, _pool_first, _merge_forward):
         nodes = list(draft.nodes.values())
         # A function written by hand is found at its last operator.
         for node in reversed(nodes) if step is _written else nodes:
@@ -559,6 +568,49 @@ def _sides(node: Node, x: Any) -> tuple[Node, Node, Node]:
 def _linear(node: Node, suffix: str, target: str, *args: Any) -> Node:
     name = f"{node.name}_{suffix}" if suffix else node.name
     return replace(node, name=name, target=target, args=args, kwargs={}, role=Role.SYNAPSE)
+
+
+def _places(draft: _Draft, node: Node) -> None:
+    """neuron → maxima with their places becomes neuron → maxima, and activation → places."""
+    if node.target not in (*PLACES, *RANKS, *CHOICES):
+        return
+    nodes = list(draft.nodes.values())
+    before = nodes[: nodes.index(node)]
+    counted = _counted(before)
+    needed = counted.intersection(node.refs)
+    if not needed:
+        return
+    for n in reversed(before):
+        if n.name in needed and n.role is not Role.NEURON:
+            needed |= counted.intersection(n.refs)
+    exact = _renaming({name: f"{name}_compared" for name in needed})
+    made: list[Node] = []
+    for n in before:
+        if n.name in needed and f"{n.name}_compared" not in draft.nodes:
+            copy = replace(n, name=f"{n.name}_compared", layer=f"{n.layer}@compared")
+            spiking = n.role is Role.NEURON
+            made.append(replace(copy, role=Role.ANALOG, reason=COMPARED) if spiking else copy.mapped(exact))
+    values = [n for n in draft.readers(node.name) if n.target == "getitem" and n.args[1] == 0]
+    if node.target in PLACES:
+        target, args = values_alone(node.target, node.args)
+        for n in values:
+            draft.nodes[n.name] = replace(n, target=target, args=args, role=TABLE[target].role, reason="")
+    elif values and node.target in RANKS:
+        made.append(replace(node, name=f"{node.name}_values", layer=f"{node.layer}@values"))
+        draft.nodes |= {n.name: n.mapped(_renaming({node.name: f"{node.name}_values"})) for n in values}
+    draft.insert(node.name, [*made, node.mapped(exact)])
+    draft.prune()
+
+
+def _counted(nodes: Sequence[Node]) -> set[str]:
+    """The values that are made of what neurons send, without a synapse with weights between."""
+    found: set[str] = set()
+    for node in nodes:
+        row = TABLE.get(node.target)
+        passes = row is not None and not row.weighted and not row.weighs
+        if node.role is Role.NEURON or (passes and not found.isdisjoint(node.refs)):
+            found.add(node.name)
+    return found
 
 
 def _pool_first(draft: _Draft, node: Node) -> None:
