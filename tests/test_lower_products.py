@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -342,21 +343,46 @@ def test_places_that_are_counted_stay_as_they_are() -> None:
     counts_of(stays_near(model, snn, x), x)
 
 
-def test_sums_that_no_float_holds_are_told_with_their_layer() -> None:
-    class Deep(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.ModuleList(nn.Linear(6, 6) for _ in range(20))
-            self.norm = nn.ModuleList(nn.LayerNorm(6) for _ in range(20))
+class Normed(nn.Module):
+    """Twenty norms, each behind a sum with what the one before gave. how: which norm, and how it is written."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            for linear, norm in zip(self.linear, self.norm, strict=True):
-                x = norm(x + linear(x))
-            return self.linear[0](x)
+    NORMS: ClassVar = {
+        "layer": lambda x: F.layer_norm(x, (6,)),
+        "root mean square": lambda x: F.rms_norm(x, (6,)),
+        "group": lambda x: F.group_norm(x, 2),
+        "by hand": lambda x: x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-5),
+        "length": lambda x: x * torch.rsqrt(x.square().sum(1, keepdim=True) + 1e-5) * 2,
+    }
 
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.ModuleList(nn.Linear(6, 6) for _ in range(20)), self.NORMS[how]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for linear in self.linear:
+            x = self.norm(x + linear(x))
+        return self.linear[0](x)
+
+
+@pytest.mark.parametrize("how", Normed.NORMS)
+def test_norms_behind_norms_are_carried(how: str) -> None:
+    """Would catch a bound of a norm that grows with that of the norm before: 10^18 and more in these, too large for a
+    float64. What a norm gives is at most √features of it, and the counts stay those of the other engines."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, x = Deep().eval(), torch.randn(16, 6)
+        model, x = Normed(how).eval(), torch.randn(16, 6)
+        other = 5 * torch.randn(64, 6)
+    snn = parspike.convert(model, x, T=6, code="weighted", recipe="max", **LOOKUP)
+    lowered = integers(snn, x, refit=False)
+    before, after = (float((made(x) - model(x)).norm() / model(x).norm()) for made in (snn, lowered))
+    assert after < 1.5 * before + 0.005
+    counts_of(lowered, torch.cat([x, other]))
+
+
+def test_sums_that_no_float_holds_are_told_with_their_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With values of 44 bits alone, which are multiplied: with fewer, this network's sums are held."""
+    monkeypatch.setattr(sys.modules["parspike.lower.integers"], "ROOMS", ((2.0**44, False),))
+    model, x = Normed("layer").eval(), torch.randn(16, 6)
     snn = parspike.convert(model, x, T=6, code="weighted", recipe="max", **LOOKUP)
     with pytest.raises(UnsupportedError, match=r"sums of layer '[\w.@]+' reach \d.*2\^53: give fewer bits"):
         integers(snn, x, weights=8, inputs=8, refit=False)

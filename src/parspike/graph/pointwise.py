@@ -8,7 +8,7 @@ tree may also hold tensors (C, 1), a number for every channel. What can be made 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,8 @@ OF_EITHER = _aten("""
     threshold.default
 """)
 """Activations whose result is whole where they read whole numbers."""
+LONGEST = 1 << 10
+"""Operators of a function as a tree, at most: x + x, thirty times over, is a tree of 2^30."""
 LARGEST = 64
 """Operators of the largest function looked for."""
 
@@ -148,13 +150,22 @@ def functions_of(graph: Graph, node: Node) -> Iterator[Written]:
         frontier = (frontier - {last.name}) | set(_varying(last, graph.by_name))
     for source, nodes in reversed(found):
         varies = any(isinstance(dim, Size) and BATCH in dim.symbols for dim in shapes[source])  # else of sizes alone
-        if varies and shapes[source] == node.shape and floating(graph, source):
+        if varies and shapes[source] == node.shape and floating(graph, source) and _size(nodes) <= LONGEST:
             builder = _Builder(graph, node, source)
             try:
                 tree = builder.tree(Ref(node.name))
             except _NoFunctionError:
                 continue
             yield Written(source, tree, nodes, frozenset(builder.casts), frozenset(builder.filled))
+
+
+def _size(inside: Sequence[Node]) -> int:
+    """How many operators a function's tree holds, where a value that is read twice stands twice. inside: its nodes, the
+    last first."""
+    sizes: dict[str, int] = {}
+    for node in reversed(inside):
+        sizes[node.name] = 1 + sum(sizes.get(name, 0) for name in node.refs)
+    return sizes[inside[0].name]
 
 
 def _varying(node: Node, by_name: Mapping[str, Node]) -> list[str]:

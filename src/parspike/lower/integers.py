@@ -28,7 +28,7 @@ from torch import Tensor
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Node, Param, Ref, Role, Stream, map_tree
 from parspike.graph.lookup import TAKEN
-from parspike.graph.ops import CASTS, FLOOR, HOLD, LARGEST, MASKED, REAL, TABLE, TIMES
+from parspike.graph.ops import CASTS, ENCODE, FLOOR, HOLD, LARGEST, MASKED, REAL, RSQRT, TABLE, TIMES
 from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
 from parspike.lower.grids import ALIKE, FIXED, PRECISE, Value, chooses, input_node, sample, squeezed
 from parspike.lower.masks import Masks
@@ -57,6 +57,10 @@ those that also hold for values on one grid for all channels, where small channe
 CONSTANTS = {"aten.add.Scalar": (1, 1), "aten.sub.Scalar": (1, -1), "aten.rsub.Scalar": (-1, 1)}
 CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default")
 """Operators that may read a tensor of the network without changing values: places."""
+BEYOND = 2
+"""How many times as large as √n, the largest that a norm of n features gives, what it gives in whole numbers may be: its
+1/√ is a staircase. Without that end, what weights prove of a norm would be as many times what they prove of the one
+before it as the layers between are wide."""
 EMBEDDING = "aten.embedding.default"
 MIX = ("aten.lerp.Scalar",)
 """Operators that are no layer, and move no values either."""
@@ -322,7 +326,45 @@ class _Whole(Masks):
             left, right = self.even(node, left, [-1], "left"), self.even(node, right, [-2], "right")
         grid = left.grid @ right.grid if node.target in MATRICES else left.grid * right.grid
         name = self.emit(node, "", node.target, Ref(left.name), Ref(right.name), role=node.role, reason=node.reason)
-        return Value(name, node, grid, left.most * right.most * number)
+        made = Value(name, node, grid, left.most * right.most * number)
+        number = self._normal_of(node)
+        return made if number is None else self._within(made, BEYOND * math.sqrt(number))
+
+    def _normal_of(self, node: Node) -> int | None:
+        """n of a product x/√(Σx²/n + ε), as `graph.lookup` writes norms; None of others."""
+        by_name = self.source.by_name
+
+        def made(leaf: Any) -> Node | None:
+            """What a value is, without the neurons that send it and what `lower.unit` makes of their spikes."""
+            found = by_name.get(leaf.name) if isinstance(leaf, Ref) else None
+            if found is None or len(found.refs) != 1:
+                return found
+            before = found.name.partition("_for_")[0]
+            if found.target in (HOLD, ENCODE) or (before != found.name and before in self.neurons):
+                return made(Ref(found.refs[0]))
+            return found
+
+        inverse, x = (made(arg) for arg in node.args)
+        here = inverse if inverse is not None and inverse.target == RSQRT else None
+        while here is not None and here.target in (RSQRT, "aten.neg.default", "aten.add.Scalar"):
+            here = made(here.args[0])
+        if x is None or here is None or here.target not in ("aten.mean.dim", "aten.sum.dim_IntList"):
+            return None
+        squares = made(here.args[0])
+        if squares is None or squares.target != TIMES or any(made(arg) is not x for arg in squares.args):
+            return None
+        if here.target != "aten.mean.dim":
+            return 1
+        return math.prod(sample(squares)[d] for d in cast("list[int]", here.args[1]))
+
+    def _within(self, value: Value, most: float) -> Value:
+        """The value clipped to a magnitude that it cannot have as a real number, where weights prove less of it."""
+        end = (most / value.grid).ceil()
+        if float(end.max()) >= value.most:
+            return value
+        ends = (self.put(value.like, name, t) for name, t in (("lowest", -end), ("highest", end)))
+        name = self.emit(value.like, "_within", "aten.clamp.Tensor", Ref(value.name), *ends)
+        return replace(value, name=name, most=float(end.max()))
 
     def _floor(self, node: Node) -> Value:
         if self.over_time:
@@ -603,8 +645,7 @@ class _Whole(Masks):
         if self.most * self.simulation.T >= EXACT[torch.float64]:
             raise UnsupportedError(
                 f"as far as weights prove it, sums of layer '{self.widest}' reach {self.most:.3g}, and with T = "
-                f"{self.simulation.T} steps more than 2^53: give fewer bits. Where a norm adds to a sum that the next "
-                "norm reads (transformers of many layers), that grows from norm to norm"
+                f"{self.simulation.T} steps more than 2^53: give fewer bits (weights=, inputs=)"
             )
         wide = dtype is torch.float64  # inside alone: the input is rounded, and the answer made, in float32
         for name in self.entries if wide else ():
