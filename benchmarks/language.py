@@ -5,6 +5,7 @@
     python benchmarks/language.py minilm --calibration 128 --test 200 --codes "weighted, 4" "weighted, 6"
     python benchmarks/language.py minilm --analog lookup                             # softmax, norms, divisions too
     python benchmarks/language.py minilm --analog lookup --spike "*act*"             # and GELU as two staircases
+    python benchmarks/language.py minilm --analog lookup --whole --codes "weighted, 6"   # in whole numbers
     python benchmarks/language.py attention gated heads groups --calibration 256 --test 256     # random weights
     python benchmarks/language.py smollm2 --calibration 8 --test 4 --tokens 64       # minutes, to try something
     python benchmarks/language.py --render docs/language.md
@@ -32,6 +33,7 @@ from few_steps import put
 from torch import Tensor, nn
 
 import parspike
+from parspike.lower import integers
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "benchmarks" / "language.jsonl"
@@ -180,7 +182,8 @@ def run(name: str, options: argparse.Namespace) -> None:
     """Convert a network for each code, and measure it."""
     tokens = options.tokens or TOKENS.get(name, SEEN)
     done = {json.dumps(figure["key"]) for figure in figures()}
-    analog = ", ".join([*["rotated"] * options.rotate, options.analog, *[options.spike] * bool(options.spike)])
+    analog = ", ".join([*["rotated"] * options.rotate, options.analog, *[options.spike] * bool(options.spike),
+                        *["whole numbers"] * options.whole])  # fmt: skip
     how = options.encode, analog, options.recipe
     keys = {code: [name, *how, code, options.calibration, tokens, options.test] for code in options.codes}
     if all(json.dumps(key) in done for key in keys.values()):
@@ -214,6 +217,8 @@ def run(name: str, options: argparse.Namespace) -> None:
         T, kind = CODES[code]
         start, begun = time.perf_counter(), time.process_time()
         snn = parspike.convert(plan, fitted.split(batch), T=T, code=kind, recipe=options.recipe)
+        if options.whole:
+            snn = integers(snn, fitted.split(batch))
         spent, busy = round(time.perf_counter() - start), round(time.process_time() - begun)
         few = x[:batch]
         keep(key, {**score(name, snn, model, x), "seconds": spent, "processor seconds": busy,
@@ -281,6 +286,7 @@ def main() -> None:
     parser.add_argument("--analog", default="computed", help="handed to parspike.plan: computed or lookup")
     parser.add_argument("--rotate", action="store_true", help="the residual stream along other axes")
     parser.add_argument("--spike", help="activations, by pattern of their layers, that become neurons all the same")
+    parser.add_argument("--whole", action="store_true", help="lowered to whole numbers, weights of 8 bits")
     parser.add_argument("--recipe", help="a recipe by name, or as JSON (default: that of parspike.convert)")
     parser.add_argument("--codes", nargs="+", choices=CODES, default=["weighted, 4", "weighted, 6", "weighted, 8"])
     parser.add_argument("--calibration", type=int, default=64, help="sequences to fit on")
