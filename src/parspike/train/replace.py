@@ -329,12 +329,12 @@ def _look(
         if per_channel and len(shape) not in (2, 4, 5):
             raise OptionError(f"per_channel: layer '{layer}' has shape {shape}, whose channel dimension is not known")
         found.replaced.append(Use(layer, _name(func), _user_line(), of_module, _in_place(func), shape))
-        channels = (shape[1], *(1,) * (len(shape) - 2))
+        channels = (shape[1], *(1,) * (len(shape) - 2)) if per_channel else None
         if share is None:
-            start.append(torch.full(channels, float(v_threshold)) if per_channel else float(v_threshold))
+            start.append(torch.full(channels, float(v_threshold)) if channels else float(v_threshold))
         else:
             rows = result.detach().float().movedim(1, 0).flatten(1) if per_channel else result.detach().float()[None]
-            start.append(_quantile(rows.flatten(1), share, channels if per_channel else None, layer))
+            start.append(_quantile(rows.flatten(1), share, channels, layer))
 
     training = model.training
     args = tuple(example) if isinstance(example, tuple | list) else (example,)
