@@ -569,6 +569,18 @@ def test_adafire_finds_thresholds_and_mosts_by_hand() -> None:
     assert most == min(fits)[1]
 
 
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_adafire_takes_qcfs_of_a_threshold_a_channel(granularity: Any) -> None:
+    model: Any = with_qcfs(Small(), 4, v_threshold="max", per_channel=True, example=images(), fused=False).eval()
+    snn = parspike.convert(model, images().split(8), T=8, recipe=AdaFire(granularity=granularity))
+    trained = [layer.v_threshold.detach() for layer in (model.first, model.second)]
+    for neuron, bound in zip(snn.stateful().values(), trained, strict=True):
+        assert isinstance(neuron, BurstNeuron)
+        assert neuron.v_threshold.shape == bound.shape
+        assert bool((neuron.v_threshold * neuron.largest <= bound * 1.0001).all())
+        assert bool((neuron.v_threshold * neuron.largest > 0.05 * bound).all())
+
+
 def test_the_budget_is_kept_and_spent_where_it_helps_most() -> None:
     generator = torch.Generator().manual_seed(0)
     errors = torch.rand(5, 4, generator=generator).sort(1, descending=True).values.tolist()
