@@ -496,6 +496,12 @@ class TestPhase:
         assert bool(neuron(z.sort().values).diff().ge(0).all())
         assert bool(neuron(torch.tensor([float("nan")])).isnan())
 
+    @pytest.mark.parametrize("T", [1, 3])
+    def test_a_potential_at_the_threshold_fires(self, T: int) -> None:
+        z = torch.arange(0, 2 ** (T + 1) + 2) * 2.0 ** -(T + 1)  # every sum is exact, and every second one a tie
+        phase = PhaseNeuron(T, torch.tensor(1.0), torch.tensor(2.0))
+        assert phase.count(z).tolist() == [min((i + 1) // 2, 2**T - 1) for i in range(len(z))]
+
     def test_the_fit_finds_a_base_again(self) -> None:
         """Activations that are what neurons of a base send."""
         torch.manual_seed(0)
