@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import parspike
-from parspike.baselines import Baseline, MaxNorm
+from parspike.baselines import Baseline, BNRecal, MaxNorm
 from parspike.calibrate import RECIPES
-from parspike.errors import CalibrationError, OptionError
+from parspike.errors import CalibrationError, OptionError, ParspikeWarning
 from parspike.neurons import IntegrateFire, Parallel, Simulation, SpikingLayer
 from parspike.train import with_qcfs
 
@@ -105,6 +105,54 @@ class TestEveryMethod:
             neuron: Any = next(n for name, n in snn.neurons().items() if snn.graph.by_name[name].layer == layer)
             levels = neuron.levels_in(T) if snn.over_time else snn.counting()[next(iter(snn.counting()))].levels
             assert 0 < int(count.max()) <= levels
+
+    def test_no_output_exceeds_the_bound_of_relu6(self, method: type[Baseline]) -> None:
+        """Currents far above the bound, and batches of one image, of which a few have activations far below it."""
+        if method.needs_qcfs:
+            pytest.skip("its network has no ReLU6")
+        if method is BNRecal:
+            pytest.skip("its amplitudes are those of Algorithm 1, which corrects the mean output")
+        torch.manual_seed(0)
+        model: Any = nn.Sequential(nn.Linear(6, 8), nn.ReLU6(), nn.Linear(8, 3)).eval()
+        model[0].weight.data *= 8
+        x, steps = torch.randn(48, 6), 8 if isinstance(method.makes, Parallel) else 64
+        for size in (1, 16):
+            snn = parspike.convert(model, x.split(size), T=steps, recipe=method())
+            neuron: Any = next(iter(snn.neurons().values()))
+            z = torch.full((1, 8), 60.0)
+            sent = neuron(z) if not snn.over_time else neuron.advance(None, z.expand(steps, 1, 8))[1].mean(0)
+            assert float(sent.max()) <= 6.0001
+
+    def test_takes_samples_along_another_dimension(self, method: type[Baseline], tmp_path: Any) -> None:
+        class Sequence(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.one, self.two, self.act = nn.Linear(4, 6), nn.Linear(6, 3), nn.ReLU()
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.two(self.act(self.one(x.transpose(0, 1)))).mean(0)
+
+        torch.manual_seed(0)
+        model, x = Sequence().eval(), torch.randn(21, 3, 4)
+        if method.needs_qcfs:
+            model = with_qcfs(model, 4, v_threshold="max", example=x, fused=False).eval()
+        snn = parspike.convert(model, [x[:16], x[16:]], T=T, recipe=method())
+        loaded = parspike.load(snn.save(tmp_path / "net.parspike"))
+        for number in (1, 7):
+            assert torch.equal(loaded(x[:number]), snn(x[:number]))
+            assert snn(x[:number]).shape == (number, 3)
+
+    def test_a_network_without_neurons_is_no_fault(self, method: type[Baseline]) -> None:
+        """Its only activation is its output, so nothing looks at steps and nothing is waited for."""
+        torch.manual_seed(0)
+        model: nn.Module = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
+        x = torch.randn(9, 4)
+        if method.needs_qcfs:
+            model = with_qcfs(model, 4, v_threshold="max", example=x, fused=False).eval()
+        with pytest.warns(ParspikeWarning, match="no activation that becomes neurons"):
+            snn = parspike.convert(model, x, T=T, recipe=method())
+        assert torch.allclose(snn(x), model(x))
+        assert snn.simulation == Simulation(T)
 
     def test_names_its_source(self, method: type[Baseline]) -> None:
         assert method.cite[-4:].isdigit()

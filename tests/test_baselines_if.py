@@ -32,7 +32,7 @@ from parspike.baselines import (
 )  # fmt: skip
 from parspike.baselines.bn_recal import restore
 from parspike.baselines.phase import PhaseNeuron
-from parspike.baselines.snnc import least_error
+from parspike.baselines.snnc import _drawn, least_error
 from parspike.baselines.tbc import _read
 from parspike.errors import CalibrationError, InputError, OptionError
 from parspike.neurons import IntegrateFire, ParallelNeuron
@@ -235,6 +235,46 @@ class TestSNNC:
         sent = fired(z, two.v_threshold, torch.zeros(1), T, two.bias) * two.v_threshold
         assert torch.allclose(two.v_init, T * (b.mean(0) - sent.mean((0, 1))), atol=1e-4)
 
+    @pytest.mark.parametrize("second", [False, True], ids=["samples first", "samples second"])
+    @pytest.mark.parametrize("recipe", [SNNCLP(), SNNCAP(steps=0)], ids=lambda r: r.name)
+    def test_means_are_those_of_the_whole_set_however_it_is_cut(self, recipe: Baseline, second: bool) -> None:
+        class Sequence(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.one, self.two = nn.Linear(4, 6).double(), nn.Linear(6, 3).double()
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = x.transpose(0, 1) if second else x.reshape(-1, 4)
+                a = self.one(x).relu()
+                return self.two(a).mean(0) if second else self.two(a).unflatten(0, (-1, 3)).mean(1)
+
+        torch.manual_seed(0)
+        model, T = Sequence().eval(), 8
+        x = torch.randn(20, 3, 4, dtype=torch.float64)
+        x[16:] *= 4
+        snn = parspike.convert(model, [x[:16], x[16:]], T=T, recipe=recipe)
+        (neuron,) = snn.stateful().values()
+        assert isinstance(neuron, IntegrateFire)
+        with torch.no_grad():
+            z = model.one(x.reshape(-1, 4))
+        theta = neuron.v_threshold.flatten()
+        sent = fired(z.expand(T, -1, -1), theta, torch.zeros(1), T, theta[None] / (2 * T)) * theta
+        lacking = z.relu().mean(0) - sent.mean((0, 1))
+        got = neuron.bias.flatten() - theta / (2 * T) if recipe.name == "snnc-lp" else neuron.v_init.flatten() / T
+        assert torch.allclose(got, lacking)
+
+    def test_samples_are_drawn_along_their_dimension(self) -> None:
+        x = torch.arange(6.0)[:, None].expand(6, 3)
+        parts = [(x, x.T.clone(), torch.ones(4)), (x[:2] + 10, x.T[:, :2] + 10, torch.ones(4))]
+        found = set()
+        for seed in range(20):
+            a, b, c = _drawn(parts, [0, 1, None], 2, torch.Generator().manual_seed(seed))
+            assert torch.equal(a, b.T)
+            assert a.shape == (2, 3)
+            assert torch.equal(c, torch.ones(4))
+            found |= set(a.flatten().tolist())
+        assert found == {0, 1, 2, 3, 4, 5, 10, 11}
+
     def test_weights_move_towards_the_activations(self) -> None:
         x, T = data(200), 4
         before, after = (made(SNNCAP(steps=steps, rate=3e-3), x.split(100), T)[0] for steps in (0, 60))
@@ -300,6 +340,28 @@ class TestTBC:
         z = (tbc.v_post / 2).expand(1, 1, -1)  # v(0) + z = θ
         assert not bool(tbc.advance(None, z)[2].any())
         assert bool(plain.advance(None, z)[2].all())
+
+    def test_places_in_the_batch_are_no_samples_of_their_own(self) -> None:
+        """Rows of (B·3, C) have one mean each: the delay is that of the mean over them."""
+
+        class Folded(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.one, self.two = nn.Linear(4, 6), nn.Linear(18, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.two(self.one(x.reshape(-1, 4)).relu().reshape(-1, 18))
+
+        torch.manual_seed(0)
+        model, x, T = Folded().eval(), torch.randn(30, 3, 4), 64
+        snn = parspike.convert(model, [x[:20], x[20:]], T=T, recipe=TBC())
+        (neuron,) = snn.stateful().values()
+        assert isinstance(neuron, IntegrateFire)
+        with torch.no_grad():
+            mean = model.one(x.reshape(-1, 4)).relu().mean(0)
+        wait = float(((neuron.v_threshold - neuron.v_init) / mean).min())
+        assert int(wait) != int(wait / 3)
+        assert snn.simulation.read == T - int(wait)
 
     def test_reads_when_the_first_spikes_have_come(self) -> None:
         x = data(60)
@@ -433,6 +495,12 @@ class TestPhase:
         assert torch.equal(neuron(z), neuron.value(neuron.count(z)))
         assert bool(neuron(z.sort().values).diff().ge(0).all())
         assert bool(neuron(torch.tensor([float("nan")])).isnan())
+
+    @pytest.mark.parametrize("T", [1, 3])
+    def test_a_potential_at_the_threshold_fires(self, T: int) -> None:
+        z = torch.arange(0, 2 ** (T + 1) + 2) * 2.0 ** -(T + 1)  # every sum is exact, and every second one a tie
+        phase = PhaseNeuron(T, torch.tensor(1.0), torch.tensor(2.0))
+        assert phase.count(z).tolist() == [min((i + 1) // 2, 2**T - 1) for i in range(len(z))]
 
     def test_the_fit_finds_a_base_again(self) -> None:
         """Activations that are what neurons of a base send."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import parspike
 from parspike.baselines import COS, DCGS, ECMT, HMT, SNM, SRP, AdaFire, Burst
-from parspike.baselines.adafire import allocated
+from parspike.baselines.adafire import _apart, allocated
 from parspike.baselines.burst import BurstNeuron
 from parspike.baselines.cos import OffsetSpike
 from parspike.baselines.ecmt import MultiThreshold
@@ -285,6 +285,55 @@ def test_cos_corrects_one_spike() -> None:
     )
     assert plain == [1, 1]
     assert corrected == [0, 2]
+
+
+@pytest.mark.parametrize("looks", [1, 2, 4])
+def test_cos_begins_where_its_rules_say(looks: int) -> None:
+    """v(0) itself, of currents on a grid, whose potentials are often exactly 0 or θ."""
+    theta = torch.tensor(1.0, dtype=torch.float64)
+    grid = torch.arange(-6, 9, dtype=torch.float64) / 4
+    z = torch.cartesian_prod(*[grid] * looks).reshape(-1, looks).T[:, :: {1: 1, 2: 1, 4: 101}[looks]]
+    begun = OffsetSpike(theta, looks)._corrected(z)["v"]
+    seen = set()
+    for place in range(z.shape[1]):
+        spikes, before, after = integrate_fire(z[:, place].tolist(), 1.0)
+        fired = [m for m, s in zip(before, spikes, strict=True) if s]
+        silent = [v for v, s in zip(after, spikes, strict=True) if not s]
+        wanted = 0.5
+        if after[-1] < 0 and fired:
+            wanted -= max(1.0, min(fired) - 0.999)
+        if after[-1] >= 1:
+            wanted += max(1.0, 1.001 - max(silent, default=1.0))
+        assert float(begun[place]) == pytest.approx(wanted, abs=1e-12)
+        seen.add((after[-1] > 0) - (after[-1] < 0) if after[-1] != 1 else "θ")
+    assert {0, "θ", 1, -1} <= seen
+
+
+@pytest.mark.parametrize("make", [MaskedNeuron, lambda theta: OffsetSpike(theta, 1)], ids=["srp", "cos"])
+def test_a_potential_at_the_threshold_fires(make: Any) -> None:
+    neuron = make(torch.tensor(1.0))
+    assert neuron.step({"v": torch.tensor([0.25, 0.5])}, torch.tensor([0.75, 0.25]), 0)[2].tolist() == [1, 0]
+
+
+def test_cos_may_look_at_as_many_steps_as_there_are(tmp_path: Path) -> None:
+    snn = parspike.convert(quantised(), example=images(2), T=4, recipe=COS(looks_at=4))
+    loaded = parspike.load(snn.save(tmp_path / "net.parspike"))
+    assert torch.equal(loaded(images()), snn(images()))
+
+
+def test_dcgs_has_nearest_increments_in_the_range_of_its_levels() -> None:
+    model, x, n, steps = Small(nn.ReLU6()).eval(), images(64), 3, 5
+    snn = parspike.convert(model, x.split(16), T=steps, recipe=DCGS(n))
+    z = model.pool(model.one(x)).detach()
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3), correction=0)
+    first, second = snn.stateful().values()
+    assert isinstance(first, MultiThreshold)
+    assert torch.allclose(first.v_threshold.flatten(), gaussian_scale(mean, std, steps * 2**n).float(), rtol=1e-4)
+    assert first.config() == {
+        "kind": "multi-threshold", "thresholds": n, "fires": "nearest", "differential": True, "bounded": True
+    }  # fmt: skip
+    assert isinstance(second, MultiThreshold)
+    assert not second.bounded
 
 
 def test_h_mt_at_one_step_is_the_weighted_code() -> None:
@@ -567,6 +616,45 @@ def test_adafire_finds_thresholds_and_mosts_by_hand() -> None:
         if cost[0][i] + cost[1][j] <= budget
     ]
     assert most == min(fits)[1]
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_adafire_takes_qcfs_of_a_threshold_a_channel(granularity: Any) -> None:
+    model: Any = with_qcfs(Small(), 4, v_threshold="max", per_channel=True, example=images(), fused=False).eval()
+    snn = parspike.convert(model, images().split(8), T=8, recipe=AdaFire(granularity=granularity))
+    trained = [layer.v_threshold.detach() for layer in (model.first, model.second)]
+    for neuron, bound in zip(snn.stateful().values(), trained, strict=True):
+        assert isinstance(neuron, BurstNeuron)
+        assert neuron.v_threshold.shape == bound.shape
+        assert bool((neuron.v_threshold * neuron.largest <= bound * 1.0001).all())
+        assert bool((neuron.v_threshold * neuron.largest > 0.05 * bound).all())
+
+
+def test_adafire_spends_spikes_on_a_network_of_one_output_too() -> None:
+    """Of one output no class can be more probable than another, so its squared error counts."""
+
+    class One(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[:, :1]
+
+    snn = parspike.convert(One().eval(), images().split(8), T=4, recipe=AdaFire(most=3, wanted=3, share=1.0))
+    assert max(snn.provenance["search"]["most"].values()) > 1
+
+
+def test_how_far_outputs_are_apart() -> None:
+    a, b = (torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    p, q = a.softmax(1), b.softmax(1)
+    divergence = ((p * (p / q).log()).sum(1) + (q * (q / p).log()).sum(1)).mean() / 2
+    assert _apart(a, b) == pytest.approx(float(divergence))
+    assert _apart(a[:, :1], b[:, :1]) == pytest.approx(float((a - b)[:, 0].square().sum() / b[:, 0].square().sum()))
+    both = _apart({"x": a, "n": torch.arange(3)}, {"x": b, "n": torch.arange(3)})
+    assert both == pytest.approx(float(divergence))
+
+
+def test_no_part_of_the_budget_is_spent_twice() -> None:
+    """Costs that are a part of the budget and a bit: both together are above it."""
+    assert allocated([[1.0, 0.0], [1.0, 0.1]], [[0.0, 0.50005], [0.0, 0.5]], 1.0) == [2, 1]
+    assert allocated([[1.0, 0.0], [1.0, 0.1]], [[0.0, 0.5], [0.0, 0.5]], 1.0) == [2, 2]
 
 
 def test_the_budget_is_kept_and_spent_where_it_helps_most() -> None:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from typer.testing import CliRunner
 
 import parspike
+from parspike.baselines import phase
 from parspike.calibrate import auto, layerwise, staircase
 from parspike.calibrate.staircase import Sample
 from parspike.cli import app
@@ -85,6 +86,23 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
     "if": (Residual, parspike.ClosedForm(), batches(*ODD)),
     "lif, rate": (Curved, parspike.ClosedForm(refit=False, granularity="layer"), Stream(batches(*ODD))),
     "if-zero, auto": (Curved, parspike.Auto(budget=1e-6), batches(*[5] * 14)),
+    **{
+        name: (Residual, parspike.recipe_from_json({"name": name, **options}), batches(*ODD))
+        for name, options in {
+            "rmp": {},
+            "rnl": {},
+            "robust-norm": {},
+            "snnc-lp": {},
+            "snnc-ap": {"steps": 2},
+            "tbc": {"iterations": 7},
+            "ftbc": {"iterations": 5},
+            "bn-recal": {},
+            "phase": {},
+            "snm": {},
+            "dcgs": {},
+            "adafire": {"most": 2, "wanted": 1},
+        }.items()
+    },
     "one batch": (Curved, parspike.ClosedForm(), batches(6)),
     "one batch, percentile": (Residual, parspike.DAQCFS(mode="90%", means="exact"), batches(6)),
 }
@@ -118,6 +136,7 @@ def few(set_name: Any) -> None:
     """So few samples and rows that which of them are taken counts."""
     set_name(staircase, "Sample", partial(Sample, limit=1000))
     set_name(layerwise, "ELEMENTS", 1 << 14)
+    set_name(phase, "MOST", 1000)
 
 
 def work(folder: Path) -> None:

@@ -660,11 +660,102 @@ def test_what_a_method_cannot_do_without():
         make_network(recipe("psn"), with_qcfs(plain), images())
 
 
-def test_a_network_that_gives_no_logits_at_each_step_is_refused(tmp_path):
+@pytest.mark.parametrize("method", ["psn", "dspike"])
+def test_a_network_that_gives_no_logits_at_each_step_is_refused(tmp_path, method):
     pytest.importorskip("lightning_fabric", reason="needs pip install 'parspike[train]'")
-    base = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    base, made = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), recipe(method)
     with pytest.raises(InputError, match=r"gives \(4, 16, 2, 6, 6\); expected logits \(T, B, 2\)"):
-        fit(recipe("psn"), make_network(recipe("psn"), base, images()), TRAIN, TEST, tmp_path, devices=CPU)
+        fit(made, make_network(made, base, images()), TRAIN, TEST, tmp_path, devices=CPU)
+
+
+@pytest.mark.parametrize("method", DIRECT)
+def test_networks_in_double_precision_stay_so(method):
+    """As the methods' parameters are in float32 at first, a product of the two would be an error of torch's."""
+    base = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).double()
+    made = recipe(method, T=3)
+    model = make_network(made, base, images().double()).eval()
+    assert model(images().double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("method", ["stbp", "recdis-style", "tet", "dspike", "psn"])
+def test_an_activation_may_have_one_number_a_sample(method):
+    class Price(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(64, 1), nn.Linear(1, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(F.relu(self.one(x.flatten(1)).squeeze(1))[:, None])
+
+    made = recipe(method, T=3)
+    model = make_network(made, Price(), images()).train()
+    output = made.activation.outputs(model, images())
+    assert output.shape == (3, 4, 2)
+    loss = made.activation.loss(output, torch.tensor([0, 1, 1, 0]), 0.0) + made.activation.penalty(model)
+    assert bool(loss.isfinite())
+
+
+def test_the_penalty_of_one_channel():
+    d = random(50)
+    assert float(distribution_penalty(d, (1.0, 1.0, 1.0))) == float(distribution_penalty(d[:, None], (1.0, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize("method", [name for name in DIRECT if name not in ("tdbn", "tab", "glif")])
+def test_samples_along_another_dimension_are_refused(method):
+    """Neurons would take places of a sequence for time-steps, wherever T divides their number."""
+
+    class Second(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(8, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(F.relu(self.one(x[:, 0].transpose(0, 1)))).mean(0)
+
+    with pytest.raises(InputError, match=r"relu at .* has shape \(8, 3, 5\) for 3 samples.*batch_first=True"):
+        make_network(recipe(method), Second(), images(3))
+
+
+@pytest.mark.parametrize("method", DIRECT)
+def test_a_network_with_two_outputs_is_refused(method):
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.norm, self.two = nn.Linear(64, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            a = F.relu(self.norm(self.one(x.flatten(1))))
+            return self.two(a), a
+
+    with pytest.raises(InputError, match=r"gives a tuple; direct training needs one tensor"):
+        make_network(recipe(method), Two(), images())(images())
+
+
+def test_a_quantised_network_with_two_outputs_is_refused(tmp_path):
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'parspike[train]'")
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.act, self.two = nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            a = self.act(self.one(x.flatten(1)))
+            return self.two(a), a
+
+    with pytest.raises(InputError, match=r"gives a tuple; expected logits \(B, 2\)"):
+        fit(recipe("qcfs"), make_network(recipe("qcfs"), Two(), images()), FEW, FEW_TEST, tmp_path, devices=CPU)
+
+
+def test_the_temperature_needs_trained_weights():
+    made = recipe("dspike", T=2, probes=4)
+    model = make_network(made, example=images())
+    model.network.conv1.weight.requires_grad_(False)
+    made.activation.before_epoch(model, 0, 3, lambda: (images(), FEW.labels[:4]))  # those of the next layer
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(InputError, match="no convolution or linear layer whose weights are trained"):
+        made.activation.before_epoch(model, 0, 3, lambda: (images(), FEW.labels[:4]))
 
 
 def test_functions_in_the_code_become_neurons_too():

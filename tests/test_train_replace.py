@@ -86,6 +86,23 @@ def test_every_use_in_the_code_is_found_and_has_its_own_threshold(images):
     assert same_counts(made.eval(), images, 4)
 
 
+def test_an_activation_of_one_number_a_sample_is_replaced():
+    class Price(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.out(x).squeeze(1))
+
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    for start in ("max", 2.0):
+        made = with_qcfs(Price(), levels=4, v_threshold=start, example=x)
+        assert made(x).shape == (8,)
+    with pytest.raises(OptionError, match=r"per_channel.*shape \(8,\)"):
+        with_qcfs(Price(), levels=4, per_channel=True, example=x)
+
+
 def test_without_an_example_a_function_is_refused_at_the_first_forward_pass(images):
     made = with_qcfs(Functional(), levels=4)
     with pytest.raises(InputError, match=r"relu at .*F\.relu\(x \* 1\.5 - 0\.2\).*example="):

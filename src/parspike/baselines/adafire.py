@@ -15,7 +15,8 @@ Verified: θ and M against the rules written by hand; the neuron is `burst` with
 program: θ comes from all calibration images, where they average over batches; sensitivities are of outputs by count
 (the mean that T steps of an even input give) on at most 32 images of the first batch; an output that is no set of class
 scores counts by its squared error; costs are compared in 4096 parts of the budget; their adaptive number of steps (IAT)
-is not here. Where an activation has an upper bound (ReLU6, QCFS), θ is at most that bound over M.
+is not here. Where an activation has an upper bound (ReLU6, QCFS), θ is at most that bound over M; of a QCFS
+layer with a bound a channel, θ is one a channel.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own, check_number, on_activations, places
+from parspike.baselines.base import Baseline, Own, bounds, check_number, on_activations, places
 from parspike.baselines.burst import BurstNeuron
-from parspike.baselines.parts import bounds, check_between
+from parspike.baselines.parts import check_between
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.channels import above_zero, node_shape
 from parspike.calibrate.daqcfs import Granularity, check_granularity
@@ -90,17 +91,19 @@ class AdaFire(Baseline):
     def _theta(self, draft: Draft, samples: Samples, most: int) -> Tensor:
         """θ of one layer for a most of spikes, shaped to broadcast against one sample."""
         a, node = samples.tensors()[0], samples.node
-        rows = a.reshape(1, -1) if self.granularity == "layer" else a
+        bound = bounds(draft).get(node.name)
+        single = self.granularity == "layer" and (bound is None or bound.numel() == 1)
+        rows = a.reshape(1, -1) if single else a
         top = above_zero(rows.amax(1), draft.T * most)
-        if (bound := bounds(draft).get(node.name)) is not None:
-            top = torch.minimum(top, bound.to(top) / most)
+        if bound is not None:
+            top = torch.minimum(top, bound.to(top).flatten() / most)
         best, least = top, torch.full_like(top, math.inf)
         for i in range(GRID):
             theta = (top * (1 - 0.01 * i))[:, None]
             kept = ((rows / theta).clamp(0, most) * draft.T).floor() * (theta / draft.T)
             error = (rows - kept).square().mean(1)
             best, least = torch.where(error < least, theta[:, 0], best), torch.minimum(error, least)
-        return node_shape(best.expand(node.channels), node) if len(best) > 1 else best.reshape(())
+        return best.reshape(()) if single else node_shape(best, node)
 
     def _chosen(self, draft: Draft, batches: Batches, theta: dict[str, Tensor]) -> dict[str, int]:
         """M of each layer, by node name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ __all__ = [
     "Baseline",
     "Own",
     "batches_again",
+    "bounds",
     "check_number",
     "check_whole",
     "forward",
@@ -92,6 +94,8 @@ class Baseline(Recipe):
         if batches is None and not all(isinstance(a, Quantised) for a in draft.activations.values()):
             self.data(batches)
         self.fill(draft, batches)
+        if not places(draft):  # no neurons of the method, which would look at steps, or be waited for
+            draft.simulation = None
 
     @abstractmethod
     def fill(self, draft: Draft, batches: Batches | None) -> None:
@@ -124,14 +128,30 @@ def set_threshold(draft: Draft, name: str, theta: Tensor) -> None:
     """New neurons at a node with the thresholds θ (C,), or one of them for all channels.
 
     A layer with QCFS activation keeps the threshold that it was trained with. A threshold that no activation of the
-    calibration data reaches above 0 becomes the layer's largest, see `calibrate.channels.above_zero`.
+    calibration data reaches above 0 becomes the layer's largest, see `calibrate.channels.above_zero`; none is above the
+    activation's own bound (ReLU6), which neurons that fire at every step would exceed.
     """
     node = draft.graph.by_name[name]
     if isinstance(draft.activations[name], Quantised):
         return
     check_finite(node, theta)
     theta = above_zero(theta.reshape(-1).expand(node.channels), draft.T)
+    if (bound := bounds(draft).get(name)) is not None:
+        theta = torch.minimum(theta, bound.to(theta))
     draft.neurons[name] = draft.student.neuron(draft, node, node_shape(theta, node), 0.0)
+
+
+def bounds(draft: Draft) -> dict[str, Tensor]:
+    """The largest output of each activation that has one (QCFS, ReLU6), by node name."""
+    found: dict[str, Tensor] = {}
+    for name in places(draft):
+        activation = draft.activations[name]
+        if isinstance(activation, Quantised):
+            found[name] = draft.graph.tensors[activation.v_threshold]
+        elif isinstance(activation, Clip) and math.isfinite(activation.high):
+            like = next(tensor for tensor in draft.graph.tensors.values() if tensor.is_floating_point())
+            found[name] = like.new_tensor(activation.high)
+    return found
 
 
 def sought(draft: Draft) -> list[str]:
@@ -203,7 +223,8 @@ def of_each_batch(
     """measure(node, a, number of the batch) of these activations, for every batch of all processes in order. what: the
     work, in words."""
     parts: list[tuple[Tensor, ...]] = []
-    for number, env in enumerate(batches):
+    for place, env in enumerate(batches):
+        number = place * batches.together.size + batches.together.rank
         found: dict[str, Tensor] = {}
 
         def see(node: Node, a: Tensor, found: dict[str, Tensor] = found, number: int = number) -> Tensor:
@@ -213,7 +234,7 @@ def of_each_batch(
 
         draft.graph.run_on(env, on_activations(draft, see))
         parts.append(tuple(found[name] for name in names))
-        draft.progress(what, number + 1, batches.rounds)
+        draft.progress(what, place + 1, batches.rounds)
     return batches.gather(parts)
 
 

@@ -28,8 +28,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own, on_activations, places, sought
-from parspike.baselines.parts import bounds, check_between, check_tensors, fixed, shown
+from parspike.baselines.base import Baseline, Own, bounds, on_activations, places, sought
+from parspike.baselines.parts import check_between, check_tensors, fixed, shown
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
 from parspike.calibrate.percentile import Selection, select

@@ -32,9 +32,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from parspike.baselines.base import Own
+from parspike.baselines.base import Own, bounds
 from parspike.baselines.ecmt import MultiThreshold
-from parspike.baselines.parts import Ranged, bounds, full_scales
+from parspike.baselines.parts import Ranged, full_scales
 from parspike.calibrate import Batches, Draft
 from parspike.neurons import Kind
 

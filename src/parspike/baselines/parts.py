@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from parspike.baselines.base import Baseline, places
+from parspike.baselines.base import Baseline, bounds, places
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.channels import above_zero, by_channel, check_finite, node_shape
 from parspike.calibrate.daqcfs import Granularity, check_granularity, initial_neurons
 from parspike.errors import OptionError
-from parspike.graph import Clip, Node, Quantised
+from parspike.graph import Clip, Node
 from parspike.graph.ops import call
 from parspike.neurons import Dynamics, State
 from parspike.neurons.percentile import share_of
@@ -25,7 +25,6 @@ __all__ = [
     "MOST_THRESHOLDS",
     "OneThreshold",
     "Ranged",
-    "bounds",
     "check_between",
     "check_scale",
     "check_tensors",
@@ -114,19 +113,6 @@ class Ranged(Baseline):
 def shown(v_threshold: Tensor) -> str:
     """Thresholds as text."""
     return f"θ {float(v_threshold.min()):.4g} … {float(v_threshold.max()):.4g}"
-
-
-def bounds(draft: Draft) -> dict[str, Tensor]:
-    """The largest output of each activation that has one (QCFS, ReLU6), by node name."""
-    found: dict[str, Tensor] = {}
-    for name in places(draft):
-        activation = draft.activations[name]
-        if isinstance(activation, Quantised):
-            found[name] = draft.graph.tensors[activation.v_threshold]
-        elif isinstance(activation, Clip) and math.isfinite(activation.high):
-            like = next(tensor for tensor in draft.graph.tensors.values() if tensor.is_floating_point())
-            found[name] = like.new_tensor(activation.high)
-    return found
 
 
 def check_scale(mode: object) -> None:

@@ -13,11 +13,13 @@ patterns twice and reaches higher for one smallest step; it pays where activatio
 
 Verified: the equations, read in that program. Ours: how τ and b are found, in turns, on an even subset of the
 network's activations: the best of a grid of τ for the present b, then of b for that τ, `rounds` times, begun with
-either. Differs: the program has an amplitude and a reset for each step too; here both are θ(t).
+either. Differs: the program has an amplitude and a reset for each step too; here both are θ(t). Of an activation with
+an upper bound (ReLU6) the sum of all θ(t) is at most that bound.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,7 +27,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from parspike.baselines.base import Baseline, check_number, check_whole, of_each_batch, sought
+from parspike.baselines.base import Baseline, bounds, check_number, check_whole, of_each_batch, sought
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.channels import above_zero, by_channel, check_finite, node_shape, spread, unit_of
 from parspike.calibrate.daqcfs import Granularity, check_granularity
@@ -71,11 +73,13 @@ class Phase(Baseline):
                     )
                 base = torch.full_like(theta, self.base or 2.0)
                 draft.neurons[name] = PhaseNeuron(draft.T, theta / reach(base, draft.T), base)
+        most = bounds(draft)
         for name, a in self._activations(draft, batches).items():
             node = draft.graph.by_name[name]
-            top, base = self._fitted(a, draft.T)
-            top, base = top.expand(node.channels), base.expand(node.channels)
-            tau = above_zero(top, 2**draft.T) / reach(base, draft.T)
+            bound = most.get(name)
+            top, base = self._fitted(a, draft.T, math.inf if bound is None else float(bound))
+            top, base = above_zero(top.expand(node.channels), 2**draft.T), base.expand(node.channels)
+            tau = (top if bound is None else torch.minimum(top, bound.to(top))) / reach(base, draft.T)
             draft.neurons[name] = PhaseNeuron(draft.T, node_shape(tau, node), node_shape(base, node))
 
     def _activations(self, draft: Draft, batches: Batches | None) -> dict[str, Tensor]:
@@ -92,10 +96,11 @@ class Phase(Baseline):
         each = zip(*of_each_batch(draft, self.data(batches), names, some, "activations"), strict=True)
         return {name: torch.cat(values, 1) for name, values in zip(names, each, strict=True)}
 
-    def _fitted(self, a: Tensor, T: int) -> tuple[Tensor, Tensor]:
-        """The largest output and the base of every row of activations (C, N), (C,) each."""
+    def _fitted(self, a: Tensor, T: int, bound: float = math.inf) -> tuple[Tensor, Tensor]:
+        """The largest output, at most `bound`, and the base of every row of activations (C, N), (C,) each."""
         largest = a.amax(1)
         unit = unit_of(largest)
+        most = bound / unit
         a, largest = a / unit[:, None], torch.where(largest > 0, largest / unit, 1.0)
         start = largest, torch.full_like(largest, self.base or 2.0), torch.full_like(largest, torch.inf)
         best = start
@@ -104,7 +109,7 @@ class Phase(Baseline):
             for turn in range(2 * self.rounds):
                 if (turn % 2 == 0) == scale_first:
                     for share in SCALES:
-                        now = _better(a, T, largest * share, now[1], now)
+                        now = _better(a, T, torch.minimum(largest * share, most), now[1], now)
                 else:
                     for one in BASES if self.base is None else ():
                         now = _better(a, T, now[0], torch.full_like(largest, one), now)

@@ -8,7 +8,8 @@ low-latency spiking neural network", CVPR 2020.
 
 Verified: the reset (abstract). From memory, not verified: the rule for θ and its factor α, "about 0.7 to 0.9"; 0.8 is
 our middle of that. Differs: their input is Poisson spikes, ours a constant current; their networks have neither bias
-nor batch norm, here both are in z. The last layer has no neurons.
+nor batch norm, here both are in z. The last layer has no neurons. Currents may be far above the bound of a ReLU6, and
+θ is not: it is at most that bound.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Verified: the neuron against these equations, spike by spike; without negative d
 found by hand. Differs from the authors' program: a neuron that was never active has the largest θ of its layer instead
 of 0, with which it would fire for nothing (a layer that was never active, 1); maxima come from the calibration images
 alone, not from the test images too; the last layer is the linear layer itself, without neurons; max-pooling stays; a
-QCFS layer keeps its own θ, one for all neurons.
+QCFS layer keeps its own θ, one for all neurons; where samples do not run along the first dimension, θ is one a channel.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own, on_activations, places, sought
-from parspike.baselines.parts import OneThreshold, bounds, shown
+from parspike.baselines.base import Baseline, Own, bounds, on_activations, places, sought
+from parspike.baselines.parts import OneThreshold, shown
 from parspike.calibrate import Batches, Draft
-from parspike.calibrate.channels import check_finite
+from parspike.calibrate.channels import by_channel, check_finite, node_shape
 from parspike.calibrate.daqcfs import initial_neurons
 from parspike.graph import Node
 from parspike.neurons import Kind, State
@@ -82,12 +82,13 @@ class SNM(Baseline):
 
 
 def _largest(draft: Draft, batches: Batches, names: list[str]) -> dict[str, Tensor]:
-    """The largest activation of every neuron, of the shape of one sample, by node name."""
+    """The largest activation of every neuron, of the shape of one sample, by node name; of every channel where samples
+    do not run along the first dimension."""
     found: dict[str, Tensor] = {}
 
     def record(node: Node, a: Tensor) -> Tensor:
         if node.name in names:
-            now = a.amax(node.batch_dim or 0)
+            now = a.amax(0) if node.batch_dim == 0 else node_shape(by_channel(a, node).amax(1), node)
             found[node.name] = torch.maximum(found[node.name], now) if node.name in found else now
         return a
 

@@ -28,6 +28,7 @@ has). Kept as read: neither ⌊·⌋ above contains the shift θ/(2T) that the n
   of 1e-5 to 4e-5, ours `steps` = 100, which fits in minutes. On CIFAR their script corrects potentials alone,
   as steps=0 does.
 - Max-pools of theirs are mean pools; ours are f of the mean so far.
+- Where samples do not run along the first dimension, v(0) is one number a channel.
 """
 
 from __future__ import annotations
@@ -152,6 +153,7 @@ class SNNCAP(Baseline):
         made = {node.name for node in way}
         sources = list(dict.fromkeys(ref for node in (synapse, *adds) for ref in node.refs if ref not in made))
         through = Schedule.of(way[:-1], [way[-2].name], seeds=sources)
+        along = [neurons.batch_dim, *(_batch_dim(draft.graph, ref) for ref in sources)]
         parts: list[tuple[Tensor, ...]] = []
         for teacher, student in lockstep.visit(synapse):
             stream = Stream({ref: teacher.env[ref] for ref in sources}, teacher.tensors, teacher.sizes)
@@ -166,11 +168,11 @@ class SNNCAP(Baseline):
         sizes = draft.graph.example
         for step in range(self.steps):
             optimiser.param_groups[0]["lr"] = self.rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-            a, *x = _drawn(parts, self.batch_size, generator)
+            a, *x = _drawn(parts, along, self.batch_size, generator)
             with torch.enable_grad():
                 env: dict[str, Any] = dict(zip(sources, x, strict=True))
                 tensors: Mapping[str, Tensor] = {**draft.tensors, path: weight}
-                stream = Stream(env, tensors, {**sizes, "batch": len(a)})
+                stream = Stream(env, tensors, {**sizes, "batch": a.shape[along[0] or 0]})
                 walk(through, [stream])
                 level = (stream.env[way[-2].name] * draft.T / theta).clamp(0, draft.T)
                 sent = (level + (level.floor() - level).detach()) * (theta / draft.T)
@@ -237,10 +239,10 @@ def _lacking(lockstep: Lockstep, node: Node, neuron: IntegrateFire, mean: Any) -
 
     def measure(a: Tensor, z: Tensor) -> tuple[Tensor, ...]:
         sent = mean_output(neuron, z, lockstep.draft.T)
-        return mean(a) - mean(sent), torch.tensor(float(len(a)))
+        return mean(a) - mean(sent), torch.tensor(float(a.numel()), dtype=torch.float64)
 
     parts = over_set(lockstep, node, measure)
-    total = sum((part[1] for part in parts), torch.zeros(()))
+    total = sum((part[1] for part in parts), torch.zeros((), dtype=torch.float64))
     return sum((part[0] * (part[1] / total) for part in parts), torch.zeros_like(parts[0][0]))
 
 
@@ -263,9 +265,18 @@ def _way(draft: Draft, synapse: Node) -> list[Node] | None:
     return [*way, behind[0]]
 
 
-def _drawn(parts: list[tuple[Tensor, ...]], number: int, generator: torch.Generator) -> list[Tensor]:
-    """Samples drawn from the batches: rows of one batch, which are of one size."""
-    weights = torch.tensor([float(len(part[0])) for part in parts])
+def _batch_dim(graph: Graph, name: str) -> int | None:
+    """The dimension of a value that samples run along; None where it is the same for all."""
+    return graph.by_name[name].batch_dim if name in graph.by_name else 0
+
+
+def _drawn(
+    parts: list[tuple[Tensor, ...]], along: list[int | None], number: int, generator: torch.Generator
+) -> list[Tensor]:
+    """Samples drawn from the batches: of one batch, which are of one size. along: where they stand in each value."""
+    dim = along[0] or 0
+    weights = torch.tensor([float(part[0].shape[dim]) for part in parts])
     part = parts[int(torch.multinomial(weights, 1, generator=generator))]
-    rows = torch.randint(len(part[0]), (min(number, len(part[0])),), generator=generator).to(part[0].device)
-    return [x[rows] for x in part]
+    count = part[0].shape[dim]
+    rows = torch.randint(count, (min(number, count),), generator=generator).to(part[0].device)
+    return [x if d is None else x.index_select(d, rows) for x, d in zip(part, along, strict=True)]

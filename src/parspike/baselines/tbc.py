@@ -9,7 +9,8 @@ Of each channel, from θ = 0 on, for one batch after the other and all layers in
     θ ← θ + 2 · mean(max(a − θ, 0)),     then the layer gives min(a, θ), with the new θ
 
 which is gradient ascent on what θ cuts off squared. θ never falls, and comes to the channel's largest activation in
-the end, so the number of iterations is the method's knob: fewer are better at few steps, more at many.
+the end, so the number of iterations is the method's knob: fewer are better at few steps, more at many. A step is twice
+the mean, so where most values of a batch are above θ (one image, a linear layer) θ comes to lie above them all.
 
 Neurons: m = v + z, one spike where m > θ, v = m − θ, v(0) = θ/2. Reading: t0 = sum over layers of (θ − v(0)) / (the
 largest of the neurons' mean activations), the steps until the first spikes have come through. The output is the mean
@@ -19,7 +20,9 @@ Verified: the rule, v(0) and the spike test read in the authors' code (which has
 rule and "1,000 iterations of 100 images" read in the paper; their notebook takes 12. Derived: with one θ a channel
 the delay of a layer is the least of its neurons', which for one θ a layer is the formula above. Differs: they put a
 max-pool before the neuron, ours is f of the mean so far. A layer of QCFS keeps the threshold that it was trained
-with; theirs is found anew. m > θ is m ≥ the next number above θ, which the reset then takes off.
+with; theirs is found anew. Of an activation with an upper bound (ReLU6) θ is at most that bound. Rows that stand for
+places of one image count as images where t0 is found. m > θ is m ≥ the next number above θ, which the reset then takes
+off.
 """
 
 from __future__ import annotations
@@ -101,7 +104,7 @@ class TBC(Baseline):
     def _delay(self, draft: Draft, batches: Batches) -> float:
         """t0, in steps."""
         names = list(placed(draft))
-        parts = of_each_batch(draft, batches, names, lambda node, a, number: a.sum(node.batch_dim or 0), "delays")
+        parts = of_each_batch(draft, batches, names, lambda node, a, number: a.mean(node.batch_dim or 0), "delays")
         # Images of several sizes have no neurons in common: the means are then over those of each size.
         alike: dict[Any, list[tuple[int, tuple[Tensor, ...]]]] = {}
         for count, part in zip(batches.sizes.values(), parts, strict=True):
@@ -110,7 +113,9 @@ class TBC(Baseline):
         for position, name in enumerate(names):
             neuron = draft.neurons[name]
             waits = [
-                _wait(neuron, sum(part[position] for _, part in of_size) / sum(count for count, _ in of_size))
+                _wait(
+                    neuron, sum(count * part[position] for count, part in of_size) / sum(count for count, _ in of_size)
+                )
                 for of_size in alike.values()
                 if isinstance(neuron, IntegrateFire)
             ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from parspike.errors import InputError, OptionError
-from parspike.train.replace import replace_activations
+from parspike.train.replace import Activations, replace_activations
 from parspike.train.surrogate import Rectangle, Surrogate, spike
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class LIF(nn.Module):
 class OverTime(nn.Module):
     """Runs a network of spiking neurons: the same input at every step, the output averaged over time.
 
-    forward(x, per_step=True) gives the output of each step, (T, B, K): what some losses are computed of.
+    forward(x, per_step=True) gives the output of each step, (T, B, K): what some losses are computed of. Raises
+    `InputError` where samples do not run along the first dimension of an activation, as far as an example shows it.
     """
 
     spikes_already = True
@@ -87,11 +88,25 @@ class OverTime(nn.Module):
 
     def __init__(self, network: nn.Module, T: int) -> None:
         super().__init__()
+        found = getattr(network, "activations", None)
+        found = found if isinstance(found, Activations) else Activations()
+        for use in found.replaced if found.samples > 1 else ():
+            if not use.shape or use.shape[0] % found.samples:
+                raise InputError(
+                    f"{use.function} at {use.source} has shape {use.shape} for {found.samples} samples: time runs with "
+                    "the samples, which must be the first dimension there (batch_first=True, no transpose before it)"
+                )
         self.network, self.T = network, T
 
     def forward(self, x: Float[Tensor, "B ..."], per_step: bool = False) -> Tensor:
         over_time = x.expand(self.T, *x.shape).flatten(0, 1)
-        output = self.network(over_time).unflatten(0, (self.T, -1))
+        output = self.network(over_time)
+        if not isinstance(output, Tensor):
+            raise InputError(
+                f"the network gives a {type(output).__name__}; direct training needs one tensor (B, K), such as "
+                "logits: put it into a module whose forward returns that one"
+            )
+        output = over_steps(output, self.T)
         return output if per_step else output.mean(0)
 
 

@@ -30,6 +30,7 @@ from parspike.train.data import Examples, check_labels
 from parspike.train.devices import Devices, local, make_fabric
 from parspike.train.hub import HubStream
 from parspike.train.methods import Group
+from parspike.train.methods.base import check_logits
 from parspike.train.networks import NETWORKS
 from parspike.train.ondemand import OnDemand
 from parspike.train.recipe import Optimiser, TrainingRecipe
@@ -247,13 +248,7 @@ class _Run:
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         method, classes = self.recipe.activation, self.recipe.data.classes
         output = method.outputs(self.network, x)
-        leading = method.leading(len(x))
-        if output.shape[:-1] != leading or output.shape[-1] < classes:
-            expected = f"({'T, ' * (len(leading) - 1)}B, {classes})"
-            raise InputError(
-                f"the network gives {tuple(output.shape)}; expected logits {expected}: "
-                "set data.classes in the recipe or another last layer"
-            )
+        check_logits(method, output, len(x), classes)
         loss = method.loss(output.float(), y, self.recipe.optimiser.label_smoothing)
         return loss + method.penalty(self.plain)
 

@@ -70,7 +70,8 @@ def load_trained(weights: str | Path, base: nn.Module | None = None, example: Te
     expected = {name: t.shape for name, t in model.state_dict().items()}
     unlike = [n for n in expected.keys() | state.keys() if n not in state or expected.get(n) != state[n].shape]
     if unlike:
-        raise InputError(f"{path} does not fit {recipe.network}; these differ: {', '.join(sorted(unlike))}")
+        given = "" if base is None or example is not None else " (give example= too, as when it was made)"
+        raise InputError(f"{path} does not fit {recipe.network}{given}; these differ: {', '.join(sorted(unlike))}")
     model.load_state_dict(state)
     said = recipe.data
     prepared = {"size": said.size, "crop": said.crop, "mean": list(said.mean), "std": list(said.std)}

@@ -59,10 +59,12 @@ class Use:
 
 @dataclass
 class Activations:
-    """What was found: `replaced` in the order of the calls, and `kept` with the reason in words."""
+    """What was found: `replaced` in the order of the calls, and `kept` with the reason in words. samples: of the
+    example, 0 without."""
 
     replaced: list[Use] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    samples: int = 0
 
     def __str__(self) -> str:
         lines = [f"{len(self.replaced)} activations replaced"]
@@ -327,17 +329,21 @@ def _look(
             found.kept.append(f"layer '{layer}' ({_name(func)} at {_user_line()}): {kind}")
             return
         if per_channel and len(shape) not in (2, 4, 5):
-            raise OptionError(f"per_channel: layer '{layer}' has shape {shape}, whose channel dimension is not known")
+            place = f"layer '{layer}'" if layer else f"{_name(func)} at {_user_line()}"
+            raise OptionError(
+                f"per_channel: {place} has shape {shape}, whose channel dimension is not known: take per_channel=False"
+            )
         found.replaced.append(Use(layer, _name(func), _user_line(), of_module, _in_place(func), shape))
-        channels = (shape[1], *(1,) * (len(shape) - 2))
+        channels = (shape[1], *(1,) * (len(shape) - 2)) if per_channel else None
         if share is None:
-            start.append(torch.full(channels, float(v_threshold)) if per_channel else float(v_threshold))
+            start.append(torch.full(channels, float(v_threshold)) if channels else float(v_threshold))
         else:
             rows = result.detach().float().movedim(1, 0).flatten(1) if per_channel else result.detach().float()[None]
-            start.append(_quantile(rows.flatten(1), share, channels if per_channel else None, layer))
+            start.append(_quantile(rows.flatten(1), share, channels, layer))
 
     training = model.training
     args = tuple(example) if isinstance(example, tuple | list) else (example,)
+    found.samples = len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 0
     with _named_calls(model) as stack, torch.no_grad(), _Looking(use):
         model.eval()(*args)
     model.train(training)
@@ -387,7 +393,7 @@ def _put(model: nn.Module, layer: str, module: nn.Module) -> nn.Module:
     return model
 
 
-REMEDY = "call with_qcfs(model, …, example=batch)"
+REMEDY = "give example=, a batch of inputs"
 
 
 class _FirstForward(_Looking):

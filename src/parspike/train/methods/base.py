@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
-from parspike.errors import OptionError, ParspikeWarning, meant
+from parspike.errors import InputError, OptionError, ParspikeWarning, meant
 from parspike.foreign import METHODS_OF_PACKAGES, class_of_package, registered, users_class
 from parspike.train.direct import LIF, OverTime
 from parspike.train.fields import above, at_least, read, within
@@ -29,6 +29,7 @@ __all__ = [
     "Group",
     "Leaky",
     "Method",
+    "check_logits",
     "method_from",
     "method_name",
     "shaped_by",
@@ -152,6 +153,18 @@ class Leaky(Direct):
     def neurons(self, start: float | Tensor) -> nn.Module:
         """LIF with a rectangle for the derivative of a spike."""
         return LIF(self.T, self.tau, self.v_threshold)
+
+
+def check_logits(method: Method, output: Any, batch: int, classes: int) -> None:
+    """Raise `InputError` unless this is one tensor with what a method's loss is computed of, for so many classes."""
+    leading = method.leading(batch)
+    fits = isinstance(output, Tensor) and output.shape[:-1] == leading and output.shape[-1] >= classes
+    if not fits:
+        given = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise InputError(
+            f"the network gives {given}; expected logits ({'T, ' * (len(leading) - 1)}B, {classes}): "
+            "set data.classes in the recipe or another last layer"
+        )
 
 
 EARLIER = {"levels", "v_threshold", "per_channel", "window", "pool", "T"}

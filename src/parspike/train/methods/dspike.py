@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from parspike.errors import OptionError
+from parspike.errors import InputError, OptionError
 from parspike.train.direct import LIF
 from parspike.train.fields import above, at_least
-from parspike.train.methods.base import Batch, Leaky
+from parspike.train.methods.base import Batch, Leaky, check_logits
 
 __all__ = ["Dspike", "DspikeSurrogate"]
 
@@ -59,7 +59,8 @@ class Dspike(Leaky):
         return LIF(self.T, self.tau, self.v_threshold, DspikeSurrogate(self.temperature), at_threshold=True)
 
     def before_epoch(self, network: nn.Module, epoch: int, epochs: int, batch: Batch) -> None:
-        """Search the temperature. Raises `OptionError` where weights are divided over devices (fsdp)."""
+        """Search the temperature. Raises `OptionError` where weights are divided over devices (fsdp), and `InputError`
+        where no layer has trained weights."""
         if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
             raise OptionError("method dspike changes single weights, which --strategy fsdp divides: take ddp")
         x, y = batch()
@@ -72,11 +73,18 @@ class Dspike(Leaky):
     def _search(self, network: nn.Module, x: Tensor, y: Tensor) -> float:
         def loss() -> Tensor:
             torch.manual_seed(0)  # the same dropout in each pass; the loop seeds each step anew
-            return self.loss(self.outputs(network, x), y, 0.0)
+            output = self.outputs(network, x)
+            check_logits(self, output, len(x), int(y.max()) + 1)
+            return self.loss(output, y, 0.0)
 
         surrogates = [module for module in network.modules() if isinstance(module, DspikeSurrogate)]
         with _first_weight(network) as found:
             value = loss()
+        if not found:
+            raise InputError(
+                "method dspike: the network has no convolution or linear layer whose weights are trained, from which "
+                "the temperature is found; train it with activation.method=stbp"
+            )
         weight = found[0]
         number = min(self.probes or weight.numel(), weight.numel())
         probes = torch.linspace(0, weight.numel() - 1, number, device=weight.device).round().long()
@@ -130,12 +138,12 @@ def _differences(weight: Tensor, places: Tensor, epsilon: float, loss: Any) -> T
 
 @contextmanager
 def _first_weight(network: nn.Module) -> Iterator[list[Tensor]]:
-    """The weight of the first convolution or linear layer that is called."""
+    """The weight of the first convolution or linear layer that is called, of those that are trained."""
     found: list[Tensor] = []
     layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     handles = [
         module.register_forward_pre_hook(lambda module, args: found.append(module.weight))  # pyright: ignore[reportArgumentType]
-        for module in network.modules() if isinstance(module, layers)
+        for module in network.modules() if isinstance(module, layers) and module.weight.requires_grad
     ]  # fmt: skip
     try:
         yield found

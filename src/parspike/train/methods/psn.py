@@ -93,7 +93,7 @@ def _fire(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """[W X + β ≥ 0] for x (T·B, …), in its dtype."""
     over_time = over_steps(widened(x), len(weight))
     with torch.autocast(x.device.type, enabled=False):  # which would round the potentials
-        h = bias + weight @ over_time.flatten(1)
+        h = bias + weight.to(over_time.dtype) @ over_time.flatten(1)
     return spike(h, Arctan(), at_threshold=True).view(x.shape).to(x.dtype)
 
 

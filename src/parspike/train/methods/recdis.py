@@ -84,9 +84,10 @@ class RecDisNeuron(nn.Module):
 
 
 def distribution_penalty(d: Tensor, spread: tuple[float, ...]) -> Tensor:
-    """The penalty of the equation above, without its weight, for d = u − θ of shape (N, C, …); one number."""
+    """The penalty of the equation above, without its weight, for d = u − θ of shape (N, C, …), or (N,) of one channel;
+    one number."""
     k1, k2, k3 = spread
-    channels = d.movedim(1, 0).flatten(1)
+    channels = d[None] if d.dim() == 1 else d.movedim(1, 0).flatten(1)
     mean = channels.mean(1).abs()
     deviation = (channels.var(1, correction=0) + 1e-8).sqrt()  # its gradient is finite where all potentials are equal
     degeneration = (mean - k1 * deviation).relu().square()
