@@ -132,7 +132,9 @@ class _Maker:
 
     def network(self, simulation: Simulation, plain: bool) -> SNN:
         """The network of the nodes added so far."""
-        output = next(iter(self.outputs.values())) if len(self.outputs) == 1 else dict(self.outputs)
+        # In the order of the file, since that in which they can be computed is another one.
+        outputs = {name: self.outputs[name] for name in self.found.pieces if name in self.outputs}
+        output = next(iter(outputs.values())) if len(outputs) == 1 else outputs
         graph = Graph(tuple(self.inputs), tuple(self.nodes), output, self.tensors, (len(self.inputs), ()))
         if not self.neurons:
             raise FileError("it has no neurons, so nothing in it runs over time")
