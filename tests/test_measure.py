@@ -167,6 +167,28 @@ def test_every_spike_pushed_alone(kind):
     check(Layers(back, lines).eval(), torch.randn(3, 2, *((9,) if lines else (6, 6))))
 
 
+class Ways(nn.Module):
+    """Spikes that reach an element along two ways: a pool behind an up-sampling."""
+
+    def __init__(self, *, twice: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.twice = nn.Conv1d(2, 3, 1), nn.Linear(5, 4), twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        return self.b(F.avg_pool1d(F.interpolate(y, scale_factor=2), 2) if self.twice else y)
+
+
+def test_a_spike_counts_once_for_each_way_to_an_element():
+    x, synops = torch.randn(16, 2, 5, generator=torch.Generator().manual_seed(0)), {}
+    for twice in (False, True):
+        torch.manual_seed(0)
+        snn = parspike.convert(Ways(twice=twice).eval(), x, T=3, recipe="max")
+        synops[twice] = parspike.measure(snn, x).synops
+    assert synops[False] > 0
+    assert synops[True] == 2 * synops[False]
+
+
 @pytest.mark.parametrize("kind", SHAPES)
 def test_every_spike_of_whole_networks(kind):
     check(*made(kind, batch=3))
