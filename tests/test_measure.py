@@ -385,6 +385,19 @@ def test_energy_is_operations_times_their_constants():
         parspike.Energy(ac=-1.0)
 
 
+@pytest.mark.parametrize(
+    ("act", "code", "uneven"),
+    [(nn.Sigmoid(), "sorted", ("1",)), (nn.Sigmoid(), "weighted", ()), (nn.ReLU(), "sorted", ())],
+)
+def test_levels_that_are_uneven_are_told_to_cost_more(act, code, uneven):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), act, nn.Linear(6, 2)).eval(), torch.randn(32, 4)
+    report = parspike.measure(parspike.convert(model, x, T=4, code=code, recipe="closed-form"), x)
+    assert report.uneven == uneven
+    assert report.to_json()["uneven"] == uneven
+    assert ("uneven levels in 1: a spike carries another amplitude" in str(report)) == bool(uneven)
+
+
 def test_layers_with_fewer_steps_update_less_often():
     model, x = made(next(iter(SHAPES)), batch=2)
     snn = parspike.convert(model, x, T=8, recipe="max", layers={"hardtanh": parspike.Steps(2)})
