@@ -43,7 +43,7 @@ def network(found: Found, T: int | None, dt: float | None, plain: bool = False) 
     if steps is None:
         raise OptionError(
             "the file does not say for how many time-steps it runs: load it with T=8, or as many as fit (`parspike "
-            "eval` takes -T 8; for other commands parspike.load(file, T=8).save('net.parspike') makes a file that says it)"
+            "eval` takes -T 8; for other commands parspike.load(file, T=8).save('net.parspike') makes one that says it)"
         )
     steps = _whole(steps, 1, MAX_T, "T")
     stated = dt if dt is not None else ours.get("dt")
