@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import parspike
 from parspike import IF, LIF, SNN
 from parspike.cli import app
-from parspike.errors import OptionError, UnsupportedError
+from parspike.errors import InputError, OptionError, UnsupportedError
 from parspike.graph import Node, Schedule, Stream, walk
 from parspike.lower import integers, prove, unit
 from parspike.lower.rounding import finest
@@ -475,6 +475,10 @@ TAKEN: dict[str, Any] = {
     "a difference": lambda y, z: y - z * 0.3,
     "the larger one": lambda y, z: torch.maximum(y * 0.7, z),
     "transposed": None,
+    "windows divided by what they hold": lambda y, z: F.avg_pool1d(y, 3, 2, 1, count_include_pad=False),
+    "whole windows alone, all the same": lambda y, z: F.avg_pool1d(y, 2, ceil_mode=True, count_include_pad=False),
+    "up-sampled": lambda y, z: F.interpolate(y, scale_factor=2),
+    "up-sampled by another factor": lambda y, z: F.interpolate(y, size=10, mode="nearest"),
 }
 
 
@@ -560,7 +564,8 @@ def test_weights_of_a_branch_keep_their_bits_where_a_sum_has_no_room(bits: int) 
         (lambda y, z: torch.add(y, 1.0, alpha=2), "a sum with a factor"),
         (lambda y, z: torch.maximum(y, torch.ones(4, 1).to(y)), "compares with a constant"),
         (lambda y, z: F.pad(y, (1, 1), value=0.5), "other than 0"),
-        (lambda y, z: F.avg_pool1d(y, 3, 2, 1, count_include_pad=False), "windows"),
+        (lambda y, z: F.avg_pool1d(y, 4, 3, ceil_mode=True), "reach over the edge"),
+        (lambda y, z: F.interpolate(y, scale_factor=2, mode="linear"), "no form"),
         (lambda y, z: y.cumsum(2), "no form"),
     ],
 )
@@ -568,6 +573,57 @@ def test_operations_without_a_form_in_whole_numbers_are_refused_by_name(made: An
     snn, x = between(made)
     with pytest.raises(UnsupportedError, match=says):
         integers(snn, x)
+
+
+class KeptByEncoders(nn.Module):
+    """A hard-swish that a gate and a mean read, which encoders leave computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv1d(3, 4, 1), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.hardswish(self.a(x))
+        return self.c((y * torch.sigmoid(self.b(y.mean(2)))[:, :, None]).mean(2))
+
+
+def test_an_activation_that_encoders_left_computed_is_told_with_a_remedy_that_is_new() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = KeptByEncoders().eval(), torch.randn(12, 3, 6)
+    snn = parspike.convert(model, x, T=3, code="weighted", encode="hidden", analog="lookup", recipe="max")
+    with pytest.raises(UnsupportedError, match="convert without encode=") as caught:
+        integers(snn, x)
+    assert "analog='lookup'" not in str(caught.value)
+    integers(parspike.convert(model, x, T=3, code="weighted", recipe="max"), x)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 5), nn.Linear(2, 5), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.c(torch.cat([self.a(x).relu(), self.b(y).relu()], 1))
+
+
+def test_a_proof_takes_inputs_as_the_network_does() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x, y = TwoInputs().eval(), torch.randn(12, 3), torch.randn(12, 2)
+    chip = integers(parspike.convert(model, [(x, y)], T=4, recipe="max"), [(x, y)])
+    assert str(prove(chip, (x, y))) == str(prove(chip, x, y))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="takes the inputs"):
+        prove(chip, x)
+
+
+def test_a_proof_takes_no_inputs_over_time() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval(), torch.randn(12, 3)
+    chip = integers(parspike.convert(model, x, T=4, neuron=parspike.IF(), recipe="max"), x)
+    with pytest.raises(InputError, match="the same at every step"):
+        prove(chip, torch.randn(4, 12, 3))
 
 
 def test_whole_numbers_are_made_once_and_from_images() -> None:

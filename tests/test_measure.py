@@ -167,6 +167,28 @@ def test_every_spike_pushed_alone(kind):
     check(Layers(back, lines).eval(), torch.randn(3, 2, *((9,) if lines else (6, 6))))
 
 
+class Ways(nn.Module):
+    """Spikes that reach an element along two ways: a pool behind an up-sampling."""
+
+    def __init__(self, *, twice: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.twice = nn.Conv1d(2, 3, 1), nn.Linear(5, 4), twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        return self.b(F.avg_pool1d(F.interpolate(y, scale_factor=2), 2) if self.twice else y)
+
+
+def test_a_spike_counts_once_for_each_way_to_an_element():
+    x, synops = torch.randn(16, 2, 5, generator=torch.Generator().manual_seed(0)), {}
+    for twice in (False, True):
+        torch.manual_seed(0)
+        snn = parspike.convert(Ways(twice=twice).eval(), x, T=3, recipe="max")
+        synops[twice] = parspike.measure(snn, x).synops
+    assert synops[False] > 0
+    assert synops[True] == 2 * synops[False]
+
+
 @pytest.mark.parametrize("kind", SHAPES)
 def test_every_spike_of_whole_networks(kind):
     check(*made(kind, batch=3))
@@ -361,6 +383,19 @@ def test_energy_is_operations_times_their_constants():
     assert math.isfinite(said["error"])
     with pytest.raises(OptionError, match="at least 0 pJ"):
         parspike.Energy(ac=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "uneven"),
+    [(nn.Sigmoid(), "sorted", ("1",)), (nn.Sigmoid(), "weighted", ()), (nn.ReLU(), "sorted", ())],
+)
+def test_levels_that_are_uneven_are_told_to_cost_more(act, code, uneven):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), act, nn.Linear(6, 2)).eval(), torch.randn(32, 4)
+    report = parspike.measure(parspike.convert(model, x, T=4, code=code, recipe="closed-form"), x)
+    assert report.uneven == uneven
+    assert report.to_json()["uneven"] == uneven
+    assert ("uneven levels in 1: a spike carries another amplitude" in str(report)) == bool(uneven)
 
 
 def test_layers_with_fewer_steps_update_less_often():

@@ -289,6 +289,62 @@ def test_spikes_at_the_input_are_if_nodes_too(tmp_path: Path) -> None:
     assert torch.allclose(output, snn(x), atol=1e-5)
 
 
+def test_spikes_at_the_input_are_said_to_be_what_nir_alone_does_not_compute(tmp_path: Path) -> None:
+    snn, x = made("rows", IF(reset="zero"), fitted=False, given="rate")
+    first = next(iter(snn.stateful()))
+    snn.stateful()[first].reset = "subtract"
+    (note,) = parspike.export(snn, tmp_path / "net.nir", example=x).notes
+    assert note.startswith("the neurons that make spikes of the input (input='rate') are reset by θ")
+    assert "convert with input='current'" in note
+
+
+class Heads(nn.Module):
+    """Two outputs alike, of which the first takes a way of more nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.near = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.a(x))
+        return self.c(torch.relu(self.b(x))), self.near(x)
+
+
+def test_outputs_are_read_back_in_their_order(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 6)
+    snn = parspike.convert(Heads().eval(), calibration=x, T=T, neuron=IF(), recipe=Thresholds())
+    result = parspike.export(snn, tmp_path / "net.nir", example=x)
+    assert result.file.unlike == 0
+    assert result.file.error < 1e-5
+    found = parspike.load(tmp_path / "net.nir")(x)
+    assert list(found) == ["output", "output_001"]
+    for one, two in zip(found.values(), snn(x), strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+
+
+class Upsampled(nn.Module):
+    """An upsampling whose output is joined with another value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(8, 3, 1)
+        self.up = nn.Upsample(scale_factor=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        return self.c(torch.cat([self.up(torch.relu(self.b(x))), x], 1)).mean((2, 3))
+
+
+def test_an_upsampling_is_named_and_not_what_joins_it(tmp_path: Path) -> None:
+    assert list(refused_by_layer(refusal(Upsampled, tmp_path))) == ["up"]
+
+
+def refused_by_layer(error: UnsupportedError) -> dict[str, str]:
+    return dict(line.split(": ", 1) for line in error.details["refused"])
+
+
 def refusal(kind: type[nn.Module], folder: Path) -> UnsupportedError:
     torch.manual_seed(0)
     snn = parspike.convert(kind().eval(), calibration=X, T=T, neuron=IF(), recipe=Thresholds())

@@ -216,6 +216,7 @@ MOVES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
     "index": (lambda a, b: a[:, PLACES], 4),
     "shuffle": (lambda a, b: torch.channel_shuffle(torch.cat([a, b], 1), 2), 8),
     "pixel_shuffle": (lambda a, b: torch.pixel_shuffle(a, 2), 1),
+    "nearest": (lambda a, b: torch.nn.functional.interpolate(a, scale_factor=2), 4),
     "pixel_unshuffle": (lambda a, b: torch.pixel_unshuffle(a, 2), 16),
 }  # fmt: skip
 

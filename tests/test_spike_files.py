@@ -695,3 +695,22 @@ def test_a_text_has_room_for_its_timestamps(snn: parspike.SNN, tmp_path: Path) -
     with pytest.raises(OptionError, match="31 years"):
         parspike.write_spikes(snn, [X.repeat(200, 1, 1, 1)] * 15, tmp_path / "u.aedat.txt", dt=2**31 - 1)
     assert [one.name for one in tmp_path.iterdir()] == ["t.aedat.txt"]
+
+
+class Windows(nn.Module):
+    """Neurons of windows, which share the dimension of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x.reshape(-1, 4)).relu()).reshape(-1, 3, 3).mean(1)
+
+
+def test_rows_of_windows_are_told_to_be_no_samples(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 12)
+    snn = parspike.convert(Windows().eval(), x, T=3, recipe="max")
+    with pytest.raises(InputError, match=r"layer 'relu' has .* rows for a batch, since windows"):
+        parspike.write_spikes(snn, x, tmp_path / "t.npz")

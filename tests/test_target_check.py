@@ -299,6 +299,14 @@ def test_bad_input():
         parspike.check(model, "speck")  # pyright: ignore[reportArgumentType]
 
 
+def test_a_network_in_whole_numbers_is_not_judged_by_the_synapses_that_stand_for_its_pools():
+    x = torch.randn(16, 2, 8, 8)
+    snn = parspike.convert(small()[0].eval(), x, T=4, neuron=parspike.IF(), input="rate", recipe="max")
+    parspike.check(snn, "speck")
+    with pytest.raises(OptionError, match="the network that it was lowered from"):
+        parspike.check(parspike.lower.integers(snn, x), "speck")
+
+
 def test_any_network_can_be_checked_for_any_target():
     model, x = made(Residual)
     for snn in (

@@ -14,6 +14,7 @@ from torch import Tensor
 from parspike.errors import InputError, OptionError, UnsupportedError, meant
 from parspike.export.result import Compared, Drift, Exported, Theirs, compare, in_pieces, tally, unlike
 from parspike.graph import Graph, Size
+from parspike.graph.encode import input_encoders
 from parspike.graph.forget import release
 from parspike.neurons import Simulation, twin
 from parspike.snn import SNN, check_converted
@@ -260,12 +261,16 @@ def _example(snn: SNN, example: Any) -> dict[str, Tensor]:
 
 
 def _notes(snn: SNN, plain: Compared) -> list[str]:
-    neurons = snn.stateful().values()
-    soft = any(getattr(neuron, "reset", "") == "subtract" for neuron in neurons)
-    if soft:
+    soft = {name for name, neuron in snn.stateful().items() if getattr(neuron, "reset", "") == "subtract"}
+    if not soft:
+        return []
+    why = (
+        "are reset by θ where v ≥ θ; NIR's are reset to v_reset where v > θ. What they do stands in metadata (reset, "
+        "fires, v_init), which other readers may not look at: for those, "
+    )
+    if soft <= set(input_encoders(snn.graph)):
         return [
-            "these neurons are reset by θ where v ≥ θ; NIR's are reset to v_reset where v > θ. What they do stands in "
-            "metadata (reset, fires, v_init), which other readers may not look at: for those, convert with "
-            "neuron=parspike.IF(reset='zero'), which NIR's own equations compute"
+            f"the neurons that make spikes of the input (input='rate') {why}compute these spikes elsewhere, or convert "
+            "with input='current'; all behind them is what NIR's own equations compute"
         ]
-    return []
+    return [f"these neurons {why}convert with neuron=parspike.IF(reset='zero'), which NIR's own equations compute"]

@@ -590,6 +590,8 @@ class _Writer:
             for places, n in zip(picks[1:], value.shape[1:], strict=True):
                 _steps(places, n)
         if value.picks is not None:
+            if value.sources and not _takeable(value.picks[1:], self.pieces[value.sources[0]].shape[1:]):
+                by = value.by  # it is that one which no convolution can take the place of
             picks = tuple(
                 torch.where(now >= 0, before[now.clamp(min=0)], -1)
                 for before, now in zip(value.picks, picks, strict=True)
@@ -639,6 +641,16 @@ def _steps(places: Tensor, size: int) -> tuple[int, int, int, int]:
     padding = max(-start, line[-1] - size + 1, 0)
     tap = start + padding
     return stride, padding, max(tap + 1, size + 2 * padding - stride * n + 1), tap
+
+
+def _takeable(picks: Sequence[Tensor], sizes: Sequence[int]) -> bool:
+    """Whether a convolution takes these places of an image of these sizes."""
+    try:
+        for places, n in zip(picks, sizes, strict=True):
+            _steps(places, n)
+    except RefusedError:
+        return False
+    return True
 
 
 def _take(x: Tensor, picks: Sequence[Tensor]) -> Tensor:

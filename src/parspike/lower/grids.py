@@ -61,7 +61,7 @@ class Grids:
         fixed = replace(snn.graph.at_example(FIXED), tensors=dict(snn.tensors()))
         self.source = without_constants(without_casts(fixed))
         self.neurons, self.simulation, self.over_time = snn.neurons(), snn.simulation, snn.over_time
-        self.top = 2 ** (bits - 1) - 1
+        self.top, self.provenance = 2 ** (bits - 1) - 1, snn.provenance
         self.readers = self.source.consumers()
         self.nodes: dict[str, Node] = {}
         self.tensors: dict[str, Tensor] = {}

@@ -62,6 +62,8 @@ BEYOND = 2
 1/√ is a staircase. Without that end, what weights prove of a norm would be as many times what they prove of the one
 before it as the layers between are wide."""
 EMBEDDING = "aten.embedding.default"
+NEAREST = ("aten.upsample_nearest", "aten._upsample_nearest_exact")
+"""Operators of windows of one value each."""
 MIX = ("aten.lerp.Scalar",)
 """Operators that are no layer, and move no values either."""
 ELEMENTS = ("aten.mul.Tensor", TIMES)
@@ -239,12 +241,21 @@ class _Whole(Masks):
             return self._shifted
         return self._scaled if node.target in FACTORS or node.target == "parspike.scale_shift" else None
 
+    @property
+    def remedy(self) -> str:
+        """What to convert with so that an activation that others than neurons read is no real number."""
+        asked = self.provenance.get("encode") is not None
+        if not asked:
+            return "without Keep(), or with encode='hidden', analog='lookup'"
+        rest = " or with analog='lookup' beside it," if self.provenance.get("analog") != "lookup" else ""
+        return f"without encode=,{rest} and without Keep()"
+
     def _moves(self, node: Node) -> bool:
         """Whether a node leaves values as they are, at other places."""
         row = TABLE[node.target]
         return (
             row.role is Role.SYNAPSE
-            and row.sources == "one"
+            and (row.sources == "one" or node.target.startswith(NEAREST))
             and not (row.weighted or row.product or row.weighs)
             and all(node.target in CHOOSE and chooses(self.source.tensors[path]) for path in node.params)
             and node.target not in MIX
@@ -260,7 +271,7 @@ class _Whole(Masks):
         if node.role is Role.NEURON:
             raise Refused(
                 "the activation was kept, and only ReLU has a form in whole numbers where no neurons alone read it: "
-                "convert without Keep(), or with encode='hidden', analog='lookup'"
+                f"convert {self.remedy}"
             )
         raise Refused(node.reason or "whole numbers have no form of it")
 
@@ -478,16 +489,23 @@ class _Whole(Masks):
                 raise Refused("its windows are of unlike sizes")
             kernel = stride = tuple(sizes[d] // n for d, n in zip(spatial, wanted, strict=True))
             padding = (0,) * pool.rank
-        elif pool.ceil_mode or (any(padding) and not pool.count_include_pad):
-            raise Refused("its windows at the edge are divided by another number")
         if len(node.shape) != pool.rank + 2:
             raise Refused("what it sums up has no dimension of the batch")
+        lines = zip(spatial, kernel, stride, padding, strict=True)
+        if any((sizes[d] + 2 * p - k) // s + 1 != node.shape[d] for d, k, s, p in lines):
+            raise Refused("its last windows reach over the edge (ceil_mode)")
         value = self.even(node, value, spatial)
         # A sum is a convolution with ones, exact, where an average pool would divide and round.
         ones = self.put(node, "weight", torch.ones(sizes[1], 1, *kernel).double())
         args = (Ref(value.name), ones, None, list(stride), list(padding), [1] * pool.rank, sizes[1])
         name = self.emit(node, "", f"aten.conv{pool.rank}d.default", *args)
-        return Value(name, node, value.grid / (pool.divisor or math.prod(kernel)), value.most * math.prod(kernel))
+        grid = value.grid / math.prod(kernel)
+        if pool.divisor or not pool.count_include_pad:  # what a window at the edge is divided by may be less
+            there = torch.ones(1, 1, *sizes[2:]).double()
+            kind: Any = (torch.conv1d, torch.conv2d, torch.conv3d)[pool.rank - 1]
+            summed = kind(there, torch.ones(1, 1, *kernel).double(), None, list(stride), list(padding))
+            grid = value.grid * squeezed(self.run(node, there) / summed)
+        return Value(name, node, grid, value.most * math.prod(kernel))
 
     def _total(self, node: Node) -> Value:
         value, sizes = self.values[node.refs[0]], sample(self.values[node.refs[0]].like)

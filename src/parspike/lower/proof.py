@@ -15,7 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from parspike.errors import UnsupportedError
+from parspike.engines import Steps
+from parspike.errors import InputError, UnsupportedError
 from parspike.graph import Node, Role, Stream, leaves, map_tree, nested
 from parspike.graph.ops import REAL, TABLE, call
 from parspike.neurons import Dynamics, Neuron, Pair
@@ -66,8 +67,8 @@ class Proof:
 def prove(snn: SNN, *args: Tensor, **kwargs: Tensor) -> Proof:
     """Run a network in whole numbers (`integers`) on a batch, with spikes of 0 and 1 alone, and check every number.
 
-    Raises `UnsupportedError` that names the first node whose numbers are not whole, whose spikes are not 0 or 1, or
-    whose counts differ from the network's own.
+    Inputs are given as in `snn(…)`. Raises `UnsupportedError` that names the first node whose numbers are not whole,
+    whose spikes are not 0 or 1, or whose counts differ from the network's own; `InputError` for inputs that do not fit.
     """
     check_converted(snn, "prove")
     if snn.provenance.get("lowered") != "integers":
@@ -87,7 +88,9 @@ class _Value:
 
 class _Watched:
     def __init__(self, snn: SNN, args: Any, kwargs: Any) -> None:
-        env = snn.graph.bind(args, kwargs)
+        env = snn.by_name(args, kwargs)
+        if timed := [name for name, x in env.items() if isinstance(x, Steps)]:
+            raise InputError(f"prove takes inputs (B, …), the same at every step, and '{timed[0]}' is (T, B, …)")
         self.snn, self.graph, self.T = snn, snn.graph, snn.T
         self.counts = snn.run(*args, record=True, **kwargs).counts
         self.neurons = snn.neurons()

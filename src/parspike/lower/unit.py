@@ -56,7 +56,8 @@ def refusal(neuron: SpikingLayer) -> str | None:
             return None
         return (
             "its levels are unevenly spaced, so its spikes carry another amplitude at every step: convert with "
-            "code='weighted', whose levels are even"
+            "code='weighted', whose levels are even, or, if it is a ReLU, with recipe='closed-form', which keeps its "
+            "levels even"
         )
     if isinstance(neuron, (ParallelNeuron, SignedNeuron, IntegrateFire, SortedTrain)):
         return None

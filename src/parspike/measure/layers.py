@@ -26,7 +26,7 @@ from parspike.measure.energy import Energy
 from parspike.measure.report import LayerRow, Report
 from parspike.measure.scores import Scores
 from parspike.measure.wires import at_refs, carry, fan_out, macs_of, one_sample, present, role_of
-from parspike.neurons import Neuron
+from parspike.neurons import Neuron, Staircase
 from parspike.plan import Plan, plan_again
 from parspike.snn import SNN, check_converted
 
@@ -106,6 +106,11 @@ def measured(
         agreement=scores.agreement,
         error=scores.error,
         weights=weights_of(snn),
+        uneven=tuple(
+            snn.graph.by_name[name].layer
+            for name, neuron in snn.neurons().items()
+            if isinstance(neuron, Staircase) and not neuron.even
+        ),
     )
     return report, scores
 

@@ -58,7 +58,7 @@ class Report:
     energy: the constants. accuracy, network_accuracy: share of answers that are right, None without labels. agreement:
     share that are the network's. All three are None where the outputs are values and no class scores. error: of the
     outputs, as in `LayerRow`, of several the largest. The last two are None without a network to compare with. weights:
-    of all synapses, without biases.
+    of all synapses, without biases. uneven: layers whose spikes carry another amplitude at every step.
     """
 
     samples: int
@@ -71,6 +71,7 @@ class Report:
     agreement: float | None = None
     error: float | None = None
     weights: int = 0
+    uneven: tuple[str, ...] = ()
 
     def _sum(self, name: str) -> Any:
         return sum(getattr(row, name) for row in self.rows)
@@ -174,6 +175,17 @@ class Report:
         """The operators that no spike can do, computed on the time-means."""
         return tuple(row for row in self.rows if row.kind == "analog")
 
+    @property
+    def not_counted(self) -> str:
+        """What spikes of uneven levels need beside accumulates, as a sentence; empty without such layers."""
+        if not self.uneven:
+            return ""
+        more = f" and {len(self.uneven) - 3} more" if len(self.uneven) > 3 else ""
+        return (
+            f"uneven levels in {', '.join(self.uneven[:3])}{more}: a spike carries another amplitude at every step; "
+            "the multiplication by it, or a weight for each step, is not counted"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON-able data; operations and energies of one sample."""
         totals = ("neurons", "spikes", "spikes_per_neuron", "synops", "macs", "updates", "energy_pj",
@@ -229,6 +241,8 @@ class Report:
         if self.analog:
             named = dict.fromkeys(f"{row.layer} ({row.operator})" for row in self.analog)
             lines.append(f"analog, on the time-means: {', '.join(named)}")
+        if self.uneven:
+            lines.append(self.not_counted)
         return [*lines, *(SCALES[code] for code in self.codes if code in SCALES)]
 
 

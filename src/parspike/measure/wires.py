@@ -60,7 +60,8 @@ def carry(
 
     args, kwargs: the arguments, whose values count by their shapes alone. signals: spikes at each reference to
     `names`, float64 in the value's shape, or None. Of a wire with one input the sign of its factors stays on the
-    spikes, so that a maximum behind it is the right one. once: keeps what is the same for all values of one shape.
+    spikes, so that a maximum behind it is the right one. A spike that comes along several wires one behind the other
+    counts once for each way. once: keeps what is the same for all values of one shape.
     """
     if all(signal is None for signal in signals):
         return None

@@ -41,7 +41,10 @@ def network(found: Found, T: int | None, dt: float | None, plain: bool = False) 
     ours = found.metadata if "parspike" in found.metadata and not plain else {}
     steps = T if T is not None else ours.get("T")
     if steps is None:
-        raise OptionError("the file does not say for how many time-steps it runs: load it with T=8, or as many as fit")
+        raise OptionError(
+            "the file does not say for how many time-steps it runs: load it with T=8, or as many as fit (`parspike "
+            "eval` takes -T 8; for other commands parspike.load(file, T=8).save('net.parspike') makes one that says it)"
+        )
     steps = _whole(steps, 1, MAX_T, "T")
     stated = dt if dt is not None else ours.get("dt")
     if isinstance(stated, np.ndarray) and stated.size == 1:
@@ -132,7 +135,9 @@ class _Maker:
 
     def network(self, simulation: Simulation, plain: bool) -> SNN:
         """The network of the nodes added so far."""
-        output = next(iter(self.outputs.values())) if len(self.outputs) == 1 else dict(self.outputs)
+        # In the order of the file, since that in which they can be computed is another one.
+        outputs = {name: self.outputs[name] for name in self.found.pieces if name in self.outputs}
+        output = next(iter(outputs.values())) if len(outputs) == 1 else outputs
         graph = Graph(tuple(self.inputs), tuple(self.nodes), output, self.tensors, (len(self.inputs), ()))
         if not self.neurons:
             raise FileError("it has no neurons, so nothing in it runs over time")

@@ -369,6 +369,8 @@ def _costs(look: Look) -> Section:
             f"Computed without spikes, on means over time: {', '.join(few)}"
             + (f" and {len(named) - len(few)} more." if len(named) > len(few) else ".")
         )
+    if report.uneven:
+        text.append(f"{report.not_counted[0].upper()}{report.not_counted[1:]}.")
     ran = f"Median of {times.rounds} rounds" if times.rounds > 1 else "One round"
     taken = (
         f"{ran}, engines run in turn on {times.samples} samples at once: {times.machine}. It says how long a "

@@ -17,6 +17,8 @@ from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.engines import Run
 from parspike.errors import InputError, OptionError
+from parspike.graph import Size
+from parspike.graph.ir import BATCH
 from parspike.neurons import Neuron, SpikingLayer, twin
 from parspike.snn import SNN, check_converted
 from parspike.spikes.containers import Hdf5Sink, NpzSink
@@ -116,6 +118,13 @@ def _checked(snn: SNN, path: Path, form: object, dt: object, force: bool) -> typ
     check_free(path, force, "trains.npz")
     if not snn.neurons():
         raise InputError("this network has no spiking neurons: there is nothing to write")
+    for node in snn.graph.neurons:
+        batch = node.batch_dim
+        if node.name in snn.neurons() and batch is not None and node.shape[batch] != Size(BATCH):
+            raise InputError(
+                f"layer '{node.layer}' has {node.shape[batch]} rows for a batch, since windows, places or heads share "
+                "its dimension, and a file of spikes holds the neurons of samples: take run.spikes of snn.run"
+            )
     return kind
 
 

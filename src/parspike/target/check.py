@@ -38,9 +38,15 @@ def check(snn: SNN, target: str) -> TargetCheck:
     finding is graded: "unsupported", "approximate" (it runs, and computes something near), or "faithful", a remark.
     The limits stand in target/targets.toml with their sources (docs/hardware.md); those that no source confirms are
     told and never block. Shapes are those of the example that the network was converted with.
-    Raises `OptionError` for an unknown target.
+    Raises `OptionError` for an unknown target, and for a network in whole numbers (`lower.integers`), whose pools and
+    scales are synapses of their own: give the one that it was made from.
     """
     check_converted(snn, "check")
+    if snn.provenance.get("lowered") == "integers":
+        raise OptionError(
+            "check: this network is in whole numbers, where pools and scales stand as synapses that no chip's tools "
+            "would make: give the network that it was lowered from"
+        )
     if target not in targets():
         raise OptionError(
             f"there is no target '{target}'{meant(target, targets())}: choose one of {', '.join(targets())}"
@@ -157,7 +163,7 @@ class _Check:
         extras = {
             "signed": (neuron.signed, "spikes of −1", "convert with signed=False"),
             "refractory": (bool(neuron.refractory), "a refractory time", "convert with refractory=0"),
-            "step-bias": (len(neuron.bias) > 1, "another bias at every step", 'convert with bias="constant"'),
+            "step-bias": (len(neuron.bias) > 1, "bias of its own for every step", 'convert with bias="constant"'),
         }
         for name, (has, words, remedy) in extras.items():
             if has and name not in self.limits["extras"]["have"]:
