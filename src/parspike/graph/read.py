@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from parspike.errors import InputError, TraceError
 from parspike.graph import ops
-from parspike.graph.explain import user_line
+from parspike.graph.explain import IN_TRAINING, keeps_state, user_line
 from parspike.graph.features import with_channels
 from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves
 from parspike.graph.ops import Role
@@ -120,14 +120,9 @@ class Reader:
         if not (found := [*asked, *read]):
             return
         observers = ".activation_post_process." in f".{found[0]}"
-        remedy = "call model.apply(torch.ao.quantization.disable_observer) first" if observers else (
-            "write it only in training (self.training)"
-        )  # fmt: skip
-        raise TraceError(
-            f"{type(self.model).__name__} writes into '{found[0]}' in forward, and "
-            f"{'asks for its numbers' if asked else 'its output reads it'}: a spiking network keeps no state between "
-            f"batches; {remedy}"
-        )
+        remedy = "call model.apply(torch.ao.quantization.disable_observer) first" if observers else IN_TRAINING
+        uses = "asks for its numbers" if asked else "its output reads it"
+        raise TraceError(keeps_state(self.model, found[0], uses, remedy))
 
     def _placeholders(self) -> None:
         signature = self.exported.graph_signature
@@ -276,8 +271,8 @@ class Reader:
             reason=reason,
         )  # fmt: skip
         row = ops.TABLE.get(target)
-        if row is not None and row.activation is not None and role is Role.NEURON:
-            activation = row.activation(node)
+        if row is not None and role is Role.NEURON:
+            activation = ops.OF_SIZE if sized else None if row.activation is None else row.activation(node)
             if isinstance(activation, str):
                 node = replace(node, role=Role.ANALOG, reason=activation)
         self.nodes.append(node)
