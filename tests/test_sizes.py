@@ -411,3 +411,37 @@ def test_an_activation_with_a_size_in_it_is_computed(name: str, tmp_path: Path) 
     for x in (example, torch.randn(3, 3, 22, 24)):
         torch.testing.assert_close(snn(x), model(x).detach(), rtol=1e-4, atol=1e-4)
     assert parspike.plan(model, example, free_sizes=False).spiking or name in ("power", "levels")
+
+
+class Kept(nn.Module):
+    """A grid that is kept as long as batches have the size of the one before, as detectors keep theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.shape = nn.Conv2d(3, 4, 3, stride=2, padding=1), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        if self.shape != y.shape:
+            self.grid, self.shape = torch.arange(y.shape[2] * y.shape[3]).view(y.shape[2:]) / 10, y.shape
+        return y + self.grid
+
+
+def test_a_batch_as_large_as_the_one_before_is_taken() -> None:
+    """Would catch a detector that was run on batches of 50, and refuses these alone when converted on 32."""
+    x = torch.randn(50, 3, 16, 16)
+    model = Kept().eval()
+    model(x)
+    graph = parspike.plan(model, x[:32]).graph
+    assert not [limit for limit in graph.limits if "≠" in str(limit)]
+    torch.testing.assert_close(graph.run(x), model(x).detach())
+    torch.testing.assert_close(graph.run(x[:3]), model(x[:3]).detach())
+
+
+def test_a_batch_at_which_the_network_does_something_else_stays_left_out() -> None:
+    x = torch.randn(50, 3, 16, 16)
+    model = Places(lambda y, n: y.relu() if y.shape[0] != 50 else y.relu() + 1).eval()
+    graph = parspike.plan(model, x[:32]).graph
+    assert "B ≠ 50" in graph.taken
+    with pytest.raises(InputError, match="where B ≠ 50"):
+        graph.check({"x": x}, "run")

@@ -43,6 +43,9 @@ RMS_NORM = "aten.rms_norm.default"
 SQUEEZES = ("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
 
 
+MADE = ("aten.zeros.default", "aten.ones.default", "aten.full.default", "aten.arange.default", "aten.arange.start",
+        "aten.arange.start_step")  # fmt: skip
+
 BLANKS = {f"aten.{form}.default": kind for kind, forms in {
     "zeros": ("zeros_like", "new_zeros", "empty_like", "new_empty"), "ones": ("ones_like", "new_ones"),
     "full": ("full_like", "new_full"),
@@ -241,6 +244,10 @@ class Reader:
             target, args = self._largest(fx, target, args)
         if target in BLANKS:  # takes only the type and the sizes of its first argument, not its values
             target, args, kwargs = self._blank(target, args, meta)
+        if (
+            target in MADE and kwargs.get("dtype") is None
+        ):  # left out, it is torch's default, which .to() does not change
+            kwargs = {**kwargs, "dtype": fx.meta["val"].dtype}
         if target == "getitem" and self._is_first(args[0]):  # of its outputs only the first is used
             self.value[fx.name] = args[0]
             return
