@@ -268,7 +268,17 @@ def test_recipes_round_trip_as_json():
     assert parspike.recipe_from_json('{"name": "daqcfs", "passes": 3, "means": "exact"}') == recipe
 
 
-@pytest.mark.parametrize("source", ["list", "pairs", "dicts", "loader", "generator", "set"])
+class Streamed(torch.utils.data.IterableDataset):
+    """Samples of which nobody knows how many there are."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+@pytest.mark.parametrize("source", ["list", "pairs", "dicts", "loader", "generator", "set", "stream"])
 def test_calibration_sources_give_the_same_network(source):
     model, x = made(Residual, batch=8)
     parts = list(x.split(4))
@@ -279,12 +289,34 @@ def test_calibration_sources_give_the_same_network(source):
         "loader": torch.utils.data.DataLoader(x, batch_size=4),
         "set": torch.utils.data.TensorDataset(x, torch.zeros(8)),
         "generator": (p for p in parts),
+        "stream": torch.utils.data.DataLoader(Streamed(x), batch_size=4),  # its len() raises a TypeError
     }[source]
     reference = parspike.convert(model, x if source == "set" else parts, T=4)  # a set is cut as a tensor is
     snn = parspike.convert(model, data, T=4, example=x)
     assert torch.equal(snn(x), reference(x))
     assert snn.provenance["calibration"] == reference.provenance["calibration"]
     assert snn.provenance["calibration"]["samples"] == 8
+
+
+@pytest.mark.parametrize("run", [
+    lambda snn, model, loader: parspike.measure(snn, loader, against=model).samples,
+    lambda snn, model, loader: parspike.diagnose(snn, model, loader, cure=False).samples,
+    lambda snn, model, loader: parspike.sweep(model, [*loader], loader, T=[2], recipe="max").samples,
+])  # fmt: skip
+def test_a_loader_that_does_not_know_its_length_is_read(run):
+    model, x = made(Residual, batch=8)
+    snn = parspike.convert(model, x, T=2, recipe="max")
+    assert run(snn, model, torch.utils.data.DataLoader(Streamed(x), batch_size=4)) == 8
+
+
+def test_samples_that_make_no_batch_are_one_clear_error():
+    """Would catch a set of PIL images that ends in torch's own error."""
+    model, x = made(Residual, batch=8)
+    for samples in ([object(), object()], [x[0], x[0, :, :4]]):
+        data = [(sample, 0) for sample in samples]
+        whole = torch.utils.data.Subset(data, range(2))  # pyright: ignore[reportArgumentType]
+        with pytest.raises(CalibrationError, match=r"samples of calibration cannot be put into one batch.*transform"):
+            parspike.convert(model, whole)
 
 
 def test_progress_names_layers_and_totals():

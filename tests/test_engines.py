@@ -309,6 +309,26 @@ def test_snn_is_a_module(tmp_path):
     assert torch.equal(replica(x), twin(x))
 
 
+def test_zeros_that_forward_makes_follow_the_dtype():
+    """Would catch a network in float64 that multiplies by a one-hot matrix of float32."""
+
+    class Quantised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.table = nn.Linear(6, 4), nn.Embedding(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x).relu()
+            chosen = torch.zeros(y.shape[0], 4, device=x.device).scatter(1, y.argmax(1, keepdim=True), 1)
+            return torch.matmul(chosen, self.table.weight)
+
+    x = torch.randn(8, 6)
+    model = Quantised().eval()
+    snn = parspike.convert(model, [x], T=256)
+    assert snn(x).dtype == torch.float32
+    torch.testing.assert_close(snn.double()(x.double()), model(x).detach().double())
+
+
 def test_networks_of_two_dtypes_take_what_they_were_traced_with(tmp_path):
     class Table(nn.Module):
         """A table of float32 in a network of float64."""

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 import parspike
@@ -518,6 +519,15 @@ RARE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "output",
     ),
 }
+
+
+def test_inputs_without_numbers_and_images_are_told() -> None:
+    """Would catch torch's own errors of a sparse tensor and of one on the meta device."""
+    snn = parspike.convert(small(), X, T=2)
+    says(lambda: snn(X.to_sparse()), errors.InputError, "sparse tensor", "to_dense()")
+    says(lambda: snn(X.to("meta")), errors.InputError, "meta device")
+    says(lambda: snn(Image.new("RGB", (2, 2))), errors.InputError, "is Image", "to_tensor(x)[None]")
+    says(lambda: parspike.convert(small(), [{"img": X}]), errors.CalibrationError, "inputs=", "batch['img']")
 
 
 @pytest.mark.parametrize("name", RARE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -343,3 +344,104 @@ def test_any_size_is_computed_or_refused(height: int, width: int, batch: int) ->
         assert min(height, width) < 13  # torch.export asks for maps of two, the network would take one
     else:
         torch.testing.assert_close(graph.run(x)["out"], network("fcn")[0](x)["out"].detach(), rtol=1e-4, atol=1e-5)
+
+
+class Places(nn.Module):
+    """A network whose code computes with the size of its maps."""
+
+    def __init__(self, function: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.a, self.function, self.b = nn.Conv2d(3, 4, 3, stride=2, padding=1), function, nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = 9 * self.a(x)
+        return self.b(self.function(y, y.shape[-1]))
+
+
+POOLED = {
+    "average": lambda y, n: F.avg_pool2d(y.relu(), y.size()[2:]),
+    "maximum": lambda y, n: F.max_pool2d(y.relu(), kernel_size=(y.shape[2], n), stride=(y.shape[2], n)),
+    "one dimension": lambda y, n: F.max_pool1d(y.relu().flatten(2), y.shape[2] * n)[..., None],
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_a_pool_over_all_places_leaves_sizes_free(name: str) -> None:
+    """Would catch sizes that torch makes numbers of, as it does of a pool's kernel."""
+    torch.manual_seed(0)
+    model = Places(POOLED[name]).eval()
+    graph = parspike.plan(model, torch.randn(4, 3, 16, 16)).graph
+    assert "free: x.2, x.3" in graph.taken
+    x = torch.randn(3, 3, 16, 22)
+    torch.testing.assert_close(graph.run(x), model(x).detach())
+
+
+def test_a_pool_of_one_side_is_no_pool_over_all_places() -> None:
+    """Would catch maps that are wider than high averaged as a whole."""
+    model = Places(lambda y, n: F.avg_pool2d(y.relu(), n)).eval()
+    graph = parspike.plan(model, torch.randn(4, 3, 16, 8)).graph
+    x = torch.randn(3, 3, 16, 8)
+    assert graph.run(x).shape[-2:] == (2, 1)
+    torch.testing.assert_close(graph.run(x), model(x).detach())
+
+
+BOUNDED = {
+    "clamp": lambda y, n: y.clamp(0, n),
+    "upper": lambda y, n: y.clamp(max=n),
+    "clamp_max": torch.clamp_max,
+    "hardtanh": lambda y, n: F.hardtanh(y, 0, n),
+    "leaky": F.leaky_relu,
+    "elu": F.elu,
+    "threshold": lambda y, n: F.threshold(y, n, 0),
+    "softplus": F.softplus,
+    "celu": F.celu,
+    "hardshrink": F.hardshrink,
+    "power": lambda y, n: y.relu() ** (n - 6),
+    "levels": lambda y, n: (y * n).round().clamp(0, n) / n,
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_an_activation_with_a_size_in_it_is_computed(name: str, tmp_path: Path) -> None:
+    """Would catch boxes that are clamped to the image ending in an error of Python's: a free size is no number."""
+    torch.manual_seed(0)
+    model = Places(BOUNDED[name]).eval()
+    example = torch.randn(16, 3, 16, 16)
+    snn = parspike.load(parspike.convert(model, example, T=4, recipe="max").save(tmp_path / "n.parspike"))
+    for x in (example, torch.randn(3, 3, 22, 24)):
+        torch.testing.assert_close(snn(x), model(x).detach(), rtol=1e-4, atol=1e-4)
+    assert parspike.plan(model, example, free_sizes=False).spiking or name in ("power", "levels")
+
+
+class Kept(nn.Module):
+    """A grid that is kept as long as batches have the size of the one before, as detectors keep theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.shape = nn.Conv2d(3, 4, 3, stride=2, padding=1), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        if self.shape != y.shape:
+            self.grid, self.shape = torch.arange(y.shape[2] * y.shape[3]).view(y.shape[2:]) / 10, y.shape
+        return y + self.grid
+
+
+def test_a_batch_as_large_as_the_one_before_is_taken() -> None:
+    """Would catch a detector that was run on batches of 50, and refuses these alone when converted on 32."""
+    x = torch.randn(50, 3, 16, 16)
+    model = Kept().eval()
+    model(x)
+    graph = parspike.plan(model, x[:32]).graph
+    assert not [limit for limit in graph.limits if "≠" in str(limit)]
+    torch.testing.assert_close(graph.run(x), model(x).detach())
+    torch.testing.assert_close(graph.run(x[:3]), model(x[:3]).detach())
+
+
+def test_a_batch_at_which_the_network_does_something_else_stays_left_out() -> None:
+    x = torch.randn(50, 3, 16, 16)
+    model = Places(lambda y, n: y.relu() if y.shape[0] != 50 else y.relu() + 1).eval()
+    graph = parspike.plan(model, x[:32]).graph
+    assert "B ≠ 50" in graph.taken
+    with pytest.raises(InputError, match="where B ≠ 50"):
+        graph.check({"x": x}, "run")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import parspike
 from parspike.bench.speed import Speed, SpeedRow
 from parspike.cli import app
-from parspike.errors import OptionError
+from parspike.errors import InputError, OptionError
 
 SOURCE = """
 import torch
@@ -70,6 +70,17 @@ def test_what_is_asked_wrongly_is_said_before_anything_runs(tmp_path: Path, monk
         done = CliRunner().invoke(app, words)
         assert done.exit_code != 0
         assert said in " ".join(done.output.split()), done.output
+
+
+def test_the_network_keeps_its_mode_and_x_is_a_tensor() -> None:
+    """Would catch a network that goes on training with the statistics of evaluation."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+    x = torch.randn(8, 4)
+    parspike.speed(model, x, T=(2,), rounds=1)
+    assert model.training
+    assert model[1].training
+    with pytest.raises(InputError, match=r"x is list, expected a tensor \(B, …\)"):
+        parspike.speed(model, [x], T=(2,), rounds=1)  # pyright: ignore[reportArgumentType]
 
 
 def test_an_engine_that_cannot_run_is_left_out_and_named(tmp_path: Path) -> None:

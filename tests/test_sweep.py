@@ -218,6 +218,20 @@ def test_without_data_every_fourth_batch_is_held_out() -> None:
     assert parspike.sweep(planned(), items[:1], rest, T=[1], recipe="max").samples == 24
 
 
+def test_one_tensor_is_cut_so_that_some_are_held_out() -> None:
+    """Would catch the 60 samples of one tensor, or of a data set, refused as one batch."""
+    found = parspike.sweep(planned(), X[:60], T=[2], recipe="max")
+    assert found.samples == 15
+    pairs = torch.utils.data.TensorDataset(X[:60], Y[:60])
+    assert parspike.tune(planned(), pairs, most=1, recipe="max").measure == "agreement"
+    with pytest.raises(CalibrationError, match="1 calibration batch is too few"):
+        parspike.sweep(planned(), X[:1])
+    with pytest.raises(CalibrationError, match="calibration must be an iterable of batches, got NoneType"):
+        parspike.sweep(planned(), None)
+    with pytest.raises(CalibrationError, match="calibration set is empty"):
+        parspike.sweep(planned(), [])
+
+
 def test_the_network_is_planned_once_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     plan = parspike.plan

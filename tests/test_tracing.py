@@ -613,6 +613,8 @@ FLAGS = {
     "factor": lambda s, x: s.n(x) * s.flag[2].exp().clamp(max=100).item() + float(s.flag[0]),
     "size": lambda s, x: s.n(F.pad(x[:, : int(s.flag[2].item())], (0, 8 - int(s.flag[2])))),
     "list": lambda s, x: sum(w * s.n(x) for w in s.flag.tolist() if w),
+    "filled": lambda s, x: s.n(x) * torch.full((2, 3), s.flag[2])[0] + torch.full_like(x[:, :3], fill_value=s.flag[0]),
+    "places": lambda s, x: s.n(x) + torch.arange(0, 3 * s.flag[2], s.flag[2]),
 }
 
 
@@ -626,6 +628,38 @@ def test_a_branch_on_numbers_of_the_network_is_its_own(name, flag, free_sizes):
     assert not graph.limits
     for batch in (1, 5):
         same(graph, model, X[:batch])
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_branch_on_numbers_of_a_constant_is_its_own(name):
+    """Would catch the strides of a detector, a tensor that is no buffer, refused as values of the input."""
+    model = net(FLAGS[name], flag=torch.tensor([0.0, 1.0, 2.0]))
+    graph = trace(model, (X,))
+    for batch in (1, 5):
+        same(graph, model, X[:batch])
+    own = {"flags": [torch.tensor(2.0)]}
+    inside = net(lambda s, x: s.n(x) * s.own["flags"][0] if s.own["flags"][0] > 1 else x, own=own)
+    same(trace(inside, (X,)), inside, X)
+
+
+def _given_anew(s: Any, x: Tensor) -> Tensor:
+    y = s.n(x) * 2 if s.flag > 9 else s.n(x)
+    s.flag = s.flag + 1
+    return y
+
+
+def _added_to(s: Any, x: Tensor) -> Tensor:
+    s.flag += 1
+    return s.n(x) * s.flag.item()
+
+
+@pytest.mark.parametrize(("function", "said"), [(_given_anew, "writes into 'flag'"), (_added_to, "tensor of its own")])
+def test_a_branch_on_a_constant_that_forward_changes_is_refused(function, said):
+    """Would catch a counter taken for the number that it was when the network was converted."""
+    model = net(function, flag=torch.tensor(0.0))
+    with pytest.raises(TraceError, match=f"{said}.*keeps no state"):
+        trace(model, (X,))
+    assert model.flag == 0
 
 
 def _after_some_calls(s: Any, x: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from parspike.calibrate import Recipe, recipe_from_json
-from parspike.calibrate.batches import inputs_of, labels_of, readable_again
+from parspike.calibrate.batches import inputs_of, labels_of, number_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.convert import convert, plan_of
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning
@@ -79,15 +80,18 @@ def made_by(recipe: Recipe | str | Mapping[str, Any]) -> Kind | None:
 
 
 def divided(calibration: Any, seed: int) -> tuple[list[Any], list[Any]]:
-    """The calibration batches to fit on, and every fourth of them, held out. seed: for loaders that shuffle. Raises
-    `CalibrationError` for fewer than four."""
+    """The calibration batches to fit on, and every fourth of them, held out. seed: for loaders that shuffle. One tensor
+    and a `Dataset` are cut into four batches at least. Raises `CalibrationError` for fewer than four."""
+    whole = number_of(calibration) if isinstance(calibration, (Tensor, Dataset)) else 0
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        batches = list(readable_again(calibration))
+        batches = list(readable_again(calibration, max(1, min(64, whole // 4))))
+    if not batches:
+        raise CalibrationError("the calibration set is empty: give at least four batches of inputs")
     if len(batches) < 4:
+        few = "1 calibration batch is" if len(batches) == 1 else f"{len(batches)} calibration batches are"
         raise CalibrationError(
-            f"{len(batches)} calibration batches are too few to hold every fourth out: give 4, smaller ones if need be "
-            "(x.split(n), --batch-size n)"
+            f"{few} too few to hold every fourth out: give 4, smaller ones if need be (x.split(n), --batch-size n)"
         )
     return [batch for number, batch in enumerate(batches) if number % 4 != 3], batches[3::4]
 

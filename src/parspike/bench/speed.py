@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from parspike.bench.run import Memory
 from parspike.calibrate import Thresholds
 from parspike.convert import convert
-from parspike.errors import OptionError, UnsupportedError
+from parspike.errors import InputError, OptionError, UnsupportedError
 from parspike.graph.encode import Encode
+from parspike.graph.ir import expected_tensor
 from parspike.lower import integers
 from parspike.notebook import html_table
 from parspike.snn import SNN
@@ -174,7 +175,8 @@ def speed(
     all. encode: as for `convert`: neurons also where synapses read real values. beside: more calls, by name and T (0
     for none), such as another library's network; each takes the batch, and is measured in every third round where T is
     above 0.
-    Raises `OptionError` on an unknown engine or precision, a T or a number of rounds below 1.
+    Raises `OptionError` on an unknown engine or precision, a T or a number of rounds below 1, `InputError` where x is
+    no tensor, and what `convert` raises.
     """
     for engine in engines:
         if engine not in ENGINES:
@@ -184,9 +186,12 @@ def speed(
             raise OptionError(f"{name} must be whole numbers of at least 1, got {numbers!r}")
     if precision not in PRECISIONS:
         raise OptionError(f"precision '{precision}' is unknown: choose one of {', '.join(PRECISIONS)}")
+    if not isinstance(x, Tensor):
+        raise InputError(f"x is {type(x).__name__}, {expected_tensor(x)}")
     if channels_last and x.ndim != 4:
         raise OptionError(f"channels_last is for batches of images (B, C, H, W), and this one is {tuple(x.shape)}")
-    model = model.eval()
+    if isinstance(model, nn.Module) and model.training:
+        model = copy.deepcopy(model).eval()  # the user's goes on in the mode that it is in
     if channels_last:
         model, x = _channels_last(copy.deepcopy(model)), x.contiguous(memory_format=torch.channels_last)
     calls: dict[tuple[str, int], Callable[[Tensor], object]] = {("network", 0): model}

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from parspike.errors import CalibrationError, InputError
 from parspike.graph import Graph
 from parspike.graph.opened import LABELS
 from parspike.together import Together
 
-__all__ = ["Batches", "arguments_of", "bound", "inputs_of", "labels_of", "readable_again", "signature_of"]
+__all__ = ["Batches", "arguments_of", "bound", "inputs_of", "labels_of", "number_of", "readable_again", "signature_of"]
 
 DICT_KEYS = ("input", "inputs", "image", "images", "x", "pixel_values")
 SEEN = 32
@@ -38,7 +39,7 @@ def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibratio
     if isinstance(source, np.ndarray):
         raise CalibrationError(f"{name} is a numpy array: pass torch.from_numpy(x)")
     if isinstance(source, Dataset) and not isinstance(source, Iterable):
-        return DataLoader(source, batch_size)
+        return DataLoader(source, batch_size, collate_fn=functools.partial(_collated, name))
     if not isinstance(source, Iterable) or isinstance(source, (str, bytes, Mapping, nn.Module)):
         one = ": put one batch into a list, [batch]" if isinstance(source, Mapping) else ""
         one = ": give tensors; the command line reads files (--data)" if isinstance(source, (str, Path)) else one
@@ -47,6 +48,25 @@ def readable_again(source: Any, batch_size: int = 64, *, name: str = "calibratio
     if isinstance(source, (tuple, list)) and len(source) == 2 and _labelled(*source):
         raise CalibrationError(f"{name} is inputs and labels, which are one batch: put it into a list, [(x, y)]")
     return list(source) if iter(source) is source else source
+
+
+def _collated(name: str, samples: list[Any]) -> Any:
+    try:
+        return default_collate(samples)
+    except (TypeError, RuntimeError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CalibrationError(
+            f"the samples of {name} cannot be put into one batch ({said}): give the data set a transform that makes "
+            "tensors of one size (torchvision.transforms: Resize, CenterCrop, ToTensor), or pass a DataLoader"
+        ) from error
+
+
+def number_of(source: Any) -> int:
+    """The number of batches, 0 where the source does not say, as a loader of an `IterableDataset` does not."""
+    try:
+        return len(source)
+    except TypeError:
+        return 0
 
 
 def _labelled(inputs: Any, labels: Any) -> bool:
@@ -116,7 +136,8 @@ def _chosen(item: Any, place: str, inputs: Callable[[Any], Any] | None, signatur
         key = next((key for key in DICT_KEYS if key in item), None)
         if key is None:
             raise CalibrationError(
-                f"{place} is a dict with the keys {list(item)}: none is one of {', '.join(DICT_KEYS)}; pass inputs="
+                f"{place} is a dict with the keys {list(item)}: none is one of {', '.join(DICT_KEYS)}; pass "
+                f"inputs=, a function that takes the inputs out, such as lambda batch: batch[{next(iter(item), 'x')!r}]"
             )
         return item[key]
     if isinstance(item, (tuple, list)):
@@ -169,7 +190,7 @@ class Batches:
     @property
     def length(self) -> int:
         """Number of batches, 0 where the source does not say."""
-        return len(self.source) if isinstance(self.source, Sized) else 0
+        return number_of(self.source)
 
     @property
     def rounds(self) -> int:

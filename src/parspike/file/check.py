@@ -100,13 +100,13 @@ def check_role(node: Node, varying: set[str], reached: set[str]) -> None:
         raise FileError(f"node '{node.name}' takes a value of the network by keyword")
     changes = [sum(isinstance(leaf, Ref) and leaf.name in varying for leaf in leaves(arg)) for arg in node.args]
     role, reason = judge(node.target, changes)
+    if node.reason in ON_MEANS and node.role is Role.ANALOG and role is not Role.UNKNOWN:
+        return  # only tracing finds these reasons, and on the means over time the network's own operator runs
     describe = TABLE[node.target].activation
     if role is Role.NEURON and describe is not None and isinstance(answer := describe(node), str):
         role, reason = Role.ANALOG, answer
     if weighed_by_sample(node, reached):
         return
-    if node.reason in ON_MEANS and node.role is Role.ANALOG and role is not Role.UNKNOWN:
-        return  # only tracing finds these reasons, and on the means over time the network's own operator runs
     if node.target in ONCE_ANALOG and node.role is Role.ANALOG:
         return
     if role is not node.role or role is Role.UNKNOWN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,8 +17,9 @@ from parspike.graph.ops import ACROSS_BATCH, Role
 from parspike.graph.quiet import copied, outputs, quiet
 from parspike.graph.read import plain
 from parspike.graph.same import alike, same, tensors_of, unlike
+from parspike.graph.sizes import resized
 
-__all__ = ["check_memory", "with_one_sample"]
+__all__ = ["check_memory", "with_excepted", "with_one_sample"]
 
 
 def with_one_sample(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Graph:
@@ -62,6 +64,28 @@ def with_one_sample(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwar
     names = iter(made)
     output = map_tree(lambda leaf: next(names) if isinstance(leaf, Ref) else leaf, graph.output)
     return replace(graph, nodes=tuple(nodes), output=output)
+
+
+def with_excepted(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Graph:
+    """The graph without limits that leave out a single size, such as B ≠ 32, where it computes there what the network
+    does. A network asks whether sizes are those for which it keeps what it made before: a detector its grid."""
+    limits = list(graph.limits)
+    for limit in graph.limits:
+        operation, *sides = limit.tree if isinstance(limit.tree, tuple) else ("",)
+        symbol = next((side for side in sides if isinstance(side, str)), None)
+        number = next((side for side in sides if isinstance(side, int)), None)
+        if operation != "≠" or symbol is None or number is None:
+            continue
+        others = replace(graph, limits=tuple(other for other in limits if other != limit))
+        sizes = {**graph.example, BATCH: others.batch(2), symbol: number}
+        if not others.allows(sizes):
+            continue
+        example = graph.bind(args, kwargs)
+        env = {i.name: resized(example[i.name], i.shape, sizes) for i in graph.inputs}
+        with contextlib.suppress(Exception):  # a network raises what it likes
+            if same(model, others, *graph.call_of(env)):
+                limits.remove(limit)
+    return replace(graph, limits=tuple(limits))
 
 
 def _dropped(shape: tuple[int, ...], full: tuple[int, ...]) -> list[int] | None:

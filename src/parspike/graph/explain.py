@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +20,9 @@ from parspike.graph.ops import Role
 from parspike.graph.quiet import outputs
 from parspike.graph.refusals import EXPERTS, PADDED
 
-__all__ = ["asks_values", "explain", "frames", "seen", "user_line"]
+__all__ = ["IN_TRAINING", "asks_values", "explain", "frames", "keeps_state", "seen", "user_line"]
+
+IN_TRAINING = "write it only in training (self.training)"
 
 
 def explain(model: nn.Module, error: Exception) -> str:
@@ -62,6 +65,14 @@ def explain(model: nn.Module, error: Exception) -> str:
     return f"{name} could not be traced{place}: {first}"
 
 
+def keeps_state(model: nn.Module, name: str, uses: str, remedy: str = IN_TRAINING) -> str:
+    """The message for a network that writes into a tensor of its own, and uses it."""
+    return (
+        f"{type(model).__name__} writes into '{name}' in forward, and {uses}: a spiking network keeps no state between "
+        f"batches; {remedy}"
+    )
+
+
 def asks_values(error: Exception) -> bool:
     """Whether tracing failed since code asks for the numbers of a tensor."""
     return any(part in str(error) for part in ("data-dependent", "GuardOnDataDependent", "Could not guard"))
@@ -96,12 +107,12 @@ def frames(error: Exception) -> Iterator[str]:
 
 
 def user_line(stack: str) -> str:
-    """The innermost line of a stack that belongs to the user's code, not to torch or parspike."""
+    """The innermost line of a stack that belongs to the user's code, not to torch, its algebra of sizes or parspike."""
     found, here = "", Path(__file__).parent
     pattern = r'File "([^"]+)", line (\d+), in (\S+)(?:\s*\n\s+(?!File)(\S[^\n]*))?'
     for path, line, _, code in re.findall(pattern, stack):
         # The layers of an ONNX file have names, and no lines.
-        not_theirs = (Path(torch.__file__).parent, here, here.parent / "onnx_in")
+        not_theirs = (Path(torch.__file__).parent, Path(sympy.__file__).parent, here, here.parent / "onnx_in")
         if path.startswith("<") or any(f"{place}" in path for place in not_theirs):
             continue
         found = f"{'/'.join(Path(path).parts[-2:])}:{line}" + (f"  {code.strip()}" if code else "")

@@ -17,11 +17,11 @@ from torch.export import Dim, _trace
 from torch.utils import _pytree as pytree
 
 from parspike.errors import TraceError
-from parspike.graph.explain import asks_values, explain, seen
+from parspike.graph.explain import asks_values, explain, keeps_state, seen
 from parspike.graph.forget import let_go
 from parspike.graph.kept import Kept
 from parspike.graph.python import ASKED, Flags, left_to_torch, observe_nothing, sizes_kept, without_branches
-from parspike.graph.quiet import quiet
+from parspike.graph.quiet import outputs, quiet
 from parspike.graph.read import known
 from parspike.graph.recurrent import unroll
 from parspike.graph.writes import pure, without_writes
@@ -46,7 +46,7 @@ def export(
             kept.copy_constants()
             _name_keywords(model, kwargs)
             observe_nothing(model)
-            exported, asked = _exported(model, args, kwargs, _by_parameter(model, *shapes))
+            exported, asked = _exported(model, args, kwargs, _by_parameter(model, *shapes), kept.constants)
             exported = _in_known_operators(exported)
             exported.graph_module.meta[ASKED] = asked
             left_to_torch(exported)
@@ -62,7 +62,11 @@ def export(
 
 
 def _exported(
-    model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: dict[str, Tensor],
+    shapes: Any,
+    constants: Sequence[tuple[str, Tensor]],
 ) -> tuple[Any, set[str]]:
     """The program, and the network's own tensors whose numbers its code asked for."""
     try:
@@ -75,8 +79,16 @@ def _exported(
             raise
         let_go(error)
         # Outside of this block, so that an error of the second trace is not one that came of the first.
-    with Flags(model) as flags:
-        return _as_it_is(model, args, kwargs, shapes), flags.asked
+    with Flags(model, constants) as flags:
+        exported = _as_it_is(model, args, kwargs, shapes)
+    if own := flags.asked & {name for name, _ in constants}:
+        # torch.export refuses what is written into, and says nothing of a name that is given to another tensor.
+        changes: list[str] = []
+        outputs(model, args, kwargs, changes)
+        for name in own:
+            if any(name == change or name.startswith(f"{change}.") for change in changes):
+                raise TraceError(keeps_state(model, name, "asks for its numbers"))
+    return exported, flags.asked
 
 
 def _as_it_is(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any) -> Any:

@@ -409,6 +409,9 @@ class Graph:
             x = env.get(i.name)
             if not isinstance(x, Tensor):
                 raise InputError(f"{place}: input '{i.name}' is {type(x).__name__}, {expected_tensor(x)}")
+            if x.is_meta or x.layout is not torch.strided:
+                kind = "on the meta device, without numbers" if x.is_meta else f"a sparse tensor ({x.layout})"
+                raise InputError(f"{place}: input '{i.name}' is {kind}: pass a dense tensor with numbers, x.to_dense()")
             fixed = [d for d, n in zip(i.shape, x.shape, strict=False) if not isinstance(d, Size) and d != n]
             if x.dim() != len(i.shape) or fixed or 0 in x.shape:
                 raise self._refused(i, x, place)
@@ -593,6 +596,8 @@ def expected_tensor(value: object) -> str:
     remedy = ""
     if type(value).__module__ == "numpy":
         remedy = ": pass torch.from_numpy(x)"
+    elif type(value).__module__.partition(".")[0] == "PIL":
+        remedy = ": pass torchvision.transforms.functional.to_tensor(x)[None], prepared as for the network"
     elif isinstance(value, (Mapping, list, tuple)):
         remedy = f": {flattened(value)}"
     elif isinstance(value, (bool, int, float, str)):

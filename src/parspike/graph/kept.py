@@ -39,7 +39,7 @@ class Kept:
         self.entries: list[Entry] = []
         self.storages: set[int] = set()
         self.copies: dict[int, tuple[Any, Any]] = {}
-        self.constants: list[Tensor] = []
+        self.constants: list[tuple[str, Tensor]] = []
         self._state = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._seen: dict[int, Any] = {}
         self._todo: deque[tuple[str, Any]] = deque([*model.named_modules(), ("", model)])
@@ -74,7 +74,7 @@ class Kept:
 
     def copy_constants(self) -> None:
         """Copy the numbers of tensors that are neither parameters nor buffers: torch.export writes into them."""
-        for tensor in self.constants:
+        for _, tensor in self.constants:
             self.about_to_write(tensor)
 
     def about_to_write(self, tensor: Tensor) -> None:
@@ -125,7 +125,7 @@ class Kept:
             at, data = tensor.data_ptr(), tensor.data
             self.storages.add(tensor.untyped_storage().data_ptr())
             if id(tensor) not in self._state:
-                self.constants.append(tensor)
+                self.constants.append((name, tensor))
             self._entry(
                 name, lambda: tensor.data_ptr() == at and tensor.shape == data.shape,
                 lambda: setattr(tensor, "data", data),

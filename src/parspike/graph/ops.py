@@ -648,7 +648,8 @@ ACROSS_BATCH = "it joins or splits values along the batch"
 WHOLE = "it rounds to whole numbers, or compares"
 REAL = "it makes a real number of a whole one"
 COMPARED = "its values are compared, and equal counts would hide which is larger"
-ON_MEANS = (ACROSS_BATCH, COMPLEX, WHOLE, REAL, COMPARED)
+OF_SIZE = "a number in it is computed from the size of an input: with free_sizes=False it becomes neurons"
+ON_MEANS = (ACROSS_BATCH, COMPLEX, WHOLE, REAL, COMPARED, OF_SIZE)
 """Reasons for computing on the means over time that only tracing, rewriting or lowering finds; the table of operators
 does not imply them."""
 WEIGHED_BY_SAMPLE = "its weights depend on the sample, and on no spike"

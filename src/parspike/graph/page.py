@@ -22,7 +22,8 @@ what then has no row is refused.
 of the plan says so: `inputs: x (B, 3, x.2, x.3); free: x.2, x.3; where (x.2 % 32) = 0`, with x.2 for dimension 2 of the
 input x. A linear layer behind `flatten` or a number written in the code fixes them: `x.2 = 32, x.3 = 32 fixed by layer
 'fc' at net.py:12`. So do numbers computed from a size that are no whole numbers (`interpolate` by 1.5,
-`x.shape[1] ** 0.5`), and networks that ask more than 40 conditions of their sizes (windows and paddings).
+`x.shape[1] ** 0.5`), and networks that ask more than 40 conditions of their sizes (windows and paddings). An activation
+with a free size in it, such as boxes clamped to the image, `clamp(0, x.shape[-1])`, is computed and no neuron.
 
 **The batch** may have any size, and one more than another has no effect on a sample. A branch on its size (`if len(x)`
 fixes it and is refused, `if x.shape[0] > 16` is followed for the example's side) is a limit, `where B ≤ 16`, that every
@@ -30,8 +31,8 @@ engine checks. A network that drops the dimension of a single sample (`x.squeeze
 
 **Branches** on numbers of the network's own (`if self.initialized.item() == 0`, `if self.gates[i] > 0.5`, the switches
 of `FakeQuantize`, whose observers must be off) have one way for every input, which the graph takes, and so does
-`self.scale.exp().item()`: tensors of at most 64 elements that forward does not write into. A branch on what the input
-makes of it is refused.
+`self.scale.exp().item()`: tensors of at most 64 elements that forward does not write into, also those that are no
+buffers (a detector's `self.stride = torch.tensor([8., 16.])`). A branch on what the input makes of it is refused.
 
 **Writing in place** (`x.div_(255)`, `h[:, 0] = 0`, `ReLU(inplace=True)`, `out=`) is followed, and your batch stays as
 it was. A network may write into buffers that its output does not read (a count of calls, an average of what it saw);

@@ -18,10 +18,11 @@ import contextlib
 import dis
 import sys
 import types
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.modules import transformer
@@ -95,15 +96,43 @@ def _foreign(room: str | None) -> bool:
     return root in ("torch", "numpy", "parspike") or (root in sys.stdlib_module_names and root != "__main__")
 
 
-class _ByProducts(TorchFunctionMode):
+class _OneWay(TorchFunctionMode):
     """Distances by products of matrices. By itself torch chooses these where there are more than 25 rows, which would
-    be a condition on the batch and changes no more than rounding; `left_to_torch` lets it choose again."""
+    be a condition on the batch and changes no more than rounding; `left_to_torch` lets it choose again. And a pool over
+    all places, `F.avg_pool2d(x, x.size()[2:])`, as a mean or a maximum, for torch makes numbers of a pool's sizes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func in POOLS and _over_all(POOLS[func][1], *args, **kwargs):
+            whole, dims = POOLS[func]
+            return whole(args[0] if args else kwargs["input"], tuple(range(-dims, 0)), keepdim=True)
         if func is torch.functional.cdist and kwargs.get("compute_mode") == AS_NEEDED and kwargs.get("p") == 2:
             kwargs["compute_mode"] = "use_mm_for_euclid_dist"
         return func(*args, **kwargs)
+
+
+POOLS: dict[Any, tuple[Any, int]] = {
+    torch.avg_pool1d: (torch.mean, 1), F.avg_pool2d: (torch.mean, 2), F.avg_pool3d: (torch.mean, 3),
+    F.max_pool1d: (torch.amax, 1), F.max_pool2d: (torch.amax, 2), F.max_pool3d: (torch.amax, 3),
+}  # fmt: skip
+"""What a pool over all places is, and over how many dimensions."""
+
+
+def _over_all(
+    dims: int, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *more: Any, **options: Any
+) -> bool:
+    """Whether a pool's kernel is as large as what it pools, in free sizes."""
+    plain = {"dilation": 1, "return_indices": False, "divisor_override": None}
+    others = any(options.get(name, value) != value for name, value in plain.items())
+    if others or padding not in (0, (0,) * dims) or more[2:] not in ((), (None,)):
+        return False
+    kernel = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * dims
+    sizes, places = ([_expression(size) for size in few] for few in (kernel, input.shape[-dims:]))
+    return None not in sizes and sizes == places
+
+
+def _expression(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else None
 
 
 AS_NEEDED = "use_mm_for_euclid_dist_if_necessary"
@@ -145,7 +174,7 @@ def without_branches() -> Iterator[None]:
         transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
         Distribution._validate_sample = lambda self, value: None
         Distribution.set_default_validate_args(False)
-        with _ByProducts():
+        with _OneWay():
             yield
     finally:
         transformer._detect_is_causal_mask = asks
@@ -164,15 +193,17 @@ def observe_nothing(model: nn.Module) -> None:
 
 
 class Flags(TorchFunctionMode):
-    """While a network is traced: what depends on few numbers of its own parameters and buffers alone is known, so code
-    may branch on it. `asked`: the names of those that were branched on."""
+    """While a network is traced: what depends on few numbers of its own parameters, buffers and constants alone is
+    known, so code may branch on it. constants: by name, the tensors that it has beside parameters and buffers.
+    `asked`: the names of those that were branched on."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, constants: Iterable[tuple[str, Tensor]] = ()) -> None:
         super().__init__()
         own = (*model.named_parameters(), *model.named_buffers())
         self.numbers = {name: tensor.detach().clone() for name, tensor in own if _few(tensor)}
         self.asked: set[str] = set()
         self._places = [(name, *_place(model, name)) for name in self.numbers]
+        self._constants = {id(t): (t, t.detach().clone(), frozenset((n,))) for n, t in constants if _few(t)}
         self._known: dict[int, tuple[Tensor, Tensor, frozenset[str]]] = {}
 
     def _find(self, tensor: Tensor) -> tuple[Tensor, Tensor, frozenset[str]] | None:
@@ -183,22 +214,26 @@ class Flags(TorchFunctionMode):
             name = next((name for name, tensors, key in self._places if tensors.get(key) is tensor), None)
             if name is not None:
                 self._known[id(tensor)] = tensor, self.numbers[name], frozenset((name,))
-        return self._known.get(id(tensor))
+        return self._known.get(id(tensor)) or self._constants.get(id(tensor))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = (args, dict(kwargs or {}))
         if isinstance(func, torch._ops.OpOverload):  # torch's own work on what it traces
             return func(*args, **given[1])
+        if func in FILLS:
+            given = self._filled(func, *given)
+            args = given[0]
         tensors = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
         known = [self._find(tensor) for tensor in tensors]
-        sources = frozenset().union(*(found[2] for found in known if found is not None))
+        sources = frozenset[str]().union(*(found[2] for found in known if found is not None))
         if None in known or not sources:
             if _writes(func, given[1]):
                 self._known.clear()  # views of what it writes are known under names of their own
             return func(*args, **given[1])
         with _disable_current_modes():
             drawn = torch.get_rng_state()
-            copies = pytree.tree_map_only(Tensor, lambda tensor: self._known[id(tensor)][1].clone(), given)
+            numbers_of = {id(tensor): found[1] for tensor, found in zip(tensors, known, strict=True) if found}
+            copies = pytree.tree_map_only(Tensor, lambda tensor: numbers_of[id(tensor)].clone(), given)
             numbers = func(*copies[0], **copies[1])
             chance = not torch.equal(torch.get_rng_state(), drawn)
         if chance:
@@ -215,7 +250,22 @@ class Flags(TorchFunctionMode):
                 self._known[id(made)] = made, real, sources
         return result
 
+    def _filled(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The arguments of one of `FILLS`, with numbers in place of the network's own."""
+        first = 0 if func in (torch.arange, torch.linspace) else 1
 
+        def number(value: Any) -> Any:
+            found = self._find(value) if isinstance(value, Tensor) and value.dim() == 0 else None
+            if found is None:
+                return value
+            self.asked |= found[2]
+            return found[1].item()
+
+        return (*args[:first], *map(number, args[first:])), {name: number(value) for name, value in kwargs.items()}
+
+
+FILLS = (torch.full, torch.full_like, Tensor.new_full, torch.arange, torch.linspace)
+"""Functions that ask a tensor for its number where they are given one in place of a number."""
 ASKS = (Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist)
 """What code asks of a tensor's numbers."""
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from parspike.errors import InputError, TraceError
 from parspike.graph import ops
-from parspike.graph.explain import user_line
+from parspike.graph.explain import IN_TRAINING, keeps_state, user_line
 from parspike.graph.features import with_channels
 from parspike.graph.ir import BATCH, Device, Graph, Input, Node, Param, Ref, Size, Stream, leaves, map_tree
 from parspike.graph.ops import Role
@@ -43,6 +43,9 @@ RMS_NORM = "aten.rms_norm.default"
 
 SQUEEZES = ("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
 
+
+MADE = ("aten.zeros.default", "aten.ones.default", "aten.full.default", "aten.arange.default", "aten.arange.start",
+        "aten.arange.start_step")  # fmt: skip
 
 BLANKS = {f"aten.{form}.default": kind for kind, forms in {
     "zeros": ("zeros_like", "new_zeros", "empty_like", "new_empty"), "ones": ("ones_like", "new_ones"),
@@ -123,14 +126,9 @@ class Reader:
         if not (found := [*asked, *read]):
             return
         observers = ".activation_post_process." in f".{found[0]}"
-        remedy = "call model.apply(torch.ao.quantization.disable_observer) first" if observers else (
-            "write it only in training (self.training)"
-        )  # fmt: skip
-        raise TraceError(
-            f"{type(self.model).__name__} writes into '{found[0]}' in forward, and "
-            f"{'asks for its numbers' if asked else 'its output reads it'}: a spiking network keeps no state between "
-            f"batches; {remedy}"
-        )
+        remedy = "call model.apply(torch.ao.quantization.disable_observer) first" if observers else IN_TRAINING
+        uses = "asks for its numbers" if asked else "its output reads it"
+        raise TraceError(keeps_state(self.model, found[0], uses, remedy))
 
     def _placeholders(self) -> None:
         signature = self.exported.graph_signature
@@ -249,6 +247,10 @@ class Reader:
             target, args = self._largest(fx, target, args)
         if target in BLANKS:  # takes only the type and the sizes of its first argument, not its values
             target, args, kwargs = self._blank(target, args, meta)
+        if (
+            target in MADE and kwargs.get("dtype") is None
+        ):  # left out, it is torch's default, which .to() does not change
+            kwargs = {**kwargs, "dtype": fx.meta["val"].dtype}
         if target == "getitem" and self._is_first(args[0]):  # of its outputs only the first is used
             self.value[fx.name] = args[0]
             return
@@ -279,8 +281,8 @@ class Reader:
             reason=reason,
         )  # fmt: skip
         row = ops.TABLE.get(target)
-        if row is not None and row.activation is not None and role is Role.NEURON:
-            activation = row.activation(node)
+        if row is not None and role is Role.NEURON:
+            activation = ops.OF_SIZE if sized else None if row.activation is None else row.activation(node)
             if isinstance(activation, str):
                 node = replace(node, role=Role.ANALOG, reason=activation)
         self.nodes.append(node)

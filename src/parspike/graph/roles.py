@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parspike.graph.ir import Graph, Node, Param, Ref, elements, leaves, map_tree
+from parspike.graph.ir import Graph, Node, Param, Ref, Size, elements, leaves, map_tree
 from parspike.graph.ops import FUNCTIONS, HELD, HOLD, ON_MEANS, POINTWISE, SCALES, STEEP, TABLE, WEIGHED_BY_SAMPLE, Role
 from parspike.graph.refusals import judge
 from parspike.graph.same import across_batch_marked, two_samples
@@ -66,7 +66,7 @@ def _is_steep(reader: Node, name: str) -> bool:
         dividend, divisor = reader.args[:2]
         return divisor == Ref(name) and dividend != Ref(name)
     if reader.target == "aten.pow.Tensor_Scalar":
-        return reader.args[1] < 1
+        return isinstance(reader.args[1], Size) or reader.args[1] < 1
     return reader.target in STEEP
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from parspike.errors import InputError, TraceError
+from parspike.graph.batch import with_excepted
 from parspike.graph.explain import frames, user_line
 from parspike.graph.export import export
 from parspike.graph.forget import and_forget
@@ -51,7 +52,7 @@ def trace(
         raise
     if (name := graph.unfit()) is not None:
         raise _unfit(name)
-    return replace(graph, fixed=fixed)
+    return replace(with_excepted(model, graph, args, kwargs), fixed=fixed)
 
 
 def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parspike.calibrate.batches import arguments_of, bound, inputs_of, labels_of, readable_again
+from parspike.calibrate.batches import arguments_of, bound, inputs_of, labels_of, number_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.engines import Steps, changing
 from parspike.errors import InputError
@@ -72,7 +72,7 @@ def measured(
     """What `measure` returns, and the scores that it was made of. sure: see `answers_of`."""
     check_converted(snn, "measure")
     source = batches_of(snn, loader)
-    total = len(source) if hasattr(source, "__len__") else 0  # pyright: ignore[reportArgumentType]
+    total = number_of(source)
     meter, scores, reference, samples = _Meter(snn), Scores(), None, 0
     for number, item in enumerate(source):
         place = f"batch {number} of the loader"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parspike.calibrate.batches import bound
+from parspike.calibrate.batches import bound, number_of
 from parspike.calibrate.recipe import Progress
 from parspike.engines import Steps
 from parspike.errors import InputError
@@ -85,7 +85,7 @@ def neurobench(
     """
     check_converted(snn, "neurobench")
     source = batches_of(snn, loader)
-    total = len(source) if hasattr(source, "__len__") else 0  # pyright: ignore[reportArgumentType]
+    total = number_of(source)
     counter, samples = _Counter(snn), 0
     for number, item in enumerate(source):
         place = f"batch {number} of the loader"

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parspike.calibrate.batches import readable_again
+from parspike.calibrate.batches import number_of, readable_again
 from parspike.calibrate.distance import named
 from parspike.calibrate.recipe import Progress
 from parspike.errors import InputError
@@ -140,7 +140,7 @@ def perplexity(
     Raises `InputError` for no sequence, sequences of fewer than two tokens, and outputs of another shape.
     """
     source = readable_again(sequences, 4, name="sequences")
-    total, found = len(source) if hasattr(source, "__len__") else 0, Perplexity()  # pyright: ignore[reportArgumentType]
+    total, found = number_of(source), Perplexity()
     for number, item in enumerate(source):
         x = inputs(item) if inputs is not None else item[0] if isinstance(item, (tuple, list)) else item
         _whole(x)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parspike.calibrate.batches import inputs_of, labels_of
+from parspike.calibrate.batches import inputs_of, labels_of, number_of
 from parspike.calibrate.distance import class_scores, values_of
 from parspike.calibrate.recipe import Progress
 from parspike.engines import OVER_TIME, Pass, count, over_time
@@ -108,7 +108,7 @@ def answers(
     rival = quantised(snn) if known else None
     how = None if snn.over_time else Pass.of(snn.graph, tuple(snn.counting()))
     found = Answers(Scores(), reference is not None, None if rival is None else Scores())
-    total = len(source) if hasattr(source, "__len__") else 0  # pyright: ignore[reportArgumentType]
+    total = number_of(source)
     for number, item in enumerate(source):
         env = inputs_of(item, f"batch {number} of the data", snn.graph, inputs)
         labels = labels_of(item, inputs, snn.graph.signature)

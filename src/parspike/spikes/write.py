@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parspike.calibrate.batches import inputs_of, readable_again
+from parspike.calibrate.batches import inputs_of, number_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.engines import Run
 from parspike.errors import InputError, OptionError
@@ -142,7 +142,7 @@ def _runs(
         return
     # A generator is read once here, so its items need not be kept.
     source = data if isinstance(data, Iterator) else readable_again(data, name="data")
-    total = len(source) if isinstance(source, Sized) else 0
+    total = number_of(source)
     for number, item in enumerate(source):
         env = inputs_of(item, f"batch {number} of the data", snn.graph, inputs)
         count, names = snn.graph.signature

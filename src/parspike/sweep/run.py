@@ -56,7 +56,7 @@ def sweep(
     """
     if codes is not None and neuron is not None:
         raise OptionError(f"codes= is of parallel neurons, one row for each, and neuron is {neuron!r}: leave one out")
-    if data is calibration:
+    if data is calibration and data is not None:
         raise OptionError(
             "data is the calibration set itself, on which a conversion looks better than on other images: leave data= "
             "out, and every fourth batch is held out"
