@@ -752,3 +752,18 @@ def test_a_sum_that_repeats_its_synapse_goes_into_whole_numbers() -> None:
     model, x = Dueling().eval(), torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
     snn, wanted = parspike.convert(model, x, T=31, recipe="max"), model(x)
     assert float((integers(snn, x)(x) - wanted).norm() / wanted.norm()) < 0.1
+
+
+def test_whole_numbers_are_made_for_the_sizes_of_the_images() -> None:
+    """Would catch the sizes of the example that was traced, at which other images ended in torch's error."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+        x, larger = torch.rand(32, 3, 8, 8), torch.rand(32, 3, 12, 12)
+    snn = parspike.convert(model.eval(), x, T=8, recipe="max")
+    lowered = integers(snn, [larger, larger[:5]])
+    assert lowered.graph.inputs[0].shape[1:] == (3, 12, 12)
+    assert snn.graph.example == {"input.2": 8, "input.3": 8}
+    torch.testing.assert_close(lowered(larger), snn(larger), atol=0.02, rtol=0)
+    with pytest.raises(OptionError, match=r"images, batch 1: .* give images of that size alone"):
+        integers(snn, [larger, x])

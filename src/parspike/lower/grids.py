@@ -24,7 +24,7 @@ from parspike.snn import SNN
 
 __all__ = ["ALIKE", "FIXED", "PRECISE", "Grids", "Value", "chooses", "input_node", "reach", "sample", "squeezed"]
 
-FIXED = "whole numbers are made for the sizes of the example"
+FIXED = "whole numbers are made for the sizes of the images that integers was given"
 FINEST = 10
 """Bits by which the grid of a sum may be finer than that of its finer branch."""
 PRECISE = 1 << 4

@@ -58,8 +58,8 @@ CONSTANTS = {"aten.add.Scalar": (1, 1), "aten.sub.Scalar": (1, -1), "aten.rsub.S
 CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default")
 """Operators that may read a tensor of the network without changing values: places."""
 BEYOND = 2
-"""How many times as large as √n, the largest that a norm of n features gives, what it gives in whole numbers may be: its
-1/√ is a staircase. Without that end, what weights prove of a norm would be as many times what they prove of the one
+"""How many times as large as √n, the largest that a norm of n features gives, what it gives in whole numbers may be:
+its 1/√ is a staircase. Without that end, what weights prove of a norm would be as many times what they prove of the one
 before it as the layers between are wide."""
 EMBEDDING = "aten.embedding.default"
 NEAREST = ("aten.upsample_nearest", "aten._upsample_nearest_exact")
@@ -85,14 +85,14 @@ def integers(
     the largest magnitude of every channel of the inputs is read from them, and synapses are fitted on them. weights:
     bits of a weight, 2 … 16, one sign among them: at 4 bits −7 … 7. inputs: bits of an input. refit: whether synapses
     are fitted to what they read once the layers before them are rounded, and weights make good for each other's
-    rounding (`parspike.lower.rounding`); without it they are rounded to the nearest. Input sizes are those of the
-    example that was traced.
+    rounding (`parspike.lower.rounding`); without it they are rounded to the nearest. Input sizes are those
+    of the images.
 
     Returns a network of `Whole` neurons (or of IF neurons whose parameters are whole), which runs, saves and loads like
     any other; its outputs are real again. What stands behind the last layer and has no form in whole numbers, such as a
     softmax, is computed of the answer in real numbers (`provenance["real"]` names it). Inputs of a whole type, such as
     uint8 images or tokens, are taken as they are. Raises `UnsupportedError` that lists every operator and neuron that
-    whole numbers cannot carry, `OptionError` on bits out of range.
+    whole numbers cannot carry, `OptionError` on bits out of range and images of several sizes.
     """
     check_converted(snn, "integers")
     for name, bits in (("weights", weights), ("inputs", inputs)):
@@ -101,6 +101,7 @@ def integers(
     if snn.provenance.get("lowered") == "integers":
         raise OptionError("this network is in whole numbers already: lower the one that it was made from")
     batches = batches_of(snn.graph, images)
+    snn = _at_sizes_of(snn, batches)
     device = next((t.device for t in snn.tensors().values()), torch.device("cpu"))
     if device.type != "cpu":  # rounded there, so that a network has the same numbers wherever it was made
         moved = [{name: x.cpu() for name, x in env.items()} for env in batches]
@@ -121,6 +122,23 @@ def integers(
         made.add_all()
     about = {"lowered": "integers", "weights": weights, "inputs": inputs, "refit": refit}
     return made.finished({**snn.provenance, **about})
+
+
+def _at_sizes_of(snn: SNN, batches: list[dict[str, Tensor]]) -> SNN:
+    """The network with the sizes of these inputs for its example's."""
+    graph = snn.graph
+    each = [{name: graph.sizes(env)[name] for name in graph.example} for env in batches]
+    for number, sizes in enumerate(each):
+        if sizes != each[0]:
+            raise OptionError(
+                f"images, batch {number}: {sizes} where batch 0 has {each[0]}: whole numbers are made for one size of "
+                "the inputs, so give images of that size alone"
+            )
+    if each[0] == graph.example:
+        return snn
+    made = copy.deepcopy(snn)
+    made.graph = replace(made.graph, example=each[0])
+    return made
 
 
 class _Whole(Masks):
