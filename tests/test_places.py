@@ -115,3 +115,11 @@ def test_an_activation_that_is_only_compared_sends_no_spikes() -> None:
     model = Net(ASKS["topk"], torch.relu)
     model.forward = lambda x: model.end(model.act(model.chosen(model.hidden(x).relu())))
     assert [node.layer for node in parspike.plan(model.eval(), X).graph.neurons] == ["act"]
+
+
+def test_what_is_computed_beside_is_no_operation_of_the_network() -> None:
+    """The network's: 12 · 32, 8 · 16, 16 · 3 and 32 · 3 of linear layers, 32 of topk and 4 of what it gives."""
+    snn = parspike.convert(Net(ASKS["topk"], torch.relu).eval(), [X], T=2, recipe="max")
+    report = parspike.measure(snn, X)
+    assert report.network_macs == 384 + 128 + 48 + 96 + 32 + 4
+    assert {row.layer: row.macs for row in report.rows}["relu@compared"] == 32

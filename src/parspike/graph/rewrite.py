@@ -30,7 +30,7 @@ from torch import Tensor
 from parspike.graph.course import Course, Turn, clip_of, course_of, turn_of
 from parspike.graph.ir import Graph, Node, Param, Ref, leaves, map_tree
 from parspike.graph.levels import Levels, levels_of
-from parspike.graph.ops import COMPARED, FAKE_QUANTISE, POINTWISE, TABLE, Role
+from parspike.graph.ops import BESIDE, COMPARED, FAKE_QUANTISE, POINTWISE, TABLE, Role
 from parspike.graph.order import PLACES, spans_channels, values_alone
 from parspike.graph.pointwise import Written, evaluate, functions_of, numbers, polynomial, steps, uncast
 from parspike.graph.same import check_rewritten
@@ -587,7 +587,7 @@ def _places(draft: _Draft, node: Node) -> None:
     made: list[Node] = []
     for n in before:
         if n.name in needed and f"{n.name}_compared" not in draft.nodes:
-            copy = replace(n, name=f"{n.name}_compared", layer=f"{n.layer}@compared")
+            copy = replace(n, name=f"{n.name}_compared", layer=n.layer + BESIDE[0])
             spiking = n.role is Role.NEURON
             made.append(replace(copy, role=Role.ANALOG, reason=COMPARED) if spiking else copy.mapped(exact))
     values = [n for n in draft.readers(node.name) if n.target == "getitem" and n.args[1] == 0]
@@ -596,7 +596,7 @@ def _places(draft: _Draft, node: Node) -> None:
         for n in values:
             draft.nodes[n.name] = replace(n, target=target, args=args, role=TABLE[target].role, reason="")
     elif values and node.target in RANKS:
-        made.append(replace(node, name=f"{node.name}_values", layer=f"{node.layer}@values"))
+        made.append(replace(node, name=f"{node.name}_values", layer=node.layer + BESIDE[1]))
         draft.nodes |= {n.name: n.mapped(_renaming({node.name: f"{node.name}_values"})) for n in values}
     draft.insert(node.name, [*made, node.mapped(exact)])
     draft.prune()

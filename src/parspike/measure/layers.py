@@ -20,7 +20,7 @@ from parspike.calibrate.recipe import Progress
 from parspike.engines import Steps, changing
 from parspike.errors import InputError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk
-from parspike.graph.ops import ACROSS_BATCH, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE, call
+from parspike.graph.ops import ACROSS_BATCH, BESIDE, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE, call
 from parspike.graph.roles import currents, reached_by
 from parspike.measure.energy import Energy
 from parspike.measure.report import LayerRow, Report
@@ -334,7 +334,7 @@ class _Meter:
         if role is Role.ANALOG:
             macs = self._once("macs", node, args, lambda: macs_of(node, args, kwargs, value, self.varying))
             done.multiplied(macs, self._times(node))
-            done.network_macs += macs
+            done.network_macs += 0 if node.layer.endswith(BESIDE) else macs
         return [value, None, places, places, *network]
 
     def _shares(self, node: Node, args: Any, make: Callable[[], Any]) -> Any:
