@@ -341,6 +341,25 @@ class TestTBC:
         assert not bool(tbc.advance(None, z)[2].any())
         assert bool(plain.advance(None, z)[2].all())
 
+    def test_of_images_of_several_sizes_the_shortest_wait_counts(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)
+        ).eval()
+        with torch.no_grad():
+            model[0].bias.fill_(-0.8)  # pyright: ignore[reportArgumentType, reportCallIssue] (activations are rare)
+        sets, T = (torch.randn(8, 2, 6, 6), torch.randn(5, 2, 9, 7), torch.randn(4, 2, 6, 6)), 64
+        snn = parspike.convert(model, list(sets), T=T, recipe=TBC())
+        (neuron,) = snn.stateful().values()
+        assert isinstance(neuron, IntegrateFire)
+        waits = []
+        with torch.no_grad():
+            for x in (torch.cat([sets[0], sets[2]]), sets[1]):
+                mean = model[0](x).relu().mean(0)
+                waits.append(float(((neuron.v_threshold - neuron.v_init) / mean).min()))
+        assert 0 < int(min(waits)) < int(max(waits))
+        assert snn.simulation.read == T - int(min(waits))
+
     def test_places_in_the_batch_are_no_samples_of_their_own(self) -> None:
         """Rows of (B·3, C) have one mean each: the delay is that of the mean over them."""
 
@@ -408,6 +427,16 @@ class TestFTBC:
                     sent = train
         for neuron, wanted in zip(neurons, b, strict=True):
             assert torch.allclose(neuron.bias, -wanted, atol=1e-5)
+
+    @pytest.mark.parametrize("granularity", ["layer", "channel"])
+    def test_thresholds_of_least_error_are_those_of_snnc(self, granularity: Any) -> None:
+        ours, theirs = (
+            made(recipe, data().split(15))[1]
+            for recipe in (FTBC(granularity=granularity), SNNCLP(granularity=granularity))
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one.v_threshold, other.v_threshold)
+            assert (len(one.v_threshold.unique()) > 1) == (granularity == "channel")
 
     def test_every_step_comes_to_the_mean_activation(self) -> None:
         x, T = data(400), 4

@@ -568,8 +568,9 @@ def test_h_mt_takes_ranges_from_moments_or_percentiles() -> None:
     assert torch.allclose(theta * full, z.max().expand_as(theta))
 
 
-def test_adafire_finds_thresholds_and_mosts_by_hand() -> None:
-    model, x, T = Small().eval(), images(16), 4
+@pytest.mark.parametrize("T", [3, 4])
+def test_adafire_finds_thresholds_and_mosts_by_hand(T: int) -> None:
+    model, x = Small().eval(), images(16)
     snn = parspike.convert(model, x.split(16), T=T, recipe=AdaFire(most=3, wanted=2))
     most = list(snn.provenance["search"]["most"].values())
     a = activations(model, x)

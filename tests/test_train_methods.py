@@ -354,6 +354,18 @@ def test_batch_norms_before_an_addition_are_scaled_down():
         assert scale == pytest.approx(0.5 / math.sqrt(2) if before_addition else 0.5), name
 
 
+@pytest.mark.parametrize("method", ["tdbn", "glif"])
+def test_looking_for_additions_leaves_running_statistics_as_they_were(method):
+    made = recipe(method, T=2)
+    base = ResNet(2, blocks=(1, 1, 1), width=4).train()
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    model = make_network(made, base, torch.rand(2, 3, 8, 8))
+    norms = [module.norm for module in model.modules() if isinstance(module, ThresholdNorm)]
+    assert all(int(norm.num_batches_tracked) == 0 for norm in norms)
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+    assert model.training
+
+
 @pytest.mark.parametrize("add", [torch.add, Tensor.add_, lambda x, y: x + y, lambda x, y: y + x, lambda x, y: 2.0 + x])
 def test_an_addition_is_found_however_it_is_written(add):
     class Two(nn.Module):
