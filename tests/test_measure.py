@@ -189,6 +189,53 @@ def test_a_spike_counts_once_for_each_way_to_an_element():
     assert synops[True] == 2 * synops[False]
 
 
+class Pooled(nn.Module):
+    """Average pools behind neurons, one of which is padded and divides by less at its edge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(self.a(x).relu(), 3, 1, 1, count_include_pad=False)
+        return self.c(F.adaptive_avg_pool2d(self.b(x).relu(), 1).flatten(1))
+
+
+class NamedPool(nn.Module):
+    """A convolution that is called as the sum of a pool is in whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole, self.head = nn.ModuleDict({"pool": nn.Conv2d(2, 4, 3)}), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.whole["pool"](x).relu())
+
+
+def test_a_convolution_called_pool_is_a_synapse():
+    x = torch.randn(8, 2, 5, 5)
+    report = parspike.measure(parspike.convert(NamedPool().eval(), x, T=3, recipe="max"), x)
+    assert report.macs == 9 * 18 * 4
+
+
+@pytest.mark.parametrize("kind", [None, parspike.IF()], ids=["parallel", "if"])
+def test_pools_in_whole_numbers_are_wires_too(kind):
+    torch.manual_seed(0)
+    x = torch.randn(16, 2, 6, 6)
+    snn = parspike.convert(Pooled().eval(), x, T=4, recipe="closed-form", neuron=kind)
+    chip = parspike.lower.integers(snn, x, weights=16, inputs=16)
+    real, whole = parspike.measure(snn, x), parspike.measure(chip, x)
+    rows = [[row for row in found.rows if row.kind in ("synapse", "neuron")] for found in (real, whole)]
+    assert [row.operator for row in rows[0]] == [row.operator for row in rows[1]]
+    for one, two in zip(*rows, strict=True):
+        assert two.synops == pytest.approx(one.synops, rel=0.02)
+        assert (two.macs, two.network_macs, two.bits) == (one.macs, one.network_macs, one.bits)
+    assert whole.weights == real.weights
+    ours, theirs = parspike.neurobench(snn, x), parspike.neurobench(chip, x)
+    assert theirs.dense == ours.dense
+    assert theirs.effective_macs == pytest.approx(ours.effective_macs, rel=0.02)
+
+
 @pytest.mark.parametrize("kind", SHAPES)
 def test_every_spike_of_whole_networks(kind):
     check(*made(kind, batch=3))

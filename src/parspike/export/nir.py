@@ -194,7 +194,10 @@ class _Writer:
 
     def _unwritable(self, node: Node, *, batch_first: bool) -> str | None:
         if node.role is Role.NEURON and node.name not in self.neurons:
-            return "this activation is kept without neurons: convert it too, or end the network before it"
+            return (
+                "this activation is kept without neurons: convert without Keep(), and one at the output with "
+                "layers={'*': parspike.Spike()}, or end the network before it"
+            )
         if node.role is Role.ORDER:
             return (
                 f"{_plain(node.target)} takes a maximum of sums over time, and no NIR node does: the largest spike of "

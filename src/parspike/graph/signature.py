@@ -16,11 +16,13 @@ import torch
 
 from parspike.graph.ir import Node, Param, Size
 
-__all__ = ["Conv", "Linear", "Pool", "arguments", "named", "with_weights"]
+__all__ = ["SUMMED", "Conv", "Linear", "Pool", "adds_up", "arguments", "named", "with_weights"]
 
 SPATIAL = re.compile(
     r"aten\.(conv_transpose|conv|max_pool|avg_pool|adaptive_max_pool|adaptive_avg_pool)([123])d(?:_with_indices)?\."
 )
+SUMMED = "whole.{}.pool.weight"
+"""Path by node of the weights, all 1, of a convolution that stands for an average pool in whole numbers."""
 LINEAR = ("aten.linear.default", "aten.addmm.default", "aten.mm.default")
 
 
@@ -84,6 +86,11 @@ class Pool:
     count_include_pad: bool = True
     divisor: int | None = None
     output_size: tuple[Any, ...] = ()
+
+
+def adds_up(node: Node) -> bool:
+    """Whether a convolution only adds up the windows of a pool, in whole numbers: a wire and no synapse."""
+    return SUMMED.format(node.name) in node.params
 
 
 def arguments(node: Node) -> Conv | Linear | Pool | None:

@@ -29,7 +29,7 @@ from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Node, Param, Ref, Role, Stream, map_tree
 from parspike.graph.lookup import TAKEN
 from parspike.graph.ops import CASTS, ENCODE, FLOOR, HOLD, LARGEST, MASKED, REAL, RSQRT, TABLE, TIMES
-from parspike.graph.signature import Conv, Linear, Pool, arguments, with_weights
+from parspike.graph.signature import SUMMED, Conv, Linear, Pool, arguments, with_weights
 from parspike.lower.grids import ALIKE, FIXED, PRECISE, Value, chooses, input_node, sample, squeezed
 from parspike.lower.masks import Masks
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
@@ -514,7 +514,8 @@ class _Whole(Masks):
             raise Refused("its last windows reach over the edge (ceil_mode)")
         value = self.even(node, value, spatial)
         # A sum is a convolution with ones, exact, where an average pool would divide and round.
-        ones = self.put(node, "weight", torch.ones(sizes[1], 1, *kernel).double())
+        ones = Param(SUMMED.format(node.name))
+        self.tensors[ones.path] = torch.ones(sizes[1], 1, *kernel).double()
         args = (Ref(value.name), ones, None, list(stride), list(padding), [1] * pool.rank, sizes[1])
         name = self.emit(node, "", f"aten.conv{pool.rank}d.default", *args)
         grid = value.grid / math.prod(kernel)

@@ -22,10 +22,11 @@ from parspike.errors import InputError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk
 from parspike.graph.ops import ACROSS_BATCH, BESIDE, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE, call
 from parspike.graph.roles import currents, reached_by
+from parspike.graph.signature import adds_up
 from parspike.measure.energy import Energy
 from parspike.measure.report import LayerRow, Report
 from parspike.measure.scores import Scores
-from parspike.measure.wires import at_refs, carry, fan_out, macs_of, one_sample, present, role_of
+from parspike.measure.wires import at_refs, carry, fan_out, macs_of, one_sample, present, role_of, summed
 from parspike.neurons import Neuron, Staircase
 from parspike.plan import Plan, plan_again
 from parspike.snn import SNN, check_converted
@@ -143,7 +144,8 @@ def same_operators(one: Graph, other: Graph) -> bool:
 def weights_of(snn: SNN) -> int:
     """How many weights the synapses have, biases left out; one that several synapses read counts once."""
     tensors = snn.tensors()
-    paths = {path for node in snn.graph.nodes if TABLE[node.target].weighted for path in node.params}
+    synapses = [node for node in snn.graph.nodes if TABLE[node.target].weighted and not adds_up(node)]
+    paths = {path for node in synapses for path in node.params}
     return sum(tensors[path].numel() for path in paths if tensors[path].dim() > 1)
 
 
@@ -160,7 +162,7 @@ def activation_bits(snn: SNN) -> dict[str, int]:
     for node in snn.graph.nodes:
         if node.name in neurons:
             found[node.name] = max(1, neurons[node.name].levels_in(snn.T).bit_length())
-        elif node.role in (Role.SYNAPSE, Role.ORDER) and not TABLE[node.target].weighted:
+        elif node.role in (Role.SYNAPSE, Role.ORDER) and (not TABLE[node.target].weighted or adds_up(node)):
             found[node.name] = max((found[name] for name in node.refs), default=INPUT_BITS)
         else:
             found[node.name] = INPUT_BITS
@@ -317,6 +319,10 @@ class _Meter:
                 done.size += float(wanted.double().square().sum())
             return [value, sent, None, seen(), *network]
         value = call(node.target, args, kwargs)
+        if adds_up(node):
+            sent, real, places = (summed(node, args, kwargs, found[0], moving) for found in (spikes, reals, there))
+            real, places = (None if one is None else (one != 0).double() for one in (real, places))
+            return [value, sent, real, places, *network]
         if role is Role.SYNAPSE and row.weighted:
             edges = self._once("edges", node, args, lambda: fan_out(node, args, kwargs, moving))
             done.synops += sum(float((s.abs() * edges).sum()) for s in spikes if s is not None)
@@ -381,7 +387,7 @@ class _Meter:
             return "mean"
         if node.role is Role.NEURON or (node.role is Role.ANALOG and node.reason != ACROSS_BATCH):
             return "analog"
-        if TABLE[node.target].weighted:
+        if TABLE[node.target].weighted and not adds_up(node):
             return "synapse"
         return "mean" if done.synops else None
 

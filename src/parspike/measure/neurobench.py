@@ -22,7 +22,7 @@ from parspike.engines import Steps
 from parspike.errors import InputError
 from parspike.graph import Node, Role, Schedule, Stream, map_tree, nested, walk
 from parspike.graph.ops import TABLE, call
-from parspike.graph.signature import Conv, arguments
+from parspike.graph.signature import Conv, adds_up, arguments
 from parspike.measure.layers import batches_of, means_of
 from parspike.measure.wires import role_of
 from parspike.snn import SNN, check_converted
@@ -158,7 +158,7 @@ class _Counter:
                 return [current, spike.to(current.dtype)]
             row, role, kwargs = TABLE[node.target], role_of(node), currents.arguments(node)[1]
             only = all(units.env[ref] is not None for ref in node.refs if ref in self.varying)
-            if row.weighted and role is Role.SYNAPSE:
+            if row.weighted and role is Role.SYNAPSE and not adds_up(node):
                 if _known(node):
                     self._count(node, units if only else currents, sizes)
                 return [call(node.target, args, kwargs), None]
@@ -220,5 +220,5 @@ class _Counter:
 
 def _known(node: Node) -> bool:
     """Whether a weighted synapse is a layer that NeuroBench counts: a convolution or a linear layer."""
-    found = arguments(node)
+    found = None if adds_up(node) else arguments(node)
     return not found.transposed if isinstance(found, Conv) else found is not None

@@ -16,7 +16,7 @@ from torch import Tensor
 from parspike.graph import Node, Ref, Role, leaves, map_tree
 from parspike.graph.ops import ACROSS_BATCH, TABLE, call
 
-__all__ = ["at_refs", "carry", "fan_out", "macs_of", "one_sample", "present", "role_of"]
+__all__ = ["at_refs", "carry", "fan_out", "macs_of", "one_sample", "present", "role_of", "summed"]
 
 Once = Callable[[Node, Any, Callable[[], Any]], Any]
 """once(node, args, make): what make() gave for this node and arguments of these shapes."""
@@ -175,6 +175,13 @@ def fan_out(node: Node, args: Any, kwargs: dict[str, Any], names: Collection[str
         y = call(node.target, _swap(node.args, args, names, lambda _: leaf, _ones), kwargs).sum()
     (edges,) = torch.autograd.grad(y, leaf)
     return edges.double().round()
+
+
+def summed(node: Node, args: Any, kwargs: dict[str, Any], signal: Tensor | None, names: Collection[str]) -> Any:
+    """Spikes behind the convolution of ones that stands for a pool in whole numbers (`adds_up`), None for None."""
+    if signal is None:
+        return None
+    return call(node.target, _swap(node.args, args, names, lambda _: signal.abs(), _double), kwargs)
 
 
 def _ones(leaf: Any) -> Any:
