@@ -131,7 +131,10 @@ def test_a_folder_and_a_converted_network_are_no_spec(tmp_path: Path, monkeypatc
         load_network("net.parspike")
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "pt", "checkpoint", "data-parallel"])
+WRAPPED = {"data-parallel": "module.", "compiled": "_orig_mod.", "both": "module._orig_mod."}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "checkpoint", *WRAPPED])
 def test_weights_reach_the_network(file: str, tmp_path: Path, kind: str) -> None:
     trained = load_network(f"{file}:net").model
     state = {k: v for k, v in trained.state_dict().items() if "num_batches_tracked" not in k}
@@ -141,7 +144,7 @@ def test_weights_reach_the_network(file: str, tmp_path: Path, kind: str) -> None
     elif kind == "checkpoint":
         torch.save({"epoch": 3, "state_dict": state}, path)
     else:
-        torch.save({f"module.{k}" if kind == "data-parallel" else k: v for k, v in state.items()}, path)
+        torch.save({WRAPPED.get(kind, "") + k: v for k, v in state.items()}, path)
     loaded = load_network(f"{file}:net", str(path)).model
     for key, value in state.items():
         assert torch.equal(loaded.state_dict()[key], value)

@@ -397,8 +397,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise FileError(f"--weights {path}: holds no state dict; save it with torch.save(model.state_dict(), …)")
-    if state and all(k.startswith("module.") for k in state):  # written by nn.DataParallel
-        return {k.removeprefix("module."): v for k, v in state.items()}
+    for wrapper in ("_orig_mod.", "module.", "_orig_mod."):  # torch.compile around or inside nn.DataParallel
+        if state and all(k.startswith(wrapper) for k in state):
+            state = {k.removeprefix(wrapper): v for k, v in state.items()}
     return dict(state)
 
 
