@@ -142,6 +142,17 @@ class TestEveryMethod:
             assert torch.equal(loaded(x[:number]), snn(x[:number]))
             assert snn(x[:number]).shape == (number, 3)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+    def test_computes_in_the_precision_of_the_network(self, method: type[Baseline], dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        model: nn.Module = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+        x = torch.randn(12, 5)
+        if method.needs_qcfs:
+            model = with_qcfs(model, 4, v_threshold="max", example=x, fused=False).eval()
+        snn = parspike.convert(model.to(dtype), x.to(dtype), T=4, recipe=method())
+        assert snn(x.to(dtype)).dtype == dtype
+        assert all(value.dtype == dtype for value in neurons(snn)[0].state_dict().values())
+
     def test_a_network_without_neurons_is_no_fault(self, method: type[Baseline]) -> None:
         """Its only activation is its output, so nothing looks at steps and nothing is waited for."""
         torch.manual_seed(0)

@@ -3,6 +3,7 @@ lines that compute it by hand, and its limiting cases."""
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -290,6 +291,57 @@ class TestSNNC:
         assert torch.equal(after.tensors()["0.bias"], dense()[0].bias)
         assert error(after) < 0.9 * error(before)
 
+    def test_a_threshold_may_be_far_below_the_largest_activation(self) -> None:
+        a = torch.cat([torch.ones(5000), torch.tensor([5.0])])[None]  # all but one value are at the 20th of 100 parts
+        assert float(least_error(a, 1)) == pytest.approx(1.0, rel=1e-5)
+
+    def test_weights_are_those_of_gradient_steps_by_hand(self) -> None:
+        """Of two layers: the second learns from what the first sends, towards what the network itself gives."""
+        x, T, steps, rate, size = data(20).double(), 4, 25, 1e-2, 6
+        torch.manual_seed(0)
+        model: Any = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3)).double()
+        model.eval().requires_grad_(False)
+        snn = parspike.convert(model, [x[:8], x[8:]], T=T, recipe=SNNCAP(steps=steps, rate=rate, batch_size=size))
+        one, two = (n.v_threshold.flatten() for n in snn.stateful().values())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+
+        def fitted(layer: nn.Linear, theta: Tensor, x: Tensor, a: Tensor) -> Tensor:
+            weight, generator = layer.weight.clone(), torch.Generator().manual_seed(0)
+            m, v = torch.zeros_like(weight), torch.zeros_like(weight)
+            for step in range(steps):
+                second = bool(torch.multinomial(torch.tensor([8.0, 12.0]), 1, generator=generator))
+                part = slice(8, 20) if second else slice(8)
+                rows = torch.randint(len(x[part]), (size,), generator=generator)
+                level = (x[part][rows] @ weight.T + layer.bias) * T / theta
+                wrong = level.clamp(0, T).floor() * theta / T - a[part][rows]
+                gradient = (2 * wrong * ((level >= 0) & (level <= T)) / size).T @ x[part][rows]
+                m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+                move = (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+                weight = weight - rate * (1 + math.cos(math.pi * step / steps)) / 2 * move
+            return weight
+
+        a, b = model[:2](x), model[:4](x)
+        first = fitted(model[0], one, x, a)
+        assert torch.allclose(snn.tensors()["0.weight"], first, atol=1e-10)
+        z = (x @ first.T + model[0].bias).expand(T, 20, 9)
+        sent = fired(z, one, torch.zeros(1), T, one[None] / (2 * T)) * one
+        second = fitted(model[2], two, sent.mean(0), b)
+        assert torch.allclose(snn.tensors()["2.weight"], second, atol=1e-10)
+
+    def test_of_two_weights_that_are_added_the_last_is_fitted(self) -> None:
+        class Sum(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.one, self.two, self.out = nn.Linear(6, 9), nn.Linear(6, 9), nn.Linear(9, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.out((self.one(x) + self.two(x)).relu())
+
+        torch.manual_seed(0)
+        model = Sum().eval()
+        snn = parspike.convert(model, data(20), T=4, recipe=SNNCAP(steps=3, rate=1e-2))
+        assert torch.equal(snn.tensors()["one.weight"], model.one.weight)
+        assert not torch.equal(snn.tensors()["two.weight"], model.two.weight)
+
     def test_a_network_of_any_size_is_calibrated_for_one(self, tmp_path: Any) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(
@@ -550,6 +602,20 @@ class TestPhase:
             errors[base] = float((neuron(a) - a).square().mean())
             assert base is None or neuron.base.unique().tolist() == [base]
         assert errors[None] <= min(errors.values()) * 1.001
+
+    def test_a_layer_may_have_steps_of_its_own(self) -> None:
+        snn = parspike.convert(dense(), data(), T=5, recipe=Phase(), layers={"1": parspike.Steps(3)})
+        other = parspike.convert(dense(), data(), T=3, recipe=Phase())
+        one, two = snn.neurons().values()
+        assert isinstance(one, PhaseNeuron)
+        assert (one.T, two.T) == (3, 5)  # pyright: ignore[reportAttributeAccessIssue]
+        first = next(iter(other.neurons().values()))
+        assert torch.equal(one.v_threshold, first.v_threshold)  # pyright: ignore[reportArgumentType]
+
+    def test_what_goes_into_synapses_may_be_encoded(self) -> None:
+        snn = parspike.convert(dense(), data(), T=8, recipe=Phase(), encode="all")
+        with torch.no_grad():
+            assert (snn(data()) - dense()(data())).norm() < 0.1 * dense()(data()).norm()
 
     def test_engines_agree(self) -> None:
         snn, _ = made(Phase(), T=4)

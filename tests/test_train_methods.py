@@ -277,6 +277,25 @@ def test_gradients_reach_every_step_and_every_parameter(method):
     assert sorted(id(p) for group in groups for p in group.parameters) == sorted(map(id, model.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("method", "surrogate"),
+    [
+        (methods.STBP(T=1), lambda d: (d.abs() < 0.5).double()),
+        (methods.TdBN(T=1), lambda d: (d.abs() < 0.5).double()),
+        (methods.RecDisStyle(T=1), lambda d: (d.abs() < 0.5).double()),
+        (methods.TET(T=1), lambda d: (1 - d.abs()).clamp(min=0)),
+        (methods.TET(T=1, width=2.0), lambda d: (2 - d.abs()).clamp(min=0) / 4),
+        (methods.TAB(T=1), lambda d: (1 - d.abs()).clamp(min=0)),
+        (methods.Dspike(T=1), lambda d: (1 - torch.tanh(d) ** 2) / (2 * math.tanh(0.5)) * (d.abs() <= 0.5)),
+    ],
+    ids=lambda value: value.name if isinstance(value, methods.Method) else None,
+)
+def test_each_method_has_the_surrogate_of_its_paper(method, surrogate):
+    u = torch.linspace(-1, 3, 81, dtype=torch.float64)[:, None].requires_grad_()
+    method.neurons(8.0).double()(u).sum().backward()
+    assert torch.allclose(u.grad, surrogate(u.detach() - method.v_threshold), atol=1e-7)
+
+
 def test_the_temperature_is_that_whose_gradient_is_nearest():
     """Against differences and gradients that are computed here, for all weights of the first layer."""
     made = recipe("dspike", T=2, probes=0, change=0.9, epsilon=0.1)
@@ -705,6 +724,12 @@ def test_an_activation_may_have_one_number_a_sample(method):
     assert output.shape == (3, 4, 2)
     loss = made.activation.loss(output, torch.tensor([0, 1, 1, 0]), 0.0) + made.activation.penalty(model)
     assert bool(loss.isfinite())
+
+
+def test_the_gradient_of_the_penalty_is_finite_where_all_potentials_are_equal():
+    d = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
+    distribution_penalty(d, (1.0, 1.0, 1.0)).backward()
+    assert bool(d.grad.isfinite().all())
 
 
 def test_the_penalty_of_one_channel():

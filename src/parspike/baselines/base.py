@@ -149,7 +149,7 @@ def bounds(draft: Draft) -> dict[str, Tensor]:
         if isinstance(activation, Quantised):
             found[name] = draft.graph.tensors[activation.v_threshold]
         elif isinstance(activation, Clip) and math.isfinite(activation.high):
-            like = next(tensor for tensor in draft.graph.tensors.values() if tensor.is_floating_point())
+            like = next((t for t in draft.graph.tensors.values() if t.is_floating_point()), torch.empty(()))
             found[name] = like.new_tensor(activation.high)
     return found
 

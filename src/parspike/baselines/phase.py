@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from parspike.baselines.base import Baseline, bounds, check_number, check_whole, of_each_batch, sought
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.channels import above_zero, by_channel, check_finite, node_shape, spread, unit_of
-from parspike.calibrate.daqcfs import Granularity, check_granularity
-from parspike.errors import CalibrationError
+from parspike.calibrate.daqcfs import Granularity, check_granularity, initial_neurons
 from parspike.graph import Node, Quantised
 from parspike.neurons import Kind, Neuron, Parallel
 
@@ -64,23 +63,19 @@ class Phase(Baseline):
             check_number(self.base, "base", 1, 4)
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
+        initial_neurons(draft, batches, None)
         for name, activation in draft.activations.items():
             if isinstance(activation, Quantised):
-                theta = draft.graph.tensors[activation.v_threshold]
-                if not bool((theta > 0).all()):
-                    raise CalibrationError(
-                        f"layer '{draft.graph.by_name[name].layer}' has a threshold that is not above 0"
-                    )
+                theta, T = draft.graph.tensors[activation.v_threshold], draft.steps_of(name)
                 base = torch.full_like(theta, self.base or 2.0)
-                draft.neurons[name] = PhaseNeuron(draft.T, theta / reach(base, draft.T), base)
+                draft.neurons[name] = PhaseNeuron(T, theta / reach(base, T), base)
         most = bounds(draft)
         for name, a in self._activations(draft, batches).items():
-            node = draft.graph.by_name[name]
-            bound = most.get(name)
-            top, base = self._fitted(a, draft.T, math.inf if bound is None else float(bound))
-            top, base = above_zero(top.expand(node.channels), 2**draft.T), base.expand(node.channels)
-            tau = (top if bound is None else torch.minimum(top, bound.to(top))) / reach(base, draft.T)
-            draft.neurons[name] = PhaseNeuron(draft.T, node_shape(tau, node), node_shape(base, node))
+            node, T, bound = draft.graph.by_name[name], draft.steps_of(name), most.get(name)
+            top, base = self._fitted(a, T, math.inf if bound is None else float(bound))
+            top, base = above_zero(top.expand(node.channels), 2**T), base.expand(node.channels)
+            tau = (top if bound is None else torch.minimum(top, bound.to(top))) / reach(base, T)
+            draft.neurons[name] = PhaseNeuron(T, node_shape(tau, node), node_shape(base, node))
 
     def _activations(self, draft: Draft, batches: Batches | None) -> dict[str, Tensor]:
         """An even subset of the activations (C, N) of every ReLU layer, or (1, N)."""

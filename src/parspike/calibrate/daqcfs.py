@@ -223,7 +223,7 @@ def initial_neurons(
                 f"layer '{layer}' has no threshold of its own: pass calibration= (images, no labels)"
             )
         recorded = (
-            {name: _unfitted(draft.graph.by_name[name]) for name in lows}
+            {name: _unfitted(draft, draft.graph.by_name[name]) for name in lows}
             if mode is None and not any(lows.values())
             else recorded_ranges(draft, batches, mode or "max", granularity, lows)
         )
@@ -258,8 +258,9 @@ def _signed(draft: Draft, node: Node, low: Tensor, high: Tensor) -> SignedNeuron
     return SignedNeuron(T, node_shape(theta, node), offset=middle, code=draft.code)
 
 
-def _unfitted(node: Node) -> Range:
-    one = torch.ones(node.channels)
+def _unfitted(draft: Draft, node: Node) -> Range:
+    like = next((t for t in draft.graph.tensors.values() if t.is_floating_point()), torch.empty(()))
+    one = like.new_ones(node.channels)
     return torch.zeros_like(one), one
 
 
