@@ -163,6 +163,22 @@ def test_thresholds_are_percentiles_of_all_outputs_zeros_included():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.0, 2.0)])
+def test_no_threshold_lies_above_what_an_activation_can_be(low, high):
+    """Would catch ends that are put above the largest value seen, in case that others are larger: none is."""
+    torch.manual_seed(0)
+    activation = nn.Hardtanh(low, high)
+    model = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 5), activation, nn.Linear(5, 3)).eval()
+    model[0].weight *= 8
+    model[2].weight *= 3
+    x, other = torch.randn(512, 6), torch.randn(2000, 6)
+    snn = parspike.convert(model, x.split(64), T=256, recipe=parspike.ClosedForm(refit=False))
+    for neuron in snn.neurons().values():
+        assert float(neuron.v_threshold.max()) <= high - low
+    assert float((snn(other) - model(other)).norm() / model(other).norm()) < 0.006
+
+
+@torch.no_grad()
 def test_percentiles_cut_both_ends_but_a_bound_that_is_reached_and_keep_the_dtype():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 2), nn.Hardtanh(-1.0, 2.0), nn.Linear(2, 2)).eval().double()

@@ -692,7 +692,7 @@ def test_many_even_levels_of_every_channel():
         assert {n.thresholds.dim() for n in snn.neurons().values()} == {2 if recipe.granularity == "channel" else 1}
     assert error["channel"] < error["layer"] / 8
     # The search for free cuts, of the other codes, would take minutes.
-    snn = parspike.convert(model, x.split(512), T=17, recipe=parspike.ClosedForm(refit=False))
+    snn = parspike.convert(model, x.split(512), T=33, recipe=parspike.ClosedForm(refit=False))
     assert {n.thresholds.dim() for n in snn.neurons().values()} == {1}
 
 

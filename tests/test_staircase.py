@@ -210,6 +210,23 @@ def test_channels_of_their_own_run_in_every_engine_and_from_a_file(tmp_path):
     assert {n.thresholds.dim() for n in few.neurons().values()} == {1, 4}
 
 
+@torch.no_grad()
+def test_more_steps_do_not_err_more():
+    """Would catch channels that lose thresholds of their own above 16 levels: the error then rose from 16 steps to 24.
+    From 33 on all channels share them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 24), nn.GELU(), nn.Linear(24, 4)).eval()
+    model[0].weight *= torch.logspace(-1, 1, 24)[:, None]  # channels of unlike widths
+    x, other = torch.randn(2048, 8), torch.randn(512, 8)
+    errors = {}
+    for T in (16, 24, 32, 33):
+        snn = parspike.convert(model, x.split(256), T=T, recipe="closed-form")
+        errors[T] = float((snn(other) - model(other)).norm() / model(other).norm())
+        assert {neuron.thresholds.dim() for neuron in snn.neurons().values()} == {2 if T < 33 else 1}
+    assert errors[24] < errors[16]
+    assert errors[32] < errors[24]
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 999), levels=st.integers(1, 6))
 def test_the_best_cut_of_every_channel_is_found(seed, levels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,16 +22,20 @@ from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_encod
 from parspike.errors import CalibrationError
 from parspike.graph import Graph, Node, Role
 from parspike.graph.ir import elements
-from parspike.graph.ops import ENCODE, HELD, WEIGHED_BY_SAMPLE
+from parspike.graph.ops import ENCODE, HELD, WEIGHED_BY_SAMPLE, Clip
 from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, SortedTrain, SpikingLayer, Staircase
 from parspike.neurons.staircase import MOST_IN_ALL
 
 __all__ = ["ClosedForm", "freed"]
 
-FEW, EVEN, SEEN = 16, 64, 32
-"""A staircase gets thresholds of its own for every channel if it has at most FEW levels and SEEN currents for each. In
+FEW, OWN, EVEN, SEEN = 16, 32, 64, 32
+"""A staircase gets thresholds of its own for every channel if it has at most OWN levels and SEEN currents for each. In
 the weighted code, whose outputs are evenly spaced, no cut is searched for, and EVEN levels cost no more: a network of
-SiLUs at 5 steps had two thirds of the error that channels with one staircase gave it."""
+SiLUs at 5 steps had two thirds of the error that channels with one staircase gave it. With OWN = 16 the error of
+transformers rose from 16 steps to 24: at 32 a Whisper-like one of GELUs had six times that of OWN = 32, a gated MLP 1.7
+times. FEW, in place of OWN, where a layer would have more than SOUGHT thresholds, which take 20 s of one core to search
+for, and for the steps of neurons of their own (`freed`)."""
+SOUGHT = 1 << 15
 A_FEATURE, ROWS = 16, 20_000
 """Rows to re-fit a synapse on: so many for each of its inputs, and at least ROWS. With half as many, ResNet-20
 agreed with its network less, by one per cent of other images; with twice as many no better (docs/results.md)."""
@@ -107,14 +112,16 @@ class ClosedForm(Recipe):
         if isinstance(neuron, IntegrateFire) and isinstance(draft.student, OverTime):
             fit_firing(neuron, draft.student.kind, samples, draft.T, shift=self.shift, layer=layer, weigh=weigh)
             return neuron
+        activation = draft.activations[node.name]
+        most = activation.high - activation.low if isinstance(activation, Clip) else math.inf
         if isinstance(neuron, SortedTrain):
-            fit_neuron(neuron.neuron, samples, shift=self.shift, layer=layer)
+            fit_neuron(neuron.neuron, samples, shift=self.shift, layer=layer, most=most)
             return neuron
         if isinstance(neuron, SignedNeuron) or (isinstance(neuron, ParallelNeuron) and node.target == ENCODE):
             fit_encoder(neuron, samples, layer=layer)
             return neuron
         if isinstance(neuron, ParallelNeuron):
-            fit_neuron(neuron, samples, shift=self.shift, layer=layer, weigh=weigh)
+            fit_neuron(neuron, samples, shift=self.shift, layer=layer, weigh=weigh, most=most)
             free = self.free and not layer and freed(neuron.levels, neuron.code)
             return self._freed(neuron, samples) if free else neuron
         a, z = samples.means()
@@ -122,7 +129,8 @@ class ClosedForm(Recipe):
             raise CalibrationError(f"the closed form fits no neurons of the kind '{neuron.kind}'")
         levels = neuron.levels
         own = self.granularity == "channel" and 1 < len(z) <= MOST_IN_ALL // (4 * levels + 4)
-        own = own and levels <= (EVEN if neuron.code == "weighted" else FEW) and z.shape[1] >= SEEN * levels
+        most = EVEN if neuron.code == "weighted" else OWN if len(z) * levels <= SOUGHT else FEW
+        own = own and levels <= most and z.shape[1] >= SEEN * levels
         shape = node_shape(z[:, 0], node).shape if own else None
         return staircase_between(z, a, neuron.T, neuron.code, shape=shape, **counted(draft.activations[node.name]))
 

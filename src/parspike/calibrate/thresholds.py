@@ -12,6 +12,7 @@ counts. Rounding has a mean near 0 and counts the same in both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
@@ -165,22 +166,24 @@ class Wanted:
 
 
 def choose(
-    a: Tensor, z: Tensor, levels: int, *, shift: bool = True, layer: bool = False, weigh: Weigh = "own"
-) -> Choice:
-    """The θ, δ and v_post of least error, as the module says; a, z: (C, N). layer: one θ for all channels."""
+    a: Tensor, z: Tensor, levels: int, *, shift: bool = True, layer: bool = False, weigh: Weigh = "own",
+    most: float = math.inf,
+) -> Choice:  # fmt: skip
+    """The θ, δ and v_post of least error, as the module says; a, z: (C, N). layer: one θ for all channels. most: the
+    largest that an activation can be (6 of ReLU6), above which no θ lies."""
     largest = above_zero(a.amax(1), levels)
     # Measured in a unit of its own, since squares of 1e-20 are 0 in float32, and squares of 1e20 infinite. Errors
     # of channels that share a threshold are added, so they share the unit.
     unit = unit_of(largest.max().expand_as(largest) if layer else largest)
-    best = _chosen(a / unit[:, None], z / unit[:, None], largest / unit, levels, shift, layer, weigh)
+    counts = _Counts(a / unit[:, None], z / unit[:, None], levels, weigh, most / unit[:, None])
+    best = _chosen(counts, largest / unit, shift=shift, layer=layer)
     return Choice(best.post * unit, best.error * unit * unit, best.theta * unit, best.delta * unit)
 
 
-def _chosen(a: Tensor, z: Tensor, top: Tensor, levels: int, shift: bool, layer: bool, weigh: Weigh) -> Choice:
-    counts = _Counts(a, z, levels, weigh)
+def _chosen(counts: _Counts, top: Tensor, *, shift: bool, layer: bool) -> Choice:
     start = top.max().expand_as(top) if layer else top
     best = Choice(top.clone(), torch.full_like(top, float("inf")), start, torch.zeros_like(top))
-    counts.attempt(best, start, COARSE + (WIDE if levels > NARROW else ()), (0.0,), layer=layer)
+    counts.attempt(best, start, COARSE + (WIDE if counts.levels > NARROW else ()), (0.0,), layer=layer)
     counts.attempt(best, best.theta, FINE, SHIFTS if shift else (0.0,), layer=layer)
     return best
 
@@ -192,8 +195,8 @@ class _Counts:
     are sums over levels of what lies behind a place in the order, and a choice costs its levels, not the N values.
     """
 
-    def __init__(self, a: Tensor, z: Tensor, levels: int, weigh: Weigh) -> None:
-        self.wanted, self.weigh = Wanted(a, levels, weigh), weigh
+    def __init__(self, a: Tensor, z: Tensor, levels: int, weigh: Weigh, most: Tensor) -> None:
+        self.wanted, self.weigh, self.most = Wanted(a, levels, weigh), weigh, most
         self.z, order = in_order(z)
         self.above = Above(a, a.shape[1])
         self.before = F.pad(self.wanted.a.gather(1, order).cumsum(1, dtype=torch.float64), (1, 0))
@@ -205,7 +208,7 @@ class _Counts:
         """Offer θ·share with every shift, which is a fraction of one level."""
         number, seen = self.z.shape[1], self.seen
         tried, moved = torch.tensor([(x, s) for x in shares for s in shifts], device=theta.device, dtype=theta.dtype).T
-        thetas = theta[:, None] * tried
+        thetas = torch.minimum(theta[:, None] * tried, self.most)
         deltas = thetas * (moved / self.levels)
         half = torch.arange(seen, device=theta.device, dtype=theta.dtype) + 0.5
         cuts = thetas[:, :, None] * (half / seen) - deltas[:, :, None]
@@ -219,7 +222,8 @@ class _Counts:
         scale = self.levels / seen
         power = self.wanted.power.double()[:, None]
         post, error = self.wanted.solved(ak * scale, kk * scale**2, power, thetas.double())
-        error = error.nan_to_num(torch.inf) + self.above.loss(post)
+        lost = torch.where(post < self.most, self.above.loss(post), 0.0)  # nothing lies above what an activation can be
+        error = error.nan_to_num(torch.inf) + lost
         which = error.sum(0).argmin().expand(len(error)) if layer else error.argmin(1)
         found = (v.gather(1, which[:, None])[:, 0].to(theta.dtype) for v in (post, error, thetas, deltas))
         best.offer(Choice(*found), together=layer)
