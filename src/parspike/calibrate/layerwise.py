@@ -129,8 +129,8 @@ class ClosedForm(Recipe):
             raise CalibrationError(f"the closed form fits no neurons of the kind '{neuron.kind}'")
         levels = neuron.levels
         own = self.granularity == "channel" and 1 < len(z) <= MOST_IN_ALL // (4 * levels + 4)
-        most = EVEN if neuron.code == "weighted" else OWN if len(z) * levels <= SOUGHT else FEW
-        own = own and levels <= most and z.shape[1] >= SEEN * levels
+        finest = EVEN if neuron.code == "weighted" else OWN if len(z) * levels <= SOUGHT else FEW
+        own = own and levels <= finest and z.shape[1] >= SEEN * levels
         shape = node_shape(z[:, 0], node).shape if own else None
         return staircase_between(z, a, neuron.T, neuron.code, shape=shape, **counted(draft.activations[node.name]))
 
