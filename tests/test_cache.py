@@ -129,7 +129,7 @@ def test_generating_falls_back_to_the_whole_text_and_says_so_once() -> None:
 def test_generating_with_a_cache_writes_the_same(nets: dict[str, Any]) -> None:
     snn, _, tokenizer = nets["llama"]
     seen: list[tuple[int, ...]] = []
-    own = type(snn)._inputs
+    own = type(snn).named_inputs
 
     def watched(self: Any, args: Any, kwargs: Any) -> Any:
         seen.append(tuple(args[0].shape))
@@ -139,7 +139,7 @@ def test_generating_with_a_cache_writes_the_same(nets: dict[str, Any]) -> None:
         warnings.simplefilter("error")
         texts = [parspike.generate(snn, tokenizer, prompt, tokens=12, temperature=0.8, seed=3, cache=cache)
                  for prompt in ("The dog finds", "T") for cache in (True, False)]  # fmt: skip
-        patch.setattr(type(snn), "_inputs", watched)
+        patch.setattr(type(snn), "named_inputs", watched)
         parspike.generate(snn, tokenizer, "The dog finds", tokens=12)
     assert texts[0] == texts[1]
     assert texts[2] == texts[3]

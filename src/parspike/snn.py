@@ -192,7 +192,7 @@ class SNN(nn.Module):
         """Logits for a batch (B, …): parallel neurons in one pass for any T, neurons with a state in T steps. Several
         inputs come one by one, or in one dict by their names, or in one tuple or list. To neurons with a state
         an input may also be another one at every step, (T, B, …), such as events of a camera: see `run`."""
-        env = self.by_name(args, kwargs)
+        env = self.named_inputs(args, kwargs)
         if torch.compiler.is_compiling():
             return self._answered(env).logits
         with self._explained(env):
@@ -284,7 +284,7 @@ class SNN(nn.Module):
                 f"record='packed' is for parallel neurons, whose trains follow from their counts, and engine "
                 f"'{engine}' fires step by step: give record=True"
             )
-        env = self.by_name(args, kwargs)
+        env = self.named_inputs(args, kwargs)
         options = {"chunk": chunk, "record": record, "every_step": every_step}
         twins = self._twin() if engine == "serial-if" else {}
 
@@ -394,7 +394,7 @@ class SNN(nn.Module):
                 f"{(str(error).splitlines() or [''])[0]}"
             ) from error
 
-    def by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Any]:
+    def named_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Any]:
         """The inputs of a call, `snn(*args, **kwargs)`, by name, checked. Raises `InputError` where they do not fit."""
         graph = self.graph
         positional, names = graph.signature

@@ -88,7 +88,7 @@ class _Value:
 
 class _Watched:
     def __init__(self, snn: SNN, args: Any, kwargs: Any) -> None:
-        env = snn.by_name(args, kwargs)
+        env = snn.named_inputs(args, kwargs)
         if timed := [name for name, x in env.items() if isinstance(x, Steps)]:
             raise InputError(f"prove takes inputs (B, …), the same at every step, and '{timed[0]}' is (T, B, …)")
         self.snn, self.graph, self.T = snn, snn.graph, snn.T
