@@ -163,6 +163,25 @@ def test_thresholds_are_percentiles_of_all_outputs_zeros_included():
 
 
 @torch.no_grad()
+def test_a_source_that_says_how_many_samples_it_has_gives_what_its_batches_give():
+    """Would catch a length taken for that of batches: synapses were re-fitted on a 64th of their rows, in `parspike
+    sweep` and `tune`, whose images say how many they are."""
+
+    class Images:
+        def __iter__(self):
+            return iter(batches)
+
+        def __len__(self):
+            return 256
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+    batches = torch.rand(256, 3, 8, 8).split(64)
+    made = [parspike.convert(model.eval(), x, T=2, recipe="closed-form") for x in (Images(), list(batches))]
+    assert torch.equal(made[0](batches[0]), made[1](batches[0]))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.0, 2.0)])
 def test_no_threshold_lies_above_what_an_activation_can_be(low, high):
     """Would catch ends that are put above the largest value seen, in case that others are larger: none is."""

@@ -189,8 +189,16 @@ class Batches:
 
     @property
     def length(self) -> int:
-        """Number of batches, 0 where the source does not say."""
-        return number_of(self.source)
+        """Number of batches, counted by the first pass; before it what the source says, 0 where it does not. Some say
+        how many samples they have."""
+        return len(self.sizes) or number_of(self.source)
+
+    def counted(self) -> int:
+        """Number of batches; reads the source where no pass has been made yet, and what it says may be that of
+        samples."""
+        if not self.sizes and type(self.source) not in (list, tuple, DataLoader):
+            self.samples()
+        return self.length
 
     @property
     def rounds(self) -> int:

@@ -49,7 +49,7 @@ class Samples:
 
     def __init__(self, node: Node, batches: Batches, rows: int = 4096) -> None:
         self.node, self.batches = node, batches
-        self.per_batch = max(64, rows // max(1, batches.length))
+        self.per_batch = max(64, rows // max(1, batches.counted()))
         self.parts: list[tuple[Tensor, Tensor]] = []
 
     def add(self, a: Tensor, z: Tensor) -> None:
