@@ -494,7 +494,8 @@ def test_options_of_encoders() -> None:
 class _Once:
     """As many batches as `Samples` asks for."""
 
-    length = 1
+    def counted(self) -> int:
+        return 1
 
     def gather(self, parts: list) -> list:
         return parts

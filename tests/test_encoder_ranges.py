@@ -20,7 +20,8 @@ UNFITTED = {"name": "closed-form", "refit": False}
 class _Once:
     """As many batches as `Samples` asks for."""
 
-    length = 1
+    def counted(self) -> int:
+        return 1
 
     def gather(self, parts: list) -> list:
         return parts
