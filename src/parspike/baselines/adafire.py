@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parspike.baselines.base import Baseline, Own, bounds, check_number, on_activations, places
+from parspike.baselines.base import Baseline, Own, bound_of, check_number, on_activations, places
 from parspike.baselines.burst import BurstNeuron
 from parspike.baselines.parts import check_between
 from parspike.calibrate import Batches, Draft
@@ -91,7 +91,7 @@ class AdaFire(Baseline):
     def _theta(self, draft: Draft, samples: Samples, most: int) -> Tensor:
         """θ of one layer for a most of spikes, shaped to broadcast against one sample."""
         a, node = samples.tensors()[0], samples.node
-        bound = bounds(draft).get(node.name)
+        bound = bound_of(draft, node.name)
         single = self.granularity == "layer" and (bound is None or bound.numel() == 1)
         rows = a.reshape(1, -1) if single else a
         top = above_zero(rows.amax(1), draft.T * most)

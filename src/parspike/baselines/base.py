@@ -24,6 +24,7 @@ __all__ = [
     "Baseline",
     "Own",
     "batches_again",
+    "bound_of",
     "bounds",
     "check_number",
     "check_whole",
@@ -136,22 +137,26 @@ def set_threshold(draft: Draft, name: str, theta: Tensor) -> None:
         return
     check_finite(node, theta)
     theta = above_zero(theta.reshape(-1).expand(node.channels), draft.T)
-    if (bound := bounds(draft).get(name)) is not None:
+    if (bound := bound_of(draft, name)) is not None:
         theta = torch.minimum(theta, bound.to(theta))
     draft.neurons[name] = draft.student.neuron(draft, node, node_shape(theta, node), 0.0)
 
 
 def bounds(draft: Draft) -> dict[str, Tensor]:
     """The largest output of each activation that has one (QCFS, ReLU6), by node name."""
-    found: dict[str, Tensor] = {}
-    for name in places(draft):
-        activation = draft.activations[name]
-        if isinstance(activation, Quantised):
-            found[name] = draft.graph.tensors[activation.v_threshold]
-        elif isinstance(activation, Clip) and math.isfinite(activation.high):
-            like = next((t for t in draft.graph.tensors.values() if t.is_floating_point()), torch.empty(()))
-            found[name] = like.new_tensor(activation.high)
-    return found
+    found = {name: bound_of(draft, name) for name in places(draft)}
+    return {name: bound for name, bound in found.items() if bound is not None}
+
+
+def bound_of(draft: Draft, name: str) -> Tensor | None:
+    """That of one activation, None where it has none."""
+    activation = draft.activations[name]
+    if isinstance(activation, Quantised):
+        return draft.graph.tensors[activation.v_threshold]
+    if not isinstance(activation, Clip) or not math.isfinite(activation.high):
+        return None
+    like = next((t for t in draft.graph.tensors.values() if t.is_floating_point()), torch.empty(()))
+    return like.new_tensor(activation.high)
 
 
 def sought(draft: Draft) -> list[str]:

@@ -38,6 +38,7 @@ class Distance:
         self.draft = draft
         self.schedule = Schedule.of(draft.graph.nodes, draft.graph.outputs)
         self.course = draft.student.course(draft)
+        self.none = dict.fromkeys(draft.graph.constant)  # an output that depends on no input says nothing
 
     def outputs(
         self, env: Mapping[str, Tensor], *, seen: Seen | None = None, soft: bool = False
@@ -46,8 +47,7 @@ class Distance:
         pair, graph = pair_of(self.draft, dict(env)), self.draft.graph
         walk(self.schedule, pair, self.course.hooks(pair, self.draft.teacher, seen=seen, soft=soft))
         means = {name: self.course.mean(name, pair[1].env[name]) for name in graph.outputs}
-        none = dict.fromkeys(graph.constant)  # an output that depends on no input says nothing
-        teacher, student = (values_of(graph.collect({**env, **none})) for env in (pair[0].env, means))
+        teacher, student = (values_of(graph.collect({**env, **self.none})) for env in (pair[0].env, means))
         if not teacher:
             raise CalibrationError(
                 "the network's outputs are whole numbers, which say too little of how near a spiking network is: "
