@@ -193,12 +193,11 @@ class Batches:
         how many samples they have."""
         return len(self.sizes) or number_of(self.source)
 
-    def counted(self) -> int:
-        """Number of batches; reads the source where no pass has been made yet, and what it says may be that of
-        samples."""
-        if not self.sizes and type(self.source) not in (list, tuple, DataLoader):
-            self.samples()
-        return self.length
+    @property
+    def told(self) -> bool:
+        """Whether `length` is the number of batches for sure: a source of another kind may say how many samples it has,
+        until a pass has counted."""
+        return bool(self.sizes) or type(self.source) in (list, tuple, DataLoader)
 
     @property
     def rounds(self) -> int:

@@ -182,7 +182,7 @@ class ClosedForm(Recipe):
         path = node.args[1].path
         weight = draft.tensors[path]
         refit = Refit(draft.graph, node, weight, batches=len(batches.numbers()))
-        refit.rows = _most_rows(features(weight), refit.groups) // max(1, batches.counted()) + 1
+        refit.rows = _most_rows(features(weight), refit.groups) // max(1, batches.length) + 1
         for (teacher, student), number in zip(lockstep.visit(node), batches.numbers(), strict=True):
             refit.add(teacher, lockstep.course.means(student, node, *refit.others), number)
         refit.share(batches)

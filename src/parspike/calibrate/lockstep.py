@@ -45,6 +45,9 @@ class Lockstep:
     def visit(self, node: Node) -> Iterator[tuple[Stream, Stream]]:
         """Teacher's and student's stream of every batch, with all nodes before `node` done."""
         target = self.index[node.name]
+        if not self.batches.told:  # how many rows are taken of a batch depends on their number
+            for _ in self._from_the_images(Schedule(()), 0):
+                pass
         ahead, before = Schedule(self.steps[self.position : target]), len(self.held)
         for pair in self.held[:before]:
             walk(ahead, pair, self.course.hooks(pair, self.teacher))

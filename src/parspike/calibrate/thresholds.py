@@ -41,7 +41,7 @@ def check_weigh(weigh: object) -> None:
 
 
 class Samples:
-    """An even subset of (a, z') of one layer, at most `per_batch` a channel of every batch: a (C, N), z' (T, C, N).
+    """An even subset of (a, z') of one layer, of every batch as many a channel: a (C, N), z' (T, C, N).
 
     z': the student's input current at each step, T = 1 where only its mean matters, or it does not change. rows: in
     all batches, about.
@@ -49,13 +49,14 @@ class Samples:
 
     def __init__(self, node: Node, batches: Batches, rows: int = 4096) -> None:
         self.node, self.batches = node, batches
-        self.per_batch = max(64, rows // max(1, batches.counted()))
+        self.rows = rows
         self.parts: list[tuple[Tensor, Tensor]] = []
 
     def add(self, a: Tensor, z: Tensor) -> None:
         """Add a batch: a (B, …), z' (T, B, …). Raises `CalibrationError` where a holds NaN or Inf."""
         check_finite(self.node, a)
-        rows = spread(a.numel() // self.node.channels, self.per_batch, a.device)
+        per_batch = max(64, self.rows // max(1, self.batches.length))
+        rows = spread(a.numel() // self.node.channels, per_batch, a.device)
         of_teacher, *steps = (by_channel(value, self.node, rows) for value in (a, *z))
         self.parts.append((of_teacher, torch.stack(steps)))
 
