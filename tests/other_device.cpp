@@ -69,16 +69,24 @@ Tensor seen(const Tensor& x) {
   return at::from_blob(x.mutable_data_ptr(), x.sizes(), x.strides(), x.options().device(at::kCPU));
 }
 
+// A device as Apple's "mps" has no numbers of 64 bits.
+c10::ScalarType held(std::optional<at::ScalarType> kind) {
+  static const bool single = std::getenv("OTHER_DEVICE_SINGLE") != nullptr;
+  const c10::ScalarType found = c10::dtype_or_default(kind);
+  TORCH_CHECK_TYPE(!single || found != at::kDouble, "this device has no float64");
+  return found;
+}
+
 Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> kind, std::optional<at::Layout>,
              std::optional<at::Device>, std::optional<bool>, std::optional<at::MemoryFormat> format) {
   constexpr c10::DispatchKeySet keys(c10::DispatchKey::PrivateUse1);
-  return at::detail::empty_generic(size, &memory, keys, c10::dtype_or_default(kind), format);
+  return at::detail::empty_generic(size, &memory, keys, held(kind), format);
 }
 
 Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride, std::optional<at::ScalarType> kind,
                      std::optional<at::Layout>, std::optional<at::Device>, std::optional<bool>) {
   constexpr c10::DispatchKeySet keys(c10::DispatchKey::PrivateUse1);
-  return at::detail::empty_strided_generic(size, stride, &memory, keys, c10::dtype_or_default(kind));
+  return at::detail::empty_strided_generic(size, stride, &memory, keys, held(kind));
 }
 
 Tensor copy_from(const Tensor& from, const Tensor& to, bool) {

@@ -14,6 +14,8 @@ import torch
 NAME = "other"
 LIBRARY = "OTHER_DEVICE"
 """Of the environment: the built library, where the device is to be registered."""
+SINGLE = "OTHER_DEVICE_SINGLE"
+"""Of the environment: the device has no float64, as Apple's GPUs have none."""
 
 
 def build(library: Path) -> None:

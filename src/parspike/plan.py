@@ -25,6 +25,7 @@ from parspike.graph import (
     on_device_of,
     rewrite,
     trace,
+    with_doubles,
 )
 from parspike.graph import with_encoders as insert_encoders
 from parspike.graph.attention import taken_apart
@@ -247,6 +248,7 @@ def plan(
             f"encode='{encode}' needs parallel neurons, which know the mean of their input before they fire: leave "
             "neuron= out"
         )
+    model = with_doubles(model) if isinstance(model, nn.Module) else model
     graph, args, kwargs = _read(model, example, free_sizes=free_sizes)
     encodes = encode != "none"
     graph = taken_apart(graph, args, kwargs, lookup=analog == "lookup") if encodes else graph

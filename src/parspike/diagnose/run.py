@@ -15,7 +15,7 @@ from parspike.diagnose.examine import Examination, outcome
 from parspike.diagnose.remedies import Item, remedies
 from parspike.diagnose.result import STANDS_OUT, Diagnosis, LayerFault
 from parspike.errors import InputError
-from parspike.graph import Graph
+from parspike.graph import Graph, with_doubles
 from parspike.graph.encode import input_encoders
 from parspike.measure import same_operators
 from parspike.plan import Plan, plan_again, with_encoders
@@ -52,6 +52,7 @@ def diagnose(
     Raises `InputError` for inputs that do not fit and for a network that this one was not made of.
     """
     check_converted(snn, "diagnose")
+    snn = with_doubles(snn)
     source = readable_again(images, name="images")
     first = next(iter(source), None)
     if first is None:

@@ -17,6 +17,7 @@ from parspike.graph.ir import (
     map_tree,
     on_device_of,
     walk,
+    with_doubles,
 )
 from parspike.graph.ops import Activation, Clip, Curve, Quantised, Role
 from parspike.graph.order import nested
@@ -52,5 +53,6 @@ __all__ = [
     "rewrite",
     "trace",
     "walk",
+    "with_doubles",
     "with_encoders",
 ]

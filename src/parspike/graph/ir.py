@@ -10,6 +10,7 @@ time, counting operations) is a function placed `at` some nodes of this walk, ne
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import operator
@@ -17,17 +18,18 @@ import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parspike.errors import InputError
 from parspike.graph import ops
+from parspike.neurons.pieces import holds_double
 
 __all__ = [
     "Device", "Graph", "Input", "Node", "Param", "Ref", "Schedule", "Size", "Stream", "device_of", "map_tree",
-    "on_device_of", "walk",
+    "on_device_of", "walk", "with_doubles",
 ]  # fmt: skip
 
 BATCH = "batch"
@@ -303,6 +305,15 @@ def on_device_of(tensors: Iterable[Tensor], tree: Any) -> Any:
     if device is None or device.type == "meta":
         return tree
     return map_tree(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) and not leaf.is_meta else leaf, tree)
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def with_doubles(module: Module) -> Module:
+    """The module itself; where its device has no numbers of 64 bits, as Apple's GPUs, a copy on the CPU."""
+    device = device_of((*module.parameters(), *module.buffers()))
+    return module if device is None or holds_double(device) else copy.deepcopy(module).cpu()
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from parspike.engines import Steps
 from parspike.errors import InputError, UnsupportedError
-from parspike.graph import Node, Role, Stream, leaves, map_tree, nested
+from parspike.graph import Node, Role, Stream, leaves, map_tree, nested, with_doubles
 from parspike.graph.ops import REAL, TABLE, call
 from parspike.neurons import Dynamics, Neuron, Pair
 from parspike.snn import SNN, check_converted
@@ -71,6 +71,7 @@ def prove(snn: SNN, *args: Tensor, **kwargs: Tensor) -> Proof:
     whose spikes are not 0 or 1, or whose counts differ from the network's own; `InputError` for inputs that do not fit.
     """
     check_converted(snn, "prove")
+    snn = with_doubles(snn)
     if snn.provenance.get("lowered") != "integers":
         raise UnsupportedError("this network computes with real numbers: parspike.lower.integers makes it whole")
     return _Watched(snn, args, kwargs).result()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from parspike.errors import UnsupportedError
-from parspike.graph import Graph, Node, Param, Ref, Role, map_tree
+from parspike.graph import Graph, Node, Param, Ref, Role, map_tree, with_doubles
 from parspike.graph.rewrite import merge_scales
 from parspike.graph.signature import Linear, arguments, with_weights
 from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, SortedTrain, SpikingLayer, Staircase
@@ -36,6 +36,7 @@ def unit(snn: SNN) -> SNN:
     amplitude at every step.
     """
     check_converted(snn, "unit")
+    snn = with_doubles(snn)
     neurons = snn.neurons()
     refused = [f"  {snn.graph.by_name[name].layer}: {reason}" for name, n in neurons.items() if (reason := refusal(n))]
     if refused:

@@ -19,7 +19,7 @@ from parspike.calibrate.batches import arguments_of, bound, inputs_of, labels_of
 from parspike.calibrate.recipe import Progress
 from parspike.engines import Steps, changing
 from parspike.errors import InputError
-from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk
+from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk, with_doubles
 from parspike.graph.ops import ACROSS_BATCH, BESIDE, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE, call
 from parspike.graph.roles import currents, reached_by
 from parspike.graph.signature import adds_up
@@ -72,6 +72,7 @@ def measured(
 ) -> tuple[Report, Scores]:
     """What `measure` returns, and the scores that it was made of. sure: see `answers_of`."""
     check_converted(snn, "measure")
+    snn = with_doubles(snn)
     source = batches_of(snn, loader)
     total = number_of(source)
     meter, scores, reference, samples = _Meter(snn), Scores(), None, 0

@@ -6,12 +6,13 @@ the CPU the chain runs piece by piece instead, so that only its first operator r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-__all__ = ["PIECE", "compiled_for_cpu", "in_pieces", "runs_here"]
+__all__ = ["PIECE", "compiled_for_cpu", "holds_double", "in_pieces", "runs_here"]
 
 PIECE = 1 << 18
 """Elements of a piece: 1 MiB of float32, a second-level cache. Smaller ones pay more for calls than they save."""
@@ -20,6 +21,16 @@ PIECE = 1 << 18
 def runs_here(z: Tensor) -> bool:
     """Whether operators on z run at once, on the CPU: z is neither traced nor a stand-in for a tensor."""
     return not torch.compiler.is_compiling() and z.device.type == "cpu" and type(z) in (Tensor, torch.nn.Parameter)
+
+
+@functools.cache
+def holds_double(device: torch.device) -> bool:
+    """Whether a device has numbers of 64 bits, which Apple's GPUs have not."""
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except TypeError:
+        return False
+    return True
 
 
 def compiled_for_cpu(tensor: Tensor) -> bool:

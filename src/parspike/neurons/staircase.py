@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from . import fused
 from .layer import Code, Neuron
 from .packed import PackedTrains
-from .pieces import in_pieces, runs_here
+from .pieces import holds_double, in_pieces, runs_here
 
 __all__ = ["Staircase", "joined"]
 
@@ -173,7 +173,8 @@ class Staircase(Neuron):
 
     def _tabulate(self) -> None:
         """Move the thresholds to the grid and make the tables that counting looks into."""
-        shape, tau = self.thresholds.shape[1:], self.thresholds.detach().double().reshape(self.levels, -1)
+        own, device = self.thresholds.detach(), self.thresholds.device
+        tau = (own if holds_double(device) else own.cpu()).double().reshape(self.levels, -1)
         number = tau.shape[1]
         most = max(FEWEST_CELLS // number, min(CELLS_A_LEVEL * self.levels, MOST_CELLS), 4 * self.levels)
         most = min(most, MOST_IN_ALL // number - 4)
@@ -188,10 +189,11 @@ class Staircase(Neuron):
                 break
             tau = moved
         # Exact in every dtype: where the grid is finer than its numbers, rounding has moved nothing.
-        self.thresholds.data = tau.view_as(self.thresholds).to(self.thresholds.dtype)
-        self._cells = Cells(grid, edges[0], edges[-1], shape)
+        self.thresholds.data = tau.view_as(own).to(own)
+        self._cells = Cells(grid, edges[0], edges[-1], own.shape[1:]).to(device)
         cells = torch.arange(self._cells.top + 1, dtype=edges.dtype, device=edges.device)
         places = torch.searchsorted((edges - edges[0] + 1).T.contiguous(), cells.repeat(number, 1), right=True)
+        places = places.to(device)
         outputs = self.outputs.detach().reshape(self.levels + 1, number).T
         nan = outputs.new_full((number, 1), math.nan)
         self.register_buffer("counts", torch.cat([places.to(nan.dtype), nan], 1).flatten(), persistent=False)

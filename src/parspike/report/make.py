@@ -16,6 +16,7 @@ from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.diagnose import Diagnosis
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError
+from parspike.graph import with_doubles
 from parspike.measure import Energy, Report
 from parspike.measure.layers import measured
 from parspike.plan import Plan
@@ -73,6 +74,7 @@ def report(
     """
     path = Path(path)
     check_converted(snn, "report")
+    snn, model = with_doubles(snn), with_doubles(model) if isinstance(model, nn.Module) else model
     check(path, force)
     names = chosen(snn, layers)
     source = readable_again(data, name="data")

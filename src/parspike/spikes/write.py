@@ -17,7 +17,7 @@ from parspike.calibrate.batches import inputs_of, number_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.engines import Run
 from parspike.errors import InputError, OptionError
-from parspike.graph import Size
+from parspike.graph import Size, with_doubles
 from parspike.graph.ir import BATCH
 from parspike.neurons import Neuron, SpikingLayer, twin
 from parspike.snn import SNN, check_converted
@@ -61,6 +61,7 @@ def write_spikes(
     """
     path = Path(path)
     kind = _checked(snn, path, form, dt, force)
+    snn = with_doubles(snn)
     about = {"made_by": f"parspike {__version__}", **(note or {})}
     try:
         json.dumps(about, allow_nan=False).encode()
