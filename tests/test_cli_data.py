@@ -72,6 +72,20 @@ def test_numbered_folders_are_their_number(tmp_path: Path) -> None:
     assert everything(open_images(str(tmp_path)))[1] == [7, 412]
 
 
+def test_two_folders_of_one_number_are_refused(tmp_path: Path) -> None:
+    """They were one class, without a word."""
+    picture(tmp_path / "3d_prints" / "a.png", 0)
+    picture(tmp_path / "3d_models" / "a.png", 0)
+    with pytest.raises(InputError, match="folders 3d_models and 3d_prints both begin with 3, which would make"):
+        open_images(str(tmp_path))
+
+
+def test_folders_of_numbers_that_are_no_classes_are_in_their_order(tmp_path: Path) -> None:
+    picture(tmp_path / "20261129112233445566" / "a.png", 0)
+    picture(tmp_path / "20261128112233445566" / "a.png", 0)
+    assert everything(open_images(str(tmp_path)))[1] == [0, 1]
+
+
 @pytest.mark.parametrize("split", ["test", "train", "val"])
 @pytest.mark.parametrize("zip_it", [False, True])
 def test_a_class_that_a_split_lacks_shifts_no_numbers(tmp_path: Path, split: str, zip_it: bool) -> None:

@@ -360,6 +360,15 @@ def test_a_folder_as_output_is_refused_before_the_work(
         parspike.SNN.save(snn, here / "out", force=bool(force))
 
 
+def test_a_pipe_as_output_and_no_data_are_refused_before_the_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parspike, "convert", lambda *a, **k: pytest.fail("it worked first"))
+    os.mkfifo(here / "pipe")
+    assert "this is a device or a pipe" in error("convert net.py:small --data data.npz -o pipe --force")
+    assert (here / "pipe").is_fifo()
+    said = run("convert", "net.py:small", "--data", "", "-o", "n.parspike", "--json").stdout
+    assert json.loads(said)["error"]["message"] == "--data is empty: name a folder or a file, '.' for this folder"
+
+
 def test_a_foreign_name_is_warned_of(here: Path) -> None:
     common = ("convert", "net.py:small", "--data", "data.npz", "--recipe", "max", "-o")
     said = run(*common, "x.onnx")

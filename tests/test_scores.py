@@ -76,6 +76,29 @@ def test_outputs_that_cannot_be_compared_are_refused(output: Any, network: Any) 
         Scores().add(output, network)
 
 
+@pytest.mark.parametrize("wrong", [-1, K])
+def test_labels_that_are_no_class_are_refused(wrong: int) -> None:
+    """A label below 0 counted as a wrong answer, so that labels from 1 on, less 2, gave an accuracy near 0."""
+    labels = WHOLE.clone()
+    labels[2] = wrong
+    with pytest.raises(InputError, match=f"a class {wrong} but the network knows 4 classes, counted from 0 on"):
+        Scores().add(of(B, K), None, labels)
+
+
+def test_a_network_that_answers_with_nan_is_no_reference() -> None:
+    """The agreement with it was that with class 0, and the error NaN, which is no JSON either."""
+    right, wrong = of(B, K), of(B, K).clone()
+    wrong[1, 2] = torch.nan
+    with pytest.raises(InputError, match=r"the one of against= answers with NaN where this network does not"):
+        Scores().add(right, wrong)
+    with pytest.raises(InputError, match=r"this network answers with NaN where the one of against= does not"):
+        Scores().add(wrong, right)
+    both = Scores()
+    both.add(2 * wrong, wrong)
+    assert both.error == pytest.approx(1)
+    assert both.agreement == 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_an_output_is(kind):
     output, labels, wanted = KINDS[kind]
@@ -253,6 +276,12 @@ def test_a_measure_that_says_nothing_of_these_outputs_is_refused(ends, measure, 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("wrong", [{"drop": "1"}, {"drop": -1}, {"most": None}, {"most": 0}, {"codes": []}])
+def test_options_of_tune_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="give at least one code, a drop of 0 to 100 per cent points and most of"):
+        parspike.tune(nn.Linear(4, 2), X.split(32), **wrong)
+
+
 def test_a_report_of_values_has_an_error_and_no_agreement():
     for ends, labels in ((lambda y: y[:, 0], REAL), (lambda y: y[:, :2], of(B, 2)), (lambda y: (y[:, :2], y), WHOLE)):
         model = Head(ends).eval()

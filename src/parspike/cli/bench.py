@@ -166,6 +166,8 @@ def bench(
     answer = {"file": file, "results": str(lines), **found.to_dict(), "written": written}
     shown = [] if pages else [str(found)]
     console.result(json, answer, "\n".join((*shown, *(f"written: {Path(name)}" for name in written))))
+    if found.left_out and not found.lines:
+        raise typer.Exit(1)
 
 
 def _speed(

@@ -47,7 +47,7 @@ def check(
     for name, split in splits.items():
         counts = split["classes"].values()
         rows[name or data] = f"{split['images']} images" + (
-            f", {len(counts)} classes{_numbers(split['classes'])} with {min(counts)} to {max(counts)} images each"
+            f", {len(counts)} classes{_numbers(split['classes'])} with {_between(min(counts), max(counts))} images each"
             if counts
             else ", no labels"
         )
@@ -111,6 +111,10 @@ def _numbers(classes: dict[str, int]) -> str:
     return "" if names == [str(n) for n in range(len(names))] else f", numbered {names[0]} … {names[-1]},"
 
 
+def _between(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
+
+
 def _problems(name: str, split: dict[str, Any], skip_broken: bool) -> list[str]:
     where = f"{name}: " if name else ""
     problems = []
@@ -122,6 +126,8 @@ def _problems(name: str, split: dict[str, Any], skip_broken: bool) -> list[str]:
         problems.append(f"{where}images of {len(split['sizes'])} sizes; give size and crop")
     if not split["classes"]:
         problems.append(f"{where}no labels; put the images into one folder a class")
+    elif (least := int(next(iter(split["classes"])))) < 0:
+        problems.append(f"{where}a class {least}; classes are numbered 0, 1, 2, …")
     elif len(split["classes"]) == 1:
         problems.append(f"{where}all images are of one class")
     return problems

@@ -77,7 +77,8 @@ class Scores:
 
     def add(self, output: Any, network: Any = None, labels: Tensor | None = None, *, sure: bool = False) -> None:
         """One batch of outputs, the network's own if there is one to compare with, and labels. sure: see `answers_of`.
-        Raises `InputError` where the two answer in unlike shapes, and for labels beyond the last class."""
+        Raises `InputError` where the two answer in unlike shapes, where one of them alone is NaN, and for labels that
+        are no class."""
         self.outputs = len(values_of(output))
         if network is not None:
             self._errors(values_of(output), values_of(network))
@@ -92,17 +93,14 @@ class Scores:
         if labels is not None and one_each and self.classes and len(labels) != len(said):
             raise InputError(f"{len(labels)} labels stand beside {len(said)} samples: give one label each, or none")
         labelled = labels is not None and labels.shape == said.shape and (sure or not labels.is_floating_point())
-        if (
-            labels is not None
-            and labelled
-            and labels.dim() == 1
-            and 0 < self.classes <= max(labels.tolist(), default=0)
-        ):
-            raise InputError(
-                f"the data have a class {int(labels.max())} but the network knows {self.classes} classes (0 … n−1): "
-                "the two do not belong together; where the outputs are values and no class scores, give data without "
-                "labels"
-            )
+        if labels is not None and labelled and labels.dim() == 1 and self.classes and labels.numel():
+            unknown = next((n for n in (int(labels.min()), int(labels.max())) if not 0 <= n < self.classes), None)
+            if unknown is not None:
+                raise InputError(
+                    f"the data have a class {unknown} but the network knows {self.classes} classes, counted from 0 on: "
+                    "the two do not belong together; where the outputs are values and no class scores, give data "
+                    "without labels"
+                )
         labels = labels.to(said.device) if labels is not None and labelled else said
         self.answers += said.numel()
         if labelled:
@@ -124,9 +122,13 @@ class Scores:
         part = Scores(samples=len(outputs[0]) if outputs else 0, apart=[[]], size=[[]])
         for x, target in zip(outputs, network, strict=True):
             x, target = x.double(), target.double()
+            nothing = target.isnan()
+            if bool((nothing != x.isnan()).any()):
+                one, other = ("this network", "the one of against=")[:: -1 if bool((nothing & ~x.isnan()).any()) else 1]
+                raise InputError(f"{one} answers with NaN where {other} does not: check its weights, and the inputs")
             finite = torch.where(target.isfinite(), target, 0.0)
-            # Places where both are one infinity (masks) are no error.
-            part.apart[0].append(float(torch.where(x == target, 0.0, x - target).square().sum()))
+            # Places where both are one infinity (masks), or NaN, are no error.
+            part.apart[0].append(float(torch.where((x == target) | nothing, 0.0, x - target).square().sum()))
             part.size[0].append(float(finite.square().sum()))
             part.total.append(finite.sum(0).cpu())
             if x.dim() > 1:

@@ -303,8 +303,6 @@ def _diagnosis(look: Look) -> Section | None:
     if found is None:
         return None
     text = [f"{line[:1].upper()}{line[1:]}." for line in found.verdict()]
-    if found.blame is None:
-        text.append("No layer is to blame: the outputs are the network’s.")
     text.append(
         "Error: ‖mean output − activation‖ / ‖activation‖ of a layer’s neurons. Its parts: what lies beyond their "
         "range (clipping) or between their levels (quantisation), what steps get unevenly (over time), and what layers "
