@@ -465,6 +465,27 @@ def test_what_was_done_with_the_data_is_said(here: Path, kind: Any) -> None:
     assert f"12 images of data.npz, preprocessing: {done}" in Path("n.html").read_text()
 
 
+def test_floats_that_are_normalised_already_are_not_normalised_again(here: Path) -> None:
+    """Would catch a network's mean and deviation applied to values that have had them: an accuracy by chance."""
+    with open("net.py", "a") as file:
+        file.write("\nimport torch\n\ndef own():\n    torch.manual_seed(0)\n    model = small()\n")
+        file.write("    model.preprocessing = {'mean': [0.5], 'std': [0.25]}\n    return model\n")
+    pixels = np.random.default_rng(0).random((12, 3, 6, 6), dtype=np.float32)
+    pixels[:, 0, 0, :2] = 0, 1
+    np.savez("pixels.npz", x=pixels, y=np.arange(12) % 3)
+    np.savez("ready.npz", x=(pixels - 0.5) / 0.25, y=np.arange(12) % 3)
+    convert, ready = "convert net.py:own --recipe max --data", "eval p.parspike --data ready.npz"
+    said = error(f"{convert} ready.npz -o r.parspike")
+    assert "ready.npz holds floats from -2 to 2, and the network's images are normalised, mean (0.5,), std" in said
+    assert "give --mean 0 --std 1 where the values are as the network takes them" in said
+    answer(f"{convert} ready.npz --mean 0 --std 1 -o r.parspike")
+    answer(f"{convert} pixels.npz -o p.parspike")
+    wanted = pytest.approx(answer("eval p.parspike --data pixels.npz --against net.py:own")["error"], 1e-4)
+    assert answer("eval r.parspike --data ready.npz --against net.py:own")["error"] == wanted
+    assert "ready.npz holds floats from -2 to 2" in error(ready)
+    assert answer(f"{ready} --mean 0 --std 1 --against net.py:own")["error"] == wanted
+
+
 def test_values_of_another_size_than_those_fitted_on(here: Path) -> None:
     """Would catch floats of 0 … 255 given to a network that was fitted on 0 … 1: an accuracy by chance, and no word."""
     x = np.random.default_rng(0).random((12, 3, 6, 6), dtype=np.float32)

@@ -245,7 +245,8 @@ def _network(chosen: Bench, name: str, file: str, device: torch.device) -> Bench
 
     def images(source: str, **how: Any) -> Images:
         base = (known[0].preprocess if known else None) or Preprocessing()
-        found = open_images(source, replace(base, **said), batch_size=table.batch_size, **how)
+        asked = not said.keys().isdisjoint(("mean", "std"))
+        found = open_images(source, replace(base, **said), batch_size=table.batch_size, asked=asked, **how)
         return replace(found, device=device)
 
     def fit(seed: int) -> Images:

@@ -126,12 +126,21 @@ class Images:
         return self.preprocess.of({"f": "inputs", "i": "numbers"}.get(kind, "images"))
 
     @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest value of some of the items, where they are rows of an array of floats, or 0."""
+        images = getattr(self.source, "images", None)
+        if not isinstance(images, np.ndarray) or images.dtype.kind != "f":
+            return 0.0, 0.0
+        ends = [(images[place].min(initial=0), images[place].max(initial=0)) for place in self._order[:LOOK]]
+        return float(min((low for low, _ in ends), default=0)), float(max((high for _, high in ends), default=0))
+
+    @property
     def largest(self) -> float | None:
         """The largest magnitude of some of the items, where they are rows of an array of floats."""
         images = getattr(self.source, "images", None)
         if not isinstance(images, np.ndarray) or images.dtype.kind != "f" or not self._order:
             return None
-        return float(max(np.abs(images[place]).max(initial=0) for place in self._order[:LOOK]))
+        return max(map(abs, self.range))
 
     @property
     def layout(self) -> str:
@@ -277,13 +286,15 @@ def open_images(
     shuffle: bool = False,
     seed: int = 0,
     skip_broken: bool = False,
+    asked: bool = True,
 ) -> Images:
     """The images that `data` names: a folder, a `.zip`, an `.npz`, `digits` or `photos`; or sequences of tokens, of a
     `.txt` file or a folder of them.
 
     inputs: the network's, where they are known; of several an `.npz` has an array for each, by its name.
     `split` must exist; `prefer` is the split that is taken if nothing is asked and the data have it. batch_size: None
-    for 32 images, or 4 sequences.
+    for 32 images, or 4 sequences. asked: whether the user of this command says how images are normalised; else the
+    network or its file does, of pixels.
 
     >>> images = open_images("digits", split="test", batch_size=100)
     >>> x, y = next(iter(images))
@@ -305,12 +316,27 @@ def open_images(
         skip_broken=skip_broken,
     )
     fitted, found = inputs.largest if inputs else None, images.largest
+    if not asked and (fitted is None or fitted <= 1):
+        _check_pixels(data, images)
     if fitted is not None and found is not None and (found >= fitted * UNLIKE or found <= fitted / UNLIKE):
         console.warn(
             f"{data} holds values up to {found:.3g}, and the network was fitted on values up to {fitted:.3g}: are they "
             "prepared alike (0 … 1 or 0 … 255, mean and standard deviation)?"
         )
     return images
+
+
+def _check_pixels(data: str, images: Images) -> None:
+    """Refuse floats that would be normalised once more: those of a network that says how its pixels are, and no pixels
+    from 0 to 1."""
+    said, (low, high) = images.preprocess, images.range
+    if (said.mean, said.std) == ((0.0,), (1.0,)) or not (low < 0 or high > 1):
+        return
+    raise InputError(
+        f"{data} holds floats from {low:.3g} to {high:.3g}, and the network's images are normalised, "
+        f"{said.of('inputs')}: give --mean 0 --std 1 where the values are as the network takes them, else uint8 "
+        "images, or floats from 0 to 1"
+    )
 
 
 @contextmanager
