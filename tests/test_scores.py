@@ -85,6 +85,29 @@ def test_labels_that_are_no_class_are_refused(wrong: int) -> None:
         Scores().add(of(B, K), None, labels)
 
 
+@pytest.mark.parametrize("border", [-100, -1, 255])
+def test_pixels_without_a_class_count_in_no_accuracy(border: int) -> None:
+    """They were wrong answers of both networks."""
+    output = of(2, K, 3, 5)
+    network = output + 0.8 * of(3, K, 3, 5)[:2]
+    labels = output.argmax(1)
+    labels[:, 0] = (labels[:, 0] + 1) % K  # 10 of 30 pixels are wrong
+    labels[:, 2] = border
+    found = Scores()
+    found.add(output[:1], network[:1], labels[:1])
+    last = Scores()
+    last.add(output[1:], network[1:], labels[1:])
+    found = Scores.merged([found, last])
+    assert (found.answers, found.judged) == (30, 20)
+    assert found.accuracy == 0.5
+    assert found.network_accuracy == float((network.argmax(1) == labels)[:, :2].double().mean())
+    assert found.agreement == float((network.argmax(1) == output.argmax(1)).double().mean())
+    none = Scores()
+    none.add(output, network, torch.full_like(labels, border))
+    assert none.accuracy is None
+    assert none.network_accuracy is None
+
+
 def test_a_network_that_answers_with_nan_is_no_reference() -> None:
     """The agreement with it was that with class 0, and the error NaN, which is no JSON either."""
     right, wrong = of(B, K), of(B, K).clone()

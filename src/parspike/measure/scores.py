@@ -54,7 +54,8 @@ def answers_of(output: Any, labels: Tensor | None = None, *, sure: bool = False)
 class Scores:
     """Adds up batches; a share is None where it says nothing. Several of them make one with `merged`.
 
-    answers: those given; labelled: of these, with a label. classes: K of the scores, 0 where they are none. apart,
+    answers: those given; labelled: of these, with a label; void: of those, pixels whose label is no class, such as −100
+    or 255 of a border, which no accuracy counts. classes: K of the scores, 0 where they are none. apart,
     size: ‖output − network's‖² and ‖network's‖², of every batch and in it of every output; total: sums over samples.
     near: of every batch the sum of the cosines between vectors, which run along the last dimension; vectors: how many.
     outputs: those of real numbers.
@@ -62,6 +63,7 @@ class Scores:
 
     answers: int = 0
     labelled: int = 0
+    void: int = 0
     right: int = 0
     network_right: int = 0
     same: int = 0
@@ -105,6 +107,8 @@ class Scores:
         self.answers += said.numel()
         if labelled:
             self.labelled, self.right = self.labelled + said.numel(), self.right + int((said == labels).sum())
+            if self.classes:
+                self.void += int(((labels < 0) | (labels >= self.classes)).sum())
         if network is None:
             return
         wanted = answers_of(network, labels if labelled else None, sure=sure)
@@ -157,22 +161,27 @@ class Scores:
         """One score over the batches of several."""
         total = cls()
         for part in parts:
-            for name in ("answers", "labelled", "right", "network_right", "same", "compared"):
+            for name in ("answers", "labelled", "void", "right", "network_right", "same", "compared"):
                 setattr(total, name, getattr(total, name) + getattr(part, name))
             total.classes, total.outputs = max(total.classes, part.classes), max(total.outputs, part.outputs)
             total._join(part)
         return total
 
     @property
+    def judged(self) -> int:
+        """Answers that an accuracy counts."""
+        return self.answers - self.void
+
+    @property
     def accuracy(self) -> float | None:
         """Share of answers that are right; None unless each has a label."""
-        return self.right / self.answers if 0 < self.answers == self.labelled else None
+        return self.right / self.judged if self.judged > 0 and self.answers == self.labelled else None
 
     @property
     def network_accuracy(self) -> float | None:
         """The same of the network compared with."""
-        known = 0 < self.answers == self.labelled == self.compared
-        return self.network_right / self.answers if known else None
+        known = self.judged > 0 and self.answers == self.labelled == self.compared
+        return self.network_right / self.judged if known else None
 
     @property
     def agreement(self) -> float | None:
