@@ -465,6 +465,25 @@ def test_what_was_done_with_the_data_is_said(here: Path, kind: Any) -> None:
     assert f"12 images of data.npz, preprocessing: {done}" in Path("n.html").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:the network has no activation")
+@pytest.mark.parametrize(
+    "layers", ["nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 3)", "nn.Flatten(), nn.Linear(36, 3)"]
+)
+def test_grey_networks_are_told_how_images_become_grey(here: Path, layers: str) -> None:
+    with open("net.py", "a") as file:
+        file.write(f"\ndef grey():\n    return nn.Sequential({layers})\n")
+    convert = "convert net.py:grey --recipe max --data data.npz"
+    assert error(f"{convert} -o g.parspike").endswith("; to read the images in grey, give --shape 1,HEIGHT,WIDTH")
+    assert answer(f"{convert} --shape 1,6,6 -o g.parspike")["preprocessing"]["channels"] == 1
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    parspike.convert(model, torch.rand(8, 1, 6, 6), recipe="max").save("own.parspike")
+    assert error("eval own.parspike --data data.npz").endswith("in grey, give --shape 1,HEIGHT,WIDTH")
+    assert answer("eval own.parspike --data data.npz --shape 1,6,6")["images"] == 12
+    np.savez("grey.npz", images=np.zeros((12, 6, 6), np.uint8))
+    said = error("convert net.py:small --recipe max --data grey.npz -o c.parspike")
+    assert said.endswith("; to read the images in colour, give --shape 3,HEIGHT,WIDTH")
+
+
 def test_floats_that_are_normalised_already_are_not_normalised_again(here: Path) -> None:
     """Would catch a network's mean and deviation applied to values that have had them: an accuracy by chance."""
     with open("net.py", "a") as file:

@@ -10,6 +10,7 @@ Files are decoded one batch at a time. torch is imported where a tensor is made,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -341,13 +342,35 @@ def _check_pixels(data: str, images: Images) -> None:
 
 @contextmanager
 def explained(images: Images | None) -> Iterator[None]:
-    """Adds to an error about shapes that the images seem to have their axes in another order."""
+    """Adds to an error about shapes that the images seem to have their axes in another order, or are in colour where
+    the network takes grey ones."""
     try:
         yield
     except (InputError, TraceError) as error:
-        if images is None or not images.layout or images.layout in str(error):
+        hint = "" if images is None else images.layout or _colours(images, str(error))
+        if not hint or hint in str(error):
             raise
-        raise type(error)(f"{error}; {images.layout}") from error
+        raise type(error)(f"{error}; {hint}") from error
+
+
+def _colours(images: Images, said: str) -> str:
+    """What to give where images have three channels and the network takes one, or the other way round. said: the
+    error, of torch or of parspike."""
+    array = getattr(images.source, "images", None)
+    if images.written or images.several or (isinstance(array, np.ndarray) and array.dtype != np.uint8):
+        return ""
+    if found := re.search(r"to have (\d+) channels, but got (\d+) channels", said):
+        wanted, got = map(int, found.groups())
+    elif found := re.search(r"has shape \(\d+, (\d+), \d+, \d+\), this network takes \(B, (\d+),", said):
+        got, wanted = map(int, found.groups())
+    elif found := re.search(r"cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", said):
+        long, short = map(int, found.groups())
+        got, wanted = (3, 1) if long == 3 * short else (1, 3) if short == 3 * long else (0, 0)
+    else:
+        return ""
+    if {got, wanted} != {1, 3}:
+        return ""
+    return f"to read the images {'in grey' if wanted == 1 else 'in colour'}, give --shape {wanted},HEIGHT,WIDTH"
 
 
 def check_apart(calibration: str, fit: Images, data: str, measured: Images) -> None:
