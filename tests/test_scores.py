@@ -188,6 +188,24 @@ def test_a_mask_of_minus_infinity_is_no_distance():
     assert bool(slope.isfinite().all())
 
 
+@pytest.mark.parametrize("kind", [lambda y: y.numpy(), lambda y: y.tolist()])
+def test_labels_that_are_no_tensor_are_told(kind: Any) -> None:
+    """An accuracy was missing without a word."""
+    snn = parspike.convert(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, K)), torch.rand(8, 4), recipe="max")
+    with pytest.warns(ParspikeWarning, match=r"labels are read from tensors, and these are a .*torch.as_tensor\(y\)"):
+        assert parspike.measure(snn, [(torch.rand(B, 4), kind(WHOLE))]).accuracy is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parspike.measure(snn, [(torch.rand(B, 4), ["a.png"] * B)]).accuracy is None
+        assert parspike.measure(snn, [(torch.rand(B, 4), WHOLE)]).accuracy is not None
+
+
+def test_steps_in_a_call_are_told_to_be_those_of_the_conversion() -> None:
+    snn = parspike.convert(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, K)), torch.rand(8, 4), recipe="max")
+    with pytest.raises(InputError, match=r"got 1 without a name, T=; T = 8 was chosen when it was converted"):
+        snn.run(torch.rand(2, 4), T=4)
+
+
 def test_labels_stand_behind_the_inputs():
     x, y, z = of(B, 3), WHOLE, of(B)
     assert labels_of((x, y)) is y
