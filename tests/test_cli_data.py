@@ -218,6 +218,25 @@ def test_a_damaged_archive(tmp_path: Path, suffix: str, content: bytes) -> None:
         open_images(str(tmp_path / f"d{suffix}"))
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_images_of_more_than_8_bits_are_not_cut(dtype: type, tmp_path: Path) -> None:
+    """Of 65,536 grey values all above 255 were white, without a word; floats of 0 … 1 were black."""
+    name = "deep.png" if dtype is np.uint16 else "deep.tiff"
+    steps = np.linspace(0, 1 if dtype is np.float32 else 65535, 64).reshape(8, 8)
+    (tmp_path / "a").mkdir()
+    picture(tmp_path / "b" / "fine.png", 3, (8, 8))
+    Image.fromarray(steps.astype(dtype)).save(tmp_path / "a" / name)
+    with pytest.raises(InputError, match=rf"a/{name}: cannot be decoded \(its grey values have more than 8 bits"):
+        everything(open_images(str(tmp_path)))
+    images = open_images(str(tmp_path), skip_broken=True)
+    assert everything(images)[1] == [1]
+    assert images.broken == [f"a/{name}"]
+    if dtype is not np.float32:  # as deep, and no value that would be cut
+        Image.fromarray((steps / 257).astype(dtype)).save(tmp_path / "a" / name)
+        x, _ = everything(open_images(str(tmp_path)))
+        assert torch.equal(x[0, 0], torch.from_numpy((steps / 257).astype(np.uint8) / np.float32(255)))
+
+
 def test_one_error_names_the_broken_image(folder: Path) -> None:
     whole = (folder / "dog" / "a.png").read_bytes()
     (folder / "dog" / "a.png").write_bytes(whole[:50])

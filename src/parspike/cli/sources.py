@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from parspike.broken import BROKEN
+from parspike.broken import BROKEN, in_colour
 from parspike.cli.preprocess import Preprocessing, Text
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError, ParspikeWarning
 from parspike.foreign import identifier
@@ -191,7 +191,7 @@ def _decoded(data: bytes) -> Image.Image:
                     f"it says that it has {pixels:,} pixels; if it has, raise PIL.Image.MAX_IMAGE_PIXELS, {most:,}"
                 )
             image.load()
-            return image.convert("RGB")
+            return in_colour(image)
     except BROKEN:
         raise
     except Exception as error:  # of a damaged file its decoders raise many kinds
