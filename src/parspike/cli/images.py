@@ -319,6 +319,12 @@ def open_images(
     fitted, found = inputs.largest if inputs else None, images.largest
     if not asked and (fitted is None or fitted <= 1):
         _check_pixels(data, images)
+    counted = written or bool(getattr(source, "frames", ""))
+    if found is None and not counted and (mean := max(images.preprocess.mean)) > 1:
+        console.warn(
+            f"images are x/255, from 0 to 1, and a mean of {mean:g} lies beyond: give means and deviations of that "
+            "scale, each divided by 255"
+        )
     if fitted is not None and found is not None and (found >= fitted * UNLIKE or found <= fitted / UNLIKE):
         console.warn(
             f"{data} holds values up to {found:.3g}, and the network was fitted on values up to {fitted:.3g}: are they "
