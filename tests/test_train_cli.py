@@ -285,6 +285,13 @@ def test_data_check_of_good_data():
     assert "1437 images, 10 classes with" in text
 
 
+def test_data_check_of_images_smaller_than_the_crop(tmp_path: Path) -> None:
+    """They were images that cannot be decoded, and had no labels."""
+    picture(tmp_path / "data" / "a" / "0.png", 0)
+    said = error("data", "check", tmp_path / "data", "--crop", 16)
+    assert said == "a/0.png: the image is 8×8 (H×W), smaller than the crop 16: give --size 16 or more"
+
+
 def test_data_check_of_values_and_labels_that_a_network_would_stumble_over(tmp_path):
     """Would catch NaN, and classes that are not counted from 0, of which nothing was said."""
     x = np.random.default_rng(0).random((6, 3), dtype=np.float32)

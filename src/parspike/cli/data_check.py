@@ -9,7 +9,7 @@ import typer
 
 from parspike.cli import checks, console
 from parspike.cli.options import IMAGES_OR_HUB, Crop, Json, Side, SkipBroken
-from parspike.errors import OptionError
+from parspike.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from parspike.cli.images import Images
@@ -89,6 +89,8 @@ def _look(images: Images, progress: Any) -> dict[str, Any]:
     for index, name in enumerate(source.names):
         try:
             x = source.read(index, images.preprocess)
+        except InputError as error:  # it does not fit, which is another matter
+            raise InputError(f"{name}: {error}") from error
         except BROKEN as error:
             broken.append(f"{name} ({reason(error)})")
             continue
