@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -463,6 +464,30 @@ def test_what_was_done_with_the_data_is_said(here: Path, kind: Any) -> None:
     done = "x/255" if kind is np.uint8 else "none"
     assert said.split("preprocessing")[1].split() == [done]
     assert f"12 images of data.npz, preprocessing: {done}" in Path("n.html").read_text()
+
+
+def test_a_shape_beyond_memory_and_a_device_as_file(here: Path) -> None:
+    said = error("plan net.py:small --shape 3,999999999,999999999")
+    assert said == "--shape 3,999999999,999999999: two samples of this size do not fit into memory"
+    os.mkfifo("pipe")
+    assert error("eval pipe --data data.npz") == "'pipe' is no file"
+
+
+def test_json_has_no_nan_and_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
+    console.result(True, {"error": math.inf, "rows": [{"a": math.nan, "b": np.float64(1.5)}], "T": 3}, "")
+    said = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert said == {"error": None, "rows": [{"a": None, "b": 1.5}], "T": 3}
+
+
+def test_a_mean_of_another_scale_is_told(here: Path) -> None:
+    """Means of 0 … 255, as some libraries have them, made constant images, without a word."""
+    np.savez("floats.npz", x=255 * np.random.default_rng(0).random((12, 3, 6, 6), dtype=np.float32))
+    convert = f"{CONVERT} --recipe max --force --data"
+    wrong, right = ("123.675,116.28,103.53 --std 58.4,57.1,57.4", "0.485,0.456,0.406 --std 0.229,0.224,0.225")
+    said = run(*f"{convert} data.npz --mean {wrong}".split()).stderr
+    assert "images are x/255, from 0 to 1, and a mean of 123.675 lies beyond: give means and deviations" in said
+    assert run(*f"{convert} data.npz --mean {right}".split()).stderr == ""
+    assert run(*f"{convert} floats.npz --mean {wrong}".split()).stderr == ""  # these are 0 … 255
 
 
 @pytest.mark.filterwarnings("ignore:the network has no activation")
