@@ -57,6 +57,7 @@ def test_a_users_file(tmp_path):
         ('network = "digits"\n[data]\nmean = [123.7]', "data.mean = 123.7: it must lie between -1 and 1"),
         ('network = "digits"\n[data]\nmean = [nan]', "data.mean = nan: it must lie between -1 and 1"),
         ('network = "digits"\n[data]\nstd = [0.2, 0]', "data.std = 0.0: it must be above 0"),
+        ('network = "digits"\n[data]\nstd = ["0.2"]', "data.mean and data.std are numbers, got '0.2'"),
         ('network = "digits"\n[data]\nsize = 0', "data.size = 0: it must be at least 1"),
         ('network = "digits"\n[data]\ncrop = -1', "data.crop = -1: it must be at least 1"),
         ('network = "digits"\n[augment]\npolicy = "best"', "cifar10, imagenet"),

@@ -56,6 +56,8 @@ class Data:
         for name in ("size", "crop"):
             if getattr(self, name) is not None:
                 at_least(f"data.{name}", getattr(self, name), 1)
+        if wrong := [value for value in (*self.mean, *self.std) if not isinstance(value, int | float)]:
+            raise OptionError(f"data.mean and data.std are numbers, got {repr(wrong[0])[:80]}")
         for value in self.mean:  # of pixels from 0 to 1; those of 0 … 255 would make all images alike
             within("data.mean", value, -1, 1)
         for value in self.std:
