@@ -7,7 +7,7 @@
 
 Parts, each of which writes OUT/PART.json when it is done and is skipped where that file is there:
 
-- tests: tests/test_cuda.py
+- tests: tests/test_device.py, tests/test_cuda.py
 - speed-resnet18-single and so on: every engine beside the network, batch 8, 224², as `parspike bench speed` measures;
   SpikingJelly's spiking ResNet in the same run where it is installed
 - train-resnet20, train-vgg16: QCFS with four levels on CIFAR-10 (recompressed images, see ../shared/data/README.md),
@@ -109,7 +109,7 @@ def unpacked(path: Path, split: str, device: str) -> Any:
 
 
 def tests(options: argparse.Namespace) -> dict[str, Any]:
-    chosen = ["tests/test_cuda.py"] if not options.steps else ["tests/test_cuda.py", "--collect-only"]
+    chosen = ["tests/test_device.py", "tests/test_cuda.py", *(["--collect-only"] if options.steps else [])]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *chosen, "-q", "-rf", "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True,
         text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")},

@@ -1,4 +1,5 @@
-"""What a GPU must give: the same laws as a CPU, in every recipe, engine, kind of neurons and file (`make gpu`)."""
+"""What a GPU alone has: its kernels, tensor cores and recordings (`make gpu`). What it has in common with every device
+is in `tests/test_device.py`."""
 
 from __future__ import annotations
 
@@ -6,133 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from networks import Dense, PreActivation, Residual
-from test_integer_engine import Signal, Wide, network
+from test_device import NETWORKS, images, made, same_bits
+from test_integer_engine import network
 from torch import Tensor, nn
 
 import parspike
-from parspike import IF, LIF, Auto, ClosedForm, Reconstruct
 from parspike.engines import tensor_cores
 from parspike.engines.integer import Integer
 from parspike.lower import integers
 from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, Staircase, fused, levels_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees")
-
-
-def images(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.block = nn.Linear(8, 16), nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
-        self.head = nn.Linear(16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.block(self.stem(x)).mean(1))
-
-
-def convolutions(activation: Any) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), activation(),
-        nn.Conv2d(8, 8, 3, padding=1, groups=4), activation(), nn.AvgPool2d(2),
-        nn.Conv2d(8, 16, 3, stride=2), activation(), nn.Flatten(), nn.Linear(144, 5),
-    )  # fmt: skip
-
-
-NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
-    "convnet": (Residual, (3, 16, 16)),
-    "silu": (lambda: convolutions(nn.SiLU), (3, 16, 16)),
-    "hardtanh": (lambda: convolutions(nn.Hardtanh), (3, 16, 16)),
-    "attention": (Attention, (6, 8)),
-}
-
-
-def made(name: str) -> tuple[nn.Module, Tensor]:
-    build, shape = NETWORKS[name]
-    torch.manual_seed(0)
-    return build().eval().cuda(), images(96, *shape).cuda()
-
-
-RECIPES = {
-    "max": "max",
-    "99.9%": "99.9%",
-    "daqcfs": "daqcfs",
-    "exact": parspike.DAQCFS(means="exact"),
-    "closed-form": ClosedForm(),
-    "layer": ClosedForm(granularity="layer", weigh="own"),
-    "reconstruct": Reconstruct(steps=6),
-    "free": Reconstruct(steps=6, free=True),
-    "auto": Auto(budget=20),
-}
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("network", NETWORKS)
-def test_every_recipe_gives_on_a_gpu_what_it_gives_on_a_cpu(network: str, recipe: str) -> None:
-    model, x = made(network)
-    snn = parspike.convert(model, x, T=8, recipe=RECIPES[recipe])
-    assert {t.device.type for t in snn.state_dict().values()} == {"cuda"}
-    got = snn(x)
-    assert got.device.type == "cuda"
-    cpu = parspike.convert(model.cpu(), x.cpu(), T=8, recipe=RECIPES[recipe])
-    own = model(x.cpu())
-    error, on_cpu = ((y.cpu() - own).norm() / own.norm() for y in (got, cpu(x.cpu())))
-    assert error < 1.3 * on_cpu + 0.02
-
-
-@pytest.mark.parametrize("code", ["sorted", "weighted", "onset"])
-@pytest.mark.parametrize("network", NETWORKS)
-def test_the_engines_agree_on_a_gpu(network: str, code: Any) -> None:
-    model, x = made(network)
-    model, x = model.double(), x.double()
-    snn = parspike.convert(model, x, T=8 if code != "weighted" else 4, code=code, recipe="max")
-    counts = {name: snn.run(x, engine=name) for name in ("count", "serial", "parallel")}
-    for other in ("serial", "parallel"):
-        torch.testing.assert_close(counts[other].logits, counts["count"].logits, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("neuron", [IF(), IF(reset="zero"), IF(bias="step"), LIF(0.9)], ids=lambda n: n.text)
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.filterwarnings("ignore::parspike.errors.ParspikeWarning")
-def test_neurons_with_a_state(network: str, neuron: Any) -> None:
-    model, x = made(network)
-    snn = parspike.convert(model, x, T=8, neuron=neuron)
-    got = snn.run(x, every_step=True).logits
-    assert got.device.type == "cuda"
-    assert got.shape[:2] == (8, 96)
-    cpu = parspike.convert(model.cpu(), x.cpu(), T=8, neuron=neuron)
-    own = model(x.cpu())
-    error, on_cpu = ((y.cpu() - own).norm() / own.norm() for y in (snn(x), cpu(x.cpu())))
-    assert error < 1.3 * on_cpu + 0.02
-
-
-def test_a_file_moves_between_a_gpu_and_a_cpu(tmp_path: Any) -> None:
-    model, x = made("convnet")
-    snn = parspike.convert(model, x, T=4)
-    snn.save(tmp_path / "a.parspike")
-    loaded = parspike.load(tmp_path / "a.parspike")
-    snn.cpu().save(tmp_path / "b.parspike")
-    assert (tmp_path / "a.parspike").read_bytes() == (tmp_path / "b.parspike").read_bytes()
-    assert torch.equal(loaded.cuda()(x), snn.cuda()(x))
-    assert torch.equal(loaded(x), snn(x))
-
-
-def test_measure_sweep_and_tune_on_a_gpu() -> None:
-    model, x = made("convnet")
-    snn = parspike.convert(model, x, T=4)
-    assert parspike.measure(snn, x, against=model).agreement > 0.5
-    assert parspike.tune(model, x.split(16), drop=30, most=8).trials
-    for row in parspike.sweep(model, x.split(16), T=(1, 3), recipe="closed-form").rows:
-        assert row.error == pytest.approx(row.quantised_error, rel=0.2)  # a current rounded across a threshold
-
-
-def test_calibration_images_on_another_device_are_an_error_with_a_remedy() -> None:
-    model, x = made("convnet")
-    with pytest.raises(parspike.errors.ParspikeError, match="cuda"):
-        parspike.convert(model, x.cpu(), T=4)
 
 
 def test_under_autocast_counts_stay_close() -> None:
@@ -296,19 +181,6 @@ class Channels(nn.Module):
         return self.head(self.f(y).relu().mean((2, 3)))
 
 
-WHOLE: list[tuple[type[nn.Module], dict[str, Any]]] = [
-    (Residual, {"T": 40, "weights": 4}),
-    (Residual, {"T": 300, "weights": 6}),
-    (PreActivation, {"T": 5}),
-    (Dense, {"T": 3, "code": "weighted", "weights": 2}),
-    (Wide, {"T": 5}),
-    (Wide, {"T": 4, "weights": 10}),
-    (Wide, {"T": 200}),
-    (Wide, {"T": 1000}),
-    (Signal, {"T": 200}),
-]
-
-
 def whole(kind: type[nn.Module], **options: Any) -> tuple[parspike.SNN, Tensor]:
     if kind is not Channels:
         return network(kind, **options)
@@ -317,21 +189,9 @@ def whole(kind: type[nn.Module], **options: Any) -> tuple[parspike.SNN, Tensor]:
     return integers(parspike.convert(model, x, recipe="max", **options), x), x
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [*WHOLE, *((Channels, {"T": T}) for T in (16, 200, 256))],
-    ids=lambda v: getattr(v, "__name__", str(v)),
-)
-def test_whole_numbers_have_a_cpus_bits(kind: type[nn.Module], options: dict[str, Any]) -> None:
-    """Would catch TF32, Winograd, a kernel's padding, a half of a count, an edge of a block."""
-    snn, x = whole(kind, **options)
-    cpu = snn.run(x, engine="integer", record=True)
-    snn = snn.cuda()
-    torch.backends.cudnn.allow_tf32 = True
-    for engine in ("integer", "count", "parallel" if options["T"] < 50 else "count"):
-        gpu = snn.run(x.cuda(), engine=engine, record=True)
-        assert [layer for layer, n in cpu.counts.items() if not torch.equal(gpu.counts[layer].cpu(), n)] == [], engine
-        assert torch.equal(gpu.logits.cpu(), cpu.logits), engine
+@pytest.mark.parametrize("T", [16, 200, 256])
+def test_channels_of_whole_blocks_have_a_cpus_bits(T: int) -> None:
+    same_bits(*whole(Channels, T=T), fine=T < 50)
 
 
 def test_the_tensor_cores_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,13 +237,3 @@ def test_integers_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     snn, x = whole(Channels, T=200)
     wanted = snn.run(x, engine="integer").logits
     assert torch.equal(snn.cuda().run(x.cuda(), engine="integer").logits.cpu(), wanted)
-
-
-def test_integers_are_made_on_a_gpu_as_on_a_cpu() -> None:
-    model, x = made("convnet")
-    snn = parspike.convert(model, x, T=8, recipe="max")
-    chip = integers(snn, x)
-    assert {t.device.type for t in chip.state_dict().values()} == {"cuda"}
-    cpu = integers(snn.cpu(), x.cpu())
-    assert all(torch.equal(t.cpu(), cpu.state_dict()[path]) for path, t in chip.state_dict().items())
-    assert torch.equal(chip.run(x, engine="integer").logits.cpu(), cpu.run(x.cpu(), engine="integer").logits)

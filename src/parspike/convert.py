@@ -58,7 +58,8 @@ def convert(
     tuples or dicts, one tensor (N, …), or a `Dataset` of samples; of a tuple the first entries are taken, as many as
     `forward` asks for, of a dict those that `forward` names, or one under a usual key; where `forward` takes one dict,
     tuple or list of tensors, all of it but labels; None where none are needed (QCFS networks with T = T̃, given an
-    `example`). inputs: a function from an item of calibration to the model's inputs.
+    `example`). Batches are moved to the network's device. inputs: a function from an item of calibration to the model's
+    inputs.
 
     neuron: what the network is converted for: `Parallel(code)` (the default), `IF()` or `LIF()`. code: the short form
     of `Parallel(code)`: "sorted" as in the paper, "weighted" (2^T − 1 levels in T steps) or "onset" (one spike a

@@ -22,6 +22,7 @@ from parspike.graph import (
     check_same,
     encodable,
     leaves,
+    on_device_of,
     rewrite,
     trace,
 )
@@ -280,14 +281,14 @@ def plan(
 def _read(model: nn.Module, example: Any, *, free_sizes: bool) -> tuple[Graph, tuple[Tensor, ...], dict[str, Tensor]]:
     """The rewritten graph of a network, and the inputs of its example."""
     try:
-        args, kwargs = arguments(example)
+        args, kwargs = _arguments(model, example)
         read = trace(model, args, kwargs, free_sizes=free_sizes)
         check_same(model, read, args, kwargs)
         return rewrite(read, args, kwargs), args, kwargs
     except (InputError, TraceError) as error:
         if (found := opened(model, [example])) is not None:
             return _read(*found, free_sizes=free_sizes)
-        args, kwargs = arguments(example)
+        args, kwargs = _arguments(model, example)
         if not _one_sample(model, args, kwargs):
             raise
         given = ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()))
@@ -389,6 +390,12 @@ def _check_steps(
                 f"layers['{pattern}'] gives time-steps to activations that are no neurons (read-outs, or guards of a "
                 "division): see print(parspike.plan(…)); parspike.Spike() makes neurons of them"
             )
+
+
+def _arguments(model: nn.Module, example: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """The inputs of an example, on the network's device."""
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return on_device_of(tensors, arguments(example))
 
 
 def arguments(example: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from parspike import engines
 from parspike.engines import PACKED, Record, Run
 from parspike.engines.stages import Stages, check_chunk
 from parspike.errors import InputError, OptionError, ParspikeWarning, UnsupportedError, meant
-from parspike.graph import Graph, Input, leaves
+from parspike.graph import Graph, Input, device_of, leaves
 from parspike.graph.cache import token_dims, with_cache
 from parspike.graph.ir import BATCH
 from parspike.graph.opened import LABELS
@@ -418,9 +418,21 @@ class SNN(nn.Module):
         timed = {i.name for i in self.graph.inputs if self._is_timed(i, env.get(i.name))} if self.over_time else set()
         for name in timed:
             self._check_steps(name, env[name], place)
+        self._check_device(env, place)
         for step in range(self.T if timed else 1):
             self.graph.check({name: x[step] if name in timed else x for name, x in env.items()}, place)
         return {name: engines.Steps(x) if name in timed else x for name, x in env.items()}
+
+    def _check_device(self, env: Mapping[str, Any], place: str) -> None:
+        device = next((tensor.device for tensor in self.parameters()), None)
+        for name, x in env.items():
+            if device is None or not isinstance(x, Tensor) or x.is_meta or x.device == device:
+                continue
+            if (only := device_of((*self.parameters(), *self.buffers()))) is not None:
+                raise InputError(
+                    f"{place}: input '{name}' lies on {x.device}, the network on {only}: pass x.to('{only}'), or move "
+                    f"the network, snn.to('{x.device}')"
+                )
 
     @staticmethod
     def _is_timed(i: Input, x: Any) -> bool:

@@ -23,6 +23,7 @@ from parspike.bench.run import Memory
 from parspike.calibrate import Thresholds
 from parspike.convert import convert
 from parspike.errors import InputError, OptionError, UnsupportedError
+from parspike.graph import on_device_of
 from parspike.graph.encode import Encode
 from parspike.graph.ir import expected_tensor
 from parspike.lower import integers
@@ -190,6 +191,8 @@ def speed(
         raise InputError(f"x is {type(x).__name__}, {expected_tensor(x)}")
     if channels_last and x.ndim != 4:
         raise OptionError(f"channels_last is for batches of images (B, C, H, W), and this one is {tuple(x.shape)}")
+    if isinstance(model, nn.Module):
+        x = on_device_of(model.parameters(), x)
     if isinstance(model, nn.Module) and model.training:
         model = copy.deepcopy(model).eval()  # the user's goes on in the mode that it is in
     if channels_last:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from parspike.engines.base import Network
 from parspike.errors import CalibrationError, InputError, ParspikeWarning
-from parspike.graph import Graph
+from parspike.graph import Graph, on_device_of
 from parspike.graph.opened import LABELS
 from parspike.together import Together
 
@@ -282,17 +283,18 @@ def _changed(number: int, before: int | None, now: int | None) -> str:
 def inputs_of(
     item: Any,
     place: str,
-    graph: Graph,
+    net: Graph | Network,
     inputs: Callable[[Any], Any] | None = None,
 ) -> dict[str, Tensor]:
-    """The network's inputs in one item, by name, checked."""
-    env = bound(item, place, graph, inputs)
-    graph.check(env, place)
+    """The network's inputs in one item, by name, on its device, checked."""
+    env = bound(item, place, net, inputs)
+    (net if isinstance(net, Graph) else net.graph).check(env, place)
     return env
 
 
-def bound(item: Any, place: str, graph: Graph, inputs: Callable[[Any], Any] | None = None) -> dict[str, Any]:
+def bound(item: Any, place: str, net: Graph | Network, inputs: Callable[[Any], Any] | None = None) -> dict[str, Any]:
     """The same before they are checked: `SNN.checked` also takes inputs over time."""
+    graph, tensors = (net, net.tensors) if isinstance(net, Graph) else (net.graph, net.tensors())
     positional, names = graph.signature
     item = item if inputs is not None else _opened(item)
     if inputs is None and isinstance(item, Mapping) and not names and all(i.name in item for i in graph.inputs):
@@ -302,7 +304,7 @@ def bound(item: Any, place: str, graph: Graph, inputs: Callable[[Any], Any] | No
         args, kwargs = (), {name: args[name] for name in names if name in args}
     else:
         args, kwargs = args if isinstance(args, tuple) else (args,), {}
-    return graph.bind(args[:positional], kwargs)
+    return on_device_of(tensors.values(), graph.bind(args[:positional], kwargs))
 
 
 def _digest(env: Mapping[str, Tensor]) -> bytes:

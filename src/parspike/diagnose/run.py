@@ -59,7 +59,7 @@ def diagnose(
         made = plan_again(model, example, snn.provenance)
     reference = _reference(snn, made)
     items = [
-        (inputs_of(item, f"batch {number} of images", snn.graph, inputs), labels_of(item, inputs, snn.graph.signature))
+        (inputs_of(item, f"batch {number} of images", snn, inputs), labels_of(item, inputs, snn.graph.signature))
         for number, item in enumerate(source)
     ]
     examination, done = Examination(snn, reference), 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from parspike.errors import InputError, OptionError, UnsupportedError, meant
 from parspike.export.result import Compared, Drift, Exported, Theirs, compare, in_pieces, tally, unlike
-from parspike.graph import Graph, Size
+from parspike.graph import Graph, Size, on_device_of
 from parspike.graph.encode import input_encoders
 from parspike.graph.forget import release
 from parspike.neurons import Simulation, twin
@@ -73,6 +74,8 @@ def export(
     for name, given in (("as_if", as_if), ("as_convolutions", as_convolutions)):
         if given and suffix != ".nir":
             raise OptionError(f"{name}=True is of NIR files: name one, net.nir, or leave it out")
+    if suffix in (".nir", ".onnx") and any(tensor.device.type != "cpu" for tensor in snn.parameters()):
+        snn = copy.deepcopy(snn).cpu()  # the file is run on the CPU, to compare it
     if suffix == ".nir":
         return _to_nir(snn, path, example, as_if, dt, as_convolutions)
     if snn.over_time:
@@ -237,7 +240,7 @@ def _as_if(snn: SNN, asked: bool) -> SNN:
 
 
 def _example(snn: SNN, example: Any) -> dict[str, Tensor]:
-    """Inputs by name: the caller's, or noise of the example's sizes."""
+    """Inputs by name, on the network's device: the caller's, or noise of the example's sizes."""
     graph = snn.graph
     if example is not None:
         names = [i.name for i in graph.inputs]
@@ -250,14 +253,14 @@ def _example(snn: SNN, example: Any) -> dict[str, Tensor]:
         graph.check(env, "export: example")
         fixed = graph.at_example("an exported file has one size of its inputs")
         fixed.check(env, "export: example")
-        return env
+        return on_device_of(snn.parameters(), env)
     generator = torch.Generator().manual_seed(0)
     fixed, env = graph.at_example("an exported file has one size of its inputs"), {}
     for i in fixed.inputs:
         if not i.dtype.is_floating_point:
             raise InputError(f"export: input '{i.name}' is {i.dtype}, for which noise has no meaning: give example=")
         env[i.name] = torch.randn(SAMPLES, *(int(n) for n in i.shape[1:]), generator=generator).to(i.dtype)
-    return env
+    return on_device_of(snn.parameters(), env)
 
 
 def _notes(snn: SNN, plain: Compared) -> list[str]:

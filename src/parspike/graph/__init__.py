@@ -12,8 +12,10 @@ from parspike.graph.ir import (
     Schedule,
     Size,
     Stream,
+    device_of,
     leaves,
     map_tree,
+    on_device_of,
     walk,
 )
 from parspike.graph.ops import Activation, Clip, Curve, Quantised, Role
@@ -40,10 +42,12 @@ __all__ = [
     "Size",
     "Stream",
     "check_same",
+    "device_of",
     "encodable",
     "leaves",
     "map_tree",
     "nested",
+    "on_device_of",
     "register",
     "rewrite",
     "trace",

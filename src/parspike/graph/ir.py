@@ -15,7 +15,7 @@ import math
 import operator
 import re
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,10 @@ from torch import Tensor
 from parspike.errors import InputError
 from parspike.graph import ops
 
-__all__ = ["Device", "Graph", "Input", "Node", "Param", "Ref", "Schedule", "Size", "Stream", "map_tree", "walk"]
+__all__ = [
+    "Device", "Graph", "Input", "Node", "Param", "Ref", "Schedule", "Size", "Stream", "device_of", "map_tree",
+    "on_device_of", "walk",
+]  # fmt: skip
 
 BATCH = "batch"
 MOST_TRIED = 4096
@@ -285,6 +288,21 @@ def map_tree(function: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: map_tree(function, item) for key, item in tree.items()}
     return function(tree)
+
+
+def device_of(tensors: Iterable[Tensor]) -> torch.device | None:
+    """The device that all tensors lie on; None where they lie on several, or there are none."""
+    devices = {tensor.device for tensor in tensors}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def on_device_of(tensors: Iterable[Tensor], tree: Any) -> Any:
+    """The same tree with its tensors moved to the device that all of `tensors` lie on, so that data that a loader gives
+    on the CPU go into a network on a GPU. As it is where these lie on several devices."""
+    device = device_of(tensors)
+    if device is None or device.type == "meta":
+        return tree
+    return map_tree(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) and not leaf.is_meta else leaf, tree)
 
 
 @dataclass

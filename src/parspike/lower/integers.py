@@ -100,7 +100,7 @@ def integers(
             raise OptionError(f"{name} must be a number of bits from 2 to 16, got {bits!r}")
     if snn.provenance.get("lowered") == "integers":
         raise OptionError("this network is in whole numbers already: lower the one that it was made from")
-    batches = batches_of(snn.graph, images)
+    batches = batches_of(snn, images)
     snn = _at_sizes_of(snn, batches)
     device = next((t.device for t in snn.tensors().values()), torch.device("cpu"))
     if device.type != "cpu":  # rounded there, so that a network has the same numbers wherever it was made

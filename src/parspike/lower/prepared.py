@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from parspike.calibrate.batches import inputs_of, readable_again
+from parspike.engines.base import Network
 from parspike.errors import OptionError
 from parspike.graph import Graph, Node, Param, Ref, Size, Stream, leaves, map_tree
 from parspike.graph.ops import CASTS, MASKED, TABLE, call
@@ -82,10 +83,10 @@ def is_real(node: Node) -> bool:
     return node.target in CASTS and isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
-def batches_of(graph: Graph, images: Any) -> list[dict[str, Tensor]]:
+def batches_of(net: Network, images: Any) -> list[dict[str, Tensor]]:
     """Inputs by name, batch by batch."""
     batches = [images] if isinstance(images, (Tensor, Mapping)) else list(readable_again(images, name="images"))
-    found = [inputs_of(batch, f"images, batch {number}", graph) for number, batch in enumerate(batches)]
+    found = [inputs_of(batch, f"images, batch {number}", net) for number, batch in enumerate(batches)]
     if not found:
         raise OptionError("images holds no batch: give some that the network was calibrated with")
     return found

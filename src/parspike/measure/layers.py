@@ -79,7 +79,7 @@ def measured(
     meter, scores, reference, samples = _Meter(snn), Scores(), None, 0
     for number, item in enumerate(source):
         place = f"batch {number} of the loader"
-        env = snn.checked(bound(item, place, snn.graph, inputs), place)
+        env = snn.checked(bound(item, place, snn, inputs), place)
         network_item, chosen_by = item, inputs
         if any(isinstance(x, Steps) for x in env.values()):
             args, named = snn.graph.call_of(means_of(env, place))

@@ -89,7 +89,7 @@ def neurobench(
     counter, samples = _Counter(snn), 0
     for number, item in enumerate(source):
         place = f"batch {number} of the loader"
-        env = snn.checked(bound(item, place, snn.graph, inputs), place)
+        env = snn.checked(bound(item, place, snn, inputs), place)
         counter.add(env, means_of(env, place))
         samples += next(iter(env.values())).shape[0]
         if progress:

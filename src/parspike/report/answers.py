@@ -110,7 +110,7 @@ def answers(
     found = Answers(Scores(), reference is not None, None if rival is None else Scores())
     total = number_of(source)
     for number, item in enumerate(source):
-        env = inputs_of(item, f"batch {number} of the data", snn.graph, inputs)
+        env = inputs_of(item, f"batch {number} of the data", snn, inputs)
         labels = labels_of(item, inputs, snn.graph.signature)
         output, wanted = _output(snn, env, how, found), None
         if reference is not None:

@@ -82,7 +82,7 @@ def report(
         item = next(iter(source), None)
         if item is None:
             raise InputError("the data are empty: give at least one batch of inputs")
-        env = inputs_of(item, "batch 0 of the data", snn.graph, inputs)
+        env = inputs_of(item, "batch 0 of the data", snn, inputs)
         found = answers(
             snn, source, reference=None if made is None else made.graph, inputs=inputs, classes=classes, progress=say
         )

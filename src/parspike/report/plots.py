@@ -81,7 +81,7 @@ class Plots:
         if layer is not None and len(names) > 1:
             few = ", ".join(self._snn.graph.by_name[name].layer for name in names[:3])
             raise InputError(f"'{layer}' means {len(names)} layers ({few} …), and one is drawn: name one")
-        env = inputs_of(item, "the item", self._snn.graph, inputs)
+        env = inputs_of(item, "the item", self._snn, inputs)
         (train,) = trains(self._snn, env, [names[len(names) // 2]], neurons=neurons)
         return figures.raster(train, ax)
 
@@ -91,7 +91,7 @@ class Plots:
     ) -> Axes:  # fmt: skip
         """Milliseconds of one sample on this machine against T, of every engine and of `model`, run in turn for about
         `seconds` on some samples of `item`."""
-        env = inputs_of(item, "the item", self._snn.graph, inputs)
+        env = inputs_of(item, "the item", self._snn, inputs)
         return figures.time(times(self._snn, env, model=model, seconds=seconds), ax)
 
     def _report(self, data: Any, model: Any, inputs: Any) -> Report:

@@ -144,7 +144,7 @@ def _runs(
     source = data if isinstance(data, Iterator) else readable_again(data, name="data")
     total = number_of(source)
     for number, item in enumerate(source):
-        env = inputs_of(item, f"batch {number} of the data", snn.graph, inputs)
+        env = inputs_of(item, f"batch {number} of the data", snn, inputs)
         count, names = snn.graph.signature
         given = [env[i.name] for i in snn.graph.inputs]
         options: dict[str, Any] = {"engine": engine, "record": True, **dict(zip(names, given[count:], strict=True))}

@@ -85,7 +85,7 @@ class Scene:
         key = (network, T, item)
         if key not in self._kept:
             snn = self.networks[network][T]
-            env = inputs_of(self.items[item].given, f"input {item}", snn.graph)
+            env = inputs_of(self.items[item].given, f"input {item}", snn)
             self._kept[key] = run_on(snn, env)
             while len(self._kept) > KEPT * len(self.networks):
                 self._kept.popitem(last=False)
@@ -97,7 +97,7 @@ class Scene:
         if self.model is None:
             return None
         snn = next(iter(next(iter(self.networks.values())).values()))
-        env = inputs_of(self.items[item].given, f"input {item}", snn.graph)
+        env = inputs_of(self.items[item].given, f"input {item}", snn)
         args, kwargs = snn.graph.call_of(env)
         try:
             with torch.inference_mode():
