@@ -765,6 +765,15 @@ def test_the_command_writes_tables_and_renders_without_running(here: Path) -> No
     assert Path("u.md").read_text() == Path("t.md").read_text()
 
 
+def test_a_bench_that_could_measure_nothing_ends_with_1(here: Path) -> None:
+    with np.load("data.npz") as file:
+        np.savez("low.npz", images=file["images"], labels=file["labels"] - 1)
+    Path("low.toml").write_text(TOML.replace("data.npz", "low.npz"))
+    outcome = run("bench", "low.toml", "--only", "T=3")
+    assert "left out: tiny, short, weighted: the data have a class -1" in outcome.stdout
+    assert outcome.exit_code == 1
+
+
 def test_other_data_are_refused_on_the_command_line(here: Path) -> None:
     assert run("bench", "b.toml", "--only", "T=3").exit_code == 0
     with np.load("data.npz") as file:

@@ -256,6 +256,29 @@ def test_eval_refuses_labels_that_the_network_does_not_know(converted: Path) -> 
     assert "a class 7 but the network knows 3" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (np.array([0, -1]), "a class -1 but the network knows 3"),
+        (np.array([0, 2**63], np.uint64), "labels holds 9223372036854775808, which is no class"),
+    ],
+)
+def test_eval_refuses_labels_that_are_no_class(converted: Path, labels: np.ndarray, says: str) -> None:
+    np.savez("other.npz", images=np.zeros((2, 6, 6, 3), np.uint8), labels=labels)
+    error = answer("eval", converted, "--data", "other.npz", exit_code=1)["error"]
+    assert error["type"] == "InputError"
+    assert says in error["message"]
+
+
+def test_a_network_that_does_not_take_the_images_is_told(converted: Path) -> None:
+    """An error of torch's ended the command."""
+    (converted.parent / "other.py").write_text("import torch\nflat = torch.nn.Linear(7, 3)\n")
+    error = answer("eval", converted, "--data", "data.npz", "--against", "other.py:flat", exit_code=1)["error"]
+    assert error["type"] == "InputError"
+    assert error["message"].startswith("SPEC other.py:flat fails on inputs (12, 3, 6, 6), which the converted network")
+    assert error["message"].endswith("Is it the network that it was made from?")
+
+
 def test_eval_warns_where_class_folders_may_be_missing(converted: Path) -> None:
     for folders, said in ((["bee", "cat"], True), (["0_ant", "2_cat"], False), (["ant", "bee", "cat"], False)):
         root = converted.parent / "-".join(folders)

@@ -72,6 +72,20 @@ def test_numbered_folders_are_their_number(tmp_path: Path) -> None:
     assert everything(open_images(str(tmp_path)))[1] == [7, 412]
 
 
+def test_two_folders_of_one_number_are_refused(tmp_path: Path) -> None:
+    """They were one class, without a word."""
+    picture(tmp_path / "3d_prints" / "a.png", 0)
+    picture(tmp_path / "3d_models" / "a.png", 0)
+    with pytest.raises(InputError, match="folders 3d_models and 3d_prints both begin with 3, which would make"):
+        open_images(str(tmp_path))
+
+
+def test_folders_of_numbers_that_are_no_classes_are_in_their_order(tmp_path: Path) -> None:
+    picture(tmp_path / "20261129112233445566" / "a.png", 0)
+    picture(tmp_path / "20261128112233445566" / "a.png", 0)
+    assert everything(open_images(str(tmp_path)))[1] == [0, 1]
+
+
 @pytest.mark.parametrize("split", ["test", "train", "val"])
 @pytest.mark.parametrize("zip_it", [False, True])
 def test_a_class_that_a_split_lacks_shifts_no_numbers(tmp_path: Path, split: str, zip_it: bool) -> None:
@@ -202,6 +216,25 @@ def test_a_damaged_archive(tmp_path: Path, suffix: str, content: bytes) -> None:
     (tmp_path / f"d{suffix}").write_bytes(content)
     with pytest.raises(FileError, match=f"d{suffix}: not a readable"):
         open_images(str(tmp_path / f"d{suffix}"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_images_of_more_than_8_bits_are_not_cut(dtype: type, tmp_path: Path) -> None:
+    """Of 65,536 grey values all above 255 were white, without a word; floats of 0 … 1 were black."""
+    name = "deep.png" if dtype is np.uint16 else "deep.tiff"
+    steps = np.linspace(0, 1 if dtype is np.float32 else 65535, 64).reshape(8, 8)
+    (tmp_path / "a").mkdir()
+    picture(tmp_path / "b" / "fine.png", 3, (8, 8))
+    Image.fromarray(steps.astype(dtype)).save(tmp_path / "a" / name)
+    with pytest.raises(InputError, match=rf"a/{name}: cannot be decoded \(its grey values have more than 8 bits"):
+        everything(open_images(str(tmp_path)))
+    images = open_images(str(tmp_path), skip_broken=True)
+    assert everything(images)[1] == [1]
+    assert images.broken == [f"a/{name}"]
+    if dtype is not np.float32:  # as deep, and no value that would be cut
+        Image.fromarray((steps / 257).astype(dtype)).save(tmp_path / "a" / name)
+        x, _ = everything(open_images(str(tmp_path)))
+        assert torch.equal(x[0, 0], torch.from_numpy((steps / 257).astype(np.uint8) / np.float32(255)))
 
 
 def test_one_error_names_the_broken_image(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -360,6 +361,15 @@ def test_a_folder_as_output_is_refused_before_the_work(
         parspike.SNN.save(snn, here / "out", force=bool(force))
 
 
+def test_a_pipe_as_output_and_no_data_are_refused_before_the_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parspike, "convert", lambda *a, **k: pytest.fail("it worked first"))
+    os.mkfifo(here / "pipe")
+    assert "this is a device or a pipe" in error("convert net.py:small --data data.npz -o pipe --force")
+    assert (here / "pipe").is_fifo()
+    said = run("convert", "net.py:small", "--data", "", "-o", "n.parspike", "--json").stdout
+    assert json.loads(said)["error"]["message"] == "--data is empty: name a folder or a file, '.' for this folder"
+
+
 def test_a_foreign_name_is_warned_of(here: Path) -> None:
     common = ("convert", "net.py:small", "--data", "data.npz", "--recipe", "max", "-o")
     said = run(*common, "x.onnx")
@@ -454,6 +464,70 @@ def test_what_was_done_with_the_data_is_said(here: Path, kind: Any) -> None:
     done = "x/255" if kind is np.uint8 else "none"
     assert said.split("preprocessing")[1].split() == [done]
     assert f"12 images of data.npz, preprocessing: {done}" in Path("n.html").read_text()
+
+
+def test_a_shape_beyond_memory_and_a_device_as_file(here: Path) -> None:
+    said = error("plan net.py:small --shape 3,999999999,999999999")
+    assert said == "--shape 3,999999999,999999999: two samples of this size do not fit into memory"
+    os.mkfifo("pipe")
+    assert error("eval pipe --data data.npz") == "'pipe' is no file"
+
+
+def test_json_has_no_nan_and_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
+    console.result(True, {"error": math.inf, "rows": [{"a": math.nan, "b": np.float64(1.5)}], "T": 3}, "")
+    said = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert said == {"error": None, "rows": [{"a": None, "b": 1.5}], "T": 3}
+
+
+def test_a_mean_of_another_scale_is_told(here: Path) -> None:
+    """Means of 0 … 255, as some libraries have them, made constant images, without a word."""
+    np.savez("floats.npz", x=255 * np.random.default_rng(0).random((12, 3, 6, 6), dtype=np.float32))
+    convert = f"{CONVERT} --recipe max --force --data"
+    wrong, right = ("123.675,116.28,103.53 --std 58.4,57.1,57.4", "0.485,0.456,0.406 --std 0.229,0.224,0.225")
+    said = run(*f"{convert} data.npz --mean {wrong}".split()).stderr
+    assert "images are x/255, from 0 to 1, and a mean of 123.675 lies beyond: give means and deviations" in said
+    assert run(*f"{convert} data.npz --mean {right}".split()).stderr == ""
+    assert run(*f"{convert} floats.npz --mean {wrong}".split()).stderr == ""  # these are 0 … 255
+
+
+@pytest.mark.filterwarnings("ignore:the network has no activation")
+@pytest.mark.parametrize(
+    "layers", ["nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 3)", "nn.Flatten(), nn.Linear(36, 3)"]
+)
+def test_grey_networks_are_told_how_images_become_grey(here: Path, layers: str) -> None:
+    with open("net.py", "a") as file:
+        file.write(f"\ndef grey():\n    return nn.Sequential({layers})\n")
+    convert = "convert net.py:grey --recipe max --data data.npz"
+    assert error(f"{convert} -o g.parspike").endswith("; to read the images in grey, give --shape 1,HEIGHT,WIDTH")
+    assert answer(f"{convert} --shape 1,6,6 -o g.parspike")["preprocessing"]["channels"] == 1
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    parspike.convert(model, torch.rand(8, 1, 6, 6), recipe="max").save("own.parspike")
+    assert error("eval own.parspike --data data.npz").endswith("in grey, give --shape 1,HEIGHT,WIDTH")
+    assert answer("eval own.parspike --data data.npz --shape 1,6,6")["images"] == 12
+    np.savez("grey.npz", images=np.zeros((12, 6, 6), np.uint8))
+    said = error("convert net.py:small --recipe max --data grey.npz -o c.parspike")
+    assert said.endswith("; to read the images in colour, give --shape 3,HEIGHT,WIDTH")
+
+
+def test_floats_that_are_normalised_already_are_not_normalised_again(here: Path) -> None:
+    """Would catch a network's mean and deviation applied to values that have had them: an accuracy by chance."""
+    with open("net.py", "a") as file:
+        file.write("\nimport torch\n\ndef own():\n    torch.manual_seed(0)\n    model = small()\n")
+        file.write("    model.preprocessing = {'mean': [0.5], 'std': [0.25]}\n    return model\n")
+    pixels = np.random.default_rng(0).random((12, 3, 6, 6), dtype=np.float32)
+    pixels[:, 0, 0, :2] = 0, 1
+    np.savez("pixels.npz", x=pixels, y=np.arange(12) % 3)
+    np.savez("ready.npz", x=(pixels - 0.5) / 0.25, y=np.arange(12) % 3)
+    convert, ready = "convert net.py:own --recipe max --data", "eval p.parspike --data ready.npz"
+    said = error(f"{convert} ready.npz -o r.parspike")
+    assert "ready.npz holds floats from -2 to 2, and the network's images are normalised, mean (0.5,), std" in said
+    assert "give --mean 0 --std 1 where the values are as the network takes them" in said
+    answer(f"{convert} ready.npz --mean 0 --std 1 -o r.parspike")
+    answer(f"{convert} pixels.npz -o p.parspike")
+    wanted = pytest.approx(answer("eval p.parspike --data pixels.npz --against net.py:own")["error"], 1e-4)
+    assert answer("eval r.parspike --data ready.npz --against net.py:own")["error"] == wanted
+    assert "ready.npz holds floats from -2 to 2" in error(ready)
+    assert answer(f"{ready} --mean 0 --std 1 --against net.py:own")["error"] == wanted
 
 
 def test_values_of_another_size_than_those_fitted_on(here: Path) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import parspike
 from parspike.cli import app
 from parspike.diagnose import Outcome
-from parspike.errors import InputError
+from parspike.errors import InputError, ParspikeWarning
 from parspike.neurons import IntegrateFire, ParallelNeuron, Simulation, Staircase
 
 
@@ -178,7 +178,20 @@ def test_a_lossless_network_has_no_layer_to_blame():
     assert found.blame is None
     assert not found.remedies
     assert all(row.error < 1e-6 for row in found.rows)
-    assert "no layer to blame" in str(found)
+    assert str(found).endswith("no layer to blame: the outputs are the network's")
+
+
+def test_an_error_that_no_neuron_makes_is_no_equality():
+    """With other weights behind the last neurons, or without neurons, the outputs were said to be the network's."""
+    one, other = nn.Linear(4, 3).eval(), nn.Linear(4, 3).eval()
+    x = torch.randn(8, 4)
+    with pytest.warns(ParspikeWarning, match="no activation that becomes neurons"):
+        snn = parspike.convert(one, x)
+    found = parspike.diagnose(snn, other, x)
+    assert found.blame is None
+    assert found.outcome.harm > 0.1
+    assert "no layer to blame: no neuron makes this error, so the two networks have other weights" in str(found)
+    assert "the outputs are the network's" not in str(found)
 
 
 # ------------------------------------------------------------------------------------------------------- remedies

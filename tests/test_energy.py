@@ -165,6 +165,13 @@ def test_bad_tables(tmp_path, text, message):
     assert "bad.toml" in str(caught.value)
 
 
+def test_the_name_of_a_table_is_none() -> None:
+    """It was taken, and ended in an AttributeError when the report was shown."""
+    snn = parspike.convert(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.rand(8, 4), recipe="max")
+    with pytest.raises(OptionError, match=r"energy is 'int8-45nm': give a table, such as parspike.Energy.named"):
+        parspike.measure(snn, torch.rand(8, 4), energy="int8-45nm")  # pyright: ignore[reportArgumentType]
+
+
 def test_tables_that_are_not_there(tmp_path):
     with pytest.raises(OptionError, match=r"no energy table 'int8'.*did you mean 'int8-45nm'"):
         parspike.Energy.named("int8")

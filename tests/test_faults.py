@@ -294,6 +294,17 @@ def test_a_folder_that_may_not_be_written_or_entered(where: str, snn: parspike.S
 # ---------------------------------------------------------------------------------------------------- two writers
 
 
+@pytest.mark.parametrize("write", [lambda snn, path: snn.save(path, force=True), lambda _, path: write_whole(path, [])])
+def test_a_pipe_or_a_device_is_no_place_for_a_file(write: Any, snn: parspike.SNN, tmp_path: Path) -> None:
+    """As root, `-o /dev/null --force` put a file in the place of the machine's /dev/null."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(FileError, match="pipe' is no file but a device or a pipe, whose place a file would take"):
+        write(snn, path)
+    assert path.is_fifo()
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_reader_sees_one_whole_file_of_two_writers(tmp_path: Path) -> None:
     """Would catch: a file that is written under its name, of which a reader sees half, or a mixture."""
     path = tmp_path / "file"

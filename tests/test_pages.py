@@ -99,6 +99,17 @@ def test_how_to(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         assert said == "torch.Size([8, 4]) torch.Size([32, 8, 4]) True\n"
 
 
+def test_choosing_t_shows_the_figures_of_the_results() -> None:
+    """They were those of an earlier default recipe."""
+    results = (DOCS / "results.md").read_text("utf-8")
+    shown = (DOCS / "how-to/choose.md").read_text("utf-8")
+    for name in ("ResNet-20", "ResNet-56"):
+        table = results[results.index(f"<!-- few_steps {name.lower().replace('-', '')} -->") :]
+        measured = re.findall(r"[\d.]+", re.sub(r" ±[^|]*|\([^)]*\)", "", re.findall(r"^\| auto .*$", table, re.M)[0]))
+        row = re.findall(rf"^\| {name}, .*$", shown, re.MULTILINE)[0]
+        assert re.findall(r"\| ([\d.]+) (?=\|)", row) == measured[2:6], name
+
+
 def test_links_lead_somewhere() -> None:
     """What `mkdocs build --strict` checks, without mkdocs: every page of the navigation and every link is there."""
     pages = sorted(DOCS.rglob("*.md"))

@@ -43,14 +43,30 @@ def data(kind, number=160, seed=3):
     ("options", "says"),
     [
         ({"steps": 0}, "steps must be"), ({"steps": True}, "steps must be"), ({"batch_size": 1.5}, "batch_size"),
-        ({"held_out": 1.0}, "held_out must lie"), ({"held_out": 0.0}, "held_out must"), ({"rate": 0.0}, "rate above 0"),
-        ({"features": -0.1}, "features at or"), ({"weigh": "most"}, "weigh"), ({"augment": "mirror"}, "augment"),
+        ({"held_out": 1.0}, "held_out = 1 leaves"), ({"held_out": 0.0}, "held_out must"), ({"rate": 0.0}, "above 0"),
+        ({"features": -0.1}, "features must be a number at least 0"), ({"weigh": "most"}, "weigh"),
+        ({"augment": "mirror"}, "augment"), ({"rate": math.nan}, "rate must be"), ({"rate": "x"}, "rate must be"),
+        ({"features": math.inf}, "features must be"), ({"free": "no"}, "free must be"), ({"checkpoint": 1}, "as text"),
     ],
 )  # fmt: skip
 def test_options_of_gradient_steps_are_checked_when_made(options, says):
     with pytest.raises(OptionError, match=says):
         parspike.Reconstruct(**options)
     assert parspike.Reconstruct(features=0.0, steps=1, batch_size=1)
+
+
+@pytest.mark.parametrize("name", ["refit", "shift", "free", "all_rows"])
+def test_switches_of_the_closed_form_are_no_texts(name: str) -> None:
+    """ "false" was taken for true, and noted in the file."""
+    for wrong in ("false", "x", 0, 1, None):
+        with pytest.raises(OptionError, match=f"{name} must be True or False"):
+            parspike.recipe_from_json({"name": "closed-form", name: wrong})
+
+
+@pytest.mark.parametrize("wrong", [-1, math.nan, math.inf, "0.1", True, []])
+def test_ridge_is_a_number(wrong: object) -> None:
+    with pytest.raises(OptionError, match="ridge must be a number at least 0"):
+        parspike.recipe_from_json({"name": "closed-form", "ridge": wrong})
 
 
 def test_augmented_images_are_windows_of_the_mirrored_ones():

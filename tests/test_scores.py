@@ -76,6 +76,52 @@ def test_outputs_that_cannot_be_compared_are_refused(output: Any, network: Any) 
         Scores().add(output, network)
 
 
+@pytest.mark.parametrize("wrong", [-1, K])
+def test_labels_that_are_no_class_are_refused(wrong: int) -> None:
+    """A label below 0 counted as a wrong answer, so that labels from 1 on, less 2, gave an accuracy near 0."""
+    labels = WHOLE.clone()
+    labels[2] = wrong
+    with pytest.raises(InputError, match=f"a class {wrong} but the network knows 4 classes, counted from 0 on"):
+        Scores().add(of(B, K), None, labels)
+
+
+@pytest.mark.parametrize("border", [-100, -1, 255])
+def test_pixels_without_a_class_count_in_no_accuracy(border: int) -> None:
+    """They were wrong answers of both networks."""
+    output = of(2, K, 3, 5)
+    network = output + 0.8 * of(3, K, 3, 5)[:2]
+    labels = output.argmax(1)
+    labels[:, 0] = (labels[:, 0] + 1) % K  # 10 of 30 pixels are wrong
+    labels[:, 2] = border
+    found = Scores()
+    found.add(output[:1], network[:1], labels[:1])
+    last = Scores()
+    last.add(output[1:], network[1:], labels[1:])
+    found = Scores.merged([found, last])
+    assert (found.answers, found.judged) == (30, 20)
+    assert found.accuracy == 0.5
+    assert found.network_accuracy == float((network.argmax(1) == labels)[:, :2].double().mean())
+    assert found.agreement == float((network.argmax(1) == output.argmax(1)).double().mean())
+    none = Scores()
+    none.add(output, network, torch.full_like(labels, border))
+    assert none.accuracy is None
+    assert none.network_accuracy is None
+
+
+def test_a_network_that_answers_with_nan_is_no_reference() -> None:
+    """The agreement with it was that with class 0, and the error NaN, which is no JSON either."""
+    right, wrong = of(B, K), of(B, K).clone()
+    wrong[1, 2] = torch.nan
+    with pytest.raises(InputError, match=r"the one of against= answers with NaN where this network does not"):
+        Scores().add(right, wrong)
+    with pytest.raises(InputError, match=r"this network answers with NaN where the one of against= does not"):
+        Scores().add(wrong, right)
+    both = Scores()
+    both.add(2 * wrong, wrong)
+    assert both.error == pytest.approx(1)
+    assert both.agreement == 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_an_output_is(kind):
     output, labels, wanted = KINDS[kind]
@@ -140,6 +186,24 @@ def test_a_mask_of_minus_infinity_is_no_distance():
         assert 0 < float(distance(student, teacher).detach().mean()) < 0.1
     (slope,) = torch.autograd.grad(apart(student, teacher), student)
     assert bool(slope.isfinite().all())
+
+
+@pytest.mark.parametrize("kind", [lambda y: y.numpy(), lambda y: y.tolist()])
+def test_labels_that_are_no_tensor_are_told(kind: Any) -> None:
+    """An accuracy was missing without a word."""
+    snn = parspike.convert(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, K)), torch.rand(8, 4), recipe="max")
+    with pytest.warns(ParspikeWarning, match=r"labels are read from tensors, and these are a .*torch.as_tensor\(y\)"):
+        assert parspike.measure(snn, [(torch.rand(B, 4), kind(WHOLE))]).accuracy is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parspike.measure(snn, [(torch.rand(B, 4), ["a.png"] * B)]).accuracy is None
+        assert parspike.measure(snn, [(torch.rand(B, 4), WHOLE)]).accuracy is not None
+
+
+def test_steps_in_a_call_are_told_to_be_those_of_the_conversion() -> None:
+    snn = parspike.convert(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, K)), torch.rand(8, 4), recipe="max")
+    with pytest.raises(InputError, match=r"got 1 without a name, T=; T = 8 was chosen when it was converted"):
+        snn.run(torch.rand(2, 4), T=4)
 
 
 def test_labels_stand_behind_the_inputs():
@@ -253,6 +317,12 @@ def test_a_measure_that_says_nothing_of_these_outputs_is_refused(ends, measure, 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("wrong", [{"drop": "1"}, {"drop": -1}, {"most": None}, {"most": 0}, {"codes": []}])
+def test_options_of_tune_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="give at least one code, a drop of 0 to 100 per cent points and most of"):
+        parspike.tune(nn.Linear(4, 2), X.split(32), **wrong)
+
+
 def test_a_report_of_values_has_an_error_and_no_agreement():
     for ends, labels in ((lambda y: y[:, 0], REAL), (lambda y: y[:, :2], of(B, 2)), (lambda y: (y[:, :2], y), WHOLE)):
         model = Head(ends).eval()

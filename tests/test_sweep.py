@@ -364,7 +364,7 @@ def test_data_that_say_nothing() -> None:
         parspike.sweep(planned(), FIT, [])
     with pytest.raises(CalibrationError, match="the calibration set is empty"):
         parspike.sweep(planned(), [], TEST)
-    with pytest.raises(InputError, match="a class 5 but the network knows 5 classes"):
+    with pytest.raises(InputError, match="a class 5 but the network knows 5 classes, counted from 0 on"):
         parspike.sweep(planned(), FIT, [(X[:4], torch.tensor([0, 1, 5, 2]))])
     with pytest.raises(InputError, match="the data that it is measured on"):
         parspike.sweep(planned(), FIT, torch.rand(4, 3, 6, 6))

@@ -385,7 +385,7 @@ REFUSED = {
         lambda: torch.ao.quantization.quantize_dynamic(small(), {nn.Linear}, dtype=torch.qint8), X,
         ["layer '0'", "whole numbers", "made of"],
     ),
-    "float64 example": (small, X.double(), ["torch.float64", "torch.float32", "convert one"]),
+    "float64 example": (small, X.double(), ["give x.to(torch.float32), or model.to(torch.float64)"]),
     "data assigned": (lambda: net(_assigns_data), X, [".data", "once before"]),
     "unknown output": (lambda: net(lambda s, x: (s.n(x), _Cache(x))), X, ["returns a _Cache", "return tensors"]),
     "cache": (

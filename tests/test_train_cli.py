@@ -237,6 +237,24 @@ def test_what_a_user_gets_wrong_is_one_clear_error(tmp_path):
     assert "images lie in train/CLASS/ and test/CLASS/" in error(*args, *mine, "-o", tmp_path / "x")
 
 
+@pytest.mark.parametrize("how", [[], ["--on-demand"]])
+def test_values_that_are_no_pixels_are_refused(tmp_path: Path, how: list[str]) -> None:
+    """What had been normalised before was cut to 0 … 1 without a word, and `eval` of the network did not cut it."""
+    x = np.random.default_rng(0).random((60, 1, 8, 8), dtype=np.float32)
+    x[:, 0, 0, :2] = 0, 1  # each image has both, so that the one that is told first may be any
+    args = ("train", "digits", *SHORT[2:], "--set", "data.classes=2", "-o", tmp_path / "run", "--cache", tmp_path / "c")
+    for wrong, says in (
+        (2 * x - 0.5, r"hold values from -0.5 to 1.5, which would be cut: give uint8 images, or floats divided by 255"),
+        (255 * x, "hold values from 0 to 255"),
+        (np.where(x > 0.9, np.nan, x), "hold values from nan to nan"),
+        (x.reshape(60, 64), "have the shape (64,): give image files, or uint8 arrays"),
+    ):
+        np.savez(tmp_path / "data.npz", images=wrong.astype(np.float32), labels=np.arange(60) % 2)
+        said = error(*args, *how, "--data", tmp_path / "data.npz")
+        assert says in said
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
 def test_hugging_face_rows_checked_and_streamed(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
@@ -267,12 +285,23 @@ def test_data_check_of_good_data():
     assert "1437 images, 10 classes with" in text
 
 
+def test_data_check_of_images_smaller_than_the_crop(tmp_path: Path) -> None:
+    """They were images that cannot be decoded, and had no labels."""
+    picture(tmp_path / "data" / "a" / "0.png", 0)
+    said = error("data", "check", tmp_path / "data", "--crop", 16)
+    assert said == "a/0.png: the image is 8×8 (H×W), smaller than the crop 16: give --size 16 or more"
+
+
 def test_data_check_of_values_and_labels_that_a_network_would_stumble_over(tmp_path):
     """Would catch NaN, and classes that are not counted from 0, of which nothing was said."""
     x = np.random.default_rng(0).random((6, 3), dtype=np.float32)
     labels = np.array([5, 6, 7] * 2)
     np.savez(tmp_path / "late.npz", x=x, y=labels)
-    assert "6 images, 3 classes, numbered 5 … 7, with 2 to 2 images each" in run("data", "check", tmp_path / "late.npz")
+    assert "6 images, 3 classes, numbered 5 … 7, with 2 images each" in run("data", "check", tmp_path / "late.npz")
+    np.savez(tmp_path / "low.npz", x=x, y=labels - 6)
+    assert answer("data", "check", tmp_path / "low.npz", code=1)["problems"] == [
+        "a class -1; classes are numbered 0, 1, 2, …"
+    ]
     x[[1, 4], 2] = np.nan, np.inf
     np.savez(tmp_path / "nan.npz", x=x, y=labels - 5)
     assert answer("data", "check", tmp_path / "nan.npz", code=1)["problems"] == [

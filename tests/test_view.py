@@ -173,6 +173,7 @@ def test_what_does_not_fit_is_refused(snns: dict[str, parspike.SNN]) -> None:
         ((snn, X, {"by_T": {3: snn}}), OptionError, "their own T"),
         ((snn, X, {"port": -1}), OptionError, "port"),
         ((snn, X, {"most": 0}), OptionError, "most"),
+        ((snn, X, {"model": nn.Linear(99, 3)}), InputError, r"the network itself \(model=, --against\) fails"),
     ):
         first, items, options = (*arguments, {})[:3]
         with pytest.raises(kind, match=part):

@@ -14,7 +14,7 @@ from parspike.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BROKEN", "decoded", "reason"]
+__all__ = ["BROKEN", "decoded", "in_colour", "reason"]
 
 # What Pillow and zipfile raise on a damaged file; SyntaxError is Pillow's word for a broken PNG chunk.
 BROKEN = (
@@ -49,6 +49,22 @@ def decoded(
         if name not in broken:
             broken.append(name)
         return None
+
+
+def in_colour(image: Image.Image) -> Image.Image:
+    """An image as RGB of 8 bits. Raises `ValueError` for deeper grey values, which Pillow would cut at 255, so that
+    nearly all of the image were white, or black."""
+    if image.mode == "F" or (image.mode.startswith("I") and not _fits(image)):
+        raise ValueError(
+            "its grey values have more than 8 bits, and would be cut at 255: save it with values from 0 to 255, or "
+            "give an .npz with floats as the network takes them"
+        )
+    return image.convert("RGB")
+
+
+def _fits(image: Image.Image) -> bool:
+    low, high = image.getextrema()
+    return 0 <= low <= high <= 255  # pyright: ignore[reportOperatorIssue]
 
 
 def reason(error: BaseException) -> str:

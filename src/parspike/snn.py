@@ -407,7 +407,8 @@ class SNN(nn.Module):
         if len(args) > positional or set(kwargs) != {*own[len(args) :], *names}:
             wanted = ", ".join((*own, *(f"{name}=" for name in names)))
             given = ", ".join([f"{len(args)} without a name", *(f"{name}=" for name in kwargs)])
-            raise InputError(f"this network takes the inputs ({wanted}), got {given}")
+            fixed = f"; T = {self.T} was chosen when it was converted" if "T" in kwargs else ""
+            raise InputError(f"this network takes the inputs ({wanted}), got {given}{fixed}")
         env = graph.bind(args, kwargs)
         return env if torch.compiler.is_compiling() else self.checked(env, "run")
 

@@ -125,7 +125,8 @@ def tune(
     """
     if measure is not None and measure not in MEASURES:
         raise OptionError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
-    if (codes is not None and not codes) or not 0 <= drop <= 100 or most < 1:
+    numbers = all(isinstance(n, (int, float)) for n in (drop, most))
+    if (codes is not None and not codes) or not numbers or not 0 <= drop <= 100 or most < 1:
         raise OptionError("give at least one code, a drop of 0 to 100 per cent points and most of at least 1")
     kinds = kinds_of(neuron, codes, model, recipe)
     serial = next((kind for kind in (neuron, *kinds) if isinstance(kind, Serial)), None)

@@ -13,18 +13,26 @@ from typing import Any
 
 from parspike.errors import FileError
 
-__all__ = ["Disk", "check_file", "check_free", "made_whole", "move_whole", "told", "write_whole"]
+__all__ = ["Disk", "check_file", "check_free", "check_no_device", "made_whole", "move_whole", "told", "write_whole"]
 
 
 def check_free(path: Path, force: bool, example: str) -> None:
-    """Refuse the name of a folder, and that of a file that may not be replaced. example: a file's name, for a message.
+    """Refuse the name of a folder or a device, and that of a file that may not be replaced. example: a file's name, for
+    a message.
 
     The questions are those of os.path, which takes what may not be looked at for absent: writing then says why.
     """
     if os.path.isdir(path):
         raise FileError(f"'{path}' is a folder: name a file in it, such as '{path / example}'")
+    check_no_device(path)
     if os.path.exists(path) and not force:
         raise FileError(f"'{path}' exists: choose another name, or pass force=True (command line: --force)")
+
+
+def check_no_device(path: Path) -> None:
+    """Refuse a device or a pipe, such as /dev/null: a file under its name would take its place for all programs."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise FileError(f"'{path}' is no file but a device or a pipe, whose place a file would take: name a file")
 
 
 def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
@@ -50,6 +58,7 @@ def check_file(path: Path) -> None:
 def made_whole(path: Path) -> Iterator[Path]:
     """A temporary file to write into, which gets the name `path` at the end; after an error, or Ctrl-C, it is gone and
     the name holds what it held. What writes into it stands under `told(path)`."""
+    check_no_device(path)
     temporary = None
     try:
         with told(path):

@@ -14,6 +14,7 @@ from torch import Tensor
 from parspike.calibrate import Batches, Draft, Recipe
 from parspike.calibrate.channels import above_zero, check_finite, node_shape
 from parspike.calibrate.lockstep import Lockstep, pair_of
+from parspike.calibrate.recipe import check_number
 from parspike.calibrate.student import Course
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Clip, Hook, Node, Quantised, Schedule, Stream, walk
@@ -108,15 +109,6 @@ class Baseline(Recipe):
         if batches is None:
             raise CalibrationError(f"recipe '{self.name}' needs data: pass calibration= (images, no labels)")
         return batches
-
-
-def check_number(value: object, name: str, low: float, high: float, *, low_too: bool = False) -> None:
-    """Raise `OptionError` unless a number lies above `low` (or is `low`, with low_too) and is at most `high`."""
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not fits or not (low <= value if low_too else low < value) or not value <= high:  # pyright: ignore[reportOperatorIssue]
-        least = f"{'at least' if low_too else 'above'} {low:g}"
-        most = "" if high == float("inf") else f" and at most {high:g}"
-        raise OptionError(f"{name} must be a number {least}{most}, got {value!r}")
 
 
 def check_whole(value: object, name: str, least: int = 1) -> None:

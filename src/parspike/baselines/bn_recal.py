@@ -34,8 +34,8 @@ from parspike.baselines.base import Baseline, layers
 from parspike.calibrate import DAQCFS, Batches, Draft
 from parspike.calibrate.channels import by_channel, node_shape
 from parspike.calibrate.lockstep import Lockstep
+from parspike.calibrate.recipe import check_switch
 from parspike.calibrate.thresholds import Samples
-from parspike.errors import OptionError
 from parspike.graph import Node
 from parspike.neurons import Kind, Parallel, ParallelNeuron
 
@@ -55,8 +55,7 @@ class BNRecal(Baseline):
     bias: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bias, bool):
-            raise OptionError(f"bias must be True or False, got {self.bias!r}")
+        check_switch(self.bias, "bias")
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         DAQCFS().fit(draft, batches)

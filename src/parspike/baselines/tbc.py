@@ -46,7 +46,7 @@ from parspike.baselines.base import (
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.channels import channel_mean, check_finite, node_shape
 from parspike.calibrate.daqcfs import initial_neurons
-from parspike.errors import OptionError
+from parspike.calibrate.recipe import check_switch
 from parspike.graph import Node
 from parspike.neurons import IF, IntegrateFire, Kind, Simulation
 
@@ -68,8 +68,7 @@ class TBC(Baseline):
 
     def __post_init__(self) -> None:
         check_whole(self.iterations, "iterations")
-        if not isinstance(self.delay, bool):
-            raise OptionError(f"delay must be True or False, got {self.delay!r}")
+        check_switch(self.delay, "delay")
 
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches, None)

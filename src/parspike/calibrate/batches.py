@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from parspike.engines.base import Network
-from parspike.errors import CalibrationError, InputError
+from parspike.errors import CalibrationError, InputError, ParspikeWarning
 from parspike.graph import Graph, on_device_of
 from parspike.graph.opened import LABELS
 from parspike.together import Together
@@ -166,6 +167,14 @@ def labels_of(
     elif isinstance(item, (tuple, list)):
         place = max(1, len(item) - 1) if inputs is not None else 1 if _holds(item) else max(1, signature[0])
         found = item[place] if len(item) > place else None
+    numbers = isinstance(found, (list, tuple)) and bool(found) and all(isinstance(one, (int, float)) for one in found)
+    if numbers or isinstance(found, np.ndarray):
+        warnings.warn(
+            f"labels are read from tensors, and these are a {type(found).__name__}, so there is no accuracy: pass "
+            "torch.as_tensor(y)",
+            ParspikeWarning,
+            stacklevel=2,
+        )
     return found if isinstance(found, Tensor) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from parspike.calibrate.channels import node_shape
 from parspike.calibrate.daqcfs import Granularity, check_granularity, initial_neurons
 from parspike.calibrate.firing import fit_firing
 from parspike.calibrate.lockstep import Lockstep
-from parspike.calibrate.recipe import Draft, Recipe
+from parspike.calibrate.recipe import Draft, Recipe, check_number, check_switch
 from parspike.calibrate.refit import Refit, features, refittable
 from parspike.calibrate.staircase import counted, free_steps, staircase_between
 from parspike.calibrate.student import ByCount, OverTime
@@ -82,6 +83,10 @@ class ClosedForm(Recipe):
     def __post_init__(self) -> None:
         check_granularity(self.granularity)
         check_weigh(self.weigh)
+        for name in ("refit", "shift", "free", "all_rows"):
+            check_switch(getattr(self, name), name)
+        if self.ridge is not None:
+            check_number(self.ridge, "ridge", 0, sys.float_info.max, low_too=True)
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,9 @@ from parspike.graph.ops import Activation, call
 from parspike.neurons import Code, Kind, ParallelNeuron, Simulation, SpikingLayer, levels_of
 from parspike.neurons.percentile import MODES, share_of
 
-__all__ = ["RECIPES", "Draft", "Progress", "Recipe", "recipe_from_json", "recipe_to_json"]
+__all__ = [
+    "RECIPES", "Draft", "Progress", "Recipe", "check_number", "check_switch", "recipe_from_json", "recipe_to_json",
+]  # fmt: skip
 
 Progress = Callable[[str, int, int], None]
 """progress(what, done, total)"""
@@ -100,6 +103,21 @@ class Recipe(ABC):
     @abstractmethod
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         """Fill `draft.neurons` (and change `draft.tensors` where the recipe re-fits synapses)."""
+
+
+def check_number(value: object, name: str, low: float, high: float, *, low_too: bool = False) -> None:
+    """Raise `OptionError` unless a number lies above `low` (or is `low`, with low_too) and is at most `high`."""
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not fits or not (low <= value if low_too else low < value) or not value <= high:  # pyright: ignore[reportOperatorIssue]
+        least = f"{'at least' if low_too else 'above'} {low:g}"
+        most = "" if high >= sys.float_info.max else f" and at most {high:g}"
+        raise OptionError(f"{name} must be a number {least}{most}, got {value!r}")
+
+
+def check_switch(value: object, name: str) -> None:
+    """Raise `OptionError` unless this is True or False: a text such as "false" would count as true."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} must be True or False (in JSON true or false), got {value!r}")
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import unit_of
 from parspike.calibrate.distance import Distance, apart, relative_error
 from parspike.calibrate.layerwise import ClosedForm
-from parspike.calibrate.recipe import Draft, Recipe
+from parspike.calibrate.recipe import Draft, Recipe, check_number, check_switch
 from parspike.calibrate.student import OverTime
 from parspike.calibrate.thresholds import Weigh, check_weigh
 from parspike.errors import CalibrationError, FileError, OptionError
@@ -62,8 +63,14 @@ class Reconstruct(Recipe):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise OptionError(f"{name} must be an integer of at least 1, got {value!r}")
-        if not 0 < self.held_out < 1 or self.rate <= 0 or self.features < 0:
-            raise OptionError("held_out must lie between 0 and 1, rate above 0, features at or above 0")
+        check_number(self.held_out, "held_out", 0, 1)
+        if self.held_out == 1:
+            raise OptionError("held_out = 1 leaves no image to fit to: give a share below 1")
+        check_number(self.rate, "rate", 0, sys.float_info.max)
+        check_number(self.features, "features", 0, sys.float_info.max, low_too=True)
+        check_switch(self.free, "free")
+        if not isinstance(self.checkpoint, str):
+            raise OptionError(f"checkpoint must be the name of a file as text, or '', got {self.checkpoint!r}")
         check_weigh(self.weigh)
         if self.augment not in ("none", "flip", "crop"):
             raise OptionError(f"augment must be 'none', 'flip' or 'crop', got {self.augment!r}")

@@ -166,6 +166,8 @@ def bench(
     answer = {"file": file, "results": str(lines), **found.to_dict(), "written": written}
     shown = [] if pages else [str(found)]
     console.result(json, answer, "\n".join((*shown, *(f"written: {Path(name)}" for name in written))))
+    if found.left_out and not found.lines:
+        raise typer.Exit(1)
 
 
 def _speed(
@@ -243,7 +245,8 @@ def _network(chosen: Bench, name: str, file: str, device: torch.device) -> Bench
 
     def images(source: str, **how: Any) -> Images:
         base = (known[0].preprocess if known else None) or Preprocessing()
-        found = open_images(source, replace(base, **said), batch_size=table.batch_size, **how)
+        asked = not said.keys().isdisjoint(("mean", "std"))
+        found = open_images(source, replace(base, **said), batch_size=table.batch_size, asked=asked, **how)
         return replace(found, device=device)
 
     def fit(seed: int) -> Images:

@@ -76,6 +76,8 @@ def writable(path: Path, force: bool, option: str, name: str) -> None:
     # Of os.path, since Path.is_dir raises where a folder above may not be entered.
     if os.path.isdir(path):
         raise FileError(f"{option} {path}: this is a folder; name a file in it, such as {path / name}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileError(f"{option} {path}: this is a device or a pipe, whose place a file would take; name a file")
     if os.path.exists(path) and not force:
         raise FileError(f"{path} exists: write over it with --force, or choose another name")
     if not os.path.isdir(path.parent):
@@ -110,7 +112,8 @@ def codes(text: str) -> list[Any]:
 def file(path: str, option: str = "") -> None:
     """Raise `FileError` for a missing file."""
     if not Path(path).is_file():
-        text = f"'{path}' is a folder: name a file in it" if Path(path).is_dir() else f"there is no file '{path}'"
+        no_file = f"'{path}' is no file" if Path(path).exists() else f"there is no file '{path}'"
+        text = f"'{path}' is a folder: name a file in it" if Path(path).is_dir() else no_file
         raise FileError(f"{option} {path}: {text}" if option else text)
 
 

@@ -71,13 +71,28 @@ def result(as_json: bool, fields: dict[str, Any], text: str) -> None:
 
 
 def _json(fields: dict[str, Any]) -> str:
-    """One JSON object, with escapes where stdout could not show its characters: a name stays what it is."""
+    """One JSON object, with escapes where stdout could not show its characters: a name stays what it is. JSON has no
+    NaN and no infinity, which are null."""
+    fields = _finite(fields)
     text = json.dumps(fields, ensure_ascii=False)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except UnicodeEncodeError:
         return json.dumps(fields)
     return text
+
+
+def _finite(value: Any) -> Any:
+    """The same data with None for numbers that are not finite.
+
+    >>> _finite({"a": [1.5, math.inf], "b": (math.nan, "nan", 2)})
+    {'a': [1.5, None], 'b': [None, 'nan', 2]}
+    """
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(rows: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from parspike.cli import checks, console
 from parspike.cli.options import IMAGES_OR_HUB, Crop, Json, Side, SkipBroken
-from parspike.errors import OptionError
+from parspike.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from parspike.cli.images import Images
@@ -47,7 +47,7 @@ def check(
     for name, split in splits.items():
         counts = split["classes"].values()
         rows[name or data] = f"{split['images']} images" + (
-            f", {len(counts)} classes{_numbers(split['classes'])} with {min(counts)} to {max(counts)} images each"
+            f", {len(counts)} classes{_numbers(split['classes'])} with {_between(min(counts), max(counts))} images each"
             if counts
             else ", no labels"
         )
@@ -89,6 +89,8 @@ def _look(images: Images, progress: Any) -> dict[str, Any]:
     for index, name in enumerate(source.names):
         try:
             x = source.read(index, images.preprocess)
+        except InputError as error:  # it does not fit, which is another matter
+            raise InputError(f"{name}: {error}") from error
         except BROKEN as error:
             broken.append(f"{name} ({reason(error)})")
             continue
@@ -111,6 +113,10 @@ def _numbers(classes: dict[str, int]) -> str:
     return "" if names == [str(n) for n in range(len(names))] else f", numbered {names[0]} … {names[-1]},"
 
 
+def _between(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
+
+
 def _problems(name: str, split: dict[str, Any], skip_broken: bool) -> list[str]:
     where = f"{name}: " if name else ""
     problems = []
@@ -122,6 +128,8 @@ def _problems(name: str, split: dict[str, Any], skip_broken: bool) -> list[str]:
         problems.append(f"{where}images of {len(split['sizes'])} sizes; give size and crop")
     if not split["classes"]:
         problems.append(f"{where}no labels; put the images into one folder a class")
+    elif (least := int(next(iter(split["classes"])))) < 0:
+        problems.append(f"{where}a class {least}; classes are numbered 0, 1, 2, …")
     elif len(split["classes"]) == 1:
         problems.append(f"{where}all images are of one class")
     return problems

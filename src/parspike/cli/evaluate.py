@@ -241,7 +241,7 @@ class _Score:
             args, named = given({n: v.mean(0) if n in frames else v for n, v in values.items()})
             start = time.perf_counter()
             with torch.inference_mode():
-                output = network.model(*args, **named)
+                output = network.answer(*args, **named)
             self.seconds_network += _ended(first) - start
             self.compared = True
         if self.language is not None:

@@ -10,6 +10,7 @@ Files are decoded one batch at a time. torch is imported where a tensor is made,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -126,12 +127,21 @@ class Images:
         return self.preprocess.of({"f": "inputs", "i": "numbers"}.get(kind, "images"))
 
     @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest value of some of the items, where they are rows of an array of floats, or 0."""
+        images = getattr(self.source, "images", None)
+        if not isinstance(images, np.ndarray) or images.dtype.kind != "f":
+            return 0.0, 0.0
+        ends = [(images[place].min(initial=0), images[place].max(initial=0)) for place in self._order[:LOOK]]
+        return float(min((low for low, _ in ends), default=0)), float(max((high for _, high in ends), default=0))
+
+    @property
     def largest(self) -> float | None:
         """The largest magnitude of some of the items, where they are rows of an array of floats."""
         images = getattr(self.source, "images", None)
         if not isinstance(images, np.ndarray) or images.dtype.kind != "f" or not self._order:
             return None
-        return float(max(np.abs(images[place]).max(initial=0) for place in self._order[:LOOK]))
+        return max(map(abs, self.range))
 
     @property
     def layout(self) -> str:
@@ -277,13 +287,15 @@ def open_images(
     shuffle: bool = False,
     seed: int = 0,
     skip_broken: bool = False,
+    asked: bool = True,
 ) -> Images:
     """The images that `data` names: a folder, a `.zip`, an `.npz`, `digits` or `photos`; or sequences of tokens, of a
     `.txt` file or a folder of them.
 
     inputs: the network's, where they are known; of several an `.npz` has an array for each, by its name.
     `split` must exist; `prefer` is the split that is taken if nothing is asked and the data have it. batch_size: None
-    for 32 images, or 4 sequences.
+    for 32 images, or 4 sequences. asked: whether the user of this command says how images are normalised; else the
+    network or its file does, of pixels.
 
     >>> images = open_images("digits", split="test", batch_size=100)
     >>> x, y = next(iter(images))
@@ -305,6 +317,14 @@ def open_images(
         skip_broken=skip_broken,
     )
     fitted, found = inputs.largest if inputs else None, images.largest
+    if not asked and (fitted is None or fitted <= 1):
+        _check_pixels(data, images)
+    counted = written or bool(getattr(source, "frames", ""))
+    if found is None and not counted and (mean := max(images.preprocess.mean)) > 1:
+        console.warn(
+            f"images are x/255, from 0 to 1, and a mean of {mean:g} lies beyond: give means and deviations of that "
+            "scale, each divided by 255"
+        )
     if fitted is not None and found is not None and (found >= fitted * UNLIKE or found <= fitted / UNLIKE):
         console.warn(
             f"{data} holds values up to {found:.3g}, and the network was fitted on values up to {fitted:.3g}: are they "
@@ -313,15 +333,50 @@ def open_images(
     return images
 
 
+def _check_pixels(data: str, images: Images) -> None:
+    """Refuse floats that would be normalised once more: those of a network that says how its pixels are, and no pixels
+    from 0 to 1."""
+    said, (low, high) = images.preprocess, images.range
+    if (said.mean, said.std) == ((0.0,), (1.0,)) or not (low < 0 or high > 1):
+        return
+    raise InputError(
+        f"{data} holds floats from {low:.3g} to {high:.3g}, and the network's images are normalised, "
+        f"{said.of('inputs')}: give --mean 0 --std 1 where the values are as the network takes them, else uint8 "
+        "images, or floats from 0 to 1"
+    )
+
+
 @contextmanager
 def explained(images: Images | None) -> Iterator[None]:
-    """Adds to an error about shapes that the images seem to have their axes in another order."""
+    """Adds to an error about shapes that the images seem to have their axes in another order, or are in colour where
+    the network takes grey ones."""
     try:
         yield
     except (InputError, TraceError) as error:
-        if images is None or not images.layout or images.layout in str(error):
+        hint = "" if images is None else images.layout or _colours(images, str(error))
+        if not hint or hint in str(error):
             raise
-        raise type(error)(f"{error}; {images.layout}") from error
+        raise type(error)(f"{error}; {hint}") from error
+
+
+def _colours(images: Images, said: str) -> str:
+    """What to give where images have three channels and the network takes one, or the other way round. said: the
+    error, of torch or of parspike."""
+    array = getattr(images.source, "images", None)
+    if images.written or images.several or (isinstance(array, np.ndarray) and array.dtype != np.uint8):
+        return ""
+    if found := re.search(r"to have (\d+) channels, but got (\d+) channels", said):
+        wanted, got = map(int, found.groups())
+    elif found := re.search(r"has shape \(\d+, (\d+), \d+, \d+\), this network takes \(B, (\d+),", said):
+        got, wanted = map(int, found.groups())
+    elif found := re.search(r"cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", said):
+        long, short = map(int, found.groups())
+        got, wanted = (3, 1) if long == 3 * short else (1, 3) if short == 3 * long else (0, 0)
+    else:
+        return ""
+    if {got, wanted} != {1, 3}:
+        return ""
+    return f"to read the images {'in grey' if wanted == 1 else 'in colour'}, give --shape {wanted},HEIGHT,WIDTH"
 
 
 def check_apart(calibration: str, fit: Images, data: str, measured: Images) -> None:

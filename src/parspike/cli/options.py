@@ -236,9 +236,11 @@ class ImageOptions:
         --batch-size is given. chosen: split, prefer, limit and shuffle, as `open_images` takes them."""
         from parspike.cli.images import open_images
 
+        asked = self.mean is not None or self.std is not None
         images = open_images(
-            data, preprocess, batch_size=self.batch_size, seed=self.seed, skip_broken=self.skip_broken, **chosen
-        )
+            data, preprocess, batch_size=self.batch_size, seed=self.seed, skip_broken=self.skip_broken, asked=asked,
+            **chosen,
+        )  # fmt: skip
         if self.tokens is not None and not images.written:
             raise OptionError(f"--tokens {self.tokens} cuts text, and {data} holds none: leave it out")
         if self.batch_size is not None or -(-len(images) // images.batch_size) >= parts:

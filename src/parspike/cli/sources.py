@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from parspike.broken import BROKEN
+from parspike.broken import BROKEN, in_colour
 from parspike.cli.preprocess import Preprocessing, Text
 from parspike.errors import FileError, InputError, MissingExtraError, OptionError, ParspikeError, ParspikeWarning
 from parspike.foreign import identifier
@@ -191,7 +191,7 @@ def _decoded(data: bytes) -> Image.Image:
                     f"it says that it has {pixels:,} pixels; if it has, raise PIL.Image.MAX_IMAGE_PIXELS, {most:,}"
                 )
             image.load()
-            return image.convert("RGB")
+            return in_colour(image)
     except BROKEN:
         raise
     except Exception as error:  # of a damaged file its decoders raise many kinds
@@ -214,6 +214,8 @@ def check_data(data: str, split: str | None = None, option: str = "--data") -> N
     """Raise an error for missing data before anything is loaded. Damaged data are found later, when they are read."""
     if split is not None and split not in SPLITS:
         raise OptionError(f"--split {split}: choose one of {', '.join(SPLITS)}")
+    if not data:
+        raise OptionError(f"{option} is empty: name a folder or a file, '.' for this folder")
     path = Path(data)
     if data in BUILT_IN or path.is_dir():
         return
@@ -316,15 +318,23 @@ def _texts(root: Path, files: Sequence[Path], text: Text | None, chosen: str | N
 
 
 def _class_numbers(folders: set[str]) -> tuple[dict[str, int], bool]:
-    """The place of each in the sorted order and True; or the number that every name begins with and False.
+    """The place of each in the sorted order and True; or the number that every name begins with and False. Raises
+    `InputError` where two begin with the same.
 
     >>> _class_numbers({"dog", "cat"}) == ({"cat": 0, "dog": 1}, True)
     True
     >>> _class_numbers({"007", "012_lynx"}) == ({"007": 7, "012_lynx": 12}, False)
     True
     """
-    said = {name: int(match.group()) for name in folders if (match := re.match(r"\d+", name))}
+    said = {name: int(match.group()) for name in folders if (match := re.match(r"\d{1,18}(?!\d)", name))}
     if len(said) == len(folders):
+        first: dict[int, str] = {}
+        for name, number in sorted(said.items()):
+            if (other := first.setdefault(number, name)) != name:
+                raise InputError(
+                    f"the folders {other} and {name} both begin with {number}, which would make them one class: give "
+                    "each a number of its own, or names that begin with a letter"
+                )
         return said, False
     return {name: place for place, name in enumerate(sorted(folders))}, True
 
@@ -516,6 +526,8 @@ def _check_labels(where: str, labels: np.ndarray | None, n: int) -> list[int] | 
         raise InputError(f"{where} has shape {labels.shape} for {n} images; expected one label each")
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"{where} is {labels.dtype}; expected whole numbers, the class of each image")
+    if (largest := int(labels.max())) > np.iinfo(np.int64).max:
+        raise InputError(f"{where} holds {largest}, which is no class: classes are numbered 0, 1, 2, …")
     return labels.tolist()
 
 

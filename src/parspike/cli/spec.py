@@ -67,6 +67,17 @@ class Network:
         needed = tuple(p.name for p in known if p.default is p.empty)
         return Inputs(needed, tuple(p.name for p in known if p.name not in (*needed, *CLASSES)))
 
+    def answer(self, *args: Tensor, **named: Tensor) -> Any:
+        """What the network itself returns. Raises `InputError` where it does not take what the converted one takes."""
+        try:
+            return self.model(*args, **named)
+        except Exception as error:  # any error of foreign code
+            shapes = ", ".join(str(tuple(x.shape)) for x in (*args, *named.values()))
+            raise InputError(
+                f"SPEC {self.spec} fails on inputs {shapes}, which the converted network takes: "
+                f"{(str(error).splitlines() or [type(error).__name__])[0]}. Is it the network that it was made from?"
+            ) from error
+
     def zeros(self, shape: str | None) -> Any:
         """Two samples of zeros in the shape asked for, else in the one that the library or the file states."""
         import torch
@@ -84,7 +95,10 @@ class Network:
                 "an array for each under its name"
             )
         one = parse_shape(shape) if shape else self.shape
-        return torch.zeros(2, *(one or ()))  # `checks.network` has seen to it that there is one
+        try:
+            return torch.zeros(2, *(one or ()))  # `checks.network` has seen to it that there is one
+        except RuntimeError as error:
+            raise OptionError(f"--shape {shape}: two samples of this size do not fit into memory") from error
 
 
 def load(spec: str, weights: str | None, beside: Any = None) -> Network:

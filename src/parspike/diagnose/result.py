@@ -10,10 +10,12 @@ from parspike.notebook import html_table
 from parspike.snn import SNN
 from parspike.tables import Table
 
-__all__ = ["BINS", "CAUSES", "STANDS_OUT", "Diagnosis", "LayerFault", "Outcome", "Remedy"]
+__all__ = ["BINS", "CAUSES", "EXACT", "STANDS_OUT", "Diagnosis", "LayerFault", "Outcome", "Remedy"]
 
 BINS = 10
 """Classes of firing rates above 0 in a histogram, each 1/10 wide: (0, 0.1], (0.1, 0.2] … (0.9, 1]."""
+EXACT = 1e-6
+"""An error of the outputs that is rounding."""
 STANDS_OUT = 0.05
 """A layer is said to stand out where computing it exactly takes at least this share of the outputs' error away."""
 CAUSES = {
@@ -139,8 +141,8 @@ class Diagnosis:
     choice. T: time-steps. codes: how counts are sent, or which neurons with a state. compared_with: "network", or
     "own" where none was given: then the reference is the converted network's own weights with exact activations.
     outcome: of the converted network. network_accuracy: of the reference. rows: the layers in order. blame: the layer
-    whose error costs most at the output, None where the outputs are exact. remedies: what was tried for it. classes:
-    how many class scores the outputs are, 0 where they are none.
+    whose error costs most at the output, None where the outputs are exact, or no neuron makes their error. remedies:
+    what was tried for it. classes: how many class scores the outputs are, 0 where they are none.
     """
 
     samples: int
@@ -203,7 +205,7 @@ class Diagnosis:
         ]
         worst = self.worst
         if worst is None:
-            return lines
+            return [*lines, f"no layer to blame: {self._without_blame()}"]
         if worst.without.harm <= (1 - STANDS_OUT) * self.outcome.harm:
             why = f"Computed exactly, it alone turns {_harm(self.outcome)} into {_harm(worst.without)}"
         else:
@@ -214,10 +216,18 @@ class Diagnosis:
             )
         return [*lines, f"to blame: {worst.layer}. {why}; its own fault is mostly {CAUSES[worst.cause]}"]
 
+    def _without_blame(self) -> str:
+        if self.outcome.harm <= EXACT:
+            return "the outputs are the network's"
+        return (
+            "no neuron makes this error, so the two networks have other weights: give the network that this one was "
+            "converted from, with the weights of then"
+        )
+
     def _remarks(self) -> list[str]:
         lines = self.verdict()
         if self.worst is None:
-            return [*lines, "no layer to blame: the outputs are the network's"]
+            return lines
         if not self.remedies:
             return [*lines, "no remedy was tried: give at least two images"]
         lines.append(f"remedies for it, tried on {self.held_out:,} images that were no part of their choice:")

@@ -13,7 +13,7 @@ from parspike.calibrate.batches import arguments_of, inputs_of, labels_of, reada
 from parspike.calibrate.recipe import Progress
 from parspike.diagnose.examine import Examination, outcome
 from parspike.diagnose.remedies import Item, remedies
-from parspike.diagnose.result import STANDS_OUT, Diagnosis, LayerFault
+from parspike.diagnose.result import EXACT, STANDS_OUT, Diagnosis, LayerFault
 from parspike.errors import InputError
 from parspike.graph import Graph, with_doubles
 from parspike.graph.encode import input_encoders
@@ -22,9 +22,6 @@ from parspike.plan import Plan, plan_again, with_encoders
 from parspike.snn import SNN, check_converted
 
 __all__ = ["diagnose"]
-
-EXACT = 1e-6
-"""An error of the outputs that is rounding."""
 
 
 @torch.no_grad()

@@ -66,9 +66,10 @@ def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str
         weights = {p.dtype for p in model.parameters() if p.is_floating_point()}
         floats = {x.dtype for x in (*args, *kwargs.values()) if x.is_floating_point()}
         if len(weights) == 1 and len(floats) == 1 and weights != floats:
+            given, wanted = floats.pop(), weights.pop()
             raise InputError(
-                f"the example input is {floats.pop()}, the network's weights are {weights.pop()}, and it fails on "
-                "this input: convert one"
+                f"the example input is {given}, the network's weights are {wanted}, and it fails on this input: give "
+                f"x.to({wanted}), or model.to({given})"
             ) from error
         said = (str(error).splitlines() or [type(error).__name__])[0]
         whole = {x.dtype for x in (*args, *kwargs.values()) if not x.is_floating_point()}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from parspike.calibrate.batches import arguments_of, bound, inputs_of, labels_of, number_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.engines import Steps, changing
-from parspike.errors import InputError
+from parspike.errors import InputError, OptionError
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk, with_doubles
 from parspike.graph.ops import ACROSS_BATCH, BESIDE, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE, call
 from parspike.graph.roles import currents, reached_by
@@ -54,7 +54,7 @@ def measure(
     alone. inputs: a function from an item to the inputs. energy: picojoules of an operation. progress: called as
     progress(what, done, total). docs/measure.md says what is counted. The counts are those of the engines count,
     parallel and serial; of neurons with a state those of their steps. Raises `InputError` where there is no batch or
-    inputs do not fit, and what `plan` raises for `against`.
+    inputs do not fit, `OptionError` for an energy that is no table, and what `plan` raises for `against`.
     """
     return measured(snn, loader, against=against, inputs=inputs, energy=energy, progress=progress)[0]
 
@@ -72,6 +72,8 @@ def measured(
 ) -> tuple[Report, Scores]:
     """What `measure` returns, and the scores that it was made of. sure: see `answers_of`."""
     check_converted(snn, "measure")
+    if energy is not None and not isinstance(energy, Energy):
+        raise OptionError(f"energy is {energy!r}: give a table, such as parspike.Energy.named('int8-45nm')")
     snn = with_doubles(snn)
     source = batches_of(snn, loader)
     total = number_of(source)

@@ -54,7 +54,8 @@ def answers_of(output: Any, labels: Tensor | None = None, *, sure: bool = False)
 class Scores:
     """Adds up batches; a share is None where it says nothing. Several of them make one with `merged`.
 
-    answers: those given; labelled: of these, with a label. classes: K of the scores, 0 where they are none. apart,
+    answers: those given; labelled: of these, with a label; void: of those, pixels whose label is no class, such as −100
+    or 255 of a border, which no accuracy counts. classes: K of the scores, 0 where they are none. apart,
     size: ‖output − network's‖² and ‖network's‖², of every batch and in it of every output; total: sums over samples.
     near: of every batch the sum of the cosines between vectors, which run along the last dimension; vectors: how many.
     outputs: those of real numbers.
@@ -62,6 +63,7 @@ class Scores:
 
     answers: int = 0
     labelled: int = 0
+    void: int = 0
     right: int = 0
     network_right: int = 0
     same: int = 0
@@ -77,7 +79,8 @@ class Scores:
 
     def add(self, output: Any, network: Any = None, labels: Tensor | None = None, *, sure: bool = False) -> None:
         """One batch of outputs, the network's own if there is one to compare with, and labels. sure: see `answers_of`.
-        Raises `InputError` where the two answer in unlike shapes, and for labels beyond the last class."""
+        Raises `InputError` where the two answer in unlike shapes, where one of them alone is NaN, and for labels that
+        are no class."""
         self.outputs = len(values_of(output))
         if network is not None:
             self._errors(values_of(output), values_of(network))
@@ -92,21 +95,20 @@ class Scores:
         if labels is not None and one_each and self.classes and len(labels) != len(said):
             raise InputError(f"{len(labels)} labels stand beside {len(said)} samples: give one label each, or none")
         labelled = labels is not None and labels.shape == said.shape and (sure or not labels.is_floating_point())
-        if (
-            labels is not None
-            and labelled
-            and labels.dim() == 1
-            and 0 < self.classes <= max(labels.tolist(), default=0)
-        ):
-            raise InputError(
-                f"the data have a class {int(labels.max())} but the network knows {self.classes} classes (0 … n−1): "
-                "the two do not belong together; where the outputs are values and no class scores, give data without "
-                "labels"
-            )
+        if labels is not None and labelled and labels.dim() == 1 and self.classes and labels.numel():
+            unknown = next((n for n in (int(labels.min()), int(labels.max())) if not 0 <= n < self.classes), None)
+            if unknown is not None:
+                raise InputError(
+                    f"the data have a class {unknown} but the network knows {self.classes} classes, counted from 0 on: "
+                    "the two do not belong together; where the outputs are values and no class scores, give data "
+                    "without labels"
+                )
         labels = labels.to(said.device) if labels is not None and labelled else said
         self.answers += said.numel()
         if labelled:
             self.labelled, self.right = self.labelled + said.numel(), self.right + int((said == labels).sum())
+            if self.classes:
+                self.void += int(((labels < 0) | (labels >= self.classes)).sum())
         if network is None:
             return
         wanted = answers_of(network, labels if labelled else None, sure=sure)
@@ -124,9 +126,13 @@ class Scores:
         part = Scores(samples=len(outputs[0]) if outputs else 0, apart=[[]], size=[[]])
         for x, target in zip(outputs, network, strict=True):
             x, target = x.double(), target.double()
+            nothing = target.isnan()
+            if bool((nothing != x.isnan()).any()):
+                one, other = ("this network", "the one of against=")[:: -1 if bool((nothing & ~x.isnan()).any()) else 1]
+                raise InputError(f"{one} answers with NaN where {other} does not: check its weights, and the inputs")
             finite = torch.where(target.isfinite(), target, 0.0)
-            # Places where both are one infinity (masks) are no error.
-            part.apart[0].append(float(torch.where(x == target, 0.0, x - target).square().sum()))
+            # Places where both are one infinity (masks), or NaN, are no error.
+            part.apart[0].append(float(torch.where((x == target) | nothing, 0.0, x - target).square().sum()))
             part.size[0].append(float(finite.square().sum()))
             part.total.append(finite.sum(0).cpu())
             if x.dim() > 1:
@@ -155,22 +161,27 @@ class Scores:
         """One score over the batches of several."""
         total = cls()
         for part in parts:
-            for name in ("answers", "labelled", "right", "network_right", "same", "compared"):
+            for name in ("answers", "labelled", "void", "right", "network_right", "same", "compared"):
                 setattr(total, name, getattr(total, name) + getattr(part, name))
             total.classes, total.outputs = max(total.classes, part.classes), max(total.outputs, part.outputs)
             total._join(part)
         return total
 
     @property
+    def judged(self) -> int:
+        """Answers that an accuracy counts."""
+        return self.answers - self.void
+
+    @property
     def accuracy(self) -> float | None:
         """Share of answers that are right; None unless each has a label."""
-        return self.right / self.answers if 0 < self.answers == self.labelled else None
+        return self.right / self.judged if self.judged > 0 and self.answers == self.labelled else None
 
     @property
     def network_accuracy(self) -> float | None:
         """The same of the network compared with."""
-        known = 0 < self.answers == self.labelled == self.compared
-        return self.network_right / self.answers if known else None
+        known = self.judged > 0 and self.answers == self.labelled == self.compared
+        return self.network_right / self.judged if known else None
 
     @property
     def agreement(self) -> float | None:

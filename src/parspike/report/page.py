@@ -237,7 +237,7 @@ def _said(look: Look) -> str:
     if own.accuracy is not None:
         known = own.network_accuracy
         network = "" if known is None else f"; the network itself has {_percent(known)} right"
-        parts.append(f"{_percent(own.accuracy)} of {own.answers:,} answers are right{network}.")
+        parts.append(f"{_percent(own.accuracy)} of {own.judged:,} answers are right{network}.")
     if own.agreement is not None:
         parts.append(f"{_percent(own.agreement)} of {own.answers:,} answers are those of the network itself.")
     if own.error is not None and not parts:
@@ -252,10 +252,10 @@ def _scores(found: Answers) -> Table:
     rows = []
     if found.network:
         accuracy = found.own.network_accuracy
-        rows.append(["the network itself", _percent(accuracy), _interval(accuracy, found.own.answers), "", ""])
+        rows.append(["the network itself", _percent(accuracy), _interval(accuracy, found.own.judged), "", ""])
     for name, scores in (("quantised to as many levels", found.rival), ("spiking", found.own)):
         if scores is not None:
-            rows.append([name, _percent(scores.accuracy), _interval(scores.accuracy, scores.answers),
+            rows.append([name, _percent(scores.accuracy), _interval(scores.accuracy, scores.judged),
                          _percent(scores.agreement), _percent(scores.error)])  # fmt: skip
     kept = [0, *(place for place in range(1, len(head)) if any(row[place] for row in rows))]
     return Table([head[place] for place in kept], [[row[place] for place in kept] for row in rows])
@@ -303,8 +303,6 @@ def _diagnosis(look: Look) -> Section | None:
     if found is None:
         return None
     text = [f"{line[:1].upper()}{line[1:]}." for line in found.verdict()]
-    if found.blame is None:
-        text.append("No layer is to blame: the outputs are the network’s.")
     text.append(
         "Error: ‖mean output − activation‖ / ‖activation‖ of a layer’s neurons. Its parts: what lies beyond their "
         "range (clipping) or between their levels (quantisation), what steps get unevenly (over time), and what layers "

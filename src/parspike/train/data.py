@@ -10,7 +10,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,7 +25,10 @@ from parspike.whole import made_whole, told, write_whole
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64, UInt8
 
-__all__ = ["Arrays", "Examples", "check_labels", "decode"]
+__all__ = ["Arrays", "Examples", "check_labels", "check_pixels", "decode"]
+
+PIXEL = 1 / 510
+"""Half of the step between two pixel values, which rounding may add."""
 
 Batch = tuple[Tensor, "Tensor | None"]
 
@@ -101,6 +104,22 @@ def check_labels(labels: Int64[Tensor, "N"], classes: int) -> None:
         )
 
 
+def check_pixels(pixels: Tensor, shape: Sequence[int], name: str) -> None:
+    """Raise `InputError` unless these are pixels of images (C, H, W), from 0 to 1. shape: of one image. name: theirs,
+    for the message."""
+    if len(shape) != 3:
+        raise InputError(
+            f"training takes images (C, H, W), and {name} have the shape {tuple(shape)}: give image files, or uint8 "
+            "arrays (N, H, W) or (N, H, W, 3)"
+        )
+    low, high = float(pixels.min()), float(pixels.max())
+    if not -PIXEL <= low <= high <= 1 + PIXEL:
+        raise InputError(
+            f"training takes pixels from 0 to 1, and {name} hold values from {low:.3g} to {high:.3g}, which would be "
+            "cut: give uint8 images, or floats divided by 255; data.mean and data.std of the recipe normalise them"
+        )
+
+
 def decode(
     batches: Iterable[Batch],
     count: int,
@@ -149,8 +168,7 @@ def _decoded(
     for x, y in batches:
         if y is None:
             raise InputError("the images have no labels: put them into one folder a class")
-        if x.ndim != 4:
-            raise InputError(f"expected images (C, H, W), got {tuple(x.shape[1:])}")
+        check_pixels(x, x.shape[1:], "the images")
         pixels = x.mul(255).round_().clamp_(0, 255).to(torch.uint8).numpy()
         if images is None:
             images = room((count, *pixels.shape[1:]))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from parspike.broken import in_colour
 from parspike.errors import InputError, MissingExtraError, OptionError
 from parspike.train.ondemand import Decoder
 
@@ -71,7 +72,7 @@ class Hub:
 
     def read(self, index: int, preprocess: Any) -> Tensor:
         """One image, (C, H, W) in [0, 1] after `preprocess`."""
-        return preprocess(self.rows[index][self.image].convert("RGB"))
+        return preprocess(in_colour(self.rows[index][self.image]))
 
 
 class HubStream:
@@ -139,7 +140,7 @@ class HubStream:
 
         data = image["bytes"]
         with Image.open(io.BytesIO(data) if data is not None else image["path"]) as opened:
-            return self.preprocess(opened.convert("RGB"))
+            return self.preprocess(in_colour(opened))
 
 
 def _count(rows: Any, name: str, split: str) -> int:

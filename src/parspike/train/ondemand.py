@@ -21,6 +21,7 @@ from torch import Tensor
 
 from parspike.broken import decoded
 from parspike.errors import InputError
+from parspike.train.data import check_pixels
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -95,6 +96,8 @@ class Decoder:
 
     def _one(self, name: str, read: Callable[[], Tensor], seed: int | None) -> Tensor | None:
         image = decoded(name, read, self.skip_broken, self.broken)
+        if image is not None:
+            check_pixels(image, image.shape, f"those of {name}")
         if image is None or seed is None or not self.resized_crop:
             return image
         # One generator for each image, since threads finish in any order.

@@ -6,6 +6,7 @@ A recipe is TOML with one table for each class below, and the table [activation]
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parspike.errors import FileError, OptionError, ParspikeError, meant
-from parspike.train.fields import among, at_least, read
+from parspike.train.fields import among, at_least, read, within
 
 if TYPE_CHECKING:
     from parspike.train.methods import Method
@@ -52,6 +53,16 @@ class Data:
 
     def __post_init__(self) -> None:
         at_least("data.classes", self.classes, 2)
+        for name in ("size", "crop"):
+            if getattr(self, name) is not None:
+                at_least(f"data.{name}", getattr(self, name), 1)
+        if wrong := [value for value in (*self.mean, *self.std) if not isinstance(value, int | float)]:
+            raise OptionError(f"data.mean and data.std are numbers, got {repr(wrong[0])[:80]}")
+        for value in self.mean:  # of pixels from 0 to 1; those of 0 … 255 would make all images alike
+            within("data.mean", value, -1, 1)
+        for value in self.std:
+            if not 0 < value < math.inf:
+                raise OptionError(f"data.std = {value}: it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -102,8 +113,10 @@ class Optimiser:
         among("optimiser.name", self.name, ("sgd", "adamw"))
         for name in ("epochs", "batch_size", "accumulate"):
             at_least(f"optimiser.{name}", getattr(self, name), 1)
-        for name in ("momentum", "weight_decay", "warmup", "label_smoothing", "patience"):
+        for name in ("weight_decay", "warmup", "patience"):
             at_least(f"optimiser.{name}", getattr(self, name), 0)
+        for name in ("momentum", "label_smoothing"):
+            within(f"optimiser.{name}", getattr(self, name), 0, 1)
         if not self.lr > 0:
             raise OptionError(f"optimiser.lr = {self.lr}: it must be above 0")
         if self.name == "adamw" and not self.momentum < 1:

@@ -99,8 +99,16 @@ class Scene:
         snn = next(iter(next(iter(self.networks.values())).values()))
         env = inputs_of(self.items[item].given, f"input {item}", snn)
         args, kwargs = snn.graph.call_of(env)
-        with torch.inference_mode():
-            output = taking(self.model, args, kwargs)(*args, **kwargs)
+        try:
+            with torch.inference_mode():
+                output = taking(self.model, args, kwargs)(*args, **kwargs)
+        except Exception as error:  # any error of foreign code
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            shapes = ", ".join(str(tuple(x.shape)) for x in env.values())
+            raise InputError(
+                f"the network itself (model=, --against) fails on inputs {shapes}, which the converted one takes: "
+                f"{said}. Is it the network that it was made from?"
+            ) from error
         found, classes = _flat(output)
         return int(found[0].argmax()) if classes else None
 
@@ -114,7 +122,8 @@ def scene_of(
     networks: Any, items: Any, model: nn.Module | None, by_T: Mapping[int, SNN] | None, most: int,
     names: Sequence[str] | None, classes: Mapping[int, str] | None, picture: Callable[[Tensor], Tensor] | None,
 ) -> Scene:  # fmt: skip
-    """The scene of what `view` is given, checked: every network runs on the first input."""
+    """The scene of what `view` is given, checked: every network, and the model, runs on the first
+    input."""
     given = networks if isinstance(networks, Mapping) else {"network": networks}
     if not given or not all(isinstance(snn, SNN) for snn in [*given.values(), *(by_T or {}).values()]):
         raise InputError("view takes a converted network, or several by name: parspike.convert makes them")
@@ -131,7 +140,11 @@ def scene_of(
     scene = Scene(made, found, model, dict(classes or {}))
     for name, forms in made.items():
         for T in forms:
-            scene.shown(name, T, 0)
+            try:
+                scene.shown(name, T, 0)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
+    scene.network_answer(0)
     return scene
 
 
