@@ -479,6 +479,29 @@ TAKEN: dict[str, Any] = {
     "whole windows alone, all the same": lambda y, z: F.avg_pool1d(y, 2, ceil_mode=True, count_include_pad=False),
     "up-sampled": lambda y, z: F.interpolate(y, scale_factor=2),
     "up-sampled by another factor": lambda y, z: F.interpolate(y, size=10, mode="nearest"),
+    "interpolated": lambda y, z: F.interpolate(y, scale_factor=2, mode="linear"),
+    "interpolated by another factor": lambda y, z: F.interpolate(y, size=10, mode="linear", align_corners=True),
+    "interpolated along two dimensions": lambda y, z: F.interpolate(
+        y.unflatten(2, (2, 3)), size=(3, 5), mode="bilinear"
+    ).flatten(2),
+    "interpolated by cubes": lambda y, z: F.interpolate(y.unflatten(2, (2, 3)), scale_factor=2, mode="bicubic").flatten(
+        2
+    ),
+    "interpolated along three dimensions": lambda y, z: F.interpolate(
+        y.reshape(-1, 4, 1, 2, 3), size=(2, 2, 4), mode="trilinear"
+    ).flatten(2),
+    "windows of unlike sizes": lambda y, z: F.adaptive_avg_pool1d(y, 4),
+    "windows of unlike sizes along one dimension": lambda y, z: F.adaptive_avg_pool2d(
+        y.unflatten(2, (2, 3)), 2
+    ).flatten(2),
+    "windows over the edge": lambda y, z: F.avg_pool1d(y, 4, 3, ceil_mode=True),
+    "windows over the edge, divided by a number": lambda y, z: F.avg_pool2d(
+        y.unflatten(2, (2, 3)), 2, ceil_mode=True, divisor_override=3
+    ).flatten(2),
+    "windows over the edge and zeros": lambda y, z: F.avg_pool1d(y, 4, 3, 2, ceil_mode=True),
+    "times a constant matrix": lambda y, z: y @ torch.linspace(-1, 1, 24).to(y).reshape(6, 4),
+    "beside zeros": lambda y, z: torch.cat([y, torch.zeros_like(z)], 2) + torch.zeros(len(y), 4, 12),
+    "beside ones": lambda y, z: torch.cat([y, torch.full((len(y), 4, 2), -0.3).to(y)], 2),
 }
 
 
@@ -564,9 +587,8 @@ def test_weights_of_a_branch_keep_their_bits_where_a_sum_has_no_room(bits: int) 
         (lambda y, z: torch.add(y, 1.0, alpha=2), "a sum with a factor"),
         (lambda y, z: torch.maximum(y, torch.ones(4, 1).to(y)), "compares with a constant"),
         (lambda y, z: F.pad(y, (1, 1), value=0.5), "other than 0"),
-        (lambda y, z: F.avg_pool1d(y, 4, 3, ceil_mode=True), "reach over the edge"),
-        (lambda y, z: F.interpolate(y, scale_factor=2, mode="linear"), "no form"),
         (lambda y, z: y.cumsum(2), "no form"),
+        (lambda y, z: torch.eye(4).to(y) @ y, "with the matrix last"),
     ],
 )
 def test_operations_without_a_form_in_whole_numbers_are_refused_by_name(made: Any, says: str) -> None:

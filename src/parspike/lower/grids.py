@@ -136,9 +136,11 @@ class Grids:
                     self.even(node, value, [-1 - d], f"branch{i}_{d}") if len(shape) > d else value
                     for i, (value, shape) in enumerate(zip(values, shapes, strict=True))
                 ]
-        finest = values[0].grid
-        for value in values[1:]:
+        others = [value for value in values if value.most] or values  # 0 lies on every grid
+        finest = others[0].grid
+        for value in others[1:]:
             finest = torch.minimum(finest, value.grid)
+        values = [value if value.most else replace(value, grid=finest) for value in values]
         if all(torch.equal(value.grid.expand_as(finest), finest) for value in values):
             return values
         finer = self.bits_of_room(max(value.most * float((value.grid / finest).max()) for value in values))

@@ -29,12 +29,13 @@ from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Node, Param, Ref, Role, Stream, map_tree
 from parspike.graph.lookup import TAKEN
 from parspike.graph.ops import CASTS, ENCODE, FLOOR, HOLD, LARGEST, MASKED, REAL, RSQRT, TABLE, TIMES
+from parspike.graph.resized import weights_along
 from parspike.graph.signature import SUMMED, Conv, Linear, Pool, arguments, with_weights
 from parspike.lower.grids import ALIKE, FIXED, PRECISE, Value, chooses, input_node, sample, squeezed
 from parspike.lower.masks import Masks
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
 from parspike.lower.prepared import FACTORS, FILLS, SUMS, batches_of, is_real, largest_of
-from parspike.lower.rounding import Fitting, finest, one_by_one
+from parspike.lower.rounding import Fitting, finest, in_parts, one_by_one
 from parspike.neurons import ParallelNeuron, SignedNeuron
 from parspike.snn import SNN, check_converted
 
@@ -62,6 +63,8 @@ BEYOND = 2
 its 1/√ is a staircase. Without that end, what weights prove of a norm would be as many times what they prove of the one
 before it as the layers between are wide."""
 EMBEDDING = "aten.embedding.default"
+EVERYWHERE = ("aten.zeros.default", "aten.ones.default", "aten.full.default")
+"""Operators that make a tensor of one number."""
 NEAREST = ("aten.upsample_nearest", "aten._upsample_nearest_exact")
 """Operators of windows of one value each."""
 MIX = ("aten.lerp.Scalar",)
@@ -226,12 +229,13 @@ class _Whole(Masks):
         if node.name in self.neurons:
             return self._neuron
         if not node.refs:
-            return self._constant if self._one_tensor(node) else self._unknown
+            rest = self._number if node.target in EVERYWHERE else self._unknown
+            return self._constant if self._one_tensor(node) else rest
         if node.role is Role.NEURON and node.target != "aten.relu.default" and self._only_neurons_read(node):
             return self._computed
         if arithmetic := self._arithmetic(node):
             return arithmetic
-        found = arguments(node)
+        found = self._layer(node)
         if isinstance(found, (Conv, Linear)):
             return self._synapse
         if TABLE[node.target].product:
@@ -240,6 +244,8 @@ class _Whole(Masks):
             return self._average
         if node.target in ("aten.mean.dim", "aten.sum.dim_IntList"):
             return self._total
+        if TABLE[node.target].sources == "window" and "upsample" in node.target and not self._moves(node):
+            return self._interpolated
         if node.target == FLOOR:
             return self._floor
         if node.role is Role.ORDER:
@@ -251,6 +257,13 @@ class _Whole(Masks):
         if node.target in ("aten.relu.default", HOLD):
             return self._unchanged
         return self._moved if self._moves(node) else self._unknown
+
+    def _layer(self, node: Node) -> Conv | Linear | Pool | None:
+        """`arguments`, also of a product with a matrix of the network."""
+        if node.target != MATRICES[0] or not isinstance(node.args[0], Ref) or not isinstance(node.args[1], Param):
+            return arguments(node)
+        matrix = self.source.tensors[node.args[1].path].dim() == 2
+        return Linear(node.args[0], node.args[1], None, transposed=True) if matrix else None
 
     def _arithmetic(self, node: Node) -> Callable[[Node], Value] | None:
         if node.target in SUMS and len(node.refs) == 2:
@@ -340,7 +353,8 @@ class _Whole(Masks):
         if node.target.startswith("aten.div"):
             raise Refused("it divides by a value that depends on the input")
         if node.target not in (*ELEMENTS, *MATRICES) or not all(isinstance(arg, Ref) for arg in node.args):
-            raise Refused("a product of this form has none in whole numbers")
+            last = "" if len(node.refs) > 1 else ": write it as x @ matrix or as a linear layer, with the matrix last"
+            raise Refused(f"a product of this form has none in whole numbers{last}")
         if self.over_time:
             raise Refused("a product of values that change over time is no whole number")
         left, right = (
@@ -410,7 +424,7 @@ class _Whole(Masks):
         return replace(value, like=node, grid=value.grid * torch.where(factor == 0, 1.0, factor.abs()))
 
     def _synapse(self, node: Node) -> Value:
-        found = cast("Conv | Linear", arguments(node))
+        found = cast("Conv | Linear", self._layer(node))
         if not isinstance(found.input, Ref) or not isinstance(found.weight, Param):
             raise Refused("its weights are no tensor of the network")
         value = self.coarse(node, self.values[found.input.name])
@@ -501,17 +515,17 @@ class _Whole(Masks):
         value = self.values[node.refs[0]]
         sizes, spatial = sample(value.like), list(range(len(node.shape) - pool.rank, len(node.shape)))
         kernel, stride, padding = pool.kernel, pool.stride, pool.padding
+        if len(node.shape) != pool.rank + 2:
+            raise Refused("what it sums up has no dimension of the batch")
         if pool.output_size:
             wanted = [sizes[d] if n is None else n for d, n in zip(spatial, pool.output_size, strict=True)]
             if any(sizes[d] % n for d, n in zip(spatial, wanted, strict=True)):
-                raise Refused("its windows are of unlike sizes")
+                return self._interpolated(node)
             kernel = stride = tuple(sizes[d] // n for d, n in zip(spatial, wanted, strict=True))
             padding = (0,) * pool.rank
-        if len(node.shape) != pool.rank + 2:
-            raise Refused("what it sums up has no dimension of the batch")
         lines = zip(spatial, kernel, stride, padding, strict=True)
         if any((sizes[d] + 2 * p - k) // s + 1 != node.shape[d] for d, k, s, p in lines):
-            raise Refused("its last windows reach over the edge (ceil_mode)")
+            return self._interpolated(node)  # the last windows reach over the edge (ceil_mode)
         value = self.even(node, value, spatial)
         # A sum is a convolution with ones, exact, where an average pool would divide and round.
         ones = Param(SUMMED.format(node.name))
@@ -525,6 +539,37 @@ class _Whole(Masks):
             summed = kind(there, torch.ones(1, 1, *kernel).double(), None, list(stride), list(padding))
             grid = value.grid * squeezed(self.run(node, there) / summed)
         return Value(name, node, grid, value.most * math.prod(kernel))
+
+    def _interpolated(self, node: Node) -> Value:
+        """An interpolation, or an average over windows of unlike sizes: a linear layer along one dimension after the
+        other, of weights that are whole multiples of a fraction."""
+        value = self.values[node.refs[0]]
+        rank, inside = len(node.shape) - 2, sample(value.like)[2:]
+        value = self.even(node, self.coarse(node, value), list(range(2, rank + 2)))
+        pool = arguments(node)
+        grid = value.grid / (pool.divisor or 1) if isinstance(pool, Pool) else value.grid
+        name, most, shape = value.name, value.most, list(value.like.shape)
+        for axis in range(rank):
+            matrix = weights_along(node, inside, axis, torch.float64)
+            if torch.equal(matrix, torch.eye(inside[axis]).double()):
+                continue
+            whole, parts = in_parts(matrix, self.top)
+            like, dim = replace(node, name=f"{node.name}_along{axis}"), 2 + axis
+            turned = [d for d in range(rank + 2) if d != dim] + [dim]
+            back = [turned.index(d) for d in range(rank + 2)]
+            shape[dim] = len(matrix)
+            weight = Param(SUMMED.format(like.name))
+            self.tensors[weight.path] = whole
+            before, after = [
+                [sizes[d] for d in turned] for sizes in ([*shape[:dim], inside[axis], *shape[dim + 1 :]], shape)
+            ]
+            if axis < rank - 1:
+                name = self.emit(like, "_turned", "aten.permute.default", Ref(name), turned, shape=tuple(before))
+            name = self.emit(like, "", "aten.linear.default", Ref(name), weight, shape=tuple(after))
+            if axis < rank - 1:
+                name = self.emit(like, "_back", "aten.permute.default", Ref(name), back, shape=tuple(shape))
+            grid, most = grid / parts, most * float(whole.abs().sum(1).max())
+        return Value(name, node, grid, most)
 
     def _total(self, node: Node) -> Value:
         value, sizes = self.values[node.refs[0]], sample(self.values[node.refs[0]].like)
@@ -567,6 +612,17 @@ class _Whole(Masks):
         whole = self.put(node, "constant", (number * (ALIKE**2 / top)).round())
         self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
         return Value(node.name, node, torch.full([1] * len(node.shape), top / ALIKE**2).double(), ALIKE**2)
+
+    def _number(self, node: Node) -> Value:
+        """One number at every place, such as the first state of a recurrent layer."""
+        made = self.run(node)
+        if not made.is_floating_point() or not bool(made.isfinite().all()):
+            raise Refused("it makes numbers that are not real and finite")
+        number = float(made.flatten()[0]) if made.numel() else 0.0
+        unit, kwargs = math.copysign(float(number != 0), number), {**node.kwargs, "dtype": torch.float32}
+        self.entries.append(self.emit(node, "", "aten.full.default", node.args[0], unit, kwargs=kwargs))
+        grid = torch.full([1] * len(node.shape), abs(number) or 1.0).double()
+        return Value(node.name, node, grid, float(number != 0))
 
     def _of_tokens(self, node: Node) -> Value:
         """What becomes of numbers that are whole by themselves: real ones, or a row of a table for each, rounded as
