@@ -269,6 +269,30 @@ def test_whole_numbers_are_equal_to_the_bit(kind: type[nn.Module], options: dict
     assert "to the bit" in str(made)
 
 
+@pytest.mark.parametrize(
+    "last", [lambda x: x.softmax(1), lambda x: (x.sigmoid(), x), lambda x: F.normalize(x).argmax(1)]
+)
+def test_what_is_computed_of_the_answer_in_real_numbers_may_round(last: Any, tmp_path: Path) -> None:
+    """Would catch a network of whole numbers that ends in a softmax, refused for the last bit of it, and other numbers
+    in front of it."""
+
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return last(self.b(self.a(x).relu()))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Ends().eval(), torch.randn(40, 6)
+    made = parspike.export(parspike.convert(model, x, T=7, recipe="max"), tmp_path / "net.onnx", example=x, weights=8)
+    assert made.file.unlike == 0
+    assert (made.file.error or 0) < 1e-6
+    assert ("computed of the answer in real numbers" in str(made)) == (not made.file.equal)
+
+
 class OnViews(nn.Module):
     """Activations in place on parts of a value: each is written back along every dimension, the batch too."""
 
