@@ -22,7 +22,10 @@ from parspike.lower.prepared import SUMS, without_casts, without_constants
 from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, SpikingLayer
 from parspike.snn import SNN
 
-__all__ = ["ALIKE", "FIXED", "PRECISE", "Grids", "Value", "chooses", "input_node", "reach", "sample", "squeezed"]
+__all__ = [
+    "ALIKE", "FIXED", "PRECISE", "UNLIKE", "Grids", "Value", "chooses", "grids_of", "input_node", "reach", "sample",
+    "squeezed",
+]  # fmt: skip
 
 FIXED = "whole numbers are made for the sizes of the images that integers was given"
 FINEST = 10
@@ -241,6 +244,12 @@ def input_node(i: Input) -> Node:
 def chooses(tensor: Tensor) -> bool:
     """Whether a tensor holds places, not truth values or numbers."""
     return not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype is not torch.bool
+
+
+def grids_of(most: Tensor, top: int) -> Tensor:
+    """Grids on which magnitudes up to `most` are whole numbers up to `top`; where all is 0 one as fine as the finest of
+    the others, so that weights that read it are not large on it."""
+    return torch.where(most > 0, most, float(most[most > 0].min()) if bool(most.any()) else 1.0) / top
 
 
 def reach(value: Value) -> float:

@@ -31,7 +31,7 @@ from parspike.graph.lookup import TAKEN
 from parspike.graph.ops import CASTS, ENCODE, FLOOR, HOLD, LARGEST, MASKED, REAL, RSQRT, TABLE, TIMES
 from parspike.graph.resized import weights_along
 from parspike.graph.signature import SUMMED, Conv, Linear, Pool, arguments, with_weights
-from parspike.lower.grids import ALIKE, FIXED, PRECISE, Value, chooses, input_node, sample, squeezed
+from parspike.lower.grids import ALIKE, FIXED, PRECISE, UNLIKE, Value, chooses, grids_of, input_node, sample, squeezed
 from parspike.lower.masks import Masks
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
 from parspike.lower.prepared import FACTORS, FILLS, SUMS, batches_of, is_real, largest_of
@@ -48,6 +48,9 @@ USEFUL = 1 << 12
 finer weights would only make sums larger."""
 COARSE = 1 << 8
 """Parts of one count below which a threshold that is no whole number of them would be rounded too much."""
+ROOM_ABOVE = 8
+"""How many times as large as the largest that the images hold of a feature its inputs may be without being clipped,
+where the largest of all features is as large."""
 ROOMS = (
     *((2.0**bits, False) for bits in (44, 38, 34, 30, 27, 24, 22, 20, 18, 16)),
     *((2.0**bits, True) for bits in (38, 34, 30, 27, 24, 22, 20, 18)),
@@ -160,10 +163,12 @@ class _Whole(Masks):
                     met.env[i.name] = env[i.name]
                 self.tokens.add(i.name)
                 continue
-            most = largest[i.name]
-            if not all(isinstance(arguments(reader), Conv) for reader in self.readers[i.name]):
+            most, kinds = largest[i.name], {type(arguments(reader)) for reader in self.readers[i.name]}
+            if kinds == {Linear} and most.dim() == 2:  # features, of which some may be in other units
+                most = torch.minimum(most * ROOM_ABOVE, most.max())
+            elif kinds != {Conv}:
                 most = most.amax(keepdim=True).reshape([1] * most.dim())  # dimension 1 may be anything
-            grid = torch.where(most > 0, most / top, 1.0)
+            grid = grids_of(most, top)
             like = input_node(i)
             # A product rounds alike on every machine, which not every runtime's division does.
             name = self.emit(like, "_on_grid", "aten.mul.Tensor", Ref(i.name), self.put(like, "parts.grid", 1 / grid))
@@ -353,8 +358,8 @@ class _Whole(Masks):
         if node.target.startswith("aten.div"):
             raise Refused("it divides by a value that depends on the input")
         if node.target not in (*ELEMENTS, *MATRICES) or not all(isinstance(arg, Ref) for arg in node.args):
-            last = "" if len(node.refs) > 1 else ": write it as x @ matrix or as a linear layer, with the matrix last"
-            raise Refused(f"a product of this form has none in whole numbers{last}")
+            remedy = "" if len(node.refs) > 1 else ": write it as x @ matrix or as a linear layer, with the matrix last"
+            raise Refused(f"a product of this form has none in whole numbers{remedy}")
         if self.over_time:
             raise Refused("a product of values that change over time is no whole number")
         left, right = (
@@ -477,6 +482,7 @@ class _Whole(Masks):
         power = None if read is None else read[:, :, :-1].square().sum(1)
         least = finest(by_output(scaled).unflatten(0, (groups, -1)), power, self.top)
         shape = [1, -1] + [1] * (len(node.shape) - 2) if isinstance(found, Conv) else [1] * (len(node.shape) - 1) + [-1]
+        least = self._at_least(node, least, by_output(scaled), bias, value.most)
         grid = least.reshape(shape)
         grid = self.fitted(node, grid, USEFUL * value.most, round_up=True)
         shape_of_grid = grid.shape
@@ -509,6 +515,21 @@ class _Whole(Masks):
             name = node.name
         most = float((by_output(whole).abs().sum(1) * value.most + added.abs()).max())
         return Value(name, node, grid, most)
+
+    def _at_least(self, node: Node, grid: Tensor, scaled: Tensor, bias: Tensor | None, most: float) -> Tensor:
+        """The grid of every output (outputs,), coarser where its weights are so small, or 0, that the bias is nearly
+        all of it: on a grid of the weights, its whole numbers would be much larger than those of the others.
+
+        scaled: the weights (outputs, features) that are rounded. most: the largest number that they are given."""
+        grid = grid.reshape(-1)
+        dead = ~scaled.any(1)
+        grid = torch.where(dead, grid[~dead].min() if not bool(dead.all()) else 1.0, grid)
+        bias = torch.zeros_like(grid) if bias is None else bias
+        own = bias.abs() / (self.top * max(most, 1) * math.sqrt(scaled.shape[1]))
+        alone = bias.abs() > scaled.abs().sum(1) * most
+        if self.goes_to(node) is not None:  # one count of theirs is a whole number of the grid
+            return torch.where(alone & dead, own, grid)
+        return torch.where(alone, own, grid.clamp(min=float(grid.max()) / UNLIKE))
 
     def _average(self, node: Node) -> Value:
         pool = cast(Pool, arguments(node))
@@ -645,8 +666,7 @@ class _Whole(Masks):
         if node.target != EMBEDDING or not isinstance(table, Param):
             raise Refused("it makes real numbers of tokens, which whole numbers only look up in tables")
         number = self.source.tensors[table.path].double()
-        largest = number.abs().amax(0)
-        grid = torch.where(largest > 0, largest / self.top, 1.0)
+        grid = grids_of(number.abs().amax(0), self.top)
         whole = self.put(node, "weight", (number / grid).round())
         self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
         return Value(node.name, node, grid.reshape([1] * (len(node.shape) - 1) + [-1]), self.top)
@@ -741,7 +761,8 @@ class _Whole(Masks):
                 f"{self.simulation.T} steps more than 2^53: give fewer bits (weights=, inputs=)"
             )
         wide = dtype is torch.float64  # inside alone: the input is rounded, and the answer made, in float32
-        for name in self.entries if wide else ():
+        double = [f"{i.name}_whole" for i in self.given if i.dtype is torch.float64]  # rounded in that type
+        for name in self.entries if wide else [name for name in self.entries if name in double]:
             self._widened(self.nodes[name], dtype)
         names: dict[str, str] = {}
         how = {"role": Role.ANALOG, "reason": REAL}  # once, on the mean over time: at every step it would round
