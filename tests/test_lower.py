@@ -855,7 +855,8 @@ def test_what_is_all_zero_takes_no_bits_from_the_others(what: str) -> None:
     assert float((chip(x) - snn(x)).norm() / snn(x).norm()) < 0.006
 
 
-def test_features_in_other_units_have_grids_of_their_own() -> None:
+@pytest.mark.parametrize("steps", [(), (4,)])
+def test_features_in_other_units_have_grids_of_their_own(steps: tuple[int, ...]) -> None:
     """Would catch one grid for an income and an age, on which all ages are 0."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -863,7 +864,7 @@ def test_features_in_other_units_have_grids_of_their_own() -> None:
             nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 3)),
             torch.tensor([1e2, 1e6, 1, 0.01, 0]),
         )
-        x = torch.rand(96, 5) * units
+        x = torch.rand(96, *steps, 5) * units
         cast(nn.Linear, model[0]).weight.data /= units.clamp(min=0.01)
     snn = parspike.convert(model.eval(), x[:64], T=31, recipe="closed-form")
     chip = integers(snn, x[:64])

@@ -163,8 +163,10 @@ class _Whole(Masks):
                     met.env[i.name] = env[i.name]
                 self.tokens.add(i.name)
                 continue
-            most, kinds = largest[i.name], {type(arguments(reader)) for reader in self.readers[i.name]}
-            if kinds == {Linear} and most.dim() == 2:  # features, of which some may be in other units
+            most, kinds = largest[i.name], {type(self._layer(reader)) for reader in self.readers[i.name]}
+            if kinds == {Linear}:  # features, of which some may be in other units
+                each = [env[i.name].double().abs().flatten(0, -2).amax(0) for env in batches]
+                most = torch.stack(each).amax(0).reshape([1] * (most.dim() - 1) + [-1])
                 most = torch.minimum(most * ROOM_ABOVE, most.max())
             elif kinds != {Conv}:
                 most = most.amax(keepdim=True).reshape([1] * most.dim())  # dimension 1 may be anything
