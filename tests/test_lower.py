@@ -887,3 +887,18 @@ def test_networks_of_every_type_go_into_whole_numbers(dtype: torch.dtype) -> Non
     chip = integers(snn, x)
     assert float((chip(x).float() - snn(x).float()).norm() / snn(x).float().norm()) < 0.05
     assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
+
+
+@pytest.mark.parametrize("kind", [nn.GELU, nn.SiLU, nn.Hardswish])
+def test_halves_of_an_activation_leave_the_weights_behind_their_bits(kind: type[nn.Module]) -> None:
+    """Would catch channels whose sums are a thousand times as large as others' where the lower half sends little there:
+    weights of 8 bits then hold nothing of what these channels are multiplied by."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 8, 3), kind(), nn.Conv2d(8, 8, 3, padding=1), kind(), nn.Flatten(), nn.Linear(200, 4)
+        model, x = nn.Sequential(*layers).eval(), torch.rand(64, 3, 7, 7)
+    snn = parspike.convert(model, x, T=5, code="weighted", recipe="closed-form")
+    chip = integers(snn, x, refit=False)
+    assert float((chip(x) - snn(x)).norm() / snn(x).norm()) < 0.06
+    assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
+    prove(chip, x[:2])
