@@ -353,7 +353,24 @@ def test_a_huge_declared_header_costs_nothing(saved: Path, tmp_path: Path) -> No
         forged = path.read_bytes()
         digest = hashlib.sha256(forged[:55] + b"0" * 64 + forged[119:]).hexdigest().encode()
         path.write_bytes(forged[:55] + digest + forged[119:])
-        assert "holds no valid network" in refused(path)
+        assert "truncated" in refused(path)
+
+
+def test_a_file_that_is_longer_than_its_header_says_is_not_read(saved: Path, tmp_path: Path) -> None:
+    """Would catch memory that is taken for a file of a terabyte without data (sparse), before it is refused."""
+    content, path = saved.read_bytes(), tmp_path / "sparse"
+    header = struct.pack("<Q", 2**39) + content[8:]  # the header as long as that
+    for beginning in (content, header):
+        path.write_bytes(beginning)
+        os.truncate(path, 2**40)
+        assert "truncated" in refused(path)
+
+
+def test_a_graph_that_is_too_large_to_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snn, _ = converted("linear")
+    monkeypatch.setattr("parspike.file.bytes.MOST_HEADER", 1000)
+    with pytest.raises(FileError, match="the format has room for 1,000"):
+        snn.save(tmp_path / "large.parspike")
 
 
 def test_versions(saved: Path, tmp_path: Path) -> None:

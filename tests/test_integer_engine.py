@@ -281,6 +281,54 @@ def test_batches_of_one_and_inputs_of_any_layout() -> None:
     assert torch.equal(alone, wanted)
 
 
+class Products(nn.Module):
+    """Weights that are held (in, out), or along their columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(10, 20), nn.Linear(20, 8)
+        self.b.weight = nn.Parameter(self.b.weight.detach().T.contiguous().T)
+        self.w, self.v, self.u = (nn.Parameter(torch.randn(n, m) / 3) for n, m in ((8, 7), (7, 6), (6, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.mm(self.b(self.a(x).relu()).relu(), self.w).relu()
+        return torch.addmm(self.u[0], (y @ self.v).relu(), self.u)
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_weights_that_lie_otherwise_in_memory(refit: bool) -> None:
+    """Would catch a kernel that is given weights along their columns, which it takes for rows."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Products().eval(), torch.rand(64, 10)
+    snn = parspike.convert(model, x, T=7, recipe="closed-form")
+    chip = integers(snn, x, refit=refit)
+    assert {t.is_contiguous() for t in chip.tensors().values()} == {True, False}
+    assert unlike(chip, x) == []
+    assert Integer.of(chip).synapses == (5, 5)
+    assert float((chip(x) - snn(x)).norm()) < 0.1 * float(snn(x).norm())
+
+
+class Averaged(nn.Module):
+    """Real numbers that are added up behind the last layer, in an order that follows from how they lie in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu()).clamp(0.1, 0.9).mean((1, 2, 3))
+
+
+def test_what_is_added_up_of_the_answer_has_the_same_bits() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Averaged().eval(), torch.rand(40, 3, 12, 12)
+    chip = integers(parspike.convert(model, x, T=7, recipe="closed-form"), x)
+    assert chip.provenance["real"] == ["clamp", "mean"]
+    assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
+
+
 @pytest.mark.parametrize("T", [256, 1000])
 def test_counts_beyond_a_byte_stay_in_integer_kernels(T: int) -> None:
     """Would catch a part of a count that is lost, or added with another factor."""

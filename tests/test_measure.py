@@ -218,11 +218,24 @@ def test_a_convolution_called_pool_is_a_synapse():
     assert report.macs == 9 * 18 * 4
 
 
+class Interpolated(nn.Module):
+    """Up-sampling between two layers, and an average over windows of unlike sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.interpolate(self.a(x).relu(), scale_factor=2, mode="bilinear")
+        return self.head(F.adaptive_avg_pool2d(self.b(y).relu(), (4, 1)).mean((2, 3)))
+
+
 @pytest.mark.parametrize("kind", [None, parspike.IF()], ids=["parallel", "if"])
-def test_pools_in_whole_numbers_are_wires_too(kind):
+@pytest.mark.parametrize("model", [Pooled, Interpolated])
+def test_pools_in_whole_numbers_are_wires_too(model, kind):
     torch.manual_seed(0)
     x = torch.randn(16, 2, 6, 6)
-    snn = parspike.convert(Pooled().eval(), x, T=4, recipe="closed-form", neuron=kind)
+    snn = parspike.convert(model().eval(), x, T=4, recipe="closed-form", neuron=kind)
     chip = parspike.lower.integers(snn, x, weights=16, inputs=16)
     real, whole = parspike.measure(snn, x), parspike.measure(chip, x)
     rows = [[row for row in found.rows if row.kind in ("synapse", "neuron")] for found in (real, whole)]

@@ -1192,3 +1192,17 @@ def test_residual_with_its_maximum_taken_out(tmp_path: Path) -> None:
     assert sum(int(count.sum()) for count in counts.values()) == pytest.approx(
         sum(row.spikes for row in result.file.layers), rel=0.01
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_networks_of_every_type_are_written(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Would catch inputs of the network's type that are given to the file's, which is float32: an error of torch's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).to(dtype).eval()
+        x = torch.rand(24, 4, dtype=dtype)
+    snn = parspike.convert(model, x, T=4, neuron=IF(), recipe="max")
+    made = parspike.export(snn, tmp_path / "net.nir", example=x)
+    assert made.file.error is not None
+    assert made.file.error < 0.05
+    assert made.file.samples == 24

@@ -269,6 +269,42 @@ def test_whole_numbers_are_equal_to_the_bit(kind: type[nn.Module], options: dict
     assert "to the bit" in str(made)
 
 
+@pytest.mark.parametrize(
+    "last", [lambda x: x.softmax(1), lambda x: (x.sigmoid(), x), lambda x: F.normalize(x).argmax(1)]
+)
+def test_what_is_computed_of_the_answer_in_real_numbers_may_round(last: Any, tmp_path: Path) -> None:
+    """Would catch a network of whole numbers that ends in a softmax, refused for the last bit of it, and other numbers
+    in front of it."""
+
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return last(self.b(self.a(x).relu()))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Ends().eval(), torch.randn(40, 6)
+    made = parspike.export(parspike.convert(model, x, T=7, recipe="max"), tmp_path / "net.onnx", example=x, weights=8)
+    assert made.file.unlike == 0
+    assert (made.file.error or 0) < 1e-6
+    assert ("computed of the answer in real numbers" in str(made)) == (not made.file.equal)
+
+
+def test_counts_of_both_signs_are_read_behind_a_reshape(tmp_path: Path) -> None:
+    """Would catch a zero point of int8 that onnxruntime moves behind the reshape as one of uint8, and refuses."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.Flatten(), nn.Linear(64, 3)).eval()
+        x = torch.randn(40, 3, 6, 6)
+    snn = parspike.convert(model, x, T=7, recipe="max", encode="all")
+    assert parspike.export(snn, tmp_path / "net.onnx", example=x, weights=8).file.equal
+    with torch.no_grad():
+        torch.testing.assert_close(parspike.from_onnx(tmp_path / "net.onnx")(x), integers(snn, x)(x))
+
+
 class OnViews(nn.Module):
     """Activations in place on parts of a value: each is written back along every dimension, the batch too."""
 

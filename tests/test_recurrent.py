@@ -12,6 +12,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import parspike
 from parspike.errors import InputError, TraceError
 from parspike.graph import trace
+from parspike.graph.same import check_same
+from parspike.lower import integers, prove
 
 X = torch.randn(32, 3, 4, generator=torch.Generator().manual_seed(0))
 
@@ -107,6 +109,25 @@ def test_spikes_approach_the_recurrent_network(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(outputs(again(X)), outputs(snn(X)), strict=True))
 
 
+@pytest.mark.parametrize("encode", [None, "all"])
+@pytest.mark.parametrize("name", ["LSTM", "GRU, both ways, learnt start", "RNN of ReLU, both ways", "GRUCell"])
+def test_recurrent_layers_go_into_whole_numbers(name, encode, tmp_path):
+    """Catches a first state that is refused or of another grid, and a product of a gate that is no whole number."""
+    torch.manual_seed(0)
+    model = LAYERS[name]().eval()
+    how = {"encode": "all", "analog": "lookup"} if encode else {}
+    snn = parspike.convert(model, X, T=6, code="weighted", recipe="max", **how)
+    chip = integers(snn, X, weights=12, inputs=12)
+    for found, wanted in zip(outputs(chip(X)), outputs(snn(X)), strict=True):
+        assert float((found - wanted).norm() / wanted.norm()) < 0.06  # a count of 63 more or less
+    for engine in ("integer", "serial"):
+        made = outputs(chip.run(X, engine=engine).logits)
+        assert all(torch.equal(a, b) for a, b in zip(made, outputs(chip(X)), strict=True))
+    prove(chip, X[:2])
+    again = parspike.load(chip.save(tmp_path / "n.parspike"))
+    assert all(torch.equal(a, b) for a, b in zip(outputs(again(X)), outputs(chip(X)), strict=True))
+
+
 def test_the_length_is_that_of_the_example_and_the_plan_says_so():
     """Catches a network that takes a longer sequence and leaves its end out."""
     plan = parspike.plan(LAYERS["LSTM"]().eval(), X)
@@ -117,21 +138,25 @@ def test_the_length_is_that_of_the_example_and_the_plan_says_so():
 
 
 class Casts(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, kind: Any = nn.LSTM, last: Any = nn.Identity) -> None:
         super().__init__()
-        self.layer, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
+        self.layer, self.head, self.last = kind(4, 3, batch_first=True), nn.Linear(3, 2), last()
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return self.head(self.layer(x)[0][:, -1]).float()
+            return self.head(self.last(self.layer(x)[0][:, -1])).float()
 
 
-def test_a_layer_inside_of_autocast_is_unrolled_too():
-    """Catches a layer in the part of the program that torch keeps as a graph of its own: told as packed sequences."""
+@pytest.mark.parametrize(("kind", "number"), [(nn.LSTM, 12), (nn.GRU, 6), (nn.RNN, 3)])
+@pytest.mark.parametrize("last", [nn.Identity, nn.ReLU])
+def test_a_layer_inside_of_autocast_is_unrolled_too(kind, number, last):
+    """Catches a layer in the part of the program that torch keeps as a graph of its own: told as packed sequences; and
+    weights of another layer that autocast rounds, taken for a number that tracing fixed."""
     torch.manual_seed(0)
-    model = Casts().eval()
+    model = Casts(kind, last).eval()
     graph = trace(model, (X,), free_sizes=False)
-    assert len(graph.neurons) == 12
+    check_same(model, graph, (X,), {})
+    assert len(graph.neurons) == number + (last is nn.ReLU)
     torch.testing.assert_close(graph.run(X), model(X), rtol=0.02, atol=0.005)
 
 

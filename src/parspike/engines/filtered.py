@@ -186,7 +186,7 @@ class Pointwise:
     def __init__(self, behind: Behind, axis: int, bits: int, largest: float) -> None:
         flat = behind.weight.flatten(1)
         self.behind, self.axis, self.bits = replace(behind, found=Linear(None, None, None), weight=flat), axis, bits
-        self.packed = ops().qlinear_prepack(flat.to(torch.int8), None)
+        self.packed = ops().qlinear_prepack(flat.to(torch.int8).contiguous(), None)
         self.total, self.most = flat.sum(1), flat.abs().sum(1)
         self.zeros, self.none = torch.zeros(len(flat), dtype=torch.int32), torch.zeros(len(flat))
         self.kind = torch.int32 if largest <= WORD else torch.int64

@@ -64,7 +64,7 @@ class Synapse:
     wide: bool = False
 
     def __post_init__(self) -> None:
-        whole = self.weight.detach().to(torch.int8)
+        whole = self.weight.detach().to(torch.int8).contiguous()  # the packers take no strides
         self.ones = torch.ones(len(self.bias))
         self.zeros = torch.zeros(len(self.bias), dtype=torch.int32)
         if isinstance(self.found, Conv):

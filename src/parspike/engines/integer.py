@@ -34,7 +34,7 @@ from parspike.engines.int8 import BYTE, HALF, WHOLE, OnGPU, Synapse, bytes_of, d
 from parspike.engines.replay import Replay
 from parspike.engines.whole_steps import Step
 from parspike.graph import Graph, Node, Param, Ref, Role, Schedule, Stream, map_tree, walk
-from parspike.graph.ops import CASTS, TABLE
+from parspike.graph.ops import CASTS, REAL, TABLE
 from parspike.graph.signature import Conv, Linear, arguments, named
 from parspike.neurons import PackedTrains, Whole, WholeNeuron, WholePair
 
@@ -188,6 +188,9 @@ class _Maker:
                 steps[node.name] = whole_steps.widened(node, self._given(node), self.dtype, self.dtype)
             elif node.name not in self.narrow and not self.narrow.isdisjoint(node.refs):
                 steps[node.name] = whole_steps.widened(node, self._given(node), self.dtype)
+        for node in nodes.values():
+            if node.reason == REAL:
+                steps[node.name] = whole_steps.in_rows(node, self._given(node), steps.get(node.name))
         read = {ref for node in nodes.values() for ref in node.refs} | set(self.graph.outputs)
         kept = [node for node in nodes.values() if node.target not in PADS or node.name in read]
         schedule = Schedule.of(kept, self.graph.outputs)

@@ -22,7 +22,7 @@ from parspike.graph.signature import Linear
 from parspike.neurons import Whole
 
 __all__ = [
-    "Behind", "Centred", "Chain", "Pooled", "Step", "as_bytes", "as_it_is", "counted", "pooled", "single",
+    "Behind", "Centred", "Chain", "Pooled", "Step", "as_bytes", "as_it_is", "counted", "in_rows", "pooled", "single",
     "sums_of", "widened",
 ]  # fmt: skip
 
@@ -76,6 +76,17 @@ def widened(node: Node, kwargs: dict[str, Any], dtype: torch.dtype, result: torc
         return made if result is None else map_tree(lambda leaf: leaf.to(result), made)
 
     return step
+
+
+def in_rows(node: Node, kwargs: dict[str, Any], step: Step | None) -> Step:
+    """What is computed of the answer in real numbers, of values that lie in memory as those of `count` do: kernels put
+    channels last, and sums of real numbers round by their order. step: what a node computes other than its operator."""
+
+    def run(args: tuple[Any, ...]) -> Any:
+        laid = map_tree(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, args)
+        return call(node.target, laid, kwargs) if step is None else step(laid)
+
+    return run
 
 
 def pooled(node: Node, most: float) -> Step:

@@ -28,6 +28,8 @@ from parspike.snn import SNN
 __all__ = ["RULES", "Written", "load", "session", "write"]
 
 EXACT = 1 << 24
+FEWER_BITS = 16
+"""How many times smaller numbers become with 4 bits in place of 8."""
 RULES: Mapping[str, Rule] = LAYERS | LAYOUT | VALUES
 """By the operators of the graph."""
 
@@ -40,9 +42,10 @@ def write(snn: SNN) -> Written:
     whole = snn.provenance.get("lowered") == "integers"
     largest = snn.provenance.get("largest", 0)
     if whole and largest >= EXACT:
+        fewer = "lower it with fewer bits (weights=4, inputs=4), or " if largest < FEWER_BITS * EXACT else ""
         raise UnsupportedError(
             f"the whole numbers of this network reach {largest:.3g}, and the float32 sums of ONNX are exact below "
-            "2^24 alone: lower it with fewer bits (weights=6, inputs=6), or write the network of real numbers"
+            f"2^24 alone: {fewer}write the network of real numbers (without weights=, --weights)"
         )
     if any(i.dtype is torch.bfloat16 for i in snn.graph.inputs):
         raise UnsupportedError(

@@ -11,6 +11,7 @@ import torch
 
 from parspike.export.onnx_model import Model, Refused, Rule, Value, arguments_of, table_of
 from parspike.graph import Node, Param
+from parspike.graph.resized import scales_of, weights_along
 from parspike.graph.signature import Conv, Linear, Pool, arguments, named
 
 __all__ = ["LAYERS"]
@@ -273,7 +274,7 @@ def _pool(model: Model, node: Node) -> Value:
         if any(size % out for size, out in zip(inside, wanted, strict=True)):
             if places:
                 raise Refused("its windows are of unlike sizes")
-            return _unlike_windows(model, name, pool.average, inside, wanted, len(shape))
+            return _unlike_windows(model, name, node, pool.average, inside, wanted, len(shape))
         kernel = stride = tuple(size // out for size, out in zip(inside, wanted, strict=True))
         padding, dilation = (0,) * pool.rank, (1,) * pool.rank
     if pool.divisor is not None and pool.ceil_mode:
@@ -302,16 +303,13 @@ def _pool(model: Model, node: Node) -> Value:
 
 
 def _unlike_windows(
-    model: Model, name: str, average: bool, inside: Sequence[int], wanted: Sequence[int], rank: int
+    model: Model, name: str, node: Node, average: bool, inside: Sequence[int], wanted: Sequence[int], rank: int
 ) -> str:
     """An adaptive pool along one dimension after the other: its windows are all pairs of those of the dimensions."""
     for axis, (size, out) in enumerate(zip(inside, wanted, strict=True), rank - len(inside)):
         ends = [(n * size // out, -(-(n + 1) * size // out)) for n in range(out)]
         if average:
-            matrix = torch.zeros(out, size)
-            for row, (start, end) in enumerate(ends):
-                matrix[row, start:end] = 1 / (end - start)
-            name = model.along(name, matrix, axis, rank)
+            name = model.along(name, weights_along(node, inside, axis - rank + len(inside)), axis, rank)
         else:
             parts = [model.reduced("ReduceMax", model.cut(name, axis, *pair), [axis]) for pair in ends]
             name = model.op("Concat", *parts, axis=axis)
@@ -339,32 +337,18 @@ def _upsample(model: Model, node: Node) -> Value:
     outside = [int(n) for n in node.shape[2:]]
     if "nearest" in node.target and "exact" not in node.target and not any(
         out % size for out, size in zip(outside, inside, strict=True)
-    ) and not any(_scales(given, rank)[axis] not in (None, out / size)
+    ) and not any(scales_of(given, rank)[axis] not in (None, out / size)
                   for axis, (out, size) in enumerate(zip(outside, inside, strict=True))):  # fmt: skip
         factors = [1.0, 1.0, *(out / size for out, size in zip(outside, inside, strict=True))]
         return model.op("Resize", name, "", model.constant(np.array(factors, np.float32)), mode="nearest",
                         coordinate_transformation_mode="asymmetric", nearest_mode="floor")  # fmt: skip
-    packet = getattr(torch.ops.aten, node.target.split(".")[1]).default
     for axis, (size, out) in enumerate(zip(inside, outside, strict=True)):
-        corners = () if "align_corners" not in given else (bool(given["align_corners"]),)
-        scales = [_scales(given, rank)[axis], *[None] * (rank - 1)]
-        # Two columns, since torch takes one for another layout of memory.
-        ones = torch.eye(size).reshape(1, size, size, *[1] * (rank - 1)).repeat(1, 1, 1, *[2] * (rank - 1))
-        matrix = packet(ones, [out, *[2] * (rank - 1)], *corners, *scales).reshape(size, out, -1)[..., 0].T
+        matrix = weights_along(node, inside, axis)
         if "nearest" in node.target:
             name = model.picked(name, matrix.argmax(1).numpy(), 2 + axis)
         elif size != out or not torch.equal(matrix, torch.eye(size)):
             name = model.along(name, matrix, 2 + axis, 2 + rank)
     return name
-
-
-def _scales(given: dict[str, Any], rank: int) -> list[float | None]:
-    """The factor along each dimension that the caller gave, None: that of the sizes."""
-    if given.get("scale_factors") is not None:
-        return [float(n) for n in given["scale_factors"]]
-    if "scale_factors" in given:
-        return [None] * rank
-    return [given.get(name) for name in (("scales",) if rank == 1 else ("scales_d", "scales_h", "scales_w")[-rank:])]
 
 
 def _grid_sampler(model: Model, node: Node) -> Value:

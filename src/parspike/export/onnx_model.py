@@ -433,8 +433,13 @@ class Model:
         dtype = next((kind for kind in kinds if neuron.levels <= np.iinfo(kind).max), None)
         if dtype is None:
             return self.op("Identity", count)
-        one, zero = self.constant(1.0), self.constant(0, dtype)
-        value = self.op("DequantizeLinear", self.op("QuantizeLinear", count, one, zero), one, zero)
+        one = self.constant(1.0)
+        if neuron.lowest < 0:  # no zero point: onnxruntime takes one of bytes behind it where it moves these operators
+            code = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+            value = self.op("DequantizeLinear", self.op("QuantizeLinear", count, one, output_dtype=code), one)
+        else:
+            zero = self.constant(0, dtype)
+            value = self.op("DequantizeLinear", self.op("QuantizeLinear", count, one, zero), one, zero)
         self.kinds[value] = "float"
         return value
 

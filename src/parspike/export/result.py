@@ -150,7 +150,8 @@ def compare(own: SNN, other: SNN, names: Mapping[str, str], batches: Sequence[Ma
     node = {other.graph.by_name[name].layer: name for name in other.neurons()}
 
     def theirs(env: Mapping[str, Tensor], mine: dict[str, Tensor]) -> tuple[dict[str, tuple[int, int]], Any]:
-        given = dict(zip((i.name for i in other.graph.inputs), env.values(), strict=True))
+        pairs = zip(other.graph.inputs, env.values(), strict=True)  # a file holds one type of numbers
+        given = {i.name: x.to(i.dtype) if isinstance(x, Tensor) else x for i, x in pairs}
         sums = {name: int(count.sum()) for name, count in mine.items()}
         # One tensor holds both counts, since those of all layers are as large as a part of the weights.
         less = {node[layer]: mine.pop(name).neg_() for name, layer in names.items()}

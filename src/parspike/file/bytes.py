@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,10 @@ VERSION = 7
 MAGIC = b'{"__metadata__":{"format":"parspike","sha256":"'
 DIGEST = slice(8 + len(MAGIC), 8 + len(MAGIC) + 64)
 VERSION_FIELD = re.compile(rb'","version":"([1-9][0-9]{0,5})",')
+
+MOST_HEADER = 100_000_000
+"""Bytes of the longest header that safetensors reads."""
+CHANGED = "it is truncated, or was changed after it was written: write or copy it again"
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
           torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
@@ -53,6 +58,8 @@ def container(text: str, tensors: Mapping[str, Tensor], version: int) -> list[by
         start = stop
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % 8)
+    if len(encoded) > MOST_HEADER:
+        raise FileError(f"its graph takes {len(encoded):,} bytes, and the format has room for {MOST_HEADER:,}")
     head = len(encoded).to_bytes(8, "little") + encoded
     digest = hashlib.sha256(head)
     for piece in data:
@@ -76,16 +83,30 @@ def contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             )
         if version is None:
             raise FileError("it is truncated or damaged; write or copy it again")
-        content = start + stream.read()
-    digest = hashlib.sha256(content[: DIGEST.start])
+        size = os.fstat(stream.fileno()).st_size
+        head = start[8:] + stream.read(max(0, min(length, MOST_HEADER) - len(start) + 8))
+        if length > MOST_HEADER or 8 + length + _end(head[:length]) != size:  # before memory is taken for the rest
+            raise FileError(CHANGED)
+        stream.seek(0)
+        content = stream.read()
+    digest = hashlib.sha256(memoryview(content)[: DIGEST.start])
     digest.update(b"0" * 64)
     digest.update(memoryview(content)[DIGEST.stop :])
     if digest.hexdigest().encode() != content[DIGEST]:
-        raise FileError("it is truncated, or was changed after it was written: write or copy it again")
+        raise FileError(CHANGED)
     try:
         return parse(content[8 : 8 + length].decode()), from_bytes(content)
     except SafetensorError as error:
         raise FileError(f"it is no valid safetensors file ({error})") from error
+
+
+def _end(header: bytes) -> int:
+    """Where the data of the tensors end, behind the header; −1 where it says nothing that can be read."""
+    try:
+        entries = json.loads(header)
+        return max((entries[name]["data_offsets"][1] for name in entries if name != "__metadata__"), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return -1
 
 
 def parse(text: str) -> Any:

@@ -22,7 +22,8 @@ SPATIAL = re.compile(
     r"aten\.(conv_transpose|conv|max_pool|avg_pool|adaptive_max_pool|adaptive_avg_pool)([123])d(?:_with_indices)?\."
 )
 SUMMED = "whole.{}.pool.weight"
-"""Path by node of the weights, all 1, of a convolution that stands for an average pool in whole numbers."""
+"""Path by node of the weights of a convolution or a linear layer that stands, in whole numbers, for an average pool or
+for an interpolation."""
 LINEAR = ("aten.linear.default", "aten.addmm.default", "aten.mm.default")
 
 
@@ -89,7 +90,8 @@ class Pool:
 
 
 def adds_up(node: Node) -> bool:
-    """Whether a convolution only adds up the windows of a pool, in whole numbers: a wire and no synapse."""
+    """Whether a convolution or a linear layer only adds up the windows of a pool, or interpolates, in whole numbers: a
+    wire and no synapse."""
     return SUMMED.format(node.name) in node.params
 
 

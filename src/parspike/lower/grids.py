@@ -22,9 +22,14 @@ from parspike.lower.prepared import SUMS, without_casts, without_constants
 from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, SpikingLayer
 from parspike.snn import SNN
 
-__all__ = ["ALIKE", "FIXED", "PRECISE", "Grids", "Value", "chooses", "input_node", "reach", "sample", "squeezed"]
+__all__ = [
+    "ALIKE", "FIXED", "PRECISE", "UNLIKE", "Grids", "Value", "chooses", "grids_of", "input_node", "reach", "sample",
+    "squeezed",
+]  # fmt: skip
 
 FIXED = "whole numbers are made for the sizes of the images that integers was given"
+PAIR = ("parspike.rising", "parspike.falling")
+"""Operators of the two layers of neurons of an activation that falls and then rises."""
 FINEST = 10
 """Bits by which the grid of a sum may be finer than that of its finer branch."""
 PRECISE = 1 << 4
@@ -136,11 +141,17 @@ class Grids:
                     self.even(node, value, [-1 - d], f"branch{i}_{d}") if len(shape) > d else value
                     for i, (value, shape) in enumerate(zip(values, shapes, strict=True))
                 ]
-        finest = values[0].grid
-        for value in values[1:]:
+        others = [value for value in values if value.most] or values  # 0 lies on every grid
+        finest = others[0].grid
+        for value in others[1:]:
             finest = torch.minimum(finest, value.grid)
+        values = [value if value.most else replace(value, grid=finest) for value in values]
         if all(torch.equal(value.grid.expand_as(finest), finest) for value in values):
             return values
+        if self._halves(node) and not self.over_time:  # finer than the larger counts is finer than their rounding
+            least = torch.maximum(values[0].grid, values[1].grid)
+            values = [self._no_finer(node, value, least, f"branch{i}") for i, value in enumerate(values)]
+            finest = torch.minimum(values[0].grid, values[1].grid)
         finer = self.bits_of_room(max(value.most * float((value.grid / finest).max()) for value in values))
         if finer < PRECISE and not all(_whole(value.grid / finest) for value in values):
             finer = PRECISE  # whatever it costs: a factor of 1.4 is not 1
@@ -151,6 +162,23 @@ class Grids:
             )
             for i, value in enumerate(values)
         ]
+
+    def _halves(self, node: Node) -> bool:
+        """Whether a sum adds the two halves of one activation that falls and then rises: what two layers of neurons
+        send, each with a scale and a shift of its own."""
+        made = [self.source.by_name[ref] for ref in node.refs if ref in self.source.by_name]
+        sent = [name for one in made for name in (one.name, *one.refs[:1]) if name in self.neurons]
+        return {self.source.by_name[name].target for name in sent} == {*PAIR}
+
+    def _no_finer(self, node: Node, value: Value, least: Tensor, what: str) -> Value:
+        """The value, rounded by powers of two where its grid is finer than `least`."""
+        by = (least / value.grid).log2().floor().clamp(0, FINEST)
+        most = float(by.max())
+        if not most:
+            return value
+        value = self.times(value, 2.0 ** (most - by), f"_apart_for_{node.name}_{what}")
+        value = self._divided(value, 2.0**most, f"_rounded_for_{node.name}_{what}")
+        return replace(value, grid=value.grid / 2.0 ** (most - by))
 
     def bits_of_room(self, most: float) -> float:
         return 2.0 ** max(0, min(FINEST, math.floor(math.log2(ROOM / max(most, 1)))))
@@ -203,7 +231,10 @@ class Grids:
             return value
         if self.over_time:
             raise Refused("its sums reach beyond 2^53, and a part of a value that changes over time is no whole number")
-        suffix = f"_coarse_for_{node.name}{what and '_'}{what}"
+        return self._divided(value, by, f"_coarse_for_{node.name}{what and '_'}{what}")
+
+    def _divided(self, value: Value, by: float, suffix: str) -> Value:
+        """The value on a grid that is coarser by a power of two, rounded."""
         half = self.put(value.like, f"half{suffix}", torch.full([1] * len(value.like.shape), by / 2).double())
         added = self.emit(value.like, f"_half{suffix}", "aten.add.Tensor", Ref(value.name), half)
         name = self.emit(
@@ -239,6 +270,12 @@ def input_node(i: Input) -> Node:
 def chooses(tensor: Tensor) -> bool:
     """Whether a tensor holds places, not truth values or numbers."""
     return not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype is not torch.bool
+
+
+def grids_of(most: Tensor, top: int) -> Tensor:
+    """Grids on which magnitudes up to `most` are whole numbers up to `top`; where all is 0 one as fine as the finest of
+    the others, so that weights that read it are not large on it."""
+    return torch.where(most > 0, most, float(most[most > 0].min()) if bool(most.any()) else 1.0) / top
 
 
 def reach(value: Value) -> float:

@@ -29,12 +29,13 @@ from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Node, Param, Ref, Role, Stream, map_tree
 from parspike.graph.lookup import TAKEN
 from parspike.graph.ops import CASTS, ENCODE, FLOOR, HOLD, LARGEST, MASKED, REAL, RSQRT, TABLE, TIMES
+from parspike.graph.resized import weights_along
 from parspike.graph.signature import SUMMED, Conv, Linear, Pool, arguments, with_weights
-from parspike.lower.grids import ALIKE, FIXED, PRECISE, Value, chooses, input_node, sample, squeezed
+from parspike.lower.grids import ALIKE, FIXED, PRECISE, UNLIKE, Value, chooses, grids_of, input_node, sample, squeezed
 from parspike.lower.masks import Masks
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
 from parspike.lower.prepared import FACTORS, FILLS, SUMS, batches_of, is_real, largest_of
-from parspike.lower.rounding import Fitting, finest, one_by_one
+from parspike.lower.rounding import Fitting, finest, in_parts, one_by_one
 from parspike.neurons import ParallelNeuron, SignedNeuron
 from parspike.snn import SNN, check_converted
 
@@ -47,6 +48,9 @@ USEFUL = 1 << 12
 finer weights would only make sums larger."""
 COARSE = 1 << 8
 """Parts of one count below which a threshold that is no whole number of them would be rounded too much."""
+ROOM_ABOVE = 8
+"""How many times as large as the largest that the images hold of a feature its inputs may be without being clipped,
+where the largest of all features is as large."""
 ROOMS = (
     *((2.0**bits, False) for bits in (44, 38, 34, 30, 27, 24, 22, 20, 18, 16)),
     *((2.0**bits, True) for bits in (38, 34, 30, 27, 24, 22, 20, 18)),
@@ -62,6 +66,8 @@ BEYOND = 2
 its 1/√ is a staircase. Without that end, what weights prove of a norm would be as many times what they prove of the one
 before it as the layers between are wide."""
 EMBEDDING = "aten.embedding.default"
+EVERYWHERE = ("aten.zeros.default", "aten.ones.default", "aten.full.default")
+"""Operators that make a tensor of one number."""
 NEAREST = ("aten.upsample_nearest", "aten._upsample_nearest_exact")
 """Operators of windows of one value each."""
 MIX = ("aten.lerp.Scalar",)
@@ -157,10 +163,14 @@ class _Whole(Masks):
                     met.env[i.name] = env[i.name]
                 self.tokens.add(i.name)
                 continue
-            most = largest[i.name]
-            if not all(isinstance(arguments(reader), Conv) for reader in self.readers[i.name]):
+            most, kinds = largest[i.name], {type(self._layer(reader)) for reader in self.readers[i.name]}
+            if kinds == {Linear}:  # features, of which some may be in other units
+                each = [env[i.name].double().abs().flatten(0, -2).amax(0) for env in batches]
+                most = torch.stack(each).amax(0).reshape([1] * (most.dim() - 1) + [-1])
+                most = torch.minimum(most * ROOM_ABOVE, most.max())
+            elif kinds != {Conv}:
                 most = most.amax(keepdim=True).reshape([1] * most.dim())  # dimension 1 may be anything
-            grid = torch.where(most > 0, most / top, 1.0)
+            grid = grids_of(most, top)
             like = input_node(i)
             # A product rounds alike on every machine, which not every runtime's division does.
             name = self.emit(like, "_on_grid", "aten.mul.Tensor", Ref(i.name), self.put(like, "parts.grid", 1 / grid))
@@ -226,12 +236,13 @@ class _Whole(Masks):
         if node.name in self.neurons:
             return self._neuron
         if not node.refs:
-            return self._constant if self._one_tensor(node) else self._unknown
+            rest = self._number if node.target in EVERYWHERE else self._unknown
+            return self._constant if self._one_tensor(node) else rest
         if node.role is Role.NEURON and node.target != "aten.relu.default" and self._only_neurons_read(node):
             return self._computed
         if arithmetic := self._arithmetic(node):
             return arithmetic
-        found = arguments(node)
+        found = self._layer(node)
         if isinstance(found, (Conv, Linear)):
             return self._synapse
         if TABLE[node.target].product:
@@ -240,6 +251,8 @@ class _Whole(Masks):
             return self._average
         if node.target in ("aten.mean.dim", "aten.sum.dim_IntList"):
             return self._total
+        if TABLE[node.target].sources == "window" and "upsample" in node.target and not self._moves(node):
+            return self._interpolated
         if node.target == FLOOR:
             return self._floor
         if node.role is Role.ORDER:
@@ -251,6 +264,13 @@ class _Whole(Masks):
         if node.target in ("aten.relu.default", HOLD):
             return self._unchanged
         return self._moved if self._moves(node) else self._unknown
+
+    def _layer(self, node: Node) -> Conv | Linear | Pool | None:
+        """`arguments`, also of a product with a matrix of the network."""
+        if node.target != MATRICES[0] or not isinstance(node.args[0], Ref) or not isinstance(node.args[1], Param):
+            return arguments(node)
+        matrix = self.source.tensors[node.args[1].path].dim() == 2
+        return Linear(node.args[0], node.args[1], None, transposed=True) if matrix else None
 
     def _arithmetic(self, node: Node) -> Callable[[Node], Value] | None:
         if node.target in SUMS and len(node.refs) == 2:
@@ -340,7 +360,8 @@ class _Whole(Masks):
         if node.target.startswith("aten.div"):
             raise Refused("it divides by a value that depends on the input")
         if node.target not in (*ELEMENTS, *MATRICES) or not all(isinstance(arg, Ref) for arg in node.args):
-            raise Refused("a product of this form has none in whole numbers")
+            remedy = "" if len(node.refs) > 1 else ": write it as x @ matrix or as a linear layer, with the matrix last"
+            raise Refused(f"a product of this form has none in whole numbers{remedy}")
         if self.over_time:
             raise Refused("a product of values that change over time is no whole number")
         left, right = (
@@ -410,7 +431,7 @@ class _Whole(Masks):
         return replace(value, like=node, grid=value.grid * torch.where(factor == 0, 1.0, factor.abs()))
 
     def _synapse(self, node: Node) -> Value:
-        found = cast("Conv | Linear", arguments(node))
+        found = cast("Conv | Linear", self._layer(node))
         if not isinstance(found.input, Ref) or not isinstance(found.weight, Param):
             raise Refused("its weights are no tensor of the network")
         value = self.coarse(node, self.values[found.input.name])
@@ -463,6 +484,7 @@ class _Whole(Masks):
         power = None if read is None else read[:, :, :-1].square().sum(1)
         least = finest(by_output(scaled).unflatten(0, (groups, -1)), power, self.top)
         shape = [1, -1] + [1] * (len(node.shape) - 2) if isinstance(found, Conv) else [1] * (len(node.shape) - 1) + [-1]
+        least = self._at_least(node, least, by_output(scaled), bias, value.most)
         grid = least.reshape(shape)
         grid = self.fitted(node, grid, USEFUL * value.most, round_up=True)
         shape_of_grid = grid.shape
@@ -496,22 +518,37 @@ class _Whole(Masks):
         most = float((by_output(whole).abs().sum(1) * value.most + added.abs()).max())
         return Value(name, node, grid, most)
 
+    def _at_least(self, node: Node, grid: Tensor, scaled: Tensor, bias: Tensor | None, most: float) -> Tensor:
+        """The grid of every output (outputs,), coarser where its weights are so small, or 0, that the bias is nearly
+        all of it: on a grid of the weights, its whole numbers would be much larger than those of the others.
+
+        scaled: the weights (outputs, features) that are rounded. most: the largest number that they are given."""
+        grid = grid.reshape(-1)
+        dead = ~scaled.any(1)
+        grid = torch.where(dead, grid[~dead].min() if not bool(dead.all()) else 1.0, grid)
+        bias = torch.zeros_like(grid) if bias is None else bias
+        own = bias.abs() / (self.top * max(most, 1) * math.sqrt(scaled.shape[1]))
+        alone = bias.abs() > scaled.abs().sum(1) * most
+        if self.goes_to(node) is not None:  # one count of theirs is a whole number of the grid
+            return torch.where(alone & dead, own, grid)
+        return torch.where(alone, own, grid.clamp(min=float(grid.max()) / UNLIKE))
+
     def _average(self, node: Node) -> Value:
         pool = cast(Pool, arguments(node))
         value = self.values[node.refs[0]]
         sizes, spatial = sample(value.like), list(range(len(node.shape) - pool.rank, len(node.shape)))
         kernel, stride, padding = pool.kernel, pool.stride, pool.padding
+        if len(node.shape) != pool.rank + 2:
+            raise Refused("what it sums up has no dimension of the batch")
         if pool.output_size:
             wanted = [sizes[d] if n is None else n for d, n in zip(spatial, pool.output_size, strict=True)]
             if any(sizes[d] % n for d, n in zip(spatial, wanted, strict=True)):
-                raise Refused("its windows are of unlike sizes")
+                return self._interpolated(node)
             kernel = stride = tuple(sizes[d] // n for d, n in zip(spatial, wanted, strict=True))
             padding = (0,) * pool.rank
-        if len(node.shape) != pool.rank + 2:
-            raise Refused("what it sums up has no dimension of the batch")
         lines = zip(spatial, kernel, stride, padding, strict=True)
         if any((sizes[d] + 2 * p - k) // s + 1 != node.shape[d] for d, k, s, p in lines):
-            raise Refused("its last windows reach over the edge (ceil_mode)")
+            return self._interpolated(node)  # the last windows reach over the edge (ceil_mode)
         value = self.even(node, value, spatial)
         # A sum is a convolution with ones, exact, where an average pool would divide and round.
         ones = Param(SUMMED.format(node.name))
@@ -525,6 +562,37 @@ class _Whole(Masks):
             summed = kind(there, torch.ones(1, 1, *kernel).double(), None, list(stride), list(padding))
             grid = value.grid * squeezed(self.run(node, there) / summed)
         return Value(name, node, grid, value.most * math.prod(kernel))
+
+    def _interpolated(self, node: Node) -> Value:
+        """An interpolation, or an average over windows of unlike sizes: a linear layer along one dimension after the
+        other, of weights that are whole multiples of a fraction."""
+        value = self.values[node.refs[0]]
+        rank, inside = len(node.shape) - 2, sample(value.like)[2:]
+        value = self.even(node, self.coarse(node, value), list(range(2, rank + 2)))
+        pool = arguments(node)
+        grid = value.grid / (pool.divisor or 1) if isinstance(pool, Pool) else value.grid
+        name, most, shape = value.name, value.most, list(value.like.shape)
+        for axis in range(rank):
+            matrix = weights_along(node, inside, axis, torch.float64)
+            if torch.equal(matrix, torch.eye(inside[axis]).double()):
+                continue
+            whole, parts = in_parts(matrix, self.top)
+            like, dim = replace(node, name=f"{node.name}_along{axis}"), 2 + axis
+            turned = [d for d in range(rank + 2) if d != dim] + [dim]
+            back = [turned.index(d) for d in range(rank + 2)]
+            shape[dim] = len(matrix)
+            weight = Param(SUMMED.format(like.name))
+            self.tensors[weight.path] = whole
+            before, after = [
+                [sizes[d] for d in turned] for sizes in ([*shape[:dim], inside[axis], *shape[dim + 1 :]], shape)
+            ]
+            if axis < rank - 1:
+                name = self.emit(like, "_turned", "aten.permute.default", Ref(name), turned, shape=tuple(before))
+            name = self.emit(like, "", "aten.linear.default", Ref(name), weight, shape=tuple(after))
+            if axis < rank - 1:
+                name = self.emit(like, "_back", "aten.permute.default", Ref(name), back, shape=tuple(shape))
+            grid, most = grid / parts, most * float(whole.abs().sum(1).max())
+        return Value(name, node, grid, most)
 
     def _total(self, node: Node) -> Value:
         value, sizes = self.values[node.refs[0]], sample(self.values[node.refs[0]].like)
@@ -568,6 +636,17 @@ class _Whole(Masks):
         self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
         return Value(node.name, node, torch.full([1] * len(node.shape), top / ALIKE**2).double(), ALIKE**2)
 
+    def _number(self, node: Node) -> Value:
+        """One number at every place, such as the first state of a recurrent layer."""
+        made = self.run(node)
+        if not made.is_floating_point() or not bool(made.isfinite().all()):
+            raise Refused("it makes numbers that are not real and finite")
+        number = float(made.flatten()[0]) if made.numel() else 0.0
+        unit, kwargs = math.copysign(float(number != 0), number), {**node.kwargs, "dtype": torch.float32}
+        self.entries.append(self.emit(node, "", "aten.full.default", node.args[0], unit, kwargs=kwargs))
+        grid = torch.full([1] * len(node.shape), abs(number) or 1.0).double()
+        return Value(node.name, node, grid, float(number != 0))
+
     def _of_tokens(self, node: Node) -> Value:
         """What becomes of numbers that are whole by themselves: real ones, or a row of a table for each, rounded as
         weights are, on a grid of each of its features."""
@@ -589,8 +668,7 @@ class _Whole(Masks):
         if node.target != EMBEDDING or not isinstance(table, Param):
             raise Refused("it makes real numbers of tokens, which whole numbers only look up in tables")
         number = self.source.tensors[table.path].double()
-        largest = number.abs().amax(0)
-        grid = torch.where(largest > 0, largest / self.top, 1.0)
+        grid = grids_of(number.abs().amax(0), self.top)
         whole = self.put(node, "weight", (number / grid).round())
         self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
         return Value(node.name, node, grid.reshape([1] * (len(node.shape) - 1) + [-1]), self.top)
@@ -685,7 +763,8 @@ class _Whole(Masks):
                 f"{self.simulation.T} steps more than 2^53: give fewer bits (weights=, inputs=)"
             )
         wide = dtype is torch.float64  # inside alone: the input is rounded, and the answer made, in float32
-        for name in self.entries if wide else ():
+        double = [f"{i.name}_whole" for i in self.given if i.dtype is torch.float64]  # rounded in that type
+        for name in self.entries if wide else [name for name in self.entries if name in double]:
             self._widened(self.nodes[name], dtype)
         names: dict[str, str] = {}
         how = {"role": Role.ANALOG, "reason": REAL}  # once, on the mean over time: at every step it would round

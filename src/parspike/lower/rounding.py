@@ -22,7 +22,7 @@ from parspike.calibrate.refit import Refit, refittable
 from parspike.graph import Graph, Node, Schedule, Stream, walk
 from parspike.neurons import Dynamics, SpikingLayer
 
-__all__ = ["Fitting", "finest", "one_by_one"]
+__all__ = ["Fitting", "finest", "in_parts", "one_by_one"]
 
 ROWS = 1 << 13
 """Places that a synapse is fitted on, in all."""
@@ -35,6 +35,8 @@ DAMPING = 0.01
 CLIPS = tuple(1 - 0.05 * n for n in range(13))
 """Fractions of the largest weight that the grid of an output may end at."""
 BLOCK = 128
+EXACT = 1e-12
+"""By how much a fraction may differ from another for the sake of rounding in float64."""
 
 
 class Fitting:
@@ -122,6 +124,10 @@ def _run(nodes: list[Node], stream: Stream, neurons: Mapping[str, SpikingLayer],
         # Neurons with a state are fed with the mean current at every step, and give their mean.
         return [neuron.advance(None, args[0].expand(T, *args[0].shape))[1].mean(0)]
 
+    def single(leaf: Any) -> Any:
+        return torch.float32 if leaf is torch.float64 else leaf
+
+    nodes = [node.mapped(single) for node in nodes]  # one that makes zeros says their type
     kept = [name for node in nodes for name in (node.name, *node.refs)]
     walk(Schedule.of(nodes, kept), [stream], dict.fromkeys(neurons, fire))
 
@@ -142,6 +148,17 @@ def finest(weight: Tensor, power: Tensor | None, top: int) -> Tensor:
         errors.append(((weight - (weight / grid).round().clamp(-top, top) * grid).square() * power[:, None, :]).sum(2))
     best = torch.stack(errors).argmin(0)
     return torch.where(largest > 0, largest * torch.tensor(CLIPS, dtype=weight.dtype)[best] / top, 1.0)
+
+
+def in_parts(weight: Tensor, top: int) -> tuple[Tensor, float]:
+    """Whole numbers up to `top`, and into how many parts 1 is divided for them: the fewest of which all weights are
+    whole multiples, as those of interpolation are; rounded to the nearest where that takes numbers beyond `top`."""
+    largest = float(weight.abs().max())
+    for parts in range(1, int(top / largest) + 1):
+        whole = (weight * parts).round()
+        if bool(((weight * parts - whole).abs() <= EXACT * parts).all()):
+            return whole, float(parts)
+    return (weight * (top / largest)).round(), top / largest
 
 
 def one_by_one(weight: Tensor, bias: Tensor, grid: Tensor, rows: Tensor, top: int) -> tuple[Tensor, Tensor]:

@@ -178,10 +178,14 @@ def fan_out(node: Node, args: Any, kwargs: dict[str, Any], names: Collection[str
 
 
 def summed(node: Node, args: Any, kwargs: dict[str, Any], signal: Tensor | None, names: Collection[str]) -> Any:
-    """Spikes behind the convolution of ones that stands for a pool in whole numbers (`adds_up`), None for None."""
+    """Spikes behind what stands for a pool or an interpolation in whole numbers (`adds_up`), None for None."""
     if signal is None:
         return None
-    return call(node.target, _swap(node.args, args, names, lambda _: signal.abs(), _double), kwargs)
+
+    def reached(leaf: Any) -> Any:
+        return (leaf.abs() > 0).double() if isinstance(leaf, Tensor) else leaf
+
+    return call(node.target, _swap(node.args, args, names, lambda _: signal.abs(), reached), kwargs)
 
 
 def _ones(leaf: Any) -> Any:
