@@ -300,6 +300,16 @@ def test_levels_reach_the_few_largest_currents(levels):
     assert neuron.error < 1.1 * fine.error
 
 
+def test_evenly_spaced_outputs_do_not_follow_a_single_extreme():
+    """Would catch an extreme that counts for a hundred values, in place of one: the mean squared error was 2.5 times as
+    large."""
+    a = F.elu(long_tailed().flatten().repeat(3)).sort().values
+    neuron = staircase(F.elu, long_tailed().flatten().repeat(3).sort().values, 4, "weighted")
+    best = _even(a.double()[None], 15, torch.ones_like(a))[0]
+    error = (a.double()[:, None] - best).square().amin(1).mean()
+    assert neuron.error < 1.02 * float(error)
+
+
 @pytest.mark.parametrize(("levels", "most"), [(4, 0.3), (8, 0.19), (16, 0.13)])
 def test_free_steps_reach_the_few_largest_currents(levels, most):
     """Their shares of the activations were 0.32, 0.28 and 0.26 where the largest 256th was one cell."""

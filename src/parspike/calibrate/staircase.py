@@ -171,8 +171,8 @@ def staircase(
         a = _in_shares(z[None], a[None], above)[1][0]
     outputs, uniform_error = even, _error(a, even)
     if levels <= MOST_CLIPPED:
-        thinned = a[torch.linspace(0, len(a) - 1, min(len(a), BINS), dtype=torch.float64, device=a.device).long()]
-        clipped = _even(thinned[None], levels, torch.ones_like(thinned), zero=zero)[0]
+        edges = _edges(len(a), BINS, a.device)
+        clipped = _even(_cell_means(a[None], edges), levels, edges.diff(), zero=zero)[0]
         if (clipped_error := _error(a, clipped)) < uniform_error:
             outputs, uniform_error = clipped, clipped_error
     error = uniform_error
