@@ -354,7 +354,7 @@ def test_few_images_and_networks_without_neurons_are_warned_of_once():
     model, linear = Head(lambda y: y).eval(), nn.Sequential(nn.Linear(8, 3)).eval()
     (few,) = warned(lambda: parspike.convert(model, X[:3], T=4))
     assert "3 calibration images are too few" in few
-    assert "Algorithm 1" in few
+    assert "the closed form without re-fitted synapses" in few
     assert "64" in few
     (none,) = warned(lambda: parspike.convert(linear, X[:3], T=4))
     assert "no activation that becomes neurons" in none

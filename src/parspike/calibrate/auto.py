@@ -21,7 +21,7 @@ from parspike.calibrate.recipe import Draft, Recipe, recipe_from_json, recipe_to
 from parspike.calibrate.reconstruct import Reconstruct
 from parspike.calibrate.student import ByCount
 from parspike.errors import CalibrationError, OptionError, ParspikeWarning
-from parspike.graph import Curve
+from parspike.graph import Curve, Quantised
 from parspike.graph.ops import ENCODE
 from parspike.neurons import levels_of
 from parspike.together import Together
@@ -61,8 +61,8 @@ class Auto(Recipe):
     64 at least. A later recipe is left out if it would exceed them, as estimated from the times before it, and gradient
     steps where the outputs are as near as `ENOUGH` without them. The seconds are the smaller of wall time and processor
     time, so that other work on the machine hardly changes the choice. What was tried, on how many images, its distance,
-    and what was left out, goes into the provenance under "search". With fewer than 64 calibration images: Algorithm 1,
-    or, with encoders, the closed form without re-fitted synapses.
+    and what was left out, goes into the provenance under "search". With fewer than 64 calibration images: the closed
+    form with weigh="own", without re-fitted synapses; Algorithm 1 where all activations are QCFS.
 
     Neurons with a state (IF, LIF) get one recipe, the closed form with weigh="own", which was nearer than "next"
     wherever both were run (docs/results.md); with fewer than 64 images its synapses stay as they are.
@@ -78,20 +78,19 @@ class Auto(Recipe):
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         few = batches is not None and not draft.lossless and batches.samples() < FEW
         counts = isinstance(draft.student, ByCount)
-        simple: Recipe = DAQCFS()
-        if not counts:
-            simple = ClosedForm(refit=not few, weigh="own")
-        elif few and _encoded(draft):
-            # Algorithm 1 gives encoders the whole range that they saw, and one large value the levels of all others.
-            simple = ClosedForm(refit=False)
+        # Not Algorithm 1, which keeps the largest value that few images gave: what is above it on others is clipped at
+        # every T. Nor weigh="next", which needs re-fitted biases.
+        simple: Recipe = ClosedForm(refit=not few, weigh="own")
+        known = all(isinstance(a, Quantised) for a in draft.activations.values())
+        if counts and (batches is None or known):  # thresholds of the network's own are no largest values
+            simple = DAQCFS()
         if few and batches is not None and batches.together.rank == 0:
-            paper = isinstance(simple, DAQCFS)
-            alone = "Algorithm 1 (recipe='daqcfs')" if paper else "the closed form without re-fitted synapses"
+            closed = "the closed form without re-fitted synapses"
+            alone = closed if isinstance(simple, ClosedForm) else "Algorithm 1 (recipe='daqcfs')"
             what = "hold some of them out and choose a recipe by them" if counts else "re-fit synapses on them"
             warnings.warn(
                 f"{batches.samples()} calibration images are too few to {what}, so it is {alone} alone, with "
-                f"thresholds of few images: give {FEW} or "
-                "more, best some hundreds, or say recipe=",
+                f"thresholds of few images: give {FEW} or more, best some hundreds, or say recipe=",
                 ParspikeWarning,
                 stacklevel=3,
             )

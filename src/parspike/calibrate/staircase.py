@@ -37,6 +37,9 @@ CHANNEL_BINS = 256
 """Cells in which a channel's own levels may end."""
 SHIFTED = 12
 """Times that free steps are moved."""
+TAIL = 4
+"""Towards both ends a cell holds a TAIL-th of the values beyond it, one at least. In cells of equally many the few
+largest were one: at 32 levels the error of long-tailed currents was up to five times as large."""
 CUTS = 1 << 23
 """Cuts weighed at once: 64 MiB of float64."""
 CLIPPED = (0.0, 0.001, 0.01, 0.03, 0.1)
@@ -168,8 +171,8 @@ def staircase(
         a = _in_shares(z[None], a[None], above)[1][0]
     outputs, uniform_error = even, _error(a, even)
     if levels <= MOST_CLIPPED:
-        thinned = a[torch.linspace(0, len(a) - 1, min(len(a), BINS), dtype=torch.float64, device=a.device).long()]
-        clipped = _even(thinned[None], levels, zero=zero)[0]
+        edges = _edges(len(a), BINS, a.device)
+        clipped = _even(_cell_means(a[None], edges), levels, edges.diff(), zero=zero)[0]
         if (clipped_error := _error(a, clipped)) < uniform_error:
             outputs, uniform_error = clipped, clipped_error
     error = uniform_error
@@ -215,14 +218,14 @@ def staircase_between(
     a, most = a.gather(1, order).double(), z[:, -1]
     if above is not None:
         z, a = _in_shares(z, a, above)
-    bins = min(number, CHANNEL_BINS if shape is not None else max(BINS, 16 * levels))
-    pick = torch.linspace(0, number - 1, number // bins * bins, dtype=torch.float64, device=z.device).long()
+    edges = _edges(number, CHANNEL_BINS if shape is not None else max(BINS, 16 * levels), z.device)
+    counts = edges.diff()
     wanted = torch.stack([_of_equals(*row) for row in zip(z, a, strict=True)])
-    place, g = (values[:, pick].double().view(channels, bins, -1).mean(2) for values in (z, wanted))
-    g = torch.stack([_rising(row) for row in g])
-    choices = [_even(g, levels, zero=zero)]
+    place, g = (_cell_means(v.double(), edges) for v in (z, wanted))
+    g = torch.stack([_rising(row, counts) for row in g])
+    choices = [_even(g, levels, counts, zero=zero)]
     if code != "weighted":
-        placed = _best_cut(g, levels) if shape is not None else lloyd_max(g[0], levels)[None]
+        placed = _best_cut(g, levels, counts) if shape is not None else lloyd_max(g[0], levels, counts)[None]
         placed[:, 0] *= not zero
         choices.insert(0, placed.cummax(1).values)  # means of equal values may fall by rounding
     cuts = [_crossings(g, place, outputs) for outputs in choices]
@@ -273,7 +276,7 @@ def free_steps(a: Tensor, z: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
     z, order = in_order(z)
     number = z.shape[1]
     sums = F.pad(a.gather(1, order).double().cumsum(1), (1, 0))
-    edges = torch.linspace(0, number, min(number, CHANNEL_BINS) + 1, dtype=torch.float64, device=z.device).long()
+    edges = _edges(number, CHANNEL_BINS, z.device)
     # Equal currents are counted alike, so no place lies between them.
     edges = torch.searchsorted(z, z[:, edges.clamp(max=number - 1)].contiguous())
     edges[:, -1] = number
@@ -303,6 +306,29 @@ def free_steps(a: Tensor, z: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
     return thresholds.cummax(1).values, outputs.to(a.dtype)
 
 
+def _edges(number: int, cells: int, device: torch.device) -> Tensor:
+    """Where cells of `number` sorted values begin and end, (C + 1,), C ≤ cells: in the middle they hold equally many,
+    towards both ends fewer and fewer (`TAIL`)."""
+    if number <= cells:
+        return torch.arange(number + 1, device=device)
+    outer = [0]
+    while 2 * len(outer) < cells:
+        wide = max(1, outer[-1] // TAIL)
+        if wide * (cells - 2 * len(outer) + 2) >= number - 2 * outer[-1]:
+            break
+        outer.append(outer[-1] + wide)
+    inner = cells - 2 * (len(outer) - 1)
+    middle = torch.linspace(outer[-1], number - outer[-1], inner + 1, dtype=torch.float64, device=device).long()
+    ends = torch.tensor(outer[:-1], device=device)
+    return torch.cat([ends, middle, number - ends.flip(0)])
+
+
+def _cell_means(values: Tensor, edges: Tensor) -> Tensor:
+    """The means (R, C) of rows of values (R, N) in the cells between `edges`."""
+    middle = values.mean(1, keepdim=True)  # sums of what is left keep the digits of values that are all but equal
+    return F.pad((values - middle).cumsum(1), (1, 0))[:, edges].diff(dim=1) / edges.diff() + middle
+
+
 def _crossings(g: Tensor, place: Tensor, outputs: Tensor) -> Tensor:
     """Where the line through (place, g) crosses the middle between neighbouring outputs, channel by channel."""
     between = (outputs[:, 1:] + outputs[:, :-1]) / 2
@@ -323,69 +349,78 @@ def _of_equals(z: Tensor, a: Tensor) -> Tensor:
     return (a.new_zeros(len(number)).index_add_(0, which, a) / number)[which]
 
 
-def _rising(g: Tensor) -> Tensor:
-    """The non-decreasing values closest to g (N,) in square: neighbours that fall are pooled."""
-    pools: list[tuple[float, int]] = []
-    for value in g.tolist():
-        number = 1
+def _rising(g: Tensor, counts: Tensor) -> Tensor:
+    """The non-decreasing values closest to g (N,) in square, each counted so often: neighbours that fall are pooled."""
+    pools: list[tuple[float, int, int]] = []
+    for value, many in zip(g.tolist(), counts.tolist(), strict=True):
+        cells = 1
         while pools and pools[-1][0] >= value:
-            before, many = pools.pop()
-            value, number = (before * many + value * number) / (many + number), many + number
-        pools.append((value, number))
-    values, numbers = zip(*pools, strict=True)
-    return g.new_tensor(values).repeat_interleave(torch.tensor(numbers, device=g.device))
+            before, more, wide = pools.pop()
+            value, many, cells = (before * more + value * many) / (more + many), more + many, wide + cells
+        pools.append((value, many, cells))
+    values, _, cells = zip(*pools, strict=True)
+    return g.new_tensor(values).repeat_interleave(torch.tensor(cells, device=g.device))
 
 
-def _even(a: Tensor, levels: int, *, zero: bool = False) -> Tensor:
-    """Evenly spaced outputs (C, levels + 1) of least error for rows of sorted values a, from a few ranges to start.
-    zero: the lowest is 0."""
-    number, mean = torch.arange(levels + 1, dtype=a.dtype, device=a.device), a.mean(1, keepdim=True)
+def _even(a: Tensor, levels: int, counts: Tensor, *, zero: bool = False) -> Tensor:
+    """Evenly spaced outputs (C, levels + 1) of least error for rows of sorted values a (C, N), each counted counts (N,)
+    times, from a few ranges to start. zero: the lowest is 0."""
+    share, upto = counts.to(a.dtype) / counts.sum(), counts.cumsum(0)
+    number, mean = torch.arange(levels + 1, dtype=a.dtype, device=a.device), (a @ share)[:, None]
     best, least = a.new_zeros(len(a), levels + 1), a.new_full((len(a),), float("inf"))
-    for share in CLIPPED:
-        skipped = int(share * (a.shape[1] - 1))
-        low, high = a[:, skipped] * (not zero), a[:, -1 - skipped]
+    for clipped in CLIPPED:
+        skipped = int(clipped * (int(upto[-1]) - 1))
+        low, high = (
+            a[:, int(torch.searchsorted(upto, at, right=True))] for at in (skipped, int(upto[-1]) - 1 - skipped)
+        )
+        low = low * (not zero)
         for _ in range(ROUNDS):
             before = low, high
             step = _divisor((high - low) / levels)
             k = ((a - low[:, None]) / step[:, None]).round().clamp(0, levels)
             if zero:
-                high = (k * a).mean(1) / k.square().mean(1).clamp(min=1e-30) * levels
+                high = (k * a) @ share / (k.square() @ share).clamp(min=1e-30) * levels
             else:
-                centred = k - k.mean(1, keepdim=True)
+                middle = k @ share
+                centred = k - middle[:, None]
                 # Both rise; below 0 it is rounding, where the values are all but one.
-                slope = ((centred * (a - mean)).mean(1) / centred.square().mean(1).clamp(min=1e-30)).clamp(min=0)
-                low, high = mean[:, 0] - slope * k.mean(1), mean[:, 0] + slope * (levels - k.mean(1))
+                slope = (centred * (a - mean)) @ share / (centred.square() @ share).clamp(min=1e-30)
+                slope = slope.clamp(min=0)
+                low, high = mean[:, 0] - slope * middle, mean[:, 0] + slope * (levels - middle)
             if torch.equal(low, before[0]) and torch.equal(high, before[1]):
                 break  # further rounds would repeat this one
         step = (high - low) / levels
         outputs = low[:, None] + number * step[:, None]
         nearest = ((a - low[:, None]) / _divisor(step)[:, None]).round().clamp(0, levels)
-        error = (a - outputs.gather(1, nearest.long())).square().mean(1)
+        error = (a - outputs.gather(1, nearest.long())).square() @ share
         best, least = torch.where((error < least)[:, None], outputs, best), torch.minimum(error, least)
     return best
 
 
-def _best_cut(a: Tensor, levels: int) -> Tensor:
-    """The best outputs (C, levels + 1) for rows of sorted values a (C, N), every cut weighed."""
+def _best_cut(a: Tensor, levels: int, counts: Tensor) -> Tensor:
+    """The best outputs (C, levels + 1) for rows of sorted values a (C, N), each counted counts (N,) times, every cut
+    weighed."""
     found: list[Tensor] = []
+    ones = F.pad(counts.cumsum(0), (1, 0))
     for rows in a.split(max(1, CUTS // (a.shape[1] + 1) ** 2)):
-        mean = rows.mean(1, keepdim=True)
-        sums, squares = (F.pad(v.cumsum(1), (1, 0)) for v in (rows - mean, (rows - mean).square()))
-        ones = torch.arange(rows.shape[1] + 1, device=a.device)
+        mean = (rows * counts).sum(1, keepdim=True) / ones[-1]
+        sums, squares = (F.pad((v * counts).cumsum(1), (1, 0)) for v in (rows - mean, (rows - mean).square()))
         found.append(_by_programming(ones, sums, squares, rows[:, -1:] - mean, levels) + mean)
     return torch.cat(found)
 
 
-def lloyd_max(a: Tensor, levels: int) -> Tensor:
-    """Outputs (levels + 1,) of a quantiser of the sorted values `a` that no small change improves."""
+def lloyd_max(a: Tensor, levels: int, counts: Tensor | None = None) -> Tensor:
+    """Outputs (levels + 1,) of a quantiser of sorted values a (N,), each counted counts (N,) times (once where None),
+    that no small change improves."""
     if a[0] == a[-1]:
         return a[:1].repeat(levels + 1)
-    outputs = _best_of_cells(a, levels) if levels <= FEW else _panter_dite(a, levels + 1)
-    total = torch.cat([a.new_zeros(1), a.cumsum(0)])
+    ones = torch.arange(len(a) + 1, device=a.device) if counts is None else F.pad(counts.cumsum(0), (1, 0))
+    outputs = _best_of_cells(a, levels, ones) if levels <= FEW else _panter_dite(a, levels + 1, ones)
+    total = torch.cat([a.new_zeros(1), (a if counts is None else a * counts).cumsum(0)])
     for _ in range(ROUNDS):
         cuts = torch.searchsorted(a, (outputs[1:] + outputs[:-1]) / 2)
         cuts = torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), len(a))])
-        number = cuts.diff()
+        number = ones[cuts].diff()
         means = (total[cuts[1:]] - total[cuts[:-1]]) / number
         # A level without values stays where it is, between its neighbours.
         before, outputs = outputs, torch.where(number > 0, means, outputs).sort().values
@@ -394,16 +429,19 @@ def lloyd_max(a: Tensor, levels: int) -> Tensor:
     return outputs
 
 
-def _best_of_cells(a: Tensor, levels: int) -> Tensor:
-    """The best outputs (levels + 1,) for sorted values a where levels can only end at the edges of `CELLS` cells."""
+def _best_of_cells(a: Tensor, levels: int, ones: Tensor) -> Tensor:
+    """The best outputs (levels + 1,) for sorted values a (N,) where levels can only end at the edges of `CELLS` cells.
+    ones (N + 1,): how many values stand before each."""
     edges = torch.arange(len(a) + 1)
     if len(a) > CELLS:  # half of the cells hold equally many values, half are equally wide
         wide = torch.linspace(float(a[0]), float(a[-1]), CELLS // 2, dtype=a.dtype)
-        even = torch.linspace(0, len(a), CELLS // 2 + 1).long()
+        even = torch.searchsorted(ones.cpu(), torch.linspace(0, int(ones[-1]), CELLS // 2 + 1).long())
         edges = torch.cat([even, torch.searchsorted(a.cpu(), wide)]).unique()
-    centred = a - a.mean()
-    sums, squares = (torch.cat([v.new_zeros(1), v.cumsum(0)]).cpu()[None, edges] for v in (centred, centred**2))
-    return _by_programming(edges, sums, squares, centred[None, -1:].cpu(), levels)[0].to(a) + a.mean()
+    counts = ones.diff()
+    mean = (a * counts).sum() / ones[-1]
+    centred = a - mean
+    sums, squares = (F.pad((v * counts).cumsum(0), (1, 0)).cpu()[None, edges] for v in (centred, centred**2))
+    return _by_programming(ones.cpu()[edges], sums, squares, centred[None, -1:].cpu(), levels)[0].to(a) + mean
 
 
 def _by_programming(ones: Tensor, sums: Tensor, squares: Tensor, last: Tensor, levels: int) -> Tensor:
@@ -429,16 +467,19 @@ def _by_programming(ones: Tensor, sums: Tensor, squares: Tensor, last: Tensor, l
     return torch.cat(outputs[:0:-1], 1)
 
 
-def _panter_dite(a: Tensor, number: int) -> Tensor:
-    """Values at even steps of the integral of the cube root of the density."""
-    edges = torch.linspace(0, 1, BINS + 1, dtype=a.dtype, device=a.device) * (a[-1] - a[0]) + a[0]
-    seen = torch.searchsorted(a, edges[1:-1])
-    seen = torch.cat([seen.new_zeros(1), seen, seen.new_full((1,), len(a))]).diff()
-    mass = torch.cat([a.new_zeros(1), seen.to(a.dtype).pow(1 / 3).cumsum(0)])
+def _panter_dite(a: Tensor, number: int, ones: Tensor) -> Tensor:
+    """Values at even steps of the integral of the cube root of the density of sorted values a (N,). ones (N + 1,): how
+    many are counted before each."""
+    edges = _edges(len(a), BINS, a.device)
+    counts = ones[edges].diff()
+    total = F.pad((a * ones.diff()).cumsum(0), (1, 0))
+    means = total[edges].diff() / counts
+    # What is counted at two neighbours lies between them, so narrow cells stand for few values.
+    width, seen = means.diff().clamp(min=0), (counts[1:] + counts[:-1]) / 2
+    mass = F.pad((seen * width.square()).pow(1 / 3).cumsum(0), (1, 0))
     wanted = (torch.arange(number, dtype=a.dtype, device=a.device) + 0.5) / number * mass[-1]
-    place = (torch.searchsorted(mass, wanted) - 1).clamp(0, BINS - 1)
-    width = (mass[place + 1] - mass[place]).clamp(min=1e-30)
-    return edges[place] + (wanted - mass[place]) / width * (edges[1] - edges[0])
+    place = (torch.searchsorted(mass, wanted) - 1).clamp(0, len(width) - 1)
+    return means[place] + (wanted - mass[place]) / mass.diff()[place].clamp(min=1e-30) * width[place]
 
 
 def _error(a: Tensor, outputs: Tensor) -> float:
