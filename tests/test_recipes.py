@@ -896,3 +896,31 @@ def test_no_gradient_passes_beyond_the_steps_of_a_clipped_line():
     assert out.tolist() == [0, 0, 1, 2, 2]
     out.sum().backward()
     assert z.grad.tolist() == [0, 1, 1, 1, 0]  # from a step below the first threshold to one above the last
+
+
+class Clamped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.hidden(x).clamp(-0.3, 0.4))
+
+
+@pytest.mark.parametrize("recipe", ["closed-form", None, "daqcfs", "max", "99.9%"])
+@torch.no_grad()
+def test_clamps_that_begin_below_zero_end_where_they_end(recipe):
+    """A channel whose smallest value lies above the lower end counts from that value on: with a θ as wide as the whole
+    clamp its neurons went beyond the upper end, and the error was 5 % at every T. A channel that was always at the
+    upper end went beyond it by the largest θ of the layer: 17 %."""
+    torch.manual_seed(0)
+    model = Clamped().eval()
+    model.hidden.weight *= 0.2
+    model.hidden.bias.copy_(torch.linspace(0.1, 0.4, 16))
+    model.hidden.bias[-1] = 5
+    x = torch.randn(40 if recipe is None else 400, 6)
+    snn = parspike.convert(model, x, T=512, recipe=recipe)
+    (neuron,) = snn.neurons().values()
+    assert int((neuron.offset > -0.29).sum()) > 4
+    assert float((neuron.offset + neuron.v_threshold).max()) <= 0.4 + 1e-6
+    assert distance(snn, model, x) < 0.04 * distance(parspike.convert(model, x, T=8, recipe=recipe), model, x) + 1e-3

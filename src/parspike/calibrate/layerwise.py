@@ -119,15 +119,15 @@ class ClosedForm(Recipe):
             fit_firing(neuron, draft.student.kind, samples, draft.T, shift=self.shift, layer=layer, weigh=weigh)
             return neuron
         activation = draft.activations[node.name]
-        most = activation.high - activation.low if isinstance(activation, Clip) else math.inf
+        end = activation.high if isinstance(activation, Clip) else math.inf
         if isinstance(neuron, SortedTrain):
-            fit_neuron(neuron.neuron, samples, shift=self.shift, layer=layer, most=most)
+            fit_neuron(neuron.neuron, samples, shift=self.shift, layer=layer, end=end)
             return neuron
         if isinstance(neuron, SignedNeuron) or (isinstance(neuron, ParallelNeuron) and node.target == ENCODE):
             fit_encoder(neuron, samples, layer=layer)
             return neuron
         if isinstance(neuron, ParallelNeuron):
-            fit_neuron(neuron, samples, shift=self.shift, layer=layer, weigh=weigh, most=most)
+            fit_neuron(neuron, samples, shift=self.shift, layer=layer, weigh=weigh, end=end)
             free = self.free and not layer and freed(neuron.levels, neuron.code)
             return self._freed(neuron, samples) if free else neuron
         a, z = samples.means()

@@ -77,6 +77,8 @@ FINE = (0.86, 0.93, 1.0, 1.07, 1.15)
 """θ as multiples of the best coarse one."""
 SHIFTS = (-0.3, -0.15, 0.0, 0.15, 0.3)
 """δ as fractions of one level."""
+EXACT = 1e-9
+"""Squared errors, in shares of the activations' mean square, that are none."""
 WIDE = (1.6, 2.0, 2.5)
 """Fractions that are tried too where there are more than NARROW levels: there the last one may lie above all that was
 seen at little cost."""
@@ -168,14 +170,15 @@ class Wanted:
 
 def choose(
     a: Tensor, z: Tensor, levels: int, *, shift: bool = True, layer: bool = False, weigh: Weigh = "own",
-    most: float = math.inf,
+    most: float | Tensor = math.inf,
 ) -> Choice:  # fmt: skip
     """The θ, δ and v_post of least error, as the module says; a, z: (C, N). layer: one θ for all channels. most: the
-    largest that an activation can be (6 of ReLU6), above which no θ lies."""
+    largest that an activation can be (6 of ReLU6), above which no θ lies, of all channels or of each, (C, 1)."""
     largest = above_zero(a.amax(1), levels)
     # Measured in a unit of its own, since squares of 1e-20 are 0 in float32, and squares of 1e20 infinite. Errors
     # of channels that share a threshold are added, so they share the unit.
     unit = unit_of(largest.max().expand_as(largest) if layer else largest)
+    most = torch.maximum(torch.as_tensor(most).to(a), largest[:, None])  # above 0, of channels that never leave it too
     counts = _Counts(a / unit[:, None], z / unit[:, None], levels, weigh, most / unit[:, None])
     best = _chosen(counts, largest / unit, shift=shift, layer=layer)
     return Choice(best.post * unit, best.error * unit * unit, best.theta * unit, best.delta * unit)
@@ -225,18 +228,24 @@ class _Counts:
         post, error = self.wanted.solved(ak * scale, kk * scale**2, power, thetas.double())
         lost = torch.where(post < self.most, self.above.loss(post), 0.0)  # nothing lies above what an activation can be
         error = error.nan_to_num(torch.inf) + lost
-        which = error.sum(0).argmin().expand(len(error)) if layer else error.argmin(1)
+        # Of choices without an error worth the name, such as all those for a channel that is constant, the largest θ:
+        # the amplitude makes good for any, but IF neurons with these thresholds have none of their own.
+        total, size, squares = (v.sum(0, keepdim=True) if layer else v for v in (error, thetas, power))
+        alike = total <= total.amin(1, keepdim=True) + EXACT * squares
+        which = torch.where(alike, size, -torch.inf).argmax(1).expand(len(error))
         found = (v.gather(1, which[:, None])[:, 0].to(theta.dtype) for v in (post, error, thetas, deltas))
         best.offer(Choice(*found), together=layer)
 
 
-def fit_neuron(neuron: ParallelNeuron, samples: Samples, **options: Any) -> None:
-    """Set θ, δ and v_post of a neuron layer from samples. options: those of `choose`."""
+def fit_neuron(neuron: ParallelNeuron, samples: Samples, *, end: float = math.inf, **options: Any) -> None:
+    """Set θ, δ and v_post of a neuron layer from samples. end: the largest that an activation can be. options: those of
+    `choose`."""
     rest = neuron.rest()
     if isinstance(rest, Tensor):
         rest = rest.reshape(-1, 1)
     a, z = (value - rest for value in samples.means())
-    best = choose(a, z, neuron.levels, **options)
+    # Neurons count from the smallest output of their channel on, which may lie above the lower end of a clamp.
+    best = choose(a, z, neuron.levels, most=end - rest, **options)
     for parameter, value in (
         (neuron.v_threshold, best.theta), (neuron.shift, best.delta), (neuron.v_post, best.post)
     ):  # fmt: skip
