@@ -852,7 +852,7 @@ def test_what_is_all_zero_takes_no_bits_from_the_others(what: str) -> None:
         model, x = (Pruned("neurons", 1), image) if what == "a channel" else (Empty(), torch.randint(0, 20, (32, 5)))
     snn = parspike.convert(model.eval(), x, T=15, recipe="closed-form")
     chip = integers(snn, x, refit=False)
-    assert float((chip(x) - snn(x)).norm() / snn(x).norm()) < 0.006
+    assert float((chip(x) - snn(x)).norm() / snn(x).norm()) < 0.008
 
 
 @pytest.mark.parametrize("steps", [(), (4,)])
