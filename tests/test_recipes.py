@@ -901,10 +901,10 @@ def test_no_gradient_passes_beyond_the_steps_of_a_clipped_line():
 class Clamped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.hidden, self.out = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.hidden, self.out, self.low = nn.Linear(6, 16), nn.Linear(16, 3), -0.3
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(self.hidden(x).clamp(-0.3, 0.4))
+        return self.out(self.hidden(x).clamp(self.low, 0.4))
 
 
 @pytest.mark.parametrize("recipe", ["closed-form", None, "daqcfs", "max", "99.9%"])
@@ -932,3 +932,18 @@ def test_of_two_rows_nothing_is_fitted_and_nothing_left_to_a_bias():
     neurons before it had left to its bias was lost: an error of 86 % on these images, at T = 1024."""
     model, x = data(Residual, 2)
     assert distance(parspike.convert(model, x, T=64, recipe="closed-form"), model, x) < 0.01
+
+
+@pytest.mark.parametrize("recipe", ["closed-form", "daqcfs", "max"])
+@torch.no_grad()
+def test_clamps_that_begin_at_zero_count_from_zero_on(recipe):
+    """Also where the upper end is below 1, and where a channel is silent or always at the end."""
+    torch.manual_seed(0)
+    model = Clamped().eval()
+    model.low = 0.0
+    model.hidden.bias[:2] = torch.tensor([-20.0, 20.0])
+    x = torch.randn(400, 6)
+    snn = parspike.convert(model, x, T=64, recipe=recipe)
+    (neuron,) = snn.neurons().values()
+    assert neuron.offset == 0
+    assert distance(snn, model, x) < 0.01

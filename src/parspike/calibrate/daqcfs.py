@@ -245,7 +245,8 @@ def initial_neurons(
                 continue
             theta = above_zero(high - low, levels_of(draft.steps_of(name), draft.code))
             if isinstance(activation, Clip):  # a channel that was always at the upper end does not send more either
-                low = torch.minimum(low, activation.high - theta)
+                end = torch.tensor(activation.high, dtype=torch.float64).to(low)
+                low = torch.where(low >= end, end - theta, low)
             # One number where all channels reach the activation's own bound.
             bound = bool((low == torch.tensor(lows[name], dtype=torch.float64).to(low)).all())
             offset = lows[name] if bound else node_shape(low, node)
