@@ -21,7 +21,7 @@ from parspike.calibrate.recipe import Progress
 from parspike.calibrate.student import ByCount, Input, OverTime
 from parspike.engines import memory_of
 from parspike.errors import CalibrationError, InputError, OptionError, ParspikeWarning, TraceError, meant
-from parspike.graph import Curve, Graph, Schedule, Stream, walk, with_doubles
+from parspike.graph import Curve, Graph, Schedule, Stream, device_of, walk, with_doubles
 from parspike.graph.opened import LABELS, opened
 from parspike.graph.ops import ENCODE
 from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation, SpikingLayer, check_kind
@@ -76,13 +76,8 @@ def convert(
     layers=, strict= and free_sizes= of `plan`.
     Raises `UnsupportedError` with every refusal at once, `TraceError`, `InputError`, `CalibrationError`, `OptionError`.
     """
-    if isinstance(model, nn.Module) and (here := with_doubles(model)) is not model:
-        device = next(model.parameters()).device
-        made = convert(
-            here, calibration, T, neuron=neuron, code=code, input=input, recipe=recipe, example=example, inputs=inputs,
-            seed=seed, progress=progress, group=group, **planning,
-        )  # fmt: skip
-        return made.to(device)
+    own = model
+    model = with_doubles(model) if isinstance(model, nn.Module) else model
     chosen = Auto() if recipe is None else recipe if isinstance(recipe, Recipe) else recipe_from_json(recipe)
     kind = _kind(neuron, code, model, chosen)
     kind.check(T)
@@ -175,7 +170,10 @@ def convert(
     }
     student = replace(graph, tensors=draft.tensors)
     neurons = {name: draft.neurons[name] for name in draft.activations}
-    return SNN(student, neurons, simulation=draft.simulation or Simulation(T), provenance=provenance)
+    snn = SNN(student, neurons, simulation=draft.simulation or Simulation(T), provenance=provenance)
+    if model is own or isinstance(own, Plan):
+        return snn
+    return snn.to(device_of((*own.parameters(), *own.buffers())))
 
 
 NARROW, WIDE = 0.6, 1.7
