@@ -947,3 +947,11 @@ def test_clamps_that_begin_at_zero_count_from_zero_on(recipe):
     (neuron,) = snn.neurons().values()
     assert neuron.offset == 0
     assert distance(snn, model, x) < 0.01
+
+
+@pytest.mark.parametrize("T", [8, 15, 64])
+def test_of_equally_good_thresholds_the_largest_is_taken(T):
+    """Of a constant channel every θ is as good, with an amplitude of its own; rounding chose one of them."""
+    value = torch.tensor([0.5, 1.0, 2.0, 4.0, 0.37])
+    constant = value[:, None].expand(-1, 80).clone()
+    assert bool((choose(constant, constant, T).theta >= 1.25 * value).all())
