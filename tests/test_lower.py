@@ -902,3 +902,18 @@ def test_halves_of_an_activation_leave_the_weights_behind_their_bits(kind: type[
     assert float((chip(x) - snn(x)).norm() / snn(x).norm()) < 0.06
     assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
     prove(chip, x[:2])
+
+
+def test_ends_of_a_staircase_that_a_channel_never_reaches_stay_whole() -> None:
+    """Weights of 16 bits behind sums of 50: these lose bits, and what is proved of them has to be whole again."""
+    torch.manual_seed(0)
+    convs = [nn.Conv1d(4, 8, 3, padding=1), *(nn.Conv1d(8, 8, 3, padding=1) for _ in range(2)), nn.Conv1d(8, 3, 1)]
+    with torch.no_grad():
+        convs[2].weight[0] *= 1e-3
+        convs[2].bias.data[0] = 0
+    model = nn.Sequential(convs[0], nn.Tanh(), convs[1], convs[2], nn.Softshrink(0.3), convs[3]).eval()
+    x = torch.randn(32, 4, 10)
+    snn = parspike.convert(model, x, T=5, code="weighted", recipe="max")
+    whole = integers(snn, x, weights=16, inputs=16)
+    assert torch.equal(whole.run(x, engine="integer").logits, whole(x))
+    assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 1e-3
