@@ -474,6 +474,12 @@ TAKEN: dict[str, Any] = {
     "a constant for every channel": lambda y, z: y + torch.linspace(-1, 1, 4).to(y)[:, None],
     "a difference": lambda y, z: y - z * 0.3,
     "the larger one": lambda y, z: torch.maximum(y * 0.7, z),
+    "the mean of two": lambda y, z: torch.stack([y, 0.4 * z]).mean(0),
+    "two added up before the batch": lambda y, z: torch.stack([y, 0.4 * z]).sum(0),
+    "the larger of two before the batch": lambda y, z: torch.stack([y, 0.4 * z]).amax(0),
+    "the largest of channels of unlike scales": lambda y, z: (
+        y + (z * torch.logspace(-1, 1, 4).to(z)[:, None]).amax(1, keepdim=True)
+    ),
     "transposed": None,
     "windows divided by what they hold": lambda y, z: F.avg_pool1d(y, 3, 2, 1, count_include_pad=False),
     "whole windows alone, all the same": lambda y, z: F.avg_pool1d(y, 2, ceil_mode=True, count_include_pad=False),

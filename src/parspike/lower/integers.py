@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from parspike.errors import OptionError, UnsupportedError
-from parspike.graph import Node, Param, Ref, Role, Stream, map_tree
+from parspike.graph import Node, Param, Ref, Role, Size, Stream, map_tree
 from parspike.graph.lookup import TAKEN
 from parspike.graph.ops import CASTS, ENCODE, FLOOR, HOLD, LARGEST, MASKED, REAL, RSQRT, TABLE, TIMES
 from parspike.graph.resized import weights_along
-from parspike.graph.signature import SUMMED, Conv, Linear, Pool, arguments, with_weights
+from parspike.graph.signature import SUMMED, Conv, Linear, Pool, arguments, named, with_weights
 from parspike.lower.grids import ALIKE, FIXED, PRECISE, UNLIKE, Value, chooses, grids_of, input_node, sample, squeezed
 from parspike.lower.masks import Masks
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
@@ -72,6 +72,7 @@ NEAREST = ("aten.upsample_nearest", "aten._upsample_nearest_exact")
 """Operators of windows of one value each."""
 MIX = ("aten.lerp.Scalar",)
 """Operators that are no layer, and move no values either."""
+EXTREMES = ("aten.amax.default", "aten.amin.default")
 ELEMENTS = ("aten.mul.Tensor", TIMES)
 MATRICES = ("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
 """Products of two values: element by element, and of matrices."""
@@ -598,8 +599,9 @@ class _Whole(Masks):
         value, sizes = self.values[node.refs[0]], sample(self.values[node.refs[0]].like)
         given = node.args[1] if len(node.args) > 1 else None
         dims = [d % len(sizes) for d in (given or range(len(sizes)))]
-        if 0 in dims or node.kwargs.get("dtype") is not None:
-            raise Refused("it sums over the batch" if 0 in dims else "it changes the type")
+        mixed = any(isinstance(value.like.shape[d], Size) for d in dims)  # all other sizes are numbers
+        if mixed or node.kwargs.get("dtype") is not None:
+            raise Refused("it sums over the batch" if mixed else "it changes the type")
         value = self.even(node, self.coarse(node, value), dims)
         keepdim = bool((*node.args[2:3], node.kwargs.get("keepdim", False))[0])
         number = math.prod(sizes[d] for d in dims)
@@ -620,6 +622,8 @@ class _Whole(Masks):
         (value,) = values
         if node.target == LARGEST:
             value = self.even(node, value, [cast(int, node.args[1])])
+        elif node.target in EXTREMES:
+            value = self.even(node, value, list(named(node)["dim"]) or list(range(value.grid.dim())))
         name = self.keep(node, {node.refs[0]: value})
         grids = value.grid.expand(sample(value.like))
         largest, smallest = self.run(node, grids), -self.run(node, -grids)
