@@ -923,3 +923,38 @@ def test_ends_of_a_staircase_that_a_channel_never_reaches_stay_whole() -> None:
     whole = integers(snn, x, weights=16, inputs=16)
     assert torch.equal(whole.run(x, engine="integer").logits, whole(x))
     assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 1e-3
+
+
+class Joined(nn.Module):
+    """Values of unlike kinds in one tensor, which one convolution reads."""
+
+    def __init__(self, join: Callable[[nn.Conv1d, Tensor, Tensor], Tensor], channels: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(2, 8, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1)
+        self.c, self.head, self.join = nn.Conv1d(channels, 8, 3, padding=1), nn.Linear(8, 5), join
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.c(self.join(self.b, x, self.a(x))).relu().mean(2))
+
+
+JOINED: dict[str, tuple[Any, int]] = {
+    "counts and counts with a shift": (lambda b, x, y: torch.cat([y.relu(), b(y.relu()).tanh()], 1), 16),
+    "counts with a shift and the input": (lambda b, x, y: torch.cat([y.tanh(), x], 1), 10),
+    "counts with a shift and ones": (lambda b, x, y: torch.cat([y.tanh(), torch.ones_like(y[:, :1])], 1), 9),
+    "counts and a sum": (lambda b, x, y: torch.cat([y.relu(), b(y.relu())], 1), 16),
+    "a sum and counts with a shift": (lambda b, x, y: torch.stack([b(y.tanh()), y.tanh()], 1).flatten(1, 2), 16),
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+@pytest.mark.parametrize("refit", [True, False])
+def test_joined_values_leave_each_other_the_bits_of_the_weights(name: str, refit: bool) -> None:
+    """Would catch a branch on a grid a thousand times as coarse as the other's: it takes all bits from the weights of
+    the rest, and the answer was off by 2 to 33 %."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Joined(*JOINED[name]).double().eval(), torch.randn(40, 2, 24).double()
+    snn = parspike.convert(model, x, T=5, code="weighted", recipe="max")
+    whole = integers(snn, x, refit=refit)
+    assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.015
+    assert torch.equal(whole.run(x, engine="integer").logits, whole(x))
