@@ -16,7 +16,7 @@ from parspike.calibrate.lockstep import Lockstep, pair_of
 from parspike.calibrate.percentile import Range, percentiles
 from parspike.calibrate.recipe import Draft, Recipe
 from parspike.calibrate.staircase import add_staircases
-from parspike.calibrate.student import ByCount
+from parspike.calibrate.student import ByCount, OverTime
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Clip, Curve, Node, Quantised, Schedule, walk
 from parspike.graph.ops import ENCODE, call
@@ -49,6 +49,11 @@ class Thresholds(Recipe):
 
     def fit(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches, self.mode, self.granularity)
+        if isinstance(draft.student, OverTime):
+            for name, neuron in draft.neurons.items():
+                if draft.graph.by_name[name].target != ENCODE and isinstance(draft.activations.get(name), Clip):
+                    for what in ("v_threshold", "v_init"):  # what a spike is worth stays
+                        neuron.get_parameter(what).data *= draft.student.kind.highest
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,7 @@ def staircase(
             outputs, error = placed, placed_error
     between = (outputs[1:] + outputs[:-1]) / 2
     thresholds = _inverse(function, between, z) if inverse is None else inverse(between.to(z.dtype))
+    thresholds = thresholds.cummax(0).values  # where the function is flat, rounding makes it rise and fall
     thresholds = torch.where(outputs[0] == outputs[-1], _beyond(z[-1]), thresholds)
     return Staircase(T, thresholds, outputs.to(z.dtype), code=code, error=error, uniform_error=uniform_error)
 
