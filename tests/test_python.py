@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal
 
 import parspike
+from parspike.errors import TraceError
 from parspike.graph import trace
 from parspike.graph.sizes import whole_number
 
@@ -125,12 +126,33 @@ def test_int_rounds_as_python_does():
     n = Symbol("n", integer=True, positive=True)
     for divisor, factor in ((4.0, 1), (2.5, 3), (8.0, 0.75)):
         exact = FloatTrueDiv(ToFloat(n) * Float(factor), Float(divisor))
-        whole, up = whole_number(exact), whole_number(exact, up=True)
+        whole, up = whole_number(exact), whole_number(exact, "up")
         for k in range(1, 40):
             assert int(whole.subs(n, Integer(k))) == int(k * factor / divisor)
             assert int(up.subs(n, Integer(k))) == math.ceil(k * factor / divisor)
     assert whole_number(ToFloat(n) * Float(0.1)) is None
     assert whole_number(ToFloat(n) * Float(-1.0)) is None
+    below = FloatTrueDiv(ToFloat(n - 20), Float(8.0))
+    assert whole_number(below) is None
+    for k in range(1, 40):
+        assert int(whole_number(below, "down").subs(n, Integer(k))) == math.floor((k - 20) / 8)
+        assert int(whole_number(below, "up").subs(n, Integer(k))) == math.ceil((k - 20) / 8)
+
+
+def test_what_is_rounded_twice_is_not_followed():
+    """Catches int(n / 7 * 7) taken for n: of 61 Python makes 60."""
+    from sympy import Float, Symbol
+    from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
+
+    n = Symbol("n", integer=True, positive=True)
+    assert int(61 / 7 * 7) == 60
+    assert whole_number(IntTrueDiv(n, 7) * Float(7.0)) is None
+    assert whole_number(FloatTrueDiv(FloatTrueDiv(ToFloat(n), Float(7.0)), Float(3.0))) is None
+    assert whole_number(FloatTrueDiv(Float(1.0), IntTrueDiv(n, 7))) is None
+    assert whole_number(FloatTrueDiv(ToFloat(n), Float(7.0)) * Float(4.0)) == whole_number(IntTrueDiv(4 * n, 7))
+    model = Net(lambda h: h[:, : int(h.shape[0] / 7 * 7)].mean(1, keepdim=True) * torch.ones(h.shape)).eval()
+    with pytest.raises(TraceError):
+        trace(model, (torch.rand(4, 8),))
 
 
 def test_distances_take_any_number_of_rows():

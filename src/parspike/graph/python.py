@@ -127,12 +127,12 @@ def _over_all(
     if others or padding not in (0, (0,) * dims) or more[2:] not in ((), (None,)):
         return False
     kernel = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * dims
-    sizes, places = ([_expression(size) for size in few] for few in (kernel, input.shape[-dims:]))
-    return None not in sizes and sizes == places
-
-
-def _expression(size: Any) -> Any:
-    return size.node.expr if isinstance(size, torch.SymInt) else None
+    pairs = list(zip(kernel, input.shape[-dims:], strict=True))
+    if not all(isinstance(size, torch.SymInt) for pair in pairs for size in pair):
+        return False
+    # `F.avg_pool2d(x, x.shape[2])` is one over all places where images are square, a condition on their sizes.
+    alike = all(size.node.hint == place.node.hint for size, place in pairs)
+    return alike and all(bool(size == place) for size, place in pairs)
 
 
 AS_NEEDED = "use_mm_for_euclid_dist_if_necessary"
