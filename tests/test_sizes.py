@@ -401,7 +401,17 @@ def test_a_pool_of_the_height_leaves_the_side_of_squares_free() -> None:
 
 def test_a_size_is_fixed_by_the_equation_and_not_by_a_least_size() -> None:
     """Would catch the convolution named, whose window only asks that images be large enough."""
-    model = Places(lambda y, n: F.avg_pool2d(y.relu(), n // 2)).eval()
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu()
+            return F.lp_pool2d(y, 2, tuple(y.shape[2:]))
+
+    model = Whole().eval()
     (why,) = (text for text in parspike.plan(model, torch.randn(4, 3, 16, 16)).graph.fixed if "x.3" in text)
     assert "layer 'a'" not in why
 

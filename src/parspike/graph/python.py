@@ -131,8 +131,11 @@ def _over_all(
     if not all(isinstance(size, torch.SymInt) for pair in pairs for size in pair):
         return False
     # `F.avg_pool2d(x, x.shape[2])` is one over all places where images are square, a condition on their sizes.
-    alike = all(size.node.hint == place.node.hint for size, place in pairs)
-    return alike and all(bool(size == place) for size, place in pairs)
+    return all(_hint(size) == _hint(place) for size, place in pairs) and all(size == place for size, place in pairs)
+
+
+def _hint(size: Any) -> int | None:
+    return size.node.hint
 
 
 AS_NEEDED = "use_mm_for_euclid_dist_if_necessary"
