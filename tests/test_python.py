@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -43,7 +44,14 @@ class Distances(nn.Module):
         return -torch.cdist(x, self.points)
 
 
+def tokens_before(h: Tensor, width: int) -> Tensor:
+    return torch.cat([torch.ones(1, width).expand(len(h), -1), h], 1)
+
+
+TABLE = {"tokens": [functools.partial(tokens_before, width=2)]}
+
 SIZES = {
+    "len in a table of functions": lambda h: TABLE["tokens"][0](h),
     "len": lambda h: torch.cat([torch.ones(1, 2).expand(len(h), -1), h], 1),
     "in a comprehension": lambda h: h + torch.zeros([int(n) for n in h.shape]),
     "of windows, in a helper": lambda h: windows_joined(h.view(-1, 2, 4), 2, 4),
@@ -78,6 +86,32 @@ class Translator(nn.Module):
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
         return self.out(self.transformer(self.words(source), self.words(target), tgt_mask=mask))
+
+
+class Held(nn.Module):
+    """Calls `len` in a function that it holds in a list, and in a property."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.before = nn.Linear(8, 4), [lambda h: tokens_before(h, 2)]
+
+    @property
+    def rows(self) -> int:
+        return len(self.x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x
+        return self.before[0](F.relu(self.one(x))) + torch.ones(1, 6).expand(self.rows, -1)
+
+
+def test_functions_in_containers_and_properties_follow_the_batch():
+    """Catches a batch size frozen at the example's, which is refused."""
+    model = Held().eval()
+    graph = trace(model, (torch.rand(4, 8),))
+    for batch in (1, 7):
+        x = torch.rand(batch, 8)
+        torch.testing.assert_close(graph.run(x), model(x))
 
 
 def test_a_transformer_does_not_ask_whether_its_mask_is_causal():

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import functools
 import sys
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -38,6 +39,10 @@ ASKED = "asked"
 """In the meta of a program's module: the names of the network's own tensors that its code branched on."""
 FEW = 64
 """Elements of a tensor at most that branches are taken on: a switch, a counter, a bound; not the weights."""
+
+
+FUNCTIONS = 256
+"""Items at most of a container that is searched for functions: more are data."""
 
 
 def _len(x: Any) -> Any:
@@ -74,13 +79,18 @@ def _functions(model: nn.Module) -> Iterator[types.FunctionType]:
     """The functions of the user's that the network's modules have, and those that these name."""
     found = [value for module in model.modules() for kind in type(module).__mro__ if not _foreign(kind.__module__)
              for value in (*vars(kind).values(), *vars(module).values())]  # fmt: skip
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # keeps what it names, so that ids stay their own
     while found:
-        function = found.pop()
-        function = getattr(function, "__func__", function)
-        if not isinstance(function, types.FunctionType) or id(function) in seen or _foreign(function.__module__):
+        value = found.pop()
+        function = getattr(value, "__func__", value)
+        if id(function) in seen:
             continue
-        seen.add(id(function))
+        seen[id(function)] = function
+        if (inside := _held(function)) is not None:
+            found.extend(inside)
+            continue
+        if not isinstance(function, types.FunctionType) or _foreign(function.__module__):
+            continue
         yield function
         room, codes = function.__globals__, [function.__code__]
         for code in codes:
@@ -89,6 +99,19 @@ def _functions(model: nn.Module) -> Iterator[types.FunctionType]:
         for cell in function.__closure__ or ():
             with contextlib.suppress(ValueError):  # one that holds nothing yet
                 found.append(cell.cell_contents)
+
+
+def _held(value: Any) -> Iterable[Any] | None:
+    """What may hold functions in a container, a partial function or a property; None for anything else."""
+    if isinstance(value, functools.partial):
+        return (value.func, value.args, value.keywords)
+    if isinstance(value, property):
+        return (value.fget,)
+    if isinstance(value, (dict, types.MappingProxyType)):
+        return tuple(value.values()) if len(value) <= FUNCTIONS else ()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return tuple(value) if len(value) <= FUNCTIONS else ()
+    return None
 
 
 def _foreign(room: str | None) -> bool:
