@@ -30,7 +30,7 @@ from typing import Any
 import parspike.baselines  # noqa: F401 (their names become known)
 from parspike.baselines import Baseline
 from parspike.calibrate import RECIPES, Recipe, recipe_from_json, recipe_to_json
-from parspike.errors import FileError, InputError, OptionError, ParspikeError, meant
+from parspike.errors import FileError, InputError, OptionError, ParspikeError, meant, path_of
 from parspike.foreign import digest_of
 from parspike.neurons import CODES, MAX_T, Kind, Parallel, kind_from_text
 
@@ -206,7 +206,7 @@ class Bench:
     def read(cls, path: str | Path) -> Bench:
         """A bench from a .toml file, or by the name of one in this package. Raises `FileError` where it cannot be read,
         `OptionError` with line and remedy for what it cannot hold."""
-        path = Path(path)
+        path = path_of(path)
         if path.suffix != ".toml":
             if str(path) not in bench_names():
                 known = bench_names()
@@ -225,7 +225,7 @@ class Bench:
     @classmethod
     def from_toml(cls, text: str, path: str | Path = "bench.toml") -> Bench:
         """A bench from the text of a file. path: named in messages; paths in the text count from its folder."""
-        path = Path(path)
+        path = path_of(path)
         try:
             values = tomllib.loads(text)
         except (ValueError, RecursionError) as error:  # also numbers of 5,000 digits, and lists 1,000 deep

@@ -62,7 +62,8 @@ class LIF(nn.Module):
         at_threshold: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if T < 1 or not 0 <= tau <= 1 or not v_threshold > 0:
+        given = (T, tau, v_threshold)
+        if not all(isinstance(n, (int, float)) for n in given) or T < 1 or not 0 <= tau <= 1 or not v_threshold > 0:
             raise OptionError(f"T = {T}, tau = {tau}, v_threshold = {v_threshold}: T ≥ 1, 0 ≤ tau ≤ 1, v_threshold > 0")
         self.T, self.tau, self.v_threshold = T, tau, v_threshold
         self.surrogate, self.at_threshold = surrogate or Rectangle(), at_threshold
