@@ -109,6 +109,7 @@ def convert(
         raise OptionError(f"{given} belongs to the plan: give it to parspike.plan")
     together = Together(group)
     less = "give batches of fewer samples (batch_size= of the loader, --batch-size), or fewer samples"
+    less += ", or fewer time-steps (T=, -T)" if isinstance(kind, Serial) else ""
     with together.one_fate(), torch.random.fork_rng(), torch.no_grad(), memory_of("convert", less):
         source = None if calibration is None else readable_again(calibration)
         if together.size > 1 and isinstance(getattr(source, "sampler", None), DistributedSampler):
