@@ -362,6 +362,9 @@ class Places(nn.Module):
 POOLED = {
     "average": lambda y, n: F.avg_pool2d(y.relu(), y.size()[2:]),
     "maximum": lambda y, n: F.max_pool2d(y.relu(), kernel_size=(y.shape[2], n), stride=(y.shape[2], n)),
+    "norm": lambda y, n: F.lp_pool2d(y.relu() + 0.1, 2, y.size()[2:]),
+    "norm of a side": lambda y, n: F.lp_pool2d(y.relu() + 0.1, 3, (y.shape[2], n)),
+    "largest magnitude": lambda y, n: F.lp_pool2d(y, math.inf, y.size()[2:]),
     "one dimension": lambda y, n: F.max_pool1d(y.relu().flatten(2), y.shape[2] * n)[..., None],
 }
 
@@ -409,7 +412,7 @@ def test_a_size_is_fixed_by_the_equation_and_not_by_a_least_size() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.a(x).relu()
-            return F.lp_pool2d(y, 2, tuple(y.shape[2:]))
+            return F.avg_pool2d(y, tuple(y.shape[2:]), divisor_override=3)
 
     model = Whole().eval()
     (why,) = (text for text in parspike.plan(model, torch.randn(4, 3, 16, 16)).graph.fixed if "x.3" in text)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import math
 import sys
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -129,6 +130,11 @@ class _OneWay(TorchFunctionMode):
         if func in POOLS and _over_all(POOLS[func][1], *args, **kwargs):
             whole, dims = POOLS[func]
             return whole(args[0] if args else kwargs["input"], tuple(range(-dims, 0)), keepdim=True)
+        if func in NORMS and len(args) == 3 and _over_all(NORMS[func], args[0], args[2], **kwargs):
+            x, power, dims = *args[:2], tuple(range(-NORMS[func], 0))
+            if math.isinf(power):
+                return (torch.amax if power > 0 else torch.amin)(x.abs(), dims, keepdim=True)
+            return x.pow(power).sum(dims, keepdim=True).pow(1.0 / power)
         if func is torch.functional.cdist and kwargs.get("compute_mode") == AS_NEEDED and kwargs.get("p") == 2:
             kwargs["compute_mode"] = "use_mm_for_euclid_dist"
         return func(*args, **kwargs)
@@ -139,6 +145,9 @@ POOLS: dict[Any, tuple[Any, int]] = {
     F.max_pool1d: (torch.amax, 1), F.max_pool2d: (torch.amax, 2), F.max_pool3d: (torch.amax, 3),
 }  # fmt: skip
 """What a pool over all places is, and over how many dimensions."""
+
+NORMS: dict[Any, int] = {F.lp_pool1d: 1, F.lp_pool2d: 2, F.lp_pool3d: 3}
+"""Pools that torch computes with those above, out of sight, and over how many dimensions."""
 
 
 def _over_all(
