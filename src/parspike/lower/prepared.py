@@ -77,19 +77,20 @@ def _product(
     node: Node, shapes: Mapping[str, tuple[Any, ...]], tensors: Mapping[str, Tensor]
 ) -> tuple[Ref, Param, tuple[Any, ...], str, str, str] | None:
     """Of a product of one value with a tensor: both, the value's shape, and their letters and the output's."""
-    if node.target == "aten.matmul.default" and isinstance(node.args[0], Param) and isinstance(node.args[1], Ref):
-        shape = shapes[node.args[1].name]
+    args: Any = node.args
+    if node.target == "aten.matmul.default" and isinstance(args[0], Param) and isinstance(args[1], Ref):
+        shape = shapes[args[1].name]
         letters = string.ascii_lowercase[: len(shape)]
-        matrix = tensors[node.args[0].path].shape
+        matrix = tensors[args[0].path].shape
         if 2 <= len(matrix) <= len(shape) and math.prod(matrix[:-2]) == 1 and len(shape) > 2:
-            return node.args[1], node.args[0], shape, letters, "Z" + letters[-2], f"{letters[:-2]}Z{letters[-1]}"
-    if node.target != "aten.einsum.default" or len(node.args[1]) != 2:
+            return args[1], args[0], shape, letters, "Z" + letters[-2], f"{letters[:-2]}Z{letters[-1]}"
+    if node.target != "aten.einsum.default" or len(args[1]) != 2:
         return None
-    given, _, out = node.args[0].replace(" ", "").partition("->")
-    pairs = list(zip(node.args[1], given.split(","), strict=True))
+    given, _, out = args[0].replace(" ", "").partition("->")
+    pairs = list(zip(args[1], given.split(","), strict=True))
     value = [(leaf, letters) for leaf, letters in pairs if isinstance(leaf, Ref)]
     param = [(leaf, letters) for leaf, letters in pairs if isinstance(leaf, Param)]
-    if "->" not in node.args[0] or len(value) != 1 or len(param) != 1 or "..." in param[0][1]:
+    if "->" not in args[0] or len(value) != 1 or len(param) != 1 or "..." in param[0][1]:
         return None
     (ref, letters), (weight, own), shape = value[0], param[0], shapes[value[0][0].name]
     spare = [letter for letter in string.ascii_letters if letter not in given]
