@@ -102,7 +102,7 @@ def meant(name: object, known: Iterable[str]) -> str:
 
 def path_of(value: object) -> Path:
     """A file's name as a path. Raises `FileError` for what is none."""
-    if not isinstance(value, (str, Path)):
+    if not isinstance(value, (str, os.PathLike)):
         raise FileError(f"a path must be text or a pathlib.Path, got {_kind(value)}")
     try:
         os.lstat(value)
