@@ -549,6 +549,14 @@ class TestBNRecal:
 
 
 class TestPhase:
+    def test_the_fit_ends_where_a_turn_changes_nothing(self) -> None:
+        """Would catch rounds=10**9, which never came back, and a fit that ends before it is one."""
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval(), torch.rand(64, 4)
+        found = [parspike.convert(model, x, T=3, recipe=Phase(rounds=n))(x) for n in (40, 10**9)]
+        assert torch.equal(*found)
+        assert not torch.equal(found[0], parspike.convert(model, x, T=3, recipe=Phase(rounds=1))(x))
+
     @pytest.mark.parametrize("T", [1, 3, 6])
     def test_with_base_2_it_is_the_weighted_code(self, T: int) -> None:
         torch.manual_seed(0)

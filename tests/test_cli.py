@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import parspike
+import parspike.__main__
 from parspike.cli import app
 from parspike.cli.spec import load
 from parspike.errors import CalibrationError
@@ -316,6 +317,26 @@ def test_interrupted_leaves_no_file(here: Path, monkeypatch: pytest.MonkeyPatch)
     assert outcome.exit_code == 130
     assert "interrupted" in outcome.stderr
     assert list(here.glob("*.parspike*")) == []
+
+
+def test_interrupted_before_the_command_begins(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch Python's traceback, or silence, where Ctrl-C falls into imports or into reading the options."""
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("parspike.cli.OneClearError.make_context", interrupted)
+        outcome = run("plan", "mynet.py:net", "--shape", "3,6,6", "--json")
+    assert outcome.exit_code == 130
+    assert json.loads(outcome.stdout)["error"]["message"] == "interrupted"
+    monkeypatch.setattr("parspike.cli.main", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        parspike.__main__.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_a_defect_is_json_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

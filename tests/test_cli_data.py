@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from typer.testing import CliRunner
 
+import parspike
+from parspike.cli import app
 from parspike.cli.images import Images, open_images
 from parspike.cli.options import ImageOptions
 from parspike.cli.preprocess import Preprocessing
@@ -350,3 +354,42 @@ def test_the_real_archives(shared: Path) -> None:
     original = open_images(str(shared / "data" / "cifar10-original-part.npz"), prefer="test")
     assert len(original) == 761
     assert original.first().shape == (3, 32, 32)
+
+
+SEGMENTER = """
+import torch
+from torch import nn
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+"""
+
+
+def test_maps_of_labels_give_the_accuracy_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch the labels of a segmentation refused, or pixels without a class counted as wrong."""
+    monkeypatch.chdir(tmp_path)
+    Path("seg.py").write_text(SEGMENTER)
+    rng = np.random.default_rng(0)
+    pixels, maps = rng.integers(0, 256, (24, 6, 6, 3), np.uint8), rng.integers(0, 4, (24, 6, 6), np.uint8)
+    maps[:, 0] = 255
+    np.savez("d.npz", images=pixels, labels=maps)
+    run = CliRunner().invoke
+    made = run(app, ["convert", "seg.py:net", "--data", "d.npz", "-T", "8", "-o", "seg.parspike"])
+    assert made.exit_code == 0, made.output
+    for more in ([], ["--operations"]):
+        outcome = run(app, ["eval", "seg.parspike", "--data", "d.npz", "--json", *more])
+        assert outcome.exit_code == 0, outcome.output
+        found = json.loads(outcome.stdout)
+        answers = parspike.load("seg.parspike")(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).argmax(1).numpy()
+        wanted = (answers == maps)[:, 1:].mean()
+        assert found["accuracy"] == pytest.approx(wanted, abs=1e-3)
+    outcome = run(app, ["eval", "seg.parspike", "--data", "d.npz", "--crop", "4", "--json"])
+    assert json.loads(outcome.stdout)["accuracy"] is None
+    assert "the maps of labels in d.npz are no classes of this network's answers" in outcome.stderr
+    for command in (["data", "check", "d.npz"], ["train", "digits", "--data", "d.npz", "-o", "out"]):
+        outcome = run(app, command)
+        assert outcome.exit_code == 1
+        assert "Traceback" not in outcome.output
+        assert "class for each image" in outcome.output

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import parspike
 import parspike.lower
+import parspike.train
 from parspike import errors
 
 X = torch.rand(8, 4, generator=torch.Generator().manual_seed(0))
@@ -593,3 +594,70 @@ def test_the_wrapper_of_the_message_converts() -> None:
 def test_an_item_that_fits_no_way_keeps_its_own_error() -> None:
     with pytest.raises(errors.InputError, match="fails on the example"):
         parspike.convert(small(), [(torch.rand(8, 5), torch.rand(8, 5))], T=2)
+
+
+# ------------------------------------------------------------------------------------------ objects of another type
+
+
+def spiking() -> parspike.SNN:
+    return parspike.convert(small(), X, T=2, recipe="max")
+
+
+@pytest.mark.parametrize("path", [None, 3, 1.5, [], b"net", X, "a\0b", "a" * 5000], ids=repr)
+def test_what_is_no_path_is_told(path: Any, tmp_path: Path) -> None:
+    """Would catch Python's TypeError, ValueError or OSError in place of the one error of files."""
+    snn = spiking()
+    for call in (
+        lambda: parspike.load(path),
+        lambda: snn.save(path),
+        lambda: parspike.export(snn, path),
+        lambda: parspike.read_spikes(path),
+        lambda: parspike.write_spikes(snn, X, path),
+        lambda: parspike.report(snn, [X], path),
+        lambda: parspike.language(path),
+        lambda: parspike.Tokenizer(path),
+        lambda: parspike.from_onnx(path),
+        lambda: parspike.Bench.read(path),
+        lambda: parspike.train.load_trained(path),
+    ):
+        with pytest.raises((errors.FileError, errors.OptionError, errors.MissingExtraError)):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("call", "parts"),
+    [
+        (lambda snn: parspike.convert(small(), X, T=4, inputs=cast(Any, 3)), ("inputs= must be a function", "int")),
+        (lambda snn: parspike.convert(small(), X, T=4, progress=cast(Any, "x")), ("progress= must be a function",)),
+        (lambda snn: parspike.convert(small(), X, T=4, seed=cast(Any, None)), ("seed= must be a whole number",)),
+        (lambda snn: parspike.convert(small(), X, T=4, seed=cast(Any, 1.5)), ("seed= must be a whole number", "1.5")),
+        (lambda snn: parspike.convert(small(), X, T=4, seed=2**64), ("seed= must be a whole number",)),
+        (lambda snn: parspike.plan(small(), X, neuron=cast(Any, "if")), ("neuron is 'if'", "parspike.IF()")),
+        (lambda snn: parspike.measure(snn, [X], progress=cast(Any, 3)), ("progress= must be a function",)),
+        (lambda snn: parspike.perplexity(snn, [X], inputs=cast(Any, 3)), ("inputs= must be a function",)),
+        (lambda snn: parspike.neurobench(snn, [X], progress=cast(Any, 3)), ("progress= must be a function",)),
+        (lambda snn: parspike.diagnose(snn, small(), [X], progress=cast(Any, 3)), ("progress= must be a function",)),
+        (lambda snn: parspike.sweep(small(), X.split(2), T=[1], each=cast(Any, 3)), ("each= must be a function",)),
+        (lambda snn: parspike.sweep(small(), X.split(2), T=[1], seed=cast(Any, "1")), ("seed= must be",)),
+        (lambda snn: parspike.tune(small(), X.split(2), codes=cast(Any, 3)), ("codes is 3",)),
+        (lambda snn: parspike.recipe_to_json(cast(Any, None)), ("expected a recipe", "None")),
+        (lambda snn: parspike.kind_from_text(cast(Any, None)), ("'None' is no neuron",)),
+        (lambda snn: parspike.QCFS(4, cast(Any, None)), ("v_threshold must be finite",)),
+        (lambda snn: parspike.speed(small(), X, T=cast(Any, 3)), ("T= must be a list",)),
+        (lambda snn: parspike.speed(small(), X, engines=cast(Any, None)), ("engines= must be a list",)),
+        (lambda snn: parspike.bench(cast(Any, None), {}, "x.jsonl"), ("bench takes what Bench.read",)),
+        (lambda snn: parspike.train.with_lif(small(), cast(Any, None)), ("T = None",)),
+        (lambda snn: parspike.train.make_network(cast(Any, None)), ("expected a TrainingRecipe",)),
+        (lambda snn: parspike.train.Devices(nodes=cast(Any, None)), ("--nodes None",)),
+        (lambda snn: parspike.train.Decoder(threads=0), ("threads is 0",)),
+        (lambda snn: parspike.train.with_qcfs(small(), v_threshold=cast(Any, None)), ("v_threshold = None",)),
+    ],
+)  # fmt: skip
+def test_options_of_another_type_are_told(call: Callable[[parspike.SNN], Any], parts: tuple[str, ...]) -> None:
+    """Would catch an error of Python's, which names a line of parspike instead of the option."""
+    says(lambda: call(spiking()), errors.OptionError, *parts)
+
+
+def test_what_is_no_network_is_told() -> None:
+    says(lambda: parspike.train.with_qcfs(cast(Any, None)), errors.InputError, "expected a torch.nn.Module, got None")
+    says(lambda: parspike.export(spiking(), "n.onnx", example=3), errors.InputError, "export: example")

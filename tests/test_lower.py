@@ -594,13 +594,58 @@ def test_weights_of_a_branch_keep_their_bits_where_a_sum_has_no_room(bits: int) 
         (lambda y, z: torch.maximum(y, torch.ones(4, 1).to(y)), "compares with a constant"),
         (lambda y, z: F.pad(y, (1, 1), value=0.5), "other than 0"),
         (lambda y, z: y.cumsum(2), "no form"),
-        (lambda y, z: torch.eye(4).to(y) @ y, "with the matrix last"),
+        (lambda y, z: torch.einsum("bcl,cl->bl", y, torch.ones(4, 6).to(y))[:, None] + y, "with the matrix last"),
     ],
 )
 def test_operations_without_a_form_in_whole_numbers_are_refused_by_name(made: Any, says: str) -> None:
     snn, x = between(made)
     with pytest.raises(UnsupportedError, match=says):
         integers(snn, x)
+
+
+PRODUCTS = {
+    "matrix @ x": lambda net, y: net.mix @ y,
+    "matrix of a batch @ x": lambda net, y: net.mix[None] @ y,
+    "einsum, the last": lambda net, y: torch.einsum("btc,cd->btd", y, net.last),
+    "einsum, the tensor first": lambda net, y: torch.einsum("dc,btd->btc", net.last.T, y).mT.mT,
+    "einsum, between": lambda net, y: torch.einsum("btc,ot->boc", y, net.mix),
+    "einsum, moved": lambda net, y: torch.einsum("btc,ot->cbo", y, net.mix).movedim(1, 0),
+    "einsum, two summed": lambda net, y: torch.einsum("bthc,hcd->btd", y.unflatten(-1, (2, 3)), net.heads),
+    "einsum, two made": lambda net, y: torch.einsum("b...c,chd->b...hd", y, net.apart).flatten(2),
+}
+
+
+class Mixed(nn.Module):
+    """A product with a tensor of the network between neurons, which is no linear layer as it is written."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.a, self.out, self.product = nn.Linear(6, 6), nn.LazyLinear(3), PRODUCTS[name]
+        shapes = {"mix": (7, 4), "last": (6, 6), "heads": (2, 3, 5), "apart": (6, 2, 4)}
+        for key, shape in shapes.items():
+            setattr(self, key, nn.Parameter(torch.randn(shape) / 2))
+        self(torch.rand(2, 4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.product(self, self.a(x).relu()).relu())
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_with_a_tensor_of_the_network_go_into_whole_numbers(name: str, tmp_path: Path) -> None:
+    """Would catch `matrix @ x` and einsum refused, or values at other places than the product puts them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Mixed(name).eval(), torch.rand(48, 4, 6)
+    snn = parspike.convert(model, x, T=6, recipe="max")
+    chip = integers(snn, x, weights=12, inputs=12, refit=False)
+    wanted = chip(x)
+    assert float((wanted - snn(x)).norm()) < 0.05 * float(snn(x).norm())  # some counts differ by one
+    for engine in ("parallel", "serial", "integer"):
+        assert torch.equal(chip.run(x, engine=engine).logits, wanted)
+    prove(chip, x[:4])
+    assert torch.equal(parspike.load(chip.save(tmp_path / "n.parspike"))(x), wanted)
+    fitted = integers(snn, x)
+    assert float((fitted(x) - snn(x)).norm()) < 0.05 * float(snn(x).norm())
 
 
 class KeptByEncoders(nn.Module):

@@ -395,6 +395,28 @@ def test_network_macs_are_those_of_torch_without_padding():
     assert report.network_macs == counter.get_total_flops() / 2 / len(x)
 
 
+def test_a_copy_for_the_output_costs_the_network_nothing():
+    """It would catch a softmax that the output shows and a layer reads counted twice in the network's own figures."""
+
+    class Net(nn.Module):
+        def __init__(self, shown: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.shown = nn.Linear(4, 6), nn.Linear(6, 3), shown
+
+        def forward(self, x):
+            shares = self.a(x).relu().softmax(1)
+            return (shares, self.b(shares)) if self.shown else self.b(shares)
+
+    x = torch.rand(8, 4)
+    copied, plain = (
+        parspike.measure(parspike.convert(Net(shown).eval(), x, T=4, recipe="max"), x) for shown in (True, False)
+    )
+    assert [row.layer for row in copied.rows if row.layer.endswith("@output")] == [
+        "relu@output", "softmax@output"
+    ]  # fmt: skip
+    assert copied.network_macs == plain.network_macs
+
+
 def test_kept_activations_are_analog_and_so_is_what_they_feed():
     model, x = made(next(iter(SHAPES)), batch=2)
     snn = parspike.convert(model, x, T=4, recipe="max", layers={"*": parspike.Keep()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal
 
 import parspike
+from parspike.errors import TraceError
 from parspike.graph import trace
 from parspike.graph.sizes import whole_number
 
@@ -42,7 +44,14 @@ class Distances(nn.Module):
         return -torch.cdist(x, self.points)
 
 
+def tokens_before(h: Tensor, width: int) -> Tensor:
+    return torch.cat([torch.ones(1, width).expand(len(h), -1), h], 1)
+
+
+TABLE = {"tokens": [functools.partial(tokens_before, width=2)]}
+
 SIZES = {
+    "len in a table of functions": lambda h: TABLE["tokens"][0](h),
     "len": lambda h: torch.cat([torch.ones(1, 2).expand(len(h), -1), h], 1),
     "in a comprehension": lambda h: h + torch.zeros([int(n) for n in h.shape]),
     "of windows, in a helper": lambda h: windows_joined(h.view(-1, 2, 4), 2, 4),
@@ -77,6 +86,32 @@ class Translator(nn.Module):
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
         return self.out(self.transformer(self.words(source), self.words(target), tgt_mask=mask))
+
+
+class Held(nn.Module):
+    """Calls `len` in a function that it holds in a list, and in a property."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.before = nn.Linear(8, 4), [lambda h: tokens_before(h, 2)]
+
+    @property
+    def rows(self) -> int:
+        return len(self.x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x
+        return self.before[0](F.relu(self.one(x))) + torch.ones(1, 6).expand(self.rows, -1)
+
+
+def test_functions_in_containers_and_properties_follow_the_batch():
+    """Catches a batch size frozen at the example's, which is refused."""
+    model = Held().eval()
+    graph = trace(model, (torch.rand(4, 8),))
+    for batch in (1, 7):
+        x = torch.rand(batch, 8)
+        torch.testing.assert_close(graph.run(x), model(x))
 
 
 def test_a_transformer_does_not_ask_whether_its_mask_is_causal():
@@ -125,12 +160,33 @@ def test_int_rounds_as_python_does():
     n = Symbol("n", integer=True, positive=True)
     for divisor, factor in ((4.0, 1), (2.5, 3), (8.0, 0.75)):
         exact = FloatTrueDiv(ToFloat(n) * Float(factor), Float(divisor))
-        whole, up = whole_number(exact), whole_number(exact, up=True)
+        whole, up = whole_number(exact), whole_number(exact, "up")
         for k in range(1, 40):
             assert int(whole.subs(n, Integer(k))) == int(k * factor / divisor)
             assert int(up.subs(n, Integer(k))) == math.ceil(k * factor / divisor)
     assert whole_number(ToFloat(n) * Float(0.1)) is None
     assert whole_number(ToFloat(n) * Float(-1.0)) is None
+    below = FloatTrueDiv(ToFloat(n - 20), Float(8.0))
+    assert whole_number(below) is None
+    for k in range(1, 40):
+        assert int(whole_number(below, "down").subs(n, Integer(k))) == math.floor((k - 20) / 8)
+        assert int(whole_number(below, "up").subs(n, Integer(k))) == math.ceil((k - 20) / 8)
+
+
+def test_what_is_rounded_twice_is_not_followed():
+    """Catches int(n / 7 * 7) taken for n: of 61 Python makes 60."""
+    from sympy import Float, Symbol
+    from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
+
+    n = Symbol("n", integer=True, positive=True)
+    assert int(61 / 7 * 7) == 60
+    assert whole_number(IntTrueDiv(n, 7) * Float(7.0)) is None
+    assert whole_number(FloatTrueDiv(FloatTrueDiv(ToFloat(n), Float(7.0)), Float(3.0))) is None
+    assert whole_number(FloatTrueDiv(Float(1.0), IntTrueDiv(n, 7))) is None
+    assert whole_number(FloatTrueDiv(ToFloat(n), Float(7.0)) * Float(4.0)) == whole_number(IntTrueDiv(4 * n, 7))
+    model = Net(lambda h: h[:, : int(h.shape[0] / 7 * 7)].mean(1, keepdim=True) * torch.ones(h.shape)).eval()
+    with pytest.raises(TraceError):
+        trace(model, (torch.rand(4, 8),))
 
 
 def test_distances_take_any_number_of_rows():

@@ -612,6 +612,17 @@ def test_few_images_do_not_limit_the_accuracy_at_many_steps():
     assert error(64) < 0.5 * error(16)
 
 
+def test_a_refit_on_few_images_is_warned_of():
+    """Would catch silence: re-fitted on two images, a network of linear layers lost nine of ten answers."""
+    model, x = data(Residual, 16)
+    with pytest.warns(parspike.errors.ParspikeWarning, match=r"2 calibration images are too few .* refit=False"):
+        parspike.convert(model, x[:2], T=4, recipe="closed-form")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*too few")
+        parspike.convert(model, x[:2], T=4, recipe=parspike.ClosedForm(refit=False))
+        parspike.convert(model, x, T=4, recipe="closed-form")
+
+
 @pytest.mark.parametrize("code", ["sorted", "weighted", "onset"])
 def test_layers_with_fewer_steps_run_in_every_engine(code, tmp_path):
     model, x = made(Residual, batch=8)

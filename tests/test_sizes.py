@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -362,6 +363,9 @@ class Places(nn.Module):
 POOLED = {
     "average": lambda y, n: F.avg_pool2d(y.relu(), y.size()[2:]),
     "maximum": lambda y, n: F.max_pool2d(y.relu(), kernel_size=(y.shape[2], n), stride=(y.shape[2], n)),
+    "norm": lambda y, n: F.lp_pool2d(y.relu() + 0.1, 2, y.size()[2:]),
+    "norm of a side": lambda y, n: F.lp_pool2d(y.relu() + 0.1, 3, (y.shape[2], n)),
+    "largest magnitude": lambda y, n: F.lp_pool2d(y, math.inf, y.size()[2:]),
     "one dimension": lambda y, n: F.max_pool1d(y.relu().flatten(2), y.shape[2] * n)[..., None],
 }
 
@@ -421,6 +425,60 @@ def test_a_pool_of_one_side_is_no_pool_over_all_places() -> None:
     x = torch.randn(3, 3, 16, 8)
     assert graph.run(x).shape[-2:] == (2, 1)
     torch.testing.assert_close(graph.run(x), model(x).detach())
+
+
+def test_a_pool_of_the_height_leaves_the_side_of_squares_free() -> None:
+    """Would catch `F.avg_pool2d(x, x.shape[2])` fixing the size, and images that are no squares averaged as a whole."""
+    torch.manual_seed(0)
+    model = Places(lambda y, n: F.avg_pool2d(y.relu(), n)).eval()
+    graph = parspike.plan(model, torch.randn(4, 3, 16, 16)).graph
+    for side in (16, 22):
+        x = torch.randn(3, 3, side, side)
+        graph.check({"x": x}, "run")
+        torch.testing.assert_close(graph.run(x), model(x).detach())
+    with pytest.raises(InputError, match=r"\(3, 3, 32, 16\), this network takes \(B, 3, x.2, "):
+        graph.check({"x": torch.randn(3, 3, 32, 16)}, "run")
+
+
+def test_a_size_is_fixed_by_the_equation_and_not_by_a_least_size() -> None:
+    """Would catch the convolution named, whose window only asks that images be large enough."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu()
+            return F.lp_pool2d(y, 2, (y.shape[2], y.shape[3] // 2))
+
+    model = Whole().eval()
+    (why,) = (text for text in parspike.plan(model, torch.randn(4, 3, 16, 16)).graph.fixed if "x.2" in text)
+    assert "layer 'a'" not in why
+
+
+class Padded(nn.Module):
+    """Audio that is padded to a length that strided layers lead back to, as Demucs does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.down, self.up = nn.Conv1d(1, 4, 8, stride=4), nn.ConvTranspose1d(4, 1, 8, stride=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = max(math.ceil((x.shape[-1] - 8) / 4) + 1, 1)
+        padded = F.pad(x, (0, (frames - 1) * 4 + 8 - x.shape[-1]))
+        return self.up(F.relu(self.down(padded)))[..., : x.shape[-1]]
+
+
+def test_the_ceiling_of_what_may_be_below_zero_leaves_sizes_free() -> None:
+    """Would catch the length fixed, and a wrong one for audio shorter than a window."""
+    model = Padded().eval()
+    graph = parspike.plan(model, torch.randn(4, 1, 50)).graph
+    assert "free: x.2" in graph.taken
+    for length in (3, 8, 9, 49, 53):
+        x = torch.randn(2, 1, length)
+        torch.testing.assert_close(graph.run(x), model(x).detach())
 
 
 BOUNDED = {

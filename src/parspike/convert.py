@@ -20,7 +20,16 @@ from parspike.calibrate.batches import SEEN, arguments_of, readable_again, signa
 from parspike.calibrate.recipe import Progress
 from parspike.calibrate.student import ByCount, Input, OverTime
 from parspike.engines import memory_of
-from parspike.errors import CalibrationError, InputError, OptionError, ParspikeWarning, TraceError, meant
+from parspike.errors import (
+    CalibrationError,
+    InputError,
+    OptionError,
+    ParspikeWarning,
+    TraceError,
+    check_function,
+    check_seed,
+    meant,
+)
 from parspike.graph import Curve, Graph, Schedule, Stream, device_of, walk, with_doubles
 from parspike.graph.opened import LABELS, opened
 from parspike.graph.ops import ENCODE
@@ -81,6 +90,8 @@ def convert(
     chosen = Auto() if recipe is None else recipe if isinstance(recipe, Recipe) else recipe_from_json(recipe)
     kind = _kind(neuron, code, model, chosen)
     kind.check(T)
+    check_seed(seed)
+    check_function(progress, "progress")
     if input not in get_args(Input):
         raise OptionError(f"input must be one of {', '.join(get_args(Input))}, got {input!r}")
     if input != "current" and not isinstance(kind, Serial):
@@ -98,6 +109,7 @@ def convert(
         raise OptionError(f"{given} belongs to the plan: give it to parspike.plan")
     together = Together(group)
     less = "give batches of fewer samples (batch_size= of the loader, --batch-size), or fewer samples"
+    less += ", or fewer time-steps (T=, -T)" if isinstance(kind, Serial) else ""
     with together.one_fate(), torch.random.fork_rng(), torch.no_grad(), memory_of("convert", less):
         source = None if calibration is None else readable_again(calibration)
         if together.size > 1 and isinstance(getattr(source, "sampler", None), DistributedSampler):

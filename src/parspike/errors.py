@@ -18,7 +18,11 @@ Each message names the place and says what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import errno
+import operator
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 __all__ = [
     "CalibrationError",
@@ -94,3 +98,46 @@ def meant(name: object, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(str(name), list(known))
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+
+
+def path_of(value: object) -> Path:
+    """A file's name as a path. Raises `FileError` for what is none."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise FileError(f"a path must be text or a pathlib.Path, got {_kind(value)}")
+    try:
+        os.lstat(value)
+    except ValueError:  # a NUL character
+        raise FileError(f"no file can have the name {str(value)[:80]!r}") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise FileError(f"no file can have so long a name: {str(value)[:80]!r} …") from None
+    return Path(value)
+
+
+def check_list(value: object, name: str, kind: type, example: str) -> None:
+    """Raise `OptionError` unless an argument is several of a kind, and no text. example: one, for the message."""
+    text = isinstance(value, (str, bytes, bytearray))
+    if text or not isinstance(value, Collection) or not all(isinstance(item, kind) for item in value):
+        raise OptionError(f"{name}= must be a list, such as {example}, got {str(value)[:80]}")
+
+
+def check_function(value: object, name: str) -> None:
+    """Raise `OptionError` unless an argument is a function, or None."""
+    if value is not None and not callable(value):
+        raise OptionError(f"{name}= must be a function, got {_kind(value)}")
+
+
+def check_seed(value: object) -> None:
+    """Raise `OptionError` unless an argument can be a seed of torch."""
+    try:
+        number = operator.index(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None or not -(2**63) <= number < 2**64:
+        said = value if isinstance(value, (int, float, str)) else _kind(value)
+        raise OptionError(f"seed= must be a whole number from −2^63 to 2^64 − 1, got {str(said)[:80]}")
+
+
+def _kind(value: object) -> str:
+    """What was given in place of something else, for a message."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"

@@ -38,7 +38,7 @@ from parspike.graph.order import compared, unnested
 from parspike.graph.quiet import outputs
 from parspike.graph.refusals import remedy
 from parspike.graph.roles import guards, reached_by, readouts, with_copies, with_weights_of_samples
-from parspike.neurons import Kind, Parallel, Serial
+from parspike.neurons import Kind, Parallel, Serial, check_kind
 from parspike.notebook import html_table
 
 __all__ = [
@@ -243,6 +243,8 @@ def plan(
         raise OptionError(
             f"analog='{analog}' makes neurons of what encoders leave analog, and there are none: give encode='all' too"
         )
+    if neuron is not None:
+        check_kind(neuron)
     if encode != "none" and isinstance(neuron, Serial):
         raise OptionError(
             f"encode='{encode}' needs parallel neurons, which know the mean of their input before they fire: leave "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from parspike.errors import MissingExtraError, OptionError, meant
+from parspike.errors import MissingExtraError, OptionError, meant, path_of
 from parspike.whole import check_free, write_whole
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def save(path: str | Path, content: Callable[[str], bytes | str], *, force: bool
     An existing file is replaced only with force=True. example: a file's name, for the message about a folder. Raises
     `OptionError` on another ending, `FileError` where the file cannot be written.
     """
-    path = Path(path)
+    path = path_of(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise OptionError(f"'{path}' ends in '{path.suffix}'{meant(suffix, SUFFIXES)}: take {', '.join(SUFFIXES)}")

@@ -15,7 +15,7 @@ from parspike.calibrate import Recipe, recipe_from_json
 from parspike.calibrate.batches import inputs_of, labels_of, number_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.convert import convert, plan_of
-from parspike.errors import CalibrationError, OptionError, ParspikeWarning
+from parspike.errors import CalibrationError, OptionError, ParspikeWarning, check_seed
 from parspike.measure import Report, Scores, measured
 from parspike.neurons import Code, Kind, Parallel, Serial, check_kind
 from parspike.plan import Plan
@@ -66,7 +66,7 @@ def kinds_of(
         of_plan = made.neuron if isinstance(made, Plan) and isinstance(made.neuron, Serial) else None
         asked = neuron if neuron is not None else of_plan
         return [asked] if asked is not None else [Parallel("sorted"), Parallel("weighted")]
-    if isinstance(codes, str) or not codes:
+    if isinstance(codes, str) or not isinstance(codes, Iterable) or not codes:
         raise OptionError(f"codes is {codes!r}: give the codes to try, at least one, such as ('sorted', 'weighted')")
     kinds: list[Kind] = [Parallel(code) for code in codes]
     if twice := next((kind.text for kind in kinds if kinds.count(kind) > 1), None):
@@ -82,6 +82,7 @@ def made_by(recipe: Recipe | str | Mapping[str, Any]) -> Kind | None:
 def divided(calibration: Any, seed: int) -> tuple[list[Any], list[Any]]:
     """The calibration batches to fit on, and every fourth of them, held out. seed: for loaders that shuffle. One tensor
     and a `Dataset` are cut into four batches at least. Raises `CalibrationError` for fewer than four."""
+    check_seed(seed)
     whole = number_of(calibration) if isinstance(calibration, (Tensor, Dataset)) else 0
     with torch.random.fork_rng():
         torch.manual_seed(seed)

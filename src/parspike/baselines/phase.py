@@ -47,7 +47,7 @@ MOST = 1 << 13
 @dataclass(frozen=True)
 class Phase(Baseline):
     """Scale and base of least squared error. granularity: of each "layer" or "channel". base: None to fit it. rounds:
-    turns of the fit of scale and base."""
+    turns of the fit of scale and base, at most; it ends where a turn changes nothing."""
 
     name: ClassVar[str] = "phase"
     cite: ClassVar[str] = "after Kim et al., Neurocomputing 2018"
@@ -102,12 +102,15 @@ class Phase(Baseline):
         for scale_first in (True, False):  # each way finds its own nearest best
             now = start
             for turn in range(2 * self.rounds):
+                before = now[2]
                 if (turn % 2 == 0) == scale_first:
                     for share in SCALES:
                         now = _better(a, T, torch.minimum(largest * share, most), now[1], now)
                 else:
                     for one in BASES if self.base is None else ():
                         now = _better(a, T, now[0], torch.full_like(largest, one), now)
+                if turn and torch.equal(now[2], before):
+                    break  # every later turn begins where this one did
             less = now[2] < best[2]
             best = tuple(torch.where(less, new, old) for new, old in zip(now, best, strict=True))
         top, base, _ = best

@@ -30,7 +30,7 @@ from typing import Any
 import parspike.baselines  # noqa: F401 (their names become known)
 from parspike.baselines import Baseline
 from parspike.calibrate import RECIPES, Recipe, recipe_from_json, recipe_to_json
-from parspike.errors import FileError, InputError, OptionError, ParspikeError, meant
+from parspike.errors import FileError, InputError, OptionError, ParspikeError, check_list, meant, path_of
 from parspike.foreign import digest_of
 from parspike.neurons import CODES, MAX_T, Kind, Parallel, kind_from_text
 
@@ -172,6 +172,8 @@ class Bench:
     folder: Path = field(default=Path(), compare=False)
 
     def __post_init__(self) -> None:
+        for name, kind, example in (("T", int, "(2, 4)"), ("seeds", int, "(0,)"), ("methods", str, "('all',)")):
+            check_list(getattr(self, name), name, kind, example)
         networks = [(("networks", name), table) for name, table in self.networks.items()]
         methods = [(("method", name), table) for name, table in self.method.items()]
         for place, table in [((), self), *networks, *methods]:
@@ -206,7 +208,7 @@ class Bench:
     def read(cls, path: str | Path) -> Bench:
         """A bench from a .toml file, or by the name of one in this package. Raises `FileError` where it cannot be read,
         `OptionError` with line and remedy for what it cannot hold."""
-        path = Path(path)
+        path = path_of(path)
         if path.suffix != ".toml":
             if str(path) not in bench_names():
                 known = bench_names()
@@ -225,7 +227,11 @@ class Bench:
     @classmethod
     def from_toml(cls, text: str, path: str | Path = "bench.toml") -> Bench:
         """A bench from the text of a file. path: named in messages; paths in the text count from its folder."""
-        path = Path(path)
+        path = path_of(path)
+        if not isinstance(text, str):
+            raise OptionError(
+                f"from_toml takes the text of a file, got a {type(text).__name__}: Bench.read takes its path"
+            )
         try:
             values = tomllib.loads(text)
         except (ValueError, RecursionError) as error:  # also numbers of 5,000 digits, and lists 1,000 deep

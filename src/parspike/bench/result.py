@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from parspike.baselines import Baseline
 from parspike.bench.file import Bench, Cell, Method, Published
 from parspike.bench.lines import Lines, Reference
-from parspike.errors import FileError, OptionError, meant
+from parspike.errors import FileError, OptionError, meant, path_of
 from parspike.measure import joule, short
 from parspike.neurons import CODES
 from parspike.notebook import html_table
@@ -142,7 +142,7 @@ class Benched:
     @classmethod
     def read(cls, bench: Bench, results: str | Path) -> Benched:
         """What a file holds of a bench, nothing is run. Raises `FileError` for a file of another kind or bench."""
-        return cls(bench, Lines.read(Path(results), bench.name))
+        return cls(bench, Lines.read(path_of(results), bench.name))
 
     # ------------------------------------------------------------------------------------------------------- rows
 
@@ -430,7 +430,7 @@ class Benched:
         """Put tables into a page of Markdown, between `<!-- bench NAME TABLE -->` and `<!-- end -->`; of one network
         where the mark ends in its name. Raises `FileError` where the page has no such mark of this bench, or a mark has
         no end, and `OptionError` for a table or network that there is not."""
-        page = Path(page)
+        page = path_of(page)
         try:
             text = page.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:

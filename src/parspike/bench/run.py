@@ -24,7 +24,16 @@ from parspike.bench.lines import Lines, Reference, ResultFile
 from parspike.bench.result import Benched
 from parspike.calibrate import DAQCFS, ClosedForm, Recipe
 from parspike.calibrate.batches import readable_again
-from parspike.errors import CalibrationError, InputError, OptionError, ParspikeError, ParspikeWarning, meant
+from parspike.errors import (
+    CalibrationError,
+    InputError,
+    OptionError,
+    ParspikeError,
+    ParspikeWarning,
+    check_list,
+    meant,
+    path_of,
+)
 from parspike.graph import Quantised
 from parspike.graph.forget import release
 from parspike.graph.opened import taking
@@ -91,11 +100,16 @@ def bench(
     Raises `FileError` where another bench is writing the file, or where it holds figures of another bench or other
     data; `OptionError` for names that the bench does not have.
     """
+    if not isinstance(bench, Bench):
+        raise OptionError(f"bench takes what Bench.read(path) returned, got {str(bench)[:80]}")
+    if not isinstance(networks, Mapping) or not all(isinstance(n, BenchNetwork) for n in networks.values()):
+        raise OptionError(f"networks= must be a dict of BenchNetwork by name, got {str(networks)[:80]}")
+    check_list(only, "only", str, "['T=4']")
     if bench.networks and (odd := [name for name in networks if name not in bench.networks]):
         raise OptionError(f"the bench has no network '{odd[0]}'{meant(odd[0], bench.networks)}")
     cells = bench.chosen(only, networks)
     together = Together(group)
-    with ResultFile(Path(results), bench.name, together) as file, torch.random.fork_rng():
+    with ResultFile(path_of(results), bench.name, together) as file, torch.random.fork_rng():
         with together.one_fate():
             if together.rank == 0:
                 for name in dict.fromkeys(cell.network for cell in cells):

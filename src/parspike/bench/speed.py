@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from parspike.bench.run import Memory
 from parspike.calibrate import Thresholds
 from parspike.convert import convert
-from parspike.errors import InputError, OptionError, UnsupportedError
+from parspike.errors import InputError, OptionError, UnsupportedError, check_list
 from parspike.graph import on_device_of
 from parspike.graph.encode import Encode
 from parspike.graph.ir import expected_tensor
@@ -179,6 +179,8 @@ def speed(
     Raises `OptionError` on an unknown engine or precision, a T or a number of rounds below 1, `InputError` where x is
     no tensor, and what `convert` raises.
     """
+    check_list(engines, "engines", str, "('count', 'parallel')")
+    check_list(T, "T", int, "(4, 32)")
     for engine in engines:
         if engine not in ENGINES:
             raise OptionError(f"engine '{engine}' is unknown: choose one of {', '.join(ENGINES)}")

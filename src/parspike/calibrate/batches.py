@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from parspike.engines.base import Network
-from parspike.errors import CalibrationError, InputError, ParspikeWarning
+from parspike.errors import CalibrationError, InputError, ParspikeWarning, check_function
 from parspike.graph import Graph, on_device_of
 from parspike.graph.opened import LABELS
 from parspike.together import Together
@@ -129,6 +129,7 @@ def arguments_of(
 
 def _chosen(item: Any, place: str, inputs: Callable[[Any], Any] | None, signature: tuple[int, tuple[str, ...]]) -> Any:
     positional, names = signature
+    check_function(inputs, "inputs")
     if inputs is not None:
         return inputs(item)
     item = _opened(item)

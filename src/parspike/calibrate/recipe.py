@@ -122,6 +122,8 @@ def check_switch(value: object, name: str) -> None:
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     """A recipe as JSON-able data: its name and its options."""
+    if not isinstance(recipe, Recipe):
+        raise OptionError(f"expected a recipe, such as parspike.ClosedForm(), got {recipe!r}"[:200])
     return {"name": recipe.name, **asdict(recipe)}
 
 

@@ -41,6 +41,9 @@ __all__ = ["app", "main"]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Of a disk that is full, a quota that is used up, and a file that may not be larger."""
 
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C, and shells of a program that it ended."""
+
 
 class OneClearError(TyperGroup):
     """Turns every exception into one message and exit code 1; Ctrl-C into exit code 130."""
@@ -57,7 +60,10 @@ class OneClearError(TyperGroup):
     def _run(self, args: list[str], *more: Any, **named: Any) -> int:
         as_json = "--json" in args
         try:
-            return super().main(args, *more, standalone_mode=False, **named) or 0
+            code = super().main(args, *more, standalone_mode=False, **named) or 0
+            if code == INTERRUPTED:
+                console.fail(as_json, "KeyboardInterrupt", "interrupted")
+            return code
         except ParspikeError as error:
             console.fail(as_json, type(error).__name__, str(error), error.details)
         except typer.TyperException as error:
@@ -80,13 +86,8 @@ class OneClearError(TyperGroup):
         return 1
 
     def invoke(self, ctx: Any) -> Any:
-        as_json = "--json" in ctx.args
-        try:
-            with processes.one_fate(), console.warnings_shown():
-                return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            console.fail(as_json, "KeyboardInterrupt", "interrupted")
-            raise typer.Exit(130) from error
+        with processes.one_fate(), console.warnings_shown():
+            return super().invoke(ctx)
 
 
 def usage(error: typer.TyperException) -> tuple[str, str]:

@@ -49,7 +49,7 @@ def check(
         rows[name or data] = f"{split['images']} images" + (
             f", {len(counts)} classes{_numbers(split['classes'])} with {_between(min(counts), max(counts))} images each"
             if counts
-            else ", no labels"
+            else ", no class for each image"
         )
         rows[f"{name} sizes".strip()] = ", ".join(f"{size} ({n})" for size, n in split["sizes"].items())
         rows[f"{name} broken".strip()] = ", ".join(split["broken"]) or None
@@ -84,8 +84,10 @@ def _splits(data: str, size: int | None, crop: int | None) -> dict[str, Images]:
 def _look(images: Images, progress: Any) -> dict[str, Any]:
     """Every image read once, one at a time."""
     from parspike.broken import BROKEN, reason
+    from parspike.cli.sources import classes_of
 
-    source, sizes, classes, broken, wrong = images.source, Counter(), Counter(), [], []
+    source, labels = images.source, classes_of(images.source)
+    sizes, classes, broken, wrong = Counter(), Counter(), [], []
     for index, name in enumerate(source.names):
         try:
             x = source.read(index, images.preprocess)
@@ -97,8 +99,8 @@ def _look(images: Images, progress: Any) -> dict[str, Any]:
         sizes["×".join(map(str, x.shape))] += 1
         if not bool(x.isfinite().all()):
             wrong.append(name)
-        if source.labels is not None:
-            classes[str(source.labels[index])] += 1
+        if index < len(labels):
+            classes[str(labels[index])] += 1
         progress("", index + 1, len(source.names))
     ordered = sorted(classes.items(), key=lambda item: int(item[0]))
     return {
@@ -127,7 +129,7 @@ def _problems(name: str, split: dict[str, Any], skip_broken: bool) -> list[str]:
     if len(split["sizes"]) > 1:
         problems.append(f"{where}images of {len(split['sizes'])} sizes; give size and crop")
     if not split["classes"]:
-        problems.append(f"{where}no labels; put the images into one folder a class")
+        problems.append(f"{where}no class for each image; put the images into one folder a class")
     elif (least := int(next(iter(split["classes"])))) < 0:
         problems.append(f"{where}a class {least}; classes are numbered 0, 1, 2, …")
     elif len(split["classes"]) == 1:

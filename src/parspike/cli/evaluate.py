@@ -153,6 +153,8 @@ def evaluate(
     if together.rank:
         return
     warn_of_few(images, data, score.outputs.classes)
+    if images.maps and score.outputs.accuracy is None:
+        console.warn(f"the maps of labels in {data} are no classes of this network's answers: there is no accuracy")
     report = bench = None
     if operations or table is not None:
         with console.progress("counting operations") as progress:

@@ -23,7 +23,7 @@ import numpy as np
 from parspike.broken import BROKEN, decoded
 from parspike.cli import console
 from parspike.cli.preprocess import Preprocessing, noted_largest
-from parspike.cli.sources import Inputs, NamedSource, Source, TextSource, check_data, open_source
+from parspike.cli.sources import Inputs, NamedSource, Source, TextSource, check_data, classes_of, open_source
 from parspike.errors import InputError, OptionError, TraceError
 
 if TYPE_CHECKING:
@@ -105,6 +105,11 @@ class Images:
     def labelled(self) -> bool:
         """Whether the source knows the class of each image."""
         return self.source.labels is not None
+
+    @property
+    def maps(self) -> bool:
+        """Whether the source knows a map of classes of each item, as one for each pixel."""
+        return isinstance(self.source.labels, np.ndarray)
 
     @property
     def names(self) -> list[str]:
@@ -205,7 +210,7 @@ class Images:
     def _read(self, order: Sequence[int]) -> Iterator[Any]:
         labels = self.source.labels
         xs: list[Any] = []
-        ys: list[int] = []
+        ys: list[Any] = []
         for index in order:
             name = self.source.names[index]
             read = partial(self.source.read, index, self.preprocess)
@@ -223,17 +228,17 @@ class Images:
                 )
             xs.append(x)
             if labels is not None:
-                ys.append(int(labels[index]))
+                ys.append(labels[index] if isinstance(labels, np.ndarray) else int(labels[index]))
             if len(xs) == self.batch_size:
                 yield self._batch(xs, ys)
                 xs, ys = [], []
         if xs:
             yield self._batch(xs, ys)
 
-    def _batch(self, xs: list[Any], ys: list[int]) -> Any:
+    def _batch(self, xs: list[Any], ys: list[Any]) -> Any:
         import torch
 
-        y = None if self.source.labels is None else torch.tensor(ys, device=self.device)
+        y = None if self.source.labels is None else torch.from_numpy(np.array(ys)).to(self.device)
         if not self.several:
             return torch.stack(xs, 1 if self.frames else 0).to(self.device), y
         x = {name: torch.stack([one[name] for one in xs], int(name in self.frames)).to(self.device) for name in xs[0]}
@@ -418,7 +423,7 @@ def unlike_folders(train: Images, other: Images) -> str:
 def class_folders(images: Images) -> dict[str, int]:
     """The label of each class folder; empty where folders don't tell."""
     labels: dict[str, int] = {}
-    for name, label in zip(images.source.names, images.source.labels or (), strict=False):
+    for name, label in zip(images.source.names, classes_of(images.source), strict=False):
         folder = PurePosixPath(name).parent.name
         if not folder or labels.setdefault(folder, label) != label:
             return {}

@@ -213,8 +213,10 @@ def _names(file: str) -> list[str]:
 
 def _folders(images: Images) -> Mapping[int, str]:
     """Names of classes by the folders of the images, where these are words."""
+    from parspike.cli.sources import classes_of
+
     found: dict[int, str] = {}
-    for name, label in zip(images.source.names, images.source.labels or (), strict=False):
+    for name, label in zip(images.source.names, classes_of(images.source), strict=False):
         folder = PurePosixPath(name).parent.name
         if not folder or folder.isdigit() or found.setdefault(int(label), folder) != folder:
             return {}

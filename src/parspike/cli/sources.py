@@ -37,6 +37,7 @@ __all__ = [
     "Source",
     "TextSource",
     "check_data",
+    "classes_of",
     "open_source",
 ]
 
@@ -52,12 +53,19 @@ PAIRS = (("images", "labels"), ("x", "y"), ("frames", "labels"))
 NPZ = "images and labels, x and y, or train_images, train_labels, test_images, test_labels; frames in place of images"
 """The keys of an .npz; labels may be missing. frames: recordings, (N, T, …)."""
 
+Labels = Sequence[int] | np.ndarray
+"""The class of each item; or an array of whole numbers (N, …), a class for each answer of an item, as of each pixel."""
+
 
 class Source(Protocol):
     """Where images come from."""
 
     names: Sequence[str]  # one an item, for messages
-    labels: Sequence[int] | None
+
+    @property
+    def labels(self) -> Labels | None:
+        """Classes, None where there are none."""
+        ...
 
     def read(self, index: int, preprocess: Preprocessing) -> Any:
         """One item as the network takes it, a tensor, or tensors by the names of its inputs; BROKEN if the file is
@@ -89,7 +97,7 @@ class ArraySource:
     frames: see `Inputs`, where the rows are recordings (T, …)."""
 
     images: Sequence[np.ndarray] | np.ndarray
-    labels: Sequence[int] | None
+    labels: Labels | None
     names: Sequence[str]
     frames: str = ""
 
@@ -130,7 +138,7 @@ class NamedSource:
     are, and other numbers taken as they are. frames: those of the names whose rows are recordings (T, …)."""
 
     arrays: dict[str, np.ndarray]
-    labels: Sequence[int] | None
+    labels: Labels | None
     names: Sequence[str]
     frames: Collection[str] = ()
 
@@ -158,7 +166,7 @@ class FileSource:
 
     root: Path
     names: Sequence[str]
-    labels: Sequence[int] | None
+    labels: Labels | None
     archive: zipfile.ZipFile | None = None
     ordered: int = 0
     sums: np.ndarray = field(init=False, repr=False)
@@ -512,7 +520,12 @@ def _check_frames(where: str, frames: np.ndarray, inputs: Inputs, rank: int | No
     return frames
 
 
-def _check_labels(where: str, labels: np.ndarray | None, n: int) -> list[int] | None:
+def classes_of(source: Source) -> Sequence[int]:
+    """The class of each item; empty where there are none, or a map of classes for each."""
+    return source.labels if source.labels is not None and not isinstance(source.labels, np.ndarray) else ()
+
+
+def _check_labels(where: str, labels: np.ndarray | None, n: int) -> Labels | None:
     if labels is None:
         return None
     if np.issubdtype(labels.dtype, np.floating) and labels.shape[:1] == (n,):
@@ -522,13 +535,15 @@ def _check_labels(where: str, labels: np.ndarray | None, n: int) -> list[int] | 
             stacklevel=2,
         )
         return None
-    if labels.shape != (n,):
-        raise InputError(f"{where} has shape {labels.shape} for {n} images; expected one label each")
+    if labels.shape[:1] != (n,):
+        raise InputError(
+            f"{where} has shape {labels.shape} for {n} images; expected one label each, or a map of labels for each"
+        )
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"{where} is {labels.dtype}; expected whole numbers, the class of each image")
     if (largest := int(labels.max())) > np.iinfo(np.int64).max:
         raise InputError(f"{where} holds {largest}, which is no class: classes are numbered 0, 1, 2, …")
-    return labels.tolist()
+    return labels.tolist() if labels.ndim == 1 else labels.astype(np.int64)
 
 
 def _choose(where: str, splits: set[str], split: str | None, prefer: str | None) -> str | None:

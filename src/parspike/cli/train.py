@@ -191,7 +191,8 @@ def _on_demand(images: Images, crop: int) -> OnDemand:
     from parspike.train import Decoder, OnDemand
 
     preprocess = Preprocessing() if crop else images.preprocess
-    return OnDemand(images.source, preprocess, Decoder(crop, images.skip_broken))
+    source: Any = images.source  # `_open` refuses maps of labels
+    return OnDemand(source, preprocess, Decoder(crop, images.skip_broken))
 
 
 def _stream(data: str, recipe: TrainingRecipe, skip_broken: bool) -> HubStream:
@@ -237,6 +238,7 @@ def _network(recipe: TrainingRecipe, weights: str | None, training: Examples | H
 
 
 def _arrays(images: Images, data: str, split: str, cache: Path, progress: Any) -> Examples:
+    from parspike.cli.sources import classes_of
     from parspike.train import decode
 
     path = Path(data)
@@ -247,7 +249,7 @@ def _arrays(images: Images, data: str, split: str, cache: Path, progress: Any) -
         files = [path / name for name in source.names] if path.is_dir() else [path]
         about = [[file.stat().st_mtime_ns, file.stat().st_size] for file in files]
         key = json_format.dumps([
-            str(path.resolve()), list(source.names), about, list(source.labels or ()), images.preprocess.to_json(),
+            str(path.resolve()), list(source.names), about, list(classes_of(source)), images.preprocess.to_json(),
             images.skip_broken,
         ])  # fmt: skip
         where = cache / f"{path.stem}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
@@ -264,4 +266,7 @@ def _open(data: str, split: str, recipe: TrainingRecipe, skip_broken: bool) -> I
     preprocess = Preprocessing(size=recipe.data.size, crop=recipe.data.crop)
     if data.startswith("hf:"):
         return Images(Hub(data.removeprefix("hf:"), split), preprocess, batch_size=256, skip_broken=skip_broken)
-    return open_images(data, preprocess, prefer=split, batch_size=256, skip_broken=skip_broken)
+    images = open_images(data, preprocess, prefer=split, batch_size=256, skip_broken=skip_broken)
+    if images.maps:
+        raise InputError(f"{data} has maps of labels, and parspike trains on one class for each image")
+    return images

@@ -14,7 +14,7 @@ from parspike.calibrate.recipe import Progress
 from parspike.diagnose.examine import Examination, outcome
 from parspike.diagnose.remedies import Item, remedies
 from parspike.diagnose.result import EXACT, STANDS_OUT, Diagnosis, LayerFault
-from parspike.errors import InputError
+from parspike.errors import InputError, check_function
 from parspike.graph import Graph, with_doubles
 from parspike.graph.encode import input_encoders
 from parspike.measure import same_operators
@@ -49,6 +49,7 @@ def diagnose(
     Raises `InputError` for inputs that do not fit and for a network that this one was not made of.
     """
     check_converted(snn, "diagnose")
+    check_function(progress, "progress")
     snn = with_doubles(snn)
     source = readable_again(images, name="images")
     first = next(iter(source), None)

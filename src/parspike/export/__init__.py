@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parspike.errors import InputError, OptionError, UnsupportedError, meant
+from parspike.errors import InputError, OptionError, UnsupportedError, meant, path_of
 from parspike.export.result import Compared, Drift, Exported, Theirs, compare, in_pieces, tally, unlike
 from parspike.graph import Graph, Size, on_device_of
 from parspike.graph.encode import input_encoders
@@ -65,7 +65,7 @@ def export(
     >>> parspike.export(snn, "net.nir", example=x, force=True).file.unlike  # doctest: +SKIP
     0
     """
-    path = Path(path)
+    path = path_of(path)
     check_converted(snn, "export")
     _check_path(path, force)
     suffix = path.suffix.lower()
@@ -255,7 +255,7 @@ def _example(snn: SNN, example: Any) -> dict[str, Tensor]:
         names = [i.name for i in graph.inputs]
         if isinstance(example, Mapping) and set(names) <= set(example):
             example = [example[name] for name in names]
-        given = (example,) if isinstance(example, Tensor) else tuple(example)
+        given = tuple(example) if isinstance(example, (tuple, list)) else (example,)
         if len(given) != len(names) or isinstance(example, Mapping):
             raise InputError(f"export: example has {len(given)} inputs, this network takes {graph.taken}")
         env = dict(zip(names, given, strict=True))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from parspike.errors import FileError, OptionError
+from parspike.errors import FileError, OptionError, path_of
 from parspike.file.bytes import DTYPES, VERSION, container, contents, parse
 from parspike.file.graph import CONSTANTS
 from parspike.file.network import network_from_json, network_to_json, of_version
@@ -22,7 +22,7 @@ __all__ = ["CONSTANTS", "DTYPES", "VERSION", "load", "save"]
 
 def save(snn: SNN, path: str | Path, *, force: bool = False) -> Path:
     """Write an SNN. The file appears whole or not at all; force=True replaces an existing one."""
-    path = Path(path)
+    path = path_of(path)
     check_free(path, force, "net.parspike")
     try:
         body, tensors, version = network_to_json(snn)
@@ -42,7 +42,7 @@ def load(path: str | Path, *, T: int | None = None, dt: float | None = None) -> 
     on anything but a whole, untouched file, and on a NIR file with nodes that cannot be run; `OptionError` where T is
     missing, or given for a `.parspike` file.
     """
-    path = Path(path)
+    path = path_of(path)
     check_file(path)
     if path.suffix.lower() == ".nir":
         from parspike.nir import read

@@ -652,8 +652,8 @@ OF_SIZE = "a number in it is computed from the size of an input: with free_sizes
 ON_MEANS = (ACROSS_BATCH, COMPLEX, WHOLE, REAL, COMPARED, OF_SIZE)
 """Reasons for computing on the means over time that only tracing, rewriting or lowering finds; the table of operators
 does not imply them."""
-BESIDE = ("@compared", "@values")
-"""How the layers of nodes end that rewriting put beside those of the network."""
+BESIDE = ("@compared", "@values", "@output")
+"""How the layers of nodes end that rewriting and planning put beside those of the network."""
 WEIGHED_BY_SAMPLE = "its weights depend on the sample, and on no spike"
 """Why an operator is a synapse although what it multiplies by depends on the network's input."""
 HELD = "it adds up, at every spike of one operand, what is held of the other: its mean"

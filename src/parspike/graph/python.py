@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import functools
+import math
 import sys
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -38,6 +40,10 @@ ASKED = "asked"
 """In the meta of a program's module: the names of the network's own tensors that its code branched on."""
 FEW = 64
 """Elements of a tensor at most that branches are taken on: a switch, a counter, a bound; not the weights."""
+
+
+FUNCTIONS = 256
+"""Items at most of a container that is searched for functions: more are data."""
 
 
 def _len(x: Any) -> Any:
@@ -74,13 +80,18 @@ def _functions(model: nn.Module) -> Iterator[types.FunctionType]:
     """The functions of the user's that the network's modules have, and those that these name."""
     found = [value for module in model.modules() for kind in type(module).__mro__ if not _foreign(kind.__module__)
              for value in (*vars(kind).values(), *vars(module).values())]  # fmt: skip
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # keeps what it names, so that ids stay their own
     while found:
-        function = found.pop()
-        function = getattr(function, "__func__", function)
-        if not isinstance(function, types.FunctionType) or id(function) in seen or _foreign(function.__module__):
+        value = found.pop()
+        function = getattr(value, "__func__", value)
+        if id(function) in seen:
             continue
-        seen.add(id(function))
+        seen[id(function)] = function
+        if (inside := _held(function)) is not None:
+            found.extend(inside)
+            continue
+        if not isinstance(function, types.FunctionType) or _foreign(function.__module__):
+            continue
         yield function
         room, codes = function.__globals__, [function.__code__]
         for code in codes:
@@ -89,6 +100,19 @@ def _functions(model: nn.Module) -> Iterator[types.FunctionType]:
         for cell in function.__closure__ or ():
             with contextlib.suppress(ValueError):  # one that holds nothing yet
                 found.append(cell.cell_contents)
+
+
+def _held(value: Any) -> Iterable[Any] | None:
+    """What may hold functions in a container, a partial function or a property; None for anything else."""
+    if isinstance(value, functools.partial):
+        return (value.func, value.args, value.keywords)
+    if isinstance(value, property):
+        return (value.fget,)
+    if isinstance(value, (dict, types.MappingProxyType)):
+        return tuple(value.values()) if len(value) <= FUNCTIONS else ()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return tuple(value) if len(value) <= FUNCTIONS else ()
+    return None
 
 
 def _foreign(room: str | None) -> bool:
@@ -110,6 +134,11 @@ class _OneWay(TorchFunctionMode):
             return whole(args[0] if args else kwargs["input"], tuple(range(-dims, 0)), keepdim=True)
         if func in (F.max_pool1d, torch.max_pool1d) and (made := _flat_pool(*args, **kwargs)) is not None:
             return made
+        if func in NORMS and len(args) == 3 and _over_all(NORMS[func], args[0], args[2], **kwargs):
+            x, power, dims = *args[:2], tuple(range(-NORMS[func], 0))
+            if math.isinf(power):
+                return (torch.amax if power > 0 else torch.amin)(x.abs(), dims, keepdim=True)
+            return x.pow(power).sum(dims, keepdim=True).pow(1.0 / power)
         if func is torch.functional.cdist and kwargs.get("compute_mode") == AS_NEEDED and kwargs.get("p") == 2:
             kwargs["compute_mode"] = "use_mm_for_euclid_dist"
         return func(*args, **kwargs)
@@ -121,6 +150,9 @@ POOLS: dict[Any, tuple[Any, int]] = {
 }  # fmt: skip
 """What a pool over all places is, and over how many dimensions."""
 
+NORMS: dict[Any, int] = {F.lp_pool1d: 1, F.lp_pool2d: 2, F.lp_pool3d: 3}
+"""Pools that torch computes with those above, out of sight, and over how many dimensions."""
+
 
 def _over_all(
     dims: int, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *more: Any, **options: Any
@@ -131,12 +163,15 @@ def _over_all(
     if others or padding not in (0, (0,) * dims) or more[2:] not in ((), (None,)):
         return False
     kernel = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * dims
-    sizes, places = ([_expression(size) for size in few] for few in (kernel, input.shape[-dims:]))
-    return None not in sizes and sizes == places
+    pairs = list(zip(kernel, input.shape[-dims:], strict=True))
+    if not all(isinstance(size, torch.SymInt) for pair in pairs for size in pair):
+        return False
+    # `F.avg_pool2d(x, x.shape[2])` is one over all places where images are square, a condition on their sizes.
+    return all(_hint(size) == _hint(place) for size, place in pairs) and all(size == place for size, place in pairs)
 
 
-def _expression(size: Any) -> Any:
-    return size.node.expr if isinstance(size, torch.SymInt) else None
+def _hint(size: Any) -> int | None:
+    return size.node.hint
 
 
 def _flat_pool(

@@ -62,7 +62,7 @@ def _register_class(kind: type[nn.Module], name: str | None, inverse: Any) -> ty
 
 def _register_function(function: Callable[[Tensor], Tensor], name: str, inverse: Any) -> Callable[[Tensor], Tensor]:
     target = f"parspike.{name}"
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise OptionError(f"'{name}' is no name for an activation: pass name= with letters, digits and underscores")
     if hasattr(nn.Module, name):  # a module will hold its neurons under this name
         raise OptionError(f"'{name}' is a method of torch's modules: pass another name=")

@@ -20,7 +20,19 @@ from typing import Any
 from torch import Tensor
 
 from parspike.graph.ir import Graph, Node, Param, Ref, Size, elements, leaves, map_tree
-from parspike.graph.ops import FUNCTIONS, HELD, HOLD, ON_MEANS, POINTWISE, SCALES, STEEP, TABLE, WEIGHED_BY_SAMPLE, Role
+from parspike.graph.ops import (
+    BESIDE,
+    FUNCTIONS,
+    HELD,
+    HOLD,
+    ON_MEANS,
+    POINTWISE,
+    SCALES,
+    STEEP,
+    TABLE,
+    WEIGHED_BY_SAMPLE,
+    Role,
+)
 from parspike.graph.refusals import judge
 from parspike.graph.same import across_batch_marked, two_samples
 
@@ -194,7 +206,7 @@ def with_copies(graph: Graph, guarded: Collection[str], asked: Collection[str]) 
         copies[node.name] = name = _free_name(f"{node.name}_out", names)
         inner = node.name in neurons and not _in_series(graph, node, neurons)
         copy = node if inner else node.mapped(renamed)
-        nodes.append(replace(copy, name=name, layer=f"{node.layer}@output"))
+        nodes.append(replace(copy, name=name, layer=node.layer + BESIDE[2]))
     return replace(graph, nodes=tuple(nodes), output=map_tree(renamed, graph.output)) if copies else graph
 
 

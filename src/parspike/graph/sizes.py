@@ -49,7 +49,7 @@ __all__ = [
 OPERATIONS = {"Add": "+", "Mul": "*", "FloorDiv": "//", "CleanDiv": "//", "Mod": "%", "PythonMod": "%",
               "Max": "max", "Min": "min", "Equality": "=", "Unequality": "≠", "StrictLessThan": "<", "LessThan": "≤",
               "StrictGreaterThan": ">", "GreaterThan": "≥", "And": "and", "Or": "or"}  # fmt: skip
-ROUNDINGS = ("TruncToInt", "FloorToInt", "CeilToInt")
+ROUNDINGS = {"TruncToInt": "zero", "FloorToInt": "down", "CeilToInt": "up"}
 MOST = 40
 """Conditions at most: a network of windows and paddings asks twice as many, and tracing them takes a minute."""
 LONG = 4096
@@ -69,7 +69,7 @@ def size_tree(expression: Any, symbols: Mapping[Any, str]) -> Any:
     if expression.is_Pow and expression.exp.is_Integer and expression.exp > 1:
         return ("*", *[size_tree(expression.base, symbols)] * int(expression.exp))
     kind = type(expression).__name__
-    if kind in ROUNDINGS and (whole := whole_number(expression.args[0], up=kind == "CeilToInt")) is not None:
+    if kind in ROUNDINGS and (whole := whole_number(expression.args[0], ROUNDINGS[kind])) is not None:
         return size_tree(whole, symbols)
     operation = OPERATIONS.get(kind)
     if operation is None:
@@ -77,39 +77,71 @@ def size_tree(expression: Any, symbols: Mapping[Any, str]) -> Any:
     return (operation, *(size_tree(operand, symbols) for operand in expression.args))
 
 
-def whole_number(expression: Any, *, up: bool = False) -> Any:
-    """What `int` and `math.floor` make of a number computed from sizes with / and *, such as 4·B / 4.0, as torch's
-    expression without rounding: (4·B) // 4. up: what `math.ceil` makes of it. None where rounding could make another
-    number of it, or it could be below 0."""
+def whole_number(expression: Any, toward: str = "zero") -> Any:
+    """The whole number that a number computed from sizes with / and *, such as 4·B / 4.0, is rounded to, as torch's
+    expression without rounding: (4·B) // 4. toward: "zero" as `int`, "down" as `math.floor`, "up" as `math.ceil`.
+    None where rounding could make another number of it, and toward zero where it could be below 0."""
     if type(expression).__name__ == "ToFloat":
         return expression.args[0]
     found = _ratio(expression)
-    if found is None or not all(part.is_nonnegative for part in found):
+    if found is None or (toward == "zero" and not found.number.is_nonnegative):
         return None
-    number, divisor = found
-    return number if divisor == 1 else FloorDiv(number + divisor - 1 if up else number, divisor)
+    number, divisor = found.number, found.divisor
+    return number if divisor == 1 else FloorDiv(number + divisor - 1 if toward == "up" else number, divisor)
 
 
-def _ratio(expression: Any) -> tuple[Any, Any] | None:
-    """An expression of floating numbers as a quotient of two of whole ones; None where it is none."""
+@dataclass(frozen=True)
+class _Ratio:
+    """A floating number made of sizes as the quotient of two whole ones, the second above 0.
+
+    exact: the floating number is the quotient itself. Else one division rounded it, which leaves the whole numbers
+    around it as they are: 61 / 7 lies between 8 and 9. A second rounding may not: 61 / 7 * 7 is less than 61.
+    """
+
+    number: Any
+    divisor: Any
+    exact: bool
+
+    def times(self, other: _Ratio) -> _Ratio | None:
+        exact = self.exact and other.exact
+        if not exact and not any(one.exact and one.scales for one in (self, other)):
+            return None
+        return _Ratio(self.number * other.number, self.divisor * other.divisor, exact)
+
+    def over(self, other: _Ratio) -> _Ratio | None:
+        if not other.exact or not other.number.is_positive or not (self.exact or other.scales):
+            return None
+        return _Ratio(self.number * other.divisor, self.divisor * other.number, self.exact and other.scales)
+
+    @property
+    def scales(self) -> bool:
+        """Whether it is a power of 2, by which numbers are multiplied and divided without rounding."""
+        return _power_of_two(self.number) and _power_of_two(self.divisor)
+
+
+def _power_of_two(number: Any) -> bool:
+    return bool(number.is_Integer and number > 0 and int(number).bit_count() == 1)
+
+
+def _ratio(expression: Any) -> _Ratio | None:
+    """An expression of floating numbers as a quotient; None where it is none."""
     kind, parts = type(expression).__name__, expression.args
     if expression.is_Float:
-        exact = Fraction(float(expression))
-        return (Integer(exact.numerator), Integer(exact.denominator)) if exact.denominator <= FINEST else None
-    if expression.is_integer:
-        return parts[0] if kind == "ToFloat" else expression, Integer(1)
-    if kind == "ToFloat":
-        return parts[0], Integer(1)
+        number, divisor = Fraction(float(expression)).as_integer_ratio()
+        return _Ratio(Integer(number), Integer(divisor), True) if divisor <= FINEST else None
+    if expression.is_integer or kind == "ToFloat":
+        return _Ratio(parts[0] if kind == "ToFloat" else expression, Integer(1), True)
     if kind not in ("FloatTrueDiv", "IntTrueDiv", "Mul"):
         return None
-    made: tuple[Any, Any] | None = None
+    made: _Ratio | None = None
     for part in parts:
-        if (ratio := _ratio(part)) is None:
+        ratio = _ratio(part)
+        if ratio is None or made is None:
+            made = ratio
+        else:
+            made = made.times(ratio) if kind == "Mul" else made.over(ratio)
+        if made is None:
             return None
-        if made is not None:
-            number, divisor = ratio if kind == "Mul" else ratio[::-1]
-            ratio = made[0] * number, made[1] * divisor
-        made = ratio
     return made
 
 
@@ -184,11 +216,15 @@ def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: G
                     places.setdefault(symbol, []).append((i, d))
     found = Conditions()
     reasons: dict[Any, tuple[str, str]] = {}
+    equations: dict[Any, tuple[str, str]] = {}
     for number, guard in enumerate(environment.guards):
         where = watch.layer(environment, number), guard.sloc.maybe_user_loc or ""
+        says = _numbered(guard.expr)
         for symbol in guard.expr.free_symbols:
             if environment.replace(symbol).is_Integer:
+                # A least size, as a convolution asks it, stands before the equation that fixes it.
                 reasons.setdefault(symbol, where)
+                equations.update({symbol: where} if symbol in says and symbol not in equations else {})
         expression = _plain(environment.replace(guard.expr))
         if not expression.free_symbols:
             continue
@@ -203,7 +239,8 @@ def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: G
     for i, shape in enumerate(shapes):
         for d in opened[i]:
             if isinstance(shape[d], int) or shape[d].node.expr.is_Integer:
-                found.fixed[i, d] = reasons.get(named.get((placeholders[i].name, d)), ("", ""))
+                symbol = named.get((placeholders[i].name, d))
+                found.fixed[i, d] = equations.get(symbol, reasons.get(symbol, ("", "")))
     ranges = {}
     for symbol in places:
         known = environment.var_to_range[symbol]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from parspike.errors import FileError, MissingExtraError, OptionError, ParspikeError
+from parspike.errors import FileError, MissingExtraError, OptionError, ParspikeError, path_of
 
 __all__ = ["place", "quiet", "reading", "transformers"]
 
@@ -25,7 +25,7 @@ def place(path: str | os.PathLike[str], want: str) -> tuple[Path, dict[str, str]
 
     want: "network" or "tokenizer". Raises `FileError` where neither is there.
     """
-    where = Path(path)
+    where = path_of(path)
     if where.suffix.lower() == ".gguf" and where.is_file():
         with where.open("rb") as stream:
             if stream.read(4) != b"GGUF":

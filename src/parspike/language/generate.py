@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parspike.errors import InputError, OptionError, ParspikeError, ParspikeWarning
+from parspike.errors import InputError, OptionError, ParspikeError, ParspikeWarning, check_seed
 from parspike.language.tokens import Tokenizer
 
 __all__ = ["generate", "pieces"]
@@ -94,6 +94,7 @@ class _Scores:
 def _pieces(
     scores: _Scores, tokenizer: Tokenizer, known: list[int], tokens: int, temperature: float, seed: int
 ) -> Iterator[str]:
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     before, shown = len(known), ""
     # A word may follow from several tokens, so text is decoded together with what stood before it.

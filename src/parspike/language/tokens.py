@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parspike.errors import FileError, InputError, OptionError
+from parspike.errors import FileError, InputError, OptionError, path_of
 from parspike.language.folder import place, quiet, reading, transformers
 
 __all__ = ["Tokenizer", "read_text", "text_files"]
@@ -125,7 +125,7 @@ class Tokenizer:
 
 def text_files(path: str | os.PathLike[str]) -> list[Path]:
     """The .txt files that a path names, in the order of their names."""
-    where = Path(path)
+    where = path_of(path)
     if where.is_file():
         return [where]
     if not where.is_dir():

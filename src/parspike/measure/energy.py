@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from parspike.errors import FileError, OptionError, meant
+from parspike.errors import FileError, OptionError, meant, path_of
 
 __all__ = ["DEFAULT", "Energy"]
 
@@ -76,7 +76,7 @@ class Energy:
         Raises `OptionError` for a name that is neither and for entries that no table has, `FileError` for a file that
         cannot be read.
         """
-        tables, path = _tables(), Path(name)
+        tables, path = _tables(), path_of(name)
         if str(name) in tables:
             return cls(**tables[str(name)], name=str(name))
         if path.suffix != ".toml":

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from parspike.calibrate.batches import arguments_of, bound, inputs_of, labels_of, number_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.engines import Steps, changing
-from parspike.errors import InputError, OptionError
+from parspike.errors import InputError, OptionError, check_function
 from parspike.graph import Graph, Node, Role, Schedule, Stream, leaves, map_tree, nested, walk, with_doubles
 from parspike.graph.ops import ACROSS_BATCH, BESIDE, HELD, HOLD, TABLE, WEIGHED_BY_SAMPLE, call
 from parspike.graph.roles import currents, reached_by
@@ -72,6 +72,7 @@ def measured(
 ) -> tuple[Report, Scores]:
     """What `measure` returns, and the scores that it was made of. sure: see `answers_of`."""
     check_converted(snn, "measure")
+    check_function(progress, "progress")
     if energy is not None and not isinstance(energy, Energy):
         raise OptionError(f"energy is {energy!r}: give a table, such as parspike.Energy.named('int8-45nm')")
     snn = with_doubles(snn)

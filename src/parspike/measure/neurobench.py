@@ -19,7 +19,7 @@ from torch import Tensor
 from parspike.calibrate.batches import bound, number_of
 from parspike.calibrate.recipe import Progress
 from parspike.engines import Steps
-from parspike.errors import InputError
+from parspike.errors import InputError, check_function
 from parspike.graph import Node, Role, Schedule, Stream, map_tree, nested, walk, with_doubles
 from parspike.graph.ops import TABLE, call
 from parspike.graph.signature import Conv, adds_up, arguments
@@ -84,6 +84,7 @@ def neurobench(
     value on the mean. Raises `InputError` where there is no batch or inputs do not fit.
     """
     check_converted(snn, "neurobench")
+    check_function(progress, "progress")
     snn = with_doubles(snn)
     source = batches_of(snn, loader)
     total = number_of(source)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from parspike.calibrate.batches import number_of, readable_again
 from parspike.calibrate.distance import named
 from parspike.calibrate.recipe import Progress
-from parspike.errors import InputError
+from parspike.errors import InputError, check_function
 
 __all__ = ["Perplexity", "perplexity"]
 
@@ -139,6 +139,8 @@ def perplexity(
     a time: of one tensor, those of 4 sequences.
     Raises `InputError` for no sequence, sequences of fewer than two tokens, and outputs of another shape.
     """
+    check_function(progress, "progress")
+    check_function(inputs, "inputs")
     source = readable_again(sequences, 4, name="sequences")
     total, found = number_of(source), Perplexity()
     for number, item in enumerate(source):

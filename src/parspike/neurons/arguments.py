@@ -7,6 +7,7 @@ looking at it would wait for the device and could not be traced.
 
 import math
 from collections.abc import Collection
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def check_over_time(current: Tensor, name: str = "current") -> int:
 
 def check_positive(value: float, name: str = "v_threshold") -> float:
     """Return ``value``; ``OptionError`` unless it is finite and above 0."""
-    if not (math.isfinite(value) and value > 0):
+    if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
         raise OptionError(f"{name} must be finite and above 0, got {value!r}; pass for example {name}=1.0")
     return value
 

@@ -21,6 +21,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from parspike.errors import OptionError
+
 from . import fused
 from .arguments import check_choice, check_steps
 from .layer import ParallelNeuron, SpikingLayer
@@ -53,9 +55,9 @@ class Simulation:
         for name in ("probe", "read", "paid"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be an integer of at least 0, got {value!r}")
+                raise OptionError(f"{name} must be an integer of at least 0, got {value!r}")
         if self.read > self.T:
-            raise ValueError(f"read = {self.read} steps are more than T = {self.T}")
+            raise OptionError(f"read = {self.read} steps are more than T = {self.T}")
 
     @property
     def total(self) -> int:

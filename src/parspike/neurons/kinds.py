@@ -177,7 +177,8 @@ def kind_from_text(text: str) -> Kind:
     Raises `OptionError` on any other.
     """
     number = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
-    found = re.fullmatch(rf"(parallel|if|if-zero|lif|lif-zero)(?::({number}))?", text.strip())
+    word = text.strip() if isinstance(text, str) else ""
+    found = re.fullmatch(rf"(parallel|if|if-zero|lif|lif-zero)(?::({number}))?", word)
     if found is None or (found[2] is None) == found[1].startswith("lif"):
         raise OptionError(f"'{text}' is no neuron: choose parallel, if, if-zero, lif:0.9 or lif-zero:0.9 (0.9: decay)")
     if found[1] == "parallel":

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from parspike.errors import InputError, OptionError
+
 from .arguments import check_steps
 
 __all__ = ["PackedTrains", "joined_trains", "number_of", "word_of", "words_of"]
@@ -52,15 +54,17 @@ class PackedTrains:
     def of(cls, train: Tensor) -> PackedTrains:
         """The bits of a train (T, B, …): bool, or int8 of 0 and 1, or 0 and −1, for each neuron.
 
-        Raises `ValueError` on other values and on a train without a step.
+        Raises `InputError` on other values and on a train without a step.
         """
+        if not isinstance(train, Tensor):
+            raise InputError(f"train must be a tensor (T, B, …), got a {type(train).__name__}")
         if train.dim() == 0 or len(train) == 0:
-            raise ValueError(f"train must be (T, B, …) with time first and T >= 1, got {tuple(train.shape)}")
+            raise InputError(f"train must be (T, B, …) with time first and T >= 1, got {tuple(train.shape)}")
         negative = None
         if train.dtype != torch.bool:
             up, down = (train == 1).any(0), (train == -1).any(0)
             if train.dtype != torch.int8 or bool((train.abs() > 1).any()) or bool((up & down).any()):
-                raise ValueError("train must be bool, or int8 with spikes of one sign, 1 or −1, for each neuron")
+                raise InputError("train must be bool, or int8 with spikes of one sign, 1 or −1, for each neuron")
             negative, train = down, train != 0
         T, dtype = len(train), word_of(len(train))
         bits = BITS[dtype]
@@ -83,11 +87,12 @@ class PackedTrains:
     def unpack(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Spikes of steps start … stop − 1 (T if None): bool (steps, B, …), or int8 where some are −1.
 
-        Raises `ValueError` on a slice that is not within 0 … T.
+        Raises `OptionError` on a slice that is not within 0 … T.
         """
         stop = self.T if stop is None else stop
-        if not 0 <= start <= stop <= self.T:
-            raise ValueError(f"the slice start={start}, stop={stop} must satisfy 0 <= start <= stop <= T = {self.T}")
+        whole = isinstance(start, int) and isinstance(stop, int)
+        if not whole or not 0 <= start <= stop <= self.T:
+            raise OptionError(f"the slice start={start}, stop={stop} must satisfy 0 <= start <= stop <= T = {self.T}")
         bits = BITS[self.words.dtype]
         train = torch.empty((stop - start, *self.words.shape[1:]), dtype=torch.bool, device=self.words.device)
         for row, step in enumerate(range(start, stop)):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from parspike.errors import FileError, MissingExtraError, UnsupportedError
+from parspike.errors import FileError, MissingExtraError, UnsupportedError, path_of
 
 __all__ = ["Call", "File", "Given", "check_order", "read"]
 
@@ -89,7 +89,7 @@ def read(path: str | os.PathLike[str]) -> File:
         import onnx
     except ImportError as error:
         raise MissingExtraError("onnx", extra="export") from error
-    place = Path(path)
+    place = path_of(path)
     if not place.is_file():
         said = (
             "this is a folder" if place.is_dir() else "this is no file" if place.exists() else "there is no such file"

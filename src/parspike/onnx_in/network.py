@@ -27,6 +27,7 @@ from parspike.errors import (
     OptionError,
     ParspikeError,
     UnsupportedError,
+    check_list,
     meant,
 )
 from parspike.foreign import identifier
@@ -65,6 +66,11 @@ def from_onnx(
     `FileError` where the file is damaged or asks for what is refused, `UnsupportedError` with every operator at once
     that has no rule, `OptionError` for unknown names, `MissingExtraError` without onnx.
     """
+    for name, values in {"inputs": inputs, "outputs": outputs}.items():
+        if values is not None:
+            check_list(values, name, str, "['name']")
+    if fixed is not None and not isinstance(fixed, Mapping):
+        raise OptionError(f"fixed= must be a dict of inputs by name, such as {{'rate': 0.5}}, got {str(fixed)[:80]}")
     file = _part(_with_fixed(read(path), dict(fixed or {})), inputs, outputs)
     return OnnxNetwork.of(file).eval()
 

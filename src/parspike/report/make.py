@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from parspike.calibrate.batches import inputs_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.diagnose import Diagnosis
-from parspike.errors import FileError, InputError, MissingExtraError, OptionError
+from parspike.errors import FileError, InputError, MissingExtraError, OptionError, check_function, check_list, path_of
 from parspike.graph import with_doubles
 from parspike.measure import Energy, Report
 from parspike.measure.layers import measured
@@ -72,12 +72,21 @@ def report(
     `OptionError` for a pattern that matches no layer, `MissingExtraError` without matplotlib, and what `measure`
     raises.
     """
-    path = Path(path)
+    path = path_of(path)
     check_converted(snn, "report")
     snn, model = with_doubles(snn), with_doubles(model) if isinstance(model, nn.Module) else model
     check(path, force)
     names = chosen(snn, layers)
     source = readable_again(data, name="data")
+    check_list(commands, "commands", str, "['parspike convert …']")
+    check_list(about, "about", tuple, "[('name', 'text')]")
+    for name, value in {"progress": progress, "picture": picture, "inputs": inputs}.items():
+        check_function(value, name)
+    for name, value, kind in (("sweep", sweep, Sweep), ("diagnosis", diagnosis, Diagnosis)):
+        if value is not None and not isinstance(value, kind):
+            raise OptionError(f"{name}= must be a {kind.__name__}, got {str(value)[:80]}")
+    if classes is not None and (isinstance(classes, str) or not isinstance(classes, (Sequence, Mapping))):
+        raise OptionError(f"classes= must be a list of names, or a dict of some by number, got {str(classes)[:80]}")
     say = progress or (lambda what, done, total: None)
     with torch.random.fork_rng():
         made = None if model is None else plan_of(model, snn, source, inputs)

@@ -88,7 +88,7 @@ def times(
     a network converted for these steps. Neurons with a state are also timed for the first of their steps.
     Raises `OptionError` unless `seconds` is above 0.
     """
-    if not seconds > 0:
+    if not isinstance(seconds, (int, float)) or not seconds > 0:
         raise OptionError(f"seconds is {seconds!r}: give the seconds that timing may take, above 0")
     env = {name: x[:AT_ONCE] for name, x in env.items()}
     samples = len(next(iter(env.values())))

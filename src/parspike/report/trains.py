@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from parspike.engines import Pass, count
-from parspike.errors import InputError, OptionError, meant
+from parspike.errors import InputError, OptionError, check_list, meant
 from parspike.snn import SNN
 
 __all__ = ["Train", "chosen", "trains"]
@@ -34,6 +34,7 @@ def chosen(snn: SNN, patterns: Sequence[str] | None) -> list[str]:
     if patterns is None:
         names = list(layers)
         return [names[place] for place in sorted({0, len(names) // 2, len(names) - 1})] if names else []
+    check_list(patterns, "layers", str, "['layer1.*']")
     found: dict[str, None] = {}
     for pattern in patterns:
         matched = [name for name, layer in layers.items() if layer == pattern or fnmatchcase(layer, pattern)]

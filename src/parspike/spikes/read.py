@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parspike.errors import FileError, OptionError, ParspikeError, meant
+from parspike.errors import FileError, OptionError, ParspikeError, meant, path_of
 from parspike.spikes.containers import Hdf5File, NpzFile
 from parspike.spikes.layout import VALUED, File, Header, Layer, check_bits, check_events, events_of, scattered, unpack
 from parspike.spikes.show import LayerSummary, Watched, raster_lines
@@ -198,7 +198,7 @@ def read_spikes(path: str | Path) -> Spikes:
     only claims to hold. Raises `FileError` on anything but a whole file of spikes, `MissingExtraError` for HDF5 without
     h5py.
     """
-    path = Path(path)
+    path = path_of(path)
     check_file(path)
     with _said(path), closing(_opened(path)) as file:
         spikes = Spikes(path, file.header, file.tables)

@@ -16,7 +16,7 @@ from torch import Tensor
 from parspike.calibrate.batches import inputs_of, number_of, readable_again
 from parspike.calibrate.recipe import Progress
 from parspike.engines import Run
-from parspike.errors import InputError, OptionError
+from parspike.errors import InputError, OptionError, check_function, path_of
 from parspike.graph import Size, with_doubles
 from parspike.graph.ir import BATCH
 from parspike.neurons import Neuron, SpikingLayer, twin
@@ -59,9 +59,12 @@ def write_spikes(
     Raises `OptionError` on another ending or form, `InputError` on data that do not fit the network, `FileError` where
     the file cannot be written, `MissingExtraError` for HDF5 without h5py.
     """
-    path = Path(path)
+    path = path_of(path)
     kind = _checked(snn, path, form, dt, force)
     snn = with_doubles(snn)
+    check_function(progress, "progress")
+    if note is not None and not isinstance(note, Mapping):
+        raise OptionError(f"note= must be a dict that JSON can hold, got {str(note)[:80]}")
     about = {"made_by": f"parspike {__version__}", **(note or {})}
     try:
         json.dumps(about, allow_nan=False).encode()

@@ -12,7 +12,7 @@ from torch import nn
 from parspike.calibrate import Recipe
 from parspike.calibrate.batches import readable_again
 from parspike.calibrate.recipe import Progress
-from parspike.errors import CalibrationError, InputError, OptionError
+from parspike.errors import CalibrationError, InputError, OptionError, check_function, check_seed
 from parspike.measure import Report, Scores
 from parspike.neurons import Code, Kind, Parallel, levels_of
 from parspike.plan import Plan
@@ -61,6 +61,8 @@ def sweep(
             "data is the calibration set itself, on which a conversion looks better than on other images: leave data= "
             "out, and every fourth batch is held out"
         )
+    check_seed(seed)
+    check_function(each, "each")
     kinds = kinds_of(neuron, codes, model, recipe)
     settings, left_out = _settings(T, kinds)
     with torch.random.fork_rng():  # loaders that shuffle draw from the global random state

@@ -29,8 +29,8 @@ class Devices:
     strategy: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.nodes < 1:
-            raise OptionError(f"--nodes {self.nodes}: at least 1")
+        if not isinstance(self.nodes, int) or self.nodes < 1:
+            raise OptionError(f"--nodes {self.nodes!r}: a whole number, at least 1")
 
 
 def make_fabric(recipe: TrainingRecipe, devices: Devices) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from parspike.errors import InputError, OptionError
+from parspike.neurons import MAX_T
 from parspike.train.replace import Activations, replace_activations
 from parspike.train.surrogate import Rectangle, Surrogate, spike
 
@@ -62,8 +63,10 @@ class LIF(nn.Module):
         at_threshold: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if T < 1 or not 0 <= tau <= 1 or not v_threshold > 0:
-            raise OptionError(f"T = {T}, tau = {tau}, v_threshold = {v_threshold}: T ≥ 1, 0 ≤ tau ≤ 1, v_threshold > 0")
+        numbers = all(isinstance(n, (int, float)) for n in (T, tau, v_threshold))
+        if not numbers or not 1 <= T <= MAX_T or not 0 <= tau <= 1 or not v_threshold > 0:
+            given = f"T = {T}, tau = {tau}, v_threshold = {v_threshold}"
+            raise OptionError(f"{given}: T from 1 to {MAX_T}, 0 ≤ tau ≤ 1, v_threshold > 0")
         self.T, self.tau, self.v_threshold = T, tau, v_threshold
         self.surrogate, self.at_threshold = surrogate or Rectangle(), at_threshold
 

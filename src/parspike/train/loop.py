@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from parspike.errors import FileError, InputError, OptionError, ParspikeError
+from parspike.errors import FileError, InputError, OptionError, ParspikeError, path_of
 from parspike.foreign import place_of
 from parspike.neurons import QCFS
 from parspike.train import log
@@ -88,7 +88,7 @@ def fit(
     Under torchrun each process calls this with the same arguments.
     Raises `DivergedError`, `FileError` (a full disk: the last checkpoint stays), `InputError`, `OptionError`.
     """
-    folder = Path(folder)
+    folder = path_of(folder)
     fabric = make_fabric(recipe, devices or Devices())
     for data in (train, test):
         if not isinstance(data, HubStream):  # a stream checks its labels as it reads them

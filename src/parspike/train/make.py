@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from parspike.errors import FileError, InputError, ParspikeError
+from parspike.errors import FileError, InputError, OptionError, ParspikeError, path_of
 from parspike.train.networks import build
 from parspike.train.recipe import TrainingRecipe
 
@@ -25,6 +25,8 @@ def make_network(recipe: TrainingRecipe, base: nn.Module | None = None, example:
     example: inputs, normalised; needed for thresholds from data, for networks that call activations as functions and
     by some methods. Weights are drawn from the recipe's seed; the global random state is left as it was.
     """
+    if not isinstance(recipe, TrainingRecipe):
+        raise OptionError(f"expected a TrainingRecipe, such as load_recipe('digits'), got a {type(recipe).__name__}")
     with _drawn(recipe, base) as network:
         return recipe.activation.network(network, example)
 
@@ -48,7 +50,7 @@ def load_trained(weights: str | Path, base: nn.Module | None = None, example: Te
     is made. base, example: as in `make_network`, where the network was the user's own. Its attribute `preprocessing`
     says how images were prepared, which the command line does too.
     """
-    path = Path(weights)
+    path = path_of(weights)
     path = path / "weights.safetensors" if path.is_dir() else path
     try:
         recipe = TrainingRecipe.from_json(json.loads(path.with_suffix(".json").read_text("utf-8"))["recipe"])

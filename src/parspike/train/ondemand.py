@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parspike.broken import decoded
-from parspike.errors import InputError
+from parspike.errors import InputError, OptionError
 from parspike.train.data import check_pixels
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class Decoder:
     pool: ThreadPoolExecutor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.threads, int) or self.threads < 1:
+            raise OptionError(f"threads is {self.threads!r}: give how many decode at once, at least 1")
         self.pool = ThreadPoolExecutor(self.threads)
 
     def __call__(

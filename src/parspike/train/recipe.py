@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parspike.errors import FileError, OptionError, ParspikeError, meant
+from parspike.errors import FileError, OptionError, ParspikeError, meant, path_of
 from parspike.train.fields import among, at_least, read, within
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def load_recipe(name: str | Path) -> TrainingRecipe:
     >>> load_recipe("cifar10-resnet20").activation.levels
     4
     """
-    path = Path(name)
+    path = path_of(name)
     if path.suffix != ".toml":
         path = FOLDER / f"{name}.toml"
         if not path.is_file():

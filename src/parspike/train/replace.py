@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,8 @@ def replace_activations(
     """A copy of the network with `make(start value of the threshold)` for each activation; see `with_qcfs`."""
     if pool not in ("keep", "avg"):
         raise OptionError(f"pool = {pool!r}: choose keep or avg")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"expected a torch.nn.Module, got {model!r}"[:200])
     share = _share(v_threshold)
     if example is None and (share is not None or per_channel):
         raise OptionError("thresholds from data or per channel need example=, a batch of inputs")
@@ -293,8 +296,8 @@ def _average(model: nn.Module) -> None:
 def _share(v_threshold: float | str) -> float | None:
     """The quantile that a text asks for, None for a number."""
     if not isinstance(v_threshold, str):
-        if not v_threshold > 0:
-            raise OptionError(f"v_threshold = {v_threshold}: it must be above 0")
+        if not isinstance(v_threshold, Real) or not v_threshold > 0:
+            raise OptionError(f"v_threshold = {v_threshold!r}: it must be a number above 0")
         return None
     share = share_of(v_threshold)
     if share is None:
