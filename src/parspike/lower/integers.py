@@ -308,8 +308,9 @@ class _Whole(Masks):
     def _unknown(self, node: Node) -> Value:
         if node.role is Role.NEURON:
             raise Refused(
-                "the activation was kept, and only ReLU has a form in whole numbers where no neurons alone read it: "
-                f"convert {self.remedy}"
+                "the activation is computed without neurons, and only ReLU has a form in whole numbers where no "
+                f"neurons alone read it: convert {self.remedy}; layers={{'{node.layer}': parspike.Spike()}} makes "
+                "neurons of one at the input or the output"
             )
         raise Refused(node.reason or "whole numbers have no form of it")
 
