@@ -589,6 +589,7 @@ def test_weights_of_a_branch_keep_their_bits_where_a_sum_has_no_room(bits: int) 
         (lambda y, z: F.pad(y, (1, 1), value=0.5), "other than 0"),
         (lambda y, z: y.cumsum(2), "no form"),
         (lambda y, z: torch.eye(4).to(y) @ y, "with the matrix last"),
+        (lambda y, z: torch.view_as_real(y.to(torch.complex64))[..., 0], "complex numbers"),
     ],
 )
 def test_operations_without_a_form_in_whole_numbers_are_refused_by_name(made: Any, says: str) -> None:
