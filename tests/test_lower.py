@@ -903,3 +903,32 @@ def test_halves_of_an_activation_leave_the_weights_behind_their_bits(kind: type[
     assert float((chip(x) - snn(x)).norm() / snn(x).norm()) < 0.06
     assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
     prove(chip, x[:2])
+
+
+class Joined(nn.Module):
+    """A residual dense block as of ESRGAN: a stream that no neuron cuts, joined with neurons that read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        for _ in range(3):
+            x = 0.2 * self.b(torch.cat([x, self.a(x).relu()], 1)) + x
+        return self.tail(x)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_stream_joined_with_neurons_keeps_its_weights(bits: int) -> None:
+    """Would catch weights of the stream, whose grid is far finer, that become 0 on the one grid of a convolution."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Joined().eval(), torch.rand(16, 3, 12, 12)
+    snn = parspike.convert(model, x, T=4, code="weighted", recipe="max")
+    chip = integers(snn, x, weights=bits, inputs=bits, refit=False)
+    answers = snn(x)
+    assert float((chip(x) - answers).norm()) < 0.03 * float((answers - answers.mean(0)).norm())
+    for engine in ("parallel", "serial", "integer"):
+        assert torch.equal(chip.run(x[:4], engine=engine).logits, chip(x[:4]))

@@ -236,7 +236,11 @@ class Reader:
                 {},
             )
         if target == "aten.expand_as.default":  # takes only the sizes of its second argument, not its values
-            target, args, kwargs = "aten.expand.default", (args[0], [self._size(dim) for dim in meta.shape]), {}
+            target, args, kwargs = (
+                "aten.expand.default",
+                (args[0], [self._size(dim) for dim in fx.meta["val"].shape]),
+                {},
+            )
         if target in SQUEEZES:
             dims = self._ones(fx.args[0].meta["val"].shape, args[1:])
             if not dims:

@@ -36,6 +36,10 @@ PRECISE = 1 << 4
 """Fineness of a grid from which on the factors of a sum's branches may be rounded."""
 ALIKE = 1 << 6
 """Fineness of a grid for all channels against the finest of theirs: factors are rounded as weights of 7 bits are."""
+JOINED = 1 << 12
+"""Fineness of the grid of values that are joined, such as those of a `cat`, against the coarsest of theirs."""
+BYTE = 255
+"""Largest number of counts that are joined as they are."""
 UNLIKE = 1 << 16
 """Parts of the largest of several values below which the grid of another one is not looked at."""
 ROOM = 1 << 20
@@ -179,6 +183,25 @@ class Grids:
         value = self.times(value, 2.0 ** (most - by), f"_apart_for_{node.name}_{what}")
         value = self._divided(value, 2.0**most, f"_rounded_for_{node.name}_{what}")
         return replace(value, grid=value.grid / 2.0 ** (most - by))
+
+    def alike(self, node: Node, values: list[Value]) -> list[Value]:
+        """Values that are joined, on grids that are about equal. A weight is rounded on one grid for all that it reads,
+        so one for a value on a far finer grid, such as a stream of sums beside counts, would become 0."""
+        coarsest = max((float(value.grid.max()) for value in values if value.most), default=0.0)
+        finest = min((float(value.grid.max()) for value in values if value.most), default=0.0)
+        if coarsest <= finest * ALIKE or max(value.most for value in values) <= BYTE:
+            return values
+        grid, made = max(finest, coarsest / JOINED), []
+        for value in values:
+            bits = math.floor(math.log2(float(value.grid.max()) / grid)) if value.most else 0
+            if bits > 0:
+                ones = torch.ones([1] * len(value.like.shape)).double()
+                value = self.times(value, 2.0**bits * ones, f"_finer_beside_others_of_{node.name}")
+                value = replace(value, grid=value.grid / 2.0**bits)
+            elif bits < -1 and not self.over_time:  # a part of a value that changes over time is no whole number
+                value = self._divided(value, 2.0 ** (-1 - bits), f"_coarse_beside_others_of_{node.name}")
+            made.append(value)
+        return made
 
     def bits_of_room(self, most: float) -> float:
         return 2.0 ** max(0, min(FINEST, math.floor(math.log2(ROOM / max(most, 1)))))

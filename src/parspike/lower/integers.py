@@ -73,6 +73,7 @@ NEAREST = ("aten.upsample_nearest", "aten._upsample_nearest_exact")
 MIX = ("aten.lerp.Scalar",)
 """Operators that are no layer, and move no values either."""
 ELEMENTS = ("aten.mul.Tensor", TIMES)
+JOINS = ("aten.cat.default", "aten.stack.default")
 MATRICES = ("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
 """Products of two values: element by element, and of matrices."""
 
@@ -678,6 +679,8 @@ class _Whole(Masks):
         values = [self.values[ref] for ref in dict.fromkeys(node.refs)]
         if node.target == "aten.pixel_shuffle.default":  # channels become places, which have one grid
             values = [self.even(node, value, list(range(len(node.shape)))) for value in values]
+        if node.target in JOINS:
+            values = self.alike(node, values)
         grids = self.run(node, *(value.parts or value.grid.expand(sample(value.like)) for value in values))
         if not isinstance(grids, Tensor):
             parts = tuple(part.clone() for part in grids)
