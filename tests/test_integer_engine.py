@@ -360,6 +360,29 @@ def test_what_is_added_up_of_the_answer_has_the_same_bits() -> None:
     assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
 
 
+class Trend(nn.Module):
+    """A moving average and what is left of it, each through a linear layer, as in DLinear: no activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average, self.left, self.trend = nn.AvgPool1d(5, 1, 2), nn.Linear(24, 6), nn.Linear(24, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.average(x)
+        return self.left(x - mean) + self.trend(mean)
+
+
+@pytest.mark.filterwarnings("ignore:the network has no activation")
+def test_sums_beyond_float32_where_no_layer_is_neurons() -> None:
+    """Would catch numbers in float32 beside float64, which was read from the neurons."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Trend().eval(), torch.randn(16, 3, 24)
+    chip = integers(parspike.convert(model, x, T=4), x)
+    assert any(tensor.dtype == torch.float64 for tensor in chip.state_dict().values())
+    assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
+
+
 @pytest.mark.parametrize("T", [256, 1000])
 def test_counts_beyond_a_byte_stay_in_integer_kernels(T: int) -> None:
     """Would catch a part of a count that is lost, or added with another factor."""

@@ -595,6 +595,7 @@ def test_weights_of_a_branch_keep_their_bits_where_a_sum_has_no_room(bits: int) 
         (lambda y, z: F.pad(y, (1, 1), value=0.5), "other than 0"),
         (lambda y, z: y.cumsum(2), "no form"),
         (lambda y, z: torch.einsum("bcl,cl->bl", y, torch.ones(4, 6).to(y))[:, None] + y, "with the matrix last"),
+        (lambda y, z: torch.view_as_real(y.to(torch.complex64))[..., 0], "complex numbers"),
     ],
 )
 def test_operations_without_a_form_in_whole_numbers_are_refused_by_name(made: Any, says: str) -> None:
@@ -1003,3 +1004,32 @@ def test_joined_values_leave_each_other_the_bits_of_the_weights(name: str, refit
     whole = integers(snn, x, refit=refit)
     assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.015
     assert torch.equal(whole.run(x, engine="integer").logits, whole(x))
+
+
+class DenseBlocks(nn.Module):
+    """Residual dense blocks as of ESRGAN: a stream that no neuron cuts, joined with neurons that read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        for _ in range(3):
+            x = 0.2 * self.b(torch.cat([x, self.a(x).relu()], 1)) + x
+        return self.tail(x)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_stream_joined_with_neurons_keeps_its_weights(bits: int) -> None:
+    """Would catch weights of the stream, whose grid is far finer, that become 0 on the one grid of a convolution."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = DenseBlocks().eval(), torch.rand(16, 3, 12, 12)
+    snn = parspike.convert(model, x, T=4, code="weighted", recipe="max")
+    chip = integers(snn, x, weights=bits, inputs=bits, refit=False)
+    answers = snn(x)
+    assert float((chip(x) - answers).norm()) < 0.03 * float((answers - answers.mean(0)).norm())
+    for engine in ("parallel", "serial", "integer"):
+        assert torch.equal(chip.run(x[:4], engine=engine).logits, chip(x[:4]))

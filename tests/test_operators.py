@@ -331,8 +331,10 @@ def test_every_row_computes_what_the_network_does(names, monkeypatch):
     model = Network([CALLS[name] for name in names]).eval().double()
     x = torch.randn(3, 2, 6, 6, dtype=torch.float64)
     graph = trace(model, (x,))
-    # A squeeze that would drop the batch of one sample is read as one of the other dimensions.
-    assert set(names) - {"aten.squeeze.default", "aten.squeeze.dim"} <= {node.target for node in graph.nodes}
+    # A squeeze that would drop the batch of one sample is read as one of the other dimensions; type and size of another
+    # tensor as a cast and an expansion.
+    others = {"aten.squeeze.default", "aten.squeeze.dim", "aten.type_as.default", "aten.expand_as.default"}
+    assert set(names) - others <= {node.target for node in graph.nodes}
     assert not [node.target for node in graph.nodes if node.role is Role.UNKNOWN or node.reason == ACROSS_BATCH]
     for found, wanted in zip(leaves(graph.run(x)), leaves(model(x)), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)

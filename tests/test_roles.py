@@ -487,6 +487,20 @@ def test_a_weight_that_no_spike_makes_is_of_a_synapse(name, tmp_path):
     assert parspike.measure(snn, [(x, MASK)], inputs=lambda item: item).rows
 
 
+@pytest.mark.filterwarnings("error:Casting complex values")
+def test_a_complex_factor_that_no_spike_makes_is_of_no_synapse():
+    """Would catch SynOps counted of the real part alone."""
+    model = made(lambda self, x, m: self.b(torch.fft.irfft(torch.fft.rfft(self.a(x).relu()) * torch.fft.rfft(m), n=8)),
+                 a=lambda: nn.Linear(6, 8), b=lambda: nn.Linear(8, 3))  # fmt: skip
+    x, m = noise(4, 6), noise(4, 8)
+    plan = parspike.plan(model, (x, m))
+    [row] = [row for row in plan.rows if row.operator == "mul"]
+    assert row.becomes == "analog on the time-mean: complex numbers are no currents"
+    snn = parspike.convert(plan, [(x, m)], inputs=lambda item: item, T=512, recipe="max")
+    torch.testing.assert_close(snn(x, m), model(x, m), rtol=0, atol=0.1)
+    assert parspike.measure(snn, [(x, m)], inputs=lambda item: item).rows
+
+
 def test_operations_of_a_synapse_whose_weights_the_sample_brings():
     """A matrix (7, 7) of the sample times spikes (7, 8): each spike reaches the seven tokens."""
     model = made(lambda self, x, m: self.b(m @ self.a(x).relu()).sum(1), a=lambda: nn.Linear(6, 8),

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sympy import Eq, Symbol
 from torch import Tensor, nn
+from torch.utils._sympy.functions import Min, Mod
 
 import parspike
 from parspike.errors import InputError
-from parspike.graph import Curve
+from parspike.graph import Curve, sizes
 
 
 class UNet(nn.Module):
@@ -541,3 +543,13 @@ def test_a_batch_at_which_the_network_does_something_else_stays_left_out() -> No
     assert "B ≠ 50" in graph.taken
     with pytest.raises(InputError, match="where B ≠ 50"):
         graph.check({"x": x}, "run")
+
+
+def test_conditions_are_told_as_what_they_come_to() -> None:
+    """Would catch x.1 = min(5000, x.1), and conditions on the batch that hold for every batch of two inputs."""
+    x, one, two = (Symbol(name, positive=True, integer=True) for name in ("x", "one", "two"))
+    # As torch compares them: `Eq` would decide of what `Min` and `x` have in common.
+    most = Eq(x, Min(5000, x), evaluate=False)
+    assert sizes._condition(most, {x: "x.1"}) == ("≤", "x.1", 5000)
+    assert sizes._plain(sizes._one_batch(Eq(Mod(16 * one * x, 2 * two * x), 0), {one, two})) == True  # noqa: E712
+    assert sizes._plain(Eq(Mod(15 * x, 2 * x), 0)) != True  # noqa: E712

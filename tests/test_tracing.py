@@ -31,6 +31,7 @@ from torch.export import Dim
 import parspike
 from parspike.errors import InputError, ParspikeError, TraceError
 from parspike.graph import Graph, trace
+from parspike.graph.explain import user_line
 from parspike.graph.opened import taking
 from parspike.graph.refusals import MIXED
 
@@ -904,3 +905,30 @@ def test_a_network_is_called_as_its_conversion_is():
     assert network.head is model.head
     plain = small()
     assert taking(plain, (X,), {}) is plain
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [lambda s, x: s.mean.type_as(x), lambda s, x: s.number.type_as(x), lambda s, x: s.mean.expand_as(x)],
+    ids=["type_as", "type_as of whole numbers", "expand_as"],
+)
+def test_a_constant_takes_the_type_or_size_of_another_tensor_and_stays_one(constant: Callable[..., Tensor]) -> None:
+    """Would catch a constant that is analog, and what is made of it no synapse and no activation."""
+    with torch.random.fork_rng():
+        model = net(lambda s, x: s.n[2]((s.n[0](x - constant(s, x)) + constant(s, s.n[0](x))[:, :1]).relu()),
+                    mean=torch.rand(1, 1), number=torch.tensor([[1]]))  # fmt: skip
+    plan = parspike.plan(model, X)
+    assert "type_as" not in str(plan)
+    assert "expand_as" not in str(plan)
+    assert "0 analog operators" in str(plan)
+    snn = parspike.convert(model, X, T=512, recipe="max", strict=True)
+    torch.testing.assert_close(snn(X), model(X), rtol=0.01, atol=0.01)
+
+
+def test_lines_of_einops_are_not_those_of_the_network():
+    stack = """  File "/home/me/net.py", line 12, in forward
+    x = rearrange(x, 'b (h w) c -> b c h w', h=4)
+  File "/env/site-packages/einops/einops.py", line 637, in rearrange
+    return reduce(tensor, pattern, reduction="rearrange", **axes_lengths)
+"""
+    assert user_line(stack) == "me/net.py:12  x = rearrange(x, 'b (h w) c -> b c h w', h=4)"

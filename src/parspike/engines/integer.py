@@ -139,8 +139,8 @@ class _Maker:
         self.light: set[str] = set()
         """Other values that float32 holds exactly where the network's numbers are float64."""
         self.synapses: dict[str, Synapse | OnGPU] = {}
-        kinds = (next(n.parameters()).dtype for n in self.neurons.values() if isinstance(n, Whole))
-        self.dtype = next(kinds, torch.float32)
+        wide = any(tensor.dtype is torch.float64 for tensor in self.placed.values())  # also where no layer is neurons
+        self.dtype = torch.float64 if wide else torch.float32
         devices = {t.device for t in self.placed.values()}
         self.gpu = devices.pop() if len(devices) == 1 and all(map(_is_gpu, devices)) else None
         self.here = self.gpu is not None or ({d.type for d in devices} <= {"cpu"} and exact())

@@ -195,8 +195,8 @@ class _Writer:
     def _unwritable(self, node: Node, *, batch_first: bool) -> str | None:
         if node.role is Role.NEURON and node.name not in self.neurons:
             return (
-                "this activation is kept without neurons: convert without Keep(), and one at the output with "
-                "layers={'*': parspike.Spike()}, or end the network before it"
+                "this activation is computed without neurons: convert without Keep(), and one at the input or the "
+                "output with layers={'*': parspike.Spike()}, or end the network before it"
             )
         if node.role is Role.ORDER:
             return (

@@ -107,13 +107,14 @@ def frames(error: Exception) -> Iterator[str]:
 
 
 def user_line(stack: str) -> str:
-    """The innermost line of a stack that belongs to the user's code, not to torch, its algebra of sizes or parspike."""
+    """The innermost line of a stack that belongs to the user's code, not to torch, its algebra of sizes, einops or
+    parspike."""
     found, here = "", Path(__file__).parent
     pattern = r'File "([^"]+)", line (\d+), in (\S+)(?:\s*\n\s+(?!File)(\S[^\n]*))?'
     for path, line, _, code in re.findall(pattern, stack):
         # The layers of an ONNX file have names, and no lines.
         not_theirs = (Path(torch.__file__).parent, Path(sympy.__file__).parent, here, here.parent / "onnx_in")
-        if path.startswith("<") or any(f"{place}" in path for place in not_theirs):
+        if path.startswith("<") or "einops" in Path(path).parts or any(f"{place}" in path for place in not_theirs):
             continue
         found = f"{'/'.join(Path(path).parts[-2:])}:{line}" + (f"  {code.strip()}" if code else "")
     return found

@@ -35,7 +35,7 @@ IDENTITIES = ("aten.clone.default", "aten.contiguous.default", "aten.alias.defau
               "aten.alpha_dropout.default", "aten.feature_alpha_dropout.default",
               "aten._assert_tensor_metadata.default")  # fmt: skip
 
-CASTS = ("aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.to.prim_Device")
+CASTS = ("aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.to.prim_Device", "aten.type_as.default")
 
 RESHAPES = ("aten.flatten.using_ints", "aten.unflatten.int", "aten.view_as.default", "aten.reshape_as.default")
 
@@ -235,6 +235,12 @@ class Reader:
                 (args[0], [self._size(dim) for dim in fx.meta["val"].shape]),
                 {},
             )
+        if target == "aten.expand_as.default":  # takes only the sizes of its second argument, not its values
+            target, args, kwargs = (
+                "aten.expand.default",
+                (args[0], [self._size(dim) for dim in fx.meta["val"].shape]),
+                {},
+            )
         if target in SQUEEZES:
             dims = self._ones(fx.args[0].meta["val"].shape, args[1:])
             if not dims:
@@ -270,7 +276,9 @@ class Reader:
         if any(varying) or any(name in self.varying for name in refs):
             self.varying.add(fx.name)
         role, reason = judge(target, varying)
-        if role not in (Role.UNKNOWN, Role.ANALOG) and any(varying) and (said := _no_current(fx, role)):
+        row = ops.TABLE.get(target)
+        linear = row is not None and row.role not in (Role.UNKNOWN, Role.ANALOG)  # where nothing but one value varies
+        if linear and any(varying) and (said := _no_current(fx, role)):
             role, reason = Role.ANALOG, said
         shape = meta if isinstance(meta, Tensor) else next((m for m in meta or () if isinstance(m, Tensor)), None)
         layer = self._layer(fx, target)
@@ -280,7 +288,6 @@ class Reader:
             shape=tuple(self._size(dim) for dim in shape.shape) if shape is not None else (),
             reason=reason,
         )  # fmt: skip
-        row = ops.TABLE.get(target)
         if row is not None and role is Role.NEURON:
             activation = ops.OF_SIZE if sized else None if row.activation is None else row.activation(node)
             if isinstance(activation, str):

@@ -225,7 +225,7 @@ def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: G
                 # A least size, as a convolution asks it, stands before the equation that fixes it.
                 reasons.setdefault(symbol, where)
                 equations.update({symbol: where} if symbol in says and symbol not in equations else {})
-        expression = _plain(environment.replace(guard.expr))
+        expression = _plain(_one_batch(environment.replace(guard.expr), batch))
         if not expression.free_symbols:
             continue
         if not expression.free_symbols - batch:
@@ -261,7 +261,7 @@ def batch_limits(
     batch = {symbol for symbol, name in symbols.items() if name == BATCH}
     limits = []
     for guard in environment.guards:
-        expression = _plain(environment.replace(guard.expr).xreplace(numbers))
+        expression = _plain(_one_batch(environment.replace(guard.expr).xreplace(numbers), batch))
         if expression.free_symbols - batch:
             continue  # the strides of an example that is a view: inputs of other strides have the same values
         if expression.free_symbols and not _always(expression, {}, batch):
@@ -293,10 +293,16 @@ def _numbered(condition: Any) -> set[Any]:
     return set()
 
 
+def _one_batch(condition: Any, batch: set[Any]) -> Any:
+    """The same condition with one symbol for the batch, of which torch has one for every input."""
+    return condition.xreplace(dict.fromkeys(batch, min(batch, key=str))) if batch else condition
+
+
 def _plain(condition: Any) -> Any:
-    """The same condition with (k·q + r) // q as k + r // q, and without positive factors of both sides of an equation:
-    so (3·B − 1) // B = 2, which `x.chunk` asks, is seen to hold for every B."""
+    """The same condition with (k·q + r) // q as k + r // q, with k·q % q as 0, and without positive factors of both
+    sides of an equation: so (3·B − 1) // B = 2, which `x.chunk` asks, is seen to hold for every B."""
     condition = condition.replace(lambda part: type(part).__name__ in ("FloorDiv", "CleanDiv"), _divided)
+    condition = condition.replace(lambda part: type(part).__name__ in ("Mod", "PythonMod"), _left_over)
     if type(condition).__name__ not in ("Equality", "Unequality"):
         return condition
     sides = [_factors(side) for side in condition.args]
@@ -313,14 +319,23 @@ def _factors(product: Any) -> dict[Any, Any]:
 
 
 def _divided(part: Any) -> Any:
+    whole, rest = _quotient(part)
+    return part if whole == 0 else whole + FloorDiv(rest, part.args[1])
+
+
+def _left_over(part: Any) -> Any:
+    whole, rest = _quotient(part)
+    return Integer(0) if whole != 0 and rest == 0 else part
+
+
+def _quotient(part: Any) -> tuple[Any, Any]:
+    """k and r of (k·q + r) // q or % q where q has sizes in it and k only whole numbers; k = 0 where there is none."""
     number, by = part.args
     symbols = part.free_symbols
     if not by.free_symbols or not all(side.is_polynomial(*symbols) for side in part.args):
-        return part
+        return 0, number
     whole, rest = div(number, by, *symbols)
-    if whole == 0 or not all(c.is_Integer for c in Poly(whole, *symbols).coeffs()):
-        return part
-    return whole + FloorDiv(rest, by)
+    return (whole, rest) if all(c.is_Integer for c in Poly(whole, *symbols).coeffs()) else (0, number)
 
 
 def _always(limit: Any, ranges: Mapping[Any, Any], batch: set[Any]) -> bool:
@@ -339,6 +354,9 @@ def _condition(expression: Any, symbols: Mapping[Any, str]) -> Any:
             factor, rest = one.as_coeff_Mul()
             if type(rest).__name__ == "FloorDiv" and rest.args == (two, factor):  # k·(x // k) = x
                 return ("=", ("%", size_tree(two, symbols), int(factor)), 0)
+            if type(two).__name__ == "Min" and one in two.args:  # x = min(x, k)
+                most = type(two)(*(part for part in two.args if part != one))
+                return ("≤", size_tree(one, symbols), size_tree(most, symbols))
     if type(expression).__name__ in ("And", "Or"):
         return (OPERATIONS[type(expression).__name__], *(_condition(part, symbols) for part in expression.args))
     return size_tree(expression, symbols)

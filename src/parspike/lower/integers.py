@@ -321,8 +321,9 @@ class _Whole(Masks):
     def _unknown(self, node: Node) -> Value:
         if node.role is Role.NEURON:
             raise Refused(
-                "the activation was kept, and only ReLU has a form in whole numbers where no neurons alone read it: "
-                f"convert {self.remedy}"
+                "the activation is computed without neurons, and only ReLU has a form in whole numbers where no "
+                f"neurons alone read it: convert {self.remedy}; layers={{'{node.layer}': parspike.Spike()}} makes "
+                "neurons of one at the input or the output"
             )
         raise Refused(node.reason or "whole numbers have no form of it")
 
@@ -699,6 +700,8 @@ class _Whole(Masks):
         if not isinstance(grids, Tensor):
             parts = tuple(part.clone() for part in grids)
             return Value(self.keep(node), node, parts[0], max(value.most for value in values), parts)
+        if grids.is_complex():
+            raise Refused("it makes complex numbers")
         if bool((grids < 0).any()):
             raise Refused("it changes values")
         # Where zeros are put in, any grid is right: that of the channel.
@@ -796,9 +799,13 @@ class _Whole(Masks):
             raise UnsupportedError("\n".join((said, *self.refused, *([remedy] if looked_up else []))))
         dtype = torch.float32 if self.most * self.simulation.T < EXACT[torch.float32] else torch.float64
         if self.most * self.simulation.T >= EXACT[torch.float64]:
+            cut = "" if provenance.get("encode") else (
+                ", or, where no activation cuts what is added up from block to block, convert with code='weighted', "
+                "encode='hidden', analog='lookup'"
+            )  # fmt: skip
             raise UnsupportedError(
                 f"as far as weights prove it, sums of layer '{self.widest}' reach {self.most:.3g}, and with T = "
-                f"{self.simulation.T} steps more than 2^53: give fewer bits (weights=, inputs=)"
+                f"{self.simulation.T} steps more than 2^53: give fewer bits (weights=, inputs=){cut}"
             )
         wide = dtype is torch.float64  # inside alone: the input is rounded, and the answer made, in float32
         double = [f"{i.name}_whole" for i in self.given if i.dtype is torch.float64]  # rounded in that type
