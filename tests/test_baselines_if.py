@@ -154,6 +154,7 @@ def test_rnl_is_a_moving_average_of_maxima() -> None:
         first, second, third = (float(part.max()) for part in a.split(20))
         running = 0.7 * (0.7 * first + 0.3 * second) + 0.3 * third
         assert neuron.v_threshold.unique().tolist() == pytest.approx([running / (1 + 2.718281828**-1)], rel=1e-5)
+    assert RNL(p=-100, momentum=1).p == -RNL(p=100).p  # the ends of what is allowed
 
 
 @cache
@@ -689,7 +690,11 @@ class TestEveryMethod:
         (lambda: RMP(alpha=0), "alpha"),
         (lambda: RMP(alpha="1"), "alpha"),  # pyright: ignore[reportArgumentType]
         (lambda: OPT(T_ref=0), "T_ref"),
+        (lambda: OPT(granularity="row"), "granularity"),  # pyright: ignore[reportArgumentType]
+        (lambda: RNL(p=-100.5), "p must"),
+        (lambda: RNL(p=100.5), "p must"),
         (lambda: RNL(momentum=0), "momentum"),
+        (lambda: RNL(momentum=1.5), "momentum"),
         (lambda: SNNCLP(granularity="row"), "granularity"),  # pyright: ignore[reportArgumentType]
         (lambda: SNNCLP(rounds=-1), "rounds"),
         (lambda: SNNCAP(rate=0), "rate"),
