@@ -215,10 +215,20 @@ def test_sliding_neurons_are_masked_ones_with_shared_weights():
 
 
 def test_parallel_neurons_begin_as_published():
-    for neuron in (PSNNeuron(4), MaskedPSNNeuron(4, 3)):
-        assert neuron.bias.flatten().tolist() == [-1.0] * 4
-        assert 0.4 < float(neuron.weight.detach().abs().max()) <= 0.5
+    for neuron in (PSNNeuron(32), MaskedPSNNeuron(32, 3)):
+        assert neuron.bias.flatten().tolist() == [-1.0] * 32
+        assert 0.97 < float(neuron.weight.detach().abs().max()) * math.sqrt(32) <= 1
     assert SlidingPSNNeuron(4, 3).bias.tolist() == -1.0
+
+
+def test_masking_grows_from_the_first_epoch_to_the_last():
+    model = nn.Sequential(MaskedPSNNeuron(4, 2))
+    grown = {}
+    for epoch, epochs in ((0, 1), (0, 2), (1, 2), (1, 5)):
+        methods.MaskedPSN().before_epoch(model, epoch, epochs, lambda: (images(), FEW.labels))
+        grown[epoch, epochs] = float(model[0].masking)
+    assert grown == {(0, 1): 1.0, (0, 2): 0.0, (1, 2): 1.0, (1, 5): 0.25}
+    assert list(model[0].state_dict()) == ["weight", "bias", "masking"]  # the mask follows from the order
 
 
 def test_potentials_are_not_rounded_by_mixed_precision():
@@ -365,7 +375,38 @@ def test_the_temperature_is_probed_at_weights_spread_evenly_over_the_first_layer
     ((first, found, loss),) = asked
     assert first
     assert found == places
-    assert loss == pytest.approx(float(F.cross_entropy(model(x), y)))  # no smoothing
+    assert loss == pytest.approx(float(F.cross_entropy(model(x), y).detach()))  # no smoothing
+
+
+@pytest.mark.parametrize(
+    ("change", "like", "found"), [(0.9, 0.1, 0.1), (0.9, 1.0, 1.0), (0.9, 1.9, 1.9), (1.5, 0.5, 1.0)]
+)
+def test_the_temperature_of_the_nearest_gradient_is_taken_of_those_above_0(monkeypatch, change, like, found):
+    """−0.5, 1.5 less than 1, would have the gradient of 0.5."""
+    made = recipe("dspike", T=2, probes=0, change=change)
+    x, y = images(16), FEW.labels[:16]
+    other = make_network(made.replace({"activation.temperature": like}), example=images())
+    F.cross_entropy(other(x), y).backward()
+    monkeypatch.setattr(dspike, "_differences", lambda *given: other.network.conv1.weight.grad.flatten())
+    model = make_network(made, example=images())
+    made.activation.before_epoch(model, 0, 3, lambda: (x, y))
+    (temperature,) = {float(m.temperature) for m in model.modules() if isinstance(m, DspikeSurrogate)}
+    assert temperature == pytest.approx(found)
+
+
+def test_every_probe_sees_the_same_dropout(monkeypatch):
+    method = methods.Dspike(T=2)
+    base = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
+    losses = []
+
+    def differences(weight, found, epsilon, loss):
+        losses.extend((float(loss().detach()), float(loss().detach())))
+        return torch.ones(len(found))
+
+    monkeypatch.setattr(dspike, "_differences", differences)
+    network = method.network(base, images()).train()
+    method.before_epoch(network, 0, 3, lambda: (torch.rand(16, 1, 8, 8) * 4, FEW.labels[:16]))
+    assert losses[0] == losses[1]
 
 
 def test_a_temperature_is_not_searched_where_weights_are_divided_over_devices(monkeypatch):
