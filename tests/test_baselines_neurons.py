@@ -564,6 +564,9 @@ def test_h_mt_takes_ranges_from_moments_or_percentiles() -> None:
         theta = thresholds(parspike.convert(model, x.split(16), T=T, recipe=HMT(4)))[0].flatten()
         mean, std = z.mean((0, 2, 3)), z.var((0, 2, 3), correction=0).sqrt()
         assert torch.allclose(theta * full, gaussian_scale(mean, std, 15 * T).float(), rtol=1e-4)
+    theta = thresholds(parspike.convert(model, x.split(16), T=4, recipe=HMT(4, granularity="layer")))[0].flatten()
+    whole = gaussian_scale(z.mean()[None], z.std(correction=0)[None], 60).float()  # all channels as one
+    assert torch.allclose(theta * full, whole.expand(4), rtol=1e-4)
     theta = thresholds(parspike.convert(model, x.split(16), T=4, recipe=HMT(4, mode="max", granularity="layer")))[0]
     assert torch.allclose(theta * full, z.max().expand_as(theta))
 

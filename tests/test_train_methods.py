@@ -394,6 +394,15 @@ def test_the_temperature_of_the_nearest_gradient_is_taken_of_those_above_0(monke
     assert temperature == pytest.approx(found)
 
 
+def test_central_differences_are_derivatives_and_leave_the_weight_as_it_was():
+    weight = random(2, 3).requires_grad_()
+    before = weight.detach().clone()
+    found = dspike._differences(weight, torch.tensor([0, 4, 5]), 0.1, lambda: (weight**3).sum())
+    wanted = 3 * before.flatten()[[0, 4, 5]] ** 2 + 0.1**2  # of a cube, and their third derivative's share
+    assert close(found, wanted)
+    assert torch.equal(weight, before)
+
+
 def test_every_probe_sees_the_same_dropout(monkeypatch):
     method = methods.Dspike(T=2)
     base = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
@@ -753,6 +762,7 @@ def test_thresholds_a_channel_load_without_an_example(tmp_path):
         ({"method": "glif", "gate_rate": 0}, "activation.gate_rate = 0.0: it must be above 0"),
         ({"method": "dspike", "probes": -1}, "activation.probes = -1: it must be at least 0"),
         ({"method": "dspike", "temperature": 0}, "activation.temperature = 0.0: it must be above 0"),
+        ({"method": "dspike", "change": -1}, "activation.change = -1.0: it must be at least 0"),
         ({"method": "dspike", "epsilon": 0}, "activation.epsilon = 0.0: it must be above 0"),
         ({"method": "dspike", "temperature": "hot"}, "temperature = 'hot': expected a number"),
         ({"method": "recdis-style", "spread": [1.0, 2.0]}, "spread"),
