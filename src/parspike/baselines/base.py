@@ -120,13 +120,11 @@ def check_whole(value: object, name: str, least: int = 1) -> None:
 def set_threshold(draft: Draft, name: str, theta: Tensor) -> None:
     """New neurons at a node with the thresholds θ (C,), or one of them for all channels.
 
-    A layer with QCFS activation keeps the threshold that it was trained with. A threshold that no activation of the
-    calibration data reaches above 0 becomes the layer's largest, see `calibrate.channels.above_zero`; none is above the
-    activation's own bound (ReLU6), which neurons that fire at every step would exceed.
+    A threshold that no activation of the calibration data reaches above 0 becomes the layer's largest, see
+    `calibrate.channels.above_zero`; none is above the activation's own bound (ReLU6), which neurons that fire at every
+    step would exceed.
     """
     node = draft.graph.by_name[name]
-    if isinstance(draft.activations[name], Quantised):
-        return
     check_finite(node, theta)
     theta = above_zero(theta.reshape(-1).expand(node.channels), draft.T)
     if (bound := bound_of(draft, name)) is not None:
