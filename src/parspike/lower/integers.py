@@ -36,7 +36,7 @@ from parspike.lower.masks import Masks
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
 from parspike.lower.prepared import FACTORS, FILLS, SUMS, batches_of, is_real, largest_of
 from parspike.lower.rounding import Fitting, finest, in_parts, one_by_one
-from parspike.neurons import ParallelNeuron, SignedNeuron
+from parspike.neurons import Even
 from parspike.snn import SNN, check_converted
 
 __all__ = ["integers"]
@@ -326,12 +326,15 @@ class _Whole(Masks):
         signs, args = {**SUMS, **CONSTANTS}[node.target], list(node.args)
         left, right = args[:2]
         first = isinstance(left, Ref)
-        constant = right if first else left
-        number = self.source.tensors[constant.path] if isinstance(constant, Param) else torch.tensor(float(constant))
         value = self.values[node.refs[0]]
         mine, other = signs if first else signs[::-1]
         value = self.times(value, torch.full([1] * len(node.shape), float(mine), dtype=value.grid.dtype), "_turned")
-        return self.plus(node, value, other * number.to(value.grid))
+        return self.plus(node, value, other * self._constant_in(right if first else left))
+
+    def _constant_in(self, constant: Any) -> Tensor:
+        """A constant that an operator is given, in float64; a number has the digits of float32."""
+        tensor = self.source.tensors[constant.path] if isinstance(constant, Param) else torch.tensor(float(constant))
+        return tensor.double()
 
     def _scaled(self, node: Node) -> Value:
         if len(node.refs) != 1:
@@ -346,12 +349,7 @@ class _Whole(Masks):
             return self._factor(node, value, torch.tensor(-1.0).double())
         if not isinstance(node.args[0], Ref) and node.target.startswith("aten.div"):
             raise Refused("it divides by a value that depends on the input")
-        other = node.args[1] if isinstance(node.args[0], Ref) else node.args[0]
-        number = (
-            self.source.tensors[other.path].double()
-            if isinstance(other, Param)
-            else torch.tensor(float(other)).double()
-        )
+        number = self._constant_in(node.args[1] if isinstance(node.args[0], Ref) else node.args[0])
         return self._factor(node, value, 1 / number if node.target.startswith("aten.div") else number)
 
     def _product(self, node: Node) -> Value:
@@ -675,7 +673,7 @@ class _Whole(Masks):
 
     def _only_neurons_read(self, node: Node) -> bool:
         made = [self.neurons.get(reader.name) for reader in self.readers[node.name]]
-        fit = all(isinstance(neuron, (ParallelNeuron, SignedNeuron)) for neuron in made)
+        fit = all(isinstance(neuron, Even) for neuron in made)
         return fit and len(node.refs) == 1 and node.name not in self.source.outputs and not self.over_time
 
     def _computed(self, node: Node) -> Value:
@@ -687,7 +685,7 @@ class _Whole(Masks):
 
     def _curve(self, node: Node, value: Value) -> Value:
         """Neurons that count what a function makes of a value, as steps of the value itself."""
-        neuron, function = cast(ParallelNeuron | SignedNeuron, self.neurons[node.name]), cast(Node, value.function)
+        neuron, function = cast(Even, self.neurons[node.name]), cast(Node, value.function)
 
         def count(whole: Tensor) -> Tensor:
             """Of whole numbers (N, …), which broadcast against the grid of one sample."""
