@@ -241,7 +241,8 @@ def test_potentials_are_not_rounded_by_mixed_precision():
     assert spikes.tolist() == [[0.0, 1.0]]
 
 
-def test_parallel_neurons_say_their_steps():
+def test_neurons_and_surrogates_say_their_numbers():
+    assert repr(DspikeSurrogate(1.5)) == "DspikeSurrogate(temperature=1.5)"
     assert repr(PSNNeuron(4)) == "PSNNeuron(T=4)"
     assert repr(MaskedPSNNeuron(4, 3)) == "MaskedPSNNeuron(T=4, order=3, masking=0)"
     assert repr(SlidingPSNNeuron(4, 3)) == "SlidingPSNNeuron(T=4, order=3)"
@@ -419,8 +420,12 @@ def test_every_probe_sees_the_same_dropout(monkeypatch):
 
 
 def test_a_temperature_is_not_searched_where_weights_are_divided_over_devices(monkeypatch):
+    class Divided(nn.Parameter):
+        """In place of what fsdp makes of a parameter."""
+
     model = make_network(recipe("dspike"), example=images())
-    monkeypatch.setattr(dspike, "DTensor", nn.Parameter)  # what fsdp makes of them
+    model.network.conv2.weight = Divided(model.network.conv2.weight.detach())
+    monkeypatch.setattr(dspike, "DTensor", Divided)
     with pytest.raises(OptionError, match="fsdp divides: take ddp"):
         methods.Dspike().before_epoch(model, 0, 3, lambda: (images(16), FEW.labels[:16]))
 
