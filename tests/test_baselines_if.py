@@ -154,7 +154,12 @@ def test_rnl_is_a_moving_average_of_maxima() -> None:
         first, second, third = (float(part.max()) for part in a.split(20))
         running = 0.7 * (0.7 * first + 0.3 * second) + 0.3 * third
         assert neuron.v_threshold.unique().tolist() == pytest.approx([running / (1 + 2.718281828**-1)], rel=1e-5)
-    assert RNL(p=-100, momentum=1).p == -RNL(p=100).p  # the ends of what is allowed
+
+
+def test_the_ends_of_what_is_allowed_are_allowed() -> None:
+    assert RNL(p=-100, momentum=1).p == -RNL(p=100).p
+    assert RobustNorm(decline=100).decline == RobustNorm(100).percentile
+    assert RMP(alpha=10).alpha == 10
 
 
 @cache
@@ -687,7 +692,9 @@ class TestEveryMethod:
     [
         (lambda: RobustNorm(0), "percentile"),
         (lambda: RobustNorm(decline=-1), "decline"),
+        (lambda: RobustNorm(decline=100.5), "decline"),
         (lambda: RMP(alpha=0), "alpha"),
+        (lambda: RMP(alpha=10.5), "alpha"),
         (lambda: RMP(alpha="1"), "alpha"),  # pyright: ignore[reportArgumentType]
         (lambda: OPT(T_ref=0), "T_ref"),
         (lambda: OPT(granularity="row"), "granularity"),  # pyright: ignore[reportArgumentType]

@@ -178,6 +178,26 @@ NEURONS: dict[str, tuple[Callable[[], Dynamics], Callable[[list[float], float], 
 RANGES = ((-1.0, 2.0), (-3.0, 3.0), (0.0, 0.7), (0.0, 6.0))
 
 
+def test_neurons_say_what_they_are() -> None:
+    """By the label that tables and reports show, and in the network's text."""
+    said = [
+        (neuron.label, neuron.extra_repr())
+        for neuron in (*(make() for make, _ in NEURONS.values()), MaskedNeuron(THETA))
+    ]
+    theta = "θ 0.5 … 3, "
+    assert said == [
+        ("snm", theta + "may take spikes back"),
+        ("burst:3", theta + "up to 3 spikes a step"),
+        ("cos:4", theta + "looks at 4 steps"),
+        ("h-mt:3", theta + "3 thresholds, any of which fire"),
+        ("ecmt:3", theta + "spikes of 3 sizes"),
+        ("ecmt:3", theta + "spikes of 3 sizes"),
+        ("dcgs:3", theta + "increments of 3 sizes"),
+        ("dcgs:3", theta + "increments of 3 sizes"),
+        ("srp", theta + "silent where the first phase ends at 0"),
+    ]
+
+
 @pytest.mark.parametrize("name", NEURONS)
 def test_sends_what_the_equations_say(name: str) -> None:
     make, reference = NEURONS[name]
