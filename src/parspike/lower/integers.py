@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Node, Param, Ref, Role, Stream, map_tree
@@ -444,11 +444,11 @@ class _Whole(Masks):
         along = 1 if isinstance(found, Conv) else value.grid.dim() - 1
         if others := [d for d, size in enumerate(value.grid.shape) if size > 1 and d != along]:
             value = self.even(node, value, others, "places")
-        scaled, places = _by_output(found, weight), math.prod(weight.shape[2:])
-        groups, outputs, features = scaled.shape
+        weights, places = _by_output(found, weight), math.prod(weight.shape[2:])
+        groups, outputs, features = weights.shape
         units = value.grid.flatten().expand(groups * features // places).reshape(groups, 1, -1)
-        units = units.repeat_interleave(places, 2)
-        scaled, read = scaled * units, None
+        units = units.repeat_interleave(places, 2)  # the grid of every feature, which the weights take up
+        scaled, read = weights * units, None
         if rows is not None:  # in whole numbers, 1 last: (groups, N, features + 1)
             read = rows.all.x.double()
             read = torch.cat([read[:, :, :-1] / units, read[:, :, -1:]], 2)
@@ -793,7 +793,7 @@ def _by_output(found: Conv | Linear, weight: Tensor) -> Tensor:
     return (each.movedim(1, 2) if found.transposed else each).flatten(2)
 
 
-def _as_weight(found: Conv | Linear, rows: Tensor, shape: Size) -> Tensor:
+def _as_weight(found: Conv | Linear, rows: Tensor, shape: Sequence[int]) -> Tensor:
     """`_by_output` undone, for weights of this shape; a linear layer's are (outputs, features)."""
     if isinstance(found, Linear):
         return rows[0]
