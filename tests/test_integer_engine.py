@@ -76,6 +76,26 @@ class Padded(nn.Module):
         return self.head(y[:, :, ::2, ::2].flatten(1)[:, :30])
 
 
+class Sided(nn.Module):
+    """Zeros on unlike sides: by one, as TensorFlow's are, by the gaps of a kernel, and by more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same, self.even = nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(8, 8, (4, 3), padding="same")
+        self.gaps, self.odd = (
+            nn.Conv2d(8, 8, (2, 3), dilation=3, padding="same"),
+            nn.Conv2d(8, 8, 3, stride=2, groups=8),
+        )
+        self.deep, self.far = nn.Conv2d(8, 16, 3, padding=1, dilation=2, groups=2), nn.Conv2d(16, 8, (1, 3))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.even(self.same(x).relu()).relu()
+        y = self.odd(nn.functional.pad(self.gaps(y).relu(), (0, 1, 1, 0))).relu()
+        y = self.deep(nn.functional.pad(y, (2, 0, 0, 2))).relu()
+        return self.head(self.far(nn.functional.pad(y, (2, 0, 1, 0))).relu().mean((2, 3)))
+
+
 class Bottlenecks(nn.Module):
     """Sums that no neuron cuts are read by 1×1 convolutions and a linear layer; pads of like and of unlike sides."""
 
@@ -98,7 +118,7 @@ class Bottlenecks(nn.Module):
 
 
 SIZES: dict[type[nn.Module], tuple[int, ...]] = {
-    Wide: (3, 13, 17), Signal: (5, 21), Padded: (3, 12, 14), Bottlenecks: (3, 12, 14),
+    Wide: (3, 13, 17), Signal: (5, 21), Padded: (3, 12, 14), Sided: (3, 15, 12), Bottlenecks: (3, 12, 14),
 }  # fmt: skip
 
 
@@ -143,6 +163,9 @@ CASES: list[tuple[type[nn.Module], dict[str, Any]]] = [
     (Signal, {"T": 200}),
     (Padded, {"T": 6}),
     (Padded, {"T": 300}),  # pads and moves of 16 bits
+    (Sided, {"T": 6}),
+    (Sided, {"T": 300}),
+    (Sided, {"T": 7, "code": "weighted", "encode": "all"}),
     (Bottlenecks, {"T": 32}),
     (Bottlenecks, {"T": 300}),
     (Bottlenecks, {"T": 32, "encode": "hidden"}),  # pairs, in bytes with a sign
@@ -174,6 +197,14 @@ def test_most_of_the_work_is_done_by_integer_kernels(kind: type[nn.Module]) -> N
     assert Integer.of(paired).synapses[0] == Integer.of(paired).synapses[1]
     chains = [step for step in made if isinstance(step, (Chain, filtered.Settled, filtered.Pointwise))]
     assert len(chains) == len(snn.neurons())
+
+
+def test_zeros_of_unlike_sides_need_no_map_of_their_own() -> None:
+    snn, _ = network(Sided, T=6)
+    how = Integer.of(snn)
+    assert how.synapses == (6, 7)  # zeros before and after a kernel with gaps differ by one
+    pads = [node.layer for node, _ in how.schedule.steps if node.target == "aten.pad.default"]
+    assert pads == ["pad@3"]  # two zeros on one side
 
 
 def on_thresholds(found: Conv | Linear, weight: Tensor, x: Tensor, seed: int) -> tuple[filtered.Behind, Tensor]:

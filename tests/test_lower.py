@@ -474,6 +474,12 @@ TAKEN: dict[str, Any] = {
     "a constant for every channel": lambda y, z: y + torch.linspace(-1, 1, 4).to(y)[:, None],
     "a difference": lambda y, z: y - z * 0.3,
     "the larger one": lambda y, z: torch.maximum(y * 0.7, z),
+    "the mean of two": lambda y, z: torch.stack([y, 0.4 * z]).mean(0),
+    "two added up before the batch": lambda y, z: torch.stack([y, 0.4 * z]).sum(0),
+    "the larger of two before the batch": lambda y, z: torch.stack([y, 0.4 * z]).amax(0),
+    "the largest of channels of unlike scales": lambda y, z: (
+        y + (z * torch.logspace(-1, 1, 4).to(z)[:, None]).amax(1, keepdim=True)
+    ),
     "transposed": None,
     "windows divided by what they hold": lambda y, z: F.avg_pool1d(y, 3, 2, 1, count_include_pad=False),
     "whole windows alone, all the same": lambda y, z: F.avg_pool1d(y, 2, ceil_mode=True, count_include_pad=False),
@@ -902,3 +908,53 @@ def test_halves_of_an_activation_leave_the_weights_behind_their_bits(kind: type[
     assert float((chip(x) - snn(x)).norm() / snn(x).norm()) < 0.06
     assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
     prove(chip, x[:2])
+
+
+def test_ends_of_a_staircase_that_a_channel_never_reaches_stay_whole() -> None:
+    """Weights of 16 bits behind sums of 50: these lose bits, and what is proved of them has to be whole again."""
+    torch.manual_seed(0)
+    convs = [nn.Conv1d(4, 8, 3, padding=1), *(nn.Conv1d(8, 8, 3, padding=1) for _ in range(2)), nn.Conv1d(8, 3, 1)]
+    with torch.no_grad():
+        convs[2].weight[0] *= 1e-3
+        convs[2].bias.data[0] = 0
+    model = nn.Sequential(convs[0], nn.Tanh(), convs[1], convs[2], nn.Softshrink(0.3), convs[3]).eval()
+    x = torch.randn(32, 4, 10)
+    snn = parspike.convert(model, x, T=5, code="weighted", recipe="max")
+    whole = integers(snn, x, weights=16, inputs=16)
+    assert torch.equal(whole.run(x, engine="integer").logits, whole(x))
+    assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 1e-3
+
+
+class Joined(nn.Module):
+    """Values of unlike kinds in one tensor, which one convolution reads."""
+
+    def __init__(self, join: Callable[[nn.Conv1d, Tensor, Tensor], Tensor], channels: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(2, 8, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1)
+        self.c, self.head, self.join = nn.Conv1d(channels, 8, 3, padding=1), nn.Linear(8, 5), join
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.c(self.join(self.b, x, self.a(x))).relu().mean(2))
+
+
+JOINED: dict[str, tuple[Any, int]] = {
+    "counts and counts with a shift": (lambda b, x, y: torch.cat([y.relu(), b(y.relu()).tanh()], 1), 16),
+    "counts with a shift and the input": (lambda b, x, y: torch.cat([y.tanh(), x], 1), 10),
+    "counts with a shift and ones": (lambda b, x, y: torch.cat([y.tanh(), torch.ones_like(y[:, :1])], 1), 9),
+    "counts and a sum": (lambda b, x, y: torch.cat([y.relu(), b(y.relu())], 1), 16),
+    "a sum and counts with a shift": (lambda b, x, y: torch.stack([b(y.tanh()), y.tanh()], 1).flatten(1, 2), 16),
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+@pytest.mark.parametrize("refit", [True, False])
+def test_joined_values_leave_each_other_the_bits_of_the_weights(name: str, refit: bool) -> None:
+    """Would catch a branch on a grid a thousand times as coarse as the other's: it takes all bits from the weights of
+    the rest, and the answer was off by 2 to 33 %."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Joined(*JOINED[name]).double().eval(), torch.randn(40, 2, 24).double()
+    snn = parspike.convert(model, x, T=5, code="weighted", recipe="max")
+    whole = integers(snn, x, refit=refit)
+    assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.015
+    assert torch.equal(whole.run(x, engine="integer").logits, whole(x))

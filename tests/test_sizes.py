@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -374,6 +375,43 @@ def test_a_pool_over_all_places_leaves_sizes_free(name: str) -> None:
     assert "free: x.2, x.3" in graph.taken
     x = torch.randn(3, 3, 16, 22)
     torch.testing.assert_close(graph.run(x), model(x).detach())
+
+
+LENGTHS = {
+    "halved": nn.MaxPool1d(2),
+    "overlapping": nn.MaxPool1d(3, 2, padding=1),
+    "rounded up": nn.MaxPool1d(3, stride=2, ceil_mode=True),
+    "with gaps": nn.MaxPool1d([2], [1], dilation=(3,)),
+    "of an example": lambda y: torch.stack([F.max_pool1d(one, 2) for one in (y[0], y[-1])]),
+}
+
+
+class Cut(nn.Module):
+    """A pool of a signal: `pool` stands in the network, or in its code."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.pool = nn.Conv1d(2, 4, 3, padding=1), nn.Conv1d(4, 3, 1), pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.pool(self.a(x).relu())).relu()
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_a_maximum_over_windows_of_a_signal_leaves_its_length_free(name: str) -> None:
+    """Would catch lengths that torch fixes in max_pool1d, and another operator in its place."""
+    torch.manual_seed(0)
+    model, x = Cut(LENGTHS[name]).eval(), torch.randn(4, 2, 16)
+    plan = parspike.plan(model, x)
+    assert "free: x.2" in plan.graph.taken
+    assert [n.target for n in plan.graph.nodes if "pool" in n.target][:1] == ["aten.max_pool1d.default"]
+    assert not [n for n in plan.graph.nodes if "squeeze" in n.target]
+    y = torch.randn(4, 2, 23)
+    torch.testing.assert_close(plan.graph.run(y), model(y).detach())
+    snn = parspike.convert(plan, x, T=4096, recipe="max")
+    assert snn.run(y, engine="serial-if").logits.shape == model(y).shape
+    wanted = model(x).detach()
+    assert float((snn(x) - wanted).norm() / wanted.norm()) < 1e-3
 
 
 def test_a_pool_of_one_side_is_no_pool_over_all_places() -> None:

@@ -26,6 +26,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from parspike.engines import filtered, tensor_cores, whole_steps
@@ -294,17 +295,21 @@ class _Maker:
 
     def _synapse(self, node: Node) -> Synapse | OnGPU | None:
         """The synapse, where integer kernels compute it exactly."""
-        found = self._with_pad(arguments(node))
+        found = arguments(node)
         if not isinstance(found, (Conv, Linear)) or found.transposed or not isinstance(found.weight, Param):
             return None
         if not isinstance(found.input, Ref) or (found.bias is not None and not isinstance(found.bias, Param)):
             return None
-        if isinstance(found, Conv) and found.padding == "same":
-            return None  # its padding may differ before and after
+        weight = self.tensors[found.weight.path]
+        if isinstance(found, Conv):
+            padded = self._with_pad(found, weight.shape[2:])
+            if padded is None:
+                return None
+            found, zeros = padded
+            weight = F.pad(weight, zeros)
         low, high = self.ranges.get(found.input.name, (-torch.inf, torch.inf))
         if self._sum_range(node, (low, high)) is None:
             return None
-        weight = self.tensors[found.weight.path]
         bias = weight.new_zeros(len(weight)) if found.bias is None else self.tensors[found.bias.path]
         if not all(torch.equal(t, t.round()) for t in (weight, bias)) or float(weight.abs().max()) > 127:
             return None
@@ -326,22 +331,29 @@ class _Maker:
         bias = bias.double() if wide else bias.float()
         return None if parts is None else Synapse(node, found, weight, bias, most, parts, zero, wide)
 
-    def _with_pad(self, found: Any) -> Any:
-        """A convolution that puts in the zeros itself which a pad before it puts in, where they are as many on both
-        sides."""
-        if not isinstance(found, Conv) or found.transposed or not isinstance(found.input, Ref):
-            return found
+    def _with_pad(self, found: Conv, kernel: Sequence[int]) -> tuple[Conv, list[int]] | None:
+        """A convolution with the same zeros before and after, among them those that a pad before it puts in, and the
+        zeros that its kernel gets for that, as `F.pad` takes them; None where there is none.
+
+        Sides that differ by one, as TensorFlow's do, become like with a kernel larger by one: a 3×3 kernel behind zeros
+        on the right and below is a 4×4 kernel, zero on the left and above, behind zeros all around. This takes half to
+        nine tenths of the time of a pad before a 3×3 kernel (EfficientNet-Lite0's five, one image or eight).
+        """
+        ways = [(found, found.padded(kernel))]
         pad = self.graph.by_name.get(found.input.name)
-        if pad is None or pad.target not in PADS or not _moves(pad) or found.padding == "same":
-            return found
-        sides = list(named(pad)["pad"])[::-1]  # the last dimension came first
-        before, after = sides[1::2], sides[0::2]
-        if before != after or len(before) != len(found.stride) or not all(isinstance(n, int) for n in before):
-            return found
-        if min(before) < 0:
-            return found
-        padding = tuple(int(a) + int(b) for a, b in zip(before, found.padding, strict=True))
-        return replace(found, input=Ref(pad.refs[0]), padding=padding)
+        if pad is not None and pad.target in PADS and _moves(pad):
+            given = list(named(pad)["pad"])[::-1]  # the last dimension came first
+            around = list(zip(given[1::2], given[0::2], strict=True))
+            if len(around) == len(found.stride) and all(isinstance(n, int) and n >= 0 for n in given):
+                both = tuple((a + c, b + d) for (a, b), (c, d) in zip(ways[0][1], around, strict=True))
+                ways.insert(0, (replace(found, input=Ref(pad.refs[0])), both))
+        for way, sides in ways:
+            more = [after - before for before, after in sides]
+            most = found.dilation if self.gpu is None else [0] * len(more)  # not measured on a GPU
+            if all(abs(d) in (0, gap) for d, gap in zip(more, most, strict=True)):
+                zeros = [int(end > 0) for d in reversed(more) for end in (d, -d)]
+                return replace(way, padding=tuple(max(ends) for ends in sides)), zeros
+        return None
 
     # Neurons, with what is before them.
 
@@ -429,7 +441,8 @@ class _Maker:
         reach = self._sum_range(node, self.ranges.get(node.refs[0], (-torch.inf, torch.inf)))
         if reach is None:
             return None
-        weight, bias = self.tensors[found.weight.path].double(), torch.zeros(1).double()
+        weight = synapse.weight if isinstance(synapse, Synapse) else self.tensors[found.weight.path]
+        weight, bias = weight.double(), torch.zeros(1).double()
         if found.bias is not None:
             bias = self.tensors[found.bias.path].double()
         behind = filtered.Behind(

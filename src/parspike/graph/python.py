@@ -98,14 +98,18 @@ def _foreign(room: str | None) -> bool:
 
 class _OneWay(TorchFunctionMode):
     """Distances by products of matrices. By itself torch chooses these where there are more than 25 rows, which would
-    be a condition on the batch and changes no more than rounding; `left_to_torch` lets it choose again. And a pool over
-    all places, `F.avg_pool2d(x, x.size()[2:])`, as a mean or a maximum, for torch makes numbers of a pool's sizes."""
+    be a condition on the batch and changes no more than rounding; `left_to_torch` lets it choose again. A pool over all
+    places, `F.avg_pool2d(x, x.size()[2:])`, as a mean or a maximum, for torch makes numbers of a pool's sizes. And a
+    maximum over windows of a free length as one over windows of a height of 1, for torch fixes the length in the first;
+    `left_to_torch` turns it back."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in POOLS and _over_all(POOLS[func][1], *args, **kwargs):
             whole, dims = POOLS[func]
             return whole(args[0] if args else kwargs["input"], tuple(range(-dims, 0)), keepdim=True)
+        if func in (F.max_pool1d, torch.max_pool1d) and (made := _flat_pool(*args, **kwargs)) is not None:
+            return made
         if func is torch.functional.cdist and kwargs.get("compute_mode") == AS_NEEDED and kwargs.get("p") == 2:
             kwargs["compute_mode"] = "use_mm_for_euclid_dist"
         return func(*args, **kwargs)
@@ -135,13 +139,44 @@ def _expression(size: Any) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else None
 
 
+def _flat_pool(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | None:  # fmt: skip
+    """`F.max_pool1d` of a free length, by `F.max_pool2d`; None where it is another."""
+    given = kernel_size, kernel_size if stride in (None, [], ()) else stride, padding, dilation
+    sizes = [size[0] if isinstance(size, (tuple, list)) else size for size in given]
+    if return_indices or not isinstance(input.shape[-1], torch.SymInt) or not all(type(n) is int for n in sizes):
+        return None
+    kernel, step, zeros, gap = sizes
+    pooled = F.max_pool2d(input.unsqueeze(FLAT), (1, kernel), (1, step), (0, zeros), (1, gap), ceil_mode)
+    return pooled.squeeze(FLAT)
+
+
+FLAT = -2
+"""The dimension of the height of 1."""
 AS_NEEDED = "use_mm_for_euclid_dist_if_necessary"
 
 
 def left_to_torch(exported: Any) -> None:
-    """Let torch choose in an exported program how distances are computed."""
-    for fx in exported.graph.find_nodes(op="call_function", target=torch.ops.aten.cdist.default):
+    """Let torch choose in an exported program how distances are computed, and how maxima over windows of a length."""
+    aten = torch.ops.aten
+    for fx in exported.graph.find_nodes(op="call_function", target=aten.cdist.default):
         fx.args = fx.args[:3]
+    for fx in exported.graph.find_nodes(op="call_function", target=aten.max_pool2d.default):
+        (image, kernel, *rest), (last, *others) = fx.args, fx.users
+        if others or kernel[0] != 1 or (last.target, last.args[1:]) != (aten.squeeze.dim, (FLAT,)):
+            continue
+        if (image.target, image.args[1:]) != (aten.unsqueeze.default, (FLAT,)) or len(image.users) > 1:
+            continue
+        more = [size[1:] if isinstance(size, (list, tuple)) else size for size in rest]
+        with exported.graph.inserting_before(last):
+            made = exported.graph.call_function(aten.max_pool1d.default, (image.args[0], kernel[1:], *more))
+        made.meta, name = last.meta, last.name
+        last.replace_all_uses_with(made)
+        for gone in (last, fx, image):
+            exported.graph.erase_node(gone)
+        made._rename(name)  # what an output is called
 
 
 @contextlib.contextmanager

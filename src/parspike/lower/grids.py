@@ -240,7 +240,7 @@ class Grids:
         name = self.emit(
             value.like, suffix, "aten.div.Scalar_mode", Ref(added), by, kwargs={"rounding_mode": "floor"}, reason=WHOLE
         )
-        return replace(value, name=name, grid=value.grid * by, most=value.most / by + 1)
+        return replace(value, name=name, grid=value.grid * by, most=math.floor(value.most / by + 0.5))
 
     def even(self, node: Node, value: Value, dims: list[int], what: str = "") -> Value:
         """The value on a grid that does not vary along these dimensions, finer than the finest there, since the factors

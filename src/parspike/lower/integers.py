@@ -26,16 +26,16 @@ import torch
 from torch import Tensor
 
 from parspike.errors import OptionError, UnsupportedError
-from parspike.graph import Node, Param, Ref, Role, Stream, map_tree
+from parspike.graph import Node, Param, Ref, Role, Size, Stream, map_tree
 from parspike.graph.lookup import TAKEN
 from parspike.graph.ops import CASTS, ENCODE, FLOOR, HOLD, LARGEST, MASKED, REAL, RSQRT, TABLE, TIMES
 from parspike.graph.resized import weights_along
-from parspike.graph.signature import SUMMED, Conv, Linear, Pool, arguments, with_weights
+from parspike.graph.signature import SUMMED, Conv, Linear, Pool, arguments, named, with_weights
 from parspike.lower.grids import ALIKE, FIXED, PRECISE, UNLIKE, Value, chooses, grids_of, input_node, sample, squeezed
 from parspike.lower.masks import Masks
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
 from parspike.lower.prepared import FACTORS, FILLS, SUMS, batches_of, is_real, largest_of
-from parspike.lower.rounding import Fitting, finest, in_parts, one_by_one
+from parspike.lower.rounding import JOINS, Fitting, finest, in_parts, largest_joined, one_by_one
 from parspike.neurons import Even
 from parspike.snn import SNN, check_converted
 
@@ -58,6 +58,9 @@ ROOMS = (
 """Largest values that are multiplied, by weights or by each other, the first under which all sums are exact: what
 weights prove of a value is often some hundred times what arises, so few of its bits are left out where any are. Last
 those that also hold for values on one grid for all channels, where small channels may lose all bits."""
+UNEVEN = 8
+"""How many times as large as another's the whole numbers of a joined value are at least for the other's to be brought
+near them."""
 CONSTANTS = {"aten.add.Scalar": (1, 1), "aten.sub.Scalar": (1, -1), "aten.rsub.Scalar": (-1, 1)}
 CHOOSE = ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default")
 """Operators that may read a tensor of the network without changing values: places."""
@@ -72,6 +75,7 @@ NEAREST = ("aten.upsample_nearest", "aten._upsample_nearest_exact")
 """Operators of windows of one value each."""
 MIX = ("aten.lerp.Scalar",)
 """Operators that are no layer, and move no values either."""
+EXTREMES = ("aten.amax.default", "aten.amin.default")
 ELEMENTS = ("aten.mul.Tensor", TIMES)
 MATRICES = ("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
 """Products of two values: element by element, and of matrices."""
@@ -113,17 +117,24 @@ def integers(
         moved = [{name: x.cpu() for name, x in env.items()} for env in batches]
         here = copy.deepcopy(snn).cpu()
         return integers(here, cast(Any, moved), weights=weights, inputs=inputs, refit=refit).to(device)
-    source = aligned(snn).double()
-    for room in ROOMS:
-        made = _Whole(source, weights, snn.graph.at_example(FIXED).inputs, room)
+    source, given = aligned(snn).double(), snn.graph.at_example(FIXED).inputs
+    first = _Whole(source, weights, given, ROOMS[0])
+    joined = largest_joined(first.source, first.neurons, snn.T, batches)
+
+    def begun(room: tuple[float, bool]) -> _Whole:
+        made = _Whole(source, weights, given, room)
+        made.joined = joined
         made.read(batches, inputs)
+        return made
+
+    for room in ROOMS:
+        made = begun(room)
         made.add_all()
         spare = 8 if refit else 1  # fitted weights make other grids
         if made.refused or made.most * snn.T * spare < EXACT[torch.float64]:
             break
     if refit and not made.refused:
-        made = _Whole(source, weights, snn.graph.at_example(FIXED).inputs, room)
-        made.read(batches, inputs)
+        made = begun(room)
         made.follow(batches)
         made.add_all()
     about = {"lowered": "integers", "weights": weights, "inputs": inputs, "refit": refit}
@@ -151,6 +162,8 @@ class _Whole(Masks):
     """The network in the making, node by node."""
 
     fitting: Fitting | None = None
+    joined: Mapping[str, float] = {}
+    """The largest magnitudes of the real values that are joined to others."""
     looked_up = False
     """Whether something was refused that look-ups would have stood for."""
 
@@ -567,8 +580,9 @@ class _Whole(Masks):
         value, sizes = self.values[node.refs[0]], sample(self.values[node.refs[0]].like)
         given = node.args[1] if len(node.args) > 1 else None
         dims = [d % len(sizes) for d in (given or range(len(sizes)))]
-        if 0 in dims or node.kwargs.get("dtype") is not None:
-            raise Refused("it sums over the batch" if 0 in dims else "it changes the type")
+        mixed = any(isinstance(value.like.shape[d], Size) for d in dims)  # all other sizes are numbers
+        if mixed or node.kwargs.get("dtype") is not None:
+            raise Refused("it sums over the batch" if mixed else "it changes the type")
         value = self.even(node, self.coarse(node, value), dims)
         keepdim = bool((*node.args[2:3], node.kwargs.get("keepdim", False))[0])
         number = math.prod(sizes[d] for d in dims)
@@ -589,6 +603,8 @@ class _Whole(Masks):
         (value,) = values
         if node.target == LARGEST:
             value = self.even(node, value, [cast(int, node.args[1])])
+        elif node.target in EXTREMES:
+            value = self.even(node, value, list(named(node)["dim"]) or list(range(value.grid.dim())))
         name = self.keep(node, {node.refs[0]: value})
         grids = value.grid.expand(sample(value.like))
         largest, smallest = self.run(node, grids), -self.run(node, -grids)
@@ -644,6 +660,8 @@ class _Whole(Masks):
 
     def _moved(self, node: Node) -> Value:
         values = [self.values[ref] for ref in dict.fromkeys(node.refs)]
+        if node.target in JOINS:
+            values = self._alike(node, values)
         if node.target == "aten.pixel_shuffle.default":  # channels become places, which have one grid
             values = [self.even(node, value, list(range(len(node.shape)))) for value in values]
         grids = self.run(node, *(value.parts or value.grid.expand(sample(value.like)) for value in values))
@@ -666,6 +684,26 @@ class _Whole(Masks):
                 raise Refused("it puts in values other than 0")
         instead = dict(zip(dict.fromkeys(node.refs), values, strict=True))
         return Value(self.keep(node, instead), node, squeezed(grids), max(value.most for value in values))
+
+    def _alike(self, node: Node, values: list[Value]) -> list[Value]:
+        """The branches of a join, those with much smaller whole numbers on finer grids. The weights behind have one
+        grid for all of them: on grids a thousand times as coarse as the others', such as that of ones beside counts
+        with a shift, a branch would take all bits from the weights of the rest."""
+        sizes = [
+            min(self.joined.get(ref, math.inf) / float(value.grid.max()), value.most)
+            for ref, value in zip(dict.fromkeys(node.refs), values, strict=True)
+        ]
+        made: list[Value] = []
+        for value, size in zip(values, sizes, strict=True):
+            finer = 2.0 ** math.floor(math.log2(max(sizes) / size)) if size else 1.0
+            finer = min(finer, 2.0 ** max(0, math.floor(math.log2(self.room / max(value.most, 1)))))
+            if finer < UNEVEN:
+                made.append(value)
+                continue
+            factor = torch.full([1] * value.grid.dim(), finer).double()
+            value = self.times(value, factor, f"_alike_for_{node.name}")
+            made.append(replace(value, grid=value.grid / finer))
+        return made
 
     def _unchanged(self, node: Node) -> Value:
         """On the same grid: a ReLU that was kept."""

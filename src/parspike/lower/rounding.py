@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from parspike.calibrate.refit import Refit, refittable
-from parspike.graph import Graph, Node, Schedule, Stream, walk
+from parspike.graph import Graph, Hook, Node, Schedule, Stream, walk
 from parspike.neurons import Dynamics, SpikingLayer
 
-__all__ = ["Fitting", "finest", "in_parts", "one_by_one"]
+__all__ = ["JOINS", "Fitting", "finest", "in_parts", "largest_joined", "one_by_one"]
 
 ROWS = 1 << 13
 """Places that a synapse is fitted on, in all."""
@@ -35,6 +35,9 @@ DAMPING = 0.01
 CLIPS = tuple(1 - 0.05 * n for n in range(13))
 """Fractions of the largest weight that the grid of an output may end at."""
 BLOCK = 128
+JOINS = ("aten.cat.default", "aten.stack.default")
+JOINED = 64
+"""Samples by which it is seen how large joined values are."""
 EXACT = 1e-12
 """By how much a fraction may differ from another for the sake of rounding in float64."""
 
@@ -116,7 +119,21 @@ class Fitting:
                     teacher.env.pop(name, None)
 
 
-def _run(nodes: list[Node], stream: Stream, neurons: Mapping[str, SpikingLayer], T: int) -> None:
+def largest_joined(
+    graph: Graph, neurons: Mapping[str, SpikingLayer], T: int, batches: list[dict[str, Tensor]]
+) -> dict[str, float]:
+    """The largest magnitude of every value of the real network that is joined to others, on some of these inputs."""
+    joined = {ref for node in graph.nodes if node.target in JOINS for ref in node.refs}
+    if not joined:
+        return {}
+    env: dict[str, Any] = {name: x[:JOINED].detach() for name, x in batches[0].items()}
+    env = {name: x.double() if x.is_floating_point() else x for name, x in env.items()}
+    stream = Stream(env, graph.tensors, graph.sizes(env))
+    walk(Schedule.of(graph.nodes, [*joined]), [stream], dict.fromkeys(neurons, _firing(neurons, T)))
+    return {name: float(stream.env[name].abs().max()) if stream.env[name].numel() else 0.0 for name in joined}
+
+
+def _firing(neurons: Mapping[str, SpikingLayer], T: int) -> Hook:
     def fire(node: Node, args: tuple[Any, ...]) -> list[Tensor]:
         neuron = neurons[node.name]
         if not isinstance(neuron, Dynamics):
@@ -124,12 +141,16 @@ def _run(nodes: list[Node], stream: Stream, neurons: Mapping[str, SpikingLayer],
         # Neurons with a state are fed with the mean current at every step, and give their mean.
         return [neuron.advance(None, args[0].expand(T, *args[0].shape))[1].mean(0)]
 
+    return fire
+
+
+def _run(nodes: list[Node], stream: Stream, neurons: Mapping[str, SpikingLayer], T: int) -> None:
     def single(leaf: Any) -> Any:
         return torch.float32 if leaf is torch.float64 else leaf
 
     nodes = [node.mapped(single) for node in nodes]  # one that makes zeros says their type
     kept = [name for node in nodes for name in (node.name, *node.refs)]
-    walk(Schedule.of(nodes, kept), [stream], dict.fromkeys(neurons, fire))
+    walk(Schedule.of(nodes, kept), [stream], dict.fromkeys(neurons, _firing(neurons, T)))
 
 
 def _float(tensor: Tensor) -> Tensor:
