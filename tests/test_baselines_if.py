@@ -719,6 +719,15 @@ def test_options_are_checked_when_a_recipe_is_made(make: Any, word: str) -> None
         make()
 
 
+@pytest.mark.parametrize(
+    "recipe", [RMP(), RNL(), TBC(iterations=2), FTBC(iterations=1)], ids=lambda recipe: recipe.name
+)
+def test_data_that_are_no_numbers_are_refused_by_the_layer(recipe: Any) -> None:
+    x = data(20).sign() * 3e38  # finite, but what the first layer makes of them is not
+    with pytest.raises(CalibrationError, match="'1' gives NaN or Inf"):
+        parspike.convert(dense(), x.split(5), T=4, recipe=recipe)
+
+
 def test_methods_that_correct_with_data_ask_for_them() -> None:
     for recipe in (SNNCLP(), SNNCAP(), FTBC()):
         with pytest.raises(CalibrationError, match=recipe.name):

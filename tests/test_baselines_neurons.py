@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import parspike
 from parspike.baselines import COS, DCGS, ECMT, HMT, SNM, SRP, AdaFire, Burst
 from parspike.baselines.adafire import _apart, allocated
+from parspike.baselines.base import Own
 from parspike.baselines.burst import BurstNeuron
 from parspike.baselines.cos import OffsetSpike
 from parspike.baselines.ecmt import MultiThreshold
@@ -180,6 +181,7 @@ RANGES = ((-1.0, 2.0), (-3.0, 3.0), (0.0, 0.7), (0.0, 6.0))
 
 def test_neurons_say_what_they_are() -> None:
     """By the label that tables and reports show, and in the network's text."""
+    assert Own(method="cos", v_init="half").words == "neuron of 'cos'"
     said = [
         (neuron.label, neuron.extra_repr())
         for neuron in (*(make() for make, _ in NEURONS.values()), MaskedNeuron(THETA))
@@ -202,6 +204,7 @@ def test_neurons_say_what_they_are() -> None:
 def test_sends_what_the_equations_say(name: str) -> None:
     make, reference = NEURONS[name]
     neuron = make()
+    assert not any(parameter.requires_grad for parameter in neuron.parameters())
     for seed, (low, high) in enumerate(RANGES):
         z = currents(seed, low=low, high=high)
         _, current, spikes = neuron.advance(None, z)
