@@ -25,6 +25,7 @@ from parspike.baselines import (
     RNL,
     SNNCAP,
     SNNCLP,
+    SRP,
     TBC,
     Baseline,
     BNRecal,
@@ -160,6 +161,7 @@ def test_the_ends_of_what_is_allowed_are_allowed() -> None:
     assert RNL(p=-100, momentum=1).p == -RNL(p=100).p
     assert RobustNorm(decline=100).decline == RobustNorm(100).percentile
     assert RMP(alpha=10).alpha == 10
+    assert SRP(probe=1).probe == 1
 
 
 @cache
@@ -719,13 +721,28 @@ def test_options_are_checked_when_a_recipe_is_made(make: Any, word: str) -> None
         make()
 
 
-@pytest.mark.parametrize(
-    "recipe", [RMP(), RNL(), TBC(iterations=2), FTBC(iterations=1)], ids=lambda recipe: recipe.name
-)
-def test_data_that_are_no_numbers_are_refused_by_the_layer(recipe: Any) -> None:
-    x = data(20).sign() * 3e38  # finite, but what the first layer makes of them is not
-    with pytest.raises(CalibrationError, match="'1' gives NaN or Inf"):
-        parspike.convert(dense(), x.split(5), T=4, recipe=recipe)
+FOUND = [RMP(), RNL(), RobustNorm(), TBC(iterations=2), FTBC(iterations=1), SNNCLP()]
+"""Methods that find thresholds of their own."""
+
+
+@pytest.mark.parametrize("recipe", FOUND, ids=lambda recipe: recipe.name)
+def test_activations_that_are_no_numbers_are_refused_by_the_layer(recipe: Any) -> None:
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sqrt()  # NaN below 0
+
+    model = nn.Sequential(nn.Linear(6, 9), Root(), nn.ReLU(), nn.Linear(9, 3)).eval()
+    with pytest.raises(CalibrationError, match="'2' gives NaN or Inf"):
+        parspike.convert(model, data(20).split(5), T=4, recipe=recipe)
+
+
+@pytest.mark.parametrize("recipe", FOUND, ids=lambda recipe: recipe.name)
+def test_a_quantised_layer_beside_others_keeps_its_threshold(recipe: Any) -> None:
+    model = dense()
+    model[1] = parspike.QCFS(4, 0.7)
+    first, second = parspike.convert(model, data(20).split(5), T=4, recipe=recipe).stateful().values()
+    assert torch.equal(first.v_threshold, torch.full_like(first.v_threshold, 0.7))
+    assert not bool((second.v_threshold == 0.7).any())
 
 
 def test_methods_that_correct_with_data_ask_for_them() -> None:

@@ -344,6 +344,15 @@ def test_cos_may_look_at_as_many_steps_as_there_are(tmp_path: Path) -> None:
     assert torch.equal(loaded(images()), snn(images()))
 
 
+def test_srp_silences_what_is_at_most_a_thousandth_of_its_threshold() -> None:
+    theta = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    v = torch.stack([theta * share for share in (0.0009, 0.001, 0.0011)])
+    state = MaskedNeuron(theta).next_phase({"v": v})
+    assert state is not None
+    assert state["mask"].tolist() == [[0, 0], [0, 0], [1, 1]]
+    assert torch.equal(state["v"], (theta / 2).expand(3, 2))
+
+
 def test_dcgs_has_nearest_increments_in_the_range_of_its_levels() -> None:
     model, x, n, steps = Small(nn.ReLU6()).eval(), images(64), 3, 5
     snn = parspike.convert(model, x.split(16), T=steps, recipe=DCGS(n))
