@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -295,3 +296,36 @@ def test_a_curve_for_neurons_that_are_lines_is_said() -> None:
         warnings.simplefilter("error")
         parspike.convert(model, ROWS, T=T, neuron=IF(), recipe="max", layers={"1": parspike.Keep()})
         parspike.convert(model, ROWS, T=T, recipe="max")
+
+
+@pytest.mark.parametrize(
+    "kind", [parspike.IF(reset="zero"), parspike.IF(v_init="zero"), parspike.LIF(decay=0.9, reset="zero")]
+)
+@pytest.mark.filterwarnings("ignore:all 64 calibration samples are equal")
+@pytest.mark.parametrize("recipe", ["max", "closed-form"])
+def test_neurons_that_are_to_fire_at_every_step_do_however_sums_are_rounded(kind: Serial, recipe: str) -> None:
+    """Would catch thresholds as large as the current: half of the neurons sent half of their spikes in float32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        layers = [m for _ in range(3) for m in (nn.Linear(6, 6), nn.ReLU())]
+        model, x = nn.Sequential(*layers, nn.Linear(6, 3)).double().eval(), torch.randn(1, 6).double().repeat(64, 1)
+    snn = parspike.convert(model, x, T=16, neuron=kind, recipe=recipe)
+    exact = snn.run(x, record=True)
+    for spread in (0.0, 1e-7, -1e-7):  # as on other processors
+        made = copy.deepcopy(snn).float().run((x * (1 + spread)).float(), record=True)
+        assert all(torch.equal(made.counts[name].double(), count) for name, count in exact.counts.items())
+    wanted = model(x).detach()
+    assert float((exact.logits - wanted).norm() / wanted.norm()) < 1e-3
+
+
+def test_no_potential_starts_at_its_threshold() -> None:
+    """Would catch a v(0) of θ, with which a current of 0 makes a spike or none as it is rounded."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        layers = [m for _ in range(3) for m in (nn.Linear(8, 8, bias=False), nn.ReLU())]
+        model, x = nn.Sequential(*layers, nn.Linear(8, 3)).double().eval(), torch.randn(200, 8).double()
+    for kind in (parspike.IF(), parspike.IF(reset="zero"), parspike.LIF(decay=0.8)):
+        snn = parspike.convert(model, x, T=3, neuron=kind, recipe="closed-form")
+        for neuron in snn.stateful().values():
+            start, theta = neuron.get_parameter("v_init"), neuron.get_parameter("v_threshold")
+            assert not bool((start == theta).any())

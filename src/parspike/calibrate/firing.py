@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from parspike.calibrate.channels import above_zero, node_shape, unit_of
 from parspike.calibrate.thresholds import COARSE, Offer, Samples, Wanted, Weigh
-from parspike.neurons import IntegrateFire, Serial
+from parspike.neurons import BELOW, IntegrateFire, Serial
 
 __all__ = ["fit_firing"]
 
@@ -100,7 +100,7 @@ def _found(
     if isinstance(neuron.offset, Tensor):
         del neuron._buffers["offset"]
     neuron.offset = 0.0
-    highest = top.max().expand_as(top) if layer else top
+    highest = (top.max().expand_as(top) if layer else top) * kind.highest
     none, half = torch.zeros_like(top), 0.0 if kind.v_init == "zero" else 0.5
     first = _Choice(top, torch.full_like(top, torch.inf), highest, highest * half, none)
     search = _Search(neuron, a, z, T, curve, first, layer=layer, weigh=weigh)
@@ -119,6 +119,8 @@ def _found(
                     start = start if kind.v_init == "fitted" else theta * half
                 elif what == "start":
                     start = start + 2 * move
+                    # A potential at θ fires without any current, or does not, as the current 0 is rounded.
+                    start = torch.where((start - theta).abs() < (1 - BELOW) * theta, BELOW * theta, start)
                 else:
                     bias = bias + 4 * move / T
                 search.attempt(theta, start, bias)

@@ -152,7 +152,9 @@ class OverTime(Student):
 
     def neuron(self, draft: Draft, node: Node, v_threshold: Tensor, offset: float | Tensor) -> Dynamics:
         if node.target != ENCODE:
-            return self.kind.neuron(v_threshold, offset)
+            neuron = self.kind.neuron(v_threshold, offset)
+            neuron.v_threshold.data *= self.kind.highest  # what a spike is worth stays
+            return neuron
         if self.input == "sorted":
             return SortedTrain(ParallelNeuron(draft.T, v_threshold, offset=offset))
         return IF().neuron(v_threshold, offset)

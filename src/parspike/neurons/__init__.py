@@ -21,7 +21,7 @@ each equation with its function and the test that proves it.
 
 from .current_based import CurrentBased
 from .dynamics import Dynamics, IntegrateFire, Simulation, SortedTrain, State, twin
-from .kinds import IF, LIF, MAX_T, Kind, Parallel, Serial, check_kind, kind_from_text
+from .kinds import BELOW, IF, LIF, MAX_T, Kind, Parallel, Serial, check_kind, kind_from_text
 from .layer import CODES, Code, Even, Neuron, ParallelNeuron, SpikingLayer, levels_of, neuron_from
 from .packed import PackedTrains, joined_trains
 from .parallel import (
@@ -44,6 +44,7 @@ from .trains import count_of, first_spike, sorted_train
 from .whole import Whole, WholeCurve, WholeNeuron, WholePair, WholeStaircase
 
 __all__ = [
+    "BELOW",
     "CODES",
     "IF",
     "LIF",

@@ -20,8 +20,10 @@ from .arguments import check_choice
 from .dynamics import IntegrateFire, Reset
 from .layer import CODES, MAX_WEIGHTED, Code
 
-__all__ = ["IF", "LIF", "MAX_T", "Kind", "Parallel", "Serial", "check_kind", "kind_from_text"]
+__all__ = ["BELOW", "IF", "LIF", "MAX_T", "Kind", "Parallel", "Serial", "check_kind", "kind_from_text"]
 
+BELOW = 1 - 2.0**-10
+"""A share of a threshold that is below it however either is rounded."""
 MAX_T = 1 << 24
 """Most time-steps: counts above it are not whole numbers in float32."""
 
@@ -108,6 +110,13 @@ class Serial(Kind):
     @abstractmethod
     def leak(self) -> float:
         """λ, the share of the potential that a step keeps."""
+
+    @property
+    def highest(self) -> float:
+        """The threshold of neurons that are to fire at every step, as a share of the current that they then get. From
+        a potential of 0 that current just reaches a threshold as large as it, or just does not, as it is rounded, and
+        half of the spikes hang on it."""
+        return BELOW if self.reset == "zero" or self.v_init == "zero" else 1.0
 
     def neuron(self, v_threshold: Tensor, offset: float | Tensor = 0.0) -> IntegrateFire:
         """Neurons of this kind with a threshold θ, v(0) = θ/2 (0 where `v_init` says so), and nothing fitted."""
