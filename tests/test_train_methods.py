@@ -329,6 +329,12 @@ def test_each_method_has_the_surrogate_of_its_paper(method, surrogate):
     assert torch.allclose(u.grad, surrogate(u.detach() - method.v_threshold), atol=1e-7)
 
 
+def test_the_surrogate_of_dspike_ends_half_a_unit_from_the_threshold():
+    edge, beyond = DspikeSurrogate(2.0)(torch.tensor([0.5, 0.5001])).tolist()
+    assert edge == pytest.approx(2 * (1 - math.tanh(1) ** 2) / (2 * math.tanh(1)), rel=1e-6)
+    assert beyond == 0
+
+
 def test_the_temperature_is_that_whose_gradient_is_nearest():
     """Against differences and gradients that are computed here, for all weights of the first layer."""
     made = recipe("dspike", T=2, probes=0, change=0.9, epsilon=0.1)
@@ -373,6 +379,7 @@ def test_the_temperature_is_probed_at_weights_spread_evenly_over_the_first_layer
 
     monkeypatch.setattr(dspike, "_differences", differences)
     made.activation.before_epoch(model, 0, 3, lambda: (x, y))
+    assert not any(module._forward_pre_hooks for module in model.modules())
     ((first, found, loss),) = asked
     assert first
     assert found == places
