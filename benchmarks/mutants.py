@@ -43,7 +43,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "src/parspike"
-ROOMS = ("neurons", "engines", "calibrate", "lower", "graph/rewrite.py")
+ROOMS = ("neurons", "engines", "calibrate", "lower", "graph/rewrite.py", "baselines", "train/methods")
 GPU = ("kernels.py", "gpu_kernels.py")
 """Triton's kernels, which no CPU runs."""
 RESULTS = ROOT / "benchmarks/mutants.jsonl"

@@ -25,6 +25,7 @@ from parspike.baselines import (
     RNL,
     SNNCAP,
     SNNCLP,
+    SRP,
     TBC,
     Baseline,
     BNRecal,
@@ -154,6 +155,13 @@ def test_rnl_is_a_moving_average_of_maxima() -> None:
         first, second, third = (float(part.max()) for part in a.split(20))
         running = 0.7 * (0.7 * first + 0.3 * second) + 0.3 * third
         assert neuron.v_threshold.unique().tolist() == pytest.approx([running / (1 + 2.718281828**-1)], rel=1e-5)
+
+
+def test_the_ends_of_what_is_allowed_are_allowed() -> None:
+    assert RNL(p=-100, momentum=1).p == -RNL(p=100).p
+    assert RobustNorm(decline=100).decline == RobustNorm(100).percentile
+    assert RMP(alpha=10).alpha == 10
+    assert SRP(probe=1).probe == 1
 
 
 @cache
@@ -694,10 +702,16 @@ class TestEveryMethod:
     [
         (lambda: RobustNorm(0), "percentile"),
         (lambda: RobustNorm(decline=-1), "decline"),
+        (lambda: RobustNorm(decline=100.5), "decline"),
         (lambda: RMP(alpha=0), "alpha"),
+        (lambda: RMP(alpha=10.5), "alpha"),
         (lambda: RMP(alpha="1"), "alpha"),  # pyright: ignore[reportArgumentType]
         (lambda: OPT(T_ref=0), "T_ref"),
+        (lambda: OPT(granularity="row"), "granularity"),  # pyright: ignore[reportArgumentType]
+        (lambda: RNL(p=-100.5), "p must"),
+        (lambda: RNL(p=100.5), "p must"),
         (lambda: RNL(momentum=0), "momentum"),
+        (lambda: RNL(momentum=1.5), "momentum"),
         (lambda: SNNCLP(granularity="row"), "granularity"),  # pyright: ignore[reportArgumentType]
         (lambda: SNNCLP(rounds=-1), "rounds"),
         (lambda: SNNCAP(rate=0), "rate"),
@@ -713,6 +727,30 @@ class TestEveryMethod:
 def test_options_are_checked_when_a_recipe_is_made(make: Any, word: str) -> None:
     with pytest.raises(OptionError, match=word):
         make()
+
+
+FOUND = [RMP(), RNL(), RobustNorm(), TBC(iterations=2), FTBC(iterations=1), SNNCLP()]
+"""Methods that find thresholds of their own."""
+
+
+@pytest.mark.parametrize("recipe", FOUND, ids=lambda recipe: recipe.name)
+def test_activations_that_are_no_numbers_are_refused_by_the_layer(recipe: Any) -> None:
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sqrt()  # NaN below 0
+
+    model = nn.Sequential(nn.Linear(6, 9), Root(), nn.ReLU(), nn.Linear(9, 3)).eval()
+    with pytest.raises(CalibrationError, match="'2' gives NaN or Inf"):
+        parspike.convert(model, data(20).split(5), T=4, recipe=recipe)
+
+
+@pytest.mark.parametrize("recipe", FOUND, ids=lambda recipe: recipe.name)
+def test_a_quantised_layer_beside_others_keeps_its_threshold(recipe: Any) -> None:
+    model = dense()
+    model[1] = parspike.QCFS(4, 0.7)
+    first, second = parspike.convert(model, data(20).split(5), T=4, recipe=recipe).stateful().values()
+    assert torch.equal(first.v_threshold, torch.full_like(first.v_threshold, 0.7))
+    assert not bool((second.v_threshold == 0.7).any())
 
 
 def test_methods_that_correct_with_data_ask_for_them() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import parspike
 from parspike.baselines import COS, DCGS, ECMT, HMT, SNM, SRP, AdaFire, Burst
 from parspike.baselines.adafire import _apart, allocated
+from parspike.baselines.base import Own
 from parspike.baselines.burst import BurstNeuron
 from parspike.baselines.cos import OffsetSpike
 from parspike.baselines.ecmt import MultiThreshold
@@ -178,10 +179,32 @@ NEURONS: dict[str, tuple[Callable[[], Dynamics], Callable[[list[float], float], 
 RANGES = ((-1.0, 2.0), (-3.0, 3.0), (0.0, 0.7), (0.0, 6.0))
 
 
+def test_neurons_say_what_they_are() -> None:
+    """By the label that tables and reports show, and in the network's text."""
+    assert Own(method="cos", v_init="half").words == "neuron of 'cos'"
+    said = [
+        (neuron.label, neuron.extra_repr())
+        for neuron in (*(make() for make, _ in NEURONS.values()), MaskedNeuron(THETA))
+    ]
+    theta = "θ 0.5 … 3, "
+    assert said == [
+        ("snm", theta + "may take spikes back"),
+        ("burst:3", theta + "up to 3 spikes a step"),
+        ("cos:4", theta + "looks at 4 steps"),
+        ("h-mt:3", theta + "3 thresholds, any of which fire"),
+        ("ecmt:3", theta + "spikes of 3 sizes"),
+        ("ecmt:3", theta + "spikes of 3 sizes"),
+        ("dcgs:3", theta + "increments of 3 sizes"),
+        ("dcgs:3", theta + "increments of 3 sizes"),
+        ("srp", theta + "silent where the first phase ends at 0"),
+    ]
+
+
 @pytest.mark.parametrize("name", NEURONS)
 def test_sends_what_the_equations_say(name: str) -> None:
     make, reference = NEURONS[name]
     neuron = make()
+    assert not any(parameter.requires_grad for parameter in neuron.parameters())
     for seed, (low, high) in enumerate(RANGES):
         z = currents(seed, low=low, high=high)
         _, current, spikes = neuron.advance(None, z)
@@ -319,6 +342,15 @@ def test_cos_may_look_at_as_many_steps_as_there_are(tmp_path: Path) -> None:
     snn = parspike.convert(quantised(), example=images(2), T=4, recipe=COS(looks_at=4))
     loaded = parspike.load(snn.save(tmp_path / "net.parspike"))
     assert torch.equal(loaded(images()), snn(images()))
+
+
+def test_srp_silences_what_is_at_most_a_thousandth_of_its_threshold() -> None:
+    theta = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    v = torch.stack([theta * share for share in (0.0009, 0.001, 0.0011)])
+    state = MaskedNeuron(theta).next_phase({"v": v})
+    assert state is not None
+    assert state["mask"].tolist() == [[0, 0], [0, 0], [1, 1]]
+    assert torch.equal(state["v"], (theta / 2).expand(3, 2))
 
 
 def test_dcgs_has_nearest_increments_in_the_range_of_its_levels() -> None:
@@ -564,6 +596,9 @@ def test_h_mt_takes_ranges_from_moments_or_percentiles() -> None:
         theta = thresholds(parspike.convert(model, x.split(16), T=T, recipe=HMT(4)))[0].flatten()
         mean, std = z.mean((0, 2, 3)), z.var((0, 2, 3), correction=0).sqrt()
         assert torch.allclose(theta * full, gaussian_scale(mean, std, 15 * T).float(), rtol=1e-4)
+    theta = thresholds(parspike.convert(model, x.split(16), T=4, recipe=HMT(4, granularity="layer")))[0].flatten()
+    whole = gaussian_scale(z.mean()[None], z.std(correction=0)[None], 60).float()  # all channels as one
+    assert torch.allclose(theta * full, whole.expand(4), rtol=1e-4)
     theta = thresholds(parspike.convert(model, x.split(16), T=4, recipe=HMT(4, mode="max", granularity="layer")))[0]
     assert torch.allclose(theta * full, z.max().expand_as(theta))
 

@@ -23,6 +23,7 @@ from parspike.neurons import fused_matrix, optimal_shift, parallel_neuron, pc_ma
 from parspike.train import METHODS, TrainingRecipe, fit, load_recipe, load_trained, make_network, with_qcfs
 from parspike.train.direct import LIF, OverTime, lif
 from parspike.train.loop import _mix as mixed
+from parspike.train.methods import dspike
 from parspike.train.methods.dspike import DspikeSurrogate
 from parspike.train.methods.glif import GLIFNeuron
 from parspike.train.methods.psn import MaskedPSNNeuron, PSNNeuron, SlidingPSNNeuron
@@ -155,8 +156,6 @@ def psn_reference(current: Tensor, weight: list[list[float]], bias: list[float])
 
 def test_parallel_neurons_spike_by_spike():
     neuron = PSNNeuron(5).double()
-    assert neuron.bias.flatten().tolist() == [-1.0] * 5
-    assert 0 < float(neuron.weight.detach().abs().max()) <= 1 / math.sqrt(5)
     with torch.no_grad():
         neuron.weight.copy_(random(5, 5, seed=1))
         neuron.bias.copy_(random(5, 1, seed=2))
@@ -213,6 +212,40 @@ def test_sliding_neurons_are_masked_ones_with_shared_weights():
     for t in range(T):  # H(t) = Σ w_i x(t − k + 1 + i) + β
         h = sum(w[i] * before[t + i] for i in range(order)) - 0.3
         assert torch.equal(spikes[t], (h >= 0).double())
+
+
+def test_parallel_neurons_begin_as_published():
+    for neuron in (PSNNeuron(32), MaskedPSNNeuron(32, 3)):
+        assert neuron.bias.flatten().tolist() == [-1.0] * 32
+        assert 0.97 < float(neuron.weight.detach().abs().max()) * math.sqrt(32) <= 1
+    assert SlidingPSNNeuron(4, 3).bias.tolist() == -1.0
+
+
+def test_masking_grows_from_the_first_epoch_to_the_last():
+    model = nn.Sequential(MaskedPSNNeuron(4, 2))
+    grown = {}
+    for epoch, epochs in ((0, 1), (0, 2), (1, 2), (1, 5)):
+        methods.MaskedPSN().before_epoch(model, epoch, epochs, lambda: (images(), FEW.labels))
+        grown[epoch, epochs] = float(model[0].masking)
+    assert grown == {(0, 1): 1.0, (0, 2): 0.0, (1, 2): 1.0, (1, 5): 0.25}
+    assert list(model[0].state_dict()) == ["weight", "bias", "masking"]  # the mask follows from the order
+
+
+def test_potentials_are_not_rounded_by_mixed_precision():
+    neuron = PSNNeuron(1)
+    with torch.no_grad():
+        neuron.weight.fill_(1.0)
+    x = torch.tensor([[1 - 2**-12, 1.0]])  # alike in bfloat16, and at θ
+    with torch.autocast("cpu", torch.bfloat16):
+        spikes = neuron(x)
+    assert spikes.tolist() == [[0.0, 1.0]]
+
+
+def test_neurons_and_surrogates_say_their_numbers():
+    assert repr(DspikeSurrogate(1.5)) == "DspikeSurrogate(temperature=1.5)"
+    assert repr(PSNNeuron(4)) == "PSNNeuron(T=4)"
+    assert repr(MaskedPSNNeuron(4, 3)) == "MaskedPSNNeuron(T=4, order=3, masking=0)"
+    assert repr(SlidingPSNNeuron(4, 3)) == "SlidingPSNNeuron(T=4, order=3)"
 
 
 @pytest.mark.parametrize("matrix", [pc_matrix, fused_matrix])
@@ -296,6 +329,12 @@ def test_each_method_has_the_surrogate_of_its_paper(method, surrogate):
     assert torch.allclose(u.grad, surrogate(u.detach() - method.v_threshold), atol=1e-7)
 
 
+def test_the_surrogate_of_dspike_ends_half_a_unit_from_the_threshold():
+    edge, beyond = DspikeSurrogate(2.0)(torch.tensor([0.5, 0.5001])).tolist()
+    assert edge == pytest.approx(2 * (1 - math.tanh(1) ** 2) / (2 * math.tanh(1)), rel=1e-6)
+    assert beyond == 0
+
+
 def test_the_temperature_is_that_whose_gradient_is_nearest():
     """Against differences and gradients that are computed here, for all weights of the first layer."""
     made = recipe("dspike", T=2, probes=0, change=0.9, epsilon=0.1)
@@ -326,6 +365,76 @@ def test_the_temperature_is_that_whose_gradient_is_nearest():
     near = {b: float(F.cosine_similarity(gradient(b), wanted, dim=0)) for b in (0.1, 1.0, 1.9)}
     assert temperatures.pop() == pytest.approx(max(near, key=near.__getitem__))
     assert len({round(value, 4) for value in near.values()}) == 3
+
+
+@pytest.mark.parametrize(("probes", "places"), [(7, [0, 24, 48, 72, 95, 119, 143]), (200, list(range(144)))])
+def test_the_temperature_is_probed_at_weights_spread_evenly_over_the_first_layer(monkeypatch, probes, places):
+    made = recipe("dspike", T=2, probes=probes)
+    model, x, y = make_network(made, example=images()), images(16), FEW.labels[:16]
+    asked = []
+
+    def differences(weight, found, epsilon, loss):
+        asked.append((weight is model.network.conv1.weight, found.tolist(), float(loss().detach())))
+        return torch.ones(len(found))
+
+    monkeypatch.setattr(dspike, "_differences", differences)
+    made.activation.before_epoch(model, 0, 3, lambda: (x, y))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    ((first, found, loss),) = asked
+    assert first
+    assert found == places
+    assert loss == pytest.approx(float(F.cross_entropy(model(x), y).detach()))  # no smoothing
+
+
+@pytest.mark.parametrize(
+    ("change", "like", "found"), [(0.9, 0.1, 0.1), (0.9, 1.0, 1.0), (0.9, 1.9, 1.9), (1.5, 0.5, 1.0)]
+)
+def test_the_temperature_of_the_nearest_gradient_is_taken_of_those_above_0(monkeypatch, change, like, found):
+    """−0.5, 1.5 less than 1, would have the gradient of 0.5."""
+    made = recipe("dspike", T=2, probes=0, change=change)
+    x, y = images(16), FEW.labels[:16]
+    other = make_network(made.replace({"activation.temperature": like}), example=images())
+    F.cross_entropy(other(x), y).backward()
+    monkeypatch.setattr(dspike, "_differences", lambda *given: other.network.conv1.weight.grad.flatten())
+    model = make_network(made, example=images())
+    made.activation.before_epoch(model, 0, 3, lambda: (x, y))
+    (temperature,) = {float(m.temperature) for m in model.modules() if isinstance(m, DspikeSurrogate)}
+    assert temperature == pytest.approx(found)
+
+
+def test_central_differences_are_derivatives_and_leave_the_weight_as_it_was():
+    weight = random(2, 3).requires_grad_()
+    before = weight.detach().clone()
+    found = dspike._differences(weight, torch.tensor([0, 4, 5]), 0.1, lambda: (weight**3).sum())
+    wanted = 3 * before.flatten()[[0, 4, 5]] ** 2 + 0.1**2  # of a cube, and their third derivative's share
+    assert close(found, wanted)
+    assert torch.equal(weight, before)
+
+
+def test_every_probe_sees_the_same_dropout(monkeypatch):
+    method = methods.Dspike(T=2)
+    base = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
+    losses = []
+
+    def differences(weight, found, epsilon, loss):
+        losses.extend((float(loss().detach()), float(loss().detach())))
+        return torch.ones(len(found))
+
+    monkeypatch.setattr(dspike, "_differences", differences)
+    network = method.network(base, images()).train()
+    method.before_epoch(network, 0, 3, lambda: (torch.rand(16, 1, 8, 8) * 4, FEW.labels[:16]))
+    assert losses[0] == losses[1]
+
+
+def test_a_temperature_is_not_searched_where_weights_are_divided_over_devices(monkeypatch):
+    class Divided(nn.Parameter):
+        """In place of what fsdp makes of a parameter."""
+
+    model = make_network(recipe("dspike"), example=images())
+    model.network.conv2.weight = Divided(model.network.conv2.weight.detach())
+    monkeypatch.setattr(dspike, "DTensor", Divided)
+    with pytest.raises(OptionError, match="fsdp divides: take ddp"):
+        methods.Dspike().before_epoch(model, 0, 3, lambda: (images(16), FEW.labels[:16]))
 
 
 # ------------------------------------------------------------------------------------------- batch norms
@@ -659,9 +768,14 @@ def test_thresholds_a_channel_load_without_an_example(tmp_path):
         ({"method": "psn", "T": 0}, "activation.T = 0: it must be at least 1"),
         ({"method": "tet", "tau": 1.5}, "activation.tau = 1.5: it must lie between 0 and 1"),
         ({"method": "tet", "regularisation": -1}, "activation.regularisation = -1.0"),
+        ({"method": "tet", "regularisation": 1.5}, "activation.regularisation = 1.5"),
+        ({"method": "tet", "width": 0}, "activation.width = 0.0: it must be above 0"),
         ({"method": "tab", "v_threshold": 0}, "activation.v_threshold = 0.0: it must be above 0"),
         ({"method": "glif", "gate_rate": 0}, "activation.gate_rate = 0.0: it must be above 0"),
         ({"method": "dspike", "probes": -1}, "activation.probes = -1: it must be at least 0"),
+        ({"method": "dspike", "temperature": 0}, "activation.temperature = 0.0: it must be above 0"),
+        ({"method": "dspike", "change": -1}, "activation.change = -1.0: it must be at least 0"),
+        ({"method": "dspike", "epsilon": 0}, "activation.epsilon = 0.0: it must be above 0"),
         ({"method": "dspike", "temperature": "hot"}, "temperature = 'hot': expected a number"),
         ({"method": "recdis-style", "spread": [1.0, 2.0]}, "spread"),
         ({"method": "stbp", "tau": float("nan")}, "activation.tau = nan"),

@@ -19,7 +19,7 @@ from parspike.calibrate.student import Course
 from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Clip, Hook, Node, Quantised, Schedule, Stream, walk
 from parspike.graph.ops import ENCODE
-from parspike.neurons import IF, Dynamics, Kind, SpikingLayer
+from parspike.neurons import IF, Dynamics, Kind
 
 __all__ = [
     "Baseline",
@@ -120,13 +120,11 @@ def check_whole(value: object, name: str, least: int = 1) -> None:
 def set_threshold(draft: Draft, name: str, theta: Tensor) -> None:
     """New neurons at a node with the thresholds θ (C,), or one of them for all channels.
 
-    A layer with QCFS activation keeps the threshold that it was trained with. A threshold that no activation of the
-    calibration data reaches above 0 becomes the layer's largest, see `calibrate.channels.above_zero`; none is above the
-    activation's own bound (ReLU6), which neurons that fire at every step would exceed.
+    A threshold that no activation of the calibration data reaches above 0 becomes the layer's largest, see
+    `calibrate.channels.above_zero`; none is above the activation's own bound (ReLU6), which neurons that fire at every
+    step would exceed.
     """
     node = draft.graph.by_name[name]
-    if isinstance(draft.activations[name], Quantised):
-        return
     check_finite(node, theta)
     theta = above_zero(theta.reshape(-1).expand(node.channels), draft.T)
     if (bound := bound_of(draft, name)) is not None:
@@ -156,8 +154,9 @@ def sought(draft: Draft) -> list[str]:
     return [name for name in places(draft) if isinstance(draft.activations[name], Clip)]
 
 
-def placed(draft: Draft) -> dict[str, SpikingLayer]:
-    """The neurons that a method may change, by node name, in order: not those that make spikes of an input."""
+def placed(draft: Draft) -> dict[str, Any]:
+    """The neurons that a method may change, by node name, in order, of the kind that it `makes`: not those that make
+    spikes of an input."""
     return {name: draft.neurons[name] for name in places(draft)}
 
 
@@ -167,7 +166,7 @@ def places(draft: Draft) -> list[str]:
     return [node.name for node in nodes if node.name in draft.activations and node.target != ENCODE]
 
 
-def layers(draft: Draft, what: str) -> Iterator[tuple[Node, SpikingLayer]]:
+def layers(draft: Draft, what: str) -> Iterator[tuple[Node, Any]]:
     """The layers of neurons in running order, with their progress told. what: the work, in words."""
     own = placed(draft)
     for done, (name, neuron) in enumerate(own.items()):
@@ -182,10 +181,8 @@ def current(course: Course, node: Node, student: Stream) -> Tensor:
     return course.over_time(node.refs[0], student.env[node.refs[0]])
 
 
-def mean_output(neuron: SpikingLayer, z: Tensor, T: int) -> Tensor:
-    """What neurons with a state send on average over T steps for the input current z (T or 1, B, …): (B, …)."""
-    if not isinstance(neuron, Dynamics):
-        raise TypeError(f"neurons of the kind '{neuron.kind}' have no state")
+def mean_output(neuron: Dynamics, z: Tensor, T: int) -> Tensor:
+    """What neurons send on average over T steps for the input current z (T or 1, B, …): (B, …)."""
     return neuron.advance(None, z.expand(T, *z.shape[1:]))[1].mean(0)
 
 

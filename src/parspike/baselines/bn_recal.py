@@ -63,14 +63,13 @@ class BNRecal(Baseline):
             return
         lockstep = Lockstep(draft, batches)
         for node, neuron in layers(draft, "statistics"):
-            if isinstance(neuron, ParallelNeuron):
-                restore(neuron, node, *moments(lockstep, node))
-                if self.bias:
-                    samples = Samples(node, batches)
-                    for teacher, student in lockstep.visit(node):
-                        z = student.env[node.refs[0]]
-                        samples.add(draft.teacher(node, teacher.arguments(node)[0]), z[None])
-                    add_bias(neuron, node, *samples.means())
+            restore(neuron, node, *moments(lockstep, node))
+            if self.bias:
+                samples = Samples(node, batches)
+                for teacher, student in lockstep.visit(node):
+                    z = student.env[node.refs[0]]
+                    samples.add(draft.teacher(node, teacher.arguments(node)[0]), z[None])
+                add_bias(neuron, node, *samples.means())
 
 
 def moments(lockstep: Lockstep, node: Node) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,6 @@ from parspike.baselines.parts import check_between, check_tensors, fixed, shown
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import initial_neurons
 from parspike.calibrate.percentile import Selection, select
-from parspike.errors import CalibrationError
 from parspike.graph import Node
 from parspike.neurons import Dynamics, Kind, State
 
@@ -107,9 +106,7 @@ class Burst(Baseline):
         found = self._quantiles(draft, batches, clips) if clips and batches is not None else {}
         most = {name: bound / self.most for name, bound in bounds(draft).items()}
         for name in places(draft):
-            theta = found.get(name, most.get(name))
-            if theta is None:
-                raise CalibrationError(f"layer '{draft.graph.by_name[name].layer}' has no threshold")
+            theta = found[name] if name in found else most[name]
             draft.neurons[name] = BurstNeuron(torch.minimum(theta, most[name]) if name in most else theta, self.most)
 
     def _quantiles(self, draft: Draft, batches: Batches, names: list[str]) -> dict[str, Tensor]:

@@ -65,16 +65,14 @@ class FTBC(Baseline):
         if self.thresholds == "mmse":
             for name, theta in mmse_thresholds(draft, batches, self.granularity).items():
                 set_threshold(draft, name, theta)
-        for name, neuron in placed(draft).items():
-            if isinstance(neuron, IntegrateFire):
-                node = draft.graph.by_name[name]
-                zero = node_shape(torch.zeros(node.channels).to(neuron.v_threshold), node)
-                neuron.bias = nn.Parameter(zero.expand(draft.T, *zero.shape).clone(), requires_grad=False)
+        neurons = placed(draft)
+        for name, neuron in neurons.items():
+            node = draft.graph.by_name[name]
+            zero = node_shape(torch.zeros(node.channels).to(neuron.v_threshold), node)
+            neuron.bias = nn.Parameter(zero.expand(draft.T, *zero.shape).clone(), requires_grad=False)
 
         def correct(node: Node, a: Tensor, z: Tensor) -> None:
-            neuron = draft.neurons[node.name]
-            if isinstance(neuron, IntegrateFire):
-                corrected(neuron, node, a, z.expand(draft.T, *z.shape[1:]), self.alpha)
+            corrected(neurons[node.name], node, a, z.expand(draft.T, *z.shape[1:]), self.alpha)
 
         for env in batches_again(draft, batches, self.iterations, "biases"):
             forward(draft, env, correct)

@@ -22,7 +22,6 @@ from typing import ClassVar
 from parspike.baselines.base import Baseline, check_whole, placed
 from parspike.calibrate import Batches, Draft
 from parspike.calibrate.daqcfs import Granularity, check_granularity, initial_neurons
-from parspike.neurons import IntegrateFire
 
 __all__ = ["OPT"]
 
@@ -44,5 +43,4 @@ class OPT(Baseline):
     def fill(self, draft: Draft, batches: Batches | None) -> None:
         initial_neurons(draft, batches, "max", self.granularity)
         for neuron in placed(draft).values():
-            if isinstance(neuron, IntegrateFire):
-                neuron.bias.data = neuron.v_threshold.data[None] / (2 * (self.T_ref or draft.T))
+            neuron.bias.data = neuron.v_threshold.data[None] / (2 * (self.T_ref or draft.T))

@@ -92,13 +92,10 @@ class SNNCLP(Baseline):
         _start(draft, batches, self.granularity, self.momentum)
         lockstep = Lockstep(draft, batches)
         for node, neuron in layers(draft, "biases"):
-            if isinstance(neuron, IntegrateFire):
-                for _ in range(self.rounds):
-                    lacking = _lacking(
-                        lockstep, node, neuron, lambda x, node=node: by_channel(x, node).double().mean(1)
-                    )
-                    bias = neuron.bias.data + node_shape(lacking, node).to(neuron.bias)[None]
-                    neuron.bias = nn.Parameter(bias, requires_grad=False)
+            for _ in range(self.rounds):
+                lacking = _lacking(lockstep, node, neuron, lambda x, node=node: by_channel(x, node).double().mean(1))
+                bias = neuron.bias.data + node_shape(lacking, node).to(neuron.bias)[None]
+                neuron.bias = nn.Parameter(bias, requires_grad=False)
 
 
 @dataclass(frozen=True)
@@ -141,10 +138,9 @@ class SNNCAP(Baseline):
             draft.progress("weights", len(ways), len(ways))
         lockstep = Lockstep(draft, batches)
         for node, neuron in layers(draft, "potentials"):
-            if isinstance(neuron, IntegrateFire):
-                lacking = _lacking(lockstep, node, neuron, lambda x, node=node: _each(x, node))
-                start = lacking if node.batch_dim == 0 else node_shape(lacking, node)
-                neuron.v_init = nn.Parameter((draft.T * start).to(neuron.v_threshold), requires_grad=False)
+            lacking = _lacking(lockstep, node, neuron, lambda x, node=node: _each(x, node))
+            start = lacking if node.batch_dim == 0 else node_shape(lacking, node)
+            neuron.v_init = nn.Parameter((draft.T * start).to(neuron.v_threshold), requires_grad=False)
 
     def _weights(self, draft: Draft, lockstep: Lockstep, way: list[Node]) -> None:
         """Fit the weight of way[0] for the neurons way[-1], with the additions between them."""
@@ -194,9 +190,8 @@ def _start(draft: Draft, batches: Batches, granularity: Granularity, momentum: f
     for name, theta in mmse_thresholds(draft, batches, granularity, momentum).items():
         set_threshold(draft, name, theta)
     for neuron in placed(draft).values():
-        if isinstance(neuron, IntegrateFire):
-            neuron.v_init.data.zero_()
-            neuron.bias.data = neuron.v_threshold.data[None] / (2 * draft.T)
+        neuron.v_init.data.zero_()
+        neuron.bias.data = neuron.v_threshold.data[None] / (2 * draft.T)
 
 
 def mmse_thresholds(

@@ -94,29 +94,27 @@ class TBC(Baseline):
             set_threshold(draft, name, theta)
         if self.delay:
             draft.simulation = Simulation(draft.T, read=_read(draft.T, self._delay(draft, batches)))
+        neurons = placed(draft)
         for name in found:
-            neuron = draft.neurons[name]
-            if isinstance(neuron, IntegrateFire):
-                theta = neuron.v_threshold.data
-                neuron.v_threshold.data = torch.nextafter(theta, torch.full_like(theta, torch.inf))
+            theta = neurons[name].v_threshold.data
+            neurons[name].v_threshold.data = torch.nextafter(theta, torch.full_like(theta, torch.inf))
 
     def _delay(self, draft: Draft, batches: Batches) -> float:
         """t0, in steps."""
-        names = list(placed(draft))
+        neurons = placed(draft)
+        names = list(neurons)
         parts = of_each_batch(draft, batches, names, lambda node, a, number: a.mean(node.batch_dim or 0), "delays")
         # Images of several sizes have no neurons in common: the means are then over those of each size.
         alike: dict[Any, list[tuple[int, tuple[Tensor, ...]]]] = {}
         for count, part in zip(batches.sizes.values(), parts, strict=True):
             alike.setdefault(tuple(x.shape for x in part), []).append((count, part))
         total = 0.0
-        for position, name in enumerate(names):
-            neuron = draft.neurons[name]
+        for position, neuron in enumerate(neurons.values()):
             waits = [
                 _wait(
                     neuron, sum(count * part[position] for count, part in of_size) / sum(count for count, _ in of_size)
                 )
                 for of_size in alike.values()
-                if isinstance(neuron, IntegrateFire)
             ]
             finite = [wait for wait in waits if wait < float("inf")]
             total += min(finite, default=0.0)  # a layer that never fires is not waited for

@@ -83,8 +83,7 @@ def select(
             if selection.counts is not None:
                 check_finite(draft.graph.by_name[name], selection.lowest, selection.largest)
         for selection in (*made.values(), *beside):
-            if selection.counts is not None:
-                selection.settle()
+            selection.settle()
 
 
 class Selection:
@@ -129,9 +128,9 @@ class Selection:
             self.counts, self.lowest, self.largest = counts.sum(0), lowest.amin(0), largest.amax(0)
 
     def settle(self) -> None:
-        """End a pass."""
+        """End a pass; one without values changes nothing."""
         if self.counts is None:
-            raise CalibrationError("the calibration set is empty")
+            return
         upto = self.counts.cumsum(1)
         rank = upto.new_full((len(upto),), rank_of(self.share, int(upto[0, -1]))) if self.rank is None else self.rank
         digit = (upto < rank[:, None]).sum(1)

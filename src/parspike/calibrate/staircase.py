@@ -159,8 +159,8 @@ def staircase(
     """Neurons that stand for a non-decreasing elementwise function of currents distributed like z (sorted).
 
     inverse: the function's own, if it is known; bisection else. zero: the lowest output is 0 to the bit. above:
-    errors count as shares of the output plus this number, also those that the staircase tells. Outputs are placed
-    optimally where that lowers the mean squared error over evenly spaced ones, and the code allows it.
+    errors, also the staircase's `error` and `uniform_error`, are divided by the output plus this number. Outputs are
+    placed optimally where that lowers the mean squared error over evenly spaced ones, and the code allows it.
     """
     levels = levels_of(T, code)
     z = _filled(z, min(FILLED * levels, MOST_FILLED))
@@ -207,10 +207,9 @@ def staircase_between(
 ) -> Staircase:  # fmt: skip
     """Neurons that give a wanted output a for the current z they get, the two not a function of each other.
 
-    zero: the lowest output is 0 to the bit. above: errors count as shares of the output plus this number, also those
-    told. z, a: (C, N), or as many values each in any shape that all neurons share. shape: thresholds of their own for
-    every channel, in a shape of C elements that broadcasts against one sample. The errors of the staircase are
-    those against a.
+    zero, above: as for `staircase`; its errors are those against a. z, a: (C, N), or as many values each in any shape
+    that all neurons share. shape: thresholds of their own for every channel, in a shape of C elements that broadcasts
+    against one sample.
     """
     levels = levels_of(T, code)
     z, a = (z, a) if shape is not None else (z.reshape(1, -1), a.reshape(1, -1))
@@ -256,8 +255,8 @@ def _beyond(most: Tensor) -> Tensor:
 
 def _in_shares(z: Tensor, a: Tensor, above: float) -> tuple[Tensor, Tensor]:
     """As many pairs as there are of sorted currents z and outputs a, (C, N) each, each drawn 1/(a + above)² times as
-    often: the mean square of errors is then that of errors as shares. An extreme that is hardly ever drawn is not kept:
-    of 1/√ the output 316 of one row of zeros would cost more than all errors of the others."""
+    often: the mean squared error is then that of errors divided by a + above. An extreme that is hardly ever drawn is
+    left out: where a = 1/√b, one row of zeros has the output 316, whose error would outweigh those of all others."""
     number, whole = z.shape[1], a + above
     # What a tiny output asks for is bounded, so that a single one is not all that is drawn.
     share = whole.clamp(min=max(1e-4 * float(whole.abs().max()), 1e-30)).square().reciprocal()

@@ -26,7 +26,7 @@ from parspike.calibrate.channels import above_zero, by_channel, check_finite, in
 from parspike.errors import OptionError
 from parspike.graph import Node
 from parspike.graph.ops import ENCODE, call
-from parspike.neurons import ParallelNeuron, SignedNeuron
+from parspike.neurons import Even, ParallelNeuron, SignedNeuron
 from parspike.neurons.pieces import PIECE, runs_here
 
 __all__ = ["Choice", "Offer", "Samples", "Wanted", "Weigh", "check_weigh", "choose", "fit_encoder", "fit_neuron"]
@@ -264,7 +264,7 @@ FEWER that stand for all between. What a range must reach are the few largest: a
 values (a gated MLP) has inputs fifty times as large for some words as for others."""
 
 
-def fit_encoder(neuron: ParallelNeuron | SignedNeuron, samples: Samples, *, layer: bool = False) -> None:
+def fit_encoder(neuron: Even, samples: Samples, *, layer: bool = False) -> None:
     """Set threshold, offset and amplitude of an encoder (spiking neurons for the identity) from samples.
 
     Per channel, the range of the levels k = round((z' − low)/step) is the one of least squared error, found from

@@ -291,19 +291,13 @@ class _Writer:
         padded = conv.padded(weight.shape[2:])
         if any(one != two for one, two in padded):
             raise RefusedError("its padding is wider on one side, which NIR does not have")
-        pairs = {
-            "stride": conv.stride, "padding": [one for one, _ in padded], "dilation": conv.dilation,
-        }  # fmt: skip
-        arrays = {key: np.array(found if rank > 1 else found[0]) for key, found in pairs.items()}
-        size = value.shape[1:] if rank > 1 else value.shape[1]
-        arrays |= {"weight": weight, "groups": int(conv.groups), "input_shape": np.array(size)}
-        arrays["bias"] = torch.zeros(len(weight)) if bias is None else bias.detach().float()
         if conv.groups > 1:
             self.notes[
                 "it holds convolutions in groups, which the package nir refuses by default: read it with "
                 "nir.read(path, type_check=False)"
             ] = None
-        return self._add(name, Piece(f"Conv{rank}d", arrays, self._shape(node)), value.sources, own=True)
+        padding, shape = [one for one, _ in padded], self._shape(node)
+        return self._placed(name, weight, value, shape, conv.stride, padding, conv.dilation, conv.groups, bias)
 
     def _linear(self, node: Node, linear: Linear, name: str) -> Value:
         if not isinstance(linear.weight, Param) or not isinstance(linear.input, Ref):
@@ -360,16 +354,23 @@ class _Writer:
         return self._placed(name, weight, value, shape, stride, padding)
 
     def _placed(
-        self, name: str, weight: Tensor, value: Value, shape: tuple[int, ...], stride: Sequence[int],
-        padding: Sequence[int],
+        self, name: str, weight: Tensor, value: Value, shape: tuple[int, ...], stride: Sequence[int] = (),
+        padding: Sequence[int] = (), dilation: Sequence[int] = (), groups: int = 1, bias: Tensor | None = None,
     ) -> Value:  # fmt: skip
-        """A convolution with these weights and no bias."""
+        """A convolution with these weights; of a vector, a linear layer."""
         rank = len(value.shape) - 1
+        if not rank:
+            return self._add(name, Piece("Linear", {"weight": weight}, shape), value.sources, own=True)
+        pairs = {"stride": stride or [1] * rank, "padding": padding or [0] * rank, "dilation": dilation or [1] * rank}
         size = value.shape[1:] if rank > 1 else value.shape[1]
-        numbers = {"stride": list(stride), "padding": list(padding), "dilation": [1] * rank}
-        arrays: dict[str, Any] = {key: np.array(n if rank > 1 else n[0]) for key, n in numbers.items()}
-        arrays |= {"weight": weight, "groups": 1, "input_shape": np.array(size), "bias": torch.zeros(len(weight))}
+        arrays: dict[str, Any] = {key: np.array(n if rank > 1 else n[0]) for key, n in pairs.items()}
+        arrays |= {"weight": weight, "groups": int(groups), "input_shape": np.array(size)}
+        arrays["bias"] = torch.zeros(len(weight)) if bias is None else bias.detach().float()
         return self._add(name, Piece(f"Conv{rank}d", arrays, shape), value.sources, own=True)
+
+    def _mixed(self, name: str, matrix: Tensor, value: Value) -> Value:
+        """Channels times a matrix, at every place."""
+        return self._placed(name, matrix.reshape(*matrix.shape, *[1] * (len(value.shape) - 1)), value, value.shape)
 
     def _scaled(self, value: Value, scale: Tensor, name: str) -> Value:
         if bool((scale == 1).all()):
@@ -383,12 +384,7 @@ class _Writer:
     def _multiplied(self, value: Value, scale: Tensor, name: str) -> Value:
         size = value.shape[0]
         if self.as_convolutions and scale[:1].numel() == 1 and size**2 <= MOST:
-            matrix = torch.diag(scale.reshape(-1).expand(size))
-            if len(value.shape) == 1:
-                return self._add(name, Piece("Linear", {"weight": matrix}, value.shape), value.sources, own=True)
-            rank = len(value.shape) - 1
-            weight = matrix.reshape(size, size, *[1] * rank)
-            return self._placed(name, weight, value, value.shape, [1] * rank, [0] * rank)
+            return self._mixed(name, torch.diag(scale.reshape(-1).expand(size)), value)
         filled = Filled(scale, value.shape)
         return self._add(name, Piece("Scale", {"scale": filled}, value.shape), value.sources)
 
@@ -406,12 +402,7 @@ class _Writer:
             size = value.shape[0]
             if size**2 > MOST:
                 raise RefusedError(f"it adds a constant to {size} channels that no synapse before it can take in")
-            if len(value.shape) == 1:
-                arrays = {"weight": torch.eye(size), "bias": bias}
-                return self._add(f"{name}_bias", Piece("Affine", arrays, value.shape), value.sources, own=True)
-            rank = len(value.shape) - 1
-            weight = torch.eye(size).reshape(size, size, *[1] * rank)
-            value = self._placed(f"{name}_bias", weight, value, value.shape, (1,) * rank, (0,) * rank)
+            value = self._mixed(f"{name}_bias", torch.eye(size), value)
         target = self.pieces[min(value.own, key=value.sources.index)]
         if target.kind == "Linear":
             target.kind, target.arrays["bias"] = "Affine", bias.clone()
@@ -619,8 +610,6 @@ class _Writer:
         if matrix.numel() * math.prod(kernel) > MOST:
             raise RefusedError(f"written as a convolution it would have {matrix.numel() * math.prod(kernel):,} weights")
         plain = Value(value.sources, before)
-        if not spatial:
-            return self._add(f"{name}_map", Piece("Linear", {"weight": matrix}, value.shape), value.sources, own=True)
         weight = torch.zeros(*matrix.shape, *kernel)
         weight[(..., *(tap for _, _, _, tap in steps))] = matrix
         strides, padding = [s for s, _, _, _ in steps], [p for _, p, _, _ in steps]

@@ -23,9 +23,8 @@ from parspike.errors import MissingExtraError, UnsupportedError
 from parspike.graph import Graph, Node, Param, Ref, Size, leaves
 from parspike.graph.signature import named
 from parspike.neurons import (
+    Even,
     Neuron,
-    ParallelNeuron,
-    SignedNeuron,
     Staircase,
     Whole,
     WholeCurve,
@@ -377,7 +376,7 @@ class Model:
         """The neurons of one layer: their counts, and what these are worth."""
         z = self.value(node.args[0])
         count = f"/{node.name}/count"
-        if isinstance(neuron, (ParallelNeuron, SignedNeuron)):
+        if isinstance(neuron, Even):
             theta, levels, offset = neuron.v_threshold.detach(), neuron.levels, torch.as_tensor(neuron.offset).float()
             scale = levels / theta
             moved = self.op("Mul", z, self.constant(scale.cpu()))

@@ -21,7 +21,7 @@ LAST = np.iinfo(np.int64).max
 # Arithmetic.
 
 
-def _binary(kind: str, *, turned: bool = False, least: Kind = "bool") -> Rule:
+def _binary(kind: str, *, turned: bool = False) -> Rule:
     logic = {"Mul": "And", "Add": "Or", "Max": "Or", "Min": "And"}
 
     def rule(model: Model, node: Node) -> Value:
@@ -30,7 +30,7 @@ def _binary(kind: str, *, turned: bool = False, least: Kind = "bool") -> Rule:
         alpha = given.get("alpha", 1)
         if kind == "Mul" and "complex" in _kinds(model, one, two):
             return _complex_product(model, node, one, two)
-        sides = model.alike(one, two, least="float" if isinstance(alpha, float) else least)
+        sides = model.alike(one, two, least="float" if isinstance(alpha, float) else "bool")
         if alpha != 1:  # of what is subtracted
             side = 0 if turned else 1
             sides[side] = model.op("Mul", sides[side], model.cast(model.constant(alpha), model.kinds[sides[side]]))

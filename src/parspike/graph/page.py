@@ -157,10 +157,10 @@ def _name(target: str) -> str:
     return f"`{target.removeprefix('aten.').split('.')[0] if target.startswith('aten.') else target}`{mark}"
 
 
-def _wrapped(names: list[str], width: int = 120) -> str:
+def _wrapped(names: list[str]) -> str:
     lines = [""]
     for name in names:
-        if len(lines[-1]) + len(name) + 2 > width:
+        if len(lines[-1]) + len(name) + 2 > 120:
             lines.append("")
         lines[-1] += ("" if not lines[-1] else " ") + name + ("," if name != names[-1] else "")
     return "\n".join(lines)

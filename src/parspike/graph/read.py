@@ -195,17 +195,7 @@ class Reader:
 
     def _call(self, fx: Any) -> None:
         meta = fx.meta.get("val")
-        if meta is not None and free_unbacked_symbols(meta):
-            place = user_line(fx.meta.get("stack_trace") or "")
-            if fx.target in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default):
-                raise TraceError(
-                    f"{type(self.model).__name__}: the code takes a number out of a tensor at {place}, which would be "
-                    "the example's for every input: compute with the tensor itself, without .item() or float()"
-                )
-            raise TraceError(
-                f"{type(self.model).__name__}: the size of {ops.target_of(fx.target)} at {place} depends on values: "
-                "index by places (torch.nonzero outside forward) instead of a mask, or use torch.where"
-            )
+        self._refuse_values(fx, meta)
         if isinstance(meta, (torch.SymFloat, torch.SymBool)):
             # What sizes alone are made of, such as math.floor(n / 2), is read from the size that comes of it.
             symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -223,49 +213,65 @@ class Reader:
             return
         if meta is None and not fx.users:
             return
-        if target == "aten.rrelu.default" and (slope := _rrelu_slope(*args[1:4])) is not None:
-            target, args, kwargs = "aten.leaky_relu.default", (args[0], slope), {}
-        if target == RMS_NORM and (len(args) < 4 or args[3] is None):
-            # Left out, it follows from the type, and the graph also runs in others (`wide`).
-            eps = implied_eps(fx.args[0].meta["val"].dtype)
-            args = (*args[:2], args[2] if len(args) > 2 else None, eps)
-        if target in RESHAPES:
-            target, args, kwargs = (
-                "aten.reshape.default",
-                (args[0], [self._size(dim) for dim in fx.meta["val"].shape]),
-                {},
-            )
-        if target == "aten.expand_as.default":  # takes only the sizes of its second argument, not its values
-            target, args, kwargs = (
-                "aten.expand.default",
-                (args[0], [self._size(dim) for dim in fx.meta["val"].shape]),
-                {},
-            )
-        if target in SQUEEZES:
-            dims = self._ones(fx.args[0].meta["val"].shape, args[1:])
-            if not dims:
-                self.value[fx.name] = args[0]
-                return
-            target, args, kwargs = "aten.squeeze.dims", (args[0], dims), {}
-        if target in CASTS:
-            target, args, kwargs = "aten.to.dtype", (args[0], fx.meta["val"].dtype), {}
-        if target in WITH_PLACES:
-            target, args = self._largest(fx, target, args)
-        if target in BLANKS:  # takes only the type and the sizes of its first argument, not its values
-            target, args, kwargs = self._blank(target, args, meta)
-        if (
-            target in MADE and kwargs.get("dtype") is None
-        ):  # left out, it is torch's default, which .to() does not change
-            kwargs = {**kwargs, "dtype": fx.meta["val"].dtype}
         if target == "getitem" and self._is_first(args[0]):  # of its outputs only the first is used
             self.value[fx.name] = args[0]
             return
         if target == "getitem" and isinstance(args[0], list):  # computed here, by `_compute`
             self.value[fx.name] = args[0][operator.index(args[1])]  # pyright: ignore[reportArgumentType]
             return
+        if target in SQUEEZES:
+            dims = self._ones(fx.args[0].meta["val"].shape, args[1:])
+            if not dims:
+                self.value[fx.name] = args[0]
+                return
+            target, args, kwargs = "aten.squeeze.dims", (args[0], dims), {}
+        self._node(fx, *self._in_one_form(fx, target, args, kwargs))
+
+    def _refuse_values(self, fx: Any, meta: Any) -> None:
+        """Raise `TraceError` where a number or a size depends on what a tensor holds."""
+        if meta is None or not free_unbacked_symbols(meta):
+            return
+        place = user_line(fx.meta.get("stack_trace") or "")
+        if fx.target in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default):
+            raise TraceError(
+                f"{type(self.model).__name__}: the code takes a number out of a tensor at {place}, which would be "
+                "the example's for every input: compute with the tensor itself, without .item() or float()"
+            )
+        raise TraceError(
+            f"{type(self.model).__name__}: the size of {ops.target_of(fx.target)} at {place} depends on values: "
+            "index by places (torch.nonzero outside forward) instead of a mask, or use torch.where"
+        )
+
+    def _in_one_form(
+        self, fx: Any, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """An operator that torch has several of, or that leaves something out, as the one that the rest knows."""
+        if target == "aten.rrelu.default" and (slope := _rrelu_slope(*args[1:4])) is not None:
+            return "aten.leaky_relu.default", (args[0], slope), {}
+        if target == RMS_NORM and (len(args) < 4 or args[3] is None):
+            # Left out, it follows from the type, and the graph also runs in others (`wide`).
+            eps = implied_eps(fx.args[0].meta["val"].dtype)
+            return target, (*args[:2], args[2] if len(args) > 2 else None, eps), kwargs
+        if target in RESHAPES:
+            return "aten.reshape.default", (args[0], [self._size(dim) for dim in fx.meta["val"].shape]), {}
+        if target == "aten.expand_as.default":  # takes only the sizes of its second argument, not its values
+            return "aten.expand.default", (args[0], [self._size(dim) for dim in fx.meta["val"].shape]), {}
+        if target in CASTS:
+            return "aten.to.dtype", (args[0], fx.meta["val"].dtype), {}
+        if target in WITH_PLACES:
+            return *self._largest(fx, target, args), kwargs
+        if target in BLANKS:  # takes only the type and the sizes of its first argument, not its values
+            return self._blank(target, args, fx.meta["val"])
+        if target in MADE and kwargs.get("dtype") is None:  # left out, it is torch's default, which .to() keeps
+            return target, args, {**kwargs, "dtype": fx.meta["val"].dtype}
         if target in BATCH_NORMS and not self._of_weights(args):
-            target, args, kwargs = "parspike.batch_norm", self._batch_norm(args, self._place(fx)), {}
             self.firsts.add(fx.name)
+            return "parspike.batch_norm", self._batch_norm(args, self._place(fx)), {}
+        return target, args, kwargs
+
+    def _node(self, fx: Any, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Compute an operator that depends on no input; else add its node."""
+        meta = fx.meta.get("val")
         refs = [leaf.name for leaf in leaves((args, kwargs)) if isinstance(leaf, Ref)]
         sized = any(isinstance(leaf, Size) for leaf in leaves((args, kwargs)))
         random = torch.Tag.nondeterministic_seeded in getattr(fx.target, "tags", ())

@@ -17,9 +17,6 @@ from parspike.language.folder import place, quiet, reading, transformers
 
 __all__ = ["Tokenizer", "read_text", "text_files"]
 
-CHUNK = 1 << 20
-"""Characters that are tokenised at a time where only the first sequences are wanted."""
-
 
 class Tokenizer:
     """The tokenizer of a network: a Hugging Face folder (tokenizer.json …) or a .gguf file.

@@ -19,7 +19,7 @@ from parspike.graph.ops import TABLE, WHOLE, call
 from parspike.graph.signature import Conv, arguments
 from parspike.lower.neurons import EVEN, Refused, quanta
 from parspike.lower.prepared import SUMS, with_linear, without_casts, without_constants
-from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, SpikingLayer
+from parspike.neurons import Even, IntegrateFire, SpikingLayer
 from parspike.snn import SNN
 
 __all__ = [
@@ -213,7 +213,7 @@ class Grids:
         along = 1 if isinstance(arguments(node), Conv) else len(node.shape) - 1
         return [size if d == along else 1 for d, size in enumerate(sample(node))]
 
-    def goes_to(self, node: Node) -> ParallelNeuron | SignedNeuron | IntegrateFire | None:
+    def goes_to(self, node: Node) -> Even | IntegrateFire | None:
         """The neurons that alone read a value, or a sum or a maximum of it."""
         while len(readers := self.readers[node.name]) == 1 and node.name not in self.source.outputs:
             (node,) = readers

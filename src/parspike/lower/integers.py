@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -36,7 +36,7 @@ from parspike.lower.masks import Masks
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
 from parspike.lower.prepared import FACTORS, FILLS, SUMS, batches_of, is_real, largest_of
 from parspike.lower.rounding import JOINS, Fitting, finest, in_parts, largest_joined, one_by_one
-from parspike.neurons import ParallelNeuron, SignedNeuron
+from parspike.neurons import Even
 from parspike.snn import SNN, check_converted
 
 __all__ = ["integers"]
@@ -340,12 +340,15 @@ class _Whole(Masks):
         signs, args = {**SUMS, **CONSTANTS}[node.target], list(node.args)
         left, right = args[:2]
         first = isinstance(left, Ref)
-        constant = right if first else left
-        number = self.source.tensors[constant.path] if isinstance(constant, Param) else torch.tensor(float(constant))
         value = self.values[node.refs[0]]
         mine, other = signs if first else signs[::-1]
         value = self.times(value, torch.full([1] * len(node.shape), float(mine), dtype=value.grid.dtype), "_turned")
-        return self.plus(node, value, other * number.to(value.grid))
+        return self.plus(node, value, other * self._constant_in(right if first else left))
+
+    def _constant_in(self, constant: Any) -> Tensor:
+        """A constant that an operator is given, in float64; a number has the digits of float32."""
+        tensor = self.source.tensors[constant.path] if isinstance(constant, Param) else torch.tensor(float(constant))
+        return tensor.double()
 
     def _scaled(self, node: Node) -> Value:
         if len(node.refs) != 1:
@@ -360,12 +363,7 @@ class _Whole(Masks):
             return self._factor(node, value, torch.tensor(-1.0).double())
         if not isinstance(node.args[0], Ref) and node.target.startswith("aten.div"):
             raise Refused("it divides by a value that depends on the input")
-        other = node.args[1] if isinstance(node.args[0], Ref) else node.args[0]
-        number = (
-            self.source.tensors[other.path].double()
-            if isinstance(other, Param)
-            else torch.tensor(float(other)).double()
-        )
+        number = self._constant_in(node.args[1] if isinstance(node.args[0], Ref) else node.args[0])
         return self._factor(node, value, 1 / number if node.target.startswith("aten.div") else number)
 
     def _product(self, node: Node) -> Value:
@@ -460,87 +458,58 @@ class _Whole(Masks):
         along = 1 if isinstance(found, Conv) else value.grid.dim() - 1
         if others := [d for d, size in enumerate(value.grid.shape) if size > 1 and d != along]:
             value = self.even(node, value, others, "places")
-        inputs = value.grid.flatten()
-        if isinstance(found, Linear):
-            weight = weight.T if found.transposed else weight
-            outputs, groups = weight.shape[0], 1
-            scaled = weight * inputs
-        elif found.transposed:
-            groups, outputs = found.groups, weight.shape[1] * found.groups
-            scaled = weight * inputs.reshape(-1, *[1] * (weight.dim() - 1))
-        else:
-            groups, outputs = found.groups, weight.shape[0]
-            of_group = (
-                inputs.expand(weight.shape[1] * groups).reshape(groups, -1).repeat_interleave(outputs // groups, 0)
-            )
-            scaled = weight * of_group.reshape(outputs, -1, *[1] * (weight.dim() - 2))
-        transposed = isinstance(found, Conv) and found.transposed
-
-        def by_output(w: Tensor) -> Tensor:
-            """(outputs, everything that one output reads)"""
-            if transposed:  # (inputs, outputs of the group, kernel)
-                return w.unflatten(0, (groups, -1)).movedim(1, 2).flatten(0, 1).flatten(1)
-            return w.flatten(1)
-
-        def to_weight(v: Tensor) -> Tensor:
-            """A vector (outputs,) against the weight."""
-            if transposed:
-                each = v.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1).flatten(0, 1)
-                return each.reshape(*each.shape, *[1] * (weight.dim() - 2))
-            return v.reshape(-1, *[1] * (weight.dim() - 1))
-
-        read = None
+        weights, places = _by_output(found, weight), math.prod(weight.shape[2:])
+        groups, outputs, features = weights.shape
+        units = value.grid.flatten().expand(groups * features // places).reshape(groups, 1, -1)
+        units = units.repeat_interleave(places, 2)  # the grid of every feature, which the weights take up
+        scaled, read = weights * units, None
         if rows is not None:  # in whole numbers, 1 last: (groups, N, features + 1)
             read = rows.all.x.double()
-            places = weight[0].numel() // weight.shape[1]
-            units = inputs.expand(weight.shape[1] * groups).reshape(groups, 1, -1).repeat_interleave(places, 2)
             read = torch.cat([read[:, :, :-1] / units, read[:, :, -1:]], 2)
+        number = torch.zeros(groups * outputs).double() if bias is None else bias
+        grid = self._grid(node, scaled, number, value.most, read)
+        each = grid.reshape(groups, outputs)
+        if read is None:
+            whole = (scaled / each[:, :, None]).round()
+        else:
+            whole, number = one_by_one(scaled, number.reshape(each.shape), each, rows=read, top=self.top)
+        added = (number.flatten() / each.flatten()).round()
+        of_weight = self.put(node, "weight", _as_weight(found, whole, weight.shape))
+        of_bias = None if bias is None else self.put(node, "bias", added)
+        if isinstance(found, Linear):
+            name = self.emit(node, "", "aten.linear.default", Ref(value.name), of_weight, of_bias)
+        else:
+            name, reads = node.name, replace(node, args=(Ref(value.name), *node.args[1:]))
+            self.nodes[name] = with_weights(reads, of_weight, of_bias)
+        most = float((whole.abs().sum(2).flatten() * value.most + added.abs()).max())
+        return Value(name, node, grid, most)
+
+    def _grid(self, node: Node, scaled: Tensor, bias: Tensor, most: float, read: Tensor | None) -> Tensor:
+        """The grid of every output of a synapse, broadcasting against one sample.
+
+        scaled: the weights (groups, outputs, features) that are rounded; bias (all outputs,). most: the largest number
+        that the weights are given. read (groups, N, features + 1): what they are given, 1 last, if that is known."""
         power = None if read is None else read[:, :, :-1].square().sum(1)
-        least = finest(by_output(scaled).unflatten(0, (groups, -1)), power, self.top)
-        shape = [1, -1] + [1] * (len(node.shape) - 2) if isinstance(found, Conv) else [1] * (len(node.shape) - 1) + [-1]
-        least = self._at_least(node, least, by_output(scaled), bias, value.most)
-        grid = least.reshape(shape)
-        grid = self.fitted(node, grid, USEFUL * value.most, round_up=True)
-        shape_of_grid = grid.shape
+        least = self._at_least(node, finest(scaled, power, self.top).flatten(), scaled.flatten(0, 1), bias, most)
+        grid = self.fitted(node, least.reshape(self.channels_alone(node)), USEFUL * most, round_up=True)
         if (beside := self.beside(node)) is not None:
             reach = beside.most * float((beside.grid / grid).max())
-            if self.bits_of_room(max(reach, self.top * value.most * by_output(scaled).shape[1])) < PRECISE:
+            if self.bits_of_room(max(reach, self.top * most * scaled.shape[2])) < PRECISE:
                 # The sum behind has no room for a finer grid: this one becomes a whole part or multiple of the other.
                 grid = torch.where(
                     beside.grid >= grid,
                     beside.grid / (beside.grid / grid).floor(),
                     beside.grid * (grid / beside.grid).ceil(),
-                ).expand(shape_of_grid)
-        if read is None:
-            whole = (scaled / to_weight(grid.flatten())).round()
-        else:
-            given = torch.zeros(outputs).double() if bias is None else bias
-            each = (t.unflatten(0, (groups, -1)) for t in (by_output(scaled), given, grid.flatten().expand(outputs)))
-            made, left = one_by_one(*each, rows=read, top=self.top)
-            whole, bias = made.reshape(weight.shape), left.flatten()
-        args = (Ref(value.name), self.put(node, "weight", whole), None)
-        added = torch.zeros(outputs).double()
-        if bias is not None:
-            added = (bias / grid.flatten()).round()
-            args = (*args[:2], self.put(node, "bias", added))
-        if isinstance(found, Linear):
-            name = self.emit(node, "", "aten.linear.default", *args)
-        else:
-            read = replace(node, args=(Ref(value.name), *node.args[1:]))
-            self.nodes[node.name] = with_weights(read, args[1], args[2])
-            name = node.name
-        most = float((by_output(whole).abs().sum(1) * value.most + added.abs()).max())
-        return Value(name, node, grid, most)
+                ).expand(grid.shape)
+        return grid
 
-    def _at_least(self, node: Node, grid: Tensor, scaled: Tensor, bias: Tensor | None, most: float) -> Tensor:
+    def _at_least(self, node: Node, grid: Tensor, scaled: Tensor, bias: Tensor, most: float) -> Tensor:
         """The grid of every output (outputs,), coarser where its weights are so small, or 0, that the bias is nearly
         all of it: on a grid of the weights, its whole numbers would be much larger than those of the others.
 
-        scaled: the weights (outputs, features) that are rounded. most: the largest number that they are given."""
-        grid = grid.reshape(-1)
+        scaled: the weights (outputs, features). most: the largest number that they are given."""
         dead = ~scaled.any(1)
         grid = torch.where(dead, grid[~dead].min() if not bool(dead.all()) else 1.0, grid)
-        bias = torch.zeros_like(grid) if bias is None else bias
         own = bias.abs() / (self.top * max(most, 1) * math.sqrt(scaled.shape[1]))
         alone = bias.abs() > scaled.abs().sum(1) * most
         if self.goes_to(node) is not None:  # one count of theirs is a whole number of the grid
@@ -745,7 +714,7 @@ class _Whole(Masks):
 
     def _only_neurons_read(self, node: Node) -> bool:
         made = [self.neurons.get(reader.name) for reader in self.readers[node.name]]
-        fit = all(isinstance(neuron, (ParallelNeuron, SignedNeuron)) for neuron in made)
+        fit = all(isinstance(neuron, Even) for neuron in made)
         return fit and len(node.refs) == 1 and node.name not in self.source.outputs and not self.over_time
 
     def _computed(self, node: Node) -> Value:
@@ -757,7 +726,7 @@ class _Whole(Masks):
 
     def _curve(self, node: Node, value: Value) -> Value:
         """Neurons that count what a function makes of a value, as steps of the value itself."""
-        neuron, function = cast(ParallelNeuron | SignedNeuron, self.neurons[node.name]), cast(Node, value.function)
+        neuron, function = cast(Even, self.neurons[node.name]), cast(Node, value.function)
 
         def count(whole: Tensor) -> Tensor:
             """Of whole numbers (N, …), which broadcast against the grid of one sample."""
@@ -859,3 +828,20 @@ class _Whole(Masks):
             )
             if name == node.name:
                 self.emit(node, "_wide", CASTS[0], Ref(node.name), kwargs={"dtype": dtype})
+
+
+def _by_output(found: Conv | Linear, weight: Tensor) -> Tensor:
+    """The weights by what every output reads: (groups, outputs of the group, features)."""
+    if isinstance(found, Linear):
+        return (weight.T if found.transposed else weight)[None]
+    each = weight.unflatten(0, (found.groups, -1))
+    return (each.movedim(1, 2) if found.transposed else each).flatten(2)
+
+
+def _as_weight(found: Conv | Linear, rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """`_by_output` undone, for weights of this shape; a linear layer's are (outputs, features)."""
+    if isinstance(found, Linear):
+        return rows[0]
+    if not found.transposed:
+        return rows.reshape(shape)
+    return rows.unflatten(2, (-1, *shape[2:])).movedim(2, 1).flatten(0, 1)

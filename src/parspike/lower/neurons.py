@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from parspike.lower.unit import unit
 from parspike.neurons import (
+    Even,
     IntegrateFire,
     ParallelNeuron,
     SignedNeuron,
@@ -35,7 +36,7 @@ from parspike.snn import SNN
 
 __all__ = ["EVEN", "Refused", "aligned", "curve", "on_whole", "quanta"]
 
-EVEN = (ParallelNeuron, SignedNeuron, IntegrateFire)
+EVEN = (Even, IntegrateFire)
 """Neurons whose thresholds are evenly spaced."""
 TRIED = 256
 """Random places that are compared."""
@@ -66,14 +67,14 @@ def aligned(snn: SNN) -> SNN:
     return unit(moved)
 
 
-def quanta(neuron: ParallelNeuron | SignedNeuron | IntegrateFire) -> int:
+def quanta(neuron: Even | IntegrateFire) -> int:
     """Parts of a threshold that counts are multiples of."""
     return 1 if isinstance(neuron, IntegrateFire) else neuron.levels
 
 
 def on_whole(neuron: SpikingLayer, grid: Tensor, most: float, T: int) -> tuple[SpikingLayer, float, float, float]:
     """Neurons on whole numbers; the grid and the largest of what they send; the largest number inside them."""
-    if isinstance(neuron, (ParallelNeuron, SignedNeuron)):
+    if isinstance(neuron, Even):
         quantum = neuron.v_threshold.double() / neuron.levels
         step = (quantum / grid).round().clamp(min=1)
         # A hair less than the exact quotient: a threshold on a whole number is reached by it.
@@ -107,7 +108,7 @@ def on_whole(neuron: SpikingLayer, grid: Tensor, most: float, T: int) -> tuple[S
 
 def curve(
     count: Callable[[Tensor], Tensor], shape: torch.Size, most: int, turn: Tensor | None,
-    neuron: ParallelNeuron | SignedNeuron,
+    neuron: Even,
 ) -> WholeCurve | WholeStaircase | None:  # fmt: skip
     """Neurons with the counts of others behind a function.
 

@@ -17,7 +17,7 @@ from parspike.errors import UnsupportedError
 from parspike.graph import Graph, Node, Param, Ref, Role, map_tree, with_doubles
 from parspike.graph.rewrite import merge_scales
 from parspike.graph.signature import Linear, arguments, with_weights
-from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, SortedTrain, SpikingLayer, Staircase
+from parspike.neurons import Even, IntegrateFire, ParallelNeuron, SignedNeuron, SortedTrain, SpikingLayer, Staircase
 from parspike.snn import SNN, check_converted
 
 __all__ = ["refusal", "unit"]
@@ -60,7 +60,7 @@ def refusal(neuron: SpikingLayer) -> str | None:
             "code='weighted', whose levels are even, or, if it is a ReLU, with recipe='closed-form', which keeps its "
             "levels even"
         )
-    if isinstance(neuron, (ParallelNeuron, SignedNeuron, IntegrateFire, SortedTrain)):
+    if isinstance(neuron, (Even, IntegrateFire, SortedTrain)):
         return None
     return f"neurons of the kind '{neuron.kind}' send more than spikes of one amplitude"
 
@@ -76,14 +76,12 @@ def _taken_out(neuron: SpikingLayer) -> tuple[SpikingLayer, Tensor, Tensor]:
         levels = torch.arange(neuron.levels + 1, dtype=lowest.dtype, device=lowest.device) / neuron.levels
         outputs = levels.reshape(-1, *[1] * lowest.dim()).expand_as(neuron.outputs)
         return Staircase(neuron.T, neuron.thresholds, outputs, code=neuron.code), highest - lowest, lowest
-    neuron = cast(ParallelNeuron | SignedNeuron | IntegrateFire, neuron)  # all others are refused before
+    neuron = cast(Even | IntegrateFire, neuron)  # all others are refused before
     theta = neuron.v_threshold.detach()
     shift = torch.as_tensor(neuron.offset).to(theta)
-    if isinstance(neuron, ParallelNeuron):
-        made: ParallelNeuron | SignedNeuron | IntegrateFire = ParallelNeuron(neuron.T, theta, code=neuron.code)
-        made.shift = _parameter(neuron.shift - shift)
-    elif isinstance(neuron, SignedNeuron):
-        made = SignedNeuron(neuron.T, theta, offset=torch.zeros_like(theta), code=neuron.code)
+    if isinstance(neuron, Even):
+        offset = torch.zeros_like(theta) if isinstance(neuron, SignedNeuron) else 0.0
+        made: Even | IntegrateFire = type(neuron)(neuron.T, theta, offset=offset, code=neuron.code)
         made.shift = _parameter(neuron.shift - shift)
     else:
         options = {name: getattr(neuron, name) for name in ("reset", "decay", "refractory", "signed")}

@@ -9,6 +9,7 @@
 ``staircase``  neurons with a free threshold for every level, for any monotone activation
 ``percentile`` thresholds from data: "max", "99.9%"
 ``layer``      the neurons of one layer with their parameters
+``signed``     two neurons for one value that has both signs
 ``dynamics``   neurons that compute step by step, with a potential: IF and LIF, soft and hard reset
 ``current_based`` neurons that are read from files of others: a synapse with a decay, a reset to any value
 ``whole``      neurons that count whole numbers, for integer arithmetic
@@ -21,7 +22,7 @@ each equation with its function and the test that proves it.
 from .current_based import CurrentBased
 from .dynamics import Dynamics, IntegrateFire, Simulation, SortedTrain, State, twin
 from .kinds import BELOW, IF, LIF, MAX_T, Kind, Parallel, Serial, check_kind, kind_from_text
-from .layer import CODES, Code, Neuron, ParallelNeuron, SpikingLayer, levels_of, neuron_from
+from .layer import CODES, Code, Even, Neuron, ParallelNeuron, SpikingLayer, levels_of, neuron_from
 from .packed import PackedTrains, joined_trains
 from .parallel import (
     bisect_count,
@@ -52,6 +53,7 @@ __all__ = [
     "Code",
     "CurrentBased",
     "Dynamics",
+    "Even",
     "IntegrateFire",
     "Kind",
     "Neuron",

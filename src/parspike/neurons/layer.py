@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from .pieces import in_pieces, runs_here
 from .quantised import Line, line_at, line_of, reached, spike_count
 from .trains import first_spike, sorted_train
 
-__all__ = ["CODES", "Code", "Neuron", "ParallelNeuron", "SpikingLayer", "levels_of", "neuron_from"]
+__all__ = ["CODES", "Code", "Even", "Neuron", "ParallelNeuron", "SpikingLayer", "levels_of", "neuron_from"]
 
 Code = Literal["sorted", "weighted", "onset"]
 CODES: tuple[str, ...] = get_args(Code)
@@ -291,19 +291,17 @@ def even_amplitudes(v_post: Tensor, T: int, code: str) -> Tensor:
     return scale.reshape(-1, *[1] * v_post.dim()) * v_post
 
 
-class ParallelNeuron(Neuron):
-    """Parallel spiking neurons with evenly spaced levels, equations (7)-(9).
+class Even(Neuron):
+    """Base of the neurons with evenly spaced levels.
 
-    offset: the smallest output (0 for ReLU), a constant current: a number for all neurons, or a tensor. v_threshold:
-    θ, pre-threshold. shift: δ. v_post: θ + φ, the sum of a full count's amplitudes divided by T (post-threshold).
-    Each is a scalar or broadcasts against one sample, such as (C, 1, 1).
+    offset: the output of the count 0, a constant current: a number for all neurons, or a tensor. v_threshold: θ,
+    pre-threshold. shift: δ. v_post: θ + φ, the sum of a full count's amplitudes divided by T (post-threshold). Each is
+    a scalar or broadcasts against one sample, such as (C, 1, 1).
     """
 
-    kind = "parallel"
     offset: float | Tensor
-    _kept: tuple[Any, tuple[Tensor, Tensor, Tensor], list[Tensor]] | None = None
 
-    def __init__(self, T: int, v_threshold: Tensor, *, offset: float | Tensor = 0.0, code: Code = "sorted") -> None:
+    def __init__(self, T: int, v_threshold: Tensor, *, offset: float | Tensor, code: Code = "sorted") -> None:
         super().__init__(T, code)
         if isinstance(offset, Tensor):
             self.register_buffer("offset", offset.detach().to(v_threshold).clone())
@@ -312,6 +310,56 @@ class ParallelNeuron(Neuron):
         self.v_threshold = nn.Parameter(v_threshold.detach().clone(), requires_grad=False)
         self.shift = nn.Parameter(torch.zeros_like(v_threshold), requires_grad=False)
         self.v_post = nn.Parameter(v_threshold.detach().clone(), requires_grad=False)
+
+    @abstractmethod
+    def _forward(self, z: Tensor, over: bool = False, line: Line | None = None) -> Tensor:
+        """`forward`, `over` and `along`."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self._forward(z)
+
+    def over(self, z: Tensor) -> Tensor:
+        return self._forward(z, over=True)
+
+    def along(self, z: Tensor, line: Line) -> Tensor:
+        return self._forward(z, line=line)
+
+    def line(self) -> Line:
+        return self.v_threshold, self._shift(), self.v_post
+
+    def _shift(self) -> Tensor:
+        """δ from the output of the count 0 on."""
+        return self.shift - self.offset
+
+    def amplitudes(self) -> Tensor:
+        return even_amplitudes(self.v_post, self.T, self.code)
+
+    def rest(self) -> float | Tensor:
+        return self.offset
+
+    @classmethod
+    def _restored(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], offset: float | Tensor) -> Self:
+        theta = tensors["v_threshold"]
+        if not bool((theta > 0).all()):
+            raise ValueError("thresholds must be above 0")
+        for name in ("shift", "v_post", *(["offset"] if isinstance(offset, Tensor) else [])):
+            if tensors[name].dtype != theta.dtype:
+                raise ValueError(f"{name} and v_threshold have unlike dtypes")
+        neuron = cls(config["T"], theta, offset=offset, code=config["code"])
+        for name in ("shift", "v_post"):
+            setattr(neuron, name, nn.Parameter(tensors[name].clone(), requires_grad=False))
+        return neuron
+
+
+class ParallelNeuron(Even):
+    """Parallel spiking neurons with evenly spaced levels, equations (7)-(9). offset: the smallest output, 0 for ReLU;
+    the rest as in `Even`."""
+
+    kind = "parallel"
+    _kept: tuple[Any, tuple[Tensor, Tensor, Tensor], list[Tensor]] | None = None
+
+    def __init__(self, T: int, v_threshold: Tensor, *, offset: float | Tensor = 0.0, code: Code = "sorted") -> None:
+        super().__init__(T, v_threshold, offset=offset, code=code)
 
     def count(self, z: Tensor) -> Tensor:
         return spike_count(z, self.v_threshold, self.levels, self._shift())
@@ -331,18 +379,6 @@ class ParallelNeuron(Neuron):
     def value(self, count: Tensor) -> Tensor:
         mean = count * (self.v_post / self.levels)
         return mean + self.offset if self.offsets else mean
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self._forward(z)
-
-    def over(self, z: Tensor) -> Tensor:
-        return self._forward(z, over=True)
-
-    def along(self, z: Tensor, line: Line) -> Tensor:
-        return self._forward(z, line=line)
-
-    def line(self) -> Line:
-        return self.v_threshold, self._shift(), self.v_post
 
     def _forward(self, z: Tensor, over: bool = False, line: Line | None = None) -> Tensor:
         if made := self._at_once(z, trains=False):
@@ -369,12 +405,6 @@ class ParallelNeuron(Neuron):
             self._kept = key, line, [one.detach() for one in own]
         return self._kept[1]
 
-    def amplitudes(self) -> Tensor:
-        return even_amplitudes(self.v_post, self.T, self.code)
-
-    def rest(self) -> float | Tensor:
-        return self.offset
-
     def extra_repr(self) -> str:
         theta = f"θ {float(self.v_threshold.min()):.4g} … {float(self.v_threshold.max()):.4g}"
         if not isinstance(self.offset, Tensor):
@@ -387,22 +417,10 @@ class ParallelNeuron(Neuron):
 
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ParallelNeuron:
-        theta = tensors["v_threshold"]
         offset = tensors["offset"] if config["offset"] is None else config["offset"]
-        if isinstance(offset, Tensor):
-            if offset.dtype != theta.dtype:
-                raise ValueError("offset and v_threshold have unlike dtypes")
-        elif not math.isfinite(offset):
+        if not isinstance(offset, Tensor) and not math.isfinite(offset):
             raise ValueError("the offset must be finite")
-        if not bool((theta > 0).all()):
-            raise ValueError("thresholds must be above 0")
-        neuron = cls(config["T"], theta, offset=offset, code=config["code"])
-        for name in ("shift", "v_post"):
-            value = tensors[name]
-            if value.dtype != theta.dtype:
-                raise ValueError(f"{name} and v_threshold have unlike dtypes")
-            setattr(neuron, name, nn.Parameter(value.clone(), requires_grad=False))
-        return neuron
+        return cls._restored(config, tensors, offset)
 
 
 def neuron_from(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SpikingLayer:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import fused
-from .layer import Code, Neuron, even_amplitudes, even_values
+from .layer import Even, Neuron, even_values
 from .packed import PackedTrains
 from .quantised import Line, counts, line_at, line_of
 
@@ -47,12 +47,11 @@ class Pair(Neuron):
         return self.lines * self.T
 
 
-class SignedNeuron(Pair):
+class SignedNeuron(Even, Pair):
     """A pair of parallel spiking neurons for every value, at most one of which fires.
 
-    v_threshold: θ, the distance from the middle that makes a full count. shift: δ. v_post: θ + φ, what a full count
-    stands for. offset: the middle, a constant current. Each is a scalar or broadcasts against one sample, such as
-    (C, 1, 1). A count is positive where the upper neuron fires, negative where the lower one does: −levels … levels,
+    v_threshold: θ, the distance from the middle that makes a full count. offset: the middle, a tensor. The rest as in
+    `Even`. A count is positive where the upper neuron fires, negative where the lower one does: −levels … levels,
     k = clip(⌊(z − offset + δ) · levels/θ + 1/2⌋, −levels, levels), and stands for offset + k · v_post/levels. So T
     steps tell 2 · levels + 1 values apart, where one neuron with an offset tells levels + 1, and a value in the middle
     costs no spike, where that neuron sends half of its count.
@@ -60,33 +59,14 @@ class SignedNeuron(Pair):
 
     kind = "signed"
 
-    def __init__(self, T: int, v_threshold: Tensor, *, offset: Tensor, code: Code = "sorted") -> None:
-        super().__init__(T, code)
-        self.v_threshold = nn.Parameter(v_threshold.detach().clone(), requires_grad=False)
-        self.shift = nn.Parameter(torch.zeros_like(v_threshold), requires_grad=False)
-        self.v_post = nn.Parameter(v_threshold.detach().clone(), requires_grad=False)
-        self.register_buffer("offset", offset.detach().to(v_threshold).clone())
-
     offset: Tensor
 
     def count(self, z: Tensor) -> Tensor:
-        theta, shift = self.v_threshold.detach(), (self.shift - self.offset).detach()
+        theta, shift = self.v_threshold.detach(), self._shift().detach()
         return counts(z.detach(), theta, self.levels, shift, lowest=self.lowest)
 
     def value(self, count: Tensor) -> Tensor:
         return count * (self.v_post / self.levels) + self.offset
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self._forward(z)
-
-    def over(self, z: Tensor) -> Tensor:
-        return self._forward(z, over=True)
-
-    def along(self, z: Tensor, line: Line) -> Tensor:
-        return self._forward(z, line=line)
-
-    def line(self) -> Line:
-        return self.v_threshold, self.shift - self.offset, self.v_post
 
     def _forward(self, z: Tensor, over: bool = False, line: Line | None = None) -> Tensor:
         if made := self._at_once(z, trains=False):
@@ -103,16 +83,10 @@ class SignedNeuron(Pair):
         return self.value(self.count(z)) + through - through.detach()
 
     def _kernel(self, z: Tensor, trains: bool) -> tuple[Tensor, PackedTrains | None] | None:
-        line = *line_of(self.v_threshold, self.levels, self.shift - self.offset), self.v_post.detach() / self.levels
+        line = *line_of(self.v_threshold, self.levels, self._shift()), self.v_post.detach() / self.levels
         return fused.even(
             z, *line, self.offset, levels=self.levels, T=self.T, code=self.code, lowest=self.lowest, trains=trains
         )
-
-    def amplitudes(self) -> Tensor:
-        return even_amplitudes(self.v_post, self.T, self.code)
-
-    def rest(self) -> Tensor:
-        return self.offset
 
     def extra_repr(self) -> str:
         return f"θ {float(self.v_threshold.min()):.4g} … {float(self.v_threshold.max()):.4g}, to both sides"
@@ -122,13 +96,4 @@ class SignedNeuron(Pair):
 
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SignedNeuron:
-        theta = tensors["v_threshold"]
-        if not bool((theta > 0).all()):
-            raise ValueError("thresholds must be above 0")
-        neuron = cls(config["T"], theta, offset=tensors["offset"], code=config["code"])
-        for name in ("shift", "v_post", "offset"):
-            if tensors[name].dtype != theta.dtype:
-                raise ValueError(f"{name} and v_threshold have unlike dtypes")
-        for name in ("shift", "v_post"):
-            setattr(neuron, name, nn.Parameter(tensors[name].clone(), requires_grad=False))
-        return neuron
+        return cls._restored(config, tensors, tensors["offset"])

@@ -158,7 +158,7 @@ class _Maker:
     def _add(self, name: str, piece: Piece) -> None:
         kind, get = piece.kind, piece.values
         if kind == "Input":
-            shape = _sizes(get["shape"], "its shape")
+            shape = _sizes(get["shape"])
             self.values[name] = key = self._free("x" if not self.inputs else name)
             self.shapes[key] = shape
             self.inputs.append(Input(key, (BATCH, *shape), torch.float32))
@@ -166,7 +166,7 @@ class _Maker:
         x = self._sum(name)
         shape = self.shapes[x]
         if kind == "Output":
-            stated = _sizes(get["shape"], "its shape")
+            stated = _sizes(get["shape"])
             if np.prod(stated) != np.prod(shape):
                 raise FileError(f"it has the shape {stated}, and {shape} arrives")
             self.outputs[name] = Ref(x)
@@ -327,12 +327,12 @@ def _compact(array: np.ndarray[Any, Any], shape: tuple[int, ...], what: str) -> 
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _sizes(value: Any, what: str) -> tuple[int, ...]:
+def _sizes(value: Any) -> tuple[int, ...]:
     sizes = tuple(int(n) for n in np.asarray(value).reshape(-1))
     if np.asarray(value).dtype.kind not in "iu" or not sizes or len(sizes) > 8 or min(sizes) < 1:
-        raise FileError(f"{what} is {sizes[:9]}, expected sizes of at least 1")
+        raise FileError(f"its shape is {sizes[:9]}, expected sizes of at least 1")
     if np.prod(sizes, dtype=float) > 2**40:
-        raise FileError(f"{what} is {sizes}, which is too large")
+        raise FileError(f"its shape is {sizes}, which is too large")
     return sizes
 
 

@@ -26,7 +26,7 @@ __all__ = ["accuracy", "energy", "error", "raster", "rates", "steps", "sweep", "
 WIDTH = 5.0
 """Inches of a new figure."""
 NAMES = {"accuracy": "accuracy (%)", "agreement": "agreement with the network (%)", "error": "relative error (%)"}
-OWN, RIVAL, THIRD = COLOURS[0], COLOURS[1], COLOURS[2]
+OWN, RIVAL = COLOURS[:2]
 LONGEST = 26
 """Letters of a layer's name."""
 MOST_NAMES = 45

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from parspike.graph import Node
-from parspike.neurons import Neuron, ParallelNeuron, SignedNeuron, Staircase
+from parspike.neurons import Even, Neuron, Staircase
 from parspike.snn import SNN
 
 __all__ = ["quantised"]
@@ -38,7 +38,7 @@ def quantised(snn: SNN) -> Callable[[Mapping[str, Tensor]], Any]:
 
 def _rounded(z: Tensor, neuron: Neuron) -> Tensor:
     """An activation's output for z (B, …), rounded to one of the neuron's levels."""
-    if isinstance(neuron, (ParallelNeuron, SignedNeuron)):
+    if isinstance(neuron, Even):
         # offset + scale · clamp(⌊z / step + start⌋, lowest, L), start moved by a half so that it rounds to the nearest
         inverse = neuron.levels / neuron.v_threshold
         start = (neuron.shift - neuron.offset) * inverse + 0.5

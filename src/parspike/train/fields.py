@@ -87,7 +87,7 @@ def within(name: str, value: float, low: float, high: float) -> None:
         raise OptionError(f"{name} = {value!r}: it must lie between {low} and {high}")
 
 
-def above(name: str, value: float, low: float = 0) -> None:
-    """Raise `OptionError` unless the value is above `low`."""
-    if not value > low:
-        raise OptionError(f"{name} = {value!r}: it must be above {low}")
+def above(name: str, value: float) -> None:
+    """Raise `OptionError` unless the value is above 0."""
+    if not value > 0:
+        raise OptionError(f"{name} = {value!r}: it must be above 0")

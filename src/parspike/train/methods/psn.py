@@ -46,15 +46,23 @@ class PSN(Direct):
 
 
 @dataclass(frozen=True)
-class MaskedPSN(Direct):
-    """Direct training of masked parallel spiking neurons. order: k, how many of the latest steps a step sees."""
+class Ordered(Direct):
+    """Base of the methods whose neurons see the latest steps alone. order: k, how many of them a step sees."""
 
-    name: ClassVar[str] = "masked-psn"
     order: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_order(self.order, self.T)
+        at_least("activation.order", self.order, 1)
+        if self.order > self.T:
+            raise OptionError(f"activation.order = {self.order}: there are only T = {self.T} steps to see")
+
+
+@dataclass(frozen=True)
+class MaskedPSN(Ordered):
+    """Direct training of masked parallel spiking neurons. order: k, how many of the latest steps a step sees."""
+
+    name: ClassVar[str] = "masked-psn"
 
     def neurons(self, start: float | Tensor) -> nn.Module:
         """`MaskedPSNNeuron`."""
@@ -68,25 +76,14 @@ class MaskedPSN(Direct):
 
 
 @dataclass(frozen=True)
-class SlidingPSN(Direct):
+class SlidingPSN(Ordered):
     """Direct training of sliding parallel spiking neurons. order: k, how many of the latest steps a step sees."""
 
     name: ClassVar[str] = "sliding-psn"
-    order: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_order(self.order, self.T)
 
     def neurons(self, start: float | Tensor) -> nn.Module:
         """`SlidingPSNNeuron`."""
         return SlidingPSNNeuron(self.T, self.order)
-
-
-def _check_order(order: int, T: int) -> None:
-    at_least("activation.order", order, 1)
-    if order > T:
-        raise OptionError(f"activation.order = {order}: there are only T = {T} steps to see")
 
 
 def _fire(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
