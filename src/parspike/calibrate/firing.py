@@ -119,8 +119,8 @@ def _found(
                     start = start if kind.v_init == "fitted" else theta * half
                 elif what == "start":
                     start = start + 2 * move
-                    # A potential at θ fires without any current, or does not, as the current 0 is rounded.
-                    start = torch.where((start - theta).abs() < (1 - BELOW) * theta, BELOW * theta, start)
+                    # At θ the current 0 makes a spike or none, as it is rounded; above θ it does.
+                    start = torch.where((start - theta).abs() < (1 - BELOW) * theta, theta / BELOW, start)
                 else:
                     bias = bias + 4 * move / T
                 search.attempt(theta, start, bias)
