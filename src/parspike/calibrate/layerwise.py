@@ -102,13 +102,6 @@ class ClosedForm(Recipe):
             if draft.lossless:
                 return
             raise CalibrationError("this recipe needs calibration data: pass calibration=")
-        if self.refit and not draft.lossless and batches.samples() < TOO_FEW and batches.together.rank == 0:
-            warnings.warn(
-                f"{batches.samples()} calibration images are too few for recipe '{self.name}', which re-fits synapses "
-                "to what it has seen of them: give 64 or more, or refit=False, which leaves synapses as they are",
-                ParspikeWarning,
-                stacklevel=3,
-            )
         lockstep = Lockstep(draft, batches)
         graph = draft.graph
         spiked = False
@@ -124,6 +117,14 @@ class ClosedForm(Recipe):
                     samples.add(draft.teacher(node, teacher.arguments(node)[0]), z)
                 draft.neurons[node.name] = self._fitted(draft, node, samples)
                 spiked = True
+        # Here the number is known, and the data are read no more than they have to be.
+        if self.refit and not draft.lossless and batches.samples() < TOO_FEW and batches.together.rank == 0:
+            warnings.warn(
+                f"{batches.samples()} calibration images are too few for recipe '{self.name}', which re-fits synapses "
+                "to what it has seen of them: give 64 or more, or refit=False, which leaves synapses as they are",
+                ParspikeWarning,
+                stacklevel=3,
+            )
 
     def _fitted(self, draft: Draft, node: Node, samples: Samples) -> SpikingLayer:
         neuron = draft.neurons[node.name]
