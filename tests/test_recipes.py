@@ -591,10 +591,13 @@ def test_a_recipe_whose_distance_is_no_number_is_not_chosen(monkeypatch):
     assert search["chosen"] != search["tried"][0]["recipe"]
 
 
-def test_auto_with_few_images_is_the_closed_form_without_refitted_synapses():
-    model, x = data(Residual, 16)
+@pytest.mark.parametrize(
+    ("number", "recipe"), [(15, parspike.ClosedForm(refit=False, weigh="own")), (16, parspike.ClosedForm())]
+)
+def test_auto_with_few_images_is_the_closed_form_from_16_on_with_refitted_synapses(number, recipe):
+    model, x = data(Residual, number)
     one = parspike.convert(model, x, T=4, recipe="auto")
-    other = parspike.convert(model, x, T=4, recipe=parspike.ClosedForm(refit=False, weigh="own"))
+    other = parspike.convert(model, x, T=4, recipe=recipe)
     assert torch.equal(one(x), other(x))
     assert one.provenance["search"]["chosen"] == other.provenance["recipe"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.daqcfs import DAQCFS
 from parspike.calibrate.distance import Distance, class_scores
-from parspike.calibrate.layerwise import ClosedForm, freed
+from parspike.calibrate.layerwise import TOO_FEW, ClosedForm, freed
 from parspike.calibrate.recipe import Draft, Recipe, recipe_from_json, recipe_to_json
 from parspike.calibrate.reconstruct import Reconstruct
 from parspike.calibrate.student import ByCount
@@ -62,7 +62,8 @@ class Auto(Recipe):
     steps where the outputs are as near as `ENOUGH` without them. The seconds are the smaller of wall time and processor
     time, so that other work on the machine hardly changes the choice. What was tried, on how many images, its distance,
     and what was left out, goes into the provenance under "search". With fewer than 64 calibration images: the closed
-    form with weigh="own", without re-fitted synapses; Algorithm 1 where all activations are QCFS.
+    form, with fewer than 16, or with encoders, with weigh="own" and without re-fitted synapses; Algorithm 1 where all
+    activations are QCFS.
 
     Neurons with a state (IF, LIF) get one recipe, the closed form with weigh="own", which was nearer than "next"
     wherever both were run (docs/results.md); with fewer than 64 images its synapses stay as they are.
@@ -79,13 +80,14 @@ class Auto(Recipe):
         few = batches is not None and not draft.lossless and batches.samples() < FEW
         counts = isinstance(draft.student, ByCount)
         # Not Algorithm 1, which keeps the largest value that few images gave: what is above it on others is clipped at
-        # every T. Nor weigh="next", which needs re-fitted biases.
-        simple: Recipe = ClosedForm(refit=not few, weigh="own")
+        # every T. Without re-fitted biases not weigh="next" either, which needs them.
+        enough = few and counts and batches is not None and batches.samples() >= TOO_FEW and not _encoded(draft)
+        simple: Recipe = ClosedForm() if enough else ClosedForm(refit=not few, weigh="own")
         known = all(isinstance(a, Quantised) for a in draft.activations.values())
         if counts and (batches is None or known):  # thresholds of the network's own are no largest values
             simple = DAQCFS()
         if few and batches is not None and batches.together.rank == 0:
-            closed = "the closed form without re-fitted synapses"
+            closed = "the closed form" if enough else "the closed form without re-fitted synapses"
             alone = closed if isinstance(simple, ClosedForm) else "Algorithm 1 (recipe='daqcfs')"
             what = "hold some of them out and choose a recipe by them" if counts else "re-fit synapses on them"
             warnings.warn(
