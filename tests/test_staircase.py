@@ -774,3 +774,17 @@ def test_evenly_spaced_outputs_leave_out_what_is_rare(function):
     assert got < 0.5 * error
     assert made.error == pytest.approx(got, rel=0.05)
     assert made.uniform_error == made.error
+
+
+@pytest.mark.parametrize("bias", [-8.0, 1.0])
+@pytest.mark.parametrize("activation", [nn.Mish(), nn.GELU(approximate="tanh")])
+def test_where_a_function_is_flat_its_thresholds_do_not_fall(activation: nn.Module, bias: float) -> None:
+    """Would catch inverses that fall by rounding: Mish in float64 was an error of its neurons."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, x = nn.Linear(4, 6), torch.randn(64, 4).double()
+        model = nn.Sequential(first, activation, nn.Linear(6, 3)).double().eval()
+        nn.init.constant_(first.bias, bias)
+    snn = parspike.convert(model, x, T=31, recipe="max")
+    wanted = model(x).detach()
+    assert float((snn(x) - wanted).norm() / wanted.norm()) < 0.03
