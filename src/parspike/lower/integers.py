@@ -696,9 +696,9 @@ class _Whole(Masks):
             min(self.joined.get(ref, math.inf) / float(value.grid.max()), value.most)
             for ref, value in zip(dict.fromkeys(node.refs), values, strict=True)
         ]
-        made: list[Value] = []
+        made, largest = [], max(sizes)
         for value, size in zip(values, sizes, strict=True):
-            finer = 2.0 ** math.floor(math.log2(max(sizes) / size)) if size else 1.0
+            finer = 2.0 ** math.floor(math.log2(largest / size)) if size else 1.0
             finer = min(finer, 2.0 ** max(0, math.floor(math.log2(self.room / max(value.most, 1)))))
             if finer < UNEVEN:
                 made.append(value)
