@@ -357,7 +357,7 @@ def test_what_is_added_up_of_the_answer_has_the_same_bits() -> None:
         model, x = Averaged().eval(), torch.rand(40, 3, 12, 12)
     chip = integers(parspike.convert(model, x, T=7, recipe="closed-form"), x)
     assert chip.provenance["real"] == ["clamp", "mean"]
-    assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
+    assert torch.equal(chip.run(x, engine="count").logits, chip(x))
 
 
 class Trend(nn.Module):
@@ -380,7 +380,7 @@ def test_sums_beyond_float32_where_no_layer_is_neurons() -> None:
         model, x = Trend().eval(), torch.randn(16, 3, 24)
     chip = integers(parspike.convert(model, x, T=4), x)
     assert any(tensor.dtype == torch.float64 for tensor in chip.state_dict().values())
-    assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
+    assert torch.equal(chip.run(x, engine="count").logits, chip(x))
 
 
 @pytest.mark.parametrize("T", [256, 1000])
@@ -399,7 +399,7 @@ def test_autocast_rounds_no_whole_number() -> None:
     """Would catch sums in bfloat16, which holds whole numbers to 256."""
     for options in ({"T": 5}, {"T": 4, "weights": 10}):
         snn, x = network(Wide, **options)
-        wanted = snn(x)
+        wanted = snn.run(x, engine="count").logits
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(snn(x), wanted)
             assert unlike(snn, x) == []
@@ -473,7 +473,40 @@ def test_weights_and_thresholds_that_change_are_seen(tmp_path: Path) -> None:
     neuron.first.data = neuron.first.data + 500
     assert unlike(snn, x) == []
     loaded = parspike.load(snn.save(tmp_path / "net.parspike"))
-    assert torch.equal(loaded.run(x, engine="integer").logits, snn(x))
+    assert torch.equal(loaded.run(x, engine="count").logits, snn(x))
+
+
+@pytest.mark.parametrize("what", ["synapses", "spiking"])
+def test_fractions_that_a_user_puts_in_are_kept(what: str) -> None:
+    """Would catch thresholds or weights between two whole numbers that integer kernels take for whole ones."""
+    snn, x = network(Residual, T=5)
+    snn, x = snn.double(), x.double()  # sums of fractions round, in an order of their own
+    with torch.no_grad():
+        for tensor in getattr(snn, what).parameters():
+            tensor.add_(torch.rand(tensor.shape, generator=torch.Generator().manual_seed(1)) - 0.5)
+    one, two = (snn.run(x, engine=engine, record=True) for engine in ("count", "integer"))
+    assert all(torch.equal(count, two.counts[layer]) for layer, count in one.counts.items())
+    assert torch.allclose(one.logits, two.logits, rtol=1e-12)
+
+
+def test_a_call_takes_integer_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    snn, x = network(Wide, T=5)
+    assert snn.engine == snn.run(x).engine == "integer"
+    run, called = int8.Synapse._run, []
+
+    def watched(synapse: int8.Synapse, *given: Any) -> Tensor:
+        called.append(synapse)
+        return run(synapse, *given)
+
+    monkeypatch.setattr(int8.Synapse, "_run", watched)
+    answer = snn(x)
+    assert called
+    wanted = snn.run(x, engine="count").logits
+    assert torch.equal(answer, wanted)
+    # Nothing could follow integer kernels: gradients, tracing, compiling.
+    assert snn(x.clone().requires_grad_()).requires_grad
+    assert not snn.run(x.clone().requires_grad_()).logits.requires_grad
+    assert torch.equal(torch.export.export(snn, (x,)).module()(x), wanted)
 
 
 def test_networks_of_real_numbers_are_refused() -> None:

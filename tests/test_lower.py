@@ -230,7 +230,7 @@ def test_pairs_of_neurons_stay_whole_in_every_engine_and_in_a_file(how: str, tmp
     wanted = lowered.run(x, record=True)
     assert any(bool((count < 0).any()) for count in wanted.counts.values())
     assert float((wanted.logits - snn(x)).norm() / snn(x).norm()) < 0.02
-    for engine in ("parallel", "serial", "integer"):
+    for engine in ("count", "parallel", "serial", "integer"):
         run = lowered.run(x, engine=cast(Any, engine), record=True)
         assert torch.equal(run.logits, wanted.logits), engine
         assert all(torch.equal(run.counts[layer], count) for layer, count in wanted.counts.items()), engine
@@ -533,7 +533,7 @@ def test_a_cast_and_a_relu_that_was_kept_stay_whole(how: str, tmp_path: Path) ->
     snn = parspike.convert(model, x, T=8, recipe="max", layers=layers)
     chip = integers(snn, x, weights=16, inputs=16)
     assert float((chip(x) - snn(x)).norm()) < 0.02 * float(snn(x).norm())
-    assert all(torch.equal(chip.run(x, engine=engine).logits, chip(x)) for engine in ("parallel", "serial", "integer"))
+    assert all(torch.equal(chip.run(x, engine=engine).logits, chip(x)) for engine in ("count", "parallel", "serial", "integer"))
     prove(chip, x[:3])
     ones = unit(snn)
     ones.save(tmp_path / "ones.parspike")
@@ -641,7 +641,7 @@ def test_products_with_a_tensor_of_the_network_go_into_whole_numbers(name: str, 
     chip = integers(snn, x, weights=12, inputs=12, refit=False)
     wanted = chip(x)
     assert float((wanted - snn(x)).norm()) < 0.05 * float(snn(x).norm())  # some counts differ by one
-    for engine in ("parallel", "serial", "integer"):
+    for engine in ("count", "parallel", "serial", "integer"):
         assert torch.equal(chip.run(x, engine=engine).logits, wanted)
     prove(chip, x[:4])
     assert torch.equal(parspike.load(chip.save(tmp_path / "n.parspike"))(x), wanted)
@@ -762,7 +762,7 @@ def test_what_comes_behind_the_last_layer_is_computed_of_the_answer(name: str, t
     assert after < 1.2 * before + 0.01
     wanted = lowered(x)
     assert wanted.dtype == torch.float32
-    for engine in ("parallel", "serial", "integer"):
+    for engine in ("count", "parallel", "serial", "integer"):
         assert torch.equal(lowered.run(x, engine=cast(Any, engine)).logits, wanted), engine
     assert [synapse.layer for synapse in prove(lowered, x[:4]).synapses] == ["conv", "head"]
     assert torch.equal(parspike.load(lowered.save(tmp_path / "net.parspike"))(x), wanted)
@@ -878,7 +878,7 @@ def test_channels_of_few_weights_keep_their_bias(where: str, left: float) -> Non
         # A sum of such a channel and another is finer than the other channels, which costs bits of the weights behind.
         most = 0.08 if where == "a bottleneck" and left else 0.01
         assert float((chip(x) - snn(x)).norm() / snn(x).norm()) < most
-        assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
+        assert torch.equal(chip.run(x, engine="count").logits, chip(x))
     prove(chip, x[:2])
 
 
@@ -921,7 +921,7 @@ def test_features_in_other_units_have_grids_of_their_own(steps: tuple[int, ...])
     snn = parspike.convert(model.eval(), x[:64], T=31, recipe="closed-form")
     chip = integers(snn, x[:64])
     assert float((chip(x[64:]) - snn(x[64:])).norm() / snn(x[64:]).norm()) < 0.1
-    assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
+    assert torch.equal(chip.run(x, engine="count").logits, chip(x))
     higher = torch.where(
         units < 1e6, 4 * x[:1], x[:1]
     )  # what calibration did not hold is no end where others are larger
@@ -938,7 +938,7 @@ def test_networks_of_every_type_go_into_whole_numbers(dtype: torch.dtype) -> Non
     snn = parspike.convert(model, x, T=8, recipe="closed-form")
     chip = integers(snn, x)
     assert float((chip(x).float() - snn(x).float()).norm() / snn(x).float().norm()) < 0.05
-    assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
+    assert torch.equal(chip.run(x, engine="count").logits, chip(x))
 
 
 @pytest.mark.parametrize("kind", [nn.GELU, nn.SiLU, nn.Hardswish])
@@ -952,7 +952,7 @@ def test_halves_of_an_activation_leave_the_weights_behind_their_bits(kind: type[
     snn = parspike.convert(model, x, T=5, code="weighted", recipe="closed-form")
     chip = integers(snn, x, refit=False)
     assert float((chip(x) - snn(x)).norm() / snn(x).norm()) < 0.06
-    assert torch.equal(chip.run(x, engine="integer").logits, chip(x))
+    assert torch.equal(chip.run(x, engine="count").logits, chip(x))
     prove(chip, x[:2])
 
 
@@ -967,7 +967,7 @@ def test_ends_of_a_staircase_that_a_channel_never_reaches_stay_whole() -> None:
     x = torch.randn(32, 4, 10)
     snn = parspike.convert(model, x, T=5, code="weighted", recipe="max")
     whole = integers(snn, x, weights=16, inputs=16)
-    assert torch.equal(whole.run(x, engine="integer").logits, whole(x))
+    assert torch.equal(whole.run(x, engine="count").logits, whole(x))
     assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 1e-3
 
 
@@ -1003,7 +1003,7 @@ def test_joined_values_leave_each_other_the_bits_of_the_weights(name: str, refit
     snn = parspike.convert(model, x, T=5, code="weighted", recipe="max")
     whole = integers(snn, x, refit=refit)
     assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.015
-    assert torch.equal(whole.run(x, engine="integer").logits, whole(x))
+    assert torch.equal(whole.run(x, engine="count").logits, whole(x))
 
 
 class DenseBlocks(nn.Module):
@@ -1031,5 +1031,5 @@ def test_a_stream_joined_with_neurons_keeps_its_weights(bits: int) -> None:
     chip = integers(snn, x, weights=bits, inputs=bits, refit=False)
     answers = snn(x)
     assert float((chip(x) - answers).norm()) < 0.03 * float((answers - answers.mean(0)).norm())
-    for engine in ("parallel", "serial", "integer"):
+    for engine in ("count", "parallel", "serial", "integer"):
         assert torch.equal(chip.run(x[:4], engine=engine).logits, chip(x[:4]))

@@ -132,7 +132,7 @@ def test_products_norms_and_curves_stay_whole_in_every_engine(name: str, tmp_pat
         before, after = (float((made(other) - right).norm() / right.norm()) for made in (snn, lowered))
     assert after < 1.3 * before + 0.005
     assert not any(node.reason.startswith("a normalisation") for node in lowered.graph.nodes)
-    for engine in ("parallel", "serial", "integer"):
+    for engine in ("count", "parallel", "serial", "integer"):
         run = lowered.run(x, engine=cast(Any, engine), record=True)
         assert torch.equal(run.logits, wanted.logits), engine
         assert all(torch.equal(run.counts[layer], count) for layer, count in wanted.counts.items()), engine
@@ -270,7 +270,7 @@ def test_a_language_model_runs_on_whole_numbers_from_tokens_on(tmp_path: Path) -
         lowered = integers(snn, x, weights=12, inputs=12, refit=refit)
         errors.append(float((lowered(x) - right).norm() / right.norm()))
         wanted = lowered.run(x, record=True)
-        for engine in ("parallel", "serial", "integer"):
+        for engine in ("count", "parallel", "serial", "integer"):
             run = lowered.run(x, engine=cast(Any, engine), record=True)
             assert all(torch.equal(run.counts[layer], count) for layer, count in wanted.counts.items()), engine
     assert max(errors) < 1.3 * float((snn(x) - right).norm() / right.norm()) + 0.005
@@ -318,7 +318,7 @@ def texts(make: Callable[[], nn.Module], seed: int = 0) -> tuple[nn.Module, Tens
 def counts_of(lowered: SNN, x: Tensor) -> dict[str, Tensor]:
     """The spike counts of every layer, which all engines agree on."""
     counts = lowered.run(x, record=True).counts
-    for engine in ("parallel", "serial", "integer"):
+    for engine in ("count", "parallel", "serial", "integer"):
         run = lowered.run(x, engine=cast(Any, engine), record=True)
         assert all(torch.equal(run.counts[layer], count) for layer, count in counts.items()), engine
     return counts
@@ -445,7 +445,7 @@ def test_a_mask_may_be_an_input(hides: bool) -> None:
         right = model(**given)
     before, after = (float((made(**given) - right).norm() / right.norm()) for made in (snn, lowered))
     assert after < 1.3 * before + 0.005
-    assert torch.equal(lowered.run(**given, engine="integer").logits, lowered(**given))
+    assert torch.equal(lowered.run(**given, engine="count").logits, lowered(**given))
 
 
 @pytest.mark.parametrize(

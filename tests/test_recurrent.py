@@ -120,7 +120,7 @@ def test_recurrent_layers_go_into_whole_numbers(name, encode, tmp_path):
     chip = integers(snn, X, weights=12, inputs=12)
     for found, wanted in zip(outputs(chip(X)), outputs(snn(X)), strict=True):
         assert float((found - wanted).norm() / wanted.norm()) < 0.06  # a count of 63 more or less
-    for engine in ("integer", "serial"):
+    for engine in ("count", "serial"):
         made = outputs(chip.run(X, engine=engine).logits)
         assert all(torch.equal(a, b) for a, b in zip(made, outputs(chip(X)), strict=True))
     prove(chip, X[:2])

@@ -44,8 +44,9 @@ def check_converted(snn: object, called: str) -> None:
 class SNN(nn.Module):
     """A spiking network: graph, synapses, neurons and where they come from. Made by `parspike.convert`.
 
-    `snn(x)` gives the logits (B, K): of parallel neurons by the count engine, in one pass; of neurons with a state (IF,
-    LIF) after T steps. `snn.run(x, engine=…, record=True)` also gives the spikes.
+    `snn(x)` gives the logits (B, K): of parallel neurons in one pass over their counts, of networks in whole numbers on
+    integer kernels, of neurons with a state (IF, LIF) after T steps (`engine` names which).
+    `snn.run(x, engine=…, record=True)` also gives the spikes.
     simulation: T, and which steps the output is read from. provenance: recipe, seed, versions, hash of the calibration
     data. Neurons are all parallel, or all have a state.
     State dict: `synapses.` with the names of the original network, `spiking.` with the layers of the neurons.
@@ -94,6 +95,22 @@ class SNN(nn.Module):
             f"this network was calibrated for T={self.T} time-steps, which cannot be changed afterwards: "
             f"convert again with T={value!r}"
         )
+
+    @property
+    def engine(self) -> str:
+        """The engine of `snn(x)`, and of `run` without engine=: "over-time" where neurons have a state, "integer" for
+        networks in whole numbers on a CPU or an NVIDIA GPU, else, and after `compile`, "count"."""
+        if self.over_time:
+            return engines.OVER_TIME
+        if not self._whole or self.compiled:
+            return "count"
+        devices = {t.device.type for t in self.tensors().values()}
+        return "integer" if devices <= {"cpu"} or devices <= {"cuda"} else "count"
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the network is in whole numbers."""
+        return self.provenance.get("lowered") == "integers"
 
     def _run_as(self, graph: Graph) -> None:
         self.graph = graph
@@ -193,25 +210,31 @@ class SNN(nn.Module):
         inputs come one by one, or in one dict by their names, or in one tuple or list. To neurons with a state
         an input may also be another one at every step, (T, B, …), such as events of a camera: see `run`."""
         env = self.named_inputs(args, kwargs)
-        if torch.compiler.is_compiling():
-            return self._answered(env).logits
-        with self._explained(env):
-            return self._fitting(self._answered, env, "answers").logits
+        engine = self.engine
+        if engine == "integer" and _followed(env):
+            engine = "count"
 
-    def _answered(self, env: dict[str, Any]) -> Run:
-        if not self.over_time:
-            return self._passed(env, False)
-        with torch.no_grad():
-            return engines.over_time(self, env, self.stateful(), self.simulation, engine=engines.OVER_TIME)
+        def run(env: dict[str, Any]) -> Run:
+            if engine == "count":
+                return self._passed(env, False)
+            with torch.no_grad():
+                if engine == "integer":
+                    return engines.integer(self, env)
+                return engines.over_time(self, env, self.stateful(), self.simulation, engine=engine)
+
+        if torch.compiler.is_compiling():
+            return run(env).logits
+        with self._explained(env):
+            return self._fitting(run, env, engine, "answers").logits
 
     def _fitting(self, run: Callable[[dict[str, Any]], Run], env: dict[str, Any], *kind: Any) -> Run:
-        """A run, in parts of the batch where memory does not hold all of it. kind: runs that take as much memory."""
+        """A run, in parts of the batch where memory does not hold all of it. kind: the engine, and what else makes runs
+        that take as much memory."""
         key = (*kind, *(tuple(x.shape[1:]) for x in env.values()))
         least = "give a batch with fewer or smaller samples, or record=False"
         if kind[0] == "parallel":
             least += ", or a smaller chunk="
-        whole = self.provenance.get("lowered") == "integers"
-        exactly = engines.exactly(self, kind[0]) if whole else contextlib.nullcontext()
+        exactly = engines.exactly(self, kind[0]) if self._whole else contextlib.nullcontext()
         with engines.memory_of("run", least), exactly:
             done, part = engines.in_parts(run, self.graph, env, self._parts.get(key))
         size = self.graph.sizes(env).get(BATCH, 1)
@@ -245,7 +268,7 @@ class SNN(nn.Module):
         engine: of parallel neurons "count", one pass (the default); "parallel", all spike trains with time in the
         batch; "serial", the same trains step by step; all with the same results up to the rounding of sums
         (docs/speed.md, "How equal the engines are"); and "serial-if", the twin with soft-reset IF neurons. Networks in
-        whole numbers (`parspike.lower.integers`) also have "integer": `count` on the processor's integer kernels, with
+        whole numbers (`parspike.lower.integers`) also have "integer", their default: `count` on integer kernels, with
         the same bits (docs/lowering.md). Neurons with a state have one, "over-time". every_step: logits after each
         step, (T, B, …), the mean of the output so far; of "over-time" and "serial-if". chunk: time-steps at once
         in "parallel" (default: what keeps the largest tensor under 128 MiB), "over-time" and "serial-if" (what stays in
@@ -254,7 +277,7 @@ class SNN(nn.Module):
         Where memory runs out the batch is run in parts, with a warning; the result is the same. Raises
         `InsufficientMemoryError` where it does not hold one sample.
         """
-        engine = engine or (engines.OVER_TIME if self.over_time else "count")
+        engine = engine or self.engine
         if engine not in (*engines.ENGINES, engines.OVER_TIME):
             near = meant(engine, engines.ENGINES)
             raise OptionError(f"engine '{engine}' is unknown{near}: choose one of {', '.join(engines.ENGINES)}")
@@ -271,7 +294,7 @@ class SNN(nn.Module):
                 f"every_step=True needs neurons that fire step by step; engine '{engine}' has its answer after all T "
                 "steps: give engine='serial-if', or convert with neuron=parspike.IF()"
             )
-        if engine == "integer" and self.provenance.get("lowered") != "integers":
+        if engine == "integer" and not self._whole:
             raise OptionError(
                 "engine 'integer' runs networks in whole numbers, and this one computes with real numbers: "
                 "parspike.lower.integers(snn, images), or `parspike lower`, makes one of it"
@@ -497,6 +520,15 @@ def _watching(options: Mapping[str, Any]) -> dict[str, Any]:
 def _changeable(guards: Sequence[Any]) -> list[bool]:
     """Which of the compiler's questions are not of what `SNN._compiled_from` watches."""
     return [not guard.name.replace("L['self']", "self").startswith(_WATCHED) for guard in guards]
+
+
+def _followed(env: Mapping[str, Any]) -> bool:
+    """Whether something follows how the answer is computed, which it could not through integer kernels: gradients,
+    torch.compile, torch.jit.trace, or a kind of tensor of its own."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    kept = torch.is_grad_enabled()
+    return any(type(x) not in (Tensor, nn.Parameter) or (kept and x.requires_grad) for x in env.values())
 
 
 def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:

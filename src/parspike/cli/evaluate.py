@@ -49,8 +49,8 @@ def evaluate(
         Literal["count", "integer", "parallel", "serial", "serial-if", "over-time"] | None,
         typer.Option(
             help="how to run parallel neurons (default: count); all but serial-if, which is for comparison, give the "
-            "same. integer: count on integer kernels, for what `parspike lower` wrote. over-time: the one way to run "
-            "if and lif neurons",
+            "same. integer: count on integer kernels, the default of what `parspike lower` wrote. over-time: the one "
+            "way to run if and lif neurons",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -130,9 +130,9 @@ def evaluate(
 
     table = None if energy is None else parspike.Energy.named(energy)
     snn = options.placed(parspike.load(file, T=T))
-    engine = engine or ("over-time" if snn.over_time else "count")
     if compiled:
         snn.compile()
+    chosen = engine or snn.engine
     network = load(against, weights, snn) if against else None
     if network is not None:
         options.placed(network.model)
@@ -146,7 +146,7 @@ def evaluate(
     score = _Score(language, vectors)
     with console.progress("evaluating") as progress, explained(images):
         for _, item in together.share(images.batches()):
-            score.add(snn, network, engine, *taken(item), images.frames)
+            score.add(snn, network, chosen, *taken(item), images.frames)
             progress("", score.images, (len(images) - len(images.broken)) // together.size)
     score = _Score.of_all(together.exchange(score))
     preprocess = images.preprocess
@@ -166,14 +166,14 @@ def evaluate(
     answer = {
         "file": file,
         "T": snn.T,
-        "engine": engine,
+        "engine": chosen,
         **score.fields(),
         **({"operations": report.to_json()} if report else {}),
         **({"neurobench": bench.to_json()} if bench else {}),
         "preprocessing": preprocess.to_json(),
         "skipped": console.left_out(images.broken),
     }
-    text = score.text(file, snn.T, engine, images)
+    text = score.text(file, snn.T, chosen, images)
     console.result(json, answer, "\n\n".join(str(part) for part in (text, report, bench) if part))
 
 

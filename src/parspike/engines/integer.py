@@ -291,7 +291,8 @@ class _Maker:
         ):
             return False
         # A product or sum of whole numbers below 2^24 is exact where it is below 2^24 itself.
-        return all(float(self.tensors[path].abs().max()) < WHOLE for path in node.params)
+        read = [self.tensors[path] for path in node.params]
+        return _is_whole(*read) and all(float(t.abs().max()) < WHOLE for t in read)
 
     def _synapse(self, node: Node) -> Synapse | OnGPU | None:
         """The synapse, where integer kernels compute it exactly."""
@@ -311,7 +312,7 @@ class _Maker:
         if self._sum_range(node, (low, high)) is None:
             return None
         bias = weight.new_zeros(len(weight)) if found.bias is None else self.tensors[found.bias.path]
-        if not all(torch.equal(t, t.round()) for t in (weight, bias)) or float(weight.abs().max()) > 127:
+        if not _is_whole(weight, bias) or float(weight.abs().max()) > 127:
             return None
         # Products and sums stay below it, whatever parts of them are formed first.
         most = weight.double().flatten(1).abs().sum(1) * max(-low, high) + bias.double().abs()
@@ -399,10 +400,12 @@ class _Maker:
         # Of every term the largest magnitude; what a count depends on lies where the largest is bounded by the others.
         sizes = torch.stack([self._most(term).expand(width) for term in terms]).sort(0).values
         constant, levels = constant - first - neuron.lowest * step, neuron.levels - neuron.lowest
+        if not _is_whole(constant, step):
+            return None
         spiking = (levels + 2) * step
         near = sizes[:-1].sum(0) + constant.abs() + step + spiking
         pieces = [(self._only(term.name), term.factor.expand(width)) for term in terms]
-        all_whole = all(torch.equal(f, f.round()) for _, f in pieces)
+        all_whole = _is_whole(*[f for _, f in pieces])
         if self.gpu is not None:
             if not all_whole or not bool((sizes.sum(0) + near + step < tensor_cores.LARGEST).all()):
                 return None
@@ -451,7 +454,7 @@ class _Maker:
         if isinstance(synapse, Synapse) and synapse.clips and [sign for _, sign in synapse.parts] == [1]:
             return filtered.Settled(behind, synapse.parts[0][0], partial(synapse.counting, levels)), found.input.name
         most = float(weight.abs().max())
-        if synapse is not None or not self._pointwise(node, found) or not torch.equal(weight, weight.round()):
+        if synapse is not None or not self._pointwise(node, found) or not _is_whole(weight):
             return None
         if most > 127 or BYTE * float(weight.flatten(1).abs().sum(1).max()) >= 2.0**31:
             return None
@@ -538,6 +541,11 @@ class _Maker:
 
     def _shape(self, name: str) -> tuple[Any, ...]:
         return self.graph.by_name[name].shape if name in self.graph.by_name else ()
+
+
+def _is_whole(*tensors: Tensor) -> bool:
+    """Whether there are no fractions in these, which a user may have put there (noise on weights, other thresholds)."""
+    return all(torch.equal(t, t.round()) for t in tensors)
 
 
 def _moves(node: Node) -> bool:
