@@ -533,7 +533,9 @@ def test_a_cast_and_a_relu_that_was_kept_stay_whole(how: str, tmp_path: Path) ->
     snn = parspike.convert(model, x, T=8, recipe="max", layers=layers)
     chip = integers(snn, x, weights=16, inputs=16)
     assert float((chip(x) - snn(x)).norm()) < 0.02 * float(snn(x).norm())
-    assert all(torch.equal(chip.run(x, engine=engine).logits, chip(x)) for engine in ("count", "parallel", "serial", "integer"))
+    assert all(
+        torch.equal(chip.run(x, engine=engine).logits, chip(x)) for engine in ("count", "parallel", "serial", "integer")
+    )
     prove(chip, x[:3])
     ones = unit(snn)
     ones.save(tmp_path / "ones.parspike")
@@ -594,7 +596,7 @@ def test_weights_of_a_branch_keep_their_bits_where_a_sum_has_no_room(bits: int) 
         (lambda y, z: torch.maximum(y, torch.ones(4, 1).to(y)), "compares with a constant"),
         (lambda y, z: F.pad(y, (1, 1), value=0.5), "other than 0"),
         (lambda y, z: y.cumsum(2), "no form"),
-        (lambda y, z: torch.einsum("bcl,cl->bl", y, torch.ones(4, 6).to(y))[:, None] + y, "with the matrix last"),
+        (lambda y, z: torch.einsum("bcl,cm->bcl", y, torch.ones(4, 6).to(y)), "with the matrix last"),
         (lambda y, z: torch.view_as_real(y.to(torch.complex64))[..., 0], "complex numbers"),
     ],
 )
@@ -613,7 +615,22 @@ PRODUCTS = {
     "einsum, moved": lambda net, y: torch.einsum("btc,ot->cbo", y, net.mix).movedim(1, 0),
     "einsum, two summed": lambda net, y: torch.einsum("bthc,hcd->btd", y.unflatten(-1, (2, 3)), net.heads),
     "einsum, two made": lambda net, y: torch.einsum("b...c,chd->b...hd", y, net.apart).flatten(2),
+    "a matrix for each head": lambda net, y: (in_heads(y) @ net.heads).transpose(1, 2).flatten(2),
+    "a matrix for each head, first": lambda net, y: (net.heads.mT @ in_heads(y).mT).flatten(1, 2),
+    "a matrix for each head, all read": lambda net, y: (y[:, None] @ net.all_read).sum(1),
+    "einsum, a matrix for each head": lambda net, y: (
+        torch.einsum("bthc,hcd->bhtd", y.unflatten(-1, (2, 3)), net.heads).transpose(1, 2).flatten(2)
+    ),
+    "einsum, a weight for each place": lambda net, y: torch.einsum("btc,tc->ct...b", y, net.places).permute(2, 1, 0),
+    "einsum, some of each place": lambda net, y: torch.einsum("b...tc,tch->bt...h", y, net.places[..., None] * net.row),
+    "einsum, several": lambda net, y: (
+        torch.stack([torch.einsum("btc,chd->bhdt", y, w) for w in net.many]).sum(0).flatten(1, 2).mT
+    ),
 }
+
+
+def in_heads(y: Tensor) -> Tensor:
+    return y.unflatten(-1, (2, 3)).transpose(1, 2)
 
 
 class Mixed(nn.Module):
@@ -622,7 +639,9 @@ class Mixed(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.a, self.out, self.product = nn.Linear(6, 6), nn.LazyLinear(3), PRODUCTS[name]
-        shapes = {"mix": (7, 4), "last": (6, 6), "heads": (2, 3, 5), "apart": (6, 2, 4)}
+        shapes = {"mix": (7, 4), "last": (6, 6), "heads": (2, 3, 5), "apart": (6, 2, 4), "all_read": (2, 6, 5)}
+        shapes |= {"places": (4, 6), "row": (1, 1, 3)}
+        self.many = nn.ParameterList(torch.randn(6, 2, 3) / 2 for _ in range(3))
         for key, shape in shapes.items():
             setattr(self, key, nn.Parameter(torch.randn(shape) / 2))
         self(torch.rand(2, 4, 6))

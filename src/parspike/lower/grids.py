@@ -18,7 +18,8 @@ from parspike.graph import Input, Node, Param, Ref, Role, Size, Stream
 from parspike.graph.ops import TABLE, WHOLE, call
 from parspike.graph.signature import Conv, arguments
 from parspike.lower.neurons import EVEN, Refused, quanta
-from parspike.lower.prepared import SUMS, with_linear, without_casts, without_constants
+from parspike.lower.prepared import SUMS, without_casts, without_constants
+from parspike.lower.products import with_products
 from parspike.neurons import Even, IntegrateFire, SpikingLayer
 from parspike.snn import SNN
 
@@ -64,7 +65,7 @@ class Grids:
         self.given = given
         self.room, self.tight = room
         fixed = replace(snn.graph.at_example(FIXED), tensors=dict(snn.tensors()))
-        self.source = with_linear(without_constants(without_casts(fixed)))
+        self.source = with_products(without_constants(without_casts(fixed)))
         self.neurons, self.simulation, self.over_time = snn.neurons(), snn.simulation, snn.over_time
         self.top, self.provenance = 2 ** (bits - 1) - 1, snn.provenance
         self.readers = self.source.consumers()

@@ -439,6 +439,10 @@ class _Whole(Masks):
     def _factor(self, node: Node, value: Value, factor: Tensor) -> Value:
         """A factor goes into the grid; its sign, or 0, stays a factor."""
         factor = factor.reshape([1] * (len(node.shape) - factor.dim()) + list(factor.shape))
+        if sample(value.like) != sample(node):  # one number has several factors
+            wide = [-1 if isinstance(size, Size) else size for size in node.shape]
+            like = replace(node, name=f"{node.name}_repeated")
+            value = replace(value, name=self.emit(like, "", "aten.expand.default", Ref(value.name), wide), like=like)
         value = self.times(value, factor.sign(), f"_signs_of_{node.name}")
         return replace(value, like=node, grid=value.grid * torch.where(factor == 0, 1.0, factor.abs()))
 
@@ -665,7 +669,7 @@ class _Whole(Masks):
             values = self._alike(node, values)
         if node.target == "aten.pixel_shuffle.default":  # channels become places, which have one grid
             values = [self.even(node, value, list(range(len(node.shape)))) for value in values]
-        grids = self.run(node, *(value.parts or value.grid.expand(sample(value.like)) for value in values))
+        values, grids = self._beside_the_batch(node, values)
         if not isinstance(grids, Tensor):
             parts = tuple(part.clone() for part in grids)
             return Value(self.keep(node), node, parts[0], max(value.most for value in values), parts)
@@ -687,6 +691,24 @@ class _Whole(Masks):
                 raise Refused("it puts in values other than 0")
         instead = dict(zip(dict.fromkeys(node.refs), values, strict=True))
         return Value(self.keep(node, instead), node, squeezed(grids), max(value.most for value in values))
+
+    def _beside_the_batch(self, node: Node, values: list[Value]) -> tuple[list[Value], Any]:
+        """What a node moves, and the grids that it gives: of dimensions that become one with the batch, such as heads,
+        each on one grid, for no factor can follow them there."""
+        size = sample(node)
+        mixed = [d for d, given in enumerate(node.shape) if isinstance(given, Size) and size[d] > 1]
+        dims = iter(range(1, max((len(value.like.shape) for value in values), default=1)))
+        while True:
+            grids = self.run(node, *(value.parts or value.grid.expand(sample(value.like)) for value in values))
+            if not mixed or not isinstance(grids, Tensor) or grids.is_complex():
+                return values, grids
+            dim = next(dims, None)
+            if dim is None or torch.equal(grids.amin(mixed), grids.amax(mixed)):
+                return values, grids
+            values = [
+                self.even(node, value, [dim], f"beside{i}_{dim}") if dim < len(value.like.shape) else value
+                for i, value in enumerate(values)
+            ]
 
     def _alike(self, node: Node, values: list[Value]) -> list[Value]:
         """The branches of a join, those with much smaller whole numbers on finer grids. The weights behind have one
