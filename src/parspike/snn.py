@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -130,7 +131,7 @@ class SNN(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> SNN:
         before = self.dtype
-        super()._apply(fn, recurse)
+        super()._apply(self._holding(fn) if self._whole else fn, recurse)
         after = None if before is None else fn(torch.empty(0, dtype=before)).dtype
         if before is not after:
             # Inputs, blanks and casts of the network's own dtype follow it.
@@ -138,6 +139,22 @@ class SNN(nn.Module):
             inputs = tuple(replace(i, dtype=after) if i.dtype is before else i for i in self.graph.inputs)
             self._run_as(replace(self.graph, inputs=inputs, nodes=nodes))
         return self
+
+    def _holding(self, fn: Any) -> Any:
+        """What changes tensors, such as a cast, without losing bits of whole numbers."""
+        made = {dtype: fn(torch.empty(0, dtype=dtype)).dtype for dtype in (torch.float32, torch.float64)}
+        if all(now in (dtype, torch.float64) for dtype, now in made.items()):
+            return fn
+        if set(made.values()) == {torch.float32}:
+            if self.provenance.get("largest", math.inf) * self.T < 2 / torch.finfo(torch.float32).eps:
+                return fn
+            if self.dtype is not torch.float64:  # it takes and gives float32 already; what is wider inside stays
+                return lambda tensor: tensor.to(fn(tensor.new_empty(0)).device)
+        raise OptionError(
+            f"{made[torch.float32]} does not hold the numbers of this network in whole numbers, which have as many "
+            "bits as they need: leave their type as it is (snn.to(device) moves them), or load it again if .double() "
+            "made it wider"
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The synapses' tensors by the names that the graph uses."""
@@ -211,7 +228,7 @@ class SNN(nn.Module):
         an input may also be another one at every step, (T, B, …), such as events of a camera: see `run`."""
         env = self.named_inputs(args, kwargs)
         engine = self.engine
-        if engine == "integer" and _followed(env):
+        if engine == "integer" and _followed(env, self.parameters()):
             engine = "count"
 
         def run(env: dict[str, Any]) -> Run:
@@ -219,7 +236,7 @@ class SNN(nn.Module):
                 return self._passed(env, False)
             with torch.no_grad():
                 if engine == "integer":
-                    return engines.integer(self, env)
+                    return engines.integer(self, env, self._pass)
                 return engines.over_time(self, env, self.stateful(), self.simulation, engine=engine)
 
         if torch.compiler.is_compiling():
@@ -315,7 +332,7 @@ class SNN(nn.Module):
             if engine == "count":
                 return self._passed(env, record)
             if engine == "integer":
-                return engines.integer(self, env, record=record)
+                return engines.integer(self, env, self._pass, record=record)
             if engine == "parallel":
                 return engines.parallel(self, env, self._stages, chunk=chunk, record=record)
             if engine == "serial":
@@ -522,13 +539,14 @@ def _changeable(guards: Sequence[Any]) -> list[bool]:
     return [not guard.name.replace("L['self']", "self").startswith(_WATCHED) for guard in guards]
 
 
-def _followed(env: Mapping[str, Any]) -> bool:
-    """Whether something follows how the answer is computed, which it could not through integer kernels: gradients,
-    torch.compile, torch.jit.trace, or a kind of tensor of its own."""
+def _followed(env: Mapping[str, Any], weights: Iterable[Tensor]) -> bool:
+    """Whether something follows how the answer is computed, which it could not through integer kernels: gradients of
+    inputs or weights, torch.compile, torch.jit.trace, or a kind of tensor of its own."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
-    kept = torch.is_grad_enabled()
-    return any(type(x) not in (Tensor, nn.Parameter) or (kept and x.requires_grad) for x in env.values())
+    if any(type(x) not in (Tensor, nn.Parameter) for x in env.values()):
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in (*env.values(), *weights))
 
 
 def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:

@@ -25,6 +25,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from parspike.engines.int8 import EXACT
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Node, Param, Ref, Role, Size, Stream, map_tree
 from parspike.graph.lookup import TAKEN
@@ -41,8 +42,6 @@ from parspike.snn import SNN, check_converted
 
 __all__ = ["integers"]
 
-EXACT = {torch.float32: 1 << 24, torch.float64: 1 << 53}
-"""Whole numbers below these, and their sums, are exact."""
 USEFUL = 1 << 12
 """Parts of one count of a neuron that a weight, times the largest number that it is given, is rounded to, at most:
 finer weights would only make sums larger."""
