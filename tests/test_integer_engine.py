@@ -562,10 +562,32 @@ def test_a_call_takes_integer_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     # Nothing could follow integer kernels: gradients, tracing, compiling.
     assert snn(x.clone().requires_grad_()).requires_grad
     assert not snn.run(x.clone().requires_grad_()).logits.requires_grad
-    last = [*snn.synapses.parameters()][-1].requires_grad_()
-    assert snn(x).requires_grad
-    last.requires_grad_(False)
     assert torch.equal(torch.export.export(snn, (x,)).module()(x), wanted)
+
+
+def test_weights_that_an_optimizer_changed_without_a_trace_are_seen() -> None:
+    """Would catch kernels of the weights before, for fused optimizers change no version of a tensor."""
+    snn, x = network(Wide, T=5)
+    before = snn(x)
+    last = next(t for path, t in snn.tensors().items() if path.endswith("bias")).requires_grad_()
+    snn(x).sum().backward()
+    last.grad = torch.full_like(last, 5000.0)
+    version = last._version
+    torch.optim.SGD([last], lr=1.0, fused=True).step()
+    assert last._version == version
+    wanted = snn.run(x, engine="count").logits
+    assert not torch.equal(before, wanted)
+    with torch.no_grad():
+        assert torch.equal(snn(x), wanted)
+    last.requires_grad_(False)
+    assert snn.engine == "integer"
+    assert torch.equal(snn(x), wanted)
+
+
+def test_the_last_weights_have_gradients() -> None:
+    snn, x = network(Wide, T=5)
+    [*snn.synapses.parameters()][-1].requires_grad_()
+    assert snn(x).requires_grad
 
 
 def test_networks_of_real_numbers_are_refused() -> None:

@@ -7,7 +7,7 @@ import itertools
 import math
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -100,10 +100,11 @@ class SNN(nn.Module):
     @property
     def engine(self) -> str:
         """The engine of `snn(x)`, and of `run` without engine=: "over-time" where neurons have a state, "integer" for
-        networks in whole numbers on a CPU or an NVIDIA GPU, else, and after `compile`, "count"."""
+        networks in whole numbers on a CPU or an NVIDIA GPU, else, and after `compile` or while a weight requires a
+        gradient, "count"."""
         if self.over_time:
             return engines.OVER_TIME
-        if not self._whole or self.compiled:
+        if not self._whole or self.compiled or self._trained:
             return "count"
         devices = {t.device.type for t in self.tensors().values()}
         return "integer" if devices <= {"cpu"} or devices <= {"cuda"} else "count"
@@ -112,6 +113,11 @@ class SNN(nn.Module):
     def _whole(self) -> bool:
         """Whether the network is in whole numbers."""
         return self.provenance.get("lowered") == "integers"
+
+    @property
+    def _trained(self) -> bool:
+        """Whether an optimizer may change weights."""
+        return any(p.requires_grad for p in self.parameters())
 
     def _run_as(self, graph: Graph) -> None:
         self.graph = graph
@@ -228,8 +234,10 @@ class SNN(nn.Module):
         an input may also be another one at every step, (T, B, …), such as events of a camera: see `run`."""
         env = self.named_inputs(args, kwargs)
         engine = self.engine
-        if engine == "integer" and _followed(env, self.parameters()):
+        if engine == "integer" and _followed(env):
             engine = "count"
+        elif self._whole and not torch.compiler.is_compiling() and self._trained:
+            engines.forget(self)  # fused optimizers change weights without a trace
 
         def run(env: dict[str, Any]) -> Run:
             if engine == "count":
@@ -539,14 +547,13 @@ def _changeable(guards: Sequence[Any]) -> list[bool]:
     return [not guard.name.replace("L['self']", "self").startswith(_WATCHED) for guard in guards]
 
 
-def _followed(env: Mapping[str, Any], weights: Iterable[Tensor]) -> bool:
-    """Whether something follows how the answer is computed, which it could not through integer kernels: gradients of
-    inputs or weights, torch.compile, torch.jit.trace, or a kind of tensor of its own."""
+def _followed(env: Mapping[str, Any]) -> bool:
+    """Whether something follows how the answer is computed, which it could not through integer kernels: gradients,
+    torch.compile, torch.jit.trace, or a kind of tensor of its own."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
-    if any(type(x) not in (Tensor, nn.Parameter) for x in env.values()):
-        return True
-    return torch.is_grad_enabled() and any(x.requires_grad for x in (*env.values(), *weights))
+    kept = torch.is_grad_enabled()
+    return any(type(x) not in (Tensor, nn.Parameter) or (kept and x.requires_grad) for x in env.values())
 
 
 def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:

@@ -40,7 +40,7 @@ from parspike.graph.ops import CASTS, REAL, TABLE
 from parspike.graph.signature import Conv, Linear, arguments, named
 from parspike.neurons import PackedTrains, Whole, WholeNeuron, WholePair
 
-__all__ = ["Integer", "exactly", "integer"]
+__all__ = ["Integer", "exactly", "forget", "integer"]
 
 CLIP = "aten.clamp.Tensor"
 MOVERS = {
@@ -582,6 +582,11 @@ def _vector(value: Tensor, rank: int, axis: int) -> Tensor | None:
     if any(size != 1 for d, size in enumerate(shape) if d != axis):
         return None
     return value.reshape(-1)
+
+
+def forget(net: Network) -> None:
+    """Make a network ready anew at its next run."""
+    _made.pop(net, None)
 
 
 @contextlib.contextmanager
