@@ -104,8 +104,8 @@ class SNN(nn.Module):
             return engines.OVER_TIME
         if not self._whole or self.compiled:
             return "count"
-        devices = {t.device.type for t in self.tensors().values()}
-        return "integer" if devices <= {"cpu"} or devices <= {"cuda"} else "count"
+        first = next(itertools.chain(self.parameters(), self.buffers()), None)
+        return "integer" if first is None or first.device.type in ("cpu", "cuda") else "count"
 
     @property
     def _whole(self) -> bool:
