@@ -533,9 +533,7 @@ def test_a_cast_and_a_relu_that_was_kept_stay_whole(how: str, tmp_path: Path) ->
     snn = parspike.convert(model, x, T=8, recipe="max", layers=layers)
     chip = integers(snn, x, weights=16, inputs=16)
     assert float((chip(x) - snn(x)).norm()) < 0.02 * float(snn(x).norm())
-    assert all(
-        torch.equal(chip.run(x, engine=engine).logits, chip(x)) for engine in ("count", "parallel", "serial", "integer")
-    )
+    assert all(torch.equal(chip.run(x, engine=engine).logits, chip(x)) for engine in ("count", "parallel", "serial"))
     prove(chip, x[:3])
     ones = unit(snn)
     ones.save(tmp_path / "ones.parspike")

@@ -106,8 +106,8 @@ class SNN(nn.Module):
             return engines.OVER_TIME
         if not self._whole or self.compiled or self._trained:
             return "count"
-        devices = {t.device.type for t in self.tensors().values()}
-        return "integer" if devices <= {"cpu"} or devices <= {"cuda"} else "count"
+        first = next(itertools.chain(self.parameters(), self.buffers()), None)
+        return "integer" if first is None or first.device.type in ("cpu", "cuda") else "count"
 
     @property
     def _whole(self) -> bool:
@@ -189,13 +189,21 @@ class SNN(nn.Module):
         saved file are without it. options: of `torch.compile`, such as mode or backend.
 
         Fused operations round less often, so a current that lies within rounding of a threshold may count one more or
-        one less than without `compile`; networks in whole numbers have equal bits. Raises `OptionError` where the
-        neurons have a state, for a loop over T steps would be unrolled.
+        one less than without `compile`; networks in whole numbers have equal bits, and a warning, for integer kernels,
+        which they run on by themselves, are faster. Raises `OptionError` where the neurons have a state, for a loop
+        over T steps would be unrolled.
         """
         if self.over_time:
             raise OptionError(
                 "compile is for parallel neurons, which run in one pass, and this network's fire step by step: leave "
                 "it out, or convert without neuron="
+            )
+        if self.engine == "integer":
+            warnings.warn(
+                "this network is in whole numbers and runs on integer kernels, which take less time than compiled "
+                "code: leave compile out",
+                ParspikeWarning,
+                stacklevel=2,
             )
         # Code of its own, for torch keeps what it compiled with the code that it came from: networks would be looked up
         # among all others, of which it holds eight, and the sizes that one met would be free in the next one.

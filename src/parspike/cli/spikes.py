@@ -35,7 +35,7 @@ def write(
     ] = None,
     dt: Annotated[int, typer.Option(min=1, help="microseconds of a time-step", rich_help_panel=OUT)] = 1000,
     engine: Annotated[
-        Literal["count", "parallel", "serial", "serial-if", "over-time"] | None,
+        Literal["count", "integer", "parallel", "serial", "serial-if", "over-time"] | None,
         typer.Option(help="how to run, as in eval; all but serial-if, which is for comparison, give the same"),
     ] = None,
     split: Split = None,
