@@ -608,6 +608,7 @@ PRODUCTS = {
     "matrix @ x": lambda net, y: net.mix @ y,
     "matrix of a batch @ x": lambda net, y: net.mix[None] @ y,
     "einsum, the last": lambda net, y: torch.einsum("btc,cd->btd", y, net.last),
+    "einsum, without an arrow": lambda net, y: torch.einsum("btc,cd", y, net.last),
     "einsum, the tensor first": lambda net, y: torch.einsum("dc,btd->btc", net.last.T, y).mT.mT,
     "einsum, between": lambda net, y: torch.einsum("btc,ot->boc", y, net.mix),
     "einsum, moved": lambda net, y: torch.einsum("btc,ot->cbo", y, net.mix).movedim(1, 0),

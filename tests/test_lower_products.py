@@ -217,6 +217,7 @@ def in_rows(q: Tensor, k: Tensor, v: Tensor, *, masked: bool = False) -> Tensor:
 ATTENTION: dict[str, Callable[..., Tensor]] = {
     "heads first": as_written("bhqd,bhkd->bhqk", "bhqk,bhkd->bhqd", lambda x: x),
     "heads behind": as_written("bqhd,bkhd->bhqk", "bhqk,bkhd->bqhd", lambda x: x.transpose(1, 2)),
+    "without an arrow": as_written("...qd,...kd", "...kq,...kd->...qd", lambda x: x),
     "keys first": as_written("...qd,...kd->...kq", "...kq,...kd->...qd", lambda x: x),
     "two dimensions summed": as_written("bhcqd,bhckd->bhqk", "bhqk,bhckd->bhcqd",
                                         lambda x: x.unflatten(-1, (3, 2)).movedim(3, 2) if x.dim() == 4

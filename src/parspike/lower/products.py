@@ -103,9 +103,12 @@ def _letters(node: Node, shapes: Mapping[str, tuple[Any, ...]], tensors: Mapping
     """A product in letters; None of what is none, and of one that has a form in whole numbers as it is."""
     args: Any = node.args
     if node.target == EINSUM:
-        if len(args[1]) != 2 or "->" not in args[0]:
+        if len(args[1]) != 2:
             return None
-        given, _, out = args[0].replace(" ", "").partition("->")
+        given, arrow, out = args[0].replace(" ", "").partition("->")
+        if not arrow:  # what stands there once, in the order of letters
+            once = (letter for letter in given if letter.isalpha() and given.count(letter) == 1)
+            out = "..." * ("..." in given) + "".join(sorted(once))
         spare = "".join(letter for letter in string.ascii_letters if letter not in given)
         operands, many = [], ""
         for leaf, letters in zip(args[1], given.split(","), strict=True):
