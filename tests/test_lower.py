@@ -667,6 +667,33 @@ def test_products_with_a_tensor_of_the_network_go_into_whole_numbers(name: str, 
     assert float((fitted(x) - snn(x)).norm()) < 0.05 * float(snn(x).norm())
 
 
+class Called(nn.Module):
+    """Inputs and tensors that are called as those are that whole numbers are made with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(4, 5)
+        self.matrix, self.constant, self.whole = nn.Module(), nn.Module(), nn.Module()
+        self.matrix.einsum, self.w = (nn.Parameter(torch.randn(5, 5)) for _ in range(2))
+        self.constant.mul, self.whole.linear = nn.Parameter(torch.randn(5)), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, x_whole: Tensor, x_rounded: Tensor) -> Tensor:
+        y = self.a(x).relu() + 2 * self.b(x_whole).relu() + self.c(x_rounded).relu()
+        y = torch.einsum("bi,ij->bj", y, self.w).relu() + torch.einsum("bi,ij->bj", y, self.matrix.einsum).relu()
+        return self.whole.linear((y * cast(Tensor, self.constant.mul)).relu())
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_names_of_inputs_and_tensors_are_free(refit: bool) -> None:
+    """Would catch an input or weights that another value or tensor of the same name stands for."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Called().eval(), tuple(torch.rand(48, 4) for _ in range(3))
+    snn = parspike.convert(model, [x], T=15, recipe="max")
+    chip = integers(snn, [x], weights=12, inputs=12, refit=refit)
+    assert float((chip(*x) - snn(*x)).norm()) < 0.02 * float(snn(*x).norm())
+
+
 class KeptByEncoders(nn.Module):
     """A hard-swish that a gate and a mean read, which encoders leave computed."""
 

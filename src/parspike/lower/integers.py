@@ -35,7 +35,7 @@ from parspike.graph.signature import SUMMED, Conv, Linear, Pool, arguments, name
 from parspike.lower.grids import ALIKE, FIXED, PRECISE, UNLIKE, Value, chooses, grids_of, input_node, sample, squeezed
 from parspike.lower.masks import Masks
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
-from parspike.lower.prepared import FACTORS, FILLS, SUMS, batches_of, is_real, largest_of
+from parspike.lower.prepared import FACTORS, FILLS, SUMS, batches_of, free, is_real, largest_of
 from parspike.lower.rounding import JOINS, Fitting, finest, in_parts, largest_joined, one_by_one
 from parspike.neurons import Even
 from parspike.snn import SNN, check_converted
@@ -798,7 +798,9 @@ class _Whole(Masks):
                 f"{self.simulation.T} steps more than 2^53: give fewer bits (weights=, inputs=){cut}"
             )
         wide = dtype is torch.float64  # inside alone: the input is rounded, and the answer made, in float32
-        double = [f"{i.name}_whole" for i in self.given if i.dtype is torch.float64]  # rounded in that type
+        double = [
+            free(f"{i.name}_whole", self.outer) for i in self.given if i.dtype is torch.float64
+        ]  # rounded in that type
         for name in self.entries if wide else [name for name in self.entries if name in double]:
             self._widened(self.nodes[name], dtype)
         names: dict[str, str] = {}
@@ -841,11 +843,11 @@ class _Whole(Masks):
 
     def _widened(self, node: Node, dtype: torch.dtype) -> None:
         """Put a cast between a node and all that read it."""
-        nodes = dict(self.nodes)
+        nodes, wide = dict(self.nodes), free(f"{node.name}_wide", self.outer)
         self.nodes = {}
         for name, other in nodes.items():
             self.nodes[name] = other.mapped(
-                lambda leaf: Ref(f"{node.name}_wide") if isinstance(leaf, Ref) and leaf.name == node.name else leaf
+                lambda leaf: Ref(wide) if isinstance(leaf, Ref) and leaf.name == node.name else leaf
             )
             if name == node.name:
                 self.emit(node, "_wide", CASTS[0], Ref(node.name), kwargs={"dtype": dtype})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from parspike.errors import OptionError
 from parspike.graph import Graph, Node, Param, Ref, Size, Stream, leaves, map_tree
 from parspike.graph.ops import CASTS, MASKED, TABLE, call
 
-__all__ = ["batches_of", "is_real", "largest_of", "without_casts", "without_constants"]
+__all__ = ["batches_of", "free", "is_real", "largest_of", "without_casts", "without_constants"]
 
 SUMS = {"aten.add.Tensor": (1, 1), "aten.sub.Tensor": (1, -1), "aten.rsub.Tensor": (-1, 1)}
 FACTORS = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar", "aten.neg.default")
@@ -27,6 +27,13 @@ FILLS = {
 it is not."""
 
 
+def free(name: str, taken: Collection[str]) -> str:
+    """The name, or one like it that is not taken: a network may call its own inputs and tensors anything."""
+    while name in taken:
+        name += "_"
+    return name
+
+
 def without_constants(graph: Graph) -> Graph:
     """The graph with tensors in the places of nodes that read no value and that arithmetic alone reads: the weights of
     a norm in another shape, a mask that is made of sizes."""
@@ -36,7 +43,7 @@ def without_constants(graph: Graph) -> Graph:
         made = node.mapped(lambda leaf: constant.get(leaf.name, leaf) if isinstance(leaf, Ref) else leaf)
         if not made.refs and not any(isinstance(leaf, Size) for leaf in leaves((made.args, made.kwargs, made.shape))):
             value = call(made.target, *Stream({}, tensors, {}).arguments(made))
-            path = f"constant.{node.name}"
+            path = free(f"constant.{node.name}", tensors)
             if isinstance(value, Tensor) and node.name not in graph.outputs:
                 constant[node.name], tensors[path] = Param(path), value
     # Others, such as a token that is joined to the rest, stay nodes.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from parspike.graph import Graph, Node, Param, Ref, Role, Size
 from parspike.graph.signature import named
+from parspike.lower.prepared import free
 
 __all__ = ["with_products"]
 
@@ -38,7 +39,7 @@ def with_products(graph: Graph) -> Graph:
         found = _letters(node, shapes, tensors)
         sized = None if found is None else _sized(found, node, shapes, tensors)
         if sized is not None and isinstance(other := sized[0][1][0], Param):
-            path = f"matrix.{node.name}"
+            path = free(f"matrix.{node.name}", tensors)
             weight = _weighted(made, *sized, path) if node.role is Role.SYNAPSE and not node.reason else None
             if weight is not None:
                 tensors[path] = weight(tensors[other.path])
@@ -76,8 +77,7 @@ class _Made:
 
     def put(self, target: str, args: tuple[Any, ...], shape: list[Any], **changes: Any) -> Ref:
         name = f"{self.node.name}_part{len(self.nodes)}"
-        while name in self.taken:
-            name += "_"
+        name = free(name, self.taken)
         self.taken.add(name)
         like = replace(self.node, role=Role.SYNAPSE, reason="", channel_dims=(max(1, len(shape) - 1),))
         self.nodes.append(replace(like, name=name, target=target, args=args, kwargs={}, shape=tuple(shape), **changes))
