@@ -584,6 +584,18 @@ def test_weights_that_an_optimizer_changed_without_a_trace_are_seen() -> None:
     assert torch.equal(snn(x), wanted)
 
 
+def test_changes_in_inference_mode_are_seen(tmp_path: Path) -> None:
+    """Would catch kernels of the weights before: tensors that are made there count no versions."""
+    snn, x = network(Residual, T=5)
+    snn.save(tmp_path / "net.parspike")
+    with torch.inference_mode():
+        loaded = parspike.load(tmp_path / "net.parspike")
+        before = loaded(x)
+        next(t for path, t in loaded.tensors().items() if path.endswith("weight")).neg_()
+        assert not torch.equal(loaded(x), before)
+        assert unlike(loaded, x) == []
+
+
 def test_the_last_weights_have_gradients() -> None:
     snn, x = network(Wide, T=5)
     [*snn.synapses.parameters()][-1].requires_grad_()

@@ -92,7 +92,15 @@ def integer(net: Network, env: dict[str, Any], plain: Pass, *, record: Record = 
     return recorded(logits, net, "integer", kept if record else None)
 
 
-_made: WeakKeyDictionary[Any, tuple[list[tuple[Any, ...]], Integer]] = WeakKeyDictionary()
+_made: WeakKeyDictionary[Any, tuple[list[tuple[Tensor, int, int | Tensor]], Integer]] = WeakKeyDictionary()
+
+
+def _unchanged(tensor: Tensor, seen: tuple[Tensor, int, int | Tensor]) -> bool:
+    """Whether a tensor is the one that was seen, with the numbers that it had: seen, with its place and its version."""
+    before, place, version = seen
+    if tensor is not before or tensor.data_ptr() != place:
+        return False
+    return torch.equal(tensor, version) if isinstance(version, Tensor) else tensor._version == version
 
 
 @dataclass(frozen=True)
@@ -115,13 +123,11 @@ class Integer:
         """That of a network, made at its first run and again when a tensor of it was replaced or changed in place."""
         own = (p for neuron in net.neurons().values() for p in neuron._parameters.values() if p is not None)
         tensors = [*net.tensors().values(), *own]
-        state = [(t, t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors]
         before = _made.get(net)
-        if before is None or len(before[0]) != len(state) or any(
-            a[0] is not b[0] or a[1:] != b[1:] for a, b in zip(before[0], state, strict=True)
-        ):  # fmt: skip
-            before = state, _Maker(net).made()
-            _made[net] = before
+        if before is None or len(before[0]) != len(tensors) or not all(map(_unchanged, tensors, before[0])):
+            # Tensors that are made in inference mode count no versions.
+            state = [(t, t.data_ptr(), t.clone() if t.is_inference() else t._version) for t in tensors]
+            _made[net] = before = state, _Maker(net).made()
         return before[1]
 
 
