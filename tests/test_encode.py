@@ -152,6 +152,30 @@ class Written(nn.Module):
         return torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
 
 
+class Bilinear(nn.Module):
+    """A product of two values and a tensor of the network at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 4), nn.Linear(6, 5), nn.Linear(3, 2)
+        self.weight = nn.Parameter(torch.randn(4, 3, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.einsum("bi,ikj,bj->bk", self.a(x), self.weight, self.b(x)).relu())
+
+
+def test_a_product_of_three_factors_stays_analog() -> None:
+    """Would catch the second factor held as the one that spikes meet: an error of Python."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Bilinear().eval(), torch.randn(24, 6)
+    plan = parspike.plan(model, x, encode="all")
+    assert [node.role for node in plan.graph.nodes if node.target == "aten.einsum.default"] == [Role.ANALOG]
+    snn = parspike.convert(plan, x, T=8, code="weighted", recipe="max")
+    with torch.no_grad():
+        assert float((snn(x) - model(x)).norm()) < 0.05 * float(model(x).norm())
+
+
 def net(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     torch.manual_seed(3)
     x = torch.randn(24, TOKENS, D)

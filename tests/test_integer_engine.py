@@ -476,17 +476,73 @@ def test_weights_and_thresholds_that_change_are_seen(tmp_path: Path) -> None:
     assert torch.equal(loaded.run(x, engine="count").logits, snn(x))
 
 
-@pytest.mark.parametrize("what", ["synapses", "spiking"])
-def test_fractions_that_a_user_puts_in_are_kept(what: str) -> None:
-    """Would catch thresholds or weights between two whole numbers that integer kernels take for whole ones."""
+CHANGES: dict[str, Callable[[Tensor], Any]] = {
+    "fractions": lambda t: t.add_(0.3),
+    "one fraction": lambda t: t.view(-1)[:1].add_(0.5),
+    "below one": lambda t: t.mul_(0.01),
+    "0": torch.Tensor.zero_,
+    "of the other sign": torch.Tensor.neg_,
+    "much larger": lambda t: t.mul_(1000),
+    "one of 10^10": lambda t: t.view(-1)[:1].fill_(1e10),
+    "NaN": lambda t: t.view(-1)[:1].fill_(torch.nan),
+    "infinite": lambda t: t.view(-1)[:1].fill_(torch.inf),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whatever_is_put_into_a_tensor_counts_are_those_of_count(name: str) -> None:
+    """Would catch weights, thresholds and ends of the input that integer kernels take for whole ones, and a step of 0;
+    sums of fractions that are added up in another order."""
+    for kind, options in ((Residual, {"T": 5}), (Wide, {"T": 300}), (Bottlenecks, {"T": 6, "encode": "all"})):
+        snn, x = network(kind, **options)
+        for path, tensor in snn.named_parameters():
+            before = tensor.detach().clone()
+            with torch.no_grad():
+                CHANGES[name](tensor)
+            one, two = (snn.run(x, engine=engine, record=True) for engine in ("count", "integer"))
+            unlike = [layer for layer, count in one.counts.items() if not same(count, two.counts[layer])]
+            assert unlike == [], path
+            assert same(one.logits, two.logits), path
+            with torch.no_grad():
+                tensor.copy_(before)
+        assert snn.run(x).engine == "integer"
+
+
+def same(one: Tensor, two: Tensor) -> bool:
+    return torch.equal(one.nan_to_num(7e7), two.nan_to_num(7e7))
+
+
+def test_sums_that_no_longer_fit_round_as_in_count() -> None:
     snn, x = network(Residual, T=5)
-    snn, x = snn.double(), x.double()  # sums of fractions round, in an order of their own
     with torch.no_grad():
-        for tensor in getattr(snn, what).parameters():
-            tensor.add_(torch.rand(tensor.shape, generator=torch.Generator().manual_seed(1)) - 0.5)
-    one, two = (snn.run(x, engine=engine, record=True) for engine in ("count", "integer"))
-    assert all(torch.equal(count, two.counts[layer]) for layer, count in one.counts.items())
-    assert torch.allclose(one.logits, two.logits, rtol=1e-12)
+        next(t for path, t in snn.tensors().items() if path.endswith("real.grid")).fill_(1e12)
+    assert snn.run(x).engine == "integer"  # the answer is no sum
+    bias = next(t for path, t in snn.tensors().items() if path.endswith("bias"))
+    with torch.no_grad():
+        bias.fill_(int8.EXACT[bias.dtype])
+    assert snn.run(x).engine == "count"
+
+
+def test_types_that_do_not_hold_whole_numbers_are_refused() -> None:
+    """Would catch casts inside a network to float64 whose weights became float32, an error of torch; and numbers beyond
+    2^24 in float32."""
+    for options in ({"T": 5}, {"T": 300}):
+        snn, x = network(Wide, **options)
+        wanted = snn(x)
+        types = {path: t.dtype for path, t in snn.state_dict().items()}
+        assert torch.equal(copy.deepcopy(snn).float()(x), wanted)
+        assert {path: t.dtype for path, t in copy.deepcopy(snn).float().state_dict().items()} == types
+        wide = copy.deepcopy(snn).double()
+        assert torch.allclose(wide(x.double()).float(), wanted)
+        for dtype in (torch.float16, torch.bfloat16):
+            with pytest.raises(OptionError, match="does not hold the numbers"):
+                snn.to(dtype)
+        if torch.float64 in types.values():
+            with pytest.raises(OptionError, match="does not hold the numbers"):
+                wide.float()
+        else:
+            assert torch.equal(wide.float()(x), wanted)
+        assert torch.equal(snn(x), wanted)
 
 
 def test_a_call_takes_integer_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,6 +563,43 @@ def test_a_call_takes_integer_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert snn(x.clone().requires_grad_()).requires_grad
     assert not snn.run(x.clone().requires_grad_()).logits.requires_grad
     assert torch.equal(torch.export.export(snn, (x,)).module()(x), wanted)
+
+
+def test_weights_that_an_optimizer_changed_without_a_trace_are_seen() -> None:
+    """Would catch kernels of the weights before, for fused optimizers change no version of a tensor."""
+    snn, x = network(Wide, T=5)
+    before = snn(x)
+    last = next(t for path, t in snn.tensors().items() if path.endswith("bias")).requires_grad_()
+    snn(x).sum().backward()
+    last.grad = torch.full_like(last, 5000.0)
+    version = last._version
+    torch.optim.SGD([last], lr=1.0, fused=True).step()
+    assert last._version == version
+    wanted = snn.run(x, engine="count").logits
+    assert not torch.equal(before, wanted)
+    with torch.no_grad():
+        assert torch.equal(snn(x), wanted)
+    last.requires_grad_(False)
+    assert snn.engine == "integer"
+    assert torch.equal(snn(x), wanted)
+
+
+def test_changes_in_inference_mode_are_seen(tmp_path: Path) -> None:
+    """Would catch kernels of the weights before: tensors that are made there count no versions."""
+    snn, x = network(Residual, T=5)
+    snn.save(tmp_path / "net.parspike")
+    with torch.inference_mode():
+        loaded = parspike.load(tmp_path / "net.parspike")
+        before = loaded(x)
+        next(t for path, t in loaded.tensors().items() if path.endswith("weight")).neg_()
+        assert not torch.equal(loaded(x), before)
+        assert unlike(loaded, x) == []
+
+
+def test_the_last_weights_have_gradients() -> None:
+    snn, x = network(Wide, T=5)
+    [*snn.synapses.parameters()][-1].requires_grad_()
+    assert snn(x).requires_grad
 
 
 def test_networks_of_real_numbers_are_refused() -> None:

@@ -594,7 +594,7 @@ def test_weights_of_a_branch_keep_their_bits_where_a_sum_has_no_room(bits: int) 
         (lambda y, z: torch.maximum(y, torch.ones(4, 1).to(y)), "compares with a constant"),
         (lambda y, z: F.pad(y, (1, 1), value=0.5), "other than 0"),
         (lambda y, z: y.cumsum(2), "no form"),
-        (lambda y, z: torch.einsum("bcl,cl->bl", y, torch.ones(4, 6).to(y))[:, None] + y, "with the matrix last"),
+        (lambda y, z: torch.einsum("bcl,cm->bcl", y, torch.ones(4, 6).to(y)), "with the matrix last"),
         (lambda y, z: torch.view_as_real(y.to(torch.complex64))[..., 0], "complex numbers"),
     ],
 )
@@ -608,12 +608,28 @@ PRODUCTS = {
     "matrix @ x": lambda net, y: net.mix @ y,
     "matrix of a batch @ x": lambda net, y: net.mix[None] @ y,
     "einsum, the last": lambda net, y: torch.einsum("btc,cd->btd", y, net.last),
+    "einsum, without an arrow": lambda net, y: torch.einsum("btc,cd", y, net.last),
     "einsum, the tensor first": lambda net, y: torch.einsum("dc,btd->btc", net.last.T, y).mT.mT,
     "einsum, between": lambda net, y: torch.einsum("btc,ot->boc", y, net.mix),
     "einsum, moved": lambda net, y: torch.einsum("btc,ot->cbo", y, net.mix).movedim(1, 0),
     "einsum, two summed": lambda net, y: torch.einsum("bthc,hcd->btd", y.unflatten(-1, (2, 3)), net.heads),
     "einsum, two made": lambda net, y: torch.einsum("b...c,chd->b...hd", y, net.apart).flatten(2),
+    "a matrix for each head": lambda net, y: (in_heads(y) @ net.heads).transpose(1, 2).flatten(2),
+    "a matrix for each head, first": lambda net, y: (net.heads.mT @ in_heads(y).mT).flatten(1, 2),
+    "a matrix for each head, all read": lambda net, y: (y[:, None] @ net.all_read).sum(1),
+    "einsum, a matrix for each head": lambda net, y: (
+        torch.einsum("bthc,hcd->bhtd", y.unflatten(-1, (2, 3)), net.heads).transpose(1, 2).flatten(2)
+    ),
+    "einsum, a weight for each place": lambda net, y: torch.einsum("btc,tc->ct...b", y, net.places).permute(2, 1, 0),
+    "einsum, some of each place": lambda net, y: torch.einsum("b...tc,tch->bt...h", y, net.places[..., None] * net.row),
+    "einsum, several": lambda net, y: (
+        torch.stack([torch.einsum("btc,chd->bhdt", y, w) for w in net.many]).sum(0).flatten(1, 2).mT
+    ),
 }
+
+
+def in_heads(y: Tensor) -> Tensor:
+    return y.unflatten(-1, (2, 3)).transpose(1, 2)
 
 
 class Mixed(nn.Module):
@@ -622,7 +638,9 @@ class Mixed(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.a, self.out, self.product = nn.Linear(6, 6), nn.LazyLinear(3), PRODUCTS[name]
-        shapes = {"mix": (7, 4), "last": (6, 6), "heads": (2, 3, 5), "apart": (6, 2, 4)}
+        shapes = {"mix": (7, 4), "last": (6, 6), "heads": (2, 3, 5), "apart": (6, 2, 4), "all_read": (2, 6, 5)}
+        shapes |= {"places": (4, 6), "row": (1, 1, 3)}
+        self.many = nn.ParameterList(torch.randn(6, 2, 3) / 2 for _ in range(3))
         for key, shape in shapes.items():
             setattr(self, key, nn.Parameter(torch.randn(shape) / 2))
         self(torch.rand(2, 4, 6))
@@ -647,6 +665,33 @@ def test_products_with_a_tensor_of_the_network_go_into_whole_numbers(name: str, 
     assert torch.equal(parspike.load(chip.save(tmp_path / "n.parspike"))(x), wanted)
     fitted = integers(snn, x)
     assert float((fitted(x) - snn(x)).norm()) < 0.05 * float(snn(x).norm())
+
+
+class Called(nn.Module):
+    """Inputs and tensors that are called as those are that whole numbers are made with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(4, 5)
+        self.matrix, self.constant, self.whole = nn.Module(), nn.Module(), nn.Module()
+        self.matrix.einsum, self.w = (nn.Parameter(torch.randn(5, 5)) for _ in range(2))
+        self.constant.mul, self.whole.linear = nn.Parameter(torch.randn(5)), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, x_whole: Tensor, x_rounded: Tensor) -> Tensor:
+        y = self.a(x).relu() + 2 * self.b(x_whole).relu() + self.c(x_rounded).relu()
+        y = torch.einsum("bi,ij->bj", y, self.w).relu() + torch.einsum("bi,ij->bj", y, self.matrix.einsum).relu()
+        return self.whole.linear((y * cast(Tensor, self.constant.mul)).relu())
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_names_of_inputs_and_tensors_are_free(refit: bool) -> None:
+    """Would catch an input or weights that another value or tensor of the same name stands for."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Called().eval(), tuple(torch.rand(48, 4) for _ in range(3))
+    snn = parspike.convert(model, [x], T=15, recipe="max")
+    chip = integers(snn, [x], weights=12, inputs=12, refit=refit)
+    assert float((chip(*x) - snn(*x)).norm()) < 0.02 * float(snn(*x).norm())
 
 
 class KeptByEncoders(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,86 @@ def test_scores_that_a_mask_hides_have_no_weight_however_it_is_written(name: str
     ]
     assert torch.equal(mixed[0][:, :, :4], mixed[1][:, :, :4])
     assert not torch.equal(mixed[0][:, :, 4], mixed[1][:, :, 4])
+
+
+def as_written(score: str, mixed: str, moved: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (moved(x) for x in (q, k, v))
+        return moved(torch.einsum(mixed, (torch.einsum(score, q, k) / 6**0.5).softmax(-1), v))
+
+    return attend
+
+
+def in_rows(q: Tensor, k: Tensor, v: Tensor, *, masked: bool = False) -> Tensor:
+    """Heads beside the batch, in one dimension, as nn.MultiheadAttention has them where it gives its weights too."""
+    q, k, v = (x.flatten(0, 1) for x in (q / 6**0.5, k, v))
+    hidden = torch.zeros(5, 5).masked_fill(HIDDEN, -torch.inf)
+    scores = torch.baddbmm(hidden, q, k.mT) if masked else torch.bmm(q, k.mT)
+    return torch.bmm(scores.softmax(-1), v).unflatten(0, (-1, 2))
+
+
+ATTENTION: dict[str, Callable[..., Tensor]] = {
+    "heads first": as_written("bhqd,bhkd->bhqk", "bhqk,bhkd->bhqd", lambda x: x),
+    "heads behind": as_written("bqhd,bkhd->bhqk", "bhqk,bkhd->bqhd", lambda x: x.transpose(1, 2)),
+    "without an arrow": as_written("...qd,...kd", "...kq,...kd->...qd", lambda x: x),
+    "keys first": as_written("...qd,...kd->...kq", "...kq,...kd->...qd", lambda x: x),
+    "two dimensions summed": as_written("bhcqd,bhckd->bhqk", "bhqk,bhckd->bhcqd",
+                                        lambda x: x.unflatten(-1, (3, 2)).movedim(3, 2) if x.dim() == 4
+                                        else x.movedim(2, 3).flatten(3)),
+    "in rows": in_rows,
+    "in rows, a mask added": functools.partial(in_rows, masked=True),
+}  # fmt: skip
+
+
+class Attends(nn.Module):
+    """Attention whose queries, keys and values lie on unlike grids."""
+
+    def __init__(self, attend: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.attend, self.qkv, self.head = attend, nn.Linear(6, 36), nn.Linear(12, 4)
+        with torch.no_grad():
+            self.qkv.weight.mul_(2.0 ** torch.linspace(-3, 3, 36)[torch.randperm(36)][:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 6)).permute(2, 0, 3, 1, 4)
+        return self.head(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_products_of_two_values_go_into_whole_numbers_however_they_are_written(name: str, tmp_path: Path) -> None:
+    """Would catch an einsum that is refused, values at other places than it puts them, and grids of heads that become
+    one dimension with the batch, where factors were for one sample."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Attends(ATTENTION[name]).eval(), torch.randn(32, 5, 6)
+    recipe = parspike.ClosedForm(refit=False)
+    snn = parspike.convert(model, x, T=6, code="weighted", recipe=recipe, **LOOKUP)
+    lowered = stays_near(model, snn, x)
+    counts_of(lowered, x)
+    prove(lowered, x[:3])
+    assert torch.equal(torch.cat([lowered(one) for one in x.split(1)]), lowered(x))
+    assert torch.equal(parspike.load(lowered.save(tmp_path / "net.parspike"))(x), lowered(x))
+
+
+class Columns(nn.Module):
+    """A vector for each column of a table, as FT-Transformer (Gorishniy et al., 2021) makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.randn(5, 8)) for _ in range(2))
+        self.one, self.two = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x[..., None] * self.weight + self.bias).relu().mean(1))
+
+
+def test_a_number_that_has_several_factors_is_repeated() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Columns().eval(), torch.randn(32, 5)
+    lowered = stays_near(model, parspike.convert(model, x, T=15, recipe="closed-form"), x)
+    counts_of(lowered, 2 * x)
+    prove(lowered, x[:3])
 
 
 NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {

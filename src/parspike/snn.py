@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,10 +100,11 @@ class SNN(nn.Module):
     @property
     def engine(self) -> str:
         """The engine of `snn(x)`, and of `run` without engine=: "over-time" where neurons have a state, "integer" for
-        networks in whole numbers on a CPU or an NVIDIA GPU, else, and after `compile`, "count"."""
+        networks in whole numbers on a CPU or an NVIDIA GPU, else, and after `compile` or while a weight requires a
+        gradient, "count"."""
         if self.over_time:
             return engines.OVER_TIME
-        if not self._whole or self.compiled:
+        if not self._whole or self.compiled or self._trained:
             return "count"
         first = next(itertools.chain(self.parameters(), self.buffers()), None)
         return "integer" if first is None or first.device.type in ("cpu", "cuda") else "count"
@@ -111,6 +113,11 @@ class SNN(nn.Module):
     def _whole(self) -> bool:
         """Whether the network is in whole numbers."""
         return self.provenance.get("lowered") == "integers"
+
+    @property
+    def _trained(self) -> bool:
+        """Whether an optimizer may change weights."""
+        return any(p.requires_grad for p in self.parameters())
 
     def _run_as(self, graph: Graph) -> None:
         self.graph = graph
@@ -130,7 +137,7 @@ class SNN(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> SNN:
         before = self.dtype
-        super()._apply(fn, recurse)
+        super()._apply(self._holding(fn) if self._whole else fn, recurse)
         after = None if before is None else fn(torch.empty(0, dtype=before)).dtype
         if before is not after:
             # Inputs, blanks and casts of the network's own dtype follow it.
@@ -138,6 +145,22 @@ class SNN(nn.Module):
             inputs = tuple(replace(i, dtype=after) if i.dtype is before else i for i in self.graph.inputs)
             self._run_as(replace(self.graph, inputs=inputs, nodes=nodes))
         return self
+
+    def _holding(self, fn: Any) -> Any:
+        """What changes tensors, such as a cast, without losing bits of whole numbers."""
+        made = {dtype: fn(torch.empty(0, dtype=dtype)).dtype for dtype in (torch.float32, torch.float64)}
+        if all(now in (dtype, torch.float64) for dtype, now in made.items()):
+            return fn
+        if set(made.values()) == {torch.float32}:
+            if self.provenance.get("largest", math.inf) * self.T < 2 / torch.finfo(torch.float32).eps:
+                return fn
+            if self.dtype is not torch.float64:  # it takes and gives float32 already; what is wider inside stays
+                return lambda tensor: tensor.to(fn(tensor.new_empty(0)).device)
+        raise OptionError(
+            f"{made[torch.float32]} does not hold the numbers of this network in whole numbers, which have as many "
+            "bits as they need: leave their type as it is (snn.to(device) moves them), or load it again if .double() "
+            "made it wider"
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The synapses' tensors by the names that the graph uses."""
@@ -221,13 +244,15 @@ class SNN(nn.Module):
         engine = self.engine
         if engine == "integer" and _followed(env):
             engine = "count"
+        elif self._whole and not torch.compiler.is_compiling() and self._trained:
+            engines.forget(self)  # fused optimizers change weights without a trace
 
         def run(env: dict[str, Any]) -> Run:
             if engine == "count":
                 return self._passed(env, False)
             with torch.no_grad():
                 if engine == "integer":
-                    return engines.integer(self, env)
+                    return engines.integer(self, env, self._pass)
                 return engines.over_time(self, env, self.stateful(), self.simulation, engine=engine)
 
         if torch.compiler.is_compiling():
@@ -323,7 +348,7 @@ class SNN(nn.Module):
             if engine == "count":
                 return self._passed(env, record)
             if engine == "integer":
-                return engines.integer(self, env, record=record)
+                return engines.integer(self, env, self._pass, record=record)
             if engine == "parallel":
                 return engines.parallel(self, env, self._stages, chunk=chunk, record=record)
             if engine == "serial":

@@ -12,7 +12,7 @@ from __future__ import annotations
 from parspike.engines.base import ENGINES, OVER_TIME, PACKED, Network, Record, Run, recorded
 from parspike.engines.count import Pass, count, counted
 from parspike.engines.folded import Steps
-from parspike.engines.integer import exactly, integer
+from parspike.engines.integer import exactly, forget, integer
 from parspike.engines.memory import in_parts, memory_of
 from parspike.engines.over_time import Block, Watch, changing, over_time
 from parspike.engines.stages import parallel, serial
@@ -32,6 +32,7 @@ __all__ = [
     "count",
     "counted",
     "exactly",
+    "forget",
     "in_parts",
     "integer",
     "memory_of",

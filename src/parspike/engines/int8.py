@@ -28,7 +28,8 @@ from parspike.graph import Node, Role
 from parspike.graph.signature import Conv, Linear
 
 __all__ = [
-    "BYTE", "HALF", "PLAIN", "WHOLE", "Kernel", "OnGPU", "Synapse", "as_bytes", "bytes_of", "digits", "exact", "ops",
+    "BYTE", "EXACT", "HALF", "PLAIN", "WHOLE", "Kernel", "OnGPU", "Synapse", "as_bytes", "bytes_of", "digits", "exact",
+    "ops",
 ]  # fmt: skip
 
 BYTE, HALF = 255, 128
@@ -38,6 +39,8 @@ PARTS = 3
 """Passes through an integer kernel that cost less than one in float64."""
 WHOLE = 1 << 24
 """Whole numbers below it, and their sums, are exact in float32."""
+EXACT = {torch.float32: WHOLE, torch.float64: 1 << 53}
+"""Whole numbers below these, and their sums, are exact."""
 Parts = tuple[tuple[Callable[[Tensor], Tensor], int], ...]
 """What makes the bytes of each part of an input, and the factor that the part has in it."""
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]

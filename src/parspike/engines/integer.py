@@ -31,7 +31,8 @@ from torch import Tensor
 
 from parspike.engines import filtered, tensor_cores, whole_steps
 from parspike.engines.base import Network, Record, Run, kept_of, recorded
-from parspike.engines.int8 import BYTE, HALF, WHOLE, OnGPU, Synapse, bytes_of, digits, exact
+from parspike.engines.count import Pass, count
+from parspike.engines.int8 import BYTE, EXACT, HALF, WHOLE, OnGPU, Synapse, bytes_of, digits, exact
 from parspike.engines.replay import Replay
 from parspike.engines.whole_steps import Step
 from parspike.graph import Graph, Node, Param, Ref, Role, Schedule, Stream, map_tree, walk
@@ -39,7 +40,7 @@ from parspike.graph.ops import CASTS, REAL, TABLE
 from parspike.graph.signature import Conv, Linear, arguments, named
 from parspike.neurons import PackedTrains, Whole, WholeNeuron, WholePair
 
-__all__ = ["Integer", "exactly", "integer"]
+__all__ = ["Integer", "exactly", "forget", "integer"]
 
 CLIP = "aten.clamp.Tensor"
 MOVERS = {
@@ -53,9 +54,14 @@ POOL = "aten.max_pool2d.default"
 """Operators that do to bytes what they do to numbers; those of PADS where they put in zeros."""
 
 
-def integer(net: Network, env: dict[str, Any], *, record: Record = False) -> Run:
-    """One pass for the inputs in `env`, in integers. net: in whole numbers (`parspike.lower.integers`)."""
+def integer(net: Network, env: dict[str, Any], plain: Pass, *, record: Record = False) -> Run:
+    """One pass for the inputs in `env`, in integers. net: in whole numbers (`parspike.lower.integers`). plain: how it
+    runs where it no longer holds whole numbers alone, since a tensor was changed: as `count`, for sums that round
+    depend on their order."""
     how = Integer.of(net)
+    if not how.whole:
+        with exactly(net, "count"):
+            return count(net, env, plain, record=record)
     spiking = net.counting()
 
     def passed(env: dict[str, Any]) -> tuple[Any, dict[str, Tensor | PackedTrains]]:
@@ -86,20 +92,30 @@ def integer(net: Network, env: dict[str, Any], *, record: Record = False) -> Run
     return recorded(logits, net, "integer", kept if record else None)
 
 
-_made: WeakKeyDictionary[Any, tuple[list[tuple[Any, ...]], Integer]] = WeakKeyDictionary()
+_made: WeakKeyDictionary[Any, tuple[list[tuple[Tensor, int, int | Tensor]], Integer]] = WeakKeyDictionary()
+
+
+def _unchanged(tensor: Tensor, seen: tuple[Tensor, int, int | Tensor]) -> bool:
+    """Whether a tensor is the one that was seen, with the numbers that it had: seen, with its place and its version."""
+    before, place, version = seen
+    if tensor is not before or tensor.data_ptr() != place:
+        return False
+    return torch.equal(tensor, version) if isinstance(version, Tensor) else tensor._version == version
 
 
 @dataclass(frozen=True)
 class Integer:
     """A network made ready for integer kernels. steps: by node name, what other than its operator a node computes.
     dtype: of whole numbers that are no bytes. synapses: how many of the weighted ones run in integers, of how many.
-    gpu: the GPU that all tensors are on, None elsewhere."""
+    gpu: the GPU that all tensors are on, None elsewhere. whole: whether all numbers are whole, and all sums that are
+    bounded exact in `dtype`; without that nothing else holds."""
 
     schedule: Schedule
     steps: Mapping[str, Step]
     dtype: torch.dtype
     synapses: tuple[int, int]
     gpu: torch.device | None
+    whole: bool = True
     replay: Replay = field(default_factory=Replay)
 
     @classmethod
@@ -107,13 +123,11 @@ class Integer:
         """That of a network, made at its first run and again when a tensor of it was replaced or changed in place."""
         own = (p for neuron in net.neurons().values() for p in neuron._parameters.values() if p is not None)
         tensors = [*net.tensors().values(), *own]
-        state = [(t, t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors]
         before = _made.get(net)
-        if before is None or len(before[0]) != len(state) or any(
-            a[0] is not b[0] or a[1:] != b[1:] for a, b in zip(before[0], state, strict=True)
-        ):  # fmt: skip
-            before = state, _Maker(net).made()
-            _made[net] = before
+        if before is None or len(before[0]) != len(tensors) or not all(map(_unchanged, tensors, before[0])):
+            # Tensors that are made in inference mode count no versions.
+            state = [(t, t.data_ptr(), t.clone() if t.is_inference() else t._version) for t in tensors]
+            _made[net] = before = state, _Maker(net).made()
         return before[1]
 
 
@@ -147,6 +161,8 @@ class _Maker:
 
     def made(self) -> Integer:
         weighted = 0
+        if not self._whole():
+            return self._other()
         for node in self.graph.nodes:
             self._range(node)
             self._is_narrow(node)
@@ -155,6 +171,9 @@ class _Maker:
                 self.synapses[node.name] = synapse
             if self._is_light(node):
                 self.light.add(node.name)
+        whole = [self.ranges[node.name] for node in self.graph.nodes if node.reason != REAL]
+        if any(EXACT[self.dtype] <= max(map(abs, ends)) < torch.inf for ends in whole):
+            return self._other()
         nodes = {node.name: node for node in self.graph.nodes}
         steps: dict[str, Step] = {}
         for node in self.graph.nodes:
@@ -196,6 +215,21 @@ class _Maker:
         kept = [node for node in nodes.values() if node.target not in PADS or node.name in read]
         schedule = Schedule.of(kept, self.graph.outputs)
         return Integer(schedule, steps, self.dtype, (len(self.synapses), weighted), self.gpu)
+
+    def _other(self) -> Integer:
+        return Integer(Schedule.of([], self.graph.outputs), {}, self.dtype, (0, 0), self.gpu, whole=False)
+
+    def _whole(self) -> bool:
+        """Whether there are whole numbers alone, but for the ends, where real ones come in and go out: a user may have
+        put others in, such as noise on weights, or thresholds that no neuron of theirs has."""
+        real = {path for node in self.graph.nodes if node.reason == REAL for path in node.params}
+        tensors = [t for path, t in self.tensors.items() if path not in real and not path.endswith(".grid")]
+        for neuron in self.neurons.values():
+            tensors += [p.detach().cpu() for p in neuron._parameters.values() if p is not None]
+            if isinstance(neuron, WholeNeuron) and not bool((neuron.step > 0).all()):
+                return False
+        finite = all(bool(t.isfinite().all()) for t in self.tensors.values() if t.is_floating_point())
+        return finite and all(torch.equal(t, t.round()) for t in tensors if t.is_floating_point())
 
     def _given(self, node: Node) -> dict[str, Any]:
         """The keyword arguments of a node."""
@@ -291,8 +325,7 @@ class _Maker:
         ):
             return False
         # A product or sum of whole numbers below 2^24 is exact where it is below 2^24 itself.
-        read = [self.tensors[path] for path in node.params]
-        return _is_whole(*read) and all(float(t.abs().max()) < WHOLE for t in read)
+        return all(float(self.tensors[path].abs().max()) < WHOLE for path in node.params)
 
     def _synapse(self, node: Node) -> Synapse | OnGPU | None:
         """The synapse, where integer kernels compute it exactly."""
@@ -312,7 +345,7 @@ class _Maker:
         if self._sum_range(node, (low, high)) is None:
             return None
         bias = weight.new_zeros(len(weight)) if found.bias is None else self.tensors[found.bias.path]
-        if not _is_whole(weight, bias) or float(weight.abs().max()) > 127:
+        if float(weight.abs().max()) > 127:
             return None
         # Products and sums stay below it, whatever parts of them are formed first.
         most = weight.double().flatten(1).abs().sum(1) * max(-low, high) + bias.double().abs()
@@ -400,12 +433,10 @@ class _Maker:
         # Of every term the largest magnitude; what a count depends on lies where the largest is bounded by the others.
         sizes = torch.stack([self._most(term).expand(width) for term in terms]).sort(0).values
         constant, levels = constant - first - neuron.lowest * step, neuron.levels - neuron.lowest
-        if not _is_whole(constant, step):
-            return None
         spiking = (levels + 2) * step
         near = sizes[:-1].sum(0) + constant.abs() + step + spiking
         pieces = [(self._only(term.name), term.factor.expand(width)) for term in terms]
-        all_whole = _is_whole(*[f for _, f in pieces])
+        all_whole = all(torch.equal(f, f.round()) for _, f in pieces)
         if self.gpu is not None:
             if not all_whole or not bool((sizes.sum(0) + near + step < tensor_cores.LARGEST).all()):
                 return None
@@ -454,7 +485,7 @@ class _Maker:
         if isinstance(synapse, Synapse) and synapse.clips and [sign for _, sign in synapse.parts] == [1]:
             return filtered.Settled(behind, synapse.parts[0][0], partial(synapse.counting, levels)), found.input.name
         most = float(weight.abs().max())
-        if synapse is not None or not self._pointwise(node, found) or not _is_whole(weight):
+        if synapse is not None or not self._pointwise(node, found):
             return None
         if most > 127 or BYTE * float(weight.flatten(1).abs().sum(1).max()) >= 2.0**31:
             return None
@@ -543,11 +574,6 @@ class _Maker:
         return self.graph.by_name[name].shape if name in self.graph.by_name else ()
 
 
-def _is_whole(*tensors: Tensor) -> bool:
-    """Whether there are no fractions in these, which a user may have put there (noise on weights, other thresholds)."""
-    return all(torch.equal(t, t.round()) for t in tensors)
-
-
 def _moves(node: Node) -> bool:
     if node.target not in PADS:
         return node.target in MOVERS
@@ -562,6 +588,11 @@ def _vector(value: Tensor, rank: int, axis: int) -> Tensor | None:
     if any(size != 1 for d, size in enumerate(shape) if d != axis):
         return None
     return value.reshape(-1)
+
+
+def forget(net: Network) -> None:
+    """Make a network ready anew at its next run."""
+    _made.pop(net, None)
 
 
 @contextlib.contextmanager

@@ -261,7 +261,8 @@ def _operands(graph: Graph, node: Node) -> list[tuple[int, str]]:
     found = [(i, value.name) for i, value in enumerate(values) if isinstance(value, Ref) and i != added]
     if node.role is Role.SYNAPSE:  # of two values one is a constant, made of sizes alone
         return found
-    if node.role is not Role.ANALOG or len(found) != 2:
+    of_two = node.target != "aten.einsum.default" or len(values) == 2  # of three a spike would meet products
+    if node.role is not Role.ANALOG or len(found) != 2 or not of_two:
         return []
     # Element by element the spikes of one value meet one number each, which may stay the sum that it is.
     return found if node.target in PRODUCTS else found[:1] if node.target == TIMES else []

@@ -18,7 +18,8 @@ from parspike.graph import Input, Node, Param, Ref, Role, Size, Stream
 from parspike.graph.ops import TABLE, WHOLE, call
 from parspike.graph.signature import Conv, arguments
 from parspike.lower.neurons import EVEN, Refused, quanta
-from parspike.lower.prepared import SUMS, with_linear, without_casts, without_constants
+from parspike.lower.prepared import SUMS, free, without_casts, without_constants
+from parspike.lower.products import with_products
 from parspike.neurons import Even, IntegrateFire, SpikingLayer
 from parspike.snn import SNN
 
@@ -64,10 +65,12 @@ class Grids:
         self.given = given
         self.room, self.tight = room
         fixed = replace(snn.graph.at_example(FIXED), tensors=dict(snn.tensors()))
-        self.source = with_linear(without_constants(without_casts(fixed)))
+        self.source = with_products(without_constants(without_casts(fixed)))
         self.neurons, self.simulation, self.over_time = snn.neurons(), snn.simulation, snn.over_time
         self.top, self.provenance = 2 ** (bits - 1) - 1, snn.provenance
         self.readers = self.source.consumers()
+        self.outer = {i.name for i in given}
+        self.rooms = {path.partition(".")[0] for path in self.source.tensors}
         self.nodes: dict[str, Node] = {}
         self.tensors: dict[str, Tensor] = {}
         self.made: dict[str, SpikingLayer] = {}
@@ -93,15 +96,14 @@ class Grids:
         return node.name in self.neurons or TABLE[node.target].weighted
 
     def put(self, node: Node, suffix: str, value: Tensor) -> Param:
-        path = f"whole.{node.name}.{suffix}"
+        path = f"{free('whole', self.rooms)}.{node.name}.{suffix}"
         self.tensors[path] = value.detach().clone()
         return Param(path)
 
     def emit(self, like: Node, suffix: str, target: str, *args: Any, **changes: Any) -> str:
         row = TABLE[target]
-        node = replace(
-            like, name=like.name + suffix, target=target, args=args, kwargs={}, role=row.role, reason=row.reason
-        )
+        name = free(like.name + suffix, self.outer)
+        node = replace(like, name=name, target=target, args=args, kwargs={}, role=row.role, reason=row.reason)
         node = replace(node, **changes)
         self.nodes[node.name] = node
         return node.name

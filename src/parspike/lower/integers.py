@@ -25,6 +25,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from parspike.engines.int8 import EXACT
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Node, Param, Ref, Role, Size, Stream, map_tree
 from parspike.graph.lookup import TAKEN
@@ -34,15 +35,13 @@ from parspike.graph.signature import SUMMED, Conv, Linear, Pool, arguments, name
 from parspike.lower.grids import ALIKE, FIXED, PRECISE, UNLIKE, Value, chooses, grids_of, input_node, sample, squeezed
 from parspike.lower.masks import Masks
 from parspike.lower.neurons import EVEN, Refused, aligned, curve, on_whole, quanta
-from parspike.lower.prepared import FACTORS, FILLS, SUMS, batches_of, is_real, largest_of
+from parspike.lower.prepared import FACTORS, FILLS, SUMS, batches_of, free, is_real, largest_of
 from parspike.lower.rounding import JOINS, Fitting, finest, in_parts, largest_joined, one_by_one
 from parspike.neurons import Even
 from parspike.snn import SNN, check_converted
 
 __all__ = ["integers"]
 
-EXACT = {torch.float32: 1 << 24, torch.float64: 1 << 53}
-"""Whole numbers below these, and their sums, are exact."""
 USEFUL = 1 << 12
 """Parts of one count of a neuron that a weight, times the largest number that it is given, is rounded to, at most:
 finer weights would only make sums larger."""
@@ -439,6 +438,10 @@ class _Whole(Masks):
     def _factor(self, node: Node, value: Value, factor: Tensor) -> Value:
         """A factor goes into the grid; its sign, or 0, stays a factor."""
         factor = factor.reshape([1] * (len(node.shape) - factor.dim()) + list(factor.shape))
+        if sample(value.like) != sample(node):  # one number has several factors
+            wide = [-1 if isinstance(size, Size) else size for size in node.shape]
+            like = replace(node, name=f"{node.name}_repeated")
+            value = replace(value, name=self.emit(like, "", "aten.expand.default", Ref(value.name), wide), like=like)
         value = self.times(value, factor.sign(), f"_signs_of_{node.name}")
         return replace(value, like=node, grid=value.grid * torch.where(factor == 0, 1.0, factor.abs()))
 
@@ -665,7 +668,7 @@ class _Whole(Masks):
             values = self._alike(node, values)
         if node.target == "aten.pixel_shuffle.default":  # channels become places, which have one grid
             values = [self.even(node, value, list(range(len(node.shape)))) for value in values]
-        grids = self.run(node, *(value.parts or value.grid.expand(sample(value.like)) for value in values))
+        values, grids = self._beside_the_batch(node, values)
         if not isinstance(grids, Tensor):
             parts = tuple(part.clone() for part in grids)
             return Value(self.keep(node), node, parts[0], max(value.most for value in values), parts)
@@ -687,6 +690,24 @@ class _Whole(Masks):
                 raise Refused("it puts in values other than 0")
         instead = dict(zip(dict.fromkeys(node.refs), values, strict=True))
         return Value(self.keep(node, instead), node, squeezed(grids), max(value.most for value in values))
+
+    def _beside_the_batch(self, node: Node, values: list[Value]) -> tuple[list[Value], Any]:
+        """What a node moves, and the grids that it gives: of dimensions that become one with the batch, such as heads,
+        each on one grid, for no factor can follow them there."""
+        size = sample(node)
+        mixed = [d for d, given in enumerate(node.shape) if isinstance(given, Size) and size[d] > 1]
+        dims = iter(range(1, max((len(value.like.shape) for value in values), default=1)))
+        while True:
+            grids = self.run(node, *(value.parts or value.grid.expand(sample(value.like)) for value in values))
+            if not mixed or not isinstance(grids, Tensor) or grids.is_complex():
+                return values, grids
+            dim = next(dims, None)
+            if dim is None or torch.equal(grids.amin(mixed), grids.amax(mixed)):
+                return values, grids
+            values = [
+                self.even(node, value, [dim], f"beside{i}_{dim}") if dim < len(value.like.shape) else value
+                for i, value in enumerate(values)
+            ]
 
     def _alike(self, node: Node, values: list[Value]) -> list[Value]:
         """The branches of a join, those with much smaller whole numbers on finer grids. The weights behind have one
@@ -777,7 +798,9 @@ class _Whole(Masks):
                 f"{self.simulation.T} steps more than 2^53: give fewer bits (weights=, inputs=){cut}"
             )
         wide = dtype is torch.float64  # inside alone: the input is rounded, and the answer made, in float32
-        double = [f"{i.name}_whole" for i in self.given if i.dtype is torch.float64]  # rounded in that type
+        double = [
+            free(f"{i.name}_whole", self.outer) for i in self.given if i.dtype is torch.float64
+        ]  # rounded in that type
         for name in self.entries if wide else [name for name in self.entries if name in double]:
             self._widened(self.nodes[name], dtype)
         names: dict[str, str] = {}
@@ -820,11 +843,11 @@ class _Whole(Masks):
 
     def _widened(self, node: Node, dtype: torch.dtype) -> None:
         """Put a cast between a node and all that read it."""
-        nodes = dict(self.nodes)
+        nodes, wide = dict(self.nodes), free(f"{node.name}_wide", self.outer)
         self.nodes = {}
         for name, other in nodes.items():
             self.nodes[name] = other.mapped(
-                lambda leaf: Ref(f"{node.name}_wide") if isinstance(leaf, Ref) and leaf.name == node.name else leaf
+                lambda leaf: Ref(wide) if isinstance(leaf, Ref) and leaf.name == node.name else leaf
             )
             if name == node.name:
                 self.emit(node, "_wide", CASTS[0], Ref(node.name), kwargs={"dtype": dtype})
