@@ -244,7 +244,7 @@ class SNN(nn.Module):
         engine = self.engine
         if engine == "integer" and _followed(env):
             engine = "count"
-        elif self._whole and not torch.compiler.is_compiling() and self._trained:
+        elif engine == "count" and self._whole and not torch.compiler.is_compiling() and self._trained:
             engines.forget(self)  # fused optimizers change weights without a trace
 
         def run(env: dict[str, Any]) -> Run:
