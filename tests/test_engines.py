@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import SHAPES, Dense, PreActivation, Quantised, Residual, exact, made, planned
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 import parspike
 from parspike import engines
@@ -380,3 +382,28 @@ def test_only_neurons_of_one_current_are_run_as_a_pair() -> None:
     snn = parspike.convert(Mirrored().double().eval(), x, 4, recipe="max")
     assert len(engines.Pass.of(snn.graph, snn.counting()).pairs) == 1
     torch.testing.assert_close(snn.run(x).logits, snn.run(x, engine="parallel").logits)
+
+
+class Negated(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return -weight
+
+
+def test_pruned_and_parametrized_synapses_are_read(tmp_path: Path) -> None:
+    """Would catch weights looked for among parameters alone, where torch's tools put what they make of them."""
+    _, x, plan = planned(Residual)
+    snn = parspike.convert(plan, x, T=4, recipe="max")
+    wanted = copy.deepcopy(snn)
+    name = next(path.removesuffix(".weight") for path in snn.tensors() if path.endswith(".weight"))
+    layer, other = (s.synapses.get_submodule(name) for s in (snn, wanted))
+    prune.l1_unstructured(layer, "weight", 0.5)
+    with torch.no_grad():
+        other.weight.mul_(layer.weight_mask)
+    assert torch.equal(snn(x), wanted(x))
+    assert torch.equal(parspike.load(snn.save(tmp_path / "net.parspike"))(x), wanted(x))
+    prune.remove(layer, "weight")
+    assert torch.equal(snn(x), wanted(x))
+    parametrize.register_parametrization(layer, "weight", Negated())
+    with torch.no_grad():
+        other.weight.neg_()
+    assert torch.equal(snn(x), wanted(x))

@@ -586,4 +586,4 @@ def _find(root: nn.Module, path: str) -> Any:
     for held in (root._parameters, root._buffers, root._modules):
         if name in held:
             return held[name]
-    raise KeyError(path)
+    return getattr(root, name)  # torch.nn.utils.prune and parametrize put a value there that they make of parameters
