@@ -16,7 +16,7 @@ from parspike.graph.kept import Kept
 from parspike.graph.ops import ACROSS_BATCH, Role
 from parspike.graph.quiet import copied, outputs, quiet
 from parspike.graph.read import plain
-from parspike.graph.same import alike, same, tensors_of, unlike
+from parspike.graph.same import alike, equal_numbers, same, tensors_of, unlike
 from parspike.graph.sizes import resized
 
 __all__ = ["check_memory", "with_excepted", "with_one_sample"]
@@ -38,12 +38,14 @@ def with_one_sample(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwar
         if same(model, graph, *one, changes):
             check_memory(model, args, kwargs, changes)
             return graph
-        wanted = tensors_of(plain(outputs(model, *one)))
-        found = tensors_of(graph.run(*one[0], **one[1]))
+        of_model, of_graph = plain(outputs(model, *one)), graph.run(*one[0], **one[1])
+        wanted, found = tensors_of(of_model), tensors_of(of_graph)
     except Exception:  # noqa: BLE001 - a network raises what it likes
         return several
     finally:
         check_memory(model, args, kwargs, changes)
+    if not equal_numbers(of_model, of_graph):
+        return several
     named = [leaf for leaf in leaves(graph.output) if isinstance(leaf, Ref)]
     nodes = list(graph.nodes)
     made: list[Any] = []

@@ -414,7 +414,7 @@ class Graph:
         """The output for inputs by name; at: what other than its operator a node computes, by name (see `walk`)."""
         stream = Stream(dict(env), self.tensors, self.sizes(env))
         walk(Schedule.of(self.nodes, self.outputs), [stream], at)
-        return self.collect(stream.env)
+        return self.collect(stream.env, stream.sizes)
 
     def bind(self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> dict[str, Any]:
         """A call's arguments by the names of the graph's inputs. Positional ones may come by their names too."""
@@ -489,8 +489,9 @@ class Graph:
         nodes = (replace(node.mapped(fill), shape=tuple(map(fill, node.shape))) for node in self.nodes)
         limits = tuple(limit for limit in map(fill, self.limits) if isinstance(limit, Size))
         return replace(
-            self, inputs=tuple(inputs), nodes=tuple(nodes), example={}, limits=limits, fixed=(*self.fixed, why)
-        )
+            self, inputs=tuple(inputs), nodes=tuple(nodes), output=map_tree(fill, self.output), example={},
+            limits=limits, fixed=(*self.fixed, why),
+        )  # fmt: skip
 
     def batch(self, least: int = 1) -> int:
         """The smallest batch from `least` on that the limits allow with the example's other sizes."""
@@ -510,9 +511,13 @@ class Graph:
             if isinstance(dim, Size) and isinstance(dim.tree, str)
         }
 
-    def collect(self, env: Mapping[str, Any]) -> Any:
-        """The output tree, with a value for every reference."""
-        return map_tree(lambda leaf: env[leaf.name] if isinstance(leaf, Ref) else leaf, self.output)
+    def collect(self, env: Mapping[str, Any], sizes: Mapping[str, int]) -> Any:
+        """The output tree, with a value for every reference, and a number for every size of the inputs."""
+
+        def value(leaf: Any) -> Any:
+            return env[leaf.name] if isinstance(leaf, Ref) else leaf(sizes) if isinstance(leaf, Size) else leaf
+
+        return map_tree(value, self.output)
 
 
 def _shape(shape: tuple[Any, ...]) -> str:

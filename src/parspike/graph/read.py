@@ -102,14 +102,14 @@ class Reader:
                 # torch.export returns an input that forward writes into before the outputs; it is no output of the
                 # network.
                 specs = self.exported.graph_signature.output_specs
-                output = [self._arguments(value) for value, spec in zip(fx.args[0], specs, strict=True)
+                output = [self._output(value) for value, spec in zip(fx.args[0], specs, strict=True)
                           if spec.kind is OutputKind.USER_OUTPUT]  # fmt: skip
         structure = plain(pytree.tree_unflatten(output, self.exported.call_spec.out_spec))
         found = list(leaves(structure))
-        if not any(isinstance(leaf, Ref) for leaf in found) or any(isinstance(leaf, Size) for leaf in found):
+        if not any(isinstance(leaf, Ref) for leaf in found):
             raise TraceError(
                 f"{type(self.model).__name__} returns {_kinds(found)}: at least one output must be a tensor (B, …) "
-                "that depends on the input, and none a size of it; return the others by another method"
+                "that depends on the input; return the others by another method"
             )
         structure = map_tree(lambda leaf: self._returned(leaf) if isinstance(leaf, Param) else leaf, structure)
         nodes = _live(self.nodes, structure)
@@ -193,13 +193,23 @@ class Reader:
             raise TraceError(f"it computes {tree} from its sizes: not supported")
         return self._size(tree) if isinstance(tree, torch.SymInt) else tree
 
+    def _output(self, value: Any) -> Any:
+        meta = value.meta.get("val") if isinstance(value, torch.fx.Node) else value
+        if isinstance(meta, (torch.SymFloat, torch.SymBool)):
+            kind = "a number with a fraction" if isinstance(meta, torch.SymFloat) else "a truth value"
+            raise TraceError(
+                f"{type(self.model).__name__} returns {kind} made of its sizes: return the whole number that it is "
+                "made of, such as x.shape[0]"
+            )
+        return self._arguments(value)
+
     def _call(self, fx: Any) -> None:
         meta = fx.meta.get("val")
         self._refuse_values(fx, meta)
         if isinstance(meta, (torch.SymFloat, torch.SymBool)):
             # What sizes alone are made of, such as math.floor(n / 2), is read from the size that comes of it.
             symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
-            if not all(isinstance(user.meta.get("val"), symbols) for user in fx.users):
+            if not all(isinstance(user.meta.get("val"), symbols) or user.op == "output" for user in fx.users):
                 raise TraceError(f"it computes {meta} from its sizes: not supported")
             return
         if isinstance(meta, (torch.SymInt, int, float, bool)):
@@ -430,11 +440,13 @@ def _no_current(fx: Any, role: Role) -> str:
 
 
 def plain(tree: Any) -> Any:
-    """Tuples, lists and dicts in place of named tuples and data classes, whose classes a file cannot hold."""
+    """Tuples, lists and dicts in place of named tuples, shapes and data classes, whose classes a file cannot hold."""
     if dataclasses.is_dataclass(tree) and not isinstance(tree, (Ref, Param, Size)):
         return {field.name: plain(getattr(tree, field.name)) for field in dataclasses.fields(tree)}
     if isinstance(tree, tuple) and (names := getattr(tree, "_fields", None)) is not None:
         return {name: plain(value) for name, value in zip(names, tree, strict=True)}
+    if isinstance(tree, torch.Size):
+        return tuple(tree)
     if isinstance(tree, dict):
         return {key: plain(value) for key, value in tree.items()}
     return type(tree)([plain(item) for item in tree]) if isinstance(tree, (tuple, list)) else tree
