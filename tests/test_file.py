@@ -604,6 +604,7 @@ FORGED: dict[str, tuple[Edit, str]] = {
     ),
     "limit that the example breaks": (set_limits([">", "x.2", 6]), "does not hold"),
     "limit of an unknown size": (set_limits([">", "x.4", 1]), "not in the example"),
+    "limit divided by zero": (set_limits(["=", ["//", "x.2", 0], 6]), "does not hold for the example"),
     "limit of an unknown kind": (set_limits(["is", "x.2", 6]), "unknown size expression"),
     "limit that no batch meets": (set_limits(["<", "batch", 1]), "does not hold"),
     "limit of the batch on a size of none": (set_limits(["=", ["%", "batch", "x.7"], 0]), "not in the example"),

@@ -198,7 +198,7 @@ def _limit(value: Any, example: Mapping[str, int], symbols: set[str]) -> Size:
     (tree,) = fields(value, "a limit", size=list)
     limit = _size(tree, CONDITIONS)
     check_symbols("a limit", limit, symbols)
-    if not limit.symbols or not any(limit({**example, BATCH: batch}) for batch in range(1, MOST_TRIED)):
+    if not limit.symbols or not any(limit.holds({**example, BATCH: batch}) for batch in range(1, MOST_TRIED)):
         raise FileError(f"the limit {str(limit)[:80]} does not hold for the example, or is of no size of it")
     return limit
 

@@ -17,7 +17,7 @@ from parspike.graph.ops import ACROSS_BATCH, Role
 from parspike.graph.quiet import copied, outputs, quiet
 from parspike.graph.read import plain
 from parspike.graph.same import alike, equal_numbers, same, tensors_of, unlike
-from parspike.graph.sizes import resized
+from parspike.graph.sizes import left_out, resized
 
 __all__ = ["check_memory", "with_excepted", "with_one_sample"]
 
@@ -69,23 +69,21 @@ def with_one_sample(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwar
 
 
 def with_excepted(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Graph:
-    """The graph without limits that leave out a single size, such as B ≠ 32, where it computes there what the network
-    does. A network asks whether sizes are those for which it keeps what it made before: a detector its grid."""
+    """The graph without limits that leave out single sizes, such as B ≠ 32 or x.2 ≠ y.2, where it computes there what
+    the network does. A network asks whether sizes are those for which it keeps what it made before, as a detector its
+    grid, or whether a value has the size already that it is resized to."""
     limits = list(graph.limits)
+    example = graph.bind(args, kwargs)
     for limit in graph.limits:
-        operation, *sides = limit.tree if isinstance(limit.tree, tuple) else ("",)
-        symbol = next((side for side in sides if isinstance(side, str)), None)
-        number = next((side for side in sides if isinstance(side, int)), None)
-        if operation != "≠" or symbol is None or number is None:
+        if not isinstance(limit.tree, tuple) or limit.tree[0] != "≠":
             continue
         others = replace(graph, limits=tuple(other for other in limits if other != limit))
-        sizes = {**graph.example, BATCH: others.batch(2), symbol: number}
-        if not others.allows(sizes):
-            continue
-        example = graph.bind(args, kwargs)
-        env = {i.name: resized(example[i.name], i.shape, sizes) for i in graph.inputs}
         with contextlib.suppress(Exception):  # a network raises what it likes
-            if same(model, others, *graph.call_of(env)):
+            found = [
+                {i.name: resized(example[i.name], i.shape, sizes) for i in graph.inputs}
+                for sizes in left_out(others, limit)
+            ]
+            if found and all(same(model, others, *graph.call_of(env)) for env in found):
                 limits.remove(limit)
     return replace(graph, limits=tuple(limits))
 

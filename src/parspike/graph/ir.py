@@ -78,6 +78,13 @@ class Size:
     def __call__(self, sizes: Mapping[str, int]) -> int:
         return _evaluate(self.tree, sizes)
 
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether sizes meet a condition. One that divides by 0 for them is not met."""
+        try:
+            return bool(self(sizes))
+        except ZeroDivisionError:
+            return False
+
     @property
     def symbols(self) -> set[str]:
         """The input sizes that it depends on."""
@@ -122,11 +129,26 @@ def _format(tree: Any) -> str:
     texts = [_format(operand) for operand in operands]
     if operation in ("max", "min"):
         return f"{operation}({', '.join(texts)})"
+    less = [_negative(operand) for operand in operands] if operation == "+" else [None]
+    if any(part is not None for part in less) and None in less:
+        first = [text for text, part in zip(texts, less, strict=True) if part is None]
+        return "(" + " - ".join((" + ".join(first), *(_format(part) for part in less if part is not None))) + ")"
     return "(" + f" {operation} ".join(texts) + ")"
 
 
-SEEN, SMALL = 1024, 128
-"""Conditions whose numbers are at most SMALL are told by what they allow of the sizes 1 … SEEN."""
+def _negative(tree: Any) -> Any:
+    """What is subtracted, of a term that is below 0 by a factor; else None."""
+    if isinstance(tree, int):
+        return -tree if tree < 0 else None
+    if isinstance(tree, str) or tree[0] != "*" or not isinstance(tree[1], int) or tree[1] >= 0:
+        return None
+    rest = tree[2:] if tree[1] == -1 else (-tree[1], *tree[2:])
+    return ("*", *rest) if len(rest) > 1 else rest[0]
+
+
+SEEN, SMALL, FEW = 1024, 128, 4
+"""Conditions whose numbers are at most SMALL are told by what they allow of the sizes 1 … SEEN: a range or multiples,
+without FEW of them at most."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -143,7 +165,9 @@ def _told(limits: tuple[Size, ...]) -> tuple[str, ...]:
         of.setdefault(frozenset(limit.symbols), []).append(limit)
     for symbols, group in of.items():
         short = _allowed(next(iter(symbols)), group) if len(symbols) == 1 else None
-        told.extend([str(limit)[1:-1] for limit in group] if short is None else short)
+        # One of several that are joined by "and"; an "or" stays in its brackets.
+        told.extend([str(limit)[1:-1] if limit.tree[0] != "or" else str(limit) for limit in group]
+                    if short is None else short)  # fmt: skip
     return tuple(told)
 
 
@@ -152,21 +176,20 @@ def _allowed(symbol: str, limits: Sequence[Size]) -> list[str] | None:
     parts = [leaf for limit in limits for leaf in leaves(limit.tree)]
     if len(parts) <= 3 or max((abs(n) for n in parts if isinstance(n, int)), default=0) > SMALL:
         return None
-    try:
-        fit = [n for n in range(1, SEEN + 1) if all(limit({symbol: n}) for limit in limits)]
-    except ZeroDivisionError:
-        return None
+    fit = [n for n in range(1, SEEN + 1) if all(limit.holds({symbol: n}) for limit in limits)]
     if not fit:
         return None
     name, first, last = _format(symbol), fit[0], fit[-1]
-    step = fit[1] - first if len(fit) > 1 else 1
-    if fit != list(range(first, last + 1, step)) or first % step:
+    step = fit[-1] - fit[-2] if len(fit) > 1 else 1
+    left_out = sorted({*range(first, last + 1, step)}.difference(fit))
+    if first % step or len(left_out) + len(fit) != len(range(first, last + 1, step)) or len(left_out) > FEW:
         return None
     open_above = last + step > SEEN
     return [
         *([f"({name} % {step}) = 0"] if step > 1 else []),
         *([f"{name} ≥ {first}"] if first > step else []),
         *([] if open_above else [f"{name} ≤ {last}"]),
+        *(f"{name} ≠ {n}" for n in left_out),
     ]
 
 
@@ -461,7 +484,7 @@ class Graph:
             for dim, n in zip(i.shape[1:], env[i.name].shape[1:], strict=True):
                 if isinstance(dim, Size) and dim(sizes) != n:
                     raise self._refused(i, env[i.name], place)
-        broken = next((limit for limit in self.limits if not limit(sizes)), None)
+        broken = next((limit for limit in self.limits if not limit.holds(sizes)), None)
         if broken is not None:
             read = {str(dim) for dim in broken.symbols}
             i = next((i for i in self.inputs if any(str(dim) in read for dim in i.shape[1:])), self.inputs[0])
@@ -500,7 +523,7 @@ class Graph:
 
     def allows(self, sizes: Mapping[str, int]) -> bool:
         """Whether inputs of these sizes meet every limit."""
-        return all(limit(sizes) for limit in self.limits)
+        return all(limit.holds(sizes) for limit in self.limits)
 
     def sizes(self, env: Mapping[str, Tensor]) -> dict[str, int]:
         """The value of every symbol of the input shapes."""

@@ -26,7 +26,7 @@ from parspike.graph.refusals import REFUSED, judge
 from parspike.graph.sizes import size_tree
 from parspike.graph.wide import implied_eps
 
-__all__ = ["Reader", "known", "plain", "unreadable"]
+__all__ = ["Reader", "UndecidedError", "known", "plain", "unreadable"]
 
 BATCH_NORMS = ("aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default")
 
@@ -58,6 +58,10 @@ WITH_PLACES = {
     **{f"aten.max_pool{d}d_with_indices.default": f"aten.max_pool{d}d_with_indices.default" for d in "23"},
     **{f"aten.adaptive_max_pool{d}d.default": f"aten.adaptive_max_pool{d}d.places" for d in "123"},
 }  # fmt: skip
+
+
+class UndecidedError(TraceError):
+    """The size of a slice is not known of sizes that were left open, or depends on values."""
 
 
 class Reader:
@@ -247,7 +251,8 @@ class Reader:
                 f"{type(self.model).__name__}: the code takes a number out of a tensor at {place}, which would be "
                 "the example's for every input: compute with the tensor itself, without .item() or float()"
             )
-        raise TraceError(
+        refused = UndecidedError if fx.target is torch.ops.aten.slice.Tensor else TraceError
+        raise refused(
             f"{type(self.model).__name__}: the size of {ops.target_of(fx.target)} at {place} depends on values: "
             "index by places (torch.nonzero outside forward) instead of a mask, or use torch.where"
         )
