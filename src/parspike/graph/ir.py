@@ -659,4 +659,6 @@ def expected_tensor(value: object) -> str:
         remedy = f": {flattened(value)}"
     elif isinstance(value, (bool, int, float, str)):
         remedy = f": convert a module around the network whose forward passes {value!r} on"
+    elif value is None:
+        remedy = ": leave out what forward does without"
     return "expected a tensor (B, …)" + remedy

@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from parspike.graph.explain import ASSIGNED
 from parspike.graph.sizes import whole_number
 
 __all__ = ["ASKED", "Flags", "left_to_torch", "observe_nothing", "sizes_kept", "without_branches"]
@@ -125,10 +126,15 @@ class _OneWay(TorchFunctionMode):
     be a condition on the batch and changes no more than rounding; `left_to_torch` lets it choose again. A pool over all
     places, `F.avg_pool2d(x, x.size()[2:])`, as a mean or a maximum, for torch makes numbers of a pool's sizes. And a
     maximum over windows of a free length as one over windows of a height of 1, for torch fixes the length in the first;
-    `left_to_torch` turns it back."""
+    `left_to_torch` turns it back. And `x.data` as `x.detach()`, for tracing does not see the first; nor does it see what
+    is assigned to it, which is refused."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if getattr(func, "__self__", None) is Tensor.data:
+            if func.__name__ != "__get__":
+                raise RuntimeError(ASSIGNED)
+            return args[0].detach()
         if func in POOLS and _over_all(POOLS[func][1], *args, **kwargs):
             whole, dims = POOLS[func]
             return whole(args[0] if args else kwargs["input"], tuple(range(-dims, 0)), keepdim=True)

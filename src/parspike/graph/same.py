@@ -392,7 +392,12 @@ def two_samples(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise InputError(f"example inputs must be tensors of shape (batch, …), got {type(tensor).__name__}")
-        if tensor.dim() == 0 or tensor.shape[0] == 0:
+        if tensor.dim() == 0:
+            raise InputError(
+                "an example input is a tensor of one number, without a batch: inputs are batches, (B, …); convert a "
+                f"module around the network whose forward passes {tensor.item() if not tensor.is_meta else 'it'} on"
+            )
+        if tensor.shape[0] == 0:
             raise InputError(f"an example input has shape {tuple(tensor.shape)}: it needs at least one sample, (B, …)")
         if tensor.is_meta or tensor.layout is not torch.strided:
             kind = "on the meta device" if tensor.is_meta else f"sparse ({tensor.layout})"
