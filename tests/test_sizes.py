@@ -668,3 +668,58 @@ def test_a_condition_that_divides_by_zero_is_not_met() -> None:
     limit = sizes.Size(("=", ("//", "x.2", ("+", "x.2", -2)), 2))
     assert not limit.holds({"x.2": 2})
     assert limit.holds({"x.2": 4})
+
+
+def windows(y: Tensor) -> Tensor:
+    """Windows of 4 of a signal that is padded to a multiple of 4, and cut to its length again, as Swin's."""
+    n = y.shape[2]
+    padded = torch.roll(F.pad(y, (0, (4 - n % 4) % 4)), -2, 2)
+    parts = padded.view(y.shape[0], 4, -1, 4)
+    whole = (parts * parts.amax(3, keepdim=True)).reshape(y.shape[0], 4, -1)
+    return y + torch.roll(whole, 2, 2)[:, :, :n].contiguous()
+
+
+FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
+    "places from −1 to 1": lambda y: y * torch.linspace(-1, 1, y.shape[2]),
+    "places from 0 to the last": lambda y: y * torch.linspace(0, y.shape[2] - 1, steps=y.shape[2], dtype=torch.float32),
+    "a tensor of a size": lambda y: y / torch.tensor(y.shape[2]),
+    "a tensor of sizes": lambda y: y * torch.tensor([y.shape[1], y.shape[2]]).sum(),
+    "as_tensor": lambda y: y / torch.as_tensor(y.shape[2], dtype=y.dtype, device=y.device),
+    "new_tensor": lambda y: y * y.new_tensor([y.shape[2], 0.5]).sum(),
+    "windows": windows,
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_what_torch_makes_numbers_of_is_followed(name: str) -> None:
+    """Would catch lengths fixed by the number of places, by a tensor of sizes, or since `contiguous` asks for them."""
+    model = Length(FOLLOWED[name]).eval()
+    graph = parspike.plan(model, torch.randn(4, 3, 16)).graph
+    assert "free: signals_0.2" in graph.taken
+    for length in range(2, 20):
+        x = torch.randn(3, 3, length)
+        graph.check({graph.inputs[0].name: x}, "run")
+        torch.testing.assert_close(graph.run(x), model(x).detach())
+
+
+def test_a_value_that_is_written_into_behind_contiguous_keeps_what_it_writes() -> None:
+    """Would catch `x.contiguous()`, which is x itself, taken for a copy."""
+
+    def written(y: Tensor) -> Tensor:
+        y.contiguous().mul_(2)
+        return y + 1
+
+    model = Length(written).eval()
+    x = torch.randn(4, 3, 16)
+    torch.testing.assert_close(parspike.plan(model, x).graph.run(x), model(x).detach())
+
+
+def test_a_condition_on_two_sizes_that_always_holds_is_not_told() -> None:
+    always = sizes.Size(("or", (">", "x.2", 1), (">", ("+", "x.3", 3), 2)))
+    follows = sizes.Size(("≠", ("*", "x.2", "x.3"), 1))
+    told = sizes.Size(("<", "x.2", "x.3"))
+    graph = replace(parspike.plan(nn.ReLU(), torch.randn(2, 3)).graph, example={"x.2": 9, "x.3": 50})
+    least = sizes.Size((">", "x.2", 1))
+    said = replace(graph, limits=(least, always, follows, told)).about_sizes
+    assert said.endswith("where x.2 > 1 and x.2 < x.3")
+    assert "(x.2 * x.3) ≠ 1" in replace(graph, limits=(follows,)).about_sizes

@@ -146,7 +146,7 @@ def _negative(tree: Any) -> Any:
     return ("*", *rest) if len(rest) > 1 else rest[0]
 
 
-SEEN, SMALL, FEW = 1024, 128, 4
+SEEN, SMALL, FEW, WIDE = 1024, 128, 4, 48
 """Conditions whose numbers are at most SMALL are told by what they allow of the sizes 1 … SEEN: a range or multiples,
 without FEW of them at most."""
 
@@ -162,13 +162,29 @@ def _told(limits: tuple[Size, ...]) -> tuple[str, ...]:
     told: list[str] = []
     of: dict[frozenset[str], list[Size]] = {}
     for limit in limits:
-        of.setdefault(frozenset(limit.symbols), []).append(limit)
+        if len(limit.symbols) != 2 or not _follows(limit, limits):
+            of.setdefault(frozenset(limit.symbols), []).append(limit)
     for symbols, group in of.items():
         short = _allowed(next(iter(symbols)), group) if len(symbols) == 1 else None
         # One of several that are joined by "and"; an "or" stays in its brackets.
         told.extend([str(limit)[1:-1] if limit.tree[0] != "or" else str(limit) for limit in group]
                     if short is None else short)  # fmt: skip
     return tuple(told)
+
+
+def _follows(limit: Size, limits: Sequence[Size]) -> bool:
+    """Whether a limit on two sizes holds for all sizes up to WIDE that those on one size allow, so need not be told."""
+    one, two = sorted(limit.symbols)
+    numbers = [leaf for leaf in leaves(limit.tree) if isinstance(leaf, int)]
+    if max(map(abs, numbers), default=0) > WIDE // 2:
+        return False
+
+    def fit(symbol: str) -> list[int]:
+        own = [other for other in limits if other.symbols == {symbol}]
+        return [n for n in range(1, WIDE + 1) if all(other.holds({symbol: n}) for other in own)]
+
+    places = fit(one), fit(two)
+    return all(places) and all(limit.holds({one: n, two: m}) for n in places[0] for m in places[1])
 
 
 def _allowed(symbol: str, limits: Sequence[Size]) -> list[str] | None:

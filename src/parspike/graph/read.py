@@ -41,6 +41,8 @@ RESHAPES = ("aten.flatten.using_ints", "aten.unflatten.int", "aten.view_as.defau
 
 RMS_NORM = "aten.rms_norm.default"
 
+SCALAR = "aten.scalar_tensor.default"
+
 SQUEEZES = ("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
 
 
@@ -277,6 +279,8 @@ class Reader:
             return *self._largest(fx, target, args), kwargs
         if target in BLANKS:  # takes only the type and the sizes of its first argument, not its values
             return self._blank(target, args, fx.meta["val"])
+        if target == SCALAR:
+            return "aten.full.default", ([], args[0]), {"dtype": fx.meta["val"].dtype, "device": Device()}
         if target in MADE and kwargs.get("dtype") is None:  # left out, it is torch's default, which .to() keeps
             return target, args, {**kwargs, "dtype": fx.meta["val"].dtype}
         if target in BATCH_NORMS and not self._of_weights(args):
@@ -465,7 +469,7 @@ def _kinds(found: Sequence[Any]) -> str:
 def known(operator_: Any) -> bool:
     """Whether the reader needs no decomposition of an operator: it has a row or a refusal of its own, or is random."""
     target = ops.target_of(operator_)
-    groups = (ops.TABLE, IDENTITIES, SQUEEZES, CASTS, RESHAPES, BLANKS, WITH_PLACES, BATCH_NORMS)
+    groups = (ops.TABLE, IDENTITIES, SQUEEZES, CASTS, RESHAPES, BLANKS, WITH_PLACES, BATCH_NORMS, (SCALAR,))
     return (
         any(target in group for group in groups)
         or target.split(".")[1] in REFUSED
