@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_impls import get_fast_op_impls
 from torch.ao.quantization import (
     FakeQuantize,
     FusedMovingAvgObsFakeQuantize,
@@ -29,6 +30,7 @@ from torch.ao.quantization import (
 from torch.export import Dim
 
 import parspike
+import parspike.graph.export as export_module
 from parspike.errors import InputError, ParspikeError, TraceError
 from parspike.graph import Graph, trace
 from parspike.graph.explain import user_line
@@ -958,3 +960,39 @@ def test_lines_of_einops_are_not_those_of_the_network():
     return reduce(tensor, pattern, reduction="rearrange", **axes_lengths)
 """
     assert user_line(stack) == "me/net.py:12  x = rearrange(x, 'b (h w) c -> b c h w', h=4)"
+
+
+class Normed(nn.Module):
+    """Batch norms, PReLU and leaky ReLU, which torch has shapes of at once while it is traced."""
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.n = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU(channels), nn.Conv2d(4, 4, 3, stride=2),
+            nn.LeakyReLU(0.1), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Flatten(2), nn.BatchNorm1d(4), nn.PReLU(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.n(x)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_shapes_that_torch_is_told_are_those_it_would_find(layout, monkeypatch):
+    """Would catch a table of torch's that is left changed, and shapes of another layout, in which a view fails."""
+    before, model = dict(get_fast_op_impls()), Normed().eval().to(memory_format=layout)
+    made, told = export_module._shaped, []
+    monkeypatch.setattr(export_module, "_shaped", lambda *given, **options: told.append(1) or made(*given, **options))
+    graph = trace(model, (torch.rand(4, 3, 9, 10).to(memory_format=layout),))
+    assert len(told) == 4
+    assert dict(get_fast_op_impls()) == before
+    assert "free: x.2, x.3" in graph.taken
+    for shape in ((4, 3, 9, 10), (1, 3, 12, 7)):
+        same(graph, model, torch.rand(shape))
+
+
+def test_the_table_of_shapes_is_put_back_when_tracing_fails():
+    before = dict(get_fast_op_impls())
+    with pytest.raises(InputError, match=r"Normed fails on the example.*channel size"):
+        trace(Normed(5).eval(), (torch.rand(4, 3, 9, 10),))
+    assert dict(get_fast_op_impls()) == before

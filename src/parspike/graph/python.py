@@ -187,8 +187,9 @@ def _places_between(
     dtype = dtype or torch.get_default_dtype()
     if not dtype.is_floating_point:
         return None
-    start, end, last = (torch.full((), n, dtype=dtype, device=device) for n in (start, end, steps - 1))
-    place = torch.arange(steps, dtype=dtype, device=device)
+    numbers: tuple[Any, ...] = (start, end, steps - 1)
+    start, end, last = (torch.full((), n, dtype=dtype, device=device) for n in numbers)
+    place = torch.arange(steps, dtype=dtype, device=device)  # pyright: ignore[reportCallIssue, reportArgumentType]
     step = (end - start) / last.clamp(min=1)
     # The way of torch's own kernel, from both ends, and of one place the start.
     return torch.where(place * 2 < steps, start + place * step, end - (last - place) * step)
