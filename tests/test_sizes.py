@@ -723,3 +723,71 @@ def test_a_condition_on_two_sizes_that_always_holds_is_not_told() -> None:
     said = replace(graph, limits=(least, always, follows, told)).about_sizes
     assert said.endswith("where x.2 > 1 and x.2 < x.3")
     assert "(x.2 * x.3) ≠ 1" in replace(graph, limits=(follows,)).about_sizes
+
+
+def square(y: Tensor) -> Tensor:
+    """The middle of an image that is higher than wide."""
+    side = min(y.shape[2], y.shape[3])
+    top, left = (y.shape[2] - side) // 2, (y.shape[3] - side) // 2
+    return y[:, :, top : top + side, left : left + side]
+
+
+def test_several_conditions_may_leave_out_the_same_sizes() -> None:
+    """Would catch squares refused by two conditions, each of which stays for the other."""
+    model = Places(lambda y, n: square(y.relu())).eval()
+    graph = parspike.plan(model, torch.randn(4, 3, 12, 10)).graph
+    for shape in ((12, 10), (9, 9), (20, 5)):
+        x = torch.randn(2, 3, *shape)
+        graph.check({"x": x}, "run")
+        torch.testing.assert_close(graph.run(x), model(x).detach())
+    assert "≠" not in graph.about_sizes
+
+
+class Table(nn.Module):
+    """A table of 32 places, cut to the length and turned round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.places = nn.Conv1d(3, 8, 3, padding=1), nn.Embedding(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x).relu() + self.places.weight[: x.shape[2]].T.flip(1)
+
+
+def test_a_table_is_taken_in_all_its_length() -> None:
+    """Would catch a length of 32 refused, since tracing the condition n = min(32, n) again asks whether n < 32."""
+    model = Table().eval()
+    graph = parspike.plan(model, torch.randn(4, 3, 24)).graph
+    assert "where x.2 ≤ 32;" in graph.taken
+    for length in (1, 31, 32):
+        x = torch.randn(2, 3, length)
+        graph.check({"x": x}, "run")
+        torch.testing.assert_close(graph.run(x), model(x).detach())
+    with pytest.raises(InputError, match=r"x.2 ≤ 32"):
+        graph.check({"x": torch.randn(2, 3, 33)}, "run")
+
+
+def test_whole_windows_are_told_as_multiples() -> None:
+    """Would catch `x.3 * x.2 = 4 * (x.3 // 2) * (x.2 // 2)`, a multiple that is refused, and another size taken."""
+
+    def best(y: Tensor, n: int) -> Tensor:
+        b, c, h, w = y.shape
+        return y.relu().view(b, c, h // 2, 2, w // 4, 4).amax((3, 5))
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return best(self.a(x), 0)
+
+    model = Whole().eval()
+    graph = parspike.plan(model, torch.randn(4, 3, 12, 8)).graph
+    assert "where (x.3 % 4) = 0 and (x.2 % 2) = 0;" in graph.taken
+    for height, width, fits in ((2, 4, True), (6, 12, True), (3, 8, False), (4, 6, False)):
+        assert graph.allows({"x.2": height, "x.3": width, "batch": 2}) is fits
+    x = torch.randn(2, 3, 6, 12)
+    torch.testing.assert_close(graph.run(x), model(x).detach())

@@ -72,20 +72,30 @@ def with_excepted(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs
     """The graph without limits that leave out single sizes, such as B ≠ 32 or x.2 ≠ y.2, where it computes there what
     the network does. A network asks whether sizes are those for which it keeps what it made before, as a detector its
     grid, or whether a value has the size already that it is resized to."""
-    limits = list(graph.limits)
     example = graph.bind(args, kwargs)
-    for limit in graph.limits:
-        if not isinstance(limit.tree, tuple) or limit.tree[0] != "≠":
-            continue
-        others = replace(graph, limits=tuple(other for other in limits if other != limit))
+    excepting = [limit for limit in graph.limits if isinstance(limit.tree, tuple) and limit.tree[0] == "≠"]
+
+    def without(some: Sequence[Size]) -> Graph | None:
+        """The graph without these limits, if it does what the network does where they would not hold. What holds for
+        all sizes that the others allow stays."""
+        others = replace(graph, limits=tuple(other for other in graph.limits if other not in some))
+        found = {limit: left_out(others, limit) for limit in some}
+        if not all(found.values()):
+            some = [limit for limit, sizes in found.items() if sizes]
+            return without(some) if some else None
         with contextlib.suppress(Exception):  # a network raises what it likes
-            found = [
-                {i.name: resized(example[i.name], i.shape, sizes) for i in graph.inputs}
-                for sizes in left_out(others, limit)
-            ]
-            if found and all(same(model, others, *graph.call_of(env)) for env in found):
-                limits.remove(limit)
-    return replace(graph, limits=tuple(limits))
+            for sizes in itertools.chain(*found.values()):
+                env = {i.name: resized(example[i.name], i.shape, sizes) for i in graph.inputs}
+                if not same(model, others, *graph.call_of(env)):
+                    return None
+            return others
+        return None
+
+    if len(excepting) > 1 and (made := without(excepting)) is not None:  # one may leave out what another does
+        return made
+    for limit in excepting:
+        graph = without([limit]) or graph
+    return graph
 
 
 def _dropped(shape: tuple[int, ...], full: tuple[int, ...]) -> list[int] | None:

@@ -167,6 +167,8 @@ def _in_known_operators(exported: Any) -> Any:
             if torch._C._dispatch_has_kernel_for_dispatch_key(operator_.name(), "CompositeImplicitAutograd"):
                 table[operator_] = operator_.decompose
         tried |= lacking
+        # Tracing the conditions too, in which min(64, n) is a branch, would add others, n < 64 beside n ≤ 64.
+        exported._guards_code = []
         exported = exported.run_decompositions(table) if table or writes else exported
         unroll(exported)  # those inside of torch.autocast, whose part of the program was a graph of its own
         writes = False

@@ -202,7 +202,7 @@ class Conditions:
 
     def as_sizes(self, symbols: Mapping[Any, str]) -> tuple[Size, ...]:
         """The limits for `Graph`."""
-        trees = [_condition(limit, symbols) for limit in self.limits]
+        trees = [tree for limit in self.limits for tree in _each(_condition(limit, symbols))]
         return tuple(dict.fromkeys(Size(tree) for tree in trees if not _same(tree)))
 
 
@@ -370,12 +370,32 @@ def _condition(expression: Any, symbols: Mapping[Any, str]) -> Any:
             factor, rest = one.as_coeff_Mul()
             if type(rest).__name__ == "FloorDiv" and rest.args == (two, factor):  # k·(x // k) = x
                 return ("=", ("%", size_tree(two, symbols), int(factor)), 0)
+            if (by := _windows(one, two)) is not None:
+                tests = [("=", ("%", size_tree(part, symbols), number), 0) for part, number in by]
+                return tests[0] if len(tests) == 1 else ("and", *tests)
             if type(two).__name__ == "Min" and one in two.args:  # x = min(x, k)
                 most = type(two)(*(part for part in two.args if part != one))
                 return ("≤", size_tree(one, symbols), size_tree(most, symbols))
     if type(expression).__name__ in ("And", "Or"):
         return (OPERATIONS[type(expression).__name__], *(_condition(part, symbols) for part in expression.args))
     return size_tree(expression, symbols)
+
+
+def _each(condition: Any) -> Sequence[Any]:
+    """The conditions that one joins by "and"."""
+    return condition[1:] if isinstance(condition, tuple) and condition[0] == "and" else [condition]
+
+
+def _windows(one: Any, two: Any) -> list[tuple[Any, int]] | None:
+    """Of 16·(x // 4)·(y // 4) and x·y, which are equal where all windows are whole: x and y with their divisors."""
+    number, rest = one.as_coeff_Mul()
+    parts = rest.args if rest.is_Mul else (rest,)
+    if not all(type(part).__name__ == "FloorDiv" and part.args[1].is_Integer for part in parts):
+        return None
+    by = [(part.args[0], int(part.args[1])) for part in parts]
+    whole = all(part.is_positive or part.is_nonnegative for part, _ in by)
+    product = Mul(*(part for part, _ in by))
+    return by if whole and number == math.prod(n for _, n in by) and product == two else None
 
 
 def _same(condition: Any) -> bool:
