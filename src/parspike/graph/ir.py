@@ -245,12 +245,12 @@ class Node:
     channel_dims: tuple[int, ...] = (1,)
     reason: str = ""
 
-    @property
+    @functools.cached_property
     def refs(self) -> tuple[str, ...]:
         """Names of the nodes and inputs that this node reads."""
         return tuple(leaf.name for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Ref))
 
-    @property
+    @functools.cached_property
     def params(self) -> tuple[str, ...]:
         """Paths of the network's tensors that this node reads."""
         return tuple(leaf.path for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Param))
