@@ -791,3 +791,10 @@ def test_whole_windows_are_told_as_multiples() -> None:
         assert graph.allows({"x.2": height, "x.3": width, "batch": 2}) is fits
     x = torch.randn(2, 3, 6, 12)
     torch.testing.assert_close(graph.run(x), model(x).detach())
+
+
+def test_a_number_with_a_fraction_is_named_with_its_line() -> None:
+    """Would catch an expression of torch's, IntTrueDiv(1, s53), as the reason of fixed sizes."""
+    graph = parspike.plan(Length(lambda y: y * (1 / y.shape[2])).eval(), torch.randn(4, 3, 16)).graph
+    assert "computes with a number with a fraction made of its sizes at " in graph.about_sizes
+    assert "IntTrueDiv" not in graph.about_sizes

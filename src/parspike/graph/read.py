@@ -196,16 +196,15 @@ class Reader:
         if isinstance(tree, torch.device):
             return Device()
         if isinstance(tree, (torch.SymFloat, torch.SymBool)):
-            raise TraceError(f"it computes {tree} from its sizes: not supported")
+            raise TraceError(f"it computes with {_kind(tree)} made of its sizes: not supported")
         return self._size(tree) if isinstance(tree, torch.SymInt) else tree
 
     def _output(self, value: Any) -> Any:
         meta = value.meta.get("val") if isinstance(value, torch.fx.Node) else value
         if isinstance(meta, (torch.SymFloat, torch.SymBool)):
-            kind = "a number with a fraction" if isinstance(meta, torch.SymFloat) else "a truth value"
             raise TraceError(
-                f"{type(self.model).__name__} returns {kind} made of its sizes: return the whole number that it is "
-                "made of, such as x.shape[0]"
+                f"{type(self.model).__name__} returns {_kind(meta)} made of its sizes: return the whole number that it "
+                "is made of, such as x.shape[0]"
             )
         return self._arguments(value)
 
@@ -216,7 +215,9 @@ class Reader:
             # What sizes alone are made of, such as math.floor(n / 2), is read from the size that comes of it.
             symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
             if not all(isinstance(user.meta.get("val"), symbols) or user.op == "output" for user in fx.users):
-                raise TraceError(f"it computes {meta} from its sizes: not supported")
+                line = user_line(fx.meta.get("stack_trace") or "")
+                place = f" at {line}" if line else ""
+                raise TraceError(f"it computes with {_kind(meta)} made of its sizes{place}: not supported")
             return
         if isinstance(meta, (torch.SymInt, int, float, bool)):
             self.value[fx.name] = self._size(meta) if isinstance(meta, torch.SymInt) else meta
@@ -459,6 +460,10 @@ def plain(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: plain(value) for key, value in tree.items()}
     return type(tree)([plain(item) for item in tree]) if isinstance(tree, (tuple, list)) else tree
+
+
+def _kind(number: torch.SymFloat | torch.SymBool) -> str:
+    return "a number with a fraction" if isinstance(number, torch.SymFloat) else "a truth value"
 
 
 def _kinds(found: Sequence[Any]) -> str:
