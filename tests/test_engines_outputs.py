@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import parspike
 from parspike.engines import ENGINES as EVERY
+from parspike.engines.memory import in_parts
 from parspike.errors import OptionError, TraceError
 from parspike.graph import leaves
 from parspike.lower import integers
@@ -94,10 +95,76 @@ def test_what_depends_on_no_input_is_given_back_as_it_is(tmp_path):
     assert report.agreement is not None
 
 
-def test_a_size_as_output_is_refused():
-    model = Net(lambda x, h, y: (y, x.shape[0])).eval()
-    with pytest.raises(TraceError, match=r"Net returns a tensor, a size: .* none a size of it"):
-        parspike.plan(model, X)
+class Sizes(nn.Module):
+    """Returns sizes and numbers beside a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv1d(1, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.linear(torch.relu(self.conv(x)).mean(2))
+        n = x.shape[2]
+        return {"y": y, "n": [n, (len(x), n // 2 + 1, 2 * x.numel())], "shape": x.shape, "fixed": (x.shape[1], 7, 0.5)}
+
+
+def numbers(output):
+    return [output[name] for name in ("n", "shape", "fixed")]
+
+
+@torch.no_grad()
+def test_sizes_as_outputs_are_those_of_each_input(tmp_path):
+    torch.manual_seed(0)
+    model, x = Sizes().eval(), torch.rand(16, 1, 12)
+    snn = parspike.convert(model, x, T=4, recipe="max")
+    loaded = parspike.load(snn.save(tmp_path / "net.parspike"))
+    over_time = parspike.convert(model, x, T=4, recipe="max", neuron=IF())
+    for shape in ((5, 1, 12), (1, 1, 12), (3, 1, 7), (1, 1, 30)):
+        other = torch.rand(shape)
+        wanted = numbers(model(other))
+        wanted[1] = tuple(wanted[1])
+        runs = [net.run(other, engine=engine) for net in (snn, loaded) for engine in ENGINES]
+        for run in (*runs, over_time.run(other), over_time.run(other, every_step=True)):
+            assert numbers(run.logits) == wanted, (shape, run.engine)
+
+
+def test_sizes_as_outputs_are_those_of_the_whole_batch_where_it_is_run_in_parts():
+    model, x = Sizes().eval(), torch.rand(5, 1, 12)
+    snn = parspike.convert(model, x, T=4, recipe="max")
+    run, part = in_parts(lambda env: snn.run(**env), snn.graph, {"x": x}, 2)
+    assert part == 2
+    assert run.logits["y"].shape == (5, 3)
+    assert numbers(run.logits) == numbers(snn(x))
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.nir"])
+def test_a_file_of_tensors_says_that_sizes_are_not_in_it(name, tmp_path):
+    pytest.importorskip(name[4:])
+    x = torch.rand(16, 1, 12)
+    neuron = IF() if name == "net.nir" else None
+    snn = parspike.convert(Sizes().eval(), x, T=4, recipe="max", neuron=neuron)
+    made = parspike.export(snn, tmp_path / name, example=x)
+    assert "sizes and texts that the network returns" in str(made)
+    assert made.file.error < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        (lambda x: x.shape[0] / 2, r"Net returns a number with a fraction made of its sizes: .* such as x.shape\[0\]"),
+        (lambda x: x.shape[0] > 5, r"Net returns a truth value made of its sizes"),
+        (lambda x: int(x.shape.numel()), "gives another output than the network on a batch of 3"),
+        (lambda x: float(x.shape.numel()), "gives another output than the network on a batch of 3"),
+    ],
+)
+def test_numbers_of_the_batch_that_would_be_the_examples_are_refused(beside, message):
+    with pytest.raises(TraceError, match=message):
+        parspike.plan(Net(lambda x, h, y: (y, beside(x))).eval(), X)
+
+
+def test_an_output_of_sizes_alone_is_refused():
+    with pytest.raises(TraceError, match="Net returns a size: at least one output must be a tensor"):
+        parspike.plan(Net(lambda x, h, y: x.shape[0]).eval(), X)
 
 
 def test_a_run_without_record_says_how_to_get_the_spikes():

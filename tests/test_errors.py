@@ -514,10 +514,10 @@ RARE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         errors.TraceError,
         "a constant: at least one output must be a tensor (B, …) that depends on the input",
     ),
-    "output that is a size": (
-        network(lambda self, x: (self.one(x).relu(), x.shape[0])),
+    "output that is a part of a size": (
+        network(lambda self, x: (self.one(x).relu(), x.shape[0] / 2)),
         errors.TraceError,
-        "output",
+        "a number with a fraction made of its sizes: return the whole number that it is made of, such as x.shape[0]",
     ),
 }
 

@@ -452,6 +452,11 @@ def set_input(**fields: Any) -> Edit:
     return lambda body, _: body["graph"]["inputs"][0].update(fields)
 
 
+def set_output(beside: Any) -> Edit:
+    """The network's output, and another value beside it."""
+    return lambda body, _: body["graph"].update(output=[body["graph"]["output"], beside])
+
+
 def set_limits(*limits: Any) -> Edit:
     return lambda body, _: body["graph"].update(limits=[{"size": limit} for limit in limits])
 
@@ -546,6 +551,9 @@ FORGED: dict[str, tuple[Edit, str]] = {
     "size of a float": (set_node("conv2d", shape=[{"size": 1.5}]), "unknown size"),
     "size divided by zero": (set_argument("mean", 1, [{"size": ["//", "batch", 0]}, 3]), "cannot run"),
     "size beyond 64 bits": (set_argument("mean", 1, [{"size": ["*", 2**62, 2**62]}, 3]), "cannot run"),
+    "shape divided by zero": (set_node("conv2d", shape=[{"size": ["//", "batch", 0]}, 4, 6, 6]), "cannot run"),
+    "output divided by zero": (set_output({"size": ["%", 3, ["+", "batch", -2]]}), "cannot be computed"),
+    "output of an unknown size": (set_output({"size": "x.9"}), "the output depends on the size 'x.9'"),
     "negative size": (set_node("conv2d", shape=[{"size": "batch"}, -4, 6, 6]), "negative size"),
     # shapes and dimensions
     "wrong shape": (set_node("conv2d", shape=[{"size": "batch"}, 5, 6, 6]), "gives (2, 4, 6, 6)"),
@@ -596,6 +604,7 @@ FORGED: dict[str, tuple[Edit, str]] = {
     ),
     "limit that the example breaks": (set_limits([">", "x.2", 6]), "does not hold"),
     "limit of an unknown size": (set_limits([">", "x.4", 1]), "not in the example"),
+    "limit divided by zero": (set_limits(["=", ["//", "x.2", 0], 6]), "does not hold for the example"),
     "limit of an unknown kind": (set_limits(["is", "x.2", 6]), "unknown size expression"),
     "limit that no batch meets": (set_limits(["<", "batch", 1]), "does not hold"),
     "limit of the batch on a size of none": (set_limits(["=", ["%", "batch", "x.7"], 0]), "not in the example"),

@@ -114,6 +114,32 @@ def test_functions_in_containers_and_properties_follow_the_batch():
         torch.testing.assert_close(graph.run(x), model(x))
 
 
+class Read(nn.Module):
+    """Reads values through `.data`, of its input, of hidden values, of weights and of its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(8, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = F.relu(self.one(x.data))
+        h.detach().data.clamp_(max=1.5)
+        y = F.linear(h.data, self.two.weight.data, self.two.bias)
+        return y.data, h.data.mean(1)
+
+
+def test_data_of_a_tensor_is_the_tensor():
+    """Catches `out.data` refused: tracing does not see it."""
+    model = Read().eval()
+    graph = trace(model, (torch.rand(4, 8),))
+    assert any(node.layer == "relu" for node in graph.nodes)
+    x = 9 * torch.rand(5, 8)
+    assert float(F.relu(model.one(x)).max()) > 1.5
+    for found, wanted in zip(graph.run(x), model(x), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_a_transformer_does_not_ask_whether_its_mask_is_causal():
     """Would catch the refusal of nn.Transformer with a mask, a branch on values, and a question left out for good."""
     model, before = Translator().eval(), nn.modules.transformer._detect_is_causal_mask

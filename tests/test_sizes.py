@@ -553,3 +553,248 @@ def test_conditions_are_told_as_what_they_come_to() -> None:
     assert sizes._condition(most, {x: "x.1"}) == ("≤", "x.1", 5000)
     assert sizes._plain(sizes._one_batch(Eq(Mod(16 * one * x, 2 * two * x), 0), {one, two})) == True  # noqa: E712
     assert sizes._plain(Eq(Mod(15 * x, 2 * x), 0)) != True  # noqa: E712
+
+
+class Length(nn.Module):
+    """A function of the maps of a signal, and of further signals."""
+
+    def __init__(self, then: Callable[..., Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.h, self.then = nn.Conv1d(3, 4, 3, padding=1), nn.Linear(4, 2), then
+
+    def forward(self, *signals: Tensor) -> Tensor:
+        return self.h(self.then(*(self.a(x).relu() for x in signals)).mean(2))
+
+
+def weighed(*parts: Tensor) -> Tensor:
+    return torch.cat([part.mean(2, keepdim=True) * (number + 1) for number, part in enumerate(parts)], 2)
+
+
+PARTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "chunk": (lambda y: weighed(*y.chunk(2, 2)), "x.2 ≥ 2"),
+    "chunk in three": (lambda y: weighed(*y.chunk(3, 2)), "x.2 ≥ 3 and x.2 ≠ 4"),
+    "halves": (lambda y: weighed(*y.split(y.shape[2] // 2, 2)), "(x.2 % 2) = 0"),
+    "sum of halves": (lambda y: torch.add(*y.chunk(2, 2)), "(x.2 % 2) = 0"),
+    "the rest": (lambda y: weighed(*y.split([8, y.shape[2] - 8], 2)), "x.2 ≥ 8"),
+    "pairs": (lambda y: y.reshape(y.shape[0], 4, -1, 2).amax(3), "(x.2 % 2) = 0"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_a_size_that_grow_with_it_leave_it_free(name: str) -> None:
+    """Would catch `x.chunk(2, 2)` fixing the size, and sizes that give another number of parts."""
+    then, where = PARTS[name]
+    model = Length(then).eval()
+    graph = parspike.plan(model, torch.randn(4, 3, 24)).graph
+    assert f"free: x.2; where {where};" in graph.taken.replace("signals_0", "x")
+    for length in range(1, 31):
+        x = torch.randn(3, 3, length)
+        try:
+            graph.check({graph.inputs[0].name: x}, "run")
+        except InputError:
+            continue
+        torch.testing.assert_close(graph.run(x), model(x).detach(), equal_nan=True)  # the mean of a part of length 0
+    assert graph.allows({**graph.example, next(iter(graph.example)): 30, "batch": 1})
+
+
+def test_parts_of_a_written_size_fix_what_they_are_cut_from() -> None:
+    (why,) = (
+        text
+        for text in parspike.plan(Length(lambda y: weighed(*y.split(8, 2))).eval(), torch.randn(4, 3, 24)).graph.fixed
+        if "24" in text
+    )
+    assert "fixed by" in why
+
+
+def centre(x: Tensor, y: Tensor) -> Tensor:
+    begin = (x.shape[2] - y.shape[2]) // 2
+    return x[:, :, begin : begin + y.shape[2]] + y
+
+
+def test_a_crop_to_the_middle_leaves_both_sizes_free() -> None:
+    """Would catch the sizes fixed since the place of a slice is a difference of them, as in the first U-Net."""
+    model = Length(centre).eval()
+    graph = parspike.plan(model, (torch.randn(4, 3, 30), torch.randn(4, 3, 24))).graph
+    names = [i.name for i in graph.inputs]
+    assert len(graph.example) == 2
+    for one, other in ((30, 24), (24, 24), (31, 8), (9, 2), (40, 39)):
+        given = torch.randn(3, 3, one), torch.randn(3, 3, other)
+        graph.check(dict(zip(names, given, strict=True)), "run")
+        torch.testing.assert_close(graph.run(*given), model(*given).detach())
+    with pytest.raises(InputError, match=r"\(3, 3, 24\), this network takes"):
+        graph.check(dict(zip(names, (torch.randn(3, 3, 24), torch.randn(3, 3, 30)), strict=True)), "run")
+
+
+def resized_if(x: Tensor, y: Tensor) -> Tensor:
+    if x.shape[2] != y.shape[2]:
+        x = F.interpolate(x, size=y.shape[2], mode="linear")
+    return x * y
+
+
+def doubled_if(x: Tensor, y: Tensor) -> Tensor:
+    if x.shape[2] != y.shape[2]:
+        x = 2 * F.interpolate(x, size=y.shape[2], mode="linear")
+    return x * y
+
+
+@pytest.mark.parametrize("then", [resized_if, doubled_if])
+def test_equal_sizes_are_taken_where_the_network_does_nothing_else_for_them(then: Any) -> None:
+    """Would catch signals of equal length refused, as they need not be resized, or given what others are."""
+    model = Length(then).eval()
+    graph = parspike.plan(model, (torch.randn(4, 3, 30), torch.randn(4, 3, 24))).graph
+    given = torch.randn(3, 3, 20), torch.randn(3, 3, 20)
+    env = dict(zip((i.name for i in graph.inputs), given, strict=True))
+    if then is resized_if:
+        assert not graph.limits
+        torch.testing.assert_close(graph.run(*given), model(*given).detach())
+        return
+    with pytest.raises(InputError, match=r"where \S+ ≠ \S+;"):
+        graph.check(env, "run")
+
+
+def test_differences_are_told_as_such_and_one_of_two_conditions_in_brackets() -> None:
+    less = ("+", -2, "x.3", ("*", -2, "x.2"), ("*", -1, "x.2", "x.3"))
+    limits = (
+        sizes.Size((">", less, 0)),
+        sizes.Size(("or", (">", "x.2", 3), ("<", "x.3", ("+", -1, ("*", -1, "x.2"))))),
+    )
+    graph = replace(parspike.plan(nn.ReLU(), torch.randn(2, 3)).graph, limits=limits, example={"x.2": 9, "x.3": 50})
+    said = "where (x.3 - 2 - (2 * x.2) - (x.2 * x.3)) > 0 and ((x.2 > 3) or (x.3 < (-1 + (-1 * x.2))))"
+    assert said in graph.about_sizes
+
+
+def test_a_condition_that_divides_by_zero_is_not_met() -> None:
+    limit = sizes.Size(("=", ("//", "x.2", ("+", "x.2", -2)), 2))
+    assert not limit.holds({"x.2": 2})
+    assert limit.holds({"x.2": 4})
+
+
+def windows(y: Tensor) -> Tensor:
+    """Windows of 4 of a signal that is padded to a multiple of 4, and cut to its length again, as Swin's."""
+    n = y.shape[2]
+    padded = torch.roll(F.pad(y, (0, (4 - n % 4) % 4)), -2, 2)
+    parts = padded.view(y.shape[0], 4, -1, 4)
+    whole = (parts * parts.amax(3, keepdim=True)).reshape(y.shape[0], 4, -1)
+    return y + torch.roll(whole, 2, 2)[:, :, :n].contiguous()
+
+
+FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
+    "places from −1 to 1": lambda y: y * torch.linspace(-1, 1, y.shape[2]),
+    "places from 0 to the last": lambda y: y * torch.linspace(0, y.shape[2] - 1, steps=y.shape[2], dtype=torch.float32),
+    "a tensor of a size": lambda y: y / torch.tensor(y.shape[2]),
+    "a tensor of sizes": lambda y: y * torch.tensor([y.shape[1], y.shape[2]]).sum(),
+    "as_tensor": lambda y: y / torch.as_tensor(y.shape[2], dtype=y.dtype, device=y.device),
+    "new_tensor": lambda y: y * y.new_tensor([y.shape[2], 0.5]).sum(),
+    "windows": windows,
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_what_torch_makes_numbers_of_is_followed(name: str) -> None:
+    """Would catch lengths fixed by the number of places, by a tensor of sizes, or since `contiguous` asks for them."""
+    model = Length(FOLLOWED[name]).eval()
+    graph = parspike.plan(model, torch.randn(4, 3, 16)).graph
+    assert "free: signals_0.2" in graph.taken
+    for length in range(2, 20):
+        x = torch.randn(3, 3, length)
+        graph.check({graph.inputs[0].name: x}, "run")
+        torch.testing.assert_close(graph.run(x), model(x).detach())
+
+
+def test_a_value_that_is_written_into_behind_contiguous_keeps_what_it_writes() -> None:
+    """Would catch `x.contiguous()`, which is x itself, taken for a copy."""
+
+    def written(y: Tensor) -> Tensor:
+        y.contiguous().mul_(2)
+        return y + 1
+
+    model = Length(written).eval()
+    x = torch.randn(4, 3, 16)
+    torch.testing.assert_close(parspike.plan(model, x).graph.run(x), model(x).detach())
+
+
+def test_a_condition_on_two_sizes_that_always_holds_is_not_told() -> None:
+    always = sizes.Size(("or", (">", "x.2", 1), (">", ("+", "x.3", 3), 2)))
+    follows = sizes.Size(("≠", ("*", "x.2", "x.3"), 1))
+    told = sizes.Size(("<", "x.2", "x.3"))
+    graph = replace(parspike.plan(nn.ReLU(), torch.randn(2, 3)).graph, example={"x.2": 9, "x.3": 50})
+    least = sizes.Size((">", "x.2", 1))
+    said = replace(graph, limits=(least, always, follows, told)).about_sizes
+    assert said.endswith("where x.2 > 1 and x.2 < x.3")
+    assert "(x.2 * x.3) ≠ 1" in replace(graph, limits=(follows,)).about_sizes
+
+
+def square(y: Tensor) -> Tensor:
+    """The middle of an image that is higher than wide."""
+    side = min(y.shape[2], y.shape[3])
+    top, left = (y.shape[2] - side) // 2, (y.shape[3] - side) // 2
+    return y[:, :, top : top + side, left : left + side]
+
+
+def test_several_conditions_may_leave_out_the_same_sizes() -> None:
+    """Would catch squares refused by two conditions, each of which stays for the other."""
+    model = Places(lambda y, n: square(y.relu())).eval()
+    graph = parspike.plan(model, torch.randn(4, 3, 12, 10)).graph
+    for shape in ((12, 10), (9, 9), (20, 5)):
+        x = torch.randn(2, 3, *shape)
+        graph.check({"x": x}, "run")
+        torch.testing.assert_close(graph.run(x), model(x).detach())
+    assert "≠" not in graph.about_sizes
+
+
+class Table(nn.Module):
+    """A table of 32 places, cut to the length and turned round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.places = nn.Conv1d(3, 8, 3, padding=1), nn.Embedding(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x).relu() + self.places.weight[: x.shape[2]].T.flip(1)
+
+
+def test_a_table_is_taken_in_all_its_length() -> None:
+    """Would catch a length of 32 refused, since tracing the condition n = min(32, n) again asks whether n < 32."""
+    model = Table().eval()
+    graph = parspike.plan(model, torch.randn(4, 3, 24)).graph
+    assert "where x.2 ≤ 32;" in graph.taken
+    for length in (1, 31, 32):
+        x = torch.randn(2, 3, length)
+        graph.check({"x": x}, "run")
+        torch.testing.assert_close(graph.run(x), model(x).detach())
+    with pytest.raises(InputError, match=r"x.2 ≤ 32"):
+        graph.check({"x": torch.randn(2, 3, 33)}, "run")
+
+
+def test_whole_windows_are_told_as_multiples() -> None:
+    """Would catch `x.3 * x.2 = 4 * (x.3 // 2) * (x.2 // 2)`, a multiple that is refused, and another size taken."""
+
+    def best(y: Tensor, n: int) -> Tensor:
+        b, c, h, w = y.shape
+        return y.relu().view(b, c, h // 2, 2, w // 4, 4).amax((3, 5))
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return best(self.a(x), 0)
+
+    model = Whole().eval()
+    graph = parspike.plan(model, torch.randn(4, 3, 12, 8)).graph
+    assert "where (x.3 % 4) = 0 and (x.2 % 2) = 0;" in graph.taken
+    for height, width, fits in ((2, 4, True), (6, 12, True), (3, 8, False), (4, 6, False)):
+        assert graph.allows({"x.2": height, "x.3": width, "batch": 2}) is fits
+    x = torch.randn(2, 3, 6, 12)
+    torch.testing.assert_close(graph.run(x), model(x).detach())
+
+
+def test_a_number_with_a_fraction_is_named_with_its_line() -> None:
+    """Would catch an expression of torch's, IntTrueDiv(1, s53), as the reason of fixed sizes."""
+    graph = parspike.plan(Length(lambda y: y * (1 / y.shape[2])).eval(), torch.randn(4, 3, 16)).graph
+    assert "computes with a number with a fraction made of its sizes at " in graph.about_sizes
+    assert "IntTrueDiv" not in graph.about_sizes

@@ -131,7 +131,7 @@ class AdaFire(Baseline):
                     value, spikes = counted(node, stream.arguments(node)[0][0], most)
                     other = Stream({**stream.env, node.name: value}, stream.tensors, stream.sizes)
                     walk(Schedule(steps[place + 1 :]), [other], at)
-                    errors[-1].append(_apart(graph.collect(other.env), wanted))
+                    errors[-1].append(_apart(graph.collect(other.env, other.sizes), wanted))
                     costs[-1].append(spikes)
             walk(Schedule((step,)), [stream], at)
         budget = self.share * sum(cost[self.wanted - 1] for cost in costs)

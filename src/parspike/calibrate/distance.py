@@ -47,7 +47,8 @@ class Distance:
         pair, graph = pair_of(self.draft, dict(env)), self.draft.graph
         walk(self.schedule, pair, self.course.hooks(pair, self.draft.teacher, seen=seen, soft=soft))
         means = {name: self.course.mean(name, pair[1].env[name]) for name in graph.outputs}
-        teacher, student = (values_of(graph.collect({**env, **self.none})) for env in (pair[0].env, means))
+        sizes = pair[0].sizes
+        teacher, student = (values_of(graph.collect({**env, **self.none}, sizes)) for env in (pair[0].env, means))
         if not teacher:
             raise CalibrationError(
                 "the network's outputs are whole numbers, which say too little of how near a spiking network is: "

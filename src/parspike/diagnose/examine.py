@@ -162,14 +162,14 @@ class Examination:
             else:
                 exact = Stream({**student.env, node.name: f}, tensors, sizes)
                 walk(rest, [exact], dict.fromkeys(self.neurons, fire))
-                without = self.graph.collect(exact.env)
-            forks[node.name] = self.graph.collect(alone.env), without
+                without = self.graph.collect(exact.env, sizes)
+            forks[node.name] = self.graph.collect(alone.env, sizes), without
             said(node.layer)
             return [a, here.value]
 
         walk(Schedule(self.steps), [network, student], dict.fromkeys(self.neurons, visit))
-        wanted = self.reference.collect(network.env)
-        given = self.graph.collect(student.env) if logits is None else logits
+        wanted = self.reference.collect(network.env, sizes)
+        given = self.graph.collect(student.env, sizes) if logits is None else logits
         self.scores.add(given, wanted, labels)
         for name, (alone, without) in forks.items():
             self.sums[name].alone.add(alone, wanted, labels)

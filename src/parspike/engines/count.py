@@ -156,4 +156,4 @@ def counted(
     if not record:
         at = dict.fromkeys(how.over, overwrite) | at | dict.fromkeys(how.pairs, fire_both)
     walk(how.schedule if record else how.short, [stream], at)
-    return net.graph.collect(stream.env), kept if record else None
+    return net.graph.collect(stream.env, stream.sizes), kept if record else None

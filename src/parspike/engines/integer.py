@@ -82,7 +82,7 @@ def integer(net: Network, env: dict[str, Any], plain: Pass, *, record: Record = 
 
         stream = Stream(env, net.tensors(), net.graph.sizes(env))
         walk(how.schedule, [stream], dict.fromkeys(spiking, fire) | dict.fromkeys(how.steps, run))
-        return net.graph.collect(stream.env), kept
+        return net.graph.collect(stream.env, stream.sizes), kept
 
     if how.gpu is None or how.gpu.type != "cuda":
         logits, kept = passed(env)

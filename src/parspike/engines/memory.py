@@ -54,7 +54,8 @@ def in_parts(
     part = min(most or size, size)
     while True:
         try:
-            return _joined([run(piece) for piece in _pieces(graph, env, part, size)], graph), part
+            runs = [run(piece) for piece in _pieces(graph, env, part, size)]
+            return _joined(runs, graph, graph.sizes(env)), part
         except (RuntimeError, MemoryError) as error:
             smaller = (part + 1) // 2
             if not ran_out(error) or part == 1 or not _divides(graph, graph.sizes(env), smaller):
@@ -93,11 +94,11 @@ def _pieces(graph: Graph, env: Mapping[str, Any], part: int, size: int) -> Itera
         }  # fmt: skip
 
 
-def _joined(runs: Sequence[Run], graph: Graph) -> Run:
+def _joined(runs: Sequence[Run], graph: Graph, sizes: Mapping[str, int]) -> Run:
     if len(runs) == 1:
         return runs[0]
     first = runs[0]
-    logits = _output(graph.output, [run.logits for run in runs], graph)
+    logits = _output(graph.output, [run.logits for run in runs], graph, sizes)
     if not first.recorded:
         return Run(logits, first.T, first.engine)
     # A batch may be merged with other dimensions here, as in attention in windows; samples lie in a row along it, which
@@ -112,8 +113,8 @@ def _joined(runs: Sequence[Run], graph: Graph) -> Run:
     )  # fmt: skip
 
 
-def _output(tree: Any, parts: Sequence[Any], graph: Graph) -> Any:
-    """The outputs of parts one behind the other. tree: the graph's output, of the same form."""
+def _output(tree: Any, parts: Sequence[Any], graph: Graph, sizes: Mapping[str, int]) -> Any:
+    """The outputs of parts one behind the other. tree: the graph's output, of the same form. sizes: of the whole."""
     if isinstance(tree, Ref):
         place = _place(graph, tree.name)
         if place is None:  # the same for each part
@@ -121,10 +122,10 @@ def _output(tree: Any, parts: Sequence[Any], graph: Graph) -> Any:
         # Outputs after every step have time as their first dimension.
         return torch.cat(list(parts), place + parts[0].dim() - len(_shape(graph, tree.name)))
     if isinstance(tree, Mapping):
-        return {key: _output(item, [part[key] for part in parts], graph) for key, item in tree.items()}
+        return {key: _output(item, [part[key] for part in parts], graph, sizes) for key, item in tree.items()}
     if isinstance(tree, (tuple, list)):
-        return type(tree)([_output(item, [part[at] for part in parts], graph) for at, item in enumerate(tree)])
-    return parts[0]
+        return type(tree)([_output(item, [part[at] for part in parts], graph, sizes) for at, item in enumerate(tree)])
+    return tree(sizes) if isinstance(tree, Size) else parts[0]
 
 
 @dataclass(frozen=True)

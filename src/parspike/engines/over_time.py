@@ -199,7 +199,7 @@ def over_time(
     values |= {name: first.env[name] for name in fixed}
     if every_step:
         values = {name: torch.stack(history.get(name, [value] * simulation.T)) for name, value in values.items()}
-    logits = graph.collect(values)
+    logits = graph.collect(values, sizes)
     if not record:
         return Run(logits, simulation.T, engine)
     layer = {name: graph.by_name[name].layer for name in neurons}

@@ -207,7 +207,8 @@ def _run(net: Network, env: dict[str, Any], stages: Stages, chunk: int | None, e
         for value in stages.dead.get(name, ()):
             means.pop(value, None)
             counts.pop(value, None)
-    return recorded(graph.collect({name: mean(name) for name in graph.outputs}), net, engine, kept if record else None)
+    logits = graph.collect({name: mean(name) for name in graph.outputs}, sizes)
+    return recorded(logits, net, engine, kept if record else None)
 
 
 def _chunk(schedule: Schedule, sizes: Mapping[str, int], batch: int) -> int:

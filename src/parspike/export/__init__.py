@@ -14,7 +14,7 @@ from torch import Tensor
 
 from parspike.errors import InputError, OptionError, UnsupportedError, meant, path_of
 from parspike.export.result import Compared, Drift, Exported, Theirs, compare, in_pieces, tally, unlike
-from parspike.graph import Graph, Size, on_device_of
+from parspike.graph import Graph, Ref, Size, leaves, on_device_of
 from parspike.graph.encode import input_encoders
 from parspike.graph.forget import release
 from parspike.neurons import Simulation, twin
@@ -106,7 +106,7 @@ def _to_nir(snn: SNN, path: Path, example: Any, as_if: bool, dt: float, as_convo
         release()
         plain = compare(snn, read(temporary, T=snn.T, dt=dt, plain=True), {}, batches)
         size = temporary.stat().st_size
-    notes = [*made.notes, *_notes(written, plain)]
+    notes = [*made.notes, *_notes(written, plain), *_beside(snn)]
     if written is not snn:
         notes.insert(
             0, "written with the IF twins of its parallel neurons; converted with neuron=parspike.IF() it loses less"
@@ -138,7 +138,7 @@ def _to_onnx(snn: SNN, path: Path, example: Any, weights: int | None) -> Exporte
             outputs = dict(zip(names, map(torch.from_numpy, values), strict=False))
             _check_shapes(written, env, outputs)
             counts = dict(zip(made.counts, values[len(names) :], strict=True))
-            return unlike(mine, counts), written.graph.collect(outputs)
+            return unlike(mine, counts), written.graph.collect(outputs, written.graph.sizes(env))
 
         file = tally(written, list(made.counts), batches, theirs)
         whole = written.provenance.get("lowered") == "integers"
@@ -157,8 +157,16 @@ def _to_onnx(snn: SNN, path: Path, example: Any, weights: int | None) -> Exporte
         )
     elif whole:
         notes.append("every count and output equals parspike's to the bit")
+    notes += _beside(snn)
     notes.append(_timed(written, batches[0], lambda env: go(names, {name: x.numpy() for name, x in env.items()})))
     return Exported(path, "ONNX", made.nodes, size, file, None, tuple(notes), example is None)
+
+
+def _beside(snn: SNN) -> list[str]:
+    """What is said of numbers that a network returns."""
+    beside = any(not isinstance(leaf, (Ref, type(None))) for leaf in leaves(snn.graph.output))
+    said = "the numbers, sizes and texts that the network returns beside its tensors are not in the file"
+    return [said] if beside else []
 
 
 def _check_shapes(snn: SNN, env: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:

@@ -192,9 +192,12 @@ def tally(own: SNN, names: Collection[str], batches: Sequence[Mapping[str, Tenso
 
 def _as(output: Any, answer: Any) -> Any:
     """Another program's answer in the structure and the shapes of the network's output."""
-    given = [leaf for leaf in leaves(answer) if isinstance(leaf, Tensor)]
-    own = [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
-    found = iter([two.reshape(one.shape) for one, two in zip(own, given, strict=True)])
+    own, given = list(leaves(output)), list(leaves(answer))
+    if len(own) != len(given):  # NIR files hold the tensors alone
+        own, given = ([leaf for leaf in both if isinstance(leaf, Tensor)] for both in (own, given))
+    # Of numbers a package makes tensors too.
+    pairs = [(one, two) for one, two in zip(own, given, strict=True) if isinstance(one, Tensor)]
+    found = iter([two.reshape(one.shape) for one, two in pairs])
     return map_tree(lambda leaf: next(found) if isinstance(leaf, Tensor) else leaf, output)
 
 

@@ -171,12 +171,17 @@ def check_run(snn: SNN) -> None:
                         found.append((node, constants[id(at)], least, most))
                 if node.target in SHAPED and id(of := stream.arguments(node)[0][0]) in constants:
                     constants[id(first)] = constants[id(of)]
+                said = size(node.shape)
             except Exception as error:  # torch may raise any exception on forged arguments
                 text = (str(error).splitlines() or [""])[0][:200]
                 raise FileError(f"node '{node.name}' ({node.target}) cannot run: {text}") from error
-            if tuple(first.shape) != size(node.shape):
-                wrong = f"gives {tuple(first.shape)}, the file says {str(size(node.shape))[:80]}"
+            if tuple(first.shape) != said:
+                wrong = f"gives {tuple(first.shape)}, the file says {str(said)[:80]}"
                 raise FileError(f"node '{node.name}' {wrong}")
+        try:
+            graph.collect(env, sizes)
+        except ArithmeticError as error:
+            raise FileError(f"the output holds a size that cannot be computed: {error}") from error
         for name in graph.outputs:
             if name not in graph.constant and (env[name].dim() == 0 or env[name].shape[0] != 2):
                 raise FileError(f"the output '{name}' has no batch dimension")

@@ -182,7 +182,8 @@ def graph_from_json(body: Any, tensors: dict[str, Tensor], spiking: set[str]) ->
         nodes.append(node)
     tree = _decode(output)
     check_leaves("the output", tree, known, tensors)
-    if not all(isinstance(leaf, (Ref, str, int, float, type(None))) for leaf in leaves(tree)):
+    check_symbols("the output", tree, symbols)
+    if not all(isinstance(leaf, (Ref, Size, str, int, float, type(None))) for leaf in leaves(tree)):
         raise FileError("the output is no tree of values of the network")
     if not any(isinstance(leaf, Ref) for leaf in leaves(tree)) or not made:
         raise FileError("the network has no input or no output")
@@ -197,7 +198,7 @@ def _limit(value: Any, example: Mapping[str, int], symbols: set[str]) -> Size:
     (tree,) = fields(value, "a limit", size=list)
     limit = _size(tree, CONDITIONS)
     check_symbols("a limit", limit, symbols)
-    if not limit.symbols or not any(limit({**example, BATCH: batch}) for batch in range(1, MOST_TRIED)):
+    if not limit.symbols or not any(limit.holds({**example, BATCH: batch}) for batch in range(1, MOST_TRIED)):
         raise FileError(f"the limit {str(limit)[:80]} does not hold for the example, or is of no size of it")
     return limit
 

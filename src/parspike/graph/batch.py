@@ -16,8 +16,8 @@ from parspike.graph.kept import Kept
 from parspike.graph.ops import ACROSS_BATCH, Role
 from parspike.graph.quiet import copied, outputs, quiet
 from parspike.graph.read import plain
-from parspike.graph.same import alike, same, tensors_of, unlike
-from parspike.graph.sizes import resized
+from parspike.graph.same import alike, equal_numbers, same, tensors_of, unlike
+from parspike.graph.sizes import left_out, resized
 
 __all__ = ["check_memory", "with_excepted", "with_one_sample"]
 
@@ -38,12 +38,14 @@ def with_one_sample(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwar
         if same(model, graph, *one, changes):
             check_memory(model, args, kwargs, changes)
             return graph
-        wanted = tensors_of(plain(outputs(model, *one)))
-        found = tensors_of(graph.run(*one[0], **one[1]))
+        of_model, of_graph = plain(outputs(model, *one)), graph.run(*one[0], **one[1])
+        wanted, found = tensors_of(of_model), tensors_of(of_graph)
     except Exception:  # noqa: BLE001 - a network raises what it likes
         return several
     finally:
         check_memory(model, args, kwargs, changes)
+    if not equal_numbers(of_model, of_graph):
+        return several
     named = [leaf for leaf in leaves(graph.output) if isinstance(leaf, Ref)]
     nodes = list(graph.nodes)
     made: list[Any] = []
@@ -67,25 +69,33 @@ def with_one_sample(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwar
 
 
 def with_excepted(model: nn.Module, graph: Graph, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Graph:
-    """The graph without limits that leave out a single size, such as B ≠ 32, where it computes there what the network
-    does. A network asks whether sizes are those for which it keeps what it made before: a detector its grid."""
-    limits = list(graph.limits)
-    for limit in graph.limits:
-        operation, *sides = limit.tree if isinstance(limit.tree, tuple) else ("",)
-        symbol = next((side for side in sides if isinstance(side, str)), None)
-        number = next((side for side in sides if isinstance(side, int)), None)
-        if operation != "≠" or symbol is None or number is None:
-            continue
-        others = replace(graph, limits=tuple(other for other in limits if other != limit))
-        sizes = {**graph.example, BATCH: others.batch(2), symbol: number}
-        if not others.allows(sizes):
-            continue
-        example = graph.bind(args, kwargs)
-        env = {i.name: resized(example[i.name], i.shape, sizes) for i in graph.inputs}
+    """The graph without limits that leave out single sizes, such as B ≠ 32 or x.2 ≠ y.2, where it computes there what
+    the network does. A network asks whether sizes are those for which it keeps what it made before, as a detector its
+    grid, or whether a value has the size already that it is resized to."""
+    example = graph.bind(args, kwargs)
+    excepting = [limit for limit in graph.limits if isinstance(limit.tree, tuple) and limit.tree[0] == "≠"]
+
+    def without(some: Sequence[Size]) -> Graph | None:
+        """The graph without these limits, if it does what the network does where they would not hold. What holds for
+        all sizes that the others allow stays."""
+        others = replace(graph, limits=tuple(other for other in graph.limits if other not in some))
+        found = {limit: left_out(others, limit) for limit in some}
+        if not all(found.values()):
+            some = [limit for limit, sizes in found.items() if sizes]
+            return without(some) if some else None
         with contextlib.suppress(Exception):  # a network raises what it likes
-            if same(model, others, *graph.call_of(env)):
-                limits.remove(limit)
-    return replace(graph, limits=tuple(limits))
+            for sizes in itertools.chain(*found.values()):
+                env = {i.name: resized(example[i.name], i.shape, sizes) for i in graph.inputs}
+                if not same(model, others, *graph.call_of(env)):
+                    return None
+            return others
+        return None
+
+    if len(excepting) > 1 and (made := without(excepting)) is not None:  # one may leave out what another does
+        return made
+    for limit in excepting:
+        graph = without([limit]) or graph
+    return graph
 
 
 def _dropped(shape: tuple[int, ...], full: tuple[int, ...]) -> list[int] | None:

@@ -86,6 +86,7 @@ class _Next:
                 raise _UnknownError("its output has no row for each token")
         kept = tuple(Ref(name) for name in self.cached)
         first = replace(self.graph, output={"output": self.graph.output, "cache": kept})
+        output = map_tree(self._whole, self.graph.output)
         (given,) = self.graph.inputs
         dtype = next((t.dtype for t in self.graph.tensors.values() if t.is_floating_point()), torch.float32)
         inputs = [replace(given, shape=(given.shape[0], 1))]
@@ -96,7 +97,7 @@ class _Next:
         joined = tuple(Ref(f"{value}_joined") for value in self.cached)
         then = replace(
             self.graph, inputs=tuple(inputs), nodes=tuple(self.nodes), signature=(len(inputs), ()),
-            output={"output": self.graph.output, "cache": joined},
+            output={"output": output, "cache": joined},
             example={self.past: max(1, self.graph.example.get(self.symbol, 2) - 1)},
             limits=tuple(self._whole(limit) for limit in self.graph.limits),
         )  # fmt: skip

@@ -20,8 +20,9 @@ from parspike.graph.ops import Role
 from parspike.graph.quiet import outputs
 from parspike.graph.refusals import EXPERTS, PADDED
 
-__all__ = ["IN_TRAINING", "asks_values", "explain", "frames", "keeps_state", "seen", "user_line"]
+__all__ = ["ASSIGNED", "IN_TRAINING", "asks_values", "explain", "frames", "keeps_state", "seen", "user_line"]
 
+ASSIGNED = ".data of a tensor is assigned"
 IN_TRAINING = "write it only in training (self.training)"
 
 
@@ -46,11 +47,15 @@ def explain(model: nn.Module, error: Exception) -> str:
             f"{name}: the code branches on the values of a tensor{place} ({first}). A spiking network has one fixed "
             "graph: replace the branch by tensor operations, or convert the part of the model around it"
         )
+    if text == ASSIGNED:
+        return (
+            f"{name} assigns .data of a tensor{place}, which tracing cannot follow: of a weight, do that in training "
+            "only (if self.training), or once before it is converted; of a value, compute another one (y = 2 * x)"
+        )
     if "exported program constant's list" in text:
         return (
-            f"{name} computes with a tensor that tracing cannot follow: a weight whose .data forward assigns (do that "
-            "in training only, if self.training, or once before it is converted), or one inside torch.vmap (write its "
-            "products with torch.einsum or bmm)"
+            f"{name} computes with a tensor that tracing cannot follow, such as one inside torch.vmap: write its "
+            "products with torch.einsum or bmm"
         )
     if "is mutated in the forward" in text:
         return f"{name} writes into a tensor of its own in forward ({first}): a spiking network keeps no state"

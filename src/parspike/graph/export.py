@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo import config
+from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, _trace
 from torch.utils import _pytree as pytree
@@ -42,7 +43,7 @@ def export(
         # torch remembers what operators give for which sizes. With free sizes it hardly ever asks for it again, and
         # keeping it is a quarter of the time that a small network takes.
         uncached = config.patch(fake_tensor_cache_enabled=False)
-        with quiet(), _without_dumps(), uncached, Kept(model) as kept, without_branches():
+        with quiet(), _without_dumps(), _shapes_at_once(), uncached, Kept(model) as kept, without_branches():
             kept.copy_constants()
             _name_keywords(model, kwargs)
             observe_nothing(model)
@@ -124,6 +125,35 @@ def _without_dumps() -> Iterator[None]:
         del room.print
 
 
+@contextlib.contextmanager
+def _shapes_at_once() -> Iterator[None]:
+    """Give torch the shape of batch norms and of a few activations, which is their input's: with free sizes it computes
+    them on shapes step by step, by all their sums and products, half of the time that a network of many takes."""
+    aten, table = torch.ops.aten, getattr(fake_impls, "get_fast_op_impls", dict)()
+    mine: dict[Any, Any] = dict.fromkeys(
+        (aten._prelu_kernel.default, aten.leaky_relu.default, aten.relu.default), _shaped
+    )
+    mine[aten._native_batch_norm_legit_no_training.default] = _normed
+    new = {operator_: made for operator_, made in mine.items() if operator_ not in table}
+    try:
+        table.update(new)
+        yield
+    finally:
+        for operator_ in new:
+            table.pop(operator_, None)
+
+
+def _shaped(mode: FakeTensorMode, x: Tensor, *others: Any, **options: Any) -> Tensor:
+    with mode:
+        return torch.empty_like(x)
+
+
+def _normed(mode: FakeTensorMode, x: Tensor, *others: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    with mode:  # in evaluation nothing is kept of the statistics
+        none = torch.empty(0, dtype=x.dtype, device=x.device)
+        return torch.empty_like(x), none, torch.empty_like(none)
+
+
 def _in_known_operators(exported: Any) -> Any:
     """Remove in-place operators, and replace operators that the table lacks by torch's decompositions into others:
     `clip` is a `clamp`, `hstack` a `cat`, `mT` a `transpose`. Each decomposition traces the whole network again."""
@@ -137,6 +167,8 @@ def _in_known_operators(exported: Any) -> Any:
             if torch._C._dispatch_has_kernel_for_dispatch_key(operator_.name(), "CompositeImplicitAutograd"):
                 table[operator_] = operator_.decompose
         tried |= lacking
+        # Tracing the conditions too, in which min(64, n) is a branch, would add others, n < 64 beside n ≤ 64.
+        exported._guards_code = []
         exported = exported.run_decompositions(table) if table or writes else exported
         unroll(exported)  # those inside of torch.autocast, whose part of the program was a graph of its own
         writes = False

@@ -15,7 +15,7 @@ from parspike.graph.batch import check_memory, with_one_sample
 from parspike.graph.export import export
 from parspike.graph.ir import BATCH, Graph, Size
 from parspike.graph.ops import Role
-from parspike.graph.read import Reader
+from parspike.graph.read import Reader, UndecidedError
 from parspike.graph.same import across_batch_marked, same
 from parspike.graph.sizes import GuardWatch, batch_limits, conditions, other_sizes, resized
 
@@ -36,6 +36,7 @@ def with_free_sizes(
     inputs = (*args, *kwargs.values())
     fixed: dict[tuple[int, int], str] = {}
     names: list[str] = []
+    oblivious = True
     try:
         # Each round traces the network once, and either fixes a size or ends.
         for _ in range(TURNS):
@@ -43,10 +44,16 @@ def with_free_sizes(
             if not any(opened):
                 break
             watch = GuardWatch(model)
-            with watch.watching():
+            with watch.watching(oblivious=oblivious):
                 exported = export(model, args, kwargs, opened)
             reader = Reader(model, exported, args, kwargs)
-            graph = reader.graph()
+            try:
+                graph = reader.graph()
+            except UndecidedError:
+                if not oblivious:
+                    raise
+                oblivious = False
+                continue
             names = [i.name for i in graph.inputs]
             found = conditions(reader.placeholders, opened, watch)
             for place, (layer, line) in found.fixed.items():

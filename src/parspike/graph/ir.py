@@ -78,6 +78,13 @@ class Size:
     def __call__(self, sizes: Mapping[str, int]) -> int:
         return _evaluate(self.tree, sizes)
 
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether sizes meet a condition. One that divides by 0 for them is not met."""
+        try:
+            return bool(self(sizes))
+        except ZeroDivisionError:
+            return False
+
     @property
     def symbols(self) -> set[str]:
         """The input sizes that it depends on."""
@@ -122,11 +129,26 @@ def _format(tree: Any) -> str:
     texts = [_format(operand) for operand in operands]
     if operation in ("max", "min"):
         return f"{operation}({', '.join(texts)})"
+    less = [_negative(operand) for operand in operands] if operation == "+" else [None]
+    if any(part is not None for part in less) and None in less:
+        first = [text for text, part in zip(texts, less, strict=True) if part is None]
+        return "(" + " - ".join((" + ".join(first), *(_format(part) for part in less if part is not None))) + ")"
     return "(" + f" {operation} ".join(texts) + ")"
 
 
-SEEN, SMALL = 1024, 128
-"""Conditions whose numbers are at most SMALL are told by what they allow of the sizes 1 … SEEN."""
+def _negative(tree: Any) -> Any:
+    """What is subtracted, of a term that is below 0 by a factor; else None."""
+    if isinstance(tree, int):
+        return -tree if tree < 0 else None
+    if isinstance(tree, str) or tree[0] != "*" or not isinstance(tree[1], int) or tree[1] >= 0:
+        return None
+    rest = tree[2:] if tree[1] == -1 else (-tree[1], *tree[2:])
+    return ("*", *rest) if len(rest) > 1 else rest[0]
+
+
+SEEN, SMALL, FEW, WIDE = 1024, 128, 4, 48
+"""Conditions whose numbers are at most SMALL are told by what they allow of the sizes 1 … SEEN: a range or multiples,
+without FEW of them at most."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -140,11 +162,29 @@ def _told(limits: tuple[Size, ...]) -> tuple[str, ...]:
     told: list[str] = []
     of: dict[frozenset[str], list[Size]] = {}
     for limit in limits:
-        of.setdefault(frozenset(limit.symbols), []).append(limit)
+        if len(limit.symbols) != 2 or not _follows(limit, limits):
+            of.setdefault(frozenset(limit.symbols), []).append(limit)
     for symbols, group in of.items():
         short = _allowed(next(iter(symbols)), group) if len(symbols) == 1 else None
-        told.extend([str(limit)[1:-1] for limit in group] if short is None else short)
+        # One of several that are joined by "and"; an "or" stays in its brackets.
+        told.extend([str(limit)[1:-1] if limit.tree[0] != "or" else str(limit) for limit in group]
+                    if short is None else short)  # fmt: skip
     return tuple(told)
+
+
+def _follows(limit: Size, limits: Sequence[Size]) -> bool:
+    """Whether a limit on two sizes holds for all sizes up to WIDE that those on one size allow, so need not be told."""
+    one, two = sorted(limit.symbols)
+    numbers = [leaf for leaf in leaves(limit.tree) if isinstance(leaf, int)]
+    if max(map(abs, numbers), default=0) > WIDE // 2:
+        return False
+
+    def fit(symbol: str) -> list[int]:
+        own = [other for other in limits if other.symbols == {symbol}]
+        return [n for n in range(1, WIDE + 1) if all(other.holds({symbol: n}) for other in own)]
+
+    places = fit(one), fit(two)
+    return all(places) and all(limit.holds({one: n, two: m}) for n in places[0] for m in places[1])
 
 
 def _allowed(symbol: str, limits: Sequence[Size]) -> list[str] | None:
@@ -152,21 +192,20 @@ def _allowed(symbol: str, limits: Sequence[Size]) -> list[str] | None:
     parts = [leaf for limit in limits for leaf in leaves(limit.tree)]
     if len(parts) <= 3 or max((abs(n) for n in parts if isinstance(n, int)), default=0) > SMALL:
         return None
-    try:
-        fit = [n for n in range(1, SEEN + 1) if all(limit({symbol: n}) for limit in limits)]
-    except ZeroDivisionError:
-        return None
+    fit = [n for n in range(1, SEEN + 1) if all(limit.holds({symbol: n}) for limit in limits)]
     if not fit:
         return None
     name, first, last = _format(symbol), fit[0], fit[-1]
-    step = fit[1] - first if len(fit) > 1 else 1
-    if fit != list(range(first, last + 1, step)) or first % step:
+    step = fit[-1] - fit[-2] if len(fit) > 1 else 1
+    left_out = sorted({*range(first, last + 1, step)}.difference(fit))
+    if first % step or len(left_out) + len(fit) != len(range(first, last + 1, step)) or len(left_out) > FEW:
         return None
     open_above = last + step > SEEN
     return [
         *([f"({name} % {step}) = 0"] if step > 1 else []),
         *([f"{name} ≥ {first}"] if first > step else []),
         *([] if open_above else [f"{name} ≤ {last}"]),
+        *(f"{name} ≠ {n}" for n in left_out),
     ]
 
 
@@ -206,12 +245,12 @@ class Node:
     channel_dims: tuple[int, ...] = (1,)
     reason: str = ""
 
-    @property
+    @functools.cached_property
     def refs(self) -> tuple[str, ...]:
         """Names of the nodes and inputs that this node reads."""
         return tuple(leaf.name for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Ref))
 
-    @property
+    @functools.cached_property
     def params(self) -> tuple[str, ...]:
         """Paths of the network's tensors that this node reads."""
         return tuple(leaf.path for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Param))
@@ -414,7 +453,7 @@ class Graph:
         """The output for inputs by name; at: what other than its operator a node computes, by name (see `walk`)."""
         stream = Stream(dict(env), self.tensors, self.sizes(env))
         walk(Schedule.of(self.nodes, self.outputs), [stream], at)
-        return self.collect(stream.env)
+        return self.collect(stream.env, stream.sizes)
 
     def bind(self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> dict[str, Any]:
         """A call's arguments by the names of the graph's inputs. Positional ones may come by their names too."""
@@ -461,7 +500,7 @@ class Graph:
             for dim, n in zip(i.shape[1:], env[i.name].shape[1:], strict=True):
                 if isinstance(dim, Size) and dim(sizes) != n:
                     raise self._refused(i, env[i.name], place)
-        broken = next((limit for limit in self.limits if not limit(sizes)), None)
+        broken = next((limit for limit in self.limits if not limit.holds(sizes)), None)
         if broken is not None:
             read = {str(dim) for dim in broken.symbols}
             i = next((i for i in self.inputs if any(str(dim) in read for dim in i.shape[1:])), self.inputs[0])
@@ -489,8 +528,9 @@ class Graph:
         nodes = (replace(node.mapped(fill), shape=tuple(map(fill, node.shape))) for node in self.nodes)
         limits = tuple(limit for limit in map(fill, self.limits) if isinstance(limit, Size))
         return replace(
-            self, inputs=tuple(inputs), nodes=tuple(nodes), example={}, limits=limits, fixed=(*self.fixed, why)
-        )
+            self, inputs=tuple(inputs), nodes=tuple(nodes), output=map_tree(fill, self.output), example={},
+            limits=limits, fixed=(*self.fixed, why),
+        )  # fmt: skip
 
     def batch(self, least: int = 1) -> int:
         """The smallest batch from `least` on that the limits allow with the example's other sizes."""
@@ -499,7 +539,7 @@ class Graph:
 
     def allows(self, sizes: Mapping[str, int]) -> bool:
         """Whether inputs of these sizes meet every limit."""
-        return all(limit(sizes) for limit in self.limits)
+        return all(limit.holds(sizes) for limit in self.limits)
 
     def sizes(self, env: Mapping[str, Tensor]) -> dict[str, int]:
         """The value of every symbol of the input shapes."""
@@ -510,9 +550,13 @@ class Graph:
             if isinstance(dim, Size) and isinstance(dim.tree, str)
         }
 
-    def collect(self, env: Mapping[str, Any]) -> Any:
-        """The output tree, with a value for every reference."""
-        return map_tree(lambda leaf: env[leaf.name] if isinstance(leaf, Ref) else leaf, self.output)
+    def collect(self, env: Mapping[str, Any], sizes: Mapping[str, int]) -> Any:
+        """The output tree, with a value for every reference, and a number for every size of the inputs."""
+
+        def value(leaf: Any) -> Any:
+            return env[leaf.name] if isinstance(leaf, Ref) else leaf(sizes) if isinstance(leaf, Size) else leaf
+
+        return map_tree(value, self.output)
 
 
 def _shape(shape: tuple[Any, ...]) -> str:
@@ -631,4 +675,6 @@ def expected_tensor(value: object) -> str:
         remedy = f": {flattened(value)}"
     elif isinstance(value, (bool, int, float, str)):
         remedy = f": convert a module around the network whose forward passes {value!r} on"
+    elif value is None:
+        remedy = ": leave out what forward does without"
     return "expected a tensor (B, …)" + remedy

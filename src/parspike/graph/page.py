@@ -21,9 +21,10 @@ what then has no row is refused.
 **Sizes of inputs.** Height, width, length and number of tokens stay free where the network allows it, and the last line
 of the plan says so: `inputs: x (B, 3, x.2, x.3); free: x.2, x.3; where (x.2 % 32) = 0`, with x.2 for dimension 2 of the
 input x. A linear layer behind `flatten` or a number written in the code fixes them: `x.2 = 32, x.3 = 32 fixed by layer
-'fc' at net.py:12`. So do numbers computed from a size that are no whole numbers (`interpolate` by 1.5,
+'fc' at net.py:12`. So do loops over a size, other numbers than whole ones computed from it (`1 / x.shape[1]`,
 `x.shape[1] ** 0.5`), and networks that ask more than 40 conditions of their sizes (windows and paddings). An activation
-with a free size in it, such as boxes clamped to the image, `clamp(0, x.shape[-1])`, is computed and no neuron.
+with a free size in it, such as boxes clamped to the image, `clamp(0, x.shape[-1])`, is computed and no neuron. A
+network may return sizes beside its tensors (`return y, x.shape[0]`): they are those of each input.
 
 **The batch** may have any size, and one more than another has no effect on a sample. A branch on its size (`if len(x)`
 fixes it and is refused, `if x.shape[0] > 16` is followed for the example's side) is a limit, `where B ≤ 16`, that every

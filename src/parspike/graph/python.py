@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from parspike.graph.explain import ASSIGNED
 from parspike.graph.sizes import whole_number
 
 __all__ = ["ASKED", "Flags", "left_to_torch", "observe_nothing", "sizes_kept", "without_branches"]
@@ -125,10 +126,27 @@ class _OneWay(TorchFunctionMode):
     be a condition on the batch and changes no more than rounding; `left_to_torch` lets it choose again. A pool over all
     places, `F.avg_pool2d(x, x.size()[2:])`, as a mean or a maximum, for torch makes numbers of a pool's sizes. And a
     maximum over windows of a free length as one over windows of a height of 1, for torch fixes the length in the first;
-    `left_to_torch` turns it back."""
+    `left_to_torch` turns it back. `x.data` is `x.detach()`, for tracing does not see the first; nor does it see what is
+    assigned to it, which is refused. A tensor of sizes, `torch.as_tensor([h, w])`, and places between two numbers,
+    `torch.linspace(-1, 1, w)`, are made of operators that take sizes, for in these torch makes numbers of them.
+    `x.contiguous()` is a copy, for it asks how x lies in memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if getattr(func, "__self__", None) is Tensor.data:
+            if func.__name__ != "__get__":
+                raise RuntimeError(ASSIGNED)
+            return args[0].detach()
+        if func is Tensor.contiguous and not kwargs and len(args) == 1 and _is_free(args[0]):
+            return args[0].clone(memory_format=torch.contiguous_format)
+        if func is torch.as_tensor and (made := _of_sizes(*args, **kwargs)) is not None:
+            return made
+        if func is Tensor.new_tensor:
+            kind = {"dtype": args[0].dtype, "device": args[0].device}
+            if (made := _of_sizes(*args[1:], **{**kind, **kwargs})) is not None:
+                return made
+        if func is torch.linspace and (made := _places_between(*args, **kwargs)) is not None:
+            return made
         if func in POOLS and _over_all(POOLS[func][1], *args, **kwargs):
             whole, dims = POOLS[func]
             return whole(args[0] if args else kwargs["input"], tuple(range(-dims, 0)), keepdim=True)
@@ -142,6 +160,39 @@ class _OneWay(TorchFunctionMode):
         if func is torch.functional.cdist and kwargs.get("compute_mode") == AS_NEEDED and kwargs.get("p") == 2:
             kwargs["compute_mode"] = "use_mm_for_euclid_dist"
         return func(*args, **kwargs)
+
+
+def _is_free(x: Tensor) -> bool:
+    return any(isinstance(size, torch.SymInt) for size in x.shape[1:])
+
+
+def _of_sizes(data: Any, *, dtype: Any = None, device: Any = None, **options: Any) -> Tensor | None:
+    """A tensor of a size, or of a list of numbers with sizes among them; None where there are none."""
+    numbers = data if isinstance(data, (list, tuple)) else [data]
+    free = any(isinstance(n, torch.SymInt) for n in numbers)
+    if not free or not all(isinstance(n, (int, float, torch.SymInt)) for n in numbers):
+        return None
+    if dtype is None:
+        dtype = torch.get_default_dtype() if any(isinstance(n, float) for n in numbers) else torch.int64
+    made = [torch.full((), n, dtype=dtype, device=device) for n in numbers]  # pyright: ignore[reportArgumentType]
+    return torch.stack(made) if isinstance(data, (list, tuple)) else made[0]
+
+
+def _places_between(
+    start: Any, end: Any, steps: Any = None, *, dtype: Any = None, device: Any = None, **options: Any
+) -> Tensor | None:
+    """`torch.linspace` of a free number of places between two numbers; None where it is another."""
+    if not isinstance(steps, torch.SymInt) or not all(isinstance(n, (int, float, torch.SymInt)) for n in (start, end)):
+        return None
+    dtype = dtype or torch.get_default_dtype()
+    if not dtype.is_floating_point:
+        return None
+    numbers: tuple[Any, ...] = (start, end, steps - 1)
+    start, end, last = (torch.full((), n, dtype=dtype, device=device) for n in numbers)
+    place = torch.arange(steps, dtype=dtype, device=device)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    step = (end - start) / last.clamp(min=1)
+    # The way of torch's own kernel, from both ends, and of one place the start.
+    return torch.where(place * 2 < steps, start + place * step, end - (last - place) * step)
 
 
 POOLS: dict[Any, tuple[Any, int]] = {

@@ -26,7 +26,7 @@ from parspike.graph.refusals import REFUSED, judge
 from parspike.graph.sizes import size_tree
 from parspike.graph.wide import implied_eps
 
-__all__ = ["Reader", "known", "plain", "unreadable"]
+__all__ = ["Reader", "UndecidedError", "known", "plain", "unreadable"]
 
 BATCH_NORMS = ("aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default")
 
@@ -40,6 +40,8 @@ CASTS = ("aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.to.pri
 RESHAPES = ("aten.flatten.using_ints", "aten.unflatten.int", "aten.view_as.default", "aten.reshape_as.default")
 
 RMS_NORM = "aten.rms_norm.default"
+
+SCALAR = "aten.scalar_tensor.default"
 
 SQUEEZES = ("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
 
@@ -58,6 +60,10 @@ WITH_PLACES = {
     **{f"aten.max_pool{d}d_with_indices.default": f"aten.max_pool{d}d_with_indices.default" for d in "23"},
     **{f"aten.adaptive_max_pool{d}d.default": f"aten.adaptive_max_pool{d}d.places" for d in "123"},
 }  # fmt: skip
+
+
+class UndecidedError(TraceError):
+    """The size of a slice is not known of sizes that were left open, or depends on values."""
 
 
 class Reader:
@@ -102,14 +108,14 @@ class Reader:
                 # torch.export returns an input that forward writes into before the outputs; it is no output of the
                 # network.
                 specs = self.exported.graph_signature.output_specs
-                output = [self._arguments(value) for value, spec in zip(fx.args[0], specs, strict=True)
+                output = [self._output(value) for value, spec in zip(fx.args[0], specs, strict=True)
                           if spec.kind is OutputKind.USER_OUTPUT]  # fmt: skip
         structure = plain(pytree.tree_unflatten(output, self.exported.call_spec.out_spec))
         found = list(leaves(structure))
-        if not any(isinstance(leaf, Ref) for leaf in found) or any(isinstance(leaf, Size) for leaf in found):
+        if not any(isinstance(leaf, Ref) for leaf in found):
             raise TraceError(
                 f"{type(self.model).__name__} returns {_kinds(found)}: at least one output must be a tensor (B, …) "
-                "that depends on the input, and none a size of it; return the others by another method"
+                "that depends on the input; return the others by another method"
             )
         structure = map_tree(lambda leaf: self._returned(leaf) if isinstance(leaf, Param) else leaf, structure)
         nodes = _live(self.nodes, structure)
@@ -190,8 +196,17 @@ class Reader:
         if isinstance(tree, torch.device):
             return Device()
         if isinstance(tree, (torch.SymFloat, torch.SymBool)):
-            raise TraceError(f"it computes {tree} from its sizes: not supported")
+            raise TraceError(f"it computes with {_kind(tree)} made of its sizes: not supported")
         return self._size(tree) if isinstance(tree, torch.SymInt) else tree
+
+    def _output(self, value: Any) -> Any:
+        meta = value.meta.get("val") if isinstance(value, torch.fx.Node) else value
+        if isinstance(meta, (torch.SymFloat, torch.SymBool)):
+            raise TraceError(
+                f"{type(self.model).__name__} returns {_kind(meta)} made of its sizes: return the whole number that it "
+                "is made of, such as x.shape[0]"
+            )
+        return self._arguments(value)
 
     def _call(self, fx: Any) -> None:
         meta = fx.meta.get("val")
@@ -199,8 +214,10 @@ class Reader:
         if isinstance(meta, (torch.SymFloat, torch.SymBool)):
             # What sizes alone are made of, such as math.floor(n / 2), is read from the size that comes of it.
             symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
-            if not all(isinstance(user.meta.get("val"), symbols) for user in fx.users):
-                raise TraceError(f"it computes {meta} from its sizes: not supported")
+            if not all(isinstance(user.meta.get("val"), symbols) or user.op == "output" for user in fx.users):
+                line = user_line(fx.meta.get("stack_trace") or "")
+                place = f" at {line}" if line else ""
+                raise TraceError(f"it computes with {_kind(meta)} made of its sizes{place}: not supported")
             return
         if isinstance(meta, (torch.SymInt, int, float, bool)):
             self.value[fx.name] = self._size(meta) if isinstance(meta, torch.SymInt) else meta
@@ -237,7 +254,8 @@ class Reader:
                 f"{type(self.model).__name__}: the code takes a number out of a tensor at {place}, which would be "
                 "the example's for every input: compute with the tensor itself, without .item() or float()"
             )
-        raise TraceError(
+        refused = UndecidedError if fx.target is torch.ops.aten.slice.Tensor else TraceError
+        raise refused(
             f"{type(self.model).__name__}: the size of {ops.target_of(fx.target)} at {place} depends on values: "
             "index by places (torch.nonzero outside forward) instead of a mask, or use torch.where"
         )
@@ -262,6 +280,8 @@ class Reader:
             return *self._largest(fx, target, args), kwargs
         if target in BLANKS:  # takes only the type and the sizes of its first argument, not its values
             return self._blank(target, args, fx.meta["val"])
+        if target == SCALAR:
+            return "aten.full.default", ([], args[0]), {"dtype": fx.meta["val"].dtype, "device": Device()}
         if target in MADE and kwargs.get("dtype") is None:  # left out, it is torch's default, which .to() keeps
             return target, args, {**kwargs, "dtype": fx.meta["val"].dtype}
         if target in BATCH_NORMS and not self._of_weights(args):
@@ -430,14 +450,20 @@ def _no_current(fx: Any, role: Role) -> str:
 
 
 def plain(tree: Any) -> Any:
-    """Tuples, lists and dicts in place of named tuples and data classes, whose classes a file cannot hold."""
+    """Tuples, lists and dicts in place of named tuples, shapes and data classes, whose classes a file cannot hold."""
     if dataclasses.is_dataclass(tree) and not isinstance(tree, (Ref, Param, Size)):
         return {field.name: plain(getattr(tree, field.name)) for field in dataclasses.fields(tree)}
     if isinstance(tree, tuple) and (names := getattr(tree, "_fields", None)) is not None:
         return {name: plain(value) for name, value in zip(names, tree, strict=True)}
+    if isinstance(tree, torch.Size):
+        return tuple(tree)
     if isinstance(tree, dict):
         return {key: plain(value) for key, value in tree.items()}
     return type(tree)([plain(item) for item in tree]) if isinstance(tree, (tuple, list)) else tree
+
+
+def _kind(number: torch.SymFloat | torch.SymBool) -> str:
+    return "a number with a fraction" if isinstance(number, torch.SymFloat) else "a truth value"
 
 
 def _kinds(found: Sequence[Any]) -> str:
@@ -448,7 +474,7 @@ def _kinds(found: Sequence[Any]) -> str:
 def known(operator_: Any) -> bool:
     """Whether the reader needs no decomposition of an operator: it has a row or a refusal of its own, or is random."""
     target = ops.target_of(operator_)
-    groups = (ops.TABLE, IDENTITIES, SQUEEZES, CASTS, RESHAPES, BLANKS, WITH_PLACES, BATCH_NORMS)
+    groups = (ops.TABLE, IDENTITIES, SQUEEZES, CASTS, RESHAPES, BLANKS, WITH_PLACES, BATCH_NORMS, (SCALAR,))
     return (
         any(target in group for group in groups)
         or target.split(".")[1] in REFUSED

@@ -174,7 +174,7 @@ class _Draft:
             self.means[instead] = means
         del self.nodes[node.name]
         swap = _renaming({node.name: instead})
-        self.nodes = {name: n.mapped(swap) for name, n in self.nodes.items()}
+        self.nodes = {name: n.mapped(swap) if node.name in n.refs else n for name, n in self.nodes.items()}
         self.output = map_tree(swap, self.output)
 
     def insert(self, name: str, made: list[Node]) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "alike",
     "check_rewritten",
     "check_same",
+    "equal_numbers",
     "same",
     "tensors_of",
     "two_samples",
@@ -60,9 +61,12 @@ def same(
     A tolerance on the outputs would not do: in a network with rounding, maxima or thresholds the last bit may grow to a
     large difference, and a tolerance above that would also accept a wrong constant. changes: see `quiet.outputs`.
     """
-    wanted = tensors_of(plain(outputs(model, args, kwargs, changes)))
+    of_model = plain(outputs(model, args, kwargs, changes))
     with quiet():
-        found = tensors_of(graph.run(*args, **kwargs))
+        of_graph = graph.run(*args, **kwargs)
+        if not equal_numbers(of_model, of_graph):
+            return False
+        wanted, found = tensors_of(of_model), tensors_of(of_graph)
         if _apart(wanted, found) == 0:
             return True
         try:
@@ -230,6 +234,12 @@ def tensors_of(tree: Any) -> list[Tensor]:
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
+def equal_numbers(wanted: Any, found: Any) -> bool:
+    """Whether two outputs have the same numbers beside their tensors, such as sizes of the input."""
+    one, two = ([leaf for leaf in leaves(tree) if isinstance(leaf, (int, float))] for tree in (wanted, found))
+    return len(one) == len(two) and all(a == b or (a != a and b != b) for a, b in zip(one, two, strict=True))
+
+
 def _largest(tree: Any) -> float:
     """The largest finite number that a node reads."""
     numbers = [float(torch.nan_to_num(x.double(), 0, 0, 0).abs().max()) for x in tensors_of(tree)
@@ -318,7 +328,8 @@ def _across_batch_marked(graph: Graph, one: dict[str, Tensor]) -> Graph:
             both[node.name] = joined
     none = dict.fromkeys(graph.constant)
     for sample, twice in ((1, two), (0, other)):
-        _check_samples(graph.collect({**one, **none}), graph.collect({**twice, **none}), sample, mixing)
+        both = [graph.collect({**env, **none}, streams[0].sizes) for env in (one, twice)]
+        _check_samples(both[0], both[1], sample, mixing)
     nodes = [replace(n, role=Role.ANALOG, reason=ops.ACROSS_BATCH) if n.name in across else n for n in graph.nodes]
     return replace(graph, nodes=tuple(nodes))
 
@@ -381,7 +392,12 @@ def two_samples(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise InputError(f"example inputs must be tensors of shape (batch, …), got {type(tensor).__name__}")
-        if tensor.dim() == 0 or tensor.shape[0] == 0:
+        if tensor.dim() == 0:
+            raise InputError(
+                "an example input is a tensor of one number, without a batch: inputs are batches, (B, …); convert a "
+                f"module around the network whose forward passes {tensor.item() if not tensor.is_meta else 'it'} on"
+            )
+        if tensor.shape[0] == 0:
             raise InputError(f"an example input has shape {tuple(tensor.shape)}: it needs at least one sample, (B, …)")
         if tensor.is_meta or tensor.layout is not torch.strided:
             kind = "on the meta device" if tensor.is_meta else f"sparse ({tensor.layout})"

@@ -33,13 +33,14 @@ from torch.utils._sympy.functions import FloorDiv
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from parspike.errors import TraceError
-from parspike.graph.ir import BATCH, Graph, Size
+from parspike.graph.ir import BATCH, Graph, Size, leaves
 
 __all__ = [
     "Conditions",
     "GuardWatch",
     "batch_limits",
     "conditions",
+    "left_out",
     "other_sizes",
     "resized",
     "size_tree",
@@ -56,6 +57,8 @@ LONG = 4096
 """Sizes above it are tried much smaller first."""
 FINEST = 1024
 """The largest divisor of a number with a binary point that sizes are multiplied by without rounding: 0.5, 1.25."""
+NEAR = 64
+"""Sizes below it are looked at for one that a single limit leaves out."""
 TRIES = 2000
 """Combinations of sizes looked at for one that the limits allow."""
 
@@ -175,11 +178,12 @@ class GuardWatch:
         self.stack.pop()
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Export inside; sizes of one are then nothing special, so that they add no conditions of their own."""
+    def watching(self, *, oblivious: bool = True) -> Iterator[None]:
+        """Export inside. oblivious: sizes of one are then nothing special, so that they add no conditions of their own,
+        but torch does not know then which part of a value a slice is whose start is a difference of sizes."""
         hooks = register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)
         try:
-            with _config.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
+            with _config.patch(backed_size_oblivious=oblivious):  # pyright: ignore[reportAttributeAccessIssue]
                 yield
         finally:
             for hook in hooks:
@@ -198,7 +202,7 @@ class Conditions:
 
     def as_sizes(self, symbols: Mapping[Any, str]) -> tuple[Size, ...]:
         """The limits for `Graph`."""
-        trees = [_condition(limit, symbols) for limit in self.limits]
+        trees = [tree for limit in self.limits for tree in _each(_condition(limit, symbols))]
         return tuple(dict.fromkeys(Size(tree) for tree in trees if not _same(tree)))
 
 
@@ -219,7 +223,7 @@ def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: G
     equations: dict[Any, tuple[str, str]] = {}
     for number, guard in enumerate(environment.guards):
         where = watch.layer(environment, number), guard.sloc.maybe_user_loc or ""
-        says = _numbered(guard.expr)
+        says = _numbered(guard.expr, batch)
         for symbol in guard.expr.free_symbols:
             if environment.replace(symbol).is_Integer:
                 # A least size, as a convolution asks it, stands before the equation that fixes it.
@@ -230,7 +234,7 @@ def conditions(placeholders: Sequence[Any], opened: Sequence[set[int]], watch: G
             continue
         if not expression.free_symbols - batch:
             found.limits.append(expression)
-        elif numbered := _numbered(expression):
+        elif numbered := _numbered(expression, batch):
             for symbol in numbered:
                 found.fixed.update(dict.fromkeys(places.get(symbol, ()), where))
         else:
@@ -281,9 +285,13 @@ def _place(source: str) -> tuple[str, int]:
     return re.sub(r"\W+", "_", base.removeprefix("L")).strip("_"), int(dim) if dim.isdigit() else -1
 
 
-def _numbered(condition: Any) -> set[Any]:
-    """The sizes of which a condition says that they equal a number; divisibility does not say that."""
+def _numbered(condition: Any, batch: set[Any]) -> set[Any]:
+    """The sizes of which a condition says that they equal a number. Divisibility does not say that, nor does the number
+    of parts of a size that grow with it, (n + n // 2 - 1) // (n // 2) = 2, which `x.chunk` and `x.split` ask."""
     if type(condition).__name__ != "Equality" or any(type(s).__name__ in ("Mod", "PythonMod") for s in condition.args):
+        return set()
+    if any(type(side).__name__ in ("FloorDiv", "CleanDiv") and side.args[1].free_symbols - batch
+           for side in condition.args):  # fmt: skip
         return set()
     one, two = condition.args
     # The batch on both sides, as where it is in a view's shape, goes away in the quotient.
@@ -305,12 +313,20 @@ def _plain(condition: Any) -> Any:
     condition = condition.replace(lambda part: type(part).__name__ in ("Mod", "PythonMod"), _left_over)
     if type(condition).__name__ not in ("Equality", "Unequality"):
         return condition
-    sides = [_factors(side) for side in condition.args]
+    if condition.args[1] == 0 and type(condition.args[0]).__name__ in ("Mod", "PythonMod"):
+        rest = condition.args[0]
+        return condition.func(rest.func(*_without_shared(rest.args)), 0)
+    return condition.func(*_without_shared(condition.args))
+
+
+def _without_shared(both: Sequence[Any]) -> Sequence[Any]:
+    """Two whole numbers without the positive factors that they share."""
+    sides = [_factors(side) for side in both]
     shared = [base for base in {**sides[0], **sides[1]} if base.is_Symbol and base.is_positive]
     least = {base: min(side.get(base, 0) for side in sides if side) for base in shared}
-    numbers = [abs(int(side.as_coeff_Mul()[0])) for side in condition.args if side.as_coeff_Mul()[0].is_Integer]
+    numbers = [abs(int(side.as_coeff_Mul()[0])) for side in both if side.as_coeff_Mul()[0].is_Integer]
     by = Mul(math.gcd(*numbers) if len(numbers) == 2 else 1, *(base**n for base, n in least.items()))
-    return condition if by in (0, 1) else condition.func(*(side / by for side in condition.args))
+    return both if by in (0, 1) else [side / by for side in both]
 
 
 def _factors(product: Any) -> dict[Any, Any]:
@@ -354,12 +370,32 @@ def _condition(expression: Any, symbols: Mapping[Any, str]) -> Any:
             factor, rest = one.as_coeff_Mul()
             if type(rest).__name__ == "FloorDiv" and rest.args == (two, factor):  # k·(x // k) = x
                 return ("=", ("%", size_tree(two, symbols), int(factor)), 0)
+            if (by := _windows(one, two)) is not None:
+                tests = [("=", ("%", size_tree(part, symbols), number), 0) for part, number in by]
+                return tests[0] if len(tests) == 1 else ("and", *tests)
             if type(two).__name__ == "Min" and one in two.args:  # x = min(x, k)
                 most = type(two)(*(part for part in two.args if part != one))
                 return ("≤", size_tree(one, symbols), size_tree(most, symbols))
     if type(expression).__name__ in ("And", "Or"):
         return (OPERATIONS[type(expression).__name__], *(_condition(part, symbols) for part in expression.args))
     return size_tree(expression, symbols)
+
+
+def _each(condition: Any) -> Sequence[Any]:
+    """The conditions that one joins by "and"."""
+    return condition[1:] if isinstance(condition, tuple) and condition[0] == "and" else [condition]
+
+
+def _windows(one: Any, two: Any) -> list[tuple[Any, int]] | None:
+    """Of 16·(x // 4)·(y // 4) and x·y, which are equal where all windows are whole: x and y with their divisors."""
+    number, rest = one.as_coeff_Mul()
+    parts = rest.args if rest.is_Mul else (rest,)
+    if not all(type(part).__name__ == "FloorDiv" and part.args[1].is_Integer for part in parts):
+        return None
+    by = [(part.args[0], int(part.args[1])) for part in parts]
+    whole = all(part.is_positive or part.is_nonnegative for part, _ in by)
+    product = Mul(*(part for part, _ in by))
+    return by if whole and number == math.prod(n for _, n in by) and product == two else None
 
 
 def _same(condition: Any) -> bool:
@@ -381,6 +417,22 @@ def other_sizes(graph: Graph) -> Iterator[dict[str, int]]:
         sizes = {BATCH: batch, **dict(zip(graph.example, combination, strict=True))}
         if graph.allows(sizes):
             yield sizes
+
+
+def left_out(graph: Graph, limit: Size) -> list[dict[str, int]]:
+    """Sizes that the graph's limits allow and this one leaves out, three at most: those nearest to the example's, and
+    the smallest."""
+    usual = {**graph.example, BATCH: graph.batch(2)}
+    symbols = sorted(limit.symbols)
+    known = {*usual.values(), *(abs(leaf) for leaf in leaves(limit.tree) if isinstance(leaf, int))}
+    few = {*range(1, NEAR), *(n + d for n in known for d in range(-3, 4) if n + d > 0)}
+    found: list[dict[str, int]] = []
+    for place in itertools.product(sorted(few), repeat=len(symbols)) if len(symbols) < 3 else ():
+        sizes = {**usual, **dict(zip(symbols, place, strict=True))}
+        if not limit.holds(sizes) and graph.allows(sizes):
+            found.append(sizes)
+    nearest = sorted(found, key=lambda sizes: sum(abs(sizes[symbol] - usual[symbol]) for symbol in symbols))
+    return [sizes for n, sizes in enumerate((*nearest[:2], *found[:1])) if sizes not in nearest[:n]]
 
 
 def resized(x: Tensor, shape: Sequence[Any], sizes: Mapping[str, int]) -> Tensor:

@@ -83,8 +83,8 @@ def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str
         given = [f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in (*args, *kwargs.values())]
         line = user_line("".join(frames(error)))
         raise InputError(
-            f"{type(model).__name__} fails on the example, {', '.join(given)}{f' at {line}' if line else ''}: "
-            f"{said}. {_remedy(said)}"
+            f"{type(model).__name__} fails on the example, {', '.join(given) or 'no inputs'}"
+            f"{f' at {line}' if line else ''}: {said.removesuffix(', but expected one of:')}. {_remedy(said)}"
         ) from error
 
 
@@ -110,6 +110,11 @@ def _remedy(said: str) -> str:
         return (
             "A dict gives the arguments of forward by name: convert a module around a network that takes one, with "
             "def forward(self, x): return self.network({'x': x})"
+        )
+    if any(part in said for part in ("is ambiguous", "converted to an index", "invalid combination of arguments")):
+        return (
+            "Inputs are batches, (B, …); a switch or a number that forward takes is none: convert a module around the "
+            "network that passes it on, such as def forward(self, x): return self.network(x, flag=True)"
         )
     if "CUDA" in said or "NVIDIA" in said:
         return "Where forward moves something to a GPU by itself, let it ask its input, .to(x.device)"

@@ -251,8 +251,8 @@ class _Meter:
         moving = [node.name for node in self.graph.nodes if node.name in self.varying]
         self.sent = self._over_time(env)
         walk(self.schedule, self.streams, dict.fromkeys(moving, self._visit))
-        outputs = self.graph.collect(self.streams[0].env) if self.logits is None else self.logits
-        return outputs, None if self.reference is None else self.graph.collect(self.streams[4].env)
+        outputs = self.graph.collect(self.streams[0].env, sizes) if self.logits is None else self.logits
+        return outputs, None if self.reference is None else self.graph.collect(self.streams[4].env, sizes)
 
     def _check_weights(self, timed: Collection[str], place: str) -> None:
         """Refuse a product whose weights are made of an input over time: a mean of weights is not what spikes meet."""

@@ -226,7 +226,7 @@ def answers_by_step(snn: SNN, env: Mapping[str, Tensor], run: Run) -> Any:
         stream.env[name] = fold(current.cumsum(0) / steps, node.batch_dim or 0)
     nodes = [node for node in graph.nodes if node.name in needed]
     walk(Schedule.of(nodes, graph.outputs, seeds=tuple(stream.env)), [stream])
-    return graph.collect(stream.env)
+    return graph.collect(stream.env, graph.sizes(env))
 
 
 def _flat(output: Any) -> tuple[Tensor, bool]:
