@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 
 import parspike
 from parspike import engines
-from parspike.engines.memory import ran_out
 from parspike.errors import InsufficientMemoryError, ParspikeWarning
 from parspike.graph import Size
+from parspike.graph.memory import ran_out
 
 SIZE = 7
 
@@ -113,8 +114,10 @@ def test_one_sample_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatc
 def test_other_errors_come_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     snn, args = spiking()
     asked = most(monkeypatch, "count", 0)
-    monkeypatch.setattr(torch, "OutOfMemoryError", KeyError)  # what is raised is no lack of memory any more
-    with pytest.raises(KeyError):
+    monkeypatch.setattr(
+        sys.modules["parspike.graph.memory"], "_shortage", lambda error: None
+    )  # it is no lack of memory
+    with pytest.raises(torch.OutOfMemoryError):
         copied(snn)(*args)
     assert asked == [SIZE]
 
@@ -151,3 +154,15 @@ def test_a_conversion_that_memory_does_not_hold_says_what_takes_less() -> None:
 
     with pytest.raises(InsufficientMemoryError, match="convert: memory ran out; give batches of fewer samples"):
         parspike.convert(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)).eval(), Items(), 2, recipe="max")
+
+
+def test_memory_that_runs_out_while_tracing_is_no_fault_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a message that blames the code of the network, "takes no other batch size than the example's"."""
+
+    def fails(*given: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(sys.modules["parspike.graph.same"], "walk", fails)
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    with pytest.raises(InsufficientMemoryError, match=r"plan: memory ran out; give an example of fewer .*enforce fail"):
+        parspike.plan(model, torch.rand(2, 3))

@@ -19,7 +19,6 @@ from parspike.calibrate import Auto, Batches, Draft, Recipe, recipe_from_json, r
 from parspike.calibrate.batches import SEEN, arguments_of, readable_again, signature_of
 from parspike.calibrate.recipe import Progress
 from parspike.calibrate.student import ByCount, Input, OverTime
-from parspike.engines import memory_of
 from parspike.errors import (
     CalibrationError,
     InputError,
@@ -31,6 +30,7 @@ from parspike.errors import (
     meant,
 )
 from parspike.graph import Curve, Graph, Schedule, Stream, device_of, walk, with_doubles
+from parspike.graph.memory import memory_of
 from parspike.graph.opened import LABELS, opened
 from parspike.graph.ops import ENCODE
 from parspike.neurons import CODES, Code, Kind, Parallel, Serial, Simulation, SpikingLayer, check_kind

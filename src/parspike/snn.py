@@ -22,6 +22,7 @@ from parspike.errors import InputError, OptionError, ParspikeWarning, Unsupporte
 from parspike.graph import Graph, Input, device_of, leaves
 from parspike.graph.cache import token_dims, with_cache
 from parspike.graph.ir import BATCH
+from parspike.graph.memory import memory_of
 from parspike.graph.opened import LABELS
 from parspike.neurons import Dynamics, Neuron, Simulation, SpikingLayer, twin
 from parspike.notebook import html_table
@@ -268,7 +269,7 @@ class SNN(nn.Module):
         if kind[0] == "parallel":
             least += ", or a smaller chunk="
         exactly = engines.exactly(self, kind[0]) if self._whole else contextlib.nullcontext()
-        with engines.memory_of("run", least), exactly:
+        with memory_of("run", least), exactly:
             done, part = engines.in_parts(run, self.graph, env, self._parts.get(key))
         size = self.graph.sizes(env).get(BATCH, 1)
         if part < min(self._parts.get(key, size), size):

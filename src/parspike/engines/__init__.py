@@ -13,7 +13,7 @@ from parspike.engines.base import ENGINES, OVER_TIME, PACKED, Network, Record, R
 from parspike.engines.count import Pass, count, counted
 from parspike.engines.folded import Steps
 from parspike.engines.integer import exactly, forget, integer
-from parspike.engines.memory import in_parts, memory_of
+from parspike.engines.memory import in_parts
 from parspike.engines.over_time import Block, Watch, changing, over_time
 from parspike.engines.stages import parallel, serial
 
@@ -35,7 +35,6 @@ __all__ = [
     "forget",
     "in_parts",
     "integer",
-    "memory_of",
     "over_time",
     "parallel",
     "recorded",

@@ -6,7 +6,6 @@ behind the other are what the whole batch would have given.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,31 +13,12 @@ from typing import Any
 import torch
 
 from parspike.engines.base import Run
-from parspike.errors import InsufficientMemoryError
 from parspike.graph import Graph, Ref, Size
 from parspike.graph.ir import BATCH
+from parspike.graph.memory import ran_out
 from parspike.neurons import joined_trains
 
-__all__ = ["in_parts", "memory_of", "ran_out"]
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left, on a GPU or on the CPU."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
-
-
-@contextlib.contextmanager
-def memory_of(place: str, remedy: str) -> Iterator[None]:
-    """Raise `InsufficientMemoryError` where memory runs out, naming the place and what helps there."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out(error) or isinstance(error, InsufficientMemoryError):
-            raise
-        said = (str(error).splitlines() or [""])[0]
-        raise InsufficientMemoryError(f"{place}: memory ran out; {remedy} ({said})") from error
+__all__ = ["in_parts"]
 
 
 def in_parts(

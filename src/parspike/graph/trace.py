@@ -15,6 +15,7 @@ from parspike.graph.export import export
 from parspike.graph.forget import and_forget
 from parspike.graph.free import of_one_size, with_free_sizes
 from parspike.graph.ir import Graph
+from parspike.graph.memory import memory_of, ran_out
 from parspike.graph.quiet import outputs
 from parspike.graph.read import Reader, unreadable
 from parspike.graph.same import two_samples
@@ -31,9 +32,13 @@ def trace(
     args, kwargs: an example batch, tensors of shape (B, …), B ≥ 1. The model is not changed. free_sizes: leave the
     other sizes of inputs free where the network allows it (see `sizes`), else all as in the example.
     Raises `InputError` for a model in train mode or with NaN or Inf in its tensors, `TraceError` where
-    `torch.export` cannot follow the code or the network mixes samples of a batch.
+    `torch.export` cannot follow the code or the network mixes samples of a batch, `InsufficientMemoryError`.
     """
-    kwargs = dict(kwargs or {})
+    with memory_of("plan", "give an example of fewer or smaller samples"):
+        return _traced(model, args, dict(kwargs or {}), free_sizes)
+
+
+def _traced(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor], free_sizes: bool) -> Graph:
     check_model(model)
     model = within(model)
     args, kwargs = two_samples(args), dict(zip(kwargs, two_samples(list(kwargs.values())), strict=True))
@@ -43,6 +48,8 @@ def trace(
             reader = Reader(model, export(model, args, kwargs), args, kwargs)
             graph = of_one_size(model, reader, reader.graph(), args, kwargs)
     except TraceError as error:
+        if ran_out(error):
+            raise
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if (said := unreadable(tensor)) is not None:
                 raise InputError(f"'{name}' {said}") from error
