@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -515,7 +516,7 @@ class TestBNRecal:
         torch.manual_seed(0)
         z, given = torch.randn(500, 3) * torch.tensor([1.0, 2.0, 0.5]) + 0.3, torch.randn(500, 3)
         node: Any = plan_of(None).graph.neurons[0]
-        node = type(node)(**{**vars(node), "shape": (node.shape[0], 3)})
+        node = replace(node, shape=(node.shape[0], 3))
         mean = torch.stack([z.double().mean(0), given.double().mean(0)])
         spread = torch.stack([z.double().std(0, correction=0), given.double().std(0, correction=0)])
         neuron = ParallelNeuron(8, torch.tensor([1.5, 2.5, 1.0]))
