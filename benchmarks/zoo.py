@@ -397,8 +397,10 @@ def page(results: list[dict[str, Any]]) -> str:
     waiting = sorted(set(ZOO) - {r["name"] for r in results})
     fine = [r for r in converted if r.get("finer", r["error"]) < GOOD]
     agree, single = (
-        max(r["engines"] for r in converted if (r["name"] in IN_FLOAT32) == inside) for inside in (False, True)
+        max((r["engines"] for r in converted if (r["name"] in IN_FLOAT32) == inside), default=0.0)
+        for inside in (False, True)
     )
+    beside = f"; to {single:.0e} where norms compute in float32 all the same ({', '.join(sorted(IN_FLOAT32))})"
     lines = [
         "# The zoo: which networks convert",
         "",
@@ -409,8 +411,7 @@ def page(results: list[dict[str, Any]]) -> str:
         f"- **{len(converted)} of {len(results)} networks convert**; what was said of the others stands in "
         "[the table](#the-table).",
         f"- **{len(good)} have an error below 1 % at T = {FINE}, {len(fine)} at T = {FINEST}.**",
-        f"- **The three engines agree to {agree:.0e}** of the outputs, in float64; to {single:.0e} where a "
-        f"network's norms compute in float32 all the same ({', '.join(sorted(IN_FLOAT32))}).",
+        f"- **The three engines agree to {agree:.0e}** of the outputs, in float64{beside * (single > agree)}.",
         "",
         "## The table",
         "",
