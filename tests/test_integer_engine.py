@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -562,6 +563,12 @@ def test_a_call_takes_integer_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert snn(x.clone().requires_grad_()).requires_grad
     assert not snn.run(x.clone().requires_grad_()).logits.requires_grad
     assert torch.equal(torch.export.export(snn, (x,)).module()(x), wanted)
+    called.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, on numbers that are fixed
+        assert torch.equal(torch.jit.trace(snn, x, check_trace=False)(x), wanted)
+    assert torch.equal(torch.compile(snn, backend="eager", fullgraph=True)(x), wanted)
+    assert not called
 
 
 def test_weights_that_an_optimizer_changed_without_a_trace_are_seen() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from parspike import engines
 from parspike.engines import PACKED, Record, Run
+from parspike.engines.int8 import EXACT
 from parspike.engines.stages import Stages, check_chunk
 from parspike.errors import InputError, OptionError, ParspikeWarning, UnsupportedError, meant
 from parspike.graph import Graph, Input, device_of, leaves
@@ -153,7 +154,7 @@ class SNN(nn.Module):
         if all(now in (dtype, torch.float64) for dtype, now in made.items()):
             return fn
         if set(made.values()) == {torch.float32}:
-            if self.provenance.get("largest", math.inf) * self.T < 2 / torch.finfo(torch.float32).eps:
+            if self.provenance.get("largest", math.inf) * self.T < EXACT[torch.float32]:
                 return fn
             if self.dtype is not torch.float64:  # it takes and gives float32 already; what is wider inside stays
                 return lambda tensor: tensor.to(fn(tensor.new_empty(0)).device)
