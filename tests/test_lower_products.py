@@ -99,6 +99,22 @@ class Experts(nn.Module):
         return self.head(y.relu())
 
 
+class Linearly(nn.Module):
+    """Causal linear attention with a column of ones beside its values, behind queries and keys of length 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out, self.head = nn.Linear(6, 24), nn.Linear(9, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        q, k = F.elu(F.normalize(q, dim=-1)) + 1, F.elu(k) + 1
+        both = torch.einsum("bnd,bne->bnde", k, F.pad(v, (0, 1), value=1.5)).cumsum(1)
+        total = torch.einsum("bnd,bnd->bn", q, k.cumsum(1))
+        y = torch.einsum("bnd,bnde,bn->bne", q, both, 1 / (total + 1e-6))
+        return self.head(self.out(y).relu().mean(1))
+
+
 LOOKUP: dict[str, Any] = {"encode": "all", "analog": "lookup"}
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
     "gate": (lambda: Squeeze(F.relu, F.hardsigmoid), (3, 7, 7), {}),
@@ -108,6 +124,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, An
     "causal": (lambda: Transformer(causal=True), (5, 6), LOOKUP),
     "groups": (Groups, (3, 6, 6), LOOKUP),
     "experts": (Experts, (6,), LOOKUP),
+    "linear attention": (Linearly, (5, 6), LOOKUP),
 }
 
 
