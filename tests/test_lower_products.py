@@ -615,6 +615,64 @@ def test_numbers_that_grow_are_cut_to_as_many_bits_as_fit() -> None:
         integers(parspike.convert(model, x, T=6, recipe="max", neuron=IF()), x)
 
 
+class Wide(nn.Module):
+    """Squares of sums, convolutions of signed numbers behind them, an up-sampling, a softmax of the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, groups=2)
+        self.back, self.head = nn.ConvTranspose2d(6, 4, 2, groups=2), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.normalize(self.stem(x), dim=1) + F.gelu(self.stem(x))
+        return self.head(self.back(F.interpolate(self.mix(x), scale_factor=2)).relu().mean((2, 3))).softmax(-1)
+
+
+def test_numbers_beyond_float32_have_the_same_bits_in_onnxruntime(tmp_path: Path) -> None:
+    """Would catch a sum that float32 rounds, an input rounded in float64 where the network rounds it in float32, and
+    the last part of a small negative number, which is far from 0 where parts are rounded down."""
+    pytest.importorskip("onnxruntime")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Wide().eval(), torch.randn(16, 3, 5, 5)
+    snn = parspike.convert(model, x, T=5, code="weighted", recipe="max", **LOOKUP)
+    lowered = integers(snn, x, weights=12, refit=False)
+    assert lowered.provenance["largest"] > 1 << 24
+    made = parspike.export(lowered, tmp_path / "net.onnx", example=x)
+    assert made.file.unlike == 0
+
+
+READ_BY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a sum": lambda x, y: x + F.gelu(y),
+    "a mean": lambda x, y: torch.stack([F.silu(x), y], 1).mean(1),
+    "another one": lambda x, y: F.silu(x) * F.gelu(y),
+    "by hand": lambda x, y: x * torch.tanh(F.softplus(x)),
+}
+
+
+class Reads(nn.Module):
+    def __init__(self, read: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.read, self.one, self.two, self.head = read, nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.read(2 * self.one(x), 2 * self.two(x)))
+
+
+@pytest.mark.parametrize("name", READ_BY)
+def test_activations_that_turn_go_into_whole_numbers_whatever_reads_them(name: str) -> None:
+    """Would catch one that is refused, and two halves with half of the levels each."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x, other = Reads(READ_BY[name]).eval(), torch.randn(48, 6), torch.randn(64, 6)
+    snn = parspike.convert(model, x, T=6, code="weighted", recipe=parspike.ClosedForm(refit=False), **LOOKUP)
+    lowered = integers(snn, x)
+    with torch.no_grad():
+        wanted = model(other)
+    assert float((lowered(other) - wanted).norm()) < 0.08 * float(wanted.norm())
+    counts_of(lowered, x)
+
+
 def test_a_gate_and_a_curve_have_the_same_bits_in_onnxruntime(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     with torch.random.fork_rng():

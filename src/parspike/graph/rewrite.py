@@ -39,7 +39,7 @@ from parspike.graph.same import check_rewritten
 from parspike.graph.signature import Conv, Linear, arguments, with_weights
 from parspike.graph.wide import wide, wide_dtype, widened
 
-__all__ = ["merge_scales", "rewrite"]
+__all__ = ["merge_scales", "rewrite", "turn_of_function"]
 
 BY_TENSORS = {
     "aten.clamp.Tensor": (1, 2), "aten.clamp_min.Tensor": (1, None), "aten.clamp_max.Tensor": (None, 1),
@@ -508,6 +508,12 @@ def _look_at(tree: Any) -> _Seen:
             turn = "it jumps just above 0"
         _seen[key] = _Seen(levels, clip, turn)
     return _seen[key]
+
+
+def turn_of_function(tree: Any) -> Turn | None:
+    """Where an activation written by hand (`parspike.pointwise`) turns, and its value there; None where it does not."""
+    turn = _look_at(tree).turn
+    return None if isinstance(turn, str) else turn
 
 
 def _jumps_above_zero(course: Course) -> bool:

@@ -31,6 +31,7 @@ from parspike.graph import Node, Param, Ref, Role, Size, Stream, leaves, map_tre
 from parspike.graph.lookup import TAKEN
 from parspike.graph.ops import CASTS, ENCODE, FLOOR, HOLD, LARGEST, MASKED, REAL, RSQRT, TABLE, TIMES
 from parspike.graph.resized import weights_along
+from parspike.graph.rewrite import turn_of_function
 from parspike.graph.signature import SUMMED, Conv, Linear, Pool, arguments, named, with_weights
 from parspike.lower.grids import ALIKE, FIXED, PRECISE, UNLIKE, Value, chooses, grids_of, input_node, sample, squeezed
 from parspike.lower.masks import Masks
@@ -788,7 +789,10 @@ class _Whole(Masks):
             return neuron.count(self.run(function, whole * value.grid))
 
         turn = TABLE[function.target].turn
-        lowest = None if turn is None else (turn(dict(function.kwargs))[0] / value.grid[0]).floor()
+        place = None if turn is None else turn(dict(function.kwargs))[0]
+        if function.target == "parspike.pointwise" and (found := turn_of_function(function.args[1])) is not None:
+            place = found[0]
+        lowest = None if place is None else (place / value.grid[0]).floor()
         shape = count(torch.zeros_like(value.grid))[0].shape
         made = curve(count, shape, int(value.most), lowest, neuron)
         if made is None:
