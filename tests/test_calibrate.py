@@ -248,6 +248,16 @@ def test_a_percentile_does_not_hide_infinity():
         parspike.convert(model, [torch.full((4, 3), 3e38)], T=4, recipe="50%")
 
 
+class Hard(nn.Module):
+    def forward(self, x):
+        return F.softplus(x, 0.0)  # log(2) / 0
+
+
+def test_an_activation_that_is_infinite_everywhere_is_named():
+    with pytest.raises(CalibrationError, match="layer '1' gives NaN or Inf"):
+        parspike.convert(nn.Sequential(nn.Linear(3, 4), Hard(), nn.Linear(4, 2)).eval(), torch.rand(16, 3), T=4)
+
+
 def test_a_silent_channel_gets_a_threshold_above_zero():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()

@@ -20,6 +20,16 @@ from parspike.neurons import ParallelNeuron
 from parspike.neurons.signed import SignedNeuron
 
 
+def converted(T: int) -> tuple[parspike.SNN, torch.Tensor]:
+    """A network of two layers of neurons, which compiles in a quarter of the time of a residual one."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)
+    )
+    x = torch.rand(9, 5)
+    return parspike.convert(model.eval(), x, T=T, recipe="max"), x
+
+
 def test_any_batch_is_one_graph() -> None:
     _, x, plan = planned(Residual, batch=9)
     snn = parspike.convert(plan, x, T=6, recipe="max")
@@ -82,8 +92,7 @@ def test_under_autocast_few_neurons_count_otherwise(dtype: torch.dtype, share: f
 def test_compiled_code_follows_the_network() -> None:
     """Would catch code that keeps a threshold, an offset, a kind of neurons or a graph of when it was compiled: what
     the compiler asks about the graph is left out."""
-    _, x, plan = planned(Residual, batch=9)
-    snn = parspike.convert(plan, x, T=4, recipe="max")
+    snn, x = converted(4)
     compiled = copy.deepcopy(snn).compile(backend="aot_eager")
     first, *_, last = snn._layers.values()
 
@@ -130,10 +139,9 @@ def test_compiled_code_follows_the_network() -> None:
 
 def test_many_networks_are_compiled_each_by_itself() -> None:
     """Would catch code of one network that runs another, and torch's limit of eight compilations of one function."""
-    _, x, plan = planned(Residual, batch=3)
     torch._dynamo.reset()
     for T in range(1, 11):
-        snn = parspike.convert(plan, x, T=T, recipe="max")
+        snn, x = converted(T)
         wanted = snn(x)
         assert torch.equal(snn.compile(backend="eager")(x), wanted)
 

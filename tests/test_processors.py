@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,9 +45,15 @@ def lesser() -> list[str]:
     return [name for name in LESSER if name != own and own.startswith("avx")]
 
 
+def chosen() -> list[Any]:
+    """The least of them, which differs the most, in `make test`, the others in `make test-all`."""
+    names = lesser()
+    return [*names[:1], *(pytest.param(name, marks=pytest.mark.slow) for name in names[1:])]
+
+
 @pytest.mark.skipif(TOLD in os.environ, reason="this process is such a child")
 @pytest.mark.parametrize("files", [FILES, pytest.param(LONG, marks=pytest.mark.slow)], ids=["files", "long"])
-@pytest.mark.parametrize("capability", lesser())
+@pytest.mark.parametrize("capability", chosen())
 def test_conversion_and_engines_on_a_lesser_processor(capability, files):
     told = {"ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": LESSER[capability], TOLD: capability}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parspike.calibrate.batches import Batches
-from parspike.calibrate.channels import in_order
+from parspike.calibrate.channels import check_finite, in_order
 from parspike.calibrate.recipe import Draft
 from parspike.errors import CalibrationError
 from parspike.graph import Activation, Curve, Node, Stream
@@ -130,9 +130,11 @@ def add_staircases(draft: Draft, batches: Batches | None) -> None:
         sample.join(batches.together)
         if not torch.isfinite(torch.tensor([sample.low, sample.high])).all():
             raise CalibrationError(f"layer '{node.layer}' is given NaN or Inf on the calibration data")
+        function, z = function_of(node, draft.graph.tensors), sample.sorted()
+        check_finite(node, function(z))
         draft.neurons[node.name] = staircase(
-            function_of(node, draft.graph.tensors),
-            sample.sorted(),
+            function,
+            z,
             draft.steps_of(node.name),
             draft.code,
             inverse=TABLE[node.target].inverse,
