@@ -230,7 +230,10 @@ def _network(recipe: TrainingRecipe, weights: str | None, training: Examples | H
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (recipe.data.mean, recipe.data.std))
     try:
         return make_network(recipe, base, (x - mean) / std)
-    except RuntimeError as error:
+    except InputError as error:
+        if not isinstance(error.__cause__, RuntimeError):
+            raise
+        error = error.__cause__
         raise InputError(
             f"{recipe.network} cannot take these images, {tuple(x.shape[1:])} (C, H, W): {str(error).splitlines()[0]}; "
             "train another network, or set data.size and data.crop"
