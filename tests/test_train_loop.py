@@ -281,6 +281,15 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 6
 
 
+def test_colours_and_channels_that_grey_images_do_not_have(tmp_path):
+    made = recipe(augment__policy="cifar10", augment__jitter=0.1)
+    with pytest.raises(OptionError, match=r"augment\.policy and augment\.jitter .* 1 channel"):
+        train(tmp_path, made)
+    made = recipe(data__mean=[0.1, 0.2, 0.3])
+    with pytest.raises(OptionError, match=r"data\.mean of the recipe has 3 values but the images have 1 channel"):
+        train(tmp_path, made)
+
+
 def test_a_threshold_that_fell_below_zero_is_never_saved(tmp_path):
     made = recipe(optimiser__epochs=2)
     model = network(made)

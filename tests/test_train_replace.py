@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import parspike
 from parspike import train
+from parspike.calibrate.batches import signature_of
 from parspike.errors import InputError, OptionError
 from parspike.train import TrainQCFS
 from parspike.train.networks import build
@@ -353,6 +354,12 @@ def test_examples_by_name_and_wrong_ones():
         with_qcfs(Network(), example=x)
     with pytest.raises(InputError, match="no samples"):
         with_qcfs(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), v_threshold="max", example=x[:0])
+
+
+def test_a_wrapped_network_takes_as_many_inputs_as_it_did():
+    images = torch.rand(2, 3, 8, 8)
+    made = with_qcfs(Functional(), 4, example=images)
+    assert signature_of(made, (images, torch.zeros(2))) == (1, ())
 
 
 def test_per_channel_knows_channels_that_are_last():

@@ -26,7 +26,7 @@ from parspike.neurons import QCFS
 from parspike.train import log
 from parspike.train.augment import Augmentation
 from parspike.train.checkpoint import check_checkpoint, save_checkpoint, save_weights, stays
-from parspike.train.data import Examples, check_labels
+from parspike.train.data import Examples, check_labels, normalised
 from parspike.train.devices import Devices, local, make_fabric
 from parspike.train.hub import HubStream
 from parspike.train.methods import Group
@@ -239,10 +239,7 @@ class _Run:
         return self.reader.submit(self.train.take, rows, seed)
 
     def _normalise(self, x: Tensor) -> Tensor:
-        mean, std = (
-            torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.recipe.data.mean, self.recipe.data.std)
-        )
-        x = (x - mean) / std
+        x = normalised(x, self.recipe.data.mean, self.recipe.data.std)
         return x.double() if self.recipe.precision == "64-true" else x
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
