@@ -97,7 +97,8 @@ def test_an_activation_of_one_number_a_sample_is_replaced():
         def forward(self, x: Tensor) -> Tensor:
             return F.relu(self.out(x).squeeze(1))
 
-    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)  # some draws of the weights give nothing above 0
+    x = torch.randn(8, 4)
     for start in ("max", 2.0):
         made = with_qcfs(Price(), levels=4, v_threshold=start, example=x)
         assert made(x).shape == (8,)
@@ -214,6 +215,7 @@ def test_what_an_activation_wrote_over_its_input_is_read_there():
 
 @pytest.mark.parametrize("example", [True, False])
 def test_an_encoder_layer_in_evaluation_computes_what_replaced_its_activation(example):
+    torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, activation=nn.ReLU(), batch_first=True)
     encoder = nn.TransformerEncoder(layer, 1)
     x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -380,6 +382,9 @@ def test_wrong_options():
         with_qcfs(nn.Linear(4, 4))
     with pytest.raises(InputError, match="QCFS activations already"):
         with_qcfs(with_qcfs(model))
+    snn = parspike.convert(nn.Sequential(nn.Linear(4, 4), parspike.QCFS(4, 1.0), nn.Linear(4, 2)).eval(), table(), T=4)
+    with pytest.raises(InputError, match="spiking neurons already"):
+        with_qcfs(snn, example=table())
     with pytest.raises(InputError, match="silent"):
         with_qcfs(nn.ReLU(), v_threshold="max", example=-torch.rand(2, 4))
 

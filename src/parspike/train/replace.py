@@ -152,6 +152,8 @@ def replace_activations(
     model = _copied(model)
     if any(isinstance(m, QCFS) for m in model.modules()):
         raise InputError("the network holds QCFS activations already")
+    if any(getattr(m, "spikes_already", False) for m in model.modules()):
+        raise InputError("the network has spiking neurons already: give the network that it was made from")
     if example is None:
         found = _modules(model)
         start: list[float | Tensor] = [float(v_threshold)] * len(found.replaced)
@@ -576,6 +578,8 @@ class _FirstForward(_Looking):
 
     def running(self) -> bool:
         """Whether this is a call from the network: after an interrupt (Ctrl-C) no hook says that the pass has ended."""
+        if torch.compiler.is_compiling():  # which follows no frames
+            return True
         frame, model = sys._getframe(1), self.model()
         while frame is not None and frame.f_locals.get("self") is not model:
             frame = frame.f_back
