@@ -183,6 +183,15 @@ def test_no_calibration() -> None:
     says(call, errors.CalibrationError, "layer '1'", "calibration=")
 
 
+def test_no_calibration_of_a_network_trained_for_other_levels() -> None:
+    trained = nn.Sequential(nn.Linear(4, 3), parspike.QCFS(4, 1.0), nn.Linear(3, 3)).eval()
+    call = lambda: parspike.convert(trained, example=X, T=8)  # noqa: E731
+    says(call, errors.CalibrationError, "layer '1' was trained with 4 levels and would have 8", "T=4", "Steps(4)")
+    gated = nn.Sequential(nn.Linear(4, 3), parspike.QCFS(4, 1.0), nn.Linear(3, 3), nn.Sigmoid(), nn.Linear(3, 3)).eval()
+    call = lambda: parspike.convert(gated, example=X, T=4)  # noqa: E731
+    says(call, errors.CalibrationError, "layer '3'", "calibration=", "layers={'3': parspike.Keep()} (--keep 3)")
+
+
 def test_empty_calibration() -> None:
     says(batches(), errors.CalibrationError, "empty", "at least one batch")
     says(lambda: parspike.convert(small(), []), errors.CalibrationError, "empty", "at least one batch")

@@ -101,6 +101,13 @@ def test_a_threshold_for_each_channel():
     assert grad.abs().min() > 0
 
 
+def test_a_threshold_for_the_only_channel():
+    act = TrainQCFS(4, torch.ones(1, 1, 1), fused=False)
+    act(currents((2, 1, 4, 4))).sum().backward()
+    assert act.v_threshold.grad is not None
+    assert act.v_threshold.grad.shape == (1, 1, 1)
+
+
 def test_four_bits_a_neuron_are_kept_for_the_backward_pass():
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -113,6 +120,9 @@ def test_half_precision_decides_in_single():
     a = TrainQCFS(4, 1.35, fused=False)(z)
     assert a.dtype == torch.bfloat16
     assert torch.equal(a, QCFS(4, 1.35)(z.float()).bfloat16())
+    act = TrainQCFS(4, 2.3, fused=False)
+    with torch.no_grad():
+        assert torch.equal(act(z), QCFS(4, 2.3)(z.float()).bfloat16())
 
 
 def test_a_threshold_must_be_above_zero():

@@ -281,6 +281,28 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 6
 
 
+def test_colours_and_channels_that_grey_images_do_not_have(tmp_path):
+    made = recipe(augment__policy="cifar10", augment__jitter=0.1)
+    with pytest.raises(OptionError, match=r"augment\.policy and augment\.jitter .* 1 channel"):
+        train(tmp_path, made)
+    made = recipe(data__mean=[0.1, 0.2, 0.3])
+    with pytest.raises(OptionError, match=r"data\.mean of the recipe has 3 values but the images have 1 channel"):
+        train(tmp_path, made)
+
+
+def test_a_threshold_that_fell_below_zero_is_never_saved(tmp_path):
+    made = recipe(optimiser__epochs=2)
+    model = network(made)
+
+    def poison(what: str, done: int, total: int) -> None:
+        if done == 12:
+            model.act1.v_threshold.data.neg_()
+
+    with pytest.raises(DivergedError, match=r"the threshold of layer 'act1' fell to 0 or below after step 12;"):
+        fit(made, model, TRAIN, TEST, tmp_path, devices=CPU, progress=poison)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 6
+
+
 def test_labels_the_classifier_cannot_learn(tmp_path):
     made = recipe()
     far = Arrays.of(TRAIN.images, TRAIN.labels * 5)

@@ -80,5 +80,5 @@ def test_no_such_recipe(tmp_path):
         load_recipe("digts")
     with pytest.raises(FileError, match="cannot be read"):
         load_recipe(tmp_path / "none.toml")
-    with pytest.raises(OptionError, match=r"no table \[optimizer\]"):
+    with pytest.raises(OptionError, match=r"no table \[optimizer\] in a recipe \(did you mean 'optimiser'"):
         load_recipe("digits").replace({"optimizer.epochs": 2})

@@ -55,6 +55,9 @@ class SNN(nn.Module):
     State dict: `synapses.` with the names of the original network, `spiking.` with the layers of the neurons.
     """
 
+    spikes_already = True
+    """So that neither a conversion nor a training takes it for a network of real values."""
+
     def __init__(
         self,
         graph: Graph,

@@ -106,12 +106,13 @@ def signature_of(
 
 
 def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
-    """The parameters of `forward`; for a wrapper such as DataParallel, those of the network inside."""
+    """The parameters of `forward`; for a wrapper such as DataParallel, or what `with_qcfs` wrapped, those of the
+    network inside."""
     try:
         parameters = inspect.signature(model.forward).parameters
     except (AttributeError, TypeError, ValueError):
         return {}  # no network, or one without a Python signature: tracing says what is wrong with it
-    within = getattr(model, "module", getattr(model, "_orig_mod", None))
+    within = next((own for name in ("module", "_orig_mod", "network") if (own := getattr(model, name, None))), None)
     handed = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
     return _parameters(within) if handed and isinstance(within, nn.Module) else parameters
 

@@ -92,7 +92,7 @@ class DAQCFS(Recipe):
         if draft.lossless:
             return
         if batches is None:
-            raise CalibrationError("this network needs calibration data at this T: pass calibration=")
+            raise CalibrationError(_unlike(draft))
         for name, neuron in draft.parallel().items():
             _per_channel(neuron, draft.graph.by_name[name])
         if self.means == "exact":
@@ -224,9 +224,7 @@ def initial_neurons(
     if lows:
         if batches is None:
             layer = draft.graph.by_name[next(iter(lows))].layer
-            raise CalibrationError(
-                f"layer '{layer}' has no threshold of its own: pass calibration= (images, no labels)"
-            )
+            raise draft.no_data(layer, "has no threshold of its own")
         recorded = (
             {name: _unfitted(draft, draft.graph.by_name[name]) for name in lows}
             if mode is None and not any(lows.values())
@@ -241,7 +239,10 @@ def initial_neurons(
         if isinstance(activation, Quantised):
             theta = draft.graph.tensors[activation.v_threshold]
             if not bool((theta > 0).all()):
-                raise CalibrationError(f"layer '{node.layer}' has a threshold that is not above 0")
+                raise CalibrationError(
+                    f"layer '{node.layer}' has a threshold that is not above 0, so its neurons cannot fire: train on "
+                    "with a lower learning rate (best for the thresholds alone), or from a larger start value"
+                )
             draft.neurons[name] = draft.student.neuron(draft, node, theta, 0.0)
         else:
             low, high = recorded[name]
@@ -256,6 +257,18 @@ def initial_neurons(
             bound = bool((low == torch.tensor(lows[name], dtype=torch.float64).to(low)).all())
             offset = lows[name] if bound else node_shape(low, node)
             draft.neurons[name] = draft.student.neuron(draft, node, node_shape(theta, node), offset)
+
+
+def _unlike(draft: Draft) -> str:
+    """What to say of a network trained for other levels than it would have, where no data were given."""
+    name = draft.first_unlike or ""
+    layer, activation = draft.graph.by_name[name].layer, draft.activations[name]
+    has, trained = levels_of(draft.steps_of(name), draft.code), getattr(activation, "levels", 0)
+    return (
+        f"layer '{layer}' was trained with {trained} levels and would have {has} here, so it needs data: pass "
+        f"calibration= (inputs, no labels). None are needed in code 'sorted' at T={trained}, or at a larger T with "
+        f"layers={{'{layer}': parspike.Steps({trained})}}"
+    )
 
 
 def _signed(draft: Draft, node: Node, low: Tensor, high: Tensor) -> SignedNeuron:

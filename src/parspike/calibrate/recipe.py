@@ -15,7 +15,7 @@ from torch import Tensor
 
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.student import ByCount, Student
-from parspike.errors import OptionError, meant
+from parspike.errors import CalibrationError, OptionError, meant
 from parspike.foreign import RECIPES_OF_PACKAGES, class_of_package, registered, users_class
 from parspike.graph import Graph, Hook, Node, Quantised
 from parspike.graph.ops import Activation, call
@@ -69,9 +69,22 @@ class Draft:
     @property
     def lossless(self) -> bool:
         """Whether the network was trained for this T, so that nothing needs data: QCFS with T = T̃ everywhere."""
-        return isinstance(self.student, ByCount) and all(
-            isinstance(a, Quantised) and a.levels == levels_of(self.steps_of(name), self.code)
-            for name, a in self.activations.items()
+        return isinstance(self.student, ByCount) and self.first_unlike is None
+
+    @property
+    def first_unlike(self) -> str | None:
+        """The first node whose neurons have other levels than it was trained with, None if there is none."""
+        for name, a in self.activations.items():
+            if not isinstance(a, Quantised) or a.levels != levels_of(self.steps_of(name), self.code):
+                return name
+        return None
+
+    def no_data(self, layer: str, why: str) -> CalibrationError:
+        """The error for a layer whose neurons need calibration data where none were given. why: in words."""
+        trained = any(isinstance(a, Quantised) for a in self.activations.values())
+        keep = f", or leave it as it is, without spikes: layers={{'{layer}': parspike.Keep()}} (--keep {layer})"
+        return CalibrationError(
+            f"layer '{layer}' {why}: pass calibration= (inputs, no labels){keep if trained else ''}"
         )
 
     def parallel(self) -> dict[str, ParallelNeuron]:

@@ -115,9 +115,7 @@ def add_staircases(draft: Draft, batches: Batches | None) -> None:
     if not curves:
         return
     if batches is None:
-        raise CalibrationError(
-            f"layer '{curves[0].layer}' needs to see what it computes: pass calibration= (images, no labels)"
-        )
+        raise draft.no_data(curves[0].layer, "needs to see what it computes")
     samples = {node.name: Sample() for node in curves}
 
     def record(node: Node, args: tuple[Any, ...]) -> list[Tensor]:

@@ -212,6 +212,7 @@ def _network(recipe: TrainingRecipe, weights: str | None, training: Examples | H
 
     from parspike.cli.spec import load_network, set_state
     from parspike.train import HubStream, make_network
+    from parspike.train.data import normalised
     from parspike.train.networks import NETWORKS, build
 
     base = None
@@ -227,10 +228,13 @@ def _network(recipe: TrainingRecipe, weights: str | None, training: Examples | H
     else:
         few = torch.arange(0, len(training), max(1, len(training) // 256))[:256]
         x = training.take(few, 0)[0]
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (recipe.data.mean, recipe.data.std))
+    x = normalised(x, recipe.data.mean, recipe.data.std)
     try:
-        return make_network(recipe, base, (x - mean) / std)
-    except RuntimeError as error:
+        return make_network(recipe, base, x)
+    except InputError as error:
+        if not isinstance(error.__cause__, RuntimeError):
+            raise
+        error = error.__cause__
         raise InputError(
             f"{recipe.network} cannot take these images, {tuple(x.shape[1:])} (C, H, W): {str(error).splitlines()[0]}; "
             "train another network, or set data.size and data.crop"

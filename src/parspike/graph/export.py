@@ -225,8 +225,7 @@ def _name_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
 
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     parameters = inspect.signature(model.forward).parameters
-    variadic = next((n for n, p in parameters.items() if p.kind is p.VAR_POSITIONAL), None)
-    if variadic is not None:
-        return {variadic: args, **kwargs}
     names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    rest = args[len(names) :]
+    variadic = {n: rest for n, p in parameters.items() if p.kind is p.VAR_POSITIONAL and rest}
+    return {**dict(zip(names, args, strict=False)), **variadic, **kwargs}

@@ -176,7 +176,7 @@ def _check_kind(name: str, module: nn.Module) -> None:
         raise InputError(f"{place} is a TorchScript program, which has no Python code: give the network it was made of")
     if getattr(module, "spikes_already", False):
         raise InputError(
-            f"{place} has spiking neurons already, which it was trained with: run it as it is, or convert a network "
+            f"{place} has spiking neurons already: run it as it is, or convert a network "
             "without spikes, such as one of method qcfs"
         )
     if room.startswith(("torch.ao.nn", "torch.nn")) and ".quantized" in room and ".qat" not in room:

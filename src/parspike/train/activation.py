@@ -97,8 +97,10 @@ class _Fused(torch.autograd.Function):
         (packed,) = ctx.saved_tensors
         shape, dtype = ctx.theta
         run = _compiled(_backward) if ctx.fused else _backward
-        to_z, to_theta = run(grads[0], packed, ctx.levels, shape.numel() == 1)
-        return to_z, to_theta.sum_to_size(shape).to(dtype), None, None, None
+        of_layer = shape.numel() == 1  # also of a layer of one channel, (1, 1, 1)
+        to_z, to_theta = run(grads[0], packed, ctx.levels, of_layer)
+        to_theta = to_theta.view(shape) if of_layer else to_theta.sum_to_size(shape)
+        return to_z, to_theta.to(dtype), None, None, None
 
 
 class TrainQCFS(QCFS):
@@ -129,8 +131,12 @@ class TrainQCFS(QCFS):
         self.fused = fused
 
     def forward(self, z: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        if torch.compiler.is_exporting() or not torch.is_grad_enabled():
+        if torch.compiler.is_exporting():
             return super().forward(z)
+        if not torch.is_grad_enabled():
+            # Under autocast z is rounded and θ is not: counts are decided in θ's precision, as in training.
+            wide = z if z.dtype == torch.float64 else z.to(self.v_threshold.dtype)
+            return super().forward(wide).to(z.dtype)
         fused = self.fused
         if torch.compiler.is_compiling():
             fused = False  # inside a compiled network, the outer torch.compile fuses this with the rest

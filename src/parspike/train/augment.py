@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from parspike.errors import MissingExtraError
+from parspike.errors import MissingExtraError, OptionError
+from parspike.train.data import check_channels
 from parspike.train.recipe import Augment
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ class Augmentation(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
         if not self.layers and self.steps != Augment():
+            check_channels(x, "mean", self.mean)  # with which cutout fills
+            coloured = [f"augment.{name}" for name in ("policy", "jitter") if getattr(self.steps, name)]
+            if coloured and x.shape[1] != 3:
+                raise OptionError(
+                    f"{' and '.join(coloured)} of the recipe change colours, which these images of {x.shape[1]} "
+                    "channel(s) do not have: leave it out"
+                )
             self.layers = self.build((x.shape[2], x.shape[3]))
         for layer in self.layers:
             x = layer(x)

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parspike.errors import FileError, InputError
+from parspike.errors import FileError, InputError, OptionError
 from parspike.whole import made_whole, told, write_whole
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64, UInt8
 
-__all__ = ["Arrays", "Examples", "check_labels", "check_pixels", "decode"]
+__all__ = ["Arrays", "Examples", "check_channels", "check_labels", "check_pixels", "decode", "normalised"]
 
 PIXEL = 1 / 510
 """Half of the step between two pixel values, which rounding may add."""
@@ -90,6 +90,24 @@ class Arrays:
     def plain(self, rows: Tensor) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
         """These rows, as floats in [0, 1]."""
         return self.take(rows)
+
+
+def check_channels(x: Tensor, name: str, values: Sequence[float]) -> None:
+    """Raise `OptionError` unless there is one value for all channels of images (B, C, H, W), or one for each. name: of
+    the recipe's entry in [data]."""
+    if len(values) not in (1, x.shape[1]):
+        raise OptionError(
+            f"data.{name} of the recipe has {len(values)} values but the images have {x.shape[1]} channel(s): give one "
+            "value, or one a channel"
+        )
+
+
+def normalised(x: Float[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "B C H W"]:
+    """(x − mean) / std by channel. Raises `OptionError` where there are several values and not one a channel."""
+    check_channels(x, "mean", mean)
+    check_channels(x, "std", std)
+    shift, scale = (torch.tensor(values, device=x.device).view(-1, 1, 1) for values in (mean, std))
+    return (x - shift) / scale
 
 
 def check_labels(labels: Int64[Tensor, "N"], classes: int) -> None:

@@ -26,7 +26,7 @@ from parspike.neurons import QCFS
 from parspike.train import log
 from parspike.train.augment import Augmentation
 from parspike.train.checkpoint import check_checkpoint, save_checkpoint, save_weights, stays
-from parspike.train.data import Examples, check_labels
+from parspike.train.data import Examples, check_labels, normalised
 from parspike.train.devices import Devices, local, make_fabric
 from parspike.train.hub import HubStream
 from parspike.train.methods import Group
@@ -239,10 +239,7 @@ class _Run:
         return self.reader.submit(self.train.take, rows, seed)
 
     def _normalise(self, x: Tensor) -> Tensor:
-        mean, std = (
-            torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.recipe.data.mean, self.recipe.data.std)
-        )
-        x = (x - mean) / std
+        x = normalised(x, self.recipe.data.mean, self.recipe.data.std)
         return x.double() if self.recipe.precision == "64-true" else x
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -302,12 +299,12 @@ class _Run:
         )
 
     def _save(self) -> None:
-        bad = _not_finite(self.plain)
+        weight = _not_finite(self.plain)
+        bad = f"{weight} is not finite" if weight else _not_above_zero(self.plain)
         if self._anywhere(bool(bad)):
-            where = bad or "a weight in another process"
             raise DivergedError(
-                f"{where} is not finite after step {self.state['step']}{stays(self.checkpoint)}. "
-                "Lower the learning rate, or raise optimiser.warmup"
+                f"{bad or 'a weight in another process is not finite'} after step {self.state['step']}"
+                f"{stays(self.checkpoint)}. Lower the learning rate, or raise optimiser.warmup"
             )
         everything = {
             "network": self.network, "optimiser": self.optimiser, **self.state,
@@ -384,6 +381,14 @@ def _not_finite(plain: nn.Module) -> str:
     return next((f"'{n}'" for n, p in plain.named_parameters() if not torch.isfinite(local(p.detach())).all()), "")
 
 
+def _not_above_zero(plain: nn.Module) -> str:
+    """The first threshold that no neuron can have, in what this process holds, in words; empty if there is none."""
+    for name, module in plain.named_modules():
+        if isinstance(module, QCFS) and bool((local(module.v_threshold) <= 0).any()):
+            return f"the threshold of layer '{name}' fell to 0 or below"
+    return ""
+
+
 @torch.no_grad()
 def _first_bad(plain: nn.Module, network: nn.Module, x: Tensor) -> str:
     """Which layer is the first with NaN or Inf, in its weights or its output."""
@@ -403,7 +408,6 @@ def _first_bad(plain: nn.Module, network: nn.Module, x: Tensor) -> str:
             handle.remove()
     if weights := _not_finite(plain):
         return f"{weights} holds NaN or Inf"
-    for name, module in plain.named_modules():
-        if isinstance(module, QCFS) and bool((local(module.v_threshold) <= 0).any()):
-            return f"the threshold of layer '{name}' fell to 0 or below"
+    if fallen := _not_above_zero(plain):
+        return fallen
     return f"the first layer with NaN or Inf is '{bad[0] or 'the network'}'" if bad else "in the loss itself"

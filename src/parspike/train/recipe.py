@@ -175,7 +175,8 @@ class TrainingRecipe:
         for name, value in assignments.items():
             table, _, entry = name.rpartition(".")
             if table and not isinstance(values.get(table), dict):
-                raise OptionError(f"{name}: there is no table [{table}] in a recipe")
+                near = meant(table, [known for known, entries in values.items() if isinstance(entries, dict)])
+                raise OptionError(f"{name}: there is no table [{table}] in a recipe{near}")
             (values[table] if table else values)[entry] = value
         return TrainingRecipe.from_json(values)
 

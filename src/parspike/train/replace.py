@@ -10,12 +10,15 @@ wrapper puts neuron number i in the place of call number i; each use has its own
 from __future__ import annotations
 
 import copy
+import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import isfunction, signature
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-from parspike.errors import InputError, OptionError
+from parspike.errors import InputError, OptionError, ParspikeError
 from parspike.neurons import QCFS
 from parspike.neurons.percentile import MODES, rank_of, share_of
 from parspike.train.activation import TrainQCFS
@@ -33,22 +38,33 @@ from parspike.train.activation import TrainQCFS
 __all__ = ["Activations", "Rewired", "replace_activations", "with_qcfs"]
 
 _RELU = (F.relu, F.relu6, F.leaky_relu, F.rrelu, F.prelu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus,
-         F.hardswish, torch.relu, torch.prelu, torch.selu, torch.celu, torch.rrelu, Tensor.relu)  # fmt: skip
-_IN_PLACE = (torch.relu_, Tensor.relu_, F.relu_, F.leaky_relu_, F.elu_, F.selu_, F.celu_, torch.selu_, torch.celu_)
+         F.hardswish, torch.relu, torch.prelu, torch.selu, torch.celu, torch.rrelu, Tensor.relu,
+         Tensor.prelu)  # fmt: skip
+_IN_PLACE = (torch.relu_, Tensor.relu_, F.relu_, F.leaky_relu_, F.elu_, F.selu_, F.celu_, torch.selu_, torch.celu_,
+             torch.rrelu_)  # fmt: skip
 _CLAMPS = (torch.clamp, Tensor.clamp, torch.clamp_min, Tensor.clamp_min, torch.clip, Tensor.clip, F.hardtanh)
-_CLAMPS_IN_PLACE = (Tensor.clamp_, Tensor.clamp_min_, Tensor.clip_, F.hardtanh_)
+_CLAMPS_IN_PLACE = (torch.clamp_, Tensor.clamp_, torch.clamp_min_, Tensor.clamp_min_, torch.clip_, Tensor.clip_,
+                    F.hardtanh_)  # fmt: skip
 # Not replaced: gates and signed outputs, which no staircase from 0 to θ can represent.
 _KEPT = (torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh, F.hardsigmoid, F.logsigmoid, F.softsign, F.tanhshrink,
-         F.softshrink, F.hardshrink, F.glu, F.sigmoid, F.tanh)  # fmt: skip
+         F.softshrink, F.hardshrink, F.glu, F.sigmoid, F.tanh, torch.sigmoid_, Tensor.sigmoid_, torch.tanh_,
+         Tensor.tanh_, torch.special.expit, torch.erf, Tensor.erf)  # fmt: skip
+_THRESHOLDS = (F.threshold, torch.threshold)
+_THRESHOLDS_IN_PLACE = (torch.threshold_,)
+_LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 _POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 _ACTIVATION_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
-                       nn.Mish, nn.Softplus, nn.Hardswish, nn.Hardtanh)  # fmt: skip
+                       nn.Mish, nn.Softplus, nn.Hardswish, nn.Hardtanh, nn.Threshold)  # fmt: skip
 _POOL_MODULES = {nn.MaxPool1d: nn.AvgPool1d, nn.MaxPool2d: nn.AvgPool2d, nn.MaxPool3d: nn.AvgPool3d}
 
 
 @dataclass(frozen=True)
 class Use:
-    """One call of an activation: its layer, what was called, where in the user's code, is the layer a module of it."""
+    """One call of an activation: its layer, what was called, where in the user's code, is the layer a module of it.
+
+    in_place: whether what reads the input later has to find the result there; without an example, whether the module
+    was told to write it there.
+    """
 
     layer: str
     function: str
@@ -92,9 +108,9 @@ def with_qcfs(
     −θ/2L ≤ z < θ + θ/2L (both were published, see `neurons.qcfs`). pool: "keep" max-pools (they convert exactly) or
     "avg". fused: see `TrainQCFS`.
 
-    example: a batch of inputs, a tensor or a tuple. With it every activation is found, also `F.relu(x)` in the
-    code; a module that is used twice gets a threshold for each use. Without it the modules are replaced, and an
-    activation that is none raises `InputError` at the first forward pass, with its line.
+    example: a batch of inputs, a tensor, a tuple, or a dict by name. With it every activation is found, also
+    `F.relu(x)` in the code; a module that is used twice gets a threshold for each use. Without it the modules are
+    replaced, and an activation that is none raises `InputError` at the first forward pass, with its line.
 
     ReLU, ReLU6, hardtanh or clamp from 0, leaky ReLU, PReLU, (C/S)ELU, GELU, SiLU, Mish, hard-swish and softplus are
     replaced. A warning names every activation that is not (sigmoid, tanh, clamps that don't start at 0).
@@ -133,9 +149,11 @@ def replace_activations(
     share = _share(v_threshold)
     if example is None and (share is not None or per_channel):
         raise OptionError("thresholds from data or per channel need example=, a batch of inputs")
-    model = copy.deepcopy(model)
+    model = _copied(model)
     if any(isinstance(m, QCFS) for m in model.modules()):
         raise InputError("the network holds QCFS activations already")
+    if any(getattr(m, "spikes_already", False) for m in model.modules()):
+        raise InputError("the network has spiking neurons already: give the network that it was made from")
     if example is None:
         found = _modules(model)
         start: list[float | Tensor] = [float(v_threshold)] * len(found.replaced)
@@ -152,15 +170,39 @@ def replace_activations(
     layers = [use.layer for use in found.replaced]
     if pool == "avg":
         _average(model)
-    if all(use.module for use in found.replaced) and len(set(layers)) == len(layers):
+    read_again = example is not None and any(use.in_place for use in found.replaced)
+    if all(use.module for use in found.replaced) and len(set(layers)) == len(layers) and not read_again:
         for layer, activation in zip(layers, made, strict=True):
             model = _put(model, layer, activation)
+        _without_shortcuts(model, made)
         if example is None:
             _watch_first_forward(model)
     else:
         model = Rewired(model, made, found.replaced, pool)
     model.activations = found  # pyright: ignore[reportArgumentType]
     return model
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy, also of a network whose `weight_norm` or pruning has left what it computed as an attribute, which is no
+    parameter and which torch does not copy: the next forward pass computes it again."""
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, computed)
+
+
+def _without_shortcuts(model: nn.Module, made: Sequence[nn.Module]) -> None:
+    """Where an encoder layer's activation was replaced, let it not compute ReLU or GELU inside the one kernel that it
+    calls in evaluation: it has noted which of them it had."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and any(module.activation is one for one in made):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # only that kernel reads nested tensors
 
 
 class Rewired(nn.Module):
@@ -184,8 +226,11 @@ class Rewired(nn.Module):
             nonlocal number
             if number >= len(self.uses):
                 raise InputError(f"activation {number + 1} ({name}) was not called on the example: {REMEDY_STATIC}")
+            if self.training and not torch.compiler.is_compiling() and _checkpointed():
+                raise InputError(f"activation {number + 1} ({name}) {REMEDY_CHECKPOINT}")
             number += 1
-            return self.neurons[number - 1](z)
+            a = self.neurons[number - 1](z)
+            return _overwrite(z, a) if self.uses[number - 1].in_place else a
 
         with _Replacing(answer, self.pool):
             output = self.network(*args, **kwargs)
@@ -199,6 +244,22 @@ REMEDY_STATIC = (
 )
 
 
+REMEDY_CHECKPOINT = (
+    "stands in a part that torch.utils.checkpoint computes again in the backward pass, where it would be what it was "
+    "before: switch gradient checkpointing off, or write every activation as a module of its own (nn.ReLU)"
+)
+
+
+def _checkpointed() -> bool:
+    """Whether a network that is being called is inside torch.utils.checkpoint."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not Rewired.forward.__code__:
+        if frame.f_code.co_filename == checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 class _Replacing(TorchFunctionMode):
     """Replaces calls of activations by calls of the neurons."""
 
@@ -210,9 +271,7 @@ class _Replacing(TorchFunctionMode):
         kwargs = kwargs or {}
         kind = _kind(func, args, kwargs)
         if kind == "replace":
-            z = _input(args, kwargs)
-            a = self.answer(z, _name(func))
-            return _overwrite(z, a) if _in_place(func) else a
+            return self.answer(_input(args, kwargs), _name(func))
         if self.pool == "avg" and func in _POOLS:
             return _average_pool(func, *args, **kwargs)
         return func(*args, **kwargs)
@@ -221,19 +280,24 @@ class _Replacing(TorchFunctionMode):
 class _Looking(TorchFunctionMode):
     """Records every activation in `found`; `layer` names the module that is being called."""
 
-    def __init__(self, found: Callable[[Any, str, Any, Any], None]) -> None:
+    def __init__(self, found: Callable[[Any, str, Any, Any, bool], None]) -> None:
         super().__init__()
         self.found = found
+        self.linear: dict[int, bool] = {}
+        """By number of dimensions: whether the last layer that gave so many has its channels last, not first."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         kind = _kind(func, args, kwargs)
         if not kind:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if func in _LAYERS:
+                self.linear[result.dim()] = func is F.linear
+            return result
         before = _input(args, kwargs)
-        shape = tuple(before.shape)
+        shape, asked = tuple(before.shape), _asked_in_place(func, args, kwargs)
         result = func(*args, **kwargs)
-        self.found(func, kind, shape, result)
+        self.found(func, kind, shape, result, asked)
         return result
 
 
@@ -242,16 +306,22 @@ def _kind(func: Any, args: Any, kwargs: Any) -> str:
     if func in _RELU or func in _IN_PLACE:
         return "replace"
     if func in _CLAMPS or func in _CLAMPS_IN_PLACE:
-        low, high = _bounds(func, *args, **kwargs)
-        if isinstance(low, int | float) and low == 0 and not isinstance(high, Tensor):
-            return "replace"
-        return f"it is clipped at {low} and not at 0"
+        low, high = _bounds(func, args, kwargs)
+        if isinstance(low, Tensor) or isinstance(high, Tensor):
+            return "its bounds are tensors, and must be numbers"
+        if low is None:
+            return "it has no lower bound, which must be 0"
+        return "replace" if low == 0 else f"it is clipped at {low} and not at 0"
+    if func in _THRESHOLDS or func in _THRESHOLDS_IN_PLACE:
+        given = dict(zip(("input", "threshold", "value"), args, strict=False)) | kwargs
+        threshold, value = given["threshold"], given["value"]
+        return "replace" if threshold == value == 0 else f"below {threshold} it is {value}, and not 0 below 0"
     return "a gate or a signed output, which no staircase from 0 to θ stands for" if func in _KEPT else ""
 
 
-def _bounds(func: Any, z: Any, *rest: Any, **kwargs: Any) -> tuple[Any, Any]:
+def _bounds(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     low, high = ("min_val", "max_val") if "hardtanh" in _name(func) else ("min", "max")
-    values = dict(zip((low, high), rest, strict=False)) | kwargs
+    values = dict(zip(("input", low, high), args, strict=False)) | kwargs
     default = (-1.0, 1.0) if low == "min_val" else (None, None)
     return values.get(low, default[0]), values.get(high, default[1])
 
@@ -265,7 +335,14 @@ def _name(func: Any) -> str:
 
 
 def _in_place(func: Any) -> bool:
-    return func in _IN_PLACE or func in _CLAMPS_IN_PLACE
+    return func in _IN_PLACE or func in _CLAMPS_IN_PLACE or func in _THRESHOLDS_IN_PLACE
+
+
+def _asked_in_place(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a call says inplace=True, as `nn.ReLU(inplace=True)` does."""
+    if not isfunction(func):  # torch's own functions have no such argument
+        return False
+    return bool(signature(func).bind(*args, **kwargs).arguments.get("inplace", False))
 
 
 def _overwrite(z: Tensor, a: Tensor) -> Tensor:
@@ -313,8 +390,12 @@ def _modules(model: nn.Module) -> Activations:
             seen.add(id(module))
             if isinstance(module, nn.Hardtanh) and module.min_val != 0:
                 found.kept.append(f"layer '{name}' ({type(module).__name__}): clipped at {module.min_val} and not at 0")
+            elif isinstance(module, nn.Threshold) and not module.threshold == module.value == 0:
+                below = f"below {module.threshold} it is {module.value}, and not 0 below 0"
+                found.kept.append(f"layer '{name}' (Threshold): {below}")
             else:
-                found.replaced.append(Use(name, type(module).__name__, "", True, False, ()))
+                in_place = bool(getattr(module, "inplace", False))
+                found.replaced.append(Use(name, type(module).__name__, "", True, in_place, ()))
     return found
 
 
@@ -324,18 +405,21 @@ def _look(
     """With an example: every call, and its first threshold."""
     found = Activations()
     start: list[float | Tensor] = []
+    in_place: list[bool] = []
 
-    def use(func: Any, kind: str, shape: tuple[int, ...], result: Tensor) -> None:
+    def use(func: Any, kind: str, shape: tuple[int, ...], result: Tensor, asked: bool) -> None:
         layer, module = stack[-1] if stack else ("", model)
         of_module = isinstance(module, _ACTIVATION_MODULES)
         if kind != "replace":
             found.kept.append(f"layer '{layer}' ({_name(func)} at {_user_line()}): {kind}")
             return
-        if per_channel and len(shape) not in (2, 4, 5):
+        dims = len(shape)
+        if per_channel and (dims not in (2, 4, 5) or (dims > 2 and looking.linear.get(dims, False))):
             place = f"layer '{layer}'" if layer else f"{_name(func)} at {_user_line()}"
             raise OptionError(
                 f"per_channel: {place} has shape {shape}, whose channel dimension is not known: take per_channel=False"
             )
+        in_place.append(asked)
         found.replaced.append(Use(layer, _name(func), _user_line(), of_module, _in_place(func), shape))
         channels = (shape[1], *(1,) * (len(shape) - 2)) if per_channel else None
         if share is None:
@@ -344,13 +428,71 @@ def _look(
             rows = result.detach().float().movedim(1, 0).flatten(1) if per_channel else result.detach().float()[None]
             start.append(_quantile(rows.flatten(1), share, channels, layer))
 
-    training = model.training
-    args = tuple(example) if isinstance(example, tuple | list) else (example,)
-    found.samples = len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 0
-    with _named_calls(model) as stack, torch.no_grad(), _Looking(use):
-        model.eval()(*args)
+    training, looking = model.training, _Looking(use)
+    args, named = _arguments(model, example)
+    first = next((x for x in (*args, *named.values()) if isinstance(x, Tensor) and x.dim()), None)
+    found.samples = 0 if first is None else len(first)
+    if first is not None and not len(first):
+        raise InputError("example= holds no samples: give a batch of some")
+    model.eval()
+    # A compiled network is looked at as it is written, for the compiler follows none of this.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with _named_calls(model) as stack, looking:
+            output = _given(model, args, named)
+        if any(in_place):
+            with _OutOfPlace():
+                apart = _given(model, args, named)
+            if not _equal(output, apart):
+                uses = zip(found.replaced, in_place, strict=True)
+                found.replaced = [replace(use, in_place=use.in_place or asked) for use, asked in uses]
     model.train(training)
     return found, start
+
+
+class _OutOfPlace(TorchFunctionMode):
+    """Lets calls with inplace=True leave their input as it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _kind(func, args, kwargs) == "replace" and _asked_in_place(func, args, kwargs):
+            given = signature(func).bind(*args, **kwargs)
+            given.arguments["inplace"] = False
+            return func(*given.args, **given.kwargs)
+        return func(*args, **kwargs)
+
+
+def _arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the network is called with: by order and by name. A dict is one input unless its keys name several."""
+    if isinstance(example, Mapping) and example.keys() <= signature(model.forward).parameters.keys():
+        return (), dict(example)
+    return tuple(example) if isinstance(example, tuple | list) else (example,), {}
+
+
+def _given(model: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """What the network returns for copies of these inputs, since it may write into them. Raises `InputError` where it
+    cannot take them."""
+    args, named = tree_map_only(Tensor, Tensor.clone, (args, dict(named)))
+    try:
+        return model(*args, **named)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        if isinstance(error, ParspikeError):
+            raise
+        shapes: Any = tree_map(
+            lambda x: tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__, [*args, *named.values()]
+        )
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        given = ", ".join(str(x) for x in shapes)
+        raise InputError(
+            f"the network cannot take example= ({given}): {why}. Give a batch of its inputs: a "
+            "tensor, a tuple of tensors, or a dict of them by name"
+        ) from error
+
+
+def _equal(one: Any, two: Any) -> bool:
+    """Whether two outputs have the same bits, whatever they are made of."""
+    (tensors, shape), (others, other) = tree_flatten(one), tree_flatten(two)
+    pairs = zip(tensors, others, strict=False)
+    return shape == other and all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))
 
 
 def _quantile(rows: Tensor, share: float, channels: tuple[int, ...] | None, layer: str) -> float | Tensor:
@@ -404,34 +546,57 @@ class _FirstForward(_Looking):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(self.complain)
+        self.model = weakref.ref(model)
         self.calls: dict[str, int] = {}
+        self.overwritten: list[tuple[weakref.ref[Tensor], str]] = []
         self.inside = 0  # of a replacement, whose own arithmetic is no activation
         self.handles = []
         found: Any = model.activations
-        for name in (use.layer for use in found.replaced):
-            module = model.get_submodule(name)
-            self.handles.append(module.register_forward_pre_hook(partial(self.enter, name)))
-            self.handles.append(module.register_forward_hook(self.leave, always_call=True))
+        for use in found.replaced:
+            module = model.get_submodule(use.layer)
+            self.handles.append(module.register_forward_pre_hook(partial(self.enter, use.layer)))
+            self.handles.append(module.register_forward_hook(partial(self.leave, use), always_call=True))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        if isinstance(result, Tensor) and self.overwritten and not self.inside and self.running():
+            for layer in [name for z, name in self.overwritten if any(x is z() for x in args)]:
+                self.overwritten.clear()  # once is enough
+                text = f"layer '{layer}' wrote its result over its input (inplace=True), and its replacement does not; "
+                text += f"{_name(func)} at {_user_line()} reads that input: {REMEDY}"
+                warnings.warn(text, stacklevel=2)
+        return result
 
     def enter(self, name: str, module: nn.Module, args: Any) -> None:
         self.inside += 1
         self.calls[name] = self.calls.get(name, 0) + 1
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def leave(self, use: Use, module: nn.Module, args: Any, output: Any) -> None:
         self.inside -= 1
+        if use.in_place and args:
+            self.overwritten.append((weakref.ref(args[0]), use.layer))
 
-    def complain(self, func: Any, kind: str, shape: Any, result: Any) -> None:
-        if self.inside:
+    def running(self) -> bool:
+        """Whether this is a call from the network: after an interrupt (Ctrl-C) no hook says that the pass has ended."""
+        if torch.compiler.is_compiling():  # which follows no frames
+            return True
+        frame, model = sys._getframe(1), self.model()
+        while frame is not None and frame.f_locals.get("self") is not model:
+            frame = frame.f_back
+        return frame is not None
+
+    def complain(self, func: Any, kind: str, shape: Any, result: Any, asked: bool) -> None:
+        if self.inside or not self.running():
             return
         text = f"{_name(func)} at {_user_line()}"
         if kind == "replace":
             raise InputError(f"{text} is an activation that is no module, so it was not replaced: {REMEDY}")
         warnings.warn(f"not replaced: {text}: {kind}", stacklevel=2)
 
-    def finish(self) -> None:
+    def finish(self, said: bool) -> None:
         for handle in self.handles:
             handle.remove()
-        if several := [name for name, number in self.calls.items() if number > 1]:
+        if said and (several := [name for name, number in self.calls.items() if number > 1]):
             text = f"used several times, with one threshold for all uses: {', '.join(several)}; {REMEDY}"
             warnings.warn(text, stacklevel=2)
 
@@ -446,8 +611,9 @@ def _stop_watching(module: nn.Module, args: Any, output: Any) -> None:
     watch = module.__dict__.get("_watch")
     if isinstance(watch, _FirstForward):
         watch.__exit__(None, None, None)
-        module.__dict__["_watch"] = "done"
-        watch.finish()
+        # A pass that ended in an error gives None here. It has not seen all: the next one is watched too.
+        module.__dict__["_watch"] = "once" if output is None else "done"
+        watch.finish(said=output is not None)
 
 
 def _watch_first_forward(model: nn.Module) -> None:
