@@ -164,13 +164,17 @@ class Bilinear(nn.Module):
         return self.c(torch.einsum("bi,ikj,bj->bk", self.a(x), self.weight, self.b(x)).relu())
 
 
-def test_a_product_of_three_factors_stays_analog() -> None:
-    """Would catch the second factor held as the one that spikes meet: an error of Python."""
+def test_a_product_of_three_factors_is_two_products() -> None:
+    """Would catch a factor that no spikes meet, and weights taken for a value."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, x = Bilinear().eval(), torch.randn(24, 6)
     plan = parspike.plan(model, x, encode="all")
-    assert [node.role for node in plan.graph.nodes if node.target == "aten.einsum.default"] == [Role.ANALOG]
+    made = [node for node in plan.graph.nodes if node.target == "aten.einsum.default"]
+    assert [(node.args[0], node.role) for node in made] == [
+        ("bi,ikj->bkj", Role.SYNAPSE),
+        ("bkj,bj->bk", Role.SYNAPSE),
+    ]
     snn = parspike.convert(plan, x, T=8, code="weighted", recipe="max")
     with torch.no_grad():
         assert float((snn(x) - model(x)).norm()) < 0.05 * float(model(x).norm())

@@ -346,8 +346,6 @@ def test_what_it_cannot_hold_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="step by step"):
         parspike.export(small, tmp_path / "net.onnx", example=x)
     snn, x = network(PreActivation, T=4)
-    with pytest.raises(UnsupportedError, match="2\\^24"):
-        parspike.export(snn, tmp_path / "net.onnx", example=x, weights=16)
     with pytest.raises(OptionError, match="range of the inputs"):
         parspike.export(snn, tmp_path / "net.onnx", weights=8)
     with pytest.raises(OptionError, match="ONNX files"):

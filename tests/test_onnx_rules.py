@@ -465,8 +465,13 @@ def from_low(op: str, rng: Rng) -> None:
 
 @draw("parspike.reciprocal parspike.rsqrt")
 def inverse(op: str, rng: Rng) -> None:
-    bands = () if op.endswith("rsqrt") else either(rng, (), (0.5, 2.0))
-    check(op, given(rng, *sizes(rng), low=-4, high=1), 0.3, *bands)
+    more = either(rng, (), (0.5,) if op.endswith("rsqrt") else (0.5, 2.0))
+    check(op, given(rng, *sizes(rng), low=-4, high=1), 0.3, *more)
+
+
+@draw("parspike.root")
+def root(op: str, rng: Rng) -> None:
+    check(op, given(rng, *sizes(rng), low=-1, high=4))
 
 
 @draw("parspike.times parspike.softmax_shares")

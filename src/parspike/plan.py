@@ -29,7 +29,7 @@ from parspike.graph import (
 )
 from parspike.graph import with_encoders as insert_encoders
 from parspike.graph.attention import taken_apart
-from parspike.graph.encode import Encode, computed, encoded, input_encoders, undivided
+from parspike.graph.encode import TURNS, Encode, computed, encoded, input_encoders, undivided
 from parspike.graph.ir import expected_tensor
 from parspike.graph.lookup import LOOKED_UP, Analog
 from parspike.graph.opened import opened
@@ -263,7 +263,8 @@ def plan(
     last = readouts(graph, kept, asked)
     fires = {n.name for n in graph.neurons if n.name not in last and n.name not in {*kept, *guarded}}
     if encodes:
-        graph = encoded(graph, fires, encode)
+        sent = [name for name, why in guarded.items() if why == TURNS and analog == "lookup" and name not in last]
+        graph = encoded(graph, fires, encode, sent)
         options = _options(graph, layers or {})
         kept = {name for name, option in options.items() if isinstance(option, Keep)}
         fires |= {n.name for n in graph.nodes if n.target == ENCODE} - kept

@@ -28,7 +28,16 @@ from parspike.graph.ops import TABLE, call
 from parspike.neurons import Code, Staircase, levels_of
 from parspike.together import Together
 
-__all__ = ["Sample", "add_staircases", "counted", "free_steps", "lloyd_max", "staircase", "staircase_between"]
+__all__ = [
+    "Sample",
+    "add_staircases",
+    "counted",
+    "free_steps",
+    "function_of",
+    "lloyd_max",
+    "staircase",
+    "staircase_between",
+]
 
 ROUNDS = 60
 BINS = 4096
@@ -119,7 +128,7 @@ def add_staircases(draft: Draft, batches: Batches | None) -> None:
         sample.join(batches.together)
         if not torch.isfinite(torch.tensor([sample.low, sample.high])).all():
             raise CalibrationError(f"layer '{node.layer}' is given NaN or Inf on the calibration data")
-        function, z = _function(node, draft.graph.tensors), sample.sorted()
+        function, z = function_of(node, draft.graph.tensors), sample.sorted()
         check_finite(node, function(z))
         draft.neurons[node.name] = staircase(
             function,
@@ -144,7 +153,9 @@ def counted(activation: Activation | str | None) -> Counted:
     return {"zero": curve.zero, "above": curve.above}
 
 
-def _function(node: Node, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+def function_of(node: Node, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """What an activation makes of its currents."""
+
     def run(z: Tensor) -> Tensor:
         args, kwargs = Stream({node.refs[0]: z}, tensors, {}).arguments(node)
         return call(node.target, args, kwargs)

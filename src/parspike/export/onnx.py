@@ -6,6 +6,8 @@ A parallel network becomes a graph of real numbers; its neurons are products, fl
 numbers (`parspike.lower.integers`) becomes a quantised graph: weights are int8 (int16 beyond 8 bits) behind
 `DequantizeLinear` with scale 1, biases int32, counts pass through `QuantizeLinear` to uint8 and back. Every number in
 it is whole and below 2^24, so a runtime that adds float32 numbers in any order gives the bits of parspike's own run.
+Where numbers go beyond 2^24, they are float64 in the file, below 2^53, behind weights that are integers still; its
+convolutions are of float32, a few bits of the numbers at a time (`onnx_layers`).
 
 The batch is free; other sizes are those of the example. Opset 21, which brought int16 to these operators.
 """
@@ -27,9 +29,6 @@ from parspike.snn import SNN
 
 __all__ = ["RULES", "Written", "load", "session", "write"]
 
-EXACT = 1 << 24
-FEWER_BITS = 16
-"""How many times smaller numbers become with 4 bits in place of 8."""
 RULES: Mapping[str, Rule] = LAYERS | LAYOUT | VALUES
 """By the operators of the graph."""
 
@@ -41,19 +40,13 @@ def write(snn: SNN) -> Written:
     """
     whole = snn.provenance.get("lowered") == "integers"
     largest = snn.provenance.get("largest", 0)
-    if whole and largest >= EXACT:
-        fewer = "lower it with fewer bits (weights=4, inputs=4), or " if largest < FEWER_BITS * EXACT else ""
-        raise UnsupportedError(
-            f"the whole numbers of this network reach {largest:.3g}, and the float32 sums of ONNX are exact below "
-            f"2^24 alone: {fewer}write the network of real numbers (without weights=, --weights)"
-        )
     if any(i.dtype is torch.bfloat16 for i in snn.graph.inputs):
         raise UnsupportedError(
             "this network takes bfloat16, which runtimes of ONNX files are not given: export snn.float(), whose file "
             "takes float32"
         )
     graph = snn.graph.at_example("an exported file has one size of its inputs")
-    made = Model(graph, snn.tensors(), snn.counting(), RULES, whole=whole)
+    made = Model(graph, snn.tensors(), snn.counting(), RULES, whole=whole, largest=largest)
     for node in graph.nodes:
         made.add(node)
     return made.finished()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from parspike.export.onnx_model import Model, Refused, Rule, Value, arguments_of, table_of
+from parspike.export.onnx_model import CODES, EXACT, WIDE, Model, Refused, Rule, Value, arguments_of, table_of
 from parspike.graph import Node, Param
 from parspike.graph.resized import scales_of, weights_along
 from parspike.graph.signature import Conv, Linear, Pool, arguments, named
@@ -33,12 +33,41 @@ def _conv(model: Model, node: Node) -> Value:
         "kernel_shape": kernel, "strides": list(found.stride), "dilations": list(found.dilation), "group": found.groups,
         "pads": [before for before, _ in pads] + [after for _, after in pads],
     }  # fmt: skip
+    if found.transposed:
+        common["output_padding"] = list(found.output_padding)
+    kind = "ConvTranspose" if found.transposed else "Conv"
+    if model.wide:
+        return _in_parts(model, kind, found, common)
     inputs = [model.value(found.input), model.value(found.weight)]
     if found.bias is not None:
         inputs.append(model.value(found.bias, bias=True))
-    if found.transposed:
-        return model.op("ConvTranspose", *inputs, output_padding=list(found.output_padding), **common)
-    return model.op("Conv", *inputs, **common)
+    return model.op(kind, *inputs, **common)
+
+
+def _in_parts(model: Model, kind: str, found: Conv, common: dict[str, Any]) -> str:
+    """A convolution of whole numbers whose sums go beyond float32, the one type that onnxruntime convolves: of a few
+    bits of the numbers at a time, put together in float64."""
+    weight = model.tensors[found.weight.path]
+    each = weight.unflatten(0, (found.groups, -1)).transpose(1, 2).flatten(0, 1) if found.transposed else weight
+    most = max(1, int(each.flatten(1).abs().sum(1).max()))
+    bits = (EXACT // most).bit_length() - 1
+    if bits < 1:
+        raise Refused("sums of its weights alone go beyond float32")
+    parts = -(-model.bound(found.input).bit_length() // bits)
+    held = model.op("Cast", model.value(found.weight), to=CODES["float"])
+    rest, made = model.value(found.input), ""
+    for part in range(parts):
+        here = rest
+        if part < parts - 1:
+            # To the nearest: rounded down, what is left of −1 is −1, times 2^48 in the last part.
+            rest = model.op("Round", model.times(rest, 2.0**-bits))
+            here = model.op("Sub", here, model.times(rest, 2.0**bits))
+        summed = model.op(kind, model.op("Cast", here, to=CODES["float"]), held, **common)
+        summed = model.times(model.op("Cast", summed, to=WIDE), 2.0 ** (bits * part))
+        made = model.op("Add", made, summed) if made else summed
+    if found.bias is None:
+        return made
+    return model.op("Add", made, model.reshaped(model.value(found.bias, bias=True), [1, -1, *[1] * (weight.dim() - 2)]))
 
 
 def _linear(model: Model, node: Node) -> Value:
@@ -335,7 +364,8 @@ def _upsample(model: Model, node: Node) -> Value:
     name = model.value(x)
     inside = [model.length(x, d) for d in range(2, 2 + rank)]
     outside = [int(n) for n in node.shape[2:]]
-    if "nearest" in node.target and "exact" not in node.target and not any(
+    # onnxruntime has no Resize of float64.
+    if not model.wide and "nearest" in node.target and "exact" not in node.target and not any(
         out % size for out, size in zip(outside, inside, strict=True)
     ) and not any(scales_of(given, rank)[axis] not in (None, out / size)
                   for axis, (out, size) in enumerate(zip(outside, inside, strict=True))):  # fmt: skip

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from parspike.errors import MissingExtraError, UnsupportedError
 from parspike.graph import Graph, Node, Param, Ref, Size, leaves
+from parspike.graph.ops import CASTS
 from parspike.graph.signature import named
 from parspike.neurons import (
     Even,
@@ -45,6 +46,12 @@ KINDS: tuple[Kind, ...] = ("bool", "int", "float", "complex")
 """In the order in which torch widens them."""
 CODES: dict[Kind, int] = {"bool": 9, "int": 7, "float": 1}
 """TensorProto's numbers of bool, int64 and float32."""
+WIDE = 11
+"""That of float64."""
+EXACT = 1 << 24
+"""Below it float32 holds every whole number."""
+MOVED = ("aten.reshape.default", "aten.permute.default", "aten.max_pool2d.default", "aten.pad.default")
+"""Operators that make no number larger."""
 NUMBERS: dict[str, Callable[[Any], Any]] = {"bool": bool, "int": int, "float": float}
 INPUTS = {
     torch.float32: 1, torch.float64: 11, torch.float16: 10, torch.int64: 7, torch.int32: 6, torch.int16: 5,
@@ -95,7 +102,11 @@ def kind_of(dtype: torch.dtype) -> Kind:
 
 class Model:
     """The model in the making. graph: for inputs of one size, apart from the batch. tensors: what it reads, by path.
-    neurons: by node. whole: whether all its numbers are whole (`parspike.lower.integers`)."""
+    neurons: by node. whole: whether all its numbers are whole (`parspike.lower.integers`); largest: how large they may
+    be. Where float32 does not hold them, they are float64 in the file too, but where the graph rounds to float32."""
+
+    wide = False
+    """Whether real numbers of the node that is written are float64."""
 
     def __init__(
         self,
@@ -105,8 +116,12 @@ class Model:
         rules: Mapping[str, Rule],
         *,
         whole: bool = False,
+        largest: int = 0,
     ) -> None:
-        self.onnx = onnx_package()
+        self.onnx, self.largest = onnx_package(), largest
+        self.beyond = whole and largest >= EXACT
+        self.narrow = {i.name for i in graph.inputs if i.dtype is not torch.float64}
+        """Values that are no float64, where others are."""
         self.graph, self.neurons, self.rules, self.whole = graph, neurons, rules, whole
         self.tensors = {path: tensor.detach().cpu() for path, tensor in tensors.items()}
         self.shapes = {i.name: i.shape for i in graph.inputs} | {n.name: n.shape for n in graph.nodes}
@@ -121,7 +136,8 @@ class Model:
             kind = kind_of(i.dtype)
             self.values[i.name], self.kinds[i.name] = i.name, kind
             if i.dtype not in (torch.float32, torch.int64, torch.bool):
-                self.values[i.name] = self.op("Cast", i.name, to=CODES[kind])
+                self.wide = self.beyond and i.dtype is torch.float64
+                self.values[i.name] = self.op("Cast", i.name, to=self.code(kind))
 
     # Building blocks.
 
@@ -141,6 +157,7 @@ class Model:
         made: Kind = (
             "bool" if kind in TRUTHS
             else "int" if kind in WHOLE
+            else "float" if kind == "Cast" and attributes["to"] == WIDE
             else KINDS[[9, 7, 1].index(attributes["to"])] if kind == "Cast"
             else self.kinds[like]
         )  # fmt: skip
@@ -150,12 +167,14 @@ class Model:
         return names
 
     def constant(self, value: Any, dtype: Any = None) -> str:
-        """A tensor or number as an initializer; equal ones are stored once. Real numbers as float32, whole as int64."""
+        """A tensor or number as an initializer; equal ones are stored once. Real numbers as float32 or, where the node
+        is wide, float64, whole ones as int64."""
         if isinstance(value, Tensor):
-            value = (value.float() if value.is_floating_point() else value).numpy()  # numpy has no bfloat16
+            value = (value.double() if value.is_floating_point() else value).numpy()  # numpy has no bfloat16
         array = np.asarray(value)
         kind: Kind = "float" if array.dtype.kind == "f" else "bool" if array.dtype.kind == "b" else "int"
-        dtype = dtype or {"float": np.float32, "bool": np.bool_, "int": np.int64}[kind]
+        real = np.float64 if self.wide else np.float32
+        dtype = dtype or {"float": real, "bool": np.bool_, "int": np.int64}[kind]
         array = np.array(array, dtype, order="C")  # a number stays one, which ascontiguousarray would make a vector
         key = f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
         if key not in self.constants:
@@ -168,6 +187,8 @@ class Model:
         """Whole numbers as the smallest integers that hold them, widened where they are read."""
         most = int(value.abs().max())
         dtype = np.int32 if bias or most > 32767 else np.int16 if most > 127 else np.int8
+        if self.wide:
+            return self.op("Cast", self.constant(value, np.int64 if most >= 1 << 31 else dtype), to=WIDE)
         name = self.op("DequantizeLinear", self.constant(value, dtype), self.constant(1.0))
         self.kinds[name] = "float"
         return name
@@ -199,7 +220,7 @@ class Model:
                 return name
             if self.whole and leaf.path.startswith("whole.") and not leaf.path.endswith(".grid"):
                 return self.integers(tensor, bias=bias)
-            return self.constant(tensor.float() if tensor.is_floating_point() else tensor)
+            return self.constant(tensor)
         if isinstance(leaf, Size):
             return self.op("Squeeze", self.size(leaf), self.constant([0]))
         if not isinstance(leaf, (bool, int, float)):
@@ -214,7 +235,11 @@ class Model:
 
     def cast(self, name: str, kind: Kind) -> str:
         """A value as one of another type."""
-        return name if self.kinds[name] == kind else self.op("Cast", name, to=CODES[kind])
+        return name if self.kinds[name] == kind else self.op("Cast", name, to=self.code(kind))
+
+    def code(self, kind: Kind) -> int:
+        """TensorProto's number of a type."""
+        return WIDE if kind == "float" and self.wide else CODES[kind]
 
     def real(self, leaf: Any) -> str:
         """An argument as real numbers."""
@@ -348,6 +373,9 @@ class Model:
     def add(self, node: Node) -> None:
         """Write a node of the graph, or note why that cannot be done."""
         lost = any(name not in self.values for name in node.refs)
+        self.wide = self.beyond and not self._narrow(node)
+        if not self.wide:
+            self.narrow.add(node.name)
         rule = self.rules.get(node.target)
         try:
             if node.name in self.neurons:
@@ -355,6 +383,9 @@ class Model:
                     self._bind(node.name, self.fire(node, self.neurons[node.name]))
             elif rule is None:
                 raise Refused("no rule writes this operator")
+            elif not lost and self.beyond and node.target in CASTS:
+                kind = kind_of(next(leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, torch.dtype)))
+                self._bind(node.name, self.op("Cast", self.value(node.args[0]), to=self.code(kind)))
             elif not lost:  # what follows from a refused node is not refused again
                 self._bind(node.name, rule(self, node))
         except Refused as error:
@@ -363,6 +394,23 @@ class Model:
             if not any(isinstance(leaf, Size) for leaf in leaves((node.args, node.kwargs))):
                 raise
             self.refused.append(f"  {node.layer or node.name} ({node.target}): it takes a number from the batch")
+
+    def _narrow(self, node: Node) -> bool:
+        """Whether a node gives real numbers of float32."""
+        types = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, torch.dtype)]
+        found = {name: self.results(Ref(name))[0] for name in node.refs if name in self.values}
+        real = [name for name, value in found.items() if value is not None and self.kinds[value] == "float"]
+        if real and node.target not in CASTS:
+            return self.narrow.issuperset(real)
+        return torch.float64 not in [*types, *(self.tensors[path].dtype for path in node.params)]
+
+    def bound(self, leaf: Any) -> int:
+        """How large the whole numbers of a value may be."""
+        node = self.graph.by_name.get(leaf.name) if isinstance(leaf, Ref) else None
+        while node is not None and node.name not in self.neurons and node.target in MOVED:
+            node = self.graph.by_name.get(node.refs[0])
+        neuron = None if node is None else self.neurons.get(node.name)
+        return self.largest if neuron is None else neuron.levels
 
     def _bind(self, name: str, value: Value) -> None:
         """Give a value the name of its node, where it is what was made last."""
@@ -387,8 +435,8 @@ class Model:
             if bool((offset != 0).any()):
                 value = self.op("Add", value, self.constant(offset.cpu()))
         elif isinstance(neuron, WholeNeuron):
-            above = self.op("Sub", z, self.constant(neuron.first.detach().float().cpu()))
-            steps = self.op("Div", above, self.constant(neuron.step.detach().float().cpu()))
+            above = self.op("Sub", z, self.constant(neuron.first.detach().cpu()))
+            steps = self.op("Div", above, self.constant(neuron.step.detach().cpu()))
             steps = self.op("Add", self.op("Floor", steps), self.constant(1.0))
             self.counted(steps, neuron.levels, count, neuron.lowest)
             value = self.as_counts(neuron, count)
@@ -399,7 +447,7 @@ class Model:
             down, up = f"{count}/falling", f"{count}/rising"
             self.reached(node, z, neuron.falling, down)
             self.reached(node, z, neuron.rising, up)
-            fallen = self.op("Sub", self.constant(neuron.start.detach().float().cpu()), down)
+            fallen = self.op("Sub", self.constant(neuron.start.detach().cpu()), down)
             self.counted(self.op("Add", fallen, up), neuron.levels, count, neuron.lowest)
             value = self.as_counts(neuron, count)
         elif isinstance(neuron, Staircase):
@@ -415,14 +463,15 @@ class Model:
 
     def each(self, node: Node, table: Tensor) -> Tensor:
         """A table (S, …) of a node's neurons against (S, B, …)."""
-        rest = table.detach().cpu().float()
+        rest = table.detach().cpu()
         return rest.reshape(len(rest), *[1] * (len(node.shape) - rest.dim() + 1), *rest.shape[1:])
 
     def reached(self, node: Node, z: str, thresholds: Tensor, count: str) -> str:
         """Which of the thresholds (S, …) each z reaches, as numbers (S, B, …); count: the name of their sum."""
         axes = self.constant(np.array([0]))
         many = self.op("Unsqueeze", z, axes)
-        reached = self.op("Cast", self.op("GreaterOrEqual", many, self.constant(self.each(node, thresholds))), to=1)
+        reached = self.op("GreaterOrEqual", many, self.constant(self.each(node, thresholds)))
+        reached = self.op("Cast", reached, to=self.code("float"))
         self.op("ReduceSum", reached, axes, out=count, keepdims=0)
         return reached
 
@@ -430,7 +479,7 @@ class Model:
         """Counts as the whole numbers of few bits that they are, where the file has a type for them."""
         kinds = (np.int8, np.int16) if neuron.lowest < 0 else (np.uint8, np.uint16)
         dtype = next((kind for kind in kinds if neuron.levels <= np.iinfo(kind).max), None)
-        if dtype is None:
+        if dtype is None or self.wide:
             return self.op("Identity", count)
         one = self.constant(1.0)
         if neuron.lowest < 0:  # no zero point: onnxruntime takes one of bytes behind it where it moves these operators

@@ -356,13 +356,20 @@ def _increase(model: Model, value: str, low: float, high: float) -> str:
     return model.op("Sub", model.clip(value, low, high), model.constant(float(low)))
 
 
-def _inverse(root: bool) -> Rule:
-    def rule(model: Model, node: Node) -> Value:
-        negative, least, low, high = (*node.args, *(0.0, math.inf)[len(node.args) - 2 :])
-        made = model.clip(model.op("Neg", model.real(negative)), least, math.inf)
-        return _increase(model, model.op("Reciprocal", model.op("Sqrt", made) if root else made), low, high)
+def _reciprocal(model: Model, node: Node) -> Value:
+    negative, least, low, high = (*node.args, *(0.0, math.inf)[len(node.args) - 2 :])
+    made = model.clip(model.op("Neg", model.real(negative)), least, math.inf)
+    return _increase(model, model.op("Reciprocal", made), low, high)
 
-    return rule
+
+def _reciprocal_root(model: Model, node: Node) -> Value:
+    negative, least, plus = (*node.args, *(0.0,)[len(node.args) - 2 :])
+    made = model.op("Sqrt", model.clip(model.op("Neg", model.real(negative)), least, math.inf))
+    return model.op("Reciprocal", model.op("Add", made, model.constant(float(plus))) if plus else made)
+
+
+def _root(model: Model, node: Node) -> Value:
+    return model.op("Sqrt", model.clip(model.real(node.args[0]), 0.0, math.inf))
 
 
 def _fake_quantised(model: Model, node: Node) -> Value:
@@ -870,7 +877,7 @@ def _rules() -> dict[str, Rule]:
         ("_conj.default", _conjugate),
         ("parspike.qcfs", _qcfs), ("parspike.encode parspike.hold", _encode), ("parspike.rising", _part(True)),
         ("parspike.falling", _part(False)), ("parspike.pointwise", _pointwise), ("parspike.exp", _exp),
-        ("parspike.reciprocal", _inverse(False)), ("parspike.rsqrt", _inverse(True)),
+        ("parspike.reciprocal", _reciprocal), ("parspike.rsqrt", _reciprocal_root), ("parspike.root", _root),
         ("parspike.times", _times), ("parspike.at_least", _at_least),
     )  # fmt: skip
 

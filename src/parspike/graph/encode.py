@@ -24,6 +24,7 @@ from parspike.graph.order import nested
 
 __all__ = [
     "PASSED",
+    "TURNS",
     "Encode",
     "computed",
     "encodable",
@@ -157,14 +158,15 @@ def scales(node: Node) -> bool:
     return node.role is Role.ANALOG and row is not None and row.product and not row.weighted
 
 
-def encoded(graph: Graph, spiking: Collection[str], where: Encode) -> Graph:
-    """The graph with encoders, see above, and with what products hold. spiking: activations that are neurons."""
-    driven, outer = _driven(graph, spiking)
+def encoded(graph: Graph, spiking: Collection[str], where: Encode, behind: Collection[str] = ()) -> Graph:
+    """The graph with encoders, see above, and with what products hold. spiking: activations that are neurons. behind:
+    computed ones that an encoder sends to whatever reads them."""
+    driven, outer = _driven(graph, {*spiking, *behind})
     dtypes = {i.name: i.dtype for i in graph.inputs}
     readers = graph.consumers()
     moved: dict[str, dict[int, str]] = {}
     """By node, which of its operands is encoded, by place."""
-    roots: dict[str, None] = {}
+    roots: dict[str, None] = dict.fromkeys(behind)
     products: set[str] = set()
     for node in graph.nodes:
         operands = _operands(graph, node)
@@ -188,7 +190,7 @@ def encoded(graph: Graph, spiking: Collection[str], where: Encode) -> Graph:
             encoder[name] = _of_weights(graph, names[name], name, shapes[name])
     nodes = [node for i in graph.inputs for node in encoder.get(i.name, ())]
     for node in graph.nodes:
-        now = node
+        now = node.mapped(lambda leaf: Ref(names[leaf.name]) if isinstance(leaf, Ref) and leaf.name in behind else leaf)
         for place, name in moved.get(node.name, {}).items():
             now = _with_operand(now, place, names[name])
         nodes.extend(_held(now, shapes[_right(node).name]) if node.name in products else [now])

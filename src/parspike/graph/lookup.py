@@ -7,6 +7,8 @@ Softmax, norms and divisions are taken apart until a sum and a maximum are all o
     a / b        a · (1/b), 1/b a staircase of −b, b > 0
     norm         c = x − mean x, v = mean c·c, y = c · (1/√(v + ε)), 1/√ a staircase of −(v + ε); over the features
                  of a token, over a group of channels, or over one channel
+    length       √Σx·x, a deviation √v: a staircase of what is under the root. Divided by it, by its maximum with ε or
+                 its sum with ε (F.normalize, x / (x.std() + ε)): one staircase 1/(√max(Σx·x, ε²) + ε')
 
 1/b and 1/√b fall, and a neuron's output never does, so their neurons read −b. In every product, also c·c, the spikes of
 one factor arrive over time, and each adds up what is held of the other: its mean. An operator that
@@ -22,9 +24,11 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
+import torch
+
 from parspike.graph.encode import SMALL
 from parspike.graph.features import ATTENTION
-from parspike.graph.ir import Graph, Node, Param, Ref
+from parspike.graph.ir import Graph, Node, Param, Ref, Size, leaves
 from parspike.graph.ops import (
     CASTS,
     EXP,
@@ -32,12 +36,15 @@ from parspike.graph.ops import (
     LARGEST,
     LOWEST,
     RECIPROCAL,
+    ROOT,
     RSQRT,
     SHARES,
     TABLE,
     TIMES,
+    USER,
     WEIGHTS,
     Role,
+    call,
 )
 from parspike.graph.parts import part_of
 from parspike.graph.pointwise import floating
@@ -48,23 +55,32 @@ __all__ = ["LOOKED_UP", "TAKEN", "Analog", "looked_up"]
 
 Analog = Literal["computed", "lookup"]
 """What becomes of softmax, norms and divisions: computed on the means over time; neurons, as the module says."""
-LOOKED_UP = (EXP, RECIPROCAL, RSQRT)
+LOOKED_UP = (EXP, RECIPROCAL, RSQRT, ROOT)
 SOFTMAX = ("aten.softmax.int", "aten._softmax.default")
 NORMS = ("aten.layer_norm.default", "aten.rms_norm.default")
 GROUPED = ("aten.group_norm.default", "aten.instance_norm.default")
-TAKEN = (*SOFTMAX, *NORMS, *GROUPED, *ATTENTION, WEIGHTS, SHARES)
-"""Norms and the parts of attention, which look-ups stand for."""
+LENGTHS = ("aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim")
+SPREADS = ("aten.var.correction", "aten.std.correction", "aten.var.dim", "aten.std.dim")
+BOTH = "aten.var_mean.correction"
+"""Variance and mean at once."""
+TAKEN = (*SOFTMAX, *NORMS, *GROUPED, *ATTENTION, *LENGTHS, *SPREADS, BOTH, WEIGHTS, SHARES)
+"""Norms, lengths and the parts of attention, which look-ups stand for."""
 PASSED = (*CASTS, "aten.reshape.default", "aten.expand.default",
-          "aten.unsqueeze.default", "aten.permute.default", "aten.transpose.int", "aten.slice.Tensor")  # fmt: skip
-"""Operators behind which a value that was above 0 is above 0."""
-ADDED = ("aten.sum.dim_IntList", "aten.mean.dim", "aten.cumsum.default", "aten.amax.default", LARGEST)
-NOT_NEGATIVE = ("aten.square.default", "aten.abs.default", "aten.relu.default", "aten.relu6.default",
-                "aten.linalg_vector_norm.default", "aten.var.correction", "aten.std.correction", "aten.sqrt.default",
-                WEIGHTS, *SOFTMAX)  # fmt: skip
+          "aten.unsqueeze.default", "aten.permute.default", "aten.transpose.int", "aten.slice.Tensor",
+          "aten.squeeze.dims", "aten.repeat.default")  # fmt: skip
+"""Operators behind which a value is at least what it was at least."""
+ADDED = ("aten.sum.dim_IntList", "aten.cumsum.default")
+CHOSEN = ("aten.mean.dim", "aten.amax.default", "aten.amin.default", "aten.maximum.default", "aten.minimum.default",
+          "aten.cat.default", "aten.stack.default", LARGEST)  # fmt: skip
+"""Operators that give no value below the least that they are given."""
+PRODUCTS = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.matmul.default", "aten.bmm.default", "aten.mm.default",
+            "aten.einsum.default", TIMES)  # fmt: skip
+NOT_NEGATIVE = ("aten.square.default", *LENGTHS, *SPREADS, "aten.sqrt.default", WEIGHTS, *SOFTMAX)
 POSITIVE = ("aten.exp.default", "aten.exp2.default", "aten.sigmoid.default", "aten.softplus.default",
             "aten.rsqrt.default", "aten.cosh.default", RECIPROCAL, RSQRT)  # fmt: skip
+CLAMPED = ("aten.clamp.default", "aten.clamp_min.default")
 LEAST = 1e-37
-"""In place of a smaller divisor, so that its reciprocal is a number in float32; for half precision see `_least`."""
+"""In place of a smaller divisor, so that its reciprocal is a number in float32."""
 TOTAL = 0.5
 """The sum of a softmax's weights is at least 1, the largest weight, or 0 where all is masked and so is the product."""
 BANDS = (0.0, 2**-4, 2**-2, math.inf)
@@ -89,6 +105,10 @@ class _Parts:
         self.shapes: dict[str, Sequence[Any]] = {i.name: i.shape for i in graph.inputs}
         self.names = {*graph.by_name, *self.shapes}
         self.varying, self.real = set(self.shapes), set[str]()
+        self.passed = set[str]()
+        """Nodes that parts stand for, such as a root: to divide by it is one function of what is under it."""
+        self.least = dict[str, float]()
+        """What values are known to be at least."""
         # A product of two values is no read-out: encoders will make a synapse of it.
         both = [node.role is Role.ANALOG and TABLE[node.target].weighted for node in graph.nodes]
         made = (replace(n, role=Role.SYNAPSE) if two else n for n, two in zip(graph.nodes, both, strict=True))
@@ -98,21 +118,19 @@ class _Parts:
         """Without what is read no more, such as the root that a division by it has made one function of."""
         needed, kept = set(self.source.outputs), list[Node]()
         for node in reversed(self.nodes.values()):
-            if node.name in needed or not self._replaced(node):
+            if node.name in needed or node.name not in self.passed:
                 needed.update(node.refs)
                 kept.append(node)
         read = {path for node in kept for path in node.params}
         tensors = {path: tensor for path, tensor in self.source.tensors.items() if path in read}
         return replace(self.source, nodes=tuple(reversed(kept)), tensors=tensors)
 
-    def _replaced(self, node: Node) -> bool:
-        return node.target in ("aten.sqrt.default", "aten.pow.Tensor_Scalar", *PASSED)
-
     def keep(self, node: Node) -> None:
         """Put a node behind the others."""
         row = TABLE.get(node.target)
         self.nodes[node.name] = node
         self.shapes[node.name] = node.shape
+        self.least[node.name] = self._least_of(node)
         if any(name in self.varying for name in node.refs):
             self.varying.add(node.name)
             if row is None or row.weighted or row.weighs or any(name in self.real for name in node.refs):
@@ -153,9 +171,17 @@ class _Parts:
         elif (name == "aten.rsqrt.default" or _power(node) == -0.5) and self._is_real(args[0]):
             self.add(node, "", RSQRT, node.shape, self._negative(node, args[0]), LEAST)
         elif (name == "aten.reciprocal.default" or _power(node) == -1) and self._is_real(args[0]):
-            if not self._positive(args[0]):
-                return False
-            self.add(node, "", RECIPROCAL, node.shape, self._negative(node, args[0]), LEAST)
+            return self._inverse(node, args[0], last=True) is not None
+        elif (name == "aten.sqrt.default" or _power(node) == 0.5) and self._is_real(args[0]):
+            self.add(node, "", ROOT, node.shape, args[0])
+        elif name in LENGTHS and isinstance(args[0], Ref) and floating(self.source, args[0].name):
+            return self._length(node)
+        elif name in SPREADS and isinstance(args[0], Ref) and floating(self.source, args[0].name):
+            return self._spread(node, node)
+        elif name == "getitem" and (both := self.source.by_name[args[0].name]).target == BOTH:
+            made = self._spread(node, both)
+            self.passed.update([both.name] if made else [])
+            return made
         elif name == "aten.exp.default" and self._is_real(args[0]):
             self.add(node, "", EXP, node.shape, args[0])
         elif name == "aten.div.Tensor" and len(args) == 2 and not node.kwargs and self._is_real(args[1]):
@@ -196,11 +222,6 @@ class _Parts:
         inverse = bands[0]
         for number, band in enumerate(bands[1:]):
             inverse = self.add(node, f"inverse{number}", "aten.add.Tensor", shape, inverse, band)
-        self._product(node, dividend, inverse)
-
-    def _divided(self, node: Node, dividend: Any, divisor: Ref, least: float) -> None:
-        shape = self.shapes[divisor.name]
-        inverse = self.add(node, "reciprocal", RECIPROCAL, shape, self._negative(node, divisor), least)
         self._product(node, dividend, inverse)
 
     def _product(self, node: Node, one: Any, other: Any) -> None:
@@ -263,49 +284,144 @@ class _Parts:
         inverse = self.add(node, "rsqrt", RSQRT, one, self._negative(node, power), LEAST)
         return self.add(node, suffix, TIMES, shape, inverse, x)
 
-    def _division(self, node: Node, dividend: Any, divisor: Ref) -> bool:
-        root = self.nodes[divisor.name]
-        while root.target in ("aten.to.dtype", "aten.expand.default") and root.refs[0] in self.nodes:
-            root = self.nodes[root.refs[0]]
-        if root.target == "aten.sqrt.default" or _power(root) == 0.5:
-            value = root.args[0]
-            shape = self.shapes[value.name]
-            inverse = self.add(node, "rsqrt", RSQRT, shape, self._negative(node, value), LEAST)
-            self._product(node, dividend, inverse)
-            return True
-        if not self._positive(divisor):
+    def _length(self, node: Node) -> bool:
+        """√Σx·x along some dimensions."""
+        given = named(node)
+        order = given["ord"] if "ord" in given else given["p"]
+        if order not in (None, 2) or given["dim"] in (None, []) or given.get("dtype") is not None:
             return False
-        self._divided(node, dividend, divisor, LEAST)
+        x, dims = given["self"], given["dim"] if isinstance(given["dim"], list) else [given["dim"]]
+        squares = self.add(node, "squares", TIMES, self.shapes[x.name], x, x)
+        total = self.add(node, "total", ADDED[0], node.shape, squares, dims, bool(given["keepdim"]))
+        self.add(node, "", ROOT, node.shape, total)
         return True
 
-    def _positive(self, value: Any, *, zero: bool = False) -> bool:
-        """Whether a value is known to be above 0; zero: or 0."""
-        if isinstance(value, (int, float)):
-            return value >= 0 if zero else value > 0
+    def _spread(self, node: Node, of: Node) -> bool:
+        """A variance, mean c·c of c = x − mean x, or its root; node: what of them is read, `of` itself where it gives
+        one of them alone."""
+        given = named(of)
+        x, dims, keep = given["self"], given["dim"], bool(given["keepdim"])
+        if isinstance(x, Ref) and node is not of and node.args[1] == 1:
+            self.add(node, "", "aten.mean.dim", node.shape, x, dims, keep)
+            return True
+        less = given.get("correction", int(given.get("unbiased", True)))
+        less = 1 if less is None else less
+        if not isinstance(x, Ref) or not dims or not isinstance(less, int):
+            return False
+        shape = self.shapes[x.name]
+        one = tuple(1 if d in [at % len(shape) for at in dims] else n for d, n in enumerate(shape))
+        root = ".std." in of.target
+        mean = self.add(node, "mean", "aten.mean.dim", one, x, dims, True)
+        centred = self.add(node, "centred", "aten.sub.Tensor", shape, x, mean)
+        squares = self.add(node, "squares", TIMES, shape, centred, centred)
+        if less:
+            last = self.add(node, "total", ADDED[0], node.shape, squares, dims, keep)
+            number = _size(("+", ("*", 1, *(_tree(shape[d]) for d in dims)), -less))
+            last = self.add(node, "variance" if root else "", "aten.div.Tensor", node.shape, last, number)
+        else:
+            last = self.add(node, "variance" if root else "", "aten.mean.dim", node.shape, squares, dims, keep)
+        if root:
+            self.add(node, "", ROOT, node.shape, last)
+        return True
+
+    def _division(self, node: Node, dividend: Any, divisor: Ref) -> bool:
+        inverse = self._inverse(node, divisor)
+        if inverse is not None:
+            self._product(node, dividend, inverse)
+        return inverse is not None
+
+    def _inverse(self, node: Node, divisor: Ref, *, last: bool = False) -> Ref | None:
+        """A neuron of one over a divisor, the last part of the node or one before it; None of a divisor that may be
+        negative."""
+        under = self._under_root(node, divisor)
+        if under is None and self._least(divisor) < 0:
+            return None
+        b, *given = (divisor, LEAST) if under is None else under
+        target, suffix = (RECIPROCAL, "reciprocal") if under is None else (RSQRT, "rsqrt")
+        return self.add(node, "" if last else suffix, target, self.shapes[b.name], self._negative(node, b), *given)
+
+    def _under_root(self, node: Node, divisor: Ref) -> tuple[Any, ...] | None:
+        """b, e and perhaps d where the divisor is √max(b, e) + d or √max(b, e), moved perhaps; None of others."""
+        plus, floor, way, names = 0.0, 0.0, list[Node](), list[str]()
+        here = self.nodes.get(divisor.name)
+        while here is not None and here.target != ROOT:
+            number = here.args[1] if len(here.args) == 2 and not here.kwargs else None
+            number = number if isinstance(number, (int, float)) else -1.0
+            if here.target in PASSED:
+                if way or here.target not in (*CASTS, "aten.expand.default"):  # a product repeats a value by itself
+                    way.append(here)
+            elif here.target in ("aten.add.Tensor", "aten.add.Scalar") and number > 0 and floor == 0:
+                plus += number
+            elif here.target in CLAMPED and number >= 0:
+                floor = max(floor, number)
+            else:
+                return None
+            names.append(here.name)
+            here = self.nodes.get(here.args[0].name)
+        if here is None:
+            return None
+        self.passed.update((here.name, *names))
+        b = here.args[0]
+        for number, moved in enumerate(reversed(way)):
+            b = self.add(node, f"moved{number}", moved.target, moved.shape, b, *moved.args[1:])
+        return (b, max(floor**2, LEAST), *([plus] if plus else []))
+
+    def _least(self, value: Any) -> float:
+        """What a value is known to be at least, −∞ where nothing is known; `LEAST` of what is above 0."""
         if isinstance(value, Param):
             tensor = self.source.tensors[value.path]
-            return bool((tensor >= 0).all() if zero else (tensor > 0).all())
-        node = self.nodes.get(value.name) if isinstance(value, Ref) else None
-        if node is None:
-            return False
-        args = node.args
-        if node.target in POSITIVE or (zero and (node.target in NOT_NEGATIVE or node.target == EXP or _squares(node))):
-            return True
-        if node.target in ("aten.clamp.default", "aten.clamp_min.default"):
-            low = args[1] if len(args) > 1 else None
-            return isinstance(low, (int, float)) and (low >= 0 if zero else low > 0)
-        if node.target == TIMES:
-            return zero and args[0] == args[1]
-        if node.target in PASSED or node.target in ADDED:
-            return self._positive(args[0], zero=zero)
-        if node.target == "aten.sqrt.default":
-            return self._positive(args[0], zero=zero)
-        if node.target in ("aten.add.Tensor", "aten.add.Scalar") and not node.kwargs:
-            both = [self._positive(x, zero=True) for x in args[:2]]
-            return all(both) and (zero or any(self._positive(x) for x in args[:2]))
-        if node.target in ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar"):
-            return all(self._positive(x, zero=zero) for x in args[:2])
-        return False
+            return float(tensor.min()) if tensor.numel() and tensor.is_floating_point() else -math.inf
+        if isinstance(value, Ref):
+            return self.least.get(value.name, -math.inf)
+        return float(value) if isinstance(value, (int, float)) else -math.inf
+
+    def _least_of(self, node: Node) -> float:
+        """`_least` of what a node gives."""
+        name, args = node.target, node.args
+        if name in POSITIVE:
+            return LEAST
+        if name in NOT_NEGATIVE or (name in (TIMES, "aten.mul.Tensor") and args[0] == args[1]):
+            return 0.0
+        if (power := _power(node)) is not None:
+            return 0.0 if power % 2 == 0 or self._least(args[0]) >= 0 else -math.inf
+        if node.role is Role.NEURON and name not in USER:
+            return _lowest(node)
+        if name in PASSED:
+            return self._least(args[0])
+        if name in ADDED:
+            return low if (low := self._least(args[0])) >= 0 else -math.inf
+        if name in CHOSEN:
+            return min((self._least(leaf) for leaf in leaves(args) if isinstance(leaf, (Ref, Param))), default=0.0)
+        given = [leaf for leaf in leaves(args) if not isinstance(leaf, str)]
+        if node.kwargs or len(given) != 2:
+            return -math.inf
+        low, other = (self._least(leaf) for leaf in given)
+        if name in ("aten.add.Tensor", "aten.add.Scalar"):
+            return low + other
+        if name in ("aten.sub.Tensor", "aten.sub.Scalar") and isinstance(args[1], (int, float)):
+            return low - other
+        if name in (*PRODUCTS, "aten.div.Tensor", "aten.div.Scalar"):
+            return -math.inf if min(low, other) < 0 else LEAST * (low > 0 and (other > 0 or "div" in name))
+        return -math.inf
+
+
+def _tree(size: Size | int) -> Any:
+    return size.tree if isinstance(size, Size) else size
+
+
+def _size(tree: Any) -> Size | int:
+    return Size(tree).at({})
+
+
+def _lowest(node: Node) -> float:
+    """The least that an activation gives: where it turns, else far below; −∞ where that is no number."""
+    if turn := TABLE[node.target].turn:
+        return turn(dict(node.kwargs))[1]
+    if not all(leaf is None or isinstance(leaf, (int, float, str)) for leaf in leaves([node.args[1:], node.kwargs])):
+        return -math.inf
+    end = torch.tensor(-math.inf, dtype=torch.float64)
+    least = float(call(node.target, (end, *node.args[1:]), node.kwargs))
+    return -math.inf if math.isnan(least) else least
 
 
 def _power(node: Node) -> float | None:

@@ -142,7 +142,7 @@ ENCODE, HOLD = "parspike.encode", "parspike.hold"
 MASKED, WEIGHTS, SHARES = "parspike.masked", "parspike.softmax_weights", "parspike.softmax_shares"
 TIMES, LARGEST, FLOOR = "parspike.times", "parspike.largest", "parspike.at_least"
 SIZE, ROTATE = "parspike.size", "parspike.rotate"
-EXP, RECIPROCAL, RSQRT = "parspike.exp", "parspike.reciprocal", "parspike.rsqrt"
+EXP, RECIPROCAL, RSQRT, ROOT = "parspike.exp", "parspike.reciprocal", "parspike.rsqrt", "parspike.root"
 LOWEST = -50.0
 """exp of it is 2e-22 of the largest weight of a softmax: below it a weight is 0."""
 NOTHING = 2 * math.exp(LOWEST)
@@ -238,9 +238,15 @@ def _inverse(node: Node) -> Activation:
     return Curve(zero=low > 0, above=low)
 
 
-def reciprocal_root(negative: Tensor, least: float) -> Tensor:
-    """1/√b of −b, b at least `least`: it never falls."""
-    return (-negative).clamp(min=least).rsqrt()
+def reciprocal_root(negative: Tensor, least: float, plus: float = 0.0) -> Tensor:
+    """1/(√b + plus) of −b, b at least `least`: it never falls."""
+    b = (-negative).clamp(min=least)
+    return (b.sqrt() + plus).reciprocal() if plus else b.rsqrt()
+
+
+def root(x: Tensor) -> Tensor:
+    """√x; 0 where rounding made x negative."""
+    return x.clamp(min=0).sqrt()
 
 
 def masked(scores: Tensor, mask: Tensor) -> Tensor:
@@ -622,6 +628,7 @@ TABLE[FLOOR] = Op(Role.ORDER, at_least)
 TABLE[EXP] = Op(Role.NEURON, exponential, varying=(0,), activation=lambda node: Curve(zero=len(node.args) > 1))
 TABLE[RECIPROCAL] = Op(Role.NEURON, reciprocal, varying=(0,), activation=_inverse)
 TABLE[RSQRT] = Op(Role.NEURON, reciprocal_root, varying=(0,), activation=lambda node: Curve(above=0.0))
+TABLE[ROOT] = Op(Role.NEURON, root, varying=(0,), activation=lambda node: Curve())
 TABLE["parspike.qcfs"] = Op(Role.NEURON, neurons.qcfs, varying=(0,), activation=_qcfs)
 
 for _names, _out in {

@@ -11,6 +11,7 @@
 - an activation written by hand (x·σ(x), log(1 + exp(x)), where(x > 20, 20, x·(x > 0)) …) becomes one activation, a
   clip where it is one;
 - a quantiser written by hand (divide, floor or round, clamp, multiply) becomes QCFS;
+- an einsum of three and more factors becomes products of two;
 - a clamp whose bounds are tensors of one number becomes a clamp by numbers; without finite bounds it is removed.
 
 All of it is computed in float64, compared there with the graph as it was read (`same.check_rewritten`), and narrowed
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 
 from parspike.graph.course import Course, Turn, clip_of, course_of, turn_of
+from parspike.graph.factors import EINSUM, in_pairs
 from parspike.graph.ir import Graph, Node, Param, Ref, leaves, map_tree
 from parspike.graph.levels import Levels, levels_of
 from parspike.graph.ops import BESIDE, COMPARED, FAKE_QUANTISE, POINTWISE, TABLE, Role
@@ -37,7 +39,7 @@ from parspike.graph.same import check_rewritten
 from parspike.graph.signature import Conv, Linear, arguments, with_weights
 from parspike.graph.wide import wide, wide_dtype, widened
 
-__all__ = ["merge_scales", "rewrite"]
+__all__ = ["merge_scales", "rewrite", "turn_of_function"]
 
 BY_TENSORS = {
     "aten.clamp.Tensor": (1, 2), "aten.clamp_min.Tensor": (1, None), "aten.clamp_max.Tensor": (None, 1),
@@ -106,7 +108,7 @@ def _first_norm(draft: _Draft, made: Graph) -> tuple[str, Tensor] | None:
 
 
 def _rewrite(draft: _Draft) -> None:
-    for step in (_norms, _bounds, _merge_backward, _written, _places, _monotone, _pool_first, _merge_forward):
+    for step in (_factors, _norms, _bounds, _merge_backward, _written, _places, _monotone, _pool_first, _merge_forward):
         nodes = list(draft.nodes.values())
         # A function written by hand is found at its last operator.
         for node in reversed(nodes) if step is _written else nodes:
@@ -227,6 +229,23 @@ def _renaming(names: dict[str, str]) -> Callable[[Any], Any]:
 def _scales(draft: _Draft, node: Node) -> tuple[Tensor, Tensor]:
     scale, shift = (draft.tensors[param.path] for param in node.args[1:3])
     return scale, shift
+
+
+def _factors(draft: _Draft, node: Node) -> None:
+    """An einsum of three and more factors → products of two."""
+    if node.target != EINSUM or len(node.args[1]) < 3:
+        return
+    now = draft.now()
+    shapes = {i.name: i.shape for i in now.inputs} | {name: n.shape for name, n in now.by_name.items()}
+    varying = {i.name for i in now.inputs}
+    for other in now.nodes:
+        varying.update(() if varying.isdisjoint(other.refs) else (other.name,))
+    found = in_pairs(node, shapes, draft.tensors, varying, shapes)
+    if found is not None:
+        made, new = found
+        for path, tensor in new.items():
+            draft.put(path, tensor, next(leaf.path for leaf in node.args[1] if isinstance(leaf, Param)))
+        draft.insert(node.name, made)
 
 
 def _norms(draft: _Draft, node: Node) -> None:
@@ -489,6 +508,12 @@ def _look_at(tree: Any) -> _Seen:
             turn = "it jumps just above 0"
         _seen[key] = _Seen(levels, clip, turn)
     return _seen[key]
+
+
+def turn_of_function(tree: Any) -> Turn | None:
+    """Where an activation written by hand (`parspike.pointwise`) turns, and its value there; None where it does not."""
+    turn = _look_at(tree).turn
+    return None if isinstance(turn, str) else turn
 
 
 def _jumps_above_zero(course: Course) -> bool:

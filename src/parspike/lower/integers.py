@@ -27,10 +27,11 @@ from torch import Tensor
 
 from parspike.engines.int8 import EXACT
 from parspike.errors import OptionError, UnsupportedError
-from parspike.graph import Node, Param, Ref, Role, Size, Stream, map_tree
+from parspike.graph import Node, Param, Ref, Role, Size, Stream, leaves, map_tree
 from parspike.graph.lookup import TAKEN
 from parspike.graph.ops import CASTS, ENCODE, FLOOR, HOLD, LARGEST, MASKED, REAL, RSQRT, TABLE, TIMES
 from parspike.graph.resized import weights_along
+from parspike.graph.rewrite import turn_of_function
 from parspike.graph.signature import SUMMED, Conv, Linear, Pool, arguments, named, with_weights
 from parspike.lower.grids import ALIKE, FIXED, PRECISE, UNLIKE, Value, chooses, grids_of, input_node, sample, squeezed
 from parspike.lower.masks import Masks
@@ -68,12 +69,15 @@ BEYOND = 2
 its 1/√ is a staircase. Without that end, what weights prove of a norm would be as many times what they prove of the one
 before it as the layers between are wide."""
 EMBEDDING = "aten.embedding.default"
+PADS = ("aten.pad.default", "aten.constant_pad_nd.default")
 EVERYWHERE = ("aten.zeros.default", "aten.ones.default", "aten.full.default")
 """Operators that make a tensor of one number."""
 NEAREST = ("aten.upsample_nearest", "aten._upsample_nearest_exact")
 """Operators of windows of one value each."""
 MIX = ("aten.lerp.Scalar",)
 """Operators that are no layer, and move no values either."""
+SHIFTS, DIVISIONS = ("aten.add.Tensor", "aten.add.Scalar"), ("aten.div.Tensor", "aten.div.Scalar")
+"""What may stand between the squares of a norm and its root."""
 EXTREMES = ("aten.amax.default", "aten.amin.default")
 ELEMENTS = ("aten.mul.Tensor", TIMES)
 MATRICES = ("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
@@ -267,6 +271,8 @@ class _Whole(Masks):
             return self._interpolated
         if node.target == FLOOR:
             return self._floor
+        if node.target == "aten.cumsum.default":
+            return self._running
         if node.role is Role.ORDER:
             return self._order
         if node.target == MASKED:
@@ -275,7 +281,9 @@ class _Whole(Masks):
             return self.filled
         if node.target in ("aten.relu.default", HOLD):
             return self._unchanged
-        return self._moved if self._moves(node) else self._unknown
+        if not self._moves(node):
+            return self._unknown
+        return self._padded if node.target in PADS else self._moved
 
     def _layer(self, node: Node) -> Conv | Linear | Pool | None:
         """`arguments`, also of a product with a matrix of the network."""
@@ -391,7 +399,7 @@ class _Whole(Masks):
         number = self._normal_of(node)
         return made if number is None else self._within(made, BEYOND * math.sqrt(number))
 
-    def _normal_of(self, node: Node) -> int | None:
+    def _normal_of(self, node: Node) -> float | None:
         """n of a product x/√(Σx²/n + ε), as `graph.lookup` writes norms; None of others."""
         by_name = self.source.by_name
 
@@ -405,18 +413,33 @@ class _Whole(Masks):
                 return made(Ref(found.refs[0]))
             return found
 
+        def alike(one: Node | None, two: Node | None, depth: int = 3) -> bool:
+            """Whether two values are the same by how they are made: x − mean x may be written twice."""
+            if one is None or two is None or one is two or not depth:
+                return one is two is not None
+            first, second = (
+                [n.target, n.kwargs, [None if isinstance(leaf, Ref) else leaf for leaf in leaves(n.args)]]
+                for n in (one, two)
+            )
+            refs = zip(one.refs, two.refs, strict=False)  # as many of each, where all else is equal
+            return first == second and all(a == b or alike(made(Ref(a)), made(Ref(b)), depth - 1) for a, b in refs)
+
         inverse, x = (made(arg) for arg in node.args)
-        here = inverse if inverse is not None and inverse.target == RSQRT else None
-        while here is not None and here.target in (RSQRT, "aten.neg.default", "aten.add.Scalar"):
+        here, number = inverse if inverse is not None and inverse.target == RSQRT else None, 1.0
+        while here is not None and here.target in (RSQRT, "aten.neg.default", *SHIFTS, *DIVISIONS):
+            constant = here.args[1] if here.target in (*SHIFTS, *DIVISIONS) else 0
+            if not isinstance(here.args[0], Ref) or not isinstance(constant, (int, float)) or constant < 0:
+                return None
+            number *= constant if here.target in DIVISIONS else 1
             here = made(here.args[0])
         if x is None or here is None or here.target not in ("aten.mean.dim", "aten.sum.dim_IntList"):
             return None
         squares = made(here.args[0])
-        if squares is None or squares.target != TIMES or any(made(arg) is not x for arg in squares.args):
+        if squares is None or squares.target != TIMES or not all(alike(made(arg), x) for arg in squares.args):
             return None
-        if here.target != "aten.mean.dim":
-            return 1
-        return math.prod(sample(squares)[d] for d in cast("list[int]", here.args[1]))
+        if here.target == "aten.mean.dim":
+            number *= math.prod(sample(squares)[d] for d in cast("list[int]", here.args[1]))
+        return number
 
     def _within(self, value: Value, most: float) -> Value:
         """The value clipped to a magnitude that it cannot have as a real number, where weights prove less of it."""
@@ -662,6 +685,24 @@ class _Whole(Masks):
         self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
         return Value(node.name, node, grid.reshape([1] * (len(node.shape) - 1) + [-1]), self.top)
 
+    def _padded(self, node: Node) -> Value:
+        """Values with others put in beside them: zeros, to which a constant is added where they are none."""
+        given = named(node)
+        if not given["value"] or given.get("mode", "constant") != "constant":
+            return self._moved(node)
+        number = self.run(node, torch.zeros(sample(self.values[node.refs[0]].like)).double())
+        alone = replace(node, name=free(f"{node.name}_zeros", self.outer), args=node.args[:2], kwargs={})
+        return self.plus(node, self._moved(alone), number)
+
+    def _running(self, node: Node) -> Value:
+        """Sums of a value and all before it along a dimension."""
+        value, dim = self.values[node.refs[0]], cast(int, node.args[1])
+        if isinstance(value.like.shape[dim], Size) or node.kwargs.get("dtype") is not None:
+            raise Refused("it sums over the batch, or changes the type")
+        value = self.even(node, self.coarse(node, value), [dim % len(node.shape)])
+        name = self.emit(node, "", node.target, Ref(value.name), dim)
+        return Value(name, node, value.grid, value.most * sample(value.like)[dim])
+
     def _moved(self, node: Node) -> Value:
         values = [self.values[ref] for ref in dict.fromkeys(node.refs)]
         if node.target in JOINS:
@@ -682,12 +723,6 @@ class _Whole(Masks):
                 grids == 0, grids.flatten(2).amax(2).reshape(*grids.shape[:2], *[1] * (grids.dim() - 2)), grids
             )
         grids = torch.where(grids == 0, grids.max(), grids)
-        if "pad" in node.target:
-            place = 3 if node.target == "aten.pad.default" else 2
-            mode = node.args[2] if place == 3 and len(node.args) > 2 else node.kwargs.get("mode", "constant")
-            value = node.args[place] if len(node.args) > place else node.kwargs.get("value")
-            if mode == "constant" and value:
-                raise Refused("it puts in values other than 0")
         instead = dict(zip(dict.fromkeys(node.refs), values, strict=True))
         return Value(self.keep(node, instead), node, squeezed(grids), max(value.most for value in values))
 
@@ -754,7 +789,10 @@ class _Whole(Masks):
             return neuron.count(self.run(function, whole * value.grid))
 
         turn = TABLE[function.target].turn
-        lowest = None if turn is None else (turn(dict(function.kwargs))[0] / value.grid[0]).floor()
+        place = None if turn is None else turn(dict(function.kwargs))[0]
+        if function.target == "parspike.pointwise" and (found := turn_of_function(function.args[1])) is not None:
+            place = found[0]
+        lowest = None if place is None else (place / value.grid[0]).floor()
         shape = count(torch.zeros_like(value.grid))[0].shape
         made = curve(count, shape, int(value.most), lowest, neuron)
         if made is None:
