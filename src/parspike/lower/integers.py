@@ -341,7 +341,8 @@ class _Whole(Masks):
         first = isinstance(left, Ref)
         value = self.values[node.refs[0]]
         mine, other = signs if first else signs[::-1]
-        value = self.times(value, torch.full([1] * len(node.shape), float(mine), dtype=value.grid.dtype), "_turned")
+        turned = torch.full([1] * len(node.shape), float(mine), dtype=value.grid.dtype)
+        value = self.times(value, turned, f"_turned_for_{node.name}")
         return self.plus(node, value, other * self._constant_in(right if first else left))
 
     def _constant_in(self, constant: Any) -> Tensor:
@@ -676,6 +677,8 @@ class _Whole(Masks):
             raise Refused("it makes complex numbers")
         if bool((grids < 0).any()):
             raise Refused("it changes values")
+        if not grids.numel():  # nothing of it is left, which any grid suits
+            grids = torch.ones([1] * grids.dim(), dtype=grids.dtype)
         # Where zeros are put in, any grid is right: that of the channel.
         if grids.dim() > 2:
             grids = torch.where(
@@ -756,7 +759,9 @@ class _Whole(Masks):
         turn = TABLE[function.target].turn
         lowest = None if turn is None else (turn(dict(function.kwargs))[0] / value.grid[0]).floor()
         shape = count(torch.zeros_like(value.grid))[0].shape
-        made = curve(count, shape, int(value.most), lowest, neuron)
+        # Beyond it the network is made anew with less room, or refused.
+        most = int(min(value.most, EXACT[torch.float64] - 1))
+        made = curve(count, shape, most, lowest, neuron)
         if made is None:
             raise Refused("neurons behind it would need thresholds of more than one turn")
         self.made[node.name] = made
