@@ -154,7 +154,8 @@ class Grids:
             least = torch.maximum(values[0].grid, values[1].grid)
             values = [self._no_finer(node, value, least, f"branch{i}") for i, value in enumerate(values)]
             finest = torch.minimum(values[0].grid, values[1].grid)
-        sizes = torch.stack([value.most * value.grid.expand_as(finest) / finest for value in values]).amax(0).clamp(min=1)
+        sizes = torch.stack([value.most * value.grid.expand_as(finest) / finest for value in values])
+        sizes = sizes.amax(0).clamp(min=1)
         finer = self.bits_of_room(float(sizes.max()))
         if finer < PRECISE and not all(_whole(value.grid / finest) for value in values):
             finer = PRECISE  # whatever it costs: a factor of 1.4 is not 1
