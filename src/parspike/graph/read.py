@@ -158,9 +158,10 @@ class Reader:
         value = fx.meta.get("val")
         if not isinstance(value, Tensor):
             raise TraceError(f"input '{fx.name}' is a {type(value).__name__}: inputs must be tensors (B, …)")
-        if isinstance(value.shape[0], int) or value.shape[0].node.expr.is_Integer:
+        batch: Any = value.shape[0]
+        if isinstance(batch, int) or batch.node.expr.is_Integer:
             raise TraceError(
-                f"the network fixes the batch size of input '{fx.name}' at {value.shape[0]} (a shape written as a "
+                f"the network fixes the batch size of input '{fx.name}' at {batch} (a shape written as a "
                 "number, len(x), a loop over samples, or a program that was exported for one size): use x.shape[0] or "
                 "-1 where the batch size stands in the code"
             )
