@@ -1149,3 +1149,26 @@ def test_a_value_that_is_subtracted_twice_is_turned_for_either() -> None:
     snn = parspike.convert(model, x, T=4, code="weighted", recipe="max")
     whole = integers(snn, x)
     assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.05
+
+
+class Places(nn.Module):
+    """A map of places beside the features, as optical flow reads them (RAFT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(2, 4, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[3]).float().expand(x.shape[0], 2, x.shape[2], -1)
+        return self.c(torch.cat([self.a(x).relu(), self.b(places).relu()], 1))
+
+
+def test_places_that_are_counted_become_real_numbers() -> None:
+    """Would catch a cast from whole to real numbers taken out: torch refused its convolution."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Places().eval(), torch.randn(8, 3, 6, 6)
+    snn = parspike.convert(model, x, T=4, code="weighted", recipe="max")
+    whole = integers(snn, x)
+    assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.05
+    assert torch.equal(whole.run(x, engine="count").logits, whole(x))

@@ -313,7 +313,7 @@ class _Whole(Masks):
 
     def _one_tensor(self, node: Node) -> bool:
         """Whether a node that reads no value only moves or repeats real numbers of the network."""
-        real = len(node.params) == 1 and self.source.tensors[node.params[0]].is_floating_point()
+        real = len(node.params) == 1 and (is_real(node) or self.source.tensors[node.params[0]].is_floating_point())
         row = TABLE[node.target]
         return real and row.role is Role.SYNAPSE and row.sources == "one" and not (row.weighted or row.product)
 
@@ -623,6 +623,8 @@ class _Whole(Masks):
         number = self.source.tensors[path].double()
         top = float(number.abs().max()) or 1.0
         whole = self.put(node, "constant", (number * (ALIKE**2 / top)).round())
+        if is_real(node):  # of places that are counted: the type is chosen anew
+            node = replace(node, target="aten.expand.default", args=(whole, list(node.shape)), kwargs={})
         self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
         return Value(node.name, node, torch.full([1] * len(node.shape), top / ALIKE**2).double(), ALIKE**2)
 
