@@ -1172,3 +1172,49 @@ def test_places_that_are_counted_become_real_numbers() -> None:
     whole = integers(snn, x)
     assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.05
     assert torch.equal(whole.run(x, engine="count").logits, whole(x))
+
+
+class TimeFirst(nn.Module):
+    """Steps of unlike neurons in the first dimension, which becomes one with the batch (CRNN reads text so)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([self.a(x).relu(), 5 * self.b(x).relu()])
+        return self.c(y.flatten(0, 1)).reshape(2, x.shape[0], 3).transpose(0, 1)
+
+
+def test_steps_in_front_of_the_batch_have_one_grid_where_they_join_it() -> None:
+    """Would catch a grid for each step that no sample's value has then, an error of torch's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = TimeFirst().eval(), torch.randn(32, 4)
+    snn = parspike.convert(model, x, T=4, code="weighted", recipe="max")
+    whole = integers(snn, x, refit=False)
+    assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.06
+    assert torch.equal(whole.run(x, engine="count").logits, whole(x))
+
+
+class Swish(nn.Module):
+    """x · sigmoid(x) written by hand, as diffusion networks and Conformers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(y * torch.sigmoid(y))
+
+
+def test_an_activation_written_by_hand_turns_where_it_does() -> None:
+    """Would catch one taken to rise everywhere, which was refused for "thresholds of more than one turn"."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Swish().eval(), torch.randn(64, 4)
+    snn = parspike.convert(model, x, T=4, code="weighted", recipe="max", encode="all", analog="lookup")
+    whole = integers(snn, x, refit=False)
+    assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.06
+    assert torch.equal(whole.run(x, engine="count").logits, whole(x))

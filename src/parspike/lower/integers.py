@@ -28,8 +28,10 @@ from torch import Tensor
 from parspike.engines.int8 import EXACT
 from parspike.errors import OptionError, UnsupportedError
 from parspike.graph import Node, Param, Ref, Role, Size, Stream, map_tree
+from parspike.graph.course import turn_of
 from parspike.graph.lookup import TAKEN
 from parspike.graph.ops import CASTS, ENCODE, FLOOR, HOLD, LARGEST, MASKED, REAL, RSQRT, TABLE, TIMES
+from parspike.graph.pointwise import evaluate
 from parspike.graph.resized import weights_along
 from parspike.graph.signature import SUMMED, Conv, Linear, Pool, arguments, named, with_weights
 from parspike.lower.grids import ALIKE, FIXED, PRECISE, UNLIKE, Value, chooses, grids_of, input_node, sample, squeezed
@@ -701,7 +703,8 @@ class _Whole(Masks):
         each on one grid, for no factor can follow them there."""
         size = sample(node)
         mixed = [d for d, given in enumerate(node.shape) if isinstance(given, Size) and size[d] > 1]
-        dims = iter(range(1, max((len(value.like.shape) for value in values), default=1)))
+        ranks = range(max((len(value.like.shape) for value in values), default=0))
+        dims = iter([d for d in ranks if not any(isinstance(n, Size) for v in values for n in v.like.shape[d : d + 1])])
         while True:
             grids = self.run(node, *(value.parts or value.grid.expand(sample(value.like)) for value in values))
             if not mixed or not isinstance(grids, Tensor) or grids.is_complex():
@@ -758,8 +761,8 @@ class _Whole(Masks):
             """Of whole numbers (N, …), which broadcast against the grid of one sample."""
             return neuron.count(self.run(function, whole * value.grid))
 
-        turn = TABLE[function.target].turn
-        lowest = None if turn is None else (turn(dict(function.kwargs))[0] / value.grid[0]).floor()
+        turn = _turn(function)
+        lowest = None if turn is None else (turn / value.grid[0]).floor()
         shape = count(torch.zeros_like(value.grid))[0].shape
         # Beyond it the network is made anew with less room, or refused.
         most = int(min(value.most, EXACT[torch.float64] - 1))
@@ -858,6 +861,15 @@ class _Whole(Masks):
             )
             if name == node.name:
                 self.emit(node, "_wide", CASTS[0], Ref(node.name), kwargs={"dtype": dtype})
+
+
+def _turn(function: Node) -> float | None:
+    """Where an activation that falls and then rises turns; None for one that rises."""
+    known = TABLE[function.target].turn
+    if known is not None:
+        return known(dict(function.kwargs))[0]
+    found = turn_of(lambda x: evaluate(x, function.args[1])) if function.target == "parspike.pointwise" else None
+    return found[0] if isinstance(found, tuple) else None
 
 
 def _by_output(found: Conv | Linear, weight: Tensor) -> Tensor:
