@@ -618,3 +618,39 @@ def test_networks_of_real_numbers_are_refused() -> None:
     snn = parspike.convert(plan, x, T=4, recipe="max")
     with pytest.raises(OptionError, match=r"parspike\.lower\.integers"):
         snn.run(x, engine="integer")
+
+
+PROBE = Node("probe", "", (), {}, Role.SYNAPSE, "", "", ())
+UNUSUAL = {
+    "a stride that leaves one column": (256, (48, 256, 3, 3), (2, 2), (1, 1), (1, 1), 1, (4, 2)),
+    "groups of 24 channels": (48, (256, 24, 3, 3), (2, 2), (2, 1), (2, 1), 2, (5, 12)),
+    "outputs that read padding alone": (48, (16, 48, 2, 1, 3), (2, 1, 1), (1, 0, 1), (2, 1, 1), 1, (1, 5, 12)),
+    "more padding than the kernel has places": (1, (16, 1, 3, 1), (3, 3), (3, 2), (1, 2), 1, (4, 1)),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_convolutions_of_unusual_forms_are_exact(name: str) -> None:
+    """Would catch oneDNN's kernels for AMX, which give other sums for two forms, and end the process at two."""
+    channels, weights, stride, pads, dilation, groups, size = UNUSUAL[name]
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-9, 10, weights, generator=generator).double()
+    x = torch.randint(0, 16, (3, channels, *size), generator=generator).double()
+    bias, found = torch.arange(len(weight)).double(), Conv(None, None, None, stride, pads, dilation, groups)
+    made = int8.Synapse(PROBE, found, weight, bias.float(), bias, ((int8.as_bytes, 1),))
+    right = torch.convolution(x, weight, bias, stride, pads, dilation, False, [0] * len(stride), groups)
+    assert torch.equal(made.whole(x, torch.float64), right)
+    if len(size) == 2:
+        counts = made.clipped(int8.as_bytes(x), made.ones / 64, (bias / 64 + 1 / 128).float(), levels=15)
+        assert torch.equal(counts.double(), (right / 64 + 1 / 128).round().clamp(0, 15))
+
+
+def test_a_network_whose_last_map_has_one_column_counts_as_count_does() -> None:
+    """Would catch a re-identification network (strides down to 2×1 places) that answered with an error of 32 %."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Conv2d(2, 64, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)
+        model, x = nn.Sequential(*layers).eval(), torch.rand(8, 2, 4, 2)
+    whole = integers(parspike.convert(model, x, T=4, code="weighted", recipe="max"), x, refit=False)
+    for batch in (1, 8):
+        assert torch.equal(whole.run(x[:batch]).logits, whole.run(x[:batch], engine="count").logits)

@@ -265,6 +265,24 @@ def test_a_norm_without_eps_has_the_one_of_its_own_type(dtype: torch.dtype) -> N
                                    torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}))  # fmt: skip
 
 
+class Logarithm(nn.Module):
+    """Attention over time of a spectrum, which is never negative, in decibels (speakers, ECAPA-TDNN)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv1d(3, 4, 1), nn.Conv1d(4, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a((x + 1e-6).log()).relu()
+        return self.c((h * self.b(h).tanh().softmax(2)).sum(2))
+
+
+def test_values_at_which_the_network_gives_nan_are_not_compared() -> None:
+    """Would catch a network blamed on parspike: of noise below 0 the softmax and its parts are NaN at other places."""
+    plan = parspike.plan(Logarithm().eval(), torch.rand(2, 3, 8), encode="all", analog="lookup")
+    assert "softmax.reciprocal" in str(plan)
+
+
 def test_a_fault_in_taking_apart_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, _ = made("block")
     monkeypatch.setattr(lookup, "TOTAL", 2.0)  # a total of 1 would be taken for 2

@@ -1077,3 +1077,143 @@ def test_a_stream_joined_with_neurons_keeps_its_weights(bits: int) -> None:
     assert float((chip(x) - answers).norm()) < 0.03 * float((answers - answers.mean(0)).norm())
     for engine in ("count", "parallel", "serial", "integer"):
         assert torch.equal(chip.run(x[:4], engine=engine).logits, chip(x[:4]))
+
+
+class TwoCounts(nn.Module):
+    """A residual sum of two layers of neurons, read by a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        return self.head(y + self.b(y).relu())
+
+
+def test_a_channel_of_small_neurons_in_a_sum_keeps_its_weights() -> None:
+    """Would catch whole numbers that are far larger in the one channel of a sum whose neurons count small values: its
+    weights, on the one grid of all channels, became 0, and the answer was off by 46 %."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = TwoCounts().double().eval(), torch.randn(64, 6).double()
+    with torch.no_grad():
+        model.b.weight[2], model.b.bias[2] = model.b.weight[2] / 5000, model.b.bias[2].abs() / 5000
+        model.head.weight[:, 2] *= 3
+    snn = parspike.convert(model, x, T=4, code="weighted", recipe="max")
+    whole = integers(snn, x, refit=False)
+    assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.06
+    assert torch.equal(whole.run(x, engine="parallel").logits, whole(x))
+
+
+class Cut(nn.Module):
+    """All places but the last, of which there may be none, with others behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.a(x).relu()[:, :-1], self.b(x).relu()], 1))
+
+
+def test_a_part_of_no_places_goes_into_whole_numbers() -> None:
+    """Would catch torch's error that the largest grid of nothing was asked for (MEDFormer's patches of one place)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Cut().eval(), torch.randn(32, 1, 4)
+    snn = parspike.convert(model, x, T=4, code="weighted", recipe="max")
+    whole = integers(snn, x, refit=False)
+    assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.05
+    assert torch.equal(whole.run(x, engine="count").logits, whole(x))
+
+
+class Gates(nn.Module):
+    """What is left of a whole, taken twice, as the gate of an LSTM whose state `done` resets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        return torch.cat([self.b(x) * (1.0 - y), (1.0 - y) * self.b(-x)], 1)
+
+
+def test_a_value_that_is_subtracted_twice_is_turned_for_either() -> None:
+    """Would catch the second of two nodes of one name, which a fitted network ended in a KeyError for."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Gates().eval(), torch.randn(32, 4)
+    snn = parspike.convert(model, x, T=4, code="weighted", recipe="max")
+    whole = integers(snn, x)
+    assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.05
+
+
+class Places(nn.Module):
+    """A map of places beside the features, as optical flow reads them (RAFT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(2, 4, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[3]).float().expand(x.shape[0], 2, x.shape[2], -1)
+        return self.c(torch.cat([self.a(x).relu(), self.b(places).relu()], 1))
+
+
+def test_places_that_are_counted_become_real_numbers() -> None:
+    """Would catch a cast from whole to real numbers taken out: torch refused its convolution."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Places().eval(), torch.randn(8, 3, 6, 6)
+    snn = parspike.convert(model, x, T=4, code="weighted", recipe="max")
+    whole = integers(snn, x)
+    assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.05
+    assert torch.equal(whole.run(x, engine="count").logits, whole(x))
+
+
+class TimeFirst(nn.Module):
+    """Steps of unlike neurons in the first dimension, which becomes one with the batch (CRNN reads text so)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([self.a(x).relu(), 5 * self.b(x).relu()])
+        return self.c(y.flatten(0, 1)).reshape(2, x.shape[0], 3).transpose(0, 1)
+
+
+def test_steps_in_front_of_the_batch_have_one_grid_where_they_join_it() -> None:
+    """Would catch a grid for each step that no sample's value has then, an error of torch's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = TimeFirst().eval(), torch.randn(32, 4)
+    snn = parspike.convert(model, x, T=4, code="weighted", recipe="max")
+    whole = integers(snn, x, refit=False)
+    assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.06
+    assert torch.equal(whole.run(x, engine="count").logits, whole(x))
+
+
+class Swish(nn.Module):
+    """x · sigmoid(x) written by hand, as diffusion networks and Conformers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(y * torch.sigmoid(y))
+
+
+def test_an_activation_written_by_hand_turns_where_it_does() -> None:
+    """Would catch one taken to rise everywhere, which was refused for "thresholds of more than one turn"."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Swish().eval(), torch.randn(64, 4)
+    snn = parspike.convert(model, x, T=4, code="weighted", recipe="max", encode="all", analog="lookup")
+    whole = integers(snn, x, refit=False)
+    assert float((whole(x) - snn(x)).norm() / snn(x).norm()) < 0.06
+    assert torch.equal(whole.run(x, engine="count").logits, whole(x))

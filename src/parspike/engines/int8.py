@@ -7,16 +7,18 @@ On a CPU three things could make a sum differ from exact arithmetic; none is lef
 - A kernel gives its sums as float32. Where they may reach 2^24, the input goes through it in parts of a few bits, whose
   sums are below 2^24 each, and the parts are added in float64.
 - Before the first run the library has to reproduce exact sums on this machine (`exact`); where it does not, its kernels
-  are not used.
+  are not used. A convolution of an unusual form is tried in that form, and at that size (`_tried`): where it is not
+  exact, it runs in float64.
 
 What could prove this wrong: a sum that differs from that of float64 (tests/test_integer_engine.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
@@ -123,12 +125,41 @@ class Synapse:
 
     def _run(self, x: Tensor, scale: Tensor, bias: Tensor, kind: torch.dtype, post: tuple[Any, ...]) -> Tensor:
         if isinstance(self.found, Conv):
-            return ops().qconv_pointwise(
-                x, 1.0, self.zero, self.packed, scale, self.zeros, bias, *self.how, 1.0, 0, kind, *post
-            )
+            if self._sound(tuple(x.shape), kind, post):
+                return self.kernel(x, scale, bias, kind, post)
+            return self.plain(x, scale, bias, kind, post)
         flat = x.reshape(-1, x.shape[-1])
         made = ops().qlinear_pointwise(flat, 1.0, self.zero, self.packed, scale, self.zeros, bias, 1.0, 0, kind, *post)
         return made.view(*x.shape[:-1], -1)
+
+    def kernel(self, x: Tensor, scale: Tensor, bias: Tensor, kind: torch.dtype, post: tuple[Any, ...]) -> Tensor:
+        """scale · (sum of the products of the bytes x) + bias of a convolution by oneDNN's kernel."""
+        return ops().qconv_pointwise(
+            x, 1.0, self.zero, self.packed, scale, self.zeros, bias, *self.how, 1.0, 0, kind, *post
+        )
+
+    def plain(self, x: Tensor, scale: Tensor, bias: Tensor, kind: torch.dtype, post: tuple[Any, ...]) -> Tensor:
+        """The same in float64."""
+        stride, pads, dilation, groups = self.how
+        conv = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
+        sums = conv(x.double() - self.zero, self.weight.double(), None, stride, pads, dilation, groups)
+        like = [1, -1] + [1] * len(stride)
+        made = sums * scale.double().reshape(like) + bias.double().reshape(like)
+        return made.clamp(*post[1]).round().to(kind) if post[0] == "hardtanh" else made.to(kind)
+
+    def _sound(self, shape: tuple[int, ...], kind: torch.dtype, post: tuple[Any, ...]) -> bool:
+        """Whether the kernel is exact for inputs of this shape: of a usual form, or tried in just this one."""
+        stride, pads, dilation, groups = self.how
+        kernel = self.weight.shape[2:]
+        if not all(_reads_all(*of) for of in zip(shape[2:], kernel, stride, pads, dilation, strict=True)):
+            return False  # some of these end the process (a segmentation fault)
+        depthwise = groups == shape[1] == len(self.weight)
+        narrow = shape[-1] + 2 * pads[-1] < kernel[-1] + stride[-1] and stride[-1] > 1
+        if len(kernel) < 3 and (groups == 1 or depthwise) and max(dilation) == 1 and not narrow:
+            return True
+        how = tuple(tuple(n) if isinstance(n, list) else n for n in self.how)
+        given = tuple(self.weight.shape), how, self.zero, shape, kind, post[0], *post[1]
+        return _tried(*given, torch.get_num_threads())
 
 
 @dataclass
@@ -204,6 +235,42 @@ def exact(pairs: bool = False) -> bool:
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
     return True
+
+
+@cache
+def _reads_all(size: int, kernel: int, stride: int, pad: int, dilation: int) -> bool:
+    """Whether every output of a convolution along one dimension reads a place of the input, not padding alone."""
+    first = torch.arange(0, size + 2 * pad - dilation * (kernel - 1), stride)[:, None] - pad
+    read = first + dilation * torch.arange(kernel)
+    return bool(((read >= 0) & (read < size)).any(1).all())
+
+
+@lru_cache(maxsize=1024)
+def _tried(
+    shape: tuple[int, ...], how: tuple[Any, ...], zero: int, given: tuple[int, ...], kind: torch.dtype, *post: Any
+) -> bool:
+    """Whether a convolution of this form is exact on random bytes. Kernels of oneDNN for AMX are not for some forms:
+    behind strides along a width that leaves one column (all rows but the first are wrong), in groups of 24 channels,
+    where all that a dilated kernel reads is padding; and it depends on the size of the batch.
+
+    shape: of the weights. how: strides, paddings, dilations, groups. given: the shape of the bytes. kind: of the
+    result. post: name and ends of what clips it, and the number of threads.
+    """
+    stride, pads, dilation, groups = how
+    generator = torch.Generator().manual_seed(0)
+    taps = math.prod(shape[1:])
+    most = min(BYTE if exact(pairs=True) else HALF, max(1, (WHOLE >> 1) // (127 * taps)))
+    weight = torch.randint(-127, 128, shape, generator=generator).double()
+    x = torch.randint(0, most + 1, given, generator=generator).to(torch.uint8)
+    found = Conv(None, None, None, stride, pads, dilation, groups)
+    none = torch.zeros(shape[0])
+    made = Synapse(Node("probe", "", (), {}, Role.SYNAPSE, "", "", ()), found, weight, none, none, (), zero)
+    if post[0] == "hardtanh":  # steps of a power of two, so that no sum lies half between two counts
+        step = 2.0 ** max(1, math.ceil(math.log2(127 * math.sqrt(taps) * most / post[2])))
+        arguments = x, none + 1 / step, none + 0.5 / step, kind, ("hardtanh", list(post[1:3]), "")
+    else:
+        arguments = x, none + 1, none, kind, PLAIN
+    return torch.equal(made.kernel(*arguments), made.plain(*arguments))
 
 
 def bytes_of(low: float, high: float, largest: float) -> tuple[Parts | None, int]:

@@ -158,9 +158,10 @@ class Reader:
         value = fx.meta.get("val")
         if not isinstance(value, Tensor):
             raise TraceError(f"input '{fx.name}' is a {type(value).__name__}: inputs must be tensors (B, …)")
-        if isinstance(value.shape[0], int):
+        batch: Any = value.shape[0]
+        if isinstance(batch, int) or batch.node.expr.is_Integer:
             raise TraceError(
-                f"the network fixes the batch size of input '{fx.name}' at {value.shape[0]} (a shape written as a "
+                f"the network fixes the batch size of input '{fx.name}' at {batch} (a shape written as a "
                 "number, len(x), a loop over samples, or a program that was exported for one size): use x.shape[0] or "
                 "-1 where the batch size stands in the code"
             )
@@ -181,7 +182,10 @@ class Reader:
         return value if isinstance(value, int) else self._expression(value.node.expr)
 
     def _expression(self, expression: Any) -> Any:
-        tree = size_tree(expression.xreplace(self.numbers), self.symbols)
+        # torch has a symbol for the batch of every input; with one for all, B // B is 1, and no batch.
+        batch = [symbol for symbol, name in self.symbols.items() if name == BATCH and symbol.is_Symbol]
+        one = expression.xreplace({**dict.fromkeys(batch[1:], batch[0] if batch else None), **self.numbers})
+        tree = size_tree(one, self.symbols)
         return tree if isinstance(tree, int) else Size(tree)
 
     def _arguments(self, tree: Any) -> Any:

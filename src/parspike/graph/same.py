@@ -135,13 +135,15 @@ def check_rewritten(
         for given in (smaller, noisy, within, itself):
             try:
                 differs = _first_difference(source, made, means, {name: wide(x) for name, x in given.items()})
-                break
             except (RuntimeError, IndexError):
                 if given is itself:
                     raise
+                continue
+            if differs is None or differs[2]:
+                break
         if differs is None:
             return
-    node, difference = differs
+    node, difference, _ = differs
     raise TraceError(
         f"layer '{node.layer}', {node.target} at {node.source or 'unknown line'}: rewriting changed its value by "
         f"{difference:.2g} of its largest (allowed: {EXACT:g}). This is a fault of parspike: report it, with the "
@@ -151,8 +153,9 @@ def check_rewritten(
 
 def _first_difference(
     source: Graph, made: Graph, means: Mapping[str, str], given: Mapping[str, Tensor]
-) -> tuple[Node, float] | None:
-    """The first node of `made` whose value is another than its node's of `source`, and by how much."""
+) -> tuple[Node, float, bool] | None:
+    """The first node of `made` whose value is another than its node's of `source`, by how much, and whether the latter
+    is defined (no NaN)."""
     order = {node.name: place for place, node in enumerate(source.nodes)}
     turns: list[tuple[bool, Node]] = []  # whether a node is one of `made`
     place = 0
@@ -184,7 +187,7 @@ def _first_difference(
                 if difference > EXACT:
                     difference = _apart(tensors_of(wanted), tensors_of(value), CANCELLED * _largest(args))
                 if difference > EXACT:
-                    return node, difference
+                    return node, difference, not any(bool(x.isnan().any()) for x in tensors_of(wanted))
                 value = wanted
             stream.env[node.name] = value
             for side, name in gone.get(turn, ()):
@@ -311,6 +314,13 @@ def _across_batch_marked(graph: Graph, one: dict[str, Tensor]) -> Graph:
                 ) from error
             if node.name not in both or not any(ref in varying for ref in node.refs):
                 continue  # computed from sizes alone, so computed anew for every batch
+            found = next(iter(tensors_of(one[node.name])), None)
+            if found is not None and found.dim() != len(node.shape):
+                # torch does so for `unbind` along a free size of 1.
+                raise _FailsError(
+                    f"layer '{node.layer}', {node.target} at {node.source or 'unknown line'} has {found.dim()} "
+                    f"dimensions, and torch traces it with {len(node.shape)}"
+                )
             varying.add(node.name)
             if node.batch_dim is None:
                 mixing.append(node)

@@ -154,10 +154,17 @@ class Grids:
             least = torch.maximum(values[0].grid, values[1].grid)
             values = [self._no_finer(node, value, least, f"branch{i}") for i, value in enumerate(values)]
             finest = torch.minimum(values[0].grid, values[1].grid)
-        finer = self.bits_of_room(max(value.most * float((value.grid / finest).max()) for value in values))
+        sizes = torch.stack([value.most * value.grid.expand_as(finest) / finest for value in values])
+        sizes = sizes.amax(0).clamp(min=1)
+        finer = self.bits_of_room(float(sizes.max()))
         if finer < PRECISE and not all(_whole(value.grid / finest) for value in values):
             finer = PRECISE  # whatever it costs: a factor of 1.4 is not 1
-        grid = self.fitted(node, finest / finer, round_up=False) if finer >= PRECISE else finest
+        if finer >= PRECISE:
+            # Whole numbers of every channel as large as the largest: weights behind have one grid for all channels.
+            each = finer * 2.0 ** (sizes.max() / sizes).log2().floor()
+            grid = self.fitted(node, finest / each, round_up=False)
+        else:
+            grid = finest
         return [
             replace(
                 self.times(value, (value.grid / grid).round().clamp(min=1), f"_branch{i}_of_{node.name}"), grid=grid

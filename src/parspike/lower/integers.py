@@ -321,7 +321,7 @@ class _Whole(Masks):
 
     def _one_tensor(self, node: Node) -> bool:
         """Whether a node that reads no value only moves or repeats real numbers of the network."""
-        real = len(node.params) == 1 and self.source.tensors[node.params[0]].is_floating_point()
+        real = len(node.params) == 1 and (is_real(node) or self.source.tensors[node.params[0]].is_floating_point())
         row = TABLE[node.target]
         return real and row.role is Role.SYNAPSE and row.sources == "one" and not (row.weighted or row.product)
 
@@ -349,7 +349,8 @@ class _Whole(Masks):
         first = isinstance(left, Ref)
         value = self.values[node.refs[0]]
         mine, other = signs if first else signs[::-1]
-        value = self.times(value, torch.full([1] * len(node.shape), float(mine), dtype=value.grid.dtype), "_turned")
+        turned = torch.full([1] * len(node.shape), float(mine), dtype=value.grid.dtype)
+        value = self.times(value, turned, f"_turned_for_{node.name}")
         return self.plus(node, value, other * self._constant_in(right if first else left))
 
     def _constant_in(self, constant: Any) -> Tensor:
@@ -645,6 +646,8 @@ class _Whole(Masks):
         number = self.source.tensors[path].double()
         top = float(number.abs().max()) or 1.0
         whole = self.put(node, "constant", (number * (ALIKE**2 / top)).round())
+        if is_real(node):  # of places that are counted: the type is chosen anew
+            node = replace(node, target="aten.expand.default", args=(whole, list(node.shape)), kwargs={})
         self.nodes[node.name] = node.mapped(lambda leaf: whole if isinstance(leaf, Param) else leaf)
         return Value(node.name, node, torch.full([1] * len(node.shape), top / ALIKE**2).double(), ALIKE**2)
 
@@ -717,6 +720,8 @@ class _Whole(Masks):
             raise Refused("it makes complex numbers")
         if bool((grids < 0).any()):
             raise Refused("it changes values")
+        if not grids.numel():  # nothing of it is left, which any grid suits
+            grids = torch.ones([1] * grids.dim(), dtype=grids.dtype)
         # Where zeros are put in, any grid is right: that of the channel.
         if grids.dim() > 2:
             grids = torch.where(
@@ -731,7 +736,8 @@ class _Whole(Masks):
         each on one grid, for no factor can follow them there."""
         size = sample(node)
         mixed = [d for d, given in enumerate(node.shape) if isinstance(given, Size) and size[d] > 1]
-        dims = iter(range(1, max((len(value.like.shape) for value in values), default=1)))
+        ranks = range(max((len(value.like.shape) for value in values), default=0))
+        dims = iter([d for d in ranks if not any(isinstance(n, Size) for v in values for n in v.like.shape[d : d + 1])])
         while True:
             grids = self.run(node, *(value.parts or value.grid.expand(sample(value.like)) for value in values))
             if not mixed or not isinstance(grids, Tensor) or grids.is_complex():
@@ -788,13 +794,12 @@ class _Whole(Masks):
             """Of whole numbers (N, …), which broadcast against the grid of one sample."""
             return neuron.count(self.run(function, whole * value.grid))
 
-        turn = TABLE[function.target].turn
-        place = None if turn is None else turn(dict(function.kwargs))[0]
-        if function.target == "parspike.pointwise" and (found := turn_of_function(function.args[1])) is not None:
-            place = found[0]
-        lowest = None if place is None else (place / value.grid[0]).floor()
+        turn = _turn(function)
+        lowest = None if turn is None else (turn / value.grid[0]).floor()
         shape = count(torch.zeros_like(value.grid))[0].shape
-        made = curve(count, shape, int(value.most), lowest, neuron)
+        # Beyond it the network is made anew with less room, or refused.
+        most = int(min(value.most, EXACT[torch.float64] - 1))
+        made = curve(count, shape, most, lowest, neuron)
         if made is None:
             raise Refused("neurons behind it would need thresholds of more than one turn")
         self.made[node.name] = made
@@ -889,6 +894,15 @@ class _Whole(Masks):
             )
             if name == node.name:
                 self.emit(node, "_wide", CASTS[0], Ref(node.name), kwargs={"dtype": dtype})
+
+
+def _turn(function: Node) -> float | None:
+    """Where an activation that falls and then rises turns; None for one that rises."""
+    known = TABLE[function.target].turn
+    if known is not None:
+        return known(dict(function.kwargs))[0]
+    found = turn_of_function(function.args[1]) if function.target == "parspike.pointwise" else None
+    return None if found is None else found[0]
 
 
 def _by_output(found: Conv | Linear, weight: Tensor) -> Tensor:

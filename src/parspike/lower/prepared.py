@@ -79,7 +79,10 @@ def without_casts(graph: Graph) -> Graph:
             instead[node.name] = Ref(node.refs[0])
             continue
         nodes.append(node.mapped(single) if is_real(node) else node)
-        if node.refs and others.issuperset(node.refs) and not is_real(node) and not TABLE[node.target].weighs:
+        dtype = node.kwargs.get("dtype")
+        counted = not node.refs and isinstance(dtype, torch.dtype) and not dtype.is_floating_point  # places of a map
+        whole = node.refs and others.issuperset(node.refs) and not is_real(node) and not TABLE[node.target].weighs
+        if counted or whole:
             others.add(node.name)
     return replace(graph, nodes=tuple(nodes), output=map_tree(passed, graph.output))
 

@@ -129,7 +129,12 @@ def largest_joined(
     env: dict[str, Any] = {name: x[:JOINED].detach() for name, x in batches[0].items()}
     env = {name: x.double() if x.is_floating_point() else x for name, x in env.items()}
     stream = Stream(env, graph.tensors, graph.sizes(env))
-    walk(Schedule.of(graph.nodes, [*joined]), [stream], dict.fromkeys(neurons, _firing(neurons, T)))
+
+    def double(leaf: Any) -> Any:
+        return torch.float64 if isinstance(leaf, torch.dtype) and leaf.is_floating_point else leaf
+
+    nodes = [node.mapped(double) for node in graph.nodes]  # one that makes places says their type
+    walk(Schedule.of(nodes, [*joined]), [stream], dict.fromkeys(neurons, _firing(neurons, T)))
     return {name: float(stream.env[name].abs().max()) if stream.env[name].numel() else 0.0 for name in joined}
 
 
