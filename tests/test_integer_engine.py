@@ -645,6 +645,14 @@ def test_convolutions_of_unusual_forms_are_exact(name: str) -> None:
         assert torch.equal(counts.double(), (right / 64 + 1 / 128).round().clamp(0, 15))
 
 
+def test_kernels_are_compared_once_a_process() -> None:
+    """Would catch a comparison that asks for itself: it went a hundred levels deep, three seconds of the first run."""
+    int8.exact.cache_clear()
+    int8._tried.cache_clear()
+    int8.exact(pairs=True)
+    assert int8.exact.cache_info().misses == 1
+
+
 def test_a_network_whose_last_map_has_one_column_counts_as_count_does() -> None:
     """Would catch a re-identification network (strides down to 2×1 places) that answered with an error of 32 %."""
     with torch.random.fork_rng():

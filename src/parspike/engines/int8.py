@@ -187,15 +187,15 @@ def exact(pairs: bool = False) -> bool:
     """Whether the kernels of this machine reproduce exact sums; pairs: also of two products beyond 16 bits, and of
     numbers below 0, which are held as bytes with 128 for 0.
 
-    Convolutions (plain, grouped, depthwise, 1×1, of 1 and 3 dimensions) and products with the largest and with random
-    numbers are compared with float64.
+    Convolutions (plain, depthwise, 1×1, of 1 dimension) and products with the largest and with random numbers are
+    compared with float64. Other forms are tried where they occur (`_tried`, which asks this).
     """
     generator = torch.Generator().manual_seed(0)
     most = BYTE if pairs else HALF
     try:
         for rank, channels, outputs, kernel, groups in (
-            (2, 48, 32, 3, 1), (2, 64, 32, 1, 1), (2, 32, 32, 3, 32), (2, 16, 16, 3, 2), (2, 3, 8, 3, 1),
-            (1, 5, 7, 3, 1), (3, 4, 3, 3, 1), (0, 64, 10, 1, 1), (0, 7, 5, 1, 1),
+            (2, 48, 32, 3, 1), (2, 64, 32, 1, 1), (2, 32, 32, 3, 32), (2, 3, 8, 3, 1),
+            (1, 5, 7, 3, 1), (0, 64, 10, 1, 1), (0, 7, 5, 1, 1),
         ):  # fmt: skip
             shape = (outputs, channels // groups, *[kernel] * rank)
             for weight, x in (
@@ -204,7 +204,7 @@ def exact(pairs: bool = False) -> bool:
                  torch.randint(0, most + 1, (2, channels, *[9] * rank), generator=generator)),
             ):  # fmt: skip
                 weight, x, bias = weight.double(), x.double(), torch.arange(outputs).double() - 3
-                conv = (F.conv1d, F.conv1d, F.conv2d, F.conv3d)[rank]
+                conv = (F.conv1d, F.conv1d, F.conv2d)[rank]
                 if rank:
                     right = conv(x, weight, bias, 1, kernel // 2, 1, groups)
                     found: Conv | Linear = Conv(
@@ -264,13 +264,16 @@ def _tried(
     x = torch.randint(0, most + 1, given, generator=generator).to(torch.uint8)
     found = Conv(None, None, None, stride, pads, dilation, groups)
     none = torch.zeros(shape[0])
-    made = Synapse(Node("probe", "", (), {}, Role.SYNAPSE, "", "", ()), found, weight, none, none, (), zero)
     if post[0] == "hardtanh":  # steps of a power of two, so that no sum lies half between two counts
         step = 2.0 ** max(1, math.ceil(math.log2(127 * math.sqrt(taps) * most / post[2])))
         arguments = x, none + 1 / step, none + 0.5 / step, kind, ("hardtanh", list(post[1:3]), "")
     else:
         arguments = x, none + 1, none, kind, PLAIN
-    return torch.equal(made.kernel(*arguments), made.plain(*arguments))
+    try:
+        made = Synapse(Node("probe", "", (), {}, Role.SYNAPSE, "", "", ()), found, weight, none, none, (), zero)
+        return torch.equal(made.kernel(*arguments), made.plain(*arguments))
+    except (RuntimeError, NotImplementedError):
+        return False
 
 
 def bytes_of(low: float, high: float, largest: float) -> tuple[Parts | None, int]:
