@@ -258,6 +258,27 @@ def test_an_activation_that_is_infinite_everywhere_is_named():
         parspike.convert(nn.Sequential(nn.Linear(3, 4), Hard(), nn.Linear(4, 2)).eval(), torch.rand(16, 3), T=4)
 
 
+class Shares(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 6, bias=False), nn.Linear(6, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        y = self.first(x).relu()
+        return self.third(self.second(y / y.sum(1, keepdim=True)).tanh())
+
+
+def test_currents_that_spikes_make_nan_are_told_with_their_layer():
+    """Would catch the fit of NaN, which ended in a ValueError of the neurons."""
+    torch.manual_seed(0)
+    model, x = Shares().eval(), torch.rand(64, 4)
+    nn.init.uniform_(model.first.weight)
+    parspike.convert(model, x, T=4)
+    x[3] *= 1e-4  # too little for a spike
+    with pytest.raises(CalibrationError, match=r"layer 'tanh' is given NaN once .* \(x / \(s \+ 1e-6\)\)"):
+        parspike.convert(model, x, T=4)
+
+
 def test_a_silent_channel_gets_a_threshold_above_zero():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()

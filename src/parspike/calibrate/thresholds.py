@@ -23,7 +23,7 @@ from torch import Tensor
 
 from parspike.calibrate.batches import Batches
 from parspike.calibrate.channels import above_zero, by_channel, check_finite, in_order, node_shape, spread, unit_of
-from parspike.errors import OptionError
+from parspike.errors import CalibrationError, OptionError
 from parspike.graph import Node
 from parspike.graph.ops import ENCODE, call
 from parspike.neurons import Even, ParallelNeuron, SignedNeuron
@@ -53,8 +53,15 @@ class Samples:
         self.parts: list[tuple[Tensor, Tensor]] = []
 
     def add(self, a: Tensor, z: Tensor) -> None:
-        """Add a batch: a (B, …), z' (T, B, …). Raises `CalibrationError` where a holds NaN or Inf."""
+        """Add a batch: a (B, …), z' (T, B, …). Raises `CalibrationError` where a holds NaN or Inf, or z' of
+        one step NaN (neurons with a state send nothing from then on)."""
         check_finite(self.node, a)
+        if len(z) == 1 and bool(z.isnan().any()):
+            raise CalibrationError(
+                f"layer '{self.node.layer}' is given NaN once the layers before it spike, on inputs so small that none "
+                "of them sends a spike: 0 is divided by 0, or such. Add a small number to the divisor in the network "
+                "(x / (s + 1e-6)), take more steps, or calibrate without such inputs"
+            )
         per_batch = max(64, self.rows // max(1, self.batches.length))
         rows = spread(a.numel() // self.node.channels, per_batch, a.device)
         of_teacher, *steps = (by_channel(value, self.node, rows) for value in (a, *z))
