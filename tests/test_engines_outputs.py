@@ -153,8 +153,8 @@ def test_a_file_of_tensors_says_that_sizes_are_not_in_it(name, tmp_path):
     [
         (lambda x: x.shape[0] / 2, r"Net returns a number with a fraction made of its sizes: .* such as x.shape\[0\]"),
         (lambda x: x.shape[0] > 5, r"Net returns a truth value made of its sizes"),
-        (lambda x: int(x.shape.numel()), "gives another output than the network on a batch of 3"),
-        (lambda x: float(x.shape.numel()), "gives another output than the network on a batch of 3"),
+        (lambda x: int(x.shape.numel()), "fixes the batch size of input 'x' at 32"),
+        (lambda x: float(x.shape.numel()), "fixes the batch size of input 'x' at 32"),
     ],
 )
 def test_numbers_of_the_batch_that_would_be_the_examples_are_refused(beside, message):

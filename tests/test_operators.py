@@ -28,6 +28,7 @@ from parspike.graph.ops import (
     LARGEST,
     MASKED,
     RECIPROCAL,
+    ROOT,
     ROTATE,
     RSQRT,
     SHARES,
@@ -289,7 +290,9 @@ calls("_fake_quantize_learnable_per_tensor_affine.default", lambda x: (x, STEPS_
 BAGS = {"aten._embedding_bag.default", "aten._embedding_bag_forward_only.default"}
 PARTS = {"parspike.scale_shift", "parspike.rising", "parspike.falling", "parspike.pointwise"}
 LATER = (
-    PARTS | {ENCODE, EXP, FLOOR, HOLD, LARGEST, MASKED, RECIPROCAL, ROTATE, RSQRT, SHARES, SIZE, TIMES, WEIGHTS} | BAGS
+    PARTS
+    | {ENCODE, EXP, FLOOR, HOLD, LARGEST, MASKED, RECIPROCAL, ROOT, ROTATE, RSQRT, SHARES, SIZE, TIMES, WEIGHTS}
+    | BAGS
 )
 """Rows whose networks stand elsewhere: what rewriting makes in the tests of activations, bags of tokens below,
 inputs as spikes in test_over_time, attention taken apart in test_encode and test_lookup,

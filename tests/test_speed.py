@@ -30,7 +30,7 @@ def running():
             super().__init__()
             self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
         def forward(self, x):
-            return self.b(self.a(x).relu().cumsum(1))  # a running sum has no form in whole numbers
+            return self.b(self.a(x).relu().cumprod(1))  # a running product has no form in whole numbers
     return Running().eval()
 """
 

@@ -98,7 +98,8 @@ def _check_example(model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str
 def _check_recurrent(model: nn.Module, error: TraceError) -> None:
     """Raise the error with its remedy where a recurrent layer takes the batch for the steps of a sequence."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase) and not module.batch_first and f"layer '{name}" in str(error):
+        named = any(part in str(error) for part in (f"layer '{name}", "fixes the batch size"))
+        if isinstance(module, nn.RNNBase) and not module.batch_first and named:
             raise TraceError(
                 f"{error}. {type(module).__name__} in layer '{name}' takes sequences as (steps, batch, …): make it "
                 "with batch_first=True, or transpose what it reads and returns"
