@@ -248,14 +248,22 @@ def test_a_percentile_does_not_hide_infinity():
         parspike.convert(model, [torch.full((4, 3), 3e38)], T=4, recipe="50%")
 
 
-class Hard(nn.Module):
+class Elementwise(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
     def forward(self, x):
-        return F.softplus(x, 0.0)  # log(2) / 0
+        return self.function(x)
 
 
-def test_an_activation_that_is_infinite_everywhere_is_named():
+@pytest.mark.parametrize(
+    "function", [lambda x: F.softplus(x, 0.0), lambda x: F.leaky_relu(x, float("nan"))], ids=["log(2) / 0", "NaN"]
+)
+def test_an_activation_that_is_no_number_anywhere_is_named(function):
+    layers = nn.Linear(3, 4), Elementwise(function), nn.Linear(4, 2)
     with pytest.raises(CalibrationError, match="layer '1' gives NaN or Inf"):
-        parspike.convert(nn.Sequential(nn.Linear(3, 4), Hard(), nn.Linear(4, 2)).eval(), torch.rand(16, 3), T=4)
+        parspike.convert(nn.Sequential(*layers).eval(), torch.randn(16, 3), T=4)
 
 
 class Shares(nn.Module):

@@ -552,6 +552,8 @@ def _monotone(draft: _Draft, node: Node) -> None:
         x, slope = (*node.args, 0.01)[:2]
         exact = torch.float64
         values = draft.tensors[slope.path] if isinstance(slope, Param) else torch.tensor(float(slope), dtype=exact)
+        if not bool(values.isfinite().all()):
+            return  # the fit names a layer that gives NaN
         if bool((values >= 0).all()) and values.numel() == 1:
             leaky = "aten.leaky_relu.default"
             draft.nodes[node.name] = replace(node, target=leaky, args=(x, float(values)))
