@@ -18,13 +18,13 @@ from parspike.calibrate.firing import fit_firing
 from parspike.calibrate.lockstep import Lockstep
 from parspike.calibrate.recipe import Draft, Recipe, check_number, check_switch
 from parspike.calibrate.refit import Refit, features, refittable
-from parspike.calibrate.staircase import counted, free_steps, function_of, staircase, staircase_between
+from parspike.calibrate.staircase import counted, free_steps, staircase_between, staircase_of
 from parspike.calibrate.student import ByCount, OverTime
 from parspike.calibrate.thresholds import Samples, Weigh, check_weigh, fit_encoder, fit_neuron
 from parspike.errors import CalibrationError, ParspikeWarning
 from parspike.graph import Graph, Node, Role
 from parspike.graph.ir import elements
-from parspike.graph.ops import ENCODE, HELD, TABLE, WEIGHED_BY_SAMPLE, Clip
+from parspike.graph.ops import ENCODE, HELD, WEIGHED_BY_SAMPLE, Clip
 from parspike.neurons import IntegrateFire, ParallelNeuron, SignedNeuron, SortedTrain, SpikingLayer, Staircase
 from parspike.neurons.staircase import MOST_IN_ALL
 
@@ -155,10 +155,7 @@ class ClosedForm(Recipe):
             raise CalibrationError(f"the closed form fits no neurons of the kind '{neuron.kind}'")
         levels = neuron.levels
         if z.numel() < SEEN * levels:
-            ordered, inverse = z.flatten().sort().values, TABLE[node.target].inverse
-            function = function_of(node, draft.graph.tensors)
-            errors = counted(draft.activations[node.name])
-            return staircase(function, ordered, neuron.T, neuron.code, inverse=inverse, **errors)
+            return staircase_of(draft, node, z.flatten().sort().values)
         own = self.granularity == "channel" and 1 < len(z) <= MOST_IN_ALL // (4 * levels + 4)
         finest = EVEN if neuron.code == "weighted" else OWN if len(z) * levels <= SOUGHT else FEW
         # Of a few images all places are much alike, however many there are.

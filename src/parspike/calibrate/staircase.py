@@ -29,15 +29,8 @@ from parspike.neurons import Code, Staircase, levels_of
 from parspike.together import Together
 
 __all__ = [
-    "Sample",
-    "add_staircases",
-    "counted",
-    "free_steps",
-    "function_of",
-    "lloyd_max",
-    "staircase",
-    "staircase_between",
-]
+    "Sample", "add_staircases", "counted", "free_steps", "lloyd_max", "staircase", "staircase_between", "staircase_of",
+]  # fmt: skip
 
 ROUNDS = 60
 BINS = 4096
@@ -128,16 +121,9 @@ def add_staircases(draft: Draft, batches: Batches | None) -> None:
         sample.join(batches.together)
         if not torch.isfinite(torch.tensor([sample.low, sample.high])).all():
             raise CalibrationError(f"layer '{node.layer}' is given NaN or Inf on the calibration data")
-        function, z = function_of(node, draft.graph.tensors), sample.sorted()
-        check_finite(node, function(z))
-        draft.neurons[node.name] = staircase(
-            function,
-            z,
-            draft.steps_of(node.name),
-            draft.code,
-            inverse=TABLE[node.target].inverse,
-            **counted(draft.activations[node.name]),
-        )
+        z = sample.sorted()
+        check_finite(node, _function(node, draft.graph.tensors)(z))
+        draft.neurons[node.name] = staircase_of(draft, node, z)
 
 
 class Counted(TypedDict):
@@ -153,9 +139,14 @@ def counted(activation: Activation | str | None) -> Counted:
     return {"zero": curve.zero, "above": curve.above}
 
 
-def function_of(node: Node, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    """What an activation makes of its currents."""
+def staircase_of(draft: Draft, node: Node, z: Tensor) -> Staircase:
+    """`staircase` of an activation itself, for currents distributed like z (sorted)."""
+    function, inverse = _function(node, draft.graph.tensors), TABLE[node.target].inverse
+    errors = counted(draft.activations[node.name])
+    return staircase(function, z, draft.steps_of(node.name), draft.code, inverse=inverse, **errors)
 
+
+def _function(node: Node, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
     def run(z: Tensor) -> Tensor:
         args, kwargs = Stream({node.refs[0]: z}, tensors, {}).arguments(node)
         return call(node.target, args, kwargs)

@@ -410,7 +410,7 @@ class Model:
         while node is not None and node.name not in self.neurons and node.target in MOVED:
             node = self.graph.by_name.get(node.refs[0])
         neuron = None if node is None else self.neurons.get(node.name)
-        return self.largest if neuron is None else neuron.levels
+        return self.largest if neuron is None else max(neuron.levels, -neuron.lowest)
 
     def _bind(self, name: str, value: Value) -> None:
         """Give a value the name of its node, where it is what was made last."""

@@ -24,12 +24,10 @@ def in_pairs(
     taken: Collection[str],
 ) -> tuple[list[Node], dict[str, Tensor]] | None:  # fmt: skip
     """The products of two that an einsum of more is made of, the last with its name, and new tensors by path: products
-    of the network's own. None of other nodes, and where an equation has an ellipsis or a letter twice in an operand.
+    of the network's own. None where an equation has an ellipsis or a letter twice in an operand.
 
     shapes: of all values. varying: those that depend on the network's input. taken: names that are given already.
     """
-    if node.target != EINSUM or len(node.args[1]) < 3:
-        return None
     given, arrow, out = node.args[0].replace(" ", "").partition("->")
     letters = given.split(",")
     if not arrow or "..." in given or any(len({*each}) < len(each) for each in letters):
